@@ -1,0 +1,65 @@
+"""bnmonitor: the flight recorder for batch normalization.
+
+The names below are loaded when they are first used, so that importing the package costs nothing: TensorBoard imports it
+to find the tab, and should not pay for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bnmonitor.alerts import Alert
+    from bnmonitor.callback import BatchNormMonitor
+    from bnmonitor.layers import LayerTable
+    from bnmonitor.monitor import AlertError, BatchNormWarning, Monitor
+    from bnmonitor.rules import Finding, Rule, Severity, all_rules, default_rules
+    from bnmonitor.sinks import Sink
+    from bnmonitor.summary import Summary
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Alert": "alerts",
+    "AlertError": "monitor",
+    "BatchNormMonitor": "callback",
+    "BatchNormWarning": "monitor",
+    "Finding": "rules",
+    "LayerTable": "layers",
+    "Monitor": "monitor",
+    "Rule": "rules",
+    "Severity": "rules",
+    "Sink": "sinks",
+    "Summary": "summary",
+    "all_rules": "rules",
+    "default_rules": "rules",
+}
+
+__all__ = [
+    "Alert",
+    "AlertError",
+    "BatchNormMonitor",
+    "BatchNormWarning",
+    "Finding",
+    "LayerTable",
+    "Monitor",
+    "Rule",
+    "Severity",
+    "Sink",
+    "Summary",
+    "all_rules",
+    "default_rules",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bnmonitor' has no attribute {name!r}")
+    value: object = getattr(import_module(f"bnmonitor.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

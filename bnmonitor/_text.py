@@ -1,0 +1,62 @@
+"""Small helpers for the sentences bnmonitor says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+DOCS = "https://github.com/bnmonitor/bnmonitor/blob/main/docs"
+"""Where the manual lives; every link that bnmonitor prints begins here."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest known word, or nothing.
+
+    >>> nearest("stale-statistic", ["stale-statistics", "small-batch"])
+    "; did you mean 'stale-statistics'?"
+    """
+    close = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def number(value: float) -> str:
+    """Write a number with three significant digits and no noise.
+
+    >>> number(0.123456), number(34000.0), number(2.0), number(1.2e-9), number(float("nan"))
+    ('0.123', '3.4e+04', '2', '1.2e-09', 'nan')
+    """
+    if value != value or abs(value) in (float("inf"),):
+        return str(value)
+    return f"{value:.3g}"
+
+
+def count(amount: int, noun: str) -> str:
+    """Write an amount with its noun, thousands apart.
+
+    >>> count(1, "layer"), count(4800, "channel")
+    ('1 layer', '4 800 channels')
+    """
+    return f"{amount:,}".replace(",", " ") + f" {noun}" + ("" if amount == 1 else "s")
+
+
+def listing(items: Iterable[object], most: int = 6) -> str:
+    """Write the first few items, and count the rest.
+
+    >>> listing(range(9), most=3)
+    '0, 1, 2 (+6)'
+    """
+    every = [str(item) for item in items]
+    rest = len(every) - most
+    return ", ".join(every[:most]) + (f" (+{rest})" if rest > 0 else "")
+
+
+def shorten(name: str, width: int) -> str:
+    """Cut a name in the middle, where layer names say least.
+
+    >>> shorten("backbone.layer3.0.block.bn2", 17)
+    'backbone…lock.bn2'
+    """
+    if len(name) <= width:
+        return name
+    head = max(1, (width - 1) // 2)
+    return f"{name[:head]}…{name[len(name) - (width - 1 - head) :]}"

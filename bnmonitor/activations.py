@@ -1,0 +1,196 @@
+"""Activation statistics of sampled steps, through hooks that exist only while a step is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from bnmonitor.dataflow import tensors_of, trace
+from bnmonitor.frame import Moments, Sample, Structure
+from bnmonitor.layers import LayerTable
+
+_recomputing: Callable[[], int] | None = getattr(torch._C, "_current_graph_task_id", None)
+
+
+def reduce(x: Tensor) -> Tensor:
+    """Reduce ``[N, C, ...]`` to seven numbers per channel.
+
+    Returns:
+        ``[7, C]``: count, mean, sum of squared deviations, min, max, how many are <= 0, how many are not finite.
+    """
+    x = x.detach()
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+    dims = [d for d in range(x.dim()) if d != 1]
+    count = x.numel() // max(1, x.shape[1])
+    var, mean = torch.var_mean(x, dims, correction=0)
+    low, high = x.amin(dims), x.amax(dims)
+    nonpositive = (x <= 0).sum(dims).to(mean.dtype)
+    finite = mean.isfinite() & var.isfinite()
+    # A sum that is finite has finite terms only; the exact count costs a pass, and is seldom needed.
+    bad = torch.where(finite, 0, 1) if x.is_cuda else torch.zeros_like(mean)
+    if not x.is_cuda and not bool(finite.all()):
+        bad = (~x.isfinite()).sum(dims).to(mean.dtype)
+    return torch.stack([torch.full_like(mean, count), mean, var * count, low, high, nonpositive, bad.to(mean.dtype)])
+
+
+def merge(a: Tensor, b: Tensor) -> Tensor:
+    """Merge two results of :func:`reduce` (mean and deviations by Chan's parallel formula)."""
+    total = a[0] + b[0]
+    delta = b[1] - a[1]
+    return torch.stack(
+        [
+            total,
+            a[1] + delta * b[0] / total,
+            a[2] + b[2] + delta * delta * a[0] * b[0] / total,
+            torch.minimum(a[3], b[3]),
+            torch.maximum(a[4], b[4]),
+            a[5] + b[5],
+            a[6] + b[6],
+        ]
+    )
+
+
+class _Hook:
+    """A forward hook on one module; a copy of the module gets an inert one."""
+
+    def __init__(self, module: nn.Module, call: Callable[[nn.Module, tuple[Any, ...], Any], None]) -> None:
+        self._module, self._call = module, call
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if module is self._module and not torch.compiler.is_compiling():
+            self._call(module, args, output)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return inert
+
+    def __reduce__(self) -> str:
+        return "inert"
+
+
+def inert(*_: Any) -> None:
+    """Do nothing: what a hook becomes in a copy of the model."""
+
+
+@dataclass
+class _Seen:
+    """What one layer's hook saw in a step."""
+
+    calls: int = 0
+    eval_calls: int = 0
+    size: int = 0
+    values: int = 0
+    node: Any = None
+    reduced: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Sampler:
+    """Hooks every layer for one step and reduces what passes, on its device."""
+
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
+        self._seen: dict[int, _Seen] = {}
+        self._modules: tuple[nn.Module, ...] = ()
+        self._traced: dict[int, tuple[bool | None, tuple[str, ...] | None]] = {}
+
+    @property
+    def attached(self) -> bool:
+        """Whether the hooks are in place."""
+        return bool(self._handles)
+
+    @property
+    def order(self) -> dict[int, int]:
+        """Position in the forward by ``id(module)``, of the layers that were called."""
+        return {key: position for position, key in enumerate(self._seen)}
+
+    def attach(self, modules: Sequence[nn.Module], roots: Sequence[nn.Module]) -> None:
+        """Place the hooks; what was gathered before is gone.
+
+        Args:
+            modules: The layers.
+            roots: The models, at whose outputs the autograd graph is walked.
+        """
+        self.detach()
+        self._seen, self._modules = {}, tuple(modules)
+        for module in modules:
+            self._handles.append(module.register_forward_hook(_Hook(module, self._saw)))
+        for root in roots:
+            self._handles.append(root.register_forward_hook(_Hook(root, self._finished)))
+
+    def detach(self) -> None:
+        """Take every hook away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    @torch.no_grad()
+    def _saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
+            return
+        if _recomputing is not None and _recomputing() != -1:
+            return
+        if not module.training and output.grad_fn is None:
+            return  # an evaluation, or a network that is not being trained
+        x = args[0]
+        seen = self._seen.setdefault(id(module), _Seen())
+        seen.node = seen.node or output.grad_fn
+        seen.calls += 1
+        seen.eval_calls += not module.training
+        seen.size = x.shape[0]
+        seen.values = x.numel() // max(1, x.shape[1])
+        for side, tensor in (("input", x), ("output", output)):
+            if tensor.numel():
+                new, old = reduce(tensor), seen.reduced.get(side)
+                seen.reduced[side] = new if old is None else merge(old, new)
+
+    def _finished(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.walk(output)
+
+    def walk(self, outputs: Any) -> None:
+        """Walk the autograd graph from the outputs of a step, or its loss, while it is there."""
+        ends = tensors_of(outputs)
+        nodes = {i: s.node for i, m in enumerate(self._modules) if (s := self._seen.get(id(m))) and s.node is not None}
+        if not self.attached or not ends or not nodes:
+            return
+        structure = trace(ends, nodes, len(self._modules))
+        for i, module in enumerate(self._modules):
+            if structure.consumers[i] is not None:
+                self._traced[id(module)] = (structure.producer_trains[i], structure.consumers[i])
+
+    def structure(self, modules: Sequence[nn.Module]) -> Structure | None:
+        """What the graphs told so far of the layers; None if nothing."""
+        if not self._traced:
+            return None
+        known = [self._traced.get(id(m), (None, None)) for m in modules]
+        return Structure(producer_trains=tuple(k[0] for k in known), consumers=tuple(k[1] for k in known))
+
+    def take(self, step: int, layers: LayerTable, modules: Sequence[nn.Module]) -> Sample | None:
+        """Remove the hooks and return what they saw, in the order of ``modules``; None if no layer was called."""
+        self.detach()
+        seen = [self._seen.get(id(m), _Seen()) for m in modules]
+        self._seen = {}
+        if not any(s.calls for s in seen):
+            return None
+        return Sample(
+            step=step,
+            calls=torch.tensor([s.calls for s in seen], device="cpu"),
+            eval_calls=torch.tensor([s.eval_calls for s in seen], device="cpu"),
+            size=torch.tensor([s.size for s in seen], device="cpu"),
+            values=torch.tensor([s.values for s in seen], device="cpu"),
+            input=_moments(layers, [s.reduced.get("input") for s in seen]),
+            output=_moments(layers, [s.reduced.get("output") for s in seen]),
+        )
+
+
+def _moments(layers: LayerTable, reduced: Sequence[Tensor | None]) -> Moments:
+    blank = {c: torch.full((7, c), torch.nan, device="cpu") for c in set(layers.channels)}
+    parts = [blank[c] if r is None else r.float().cpu() for r, c in zip(reduced, layers.channels, strict=True)]
+    count, mean, squares, low, high, nonpositive, nonfinite = torch.cat(parts, 1)
+    return Moments(
+        mean=mean, var=squares / count, min=low, max=high, nonpositive=nonpositive / count, nonfinite=nonfinite
+    )

@@ -1,0 +1,301 @@
+"""Findings become episodes: pending, open, cleared. Nothing is said twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from bnmonitor._text import DOCS, count, listing
+from bnmonitor.frame import Window
+from bnmonitor.layers import LayerTable
+from bnmonitor.rules import CATALOGUE, Finding, Rule, Severity
+from bnmonitor.rules.monitor.rule_error import RuleError
+
+CLEAR_AFTER = 3
+"""Checks in a row without a finding after which an alert is cleared."""
+
+_SILENCING = "BN101"
+_CODES = {rule.code for rule in CATALOGUE}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alert:
+    """One episode of one fault.
+
+    Attributes:
+        code: Code of the rule, such as ``BN304``.
+        rule: Name of the rule, such as ``stale-statistics``.
+        severity: The worst it has been.
+        layer: Dotted path of the layer where it began; None if there is no layer to name.
+        layers: Every layer of the incident, the first one first.
+        channels: Channels within ``layer``; empty means the whole layer.
+        first_step: The step when it began.
+        last_step: The last step at which it was seen.
+        state: ``"open"`` or ``"cleared"``.
+        value: The number that was judged.
+        threshold: The number it was judged by.
+        message: What is wrong, with the likely cause.
+        advice: One concrete fix.
+        url: The rule's page in the manual.
+    """
+
+    code: str
+    rule: str
+    severity: Severity
+    layer: str | None
+    layers: tuple[str, ...]
+    channels: tuple[int, ...]
+    first_step: int
+    last_step: int
+    state: Literal["open", "cleared"]
+    value: float
+    threshold: float
+    message: str
+    advice: str
+    url: str
+
+    def __str__(self) -> str:
+        where = f" · {self.layer}" if self.layer is not None else ""
+        more = f" and {count(len(self.layers) - 1, 'more layer')}" if len(self.layers) > 1 else ""
+        channels = f" · channels {listing(self.channels)}" if self.channels else ""
+        return f"{self.code} {self.rule}{where}{more}{channels} · since step {self.first_step}: {self.message}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the alert as plain types that JSON can hold."""
+        plain = asdict(self)
+        plain["severity"] = str(self.severity)
+        plain["layers"], plain["channels"] = list(self.layers), list(self.channels)
+        for name in ("value", "threshold"):
+            if plain[name] - plain[name] != 0:
+                plain[name] = str(plain[name])
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Alert:
+        """Return the alert that :meth:`to_dict` described."""
+        return cls(
+            **{
+                **plain,
+                "severity": Severity[plain["severity"].upper()],
+                "layers": tuple(plain["layers"]),
+                "channels": tuple(plain["channels"]),
+                "value": float(plain["value"]),
+                "threshold": float(plain["threshold"]),
+            }
+        )
+
+
+@dataclass
+class _Case:
+    """What is known of one rule on one layer, or on the whole model."""
+
+    since: int
+    first_step: int
+    quiet: int = 0
+    alert: int | None = None
+
+
+class AlertBook:
+    """Every alert of a run, and what may become one.
+
+    Args:
+        rules: The rules to run at each check.
+    """
+
+    def __init__(self, rules: Sequence[Rule]) -> None:
+        self.rules = list(rules)
+        self.alerts: list[Alert] = []
+        self._cases: dict[tuple[str, str | None], _Case] = {}
+        self._told: set[tuple[str, str | None]] = set()
+        self._clock = 0
+
+    def open(self) -> list[Alert]:
+        """Return the alerts that are open."""
+        return [alert for alert in self.alerts if alert.state == "open"]
+
+    def held(self, layers: LayerTable) -> Tensor:
+        """Layers whose baseline must not follow what they do now: ``[L]`` bool."""
+        holding = {rule.code for rule in self.rules if rule.holds}
+        names = {name for (code, name), _ in self._cases.items() if code in holding}
+        return torch.tensor([name in names for name in layers.names], dtype=torch.bool, device="cpu")
+
+    def check(self, window: Window) -> list[Alert]:
+        """Run every rule on the window.
+
+        Returns:
+            The alerts that opened, got worse or were cleared.
+        """
+        self._clock += window.fresh
+        events: list[Alert] = []
+        broken_from = len(window.layers)
+        for rule in list(self.rules):
+            try:
+                findings = rule.check(window)
+            except Exception as error:
+                self.rules.remove(rule)
+                events.append(self.tell(RuleError.report(rule.code, error, window.steps[-1]), RuleError()))
+                continue
+            if rule.code == _SILENCING:
+                broken_from = min([f.layer for f in findings if f.layer is not None], default=broken_from)
+            else:
+                findings = [f for f in findings if f.layers or f.layer is None or f.layer < broken_from]
+            events += self._update(rule, findings, window)
+        return events
+
+    def tell(self, finding: Finding, rule: Rule) -> Alert:
+        """Open an alert that belongs to no layer."""
+        alert = self._alert(rule, finding, (), finding.first_step)
+        self.alerts.append(alert)
+        return alert
+
+    def _update(self, rule: Rule, findings: list[Finding], window: Window) -> list[Alert]:
+        names = window.layers.names
+        now = window.steps[-1]
+        changed: dict[int, bool] = {}
+        opening: list[tuple[Finding, _Case]] = []
+        current = set()
+        for finding in findings:
+            key = (rule.code, None if finding.layers or finding.layer is None else names[finding.layer])
+            current.add(key)
+            case = self._cases.setdefault(key, _Case(self._clock - window.fresh, finding.first_step))
+            case.quiet = 0
+            case.first_step = min(case.first_step, finding.first_step)
+            if case.alert is not None:
+                changed[case.alert] = changed.get(case.alert, False) | self._renew(case.alert, finding, names, now)
+            elif self._ripe(rule, finding, case, key):
+                opening.append((finding, case))
+        changed |= dict.fromkeys(self._fade(rule, current), True)
+        events = [self.alerts[i] for i, news in changed.items() if news]
+        if opening:
+            events += self._open(rule, opening, window)
+        return events
+
+    def _ripe(self, rule: Rule, finding: Finding, case: _Case, key: tuple[str, str | None]) -> bool:
+        if not finding.certain or self._clock - case.since <= rule.confirm:
+            return False
+        return finding.severity > Severity.INFO or key not in self._told
+
+    def _renew(self, index: int, finding: Finding, names: tuple[str, ...], now: int) -> bool:
+        """Bring an open alert up to date; return whether it got worse."""
+        alert = self.alerts[index]
+        worse = finding.severity > alert.severity
+        mine = finding.layer is not None and names[finding.layer] == alert.layer
+        if worse or mine:
+            alert = replace(
+                alert,
+                severity=max(alert.severity, finding.severity),
+                channels=finding.channels if mine else alert.channels,
+                value=finding.value if mine else alert.value,
+                threshold=finding.threshold if mine else alert.threshold,
+                message=finding.message if mine and worse else alert.message,
+            )
+        self.alerts[index] = replace(alert, last_step=now)
+        return worse
+
+    def _fade(self, rule: Rule, current: set[tuple[str, str | None]]) -> list[int]:
+        """Let the cases that were not found this time fade; return the alerts that this clears."""
+        touched = set()
+        for key, case in list(self._cases.items()):
+            if key[0] != rule.code or key in current:
+                continue
+            case.quiet += 1
+            if case.alert is None or case.quiet >= CLEAR_AFTER:
+                del self._cases[key]
+                touched.add(case.alert)
+        alive = {case.alert for case in self._cases.values()}
+        cleared = [index for index in touched if index is not None and index not in alive]
+        for index in cleared:
+            self.alerts[index] = replace(self.alerts[index], state="cleared")
+        return cleared
+
+    def _open(self, rule: Rule, opening: list[tuple[Finding, _Case]], window: Window) -> list[Alert]:
+        """Open one alert for all that came up together, or let them follow one that is open."""
+        names, now = window.layers.names, window.steps[-1]
+        for finding, _ in opening:
+            whole = finding.layers or finding.layer is None
+            self._told.add((rule.code, None if whole else names[finding.layer or 0]))
+        earliest = min(case.first_step for _, case in opening)
+        slack = 0 if rule.exact else max(1, window.fresh)
+        lead, lead_case = min(
+            opening,
+            key=lambda item: (
+                item[1].first_step > earliest + slack,
+                item[0].layer if item[0].layer is not None else -1,
+            ),
+        )
+        members = sorted({f.layer for f, _ in opening if f.layer is not None} | set(lead.layers))
+        followed = self._followed(rule, lead, lead_case, window)
+        if followed is None:
+            ordered = [i for i in (lead.layer, *members) if i is not None]
+            layers = tuple(names[i] for i in dict.fromkeys(ordered))
+            worst = max((f for f, _ in opening), key=lambda f: f.severity)
+            alert = self._alert(rule, lead, layers, now)
+            if worst.severity > lead.severity and worst.layer is not None:
+                alert = replace(
+                    alert, severity=worst.severity, message=f"{lead.message}; worse in {names[worst.layer]}"
+                )
+            index = len(self.alerts)
+            self.alerts.append(replace(alert, first_step=lead_case.first_step))
+            events = [self.alerts[index]]
+        else:
+            index, alert = followed, self.alerts[followed]
+            new = tuple(names[i] for i in members if names[i] not in alert.layers)
+            worst_severity = max(f.severity for f, _ in opening)
+            self.alerts[index] = replace(
+                alert, layers=alert.layers + new, severity=max(alert.severity, worst_severity), last_step=now
+            )
+            events = [self.alerts[index]] if worst_severity > alert.severity else []
+        for _, case in opening:
+            case.alert = index
+        return events
+
+    def _followed(self, rule: Rule, lead: Finding, case: _Case, window: Window) -> int | None:
+        """The open alert of the same rule that a new finding belongs to: begun within a window, not downstream."""
+        names = window.layers.names
+        for index in range(len(self.alerts) - 1, -1, -1):
+            alert = self.alerts[index]
+            if alert.code != rule.code or alert.state != "open" or lead.layer is None or alert.layer not in names:
+                continue
+            near = case.first_step - alert.first_step <= max(len(window), window.fresh)
+            if near and names.index(alert.layer) <= lead.layer:
+                return index
+        return None
+
+    def _alert(self, rule: Rule, finding: Finding, layers: tuple[str, ...], now: int) -> Alert:
+        own = rule.code in _CODES
+        return Alert(
+            code=rule.code,
+            rule=rule.name,
+            severity=finding.severity,
+            layer=layers[0] if layers else None,
+            layers=layers,
+            channels=finding.channels,
+            first_step=finding.first_step,
+            last_step=now,
+            state="open",
+            value=finding.value,
+            threshold=finding.threshold,
+            message=finding.message,
+            advice=finding.advice,
+            url=f"{DOCS}/rules/{rule.code}.md" if own else "",
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return alerts and cases as plain types."""
+        return {
+            "clock": self._clock,
+            "alerts": [alert.to_dict() for alert in self.alerts],
+            "cases": [[*key, c.since, c.first_step, c.quiet, c.alert] for key, c in self._cases.items()],
+            "told": [list(key) for key in sorted(self._told, key=str)],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self._clock = state["clock"]
+        self.alerts = [Alert.from_dict(plain) for plain in state["alerts"]]
+        self._cases = {(row[0], row[1]): _Case(*row[2:]) for row in state["cases"]}
+        self._told = {(code, name) for code, name in state["told"]}

@@ -1,0 +1,112 @@
+"""What each channel is judged against: its own past while it was well."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnmonitor.frame import Baseline, Sample, Window
+from bnmonitor.layers import LayerTable
+from bnmonitor.statistics import segment_median
+
+MEMORY = 500
+"""Steps in which a baseline follows a lasting change by two thirds."""
+
+_BY_LAYER = ("offset", "updates", "sizes", "values")
+
+ALIVE = 100
+"""A channel is alive once its batch variance has been this many times eps."""
+
+
+def begin(layers: LayerTable, gamma: Tensor, mean: Tensor, var: Tensor) -> Baseline:
+    """Return the baseline of layers that nothing is known of but their first state."""
+    unknown = torch.full((len(layers),), torch.nan, device="cpu")
+    return Baseline(
+        log_var=torch.full((layers.total,), torch.nan, device="cpu"),
+        offset=unknown,
+        alive=torch.zeros(layers.total, dtype=torch.bool, device="cpu"),
+        gamma=gamma.clone(),
+        mean=mean.clone(),
+        var=var.clone(),
+        updates=torch.zeros(len(layers), dtype=torch.int64, device="cpu"),
+        sizes=unknown.clone(),
+        values=unknown.clone(),
+    )
+
+
+def restored(fresh: Baseline, layers: LayerTable, saved: Mapping[str, Any]) -> Baseline:
+    """Return a fresh baseline with what an earlier run saved of the layers that are still the same."""
+    if saved["baseline"] is None:
+        return fresh
+    old = dict(zip(saved["layers"], saved["channels"], strict=True))
+    ends = list(accumulate(saved["channels"], initial=0))
+    new = fresh.save()
+    for i, name in enumerate(layers.names):
+        if old.get(name) != layers.channels[i]:
+            continue
+        j = saved["layers"].index(name)
+        for key, tensor in new.items():
+            kept = saved["baseline"][key]
+            if key in _BY_LAYER:
+                tensor[i] = kept[j]
+            else:
+                tensor[layers.span(i)] = kept[ends[j] : ends[j + 1]]
+    return Baseline(**new)
+
+
+def counted(window: Window) -> Baseline:
+    """Return the window's baseline with the new updates counted and new life noted, before rules judge."""
+    fresh = window.last(window.fresh) if window.fresh else window
+    typical = fresh.batch_var.nanmedian(0).values
+    alive = window.baseline.alive | (typical > ALIVE * window.layers.eps_by_channel)
+    updates = window.baseline.updates + fresh.updates.clamp(min=0).sum(0)
+    return replace(window.baseline, alive=alive, updates=updates)
+
+
+def followed(window: Window, held: Tensor) -> Baseline:
+    """Return the window's baseline after it has followed the new steps.
+
+    The middle of the new steps is taken in log space, so one wild step does not move it; a lasting change is
+    followed with a memory of :data:`MEMORY` steps.
+
+    Args:
+        window: The window that was judged.
+        held: ``[L]`` bool, layers with an open alert, whose baseline stays as it was.
+    """
+    base, layers = window.baseline, window.layers
+    fresh = window.last(window.fresh) if window.fresh else window
+    moving = window.warm() & ~held
+    rate = 1 - math.exp(-len(fresh) / MEMORY)
+    eps = layers.eps_by_channel
+    log_var = (fresh.batch_var + 1e-3 * eps).log().nanmedian(0).values.float()
+    sigma = (fresh.running_var[-1] + eps).sqrt()
+    offset = segment_median(fresh.running_mean[-1].abs() / sigma, layers.owner, len(layers))
+    return replace(
+        base,
+        log_var=_follow(base.log_var, log_var, moving[layers.owner], rate),
+        offset=_follow(base.offset, offset, moving, rate),
+    )
+
+
+def sampled(base: Baseline, sizes: list[Sample]) -> Baseline:
+    """Return the baseline with the batch sizes that the samples taken so far agree on."""
+    if not sizes:
+        return base
+    trained = torch.stack([(s.calls > s.eval_calls) for s in sizes])
+
+    def middle(name: str) -> Tensor:
+        seen = torch.stack([getattr(s, name) for s in sizes]).float().where(trained, torch.nan)
+        return seen.nanquantile(0.5, dim=0, interpolation="higher")
+
+    return replace(base, sizes=middle("size"), values=middle("values"))
+
+
+def _follow(old: Tensor, new: Tensor, moving: Tensor, rate: float) -> Tensor:
+    target = torch.where(old.isnan(), new, old + rate * (new - old))
+    return torch.where(moving & new.isfinite(), target, old)

@@ -1,0 +1,209 @@
+"""The Lightning callback: each hook is a call or two on a Monitor."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bnmonitor.alerts import Alert
+from bnmonitor.monitor import Monitor
+from bnmonitor.rules import Rule
+from bnmonitor.settings import Action, Settings
+from bnmonitor.sinks import Console, Loggers, Sink, TensorBoard
+from bnmonitor.sinks.console import beside_bar
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback
+
+    _Base = Callback
+else:
+
+    def _bases() -> tuple[type, ...]:
+        """Both Callback classes where both packages are installed: each Trainer accepts only its own."""
+        found = []
+        for name in ("lightning.pytorch", "pytorch_lightning"):
+            try:
+                found.append(importlib.import_module(name).Callback)
+            except ImportError:
+                continue
+        if not found:
+            raise ImportError("BatchNormMonitor needs Lightning: pip install pytorch-lightning")
+        return tuple(dict.fromkeys(found))
+
+    _Base = type("_Base", _bases(), {})
+
+
+class BatchNormMonitor(_Base):
+    """Watches every BatchNorm layer of the model that a Lightning Trainer fits.
+
+    Works with the Trainer of ``lightning.pytorch`` and of ``pytorch_lightning``::
+
+        Trainer(callbacks=[BatchNormMonitor()])
+
+    Args:
+        check_every_n_steps: Rules look at the window at this cadence; every step in it is looked at.
+        log_every_n_steps: Cadence of frames to the sinks; None: the Trainer's; 0: never.
+        sample_every_n_steps: Activation statistics on the first step and then at this cadence; 0: never.
+        window: Steps kept at full resolution.
+        probe: Allow rules that need an extra forward on a kept batch at the start of a validation.
+        include: Glob patterns over layer names; a layer is watched if one matches.
+        exclude: Glob patterns; a layer is not watched if one matches.
+        select: Rules to run: codes, prefixes, names, "default" or "all".
+        ignore: Rules to leave out, likewise.
+        rules: Own rules, or thresholds by rule, such as {"small-batch": {"warn_below": 8}}.
+        on_alert: "log", "warn", "stop" (ask the Trainer to stop), "raise" or a callable that takes the alert; or a
+            mapping of these by severity. A single word leaves infos to the log.
+        sinks: Where findings go; None: the Trainer's loggers and the console; []: nowhere.
+
+    Raises:
+        ValueError: An argument has a value it does not accept; the message says which it does.
+        TypeError: An argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        *,
+        check_every_n_steps: int = 10,
+        log_every_n_steps: int | None = None,
+        sample_every_n_steps: int = 100,
+        window: int = 64,
+        probe: bool = False,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        select: Sequence[str] = ("default",),
+        ignore: Sequence[str] = (),
+        rules: Sequence[Rule] | Mapping[str, Mapping[str, float]] | None = None,
+        on_alert: Action | Mapping[str, Action] = "warn",
+        sinks: Sequence[Sink] | None = None,
+    ) -> None:
+        super().__init__()
+        self._patterns = (list(include), list(exclude))
+        self._settings: dict[str, Any] = {
+            "check_every_n_steps": check_every_n_steps,
+            "log_every_n_steps": log_every_n_steps,
+            "sample_every_n_steps": sample_every_n_steps,
+            "window": window,
+            "probe": probe,
+            "include": include,
+            "exclude": exclude,
+            "select": select,
+            "ignore": ignore,
+            "rules": rules,
+            "on_alert": on_alert,
+        }
+        Settings(**self._settings)
+        self._sinks = sinks
+        self._monitor: Monitor | None = None
+        self._module: Any = None
+        self._state: dict[str, Any] | None = None
+
+    @property
+    def monitor(self) -> Monitor:
+        """The monitor behind the callback.
+
+        Raises:
+            RuntimeError: No fit has begun yet.
+        """
+        if self._monitor is None:
+            raise RuntimeError("BatchNormMonitor.monitor is there once a fit has begun: call trainer.fit(...) first")
+        return self._monitor
+
+    @property
+    def alerts(self) -> tuple[Alert, ...]:
+        """Every alert so far; none before the first fit."""
+        return () if self._monitor is None else self._monitor.alerts
+
+    @property
+    def state_key(self) -> str:
+        """Lets two monitors with different patterns live in one Trainer."""
+        return self._generate_state_key(include=self._patterns[0], exclude=self._patterns[1])
+
+    # -- hooks ---------------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Find the layers, now that the model is built, moved and converted, and begin to watch."""
+        if self._monitor is None or self._module is not pl_module:
+            self._monitor, self._module = self._make(trainer, pl_module), pl_module
+            if self._state is not None:
+                self._monitor.load_state_dict(self._state)
+        self._state = None
+        loggers = [] if trainer.fast_dev_run or not trainer.is_global_zero else list(trainer.loggers)
+        self._monitor.connect(loggers=loggers, emit=beside_bar(trainer))
+        self._monitor.watch_optimizers(trainer.optimizers)
+        self._monitor.start()
+        if self._sinks is None and not trainer.loggers and trainer.is_global_zero:
+            beside_bar(trainer)("BatchNorm: the Trainer has no logger, so findings go to the console only")
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Take the optimizers as they are once training begins."""
+        self.monitor.watch_optimizers(trainer.optimizers)
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """Let the monitor see the graph of a sampled step."""
+        self.monitor.saw_loss(loss)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look at the batch that has just ended."""
+        self.monitor.step(_step_number(trainer))
+        if self.monitor.should_stop:
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Show the state."""
+        self.monitor.end_epoch(trainer.current_epoch)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """What comes now is no training."""
+        if self._monitor is not None:
+            self._monitor.begin_evaluation("sanity" if trainer.sanity_checking else "validation")
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Training goes on."""
+        if self._monitor is not None:
+            self._monitor.end_evaluation()
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Show the summary and leave no hook behind."""
+        self._close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Do the same when the fit ends by an exception or Ctrl-C."""
+        self._close()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Do the same, should neither have been called."""
+        self._close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the monitor's state for the checkpoint, as plain types and tensors."""
+        return {} if self._monitor is None else self._monitor.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state from a checkpoint until the fit begins."""
+        self._state = state_dict or None
+
+    # -- the parts -----------------------------------------------------------------------------------------------------
+
+    def _make(self, trainer: Any, pl_module: Any) -> Monitor:
+        settings = dict(self._settings)
+        if settings["log_every_n_steps"] is None:
+            settings["log_every_n_steps"] = max(0, int(trainer.log_every_n_steps))
+        sinks: Sequence[Sink] = [TensorBoard(), Loggers(), Console()] if self._sinks is None else self._sinks
+        if not trainer.is_global_zero:
+            sinks = []
+            settings["on_alert"] = settings["on_alert"] if settings["on_alert"] in ("stop", "raise") else "log"
+        return Monitor(
+            pl_module, sinks=sinks, accumulate_grad_batches=max(1, int(trainer.accumulate_grad_batches)), **settings
+        )
+
+    def _close(self) -> None:
+        if self._monitor is not None:
+            self._monitor.close()
+
+
+def _step_number(trainer: Any) -> int:
+    """The number that Lightning itself logs under; with several optimizers ``global_step`` runs ahead of it."""
+    loop = getattr(trainer.fit_loop, "epoch_loop", None)
+    number = getattr(loop, "_batches_that_stepped", trainer.global_step)
+    return int(number)

@@ -1,0 +1,227 @@
+"""What is known at a check, as flat tensors: a step (Frame), the last steps (Window), a sample, the facts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+from bnmonitor.layers import LayerTable
+
+CHANNEL_STATISTICS = (
+    "batch_mean",
+    "batch_var",
+    "running_mean",
+    "running_var",
+    "gamma",
+    "beta",
+    "gamma_grad",
+    "shift",
+    "log_ratio",
+)
+"""The statistics of a step that have a value per channel."""
+
+LAYER_STATISTICS = ("updates", "training", "recovery")
+"""The statistics of a step that have a value per layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """One training step of every layer.
+
+    Attributes:
+        step: The step's number.
+        batch_mean: ``[C]`` mean of the batch, recovered from the running mean; NaN where it could not be.
+        batch_var: ``[C]`` unbiased variance of the batch, recovered alike.
+        running_mean: ``[C]`` after the step.
+        running_var: ``[C]`` after the step (PyTorch keeps the unbiased variance).
+        gamma: ``[C]`` the layer's ``weight``; 1 for a layer without.
+        beta: ``[C]`` the layer's ``bias``; 0 for a layer without.
+        gamma_grad: ``[C]`` gradient of gamma; NaN where there was none.
+        shift: ``[C]`` ``(batch_mean - running_mean) / sqrt(running_var + eps)`` against the running statistics
+            before the step: the ``d`` of Batch Renormalization (Ioffe 2017).
+        log_ratio: ``[C]`` half the log of ``(batch_var + eps) / (running_var + eps)``, alike: the log of its ``r``.
+        updates: ``[L]`` int64, how often the running statistics were updated in the step.
+        training: ``[L]`` bool, whether the layer was in training mode at the end of the step.
+        recovery: ``[L]`` int64, a :class:`~bnmonitor.statistics.Recovery`.
+    """
+
+    step: int
+    batch_mean: Tensor
+    batch_var: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    gamma: Tensor
+    beta: Tensor
+    gamma_grad: Tensor
+    shift: Tensor
+    log_ratio: Tensor
+    updates: Tensor
+    training: Tensor
+    recovery: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Activation statistics of one side of every layer, from a sampled step; all ``[C]``, NaN where not called."""
+
+    mean: Tensor
+    var: Tensor
+    min: Tensor
+    max: Tensor
+    nonpositive: Tensor
+    nonfinite: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Activation statistics of one sampled step.
+
+    Attributes:
+        step: The step's number.
+        calls: ``[L]`` int64, how often each layer was called.
+        eval_calls: ``[L]`` int64, how many of these calls were in evaluation mode.
+        size: ``[L]`` int64, samples that were normalized together in the layer's last call (``x.shape[0]``).
+        values: ``[L]`` int64, values per channel in that call.
+        input: Moments of the layer's input.
+        output: Moments of the layer's output; ``nonpositive`` is the share that a ReLU behind it turns to zero.
+    """
+
+    step: int
+    calls: Tensor
+    eval_calls: Tensor
+    size: Tensor
+    values: Tensor
+    input: Moments
+    output: Moments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """What the autograd graph of one step told of each layer; None where it could not be seen.
+
+    Attributes:
+        producer_trains: Whether the operation that feeds the layer has parameters that get a gradient.
+        consumers: Names of the operations that read the layer's output, such as ``relu`` or ``add``.
+    """
+
+    producer_trains: tuple[bool | None, ...]
+    consumers: tuple[tuple[str, ...] | None, ...]
+
+    def relu_only(self) -> Tensor:
+        """``[L]`` bool: every reader of the layer's output is a ReLU, which lets nothing negative through."""
+        return torch.tensor([c is not None and set(c) == {"relu"} for c in self.consumers], device="cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of the run besides the statistics.
+
+    Attributes:
+        affine_trains: ``[L]`` bool, gamma or beta needs a gradient and, where optimizers are known, is in one.
+        optimizers: Whether the optimizers are known.
+        learning_rates: The largest learning rate in force at each step of the window; NaN where unknown.
+        world_size: Processes that train together; 1 where unknown.
+        structure: What the autograd graph told, once a step has been seen.
+    """
+
+    affine_trains: Tensor
+    optimizers: bool = False
+    learning_rates: tuple[float, ...] = ()
+    world_size: int = 1
+    structure: Structure | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What each layer and channel was like when it was well, or when watching began.
+
+    Attributes:
+        log_var: ``[C]`` robust log of the batch variance after warm-up; NaN before.
+        offset: ``[L]`` robust median of ``abs(mean) / sigma`` after warm-up; NaN before.
+        alive: ``[C]`` bool, the batch variance was once well above eps.
+        gamma: ``[C]`` gamma at the start.
+        mean: ``[C]`` running mean at the start.
+        var: ``[C]`` running variance at the start.
+        updates: ``[L]`` int64, updates seen since the start.
+        sizes: ``[L]`` median number of samples per call over the samples taken; NaN where none was.
+        values: ``[L]`` median number of values per channel over the samples taken; NaN where none was.
+    """
+
+    log_var: Tensor
+    offset: Tensor
+    alive: Tensor
+    gamma: Tensor
+    mean: Tensor
+    var: Tensor
+    updates: Tensor
+    sizes: Tensor
+    values: Tensor
+
+    def save(self) -> dict[str, Tensor]:
+        """Return the baseline as plain tensors by name, for a checkpoint."""
+        return {f.name: getattr(self, f.name).clone() for f in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """The last ``T`` steps, with what they are judged against.
+
+    The statistics are those of :class:`Frame`, with a leading axis of steps: ``[T, C]`` and ``[T, L]``.
+    """
+
+    layers: LayerTable
+    steps: tuple[int, ...]
+    batch_mean: Tensor
+    batch_var: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    gamma: Tensor
+    beta: Tensor
+    gamma_grad: Tensor
+    shift: Tensor
+    log_ratio: Tensor
+    updates: Tensor
+    training: Tensor
+    recovery: Tensor
+    baseline: Baseline
+    facts: Facts
+    sample: Sample | None = None
+    fresh: int = field(default=0)
+    """How many of the steps are new since the last check."""
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def frame(self, position: int) -> Frame:
+        """Return one step of the window."""
+        rows = {name: getattr(self, name)[position] for name in CHANNEL_STATISTICS + LAYER_STATISTICS}
+        return Frame(step=self.steps[position], **rows)
+
+    def last(self, steps: int) -> Window:
+        """Return the same window with only its newest steps."""
+        rows = {name: getattr(self, name)[-steps:] for name in CHANNEL_STATISTICS + LAYER_STATISTICS}
+        return replace(self, steps=self.steps[-steps:], fresh=min(self.fresh, steps), **rows)
+
+    def warm(self) -> Tensor:
+        """Which layers have been updated often enough to be judged: ``[L]`` bool."""
+        return self.baseline.updates >= warm_up(self.layers)
+
+    def learning_rate(self, position: int = -1) -> float:
+        """The learning rate in force at a step of the window; NaN where unknown."""
+        rates = self.facts.learning_rates
+        return rates[position] if len(rates) == len(self) and rates else float("nan")
+
+
+def warm_up(layers: LayerTable) -> Tensor:
+    """Updates after which a layer's initial running statistics weigh under 5 %: ``[L]`` int64, at least 30.
+
+    ``(1 - m)^k < .05`` gives ``k > ln(.05) / ln(1 - m)``: 29 updates at momentum .1, 299 at .01.
+    """
+    needed = [
+        max(30, math.ceil(math.log(0.05) / math.log(1 - m)) if m is not None and 0 < m < 1 else 0)
+        for m in layers.momentum
+    ]
+    return torch.tensor(needed, dtype=torch.int64, device="cpu")

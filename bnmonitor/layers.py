@@ -1,0 +1,166 @@
+"""Find the normalization layers of a model: modules in, a table of plain facts out.
+
+The only file that knows the BatchNorm classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from bnmonitor._text import nearest
+
+ROOT = "(root)"
+"""The name of a layer that is itself the whole model, whose dotted path is empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTable:
+    """Every normalization layer under watch, laid end to end on one flat channel axis.
+
+    Layer ``i`` owns the channels ``offsets[i]:offsets[i + 1]`` of every ``[C]`` tensor.
+
+    Attributes:
+        names: Dotted path of each layer, in execution order once a forward has been seen,
+            in order of definition before.
+        channels: Number of channels of each layer.
+        kinds: Class name of each layer.
+        eps: The number added to the variance before the square root.
+        momentum: Weight of the newest batch in the running average; None for a cumulative average.
+        affine: Whether the layer has a gamma.
+        tracking: Whether the layer has running statistics.
+    """
+
+    names: tuple[str, ...]
+    channels: tuple[int, ...]
+    kinds: tuple[str, ...]
+    eps: tuple[float, ...]
+    momentum: tuple[float | None, ...]
+    affine: tuple[bool, ...]
+    tracking: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Start of each layer on the channel axis, and the total at the end: ``L + 1`` numbers."""
+        ends = [0]
+        for count in self.channels:
+            ends.append(ends[-1] + count)
+        return tuple(ends)
+
+    @property
+    def total(self) -> int:
+        """Number of channels of all layers together."""
+        return self.offsets[-1]
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """Index of the layer that owns each channel: ``[C]`` int64 on the CPU."""
+        counts = torch.tensor(self.channels, dtype=torch.int64, device="cpu")
+        return torch.repeat_interleave(torch.arange(len(self), device="cpu"), counts)
+
+    @cached_property
+    def eps_by_channel(self) -> Tensor:
+        """The eps of each channel's layer: ``[C]`` float32 on the CPU."""
+        return torch.tensor(self.eps, dtype=torch.float32, device="cpu")[self.owner]
+
+    def index(self, name: str) -> int:
+        """Return the position of a layer.
+
+        Raises:
+            KeyError: There is no layer of that name; the message names the nearest one.
+        """
+        try:
+            return self.names.index(name)
+        except ValueError:
+            raise KeyError(f"no BatchNorm layer is named {name!r}{nearest(name, self.names)}") from None
+
+    def span(self, layer: int) -> slice:
+        """Return the channels of layer ``layer`` as a slice of the channel axis."""
+        return slice(self.offsets[layer], self.offsets[layer + 1])
+
+    def locate(self, mask: Tensor, layer: int) -> tuple[int, ...]:
+        """Return which channels of ``layer``, counted within it, are set in a ``[C]`` mask."""
+        return tuple(mask[self.span(layer)].nonzero().flatten().tolist())
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What a search of the model found: the table, the modules behind it, and how many are lazy yet."""
+
+    table: LayerTable
+    modules: tuple[nn.Module, ...]
+    lazy: int
+
+
+def discover(
+    models: Mapping[str, nn.Module],
+    *,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    order: Mapping[int, int] | None = None,
+) -> Discovery:
+    """Find every BatchNorm layer of the models.
+
+    BatchNorm1d/2d/3d, SyncBatchNorm and all their subclasses count; a lazy layer counts once its
+    first forward has made it real. A module that is reached under two names is listed once.
+
+    Args:
+        models: The models by prefix; the prefix ``""`` adds nothing to the names.
+        include: Glob patterns; a layer is watched if one of them matches its name.
+        exclude: Glob patterns; a layer that one of them matches is not watched.
+        order: Position in the forward by ``id(module)``, where it is known.
+
+    Raises:
+        ValueError: A pattern matches no layer at all, although the model has some.
+    """
+    found: dict[str, nn.Module] = {}
+    seen: set[int] = set()
+    lazy: set[str] = set()
+    for prefix, model in models.items():
+        for path, module in model.named_modules():
+            if not isinstance(module, _BatchNorm) or id(module) in seen:
+                continue
+            seen.add(id(module))
+            name = ".".join(part for part in (prefix, path) if part) or ROOT
+            found[name] = module
+            if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+                lazy.add(name)
+    for argument, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns:
+            if found and not any(fnmatchcase(name, pattern) for name in found):
+                raise ValueError(
+                    f"{argument}={pattern!r} matches no BatchNorm layer{nearest(pattern, found)}; "
+                    f"the model has {len(found)}, the first is {next(iter(found))!r}"
+                )
+    chosen = {
+        name: module
+        for name, module in found.items()
+        if any(fnmatchcase(name, p) for p in include) and not any(fnmatchcase(name, p) for p in exclude)
+    }
+    real = [(name, module) for name, module in chosen.items() if name not in lazy]
+    if order:
+        real.sort(key=lambda item: order.get(id(item[1]), len(order)))
+    modules = tuple(module for _, module in real)
+    return Discovery(
+        table=LayerTable(
+            names=tuple(name for name, _ in real),
+            channels=tuple(int(m.num_features) for m in modules),  # type: ignore[arg-type]
+            kinds=tuple(type(m).__name__ for m in modules),
+            eps=tuple(float(m.eps) for m in modules),  # type: ignore[arg-type]
+            momentum=tuple(None if m.momentum is None else float(m.momentum) for m in modules),  # type: ignore[arg-type]
+            affine=tuple(m.weight is not None for m in modules),
+            tracking=tuple(m.running_mean is not None for m in modules),
+        ),
+        modules=modules,
+        lazy=len(lazy & chosen.keys()),
+    )

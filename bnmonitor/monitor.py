@@ -1,0 +1,420 @@
+"""The wiring for plain PyTorch: who judges, and who is told."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from bnmonitor._text import nearest
+from bnmonitor.alerts import Alert, AlertBook
+from bnmonitor.frame import CHANNEL_STATISTICS
+from bnmonitor.layers import LayerTable
+from bnmonitor.rules import Rule, Severity
+from bnmonitor.rules.monitor.sink_error import SinkError
+from bnmonitor.settings import Action, Settings
+from bnmonitor.sinks.base import FanOut, Run, Sink
+from bnmonitor.sinks.console import Console
+from bnmonitor.sinks.tensorboard import TensorBoard
+from bnmonitor.summary import Summary, empty, summarize
+from bnmonitor.watch import Watch
+
+logger = logging.getLogger("bnmonitor")
+
+Phase = Literal["validation", "test", "predict", "sanity"]
+_PHASES = ("validation", "test", "predict", "sanity")
+_LEVELS = {Severity.INFO: logging.INFO, Severity.WARNING: logging.WARNING, Severity.ERROR: logging.ERROR}
+_LOG_EVERY = 50
+
+
+class BatchNormWarning(UserWarning):
+    """What ``on_alert="warn"`` warns with, and what bnmonitor says of its own set-up."""
+
+
+class AlertError(RuntimeError):
+    """What ``on_alert="raise"`` raises.
+
+    Attributes:
+        alert: The alert.
+    """
+
+    def __init__(self, alert: Alert) -> None:
+        super().__init__(f"{alert}. Fix: {alert.advice}")
+        self.alert = alert
+
+
+class Monitor:
+    """Watches every BatchNorm layer of a model while it trains.
+
+    Use it as a context manager, and call :meth:`step` after each training batch::
+
+        with Monitor(model, optimizer=optimizer) as monitor:
+            for batch in loader:
+                ...  # forward, backward, optimizer.step()
+                monitor.step()
+                if monitor.should_stop:
+                    break
+
+    Args:
+        model: The model, or a mapping of names to models (a GAN's two, a teacher).
+        optimizer: The optimizer or optimizers; without, every parameter that requires a gradient counts as trained.
+        log_dir: Where the history goes; None: not written.
+        train_loader: The training loader, for rules that look at how batches are drawn.
+        val_loader: The validation loader, likewise.
+        accumulate_grad_batches: Micro-batches per optimizer step.
+        scaler: The gradient scaler, for rules about skipped steps.
+        check_every_n_steps: Rules look at the window at this cadence; every step in it is looked at.
+        log_every_n_steps: Cadence of frames to the sinks; None: 50; 0: never.
+        sample_every_n_steps: Activation statistics on the first step and then at this cadence; 0: never.
+        window: Steps kept at full resolution.
+        probe: Allow rules that need an extra forward on a kept batch at the start of a validation.
+        include: Glob patterns over layer names; a layer is watched if one matches.
+        exclude: Glob patterns; a layer is not watched if one matches.
+        select: Rules to run: codes, prefixes, names, ``"default"`` or ``"all"``.
+        ignore: Rules to leave out, likewise.
+        rules: Own rules, or thresholds by rule: ``{"small-batch": {"warn_below": 8}}``.
+        on_alert: ``"log"``, ``"warn"`` (in the console; without one, a Python warning), ``"stop"``, ``"raise"`` or a
+            callable that takes the alert; or a mapping of these by severity. A single word leaves infos to the log.
+        sinks: Where findings go; None: the console for alerts, and the history if ``log_dir`` is given; []: nowhere.
+
+    Raises:
+        ValueError: An argument has a value it does not accept; the message says which it does.
+        TypeError: An argument has the wrong type.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Mapping[str, nn.Module],
+        *,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        log_dir: str | Path | None = None,
+        train_loader: Any = None,
+        val_loader: Any = None,
+        accumulate_grad_batches: int = 1,
+        scaler: Any = None,
+        check_every_n_steps: int = 10,
+        log_every_n_steps: int | None = None,
+        sample_every_n_steps: int = 100,
+        window: int = 64,
+        probe: bool = False,
+        include: Sequence[str] = ("*",),
+        exclude: Sequence[str] = (),
+        select: Sequence[str] = ("default",),
+        ignore: Sequence[str] = (),
+        rules: Sequence[Rule] | Mapping[str, Mapping[str, float]] | None = None,
+        on_alert: Action | Mapping[str, Action] = "warn",
+        sinks: Sequence[Sink] | None = None,
+    ) -> None:
+        self.settings = Settings(
+            check_every_n_steps=check_every_n_steps,
+            log_every_n_steps=log_every_n_steps,
+            sample_every_n_steps=sample_every_n_steps,
+            window=window,
+            probe=probe,
+            include=include,
+            exclude=exclude,
+            select=select,
+            ignore=ignore,
+            rules=rules,
+            on_alert=on_alert,
+        )
+        self._watch = Watch(
+            _as_models(model),
+            include=include,
+            exclude=exclude,
+            tape=check_every_n_steps,
+            window=window,
+            sample_every=sample_every_n_steps,
+        )
+        self._optimizers = _as_optimizers(optimizer)
+        self._log_dir = None if log_dir is None else Path(log_dir)
+        self._sinks = FanOut(_default_sinks(self._log_dir) if sinks is None else _as_sinks(sinks), self._sink_failed)
+        self._actions = self.settings.actions()
+        self._book = AlertBook([r for r in self.settings.chosen_rules() if not self._unmet(r)])
+        self._run: dict[str, Any] = {}
+        self._running = self._broken = False
+        self.should_stop = False
+        """Set by ``on_alert="stop"``: the training loop should end."""
+        if not self._watching:
+            _warn("the model has no BatchNorm layer: there is nothing to watch, training goes on without bnmonitor")
+
+    # -- what it knows -------------------------------------------------------------------------------------------------
+
+    @property
+    def layers(self) -> LayerTable:
+        """The layers under watch, in execution order once a step has been sampled."""
+        return self._watch.layers
+
+    @property
+    def alerts(self) -> tuple[Alert, ...]:
+        """Every alert so far, in the order they opened; an index keeps its alert, whose state may change."""
+        return tuple(self._book.alerts)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Numbers of the steps that :meth:`history` returns."""
+        self._watch.collect()
+        return tuple(self._watch.steps)
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Rules that cannot run here, by name, with the reason."""
+        return {rule.name: why for rule in self.settings.chosen_rules() if (why := self._unmet(rule))}
+
+    def history(self, layer: str, statistic: str) -> Tensor:
+        """Return a statistic of a layer over the window.
+
+        Args:
+            layer: Name of the layer.
+            statistic: ``batch_mean``, ``batch_var``, ``running_mean``, ``running_var``, ``gamma``, ``beta``,
+                ``gamma_grad``, ``shift`` or ``log_ratio``, as described at :class:`bnmonitor.frame.Frame`.
+
+        Returns:
+            ``[steps, channels]`` on the CPU, a copy; NaN where a batch statistic could not be recovered.
+
+        Raises:
+            KeyError: There is no such layer, or no such statistic.
+        """
+        if statistic not in CHANNEL_STATISTICS:
+            known = ", ".join(CHANNEL_STATISTICS)
+            raise KeyError(
+                f"no statistic is named {statistic!r}{nearest(statistic, CHANNEL_STATISTICS)}; there are {known}"
+            )
+        self._watch.collect()
+        return self._watch.rows(statistic, layer)
+
+    def summary(self, epoch: int | None = None) -> Summary:
+        """Return how every layer is now: what the console's table shows."""
+        window = self._watch.window(self._optimizers)
+        if window is None:
+            return empty(self.layers, self.alerts, self.skipped)
+        return summarize(window, self.alerts, self.skipped, epoch)
+
+    # -- what a training loop calls ------------------------------------------------------------------------------------
+
+    def start(self) -> Monitor:
+        """Begin to watch, or begin again; layers that were replaced since are found anew."""
+        if not self._running:
+            self._running = True
+            self._guard(self._start)
+        return self
+
+    def step(self, global_step: int | None = None) -> None:
+        """Look at the training batch that has just ended.
+
+        Args:
+            global_step: The number of the step; None: count calls from 0.
+
+        Raises:
+            RuntimeError: The monitor was not started.
+            AlertError: An alert opened whose action is ``"raise"``.
+        """
+        if not self._running:
+            raise RuntimeError("Monitor.step() was called before start(): write `with monitor:`, or call start() first")
+        if global_step is not None and (isinstance(global_step, bool) or not isinstance(global_step, int)):
+            raise TypeError(f"global_step={global_step!r} must be an int, or None to count calls")
+        self._guard(self._step, self._watch.count if global_step is None else global_step)
+
+    @contextmanager
+    def evaluation(self, phase: Phase = "validation") -> Iterator[None]:
+        """Say that what happens inside is an evaluation, not training.
+
+        Args:
+            phase: ``"validation"``, ``"test"``, ``"predict"`` or ``"sanity"``.
+
+        Raises:
+            ValueError: There is no such phase.
+        """
+        self.begin_evaluation(phase)
+        try:
+            yield
+        finally:
+            self.end_evaluation()
+
+    def begin_evaluation(self, phase: Phase = "validation") -> None:
+        """Enter :meth:`evaluation` where a context manager does not fit."""
+        if phase not in _PHASES:
+            known = ", ".join(map(repr, _PHASES))
+            raise ValueError(f"evaluation phase {phase!r} is not known{nearest(str(phase), _PHASES)}; it takes {known}")
+        self._guard(self._check)
+        self._guard(self._watch.pause)
+
+    def end_evaluation(self) -> None:
+        """Leave what :meth:`begin_evaluation` entered."""
+        self._guard(self._watch.resume)
+
+    def end_epoch(self, epoch: int | None = None) -> None:
+        """Check what is still unchecked, and let the sinks show the state."""
+        self._guard(self._end_epoch, epoch)
+
+    def close(self) -> None:
+        """Check what is still unchecked, show the summary, and leave no hook behind. May be called twice."""
+        try:
+            self._guard(self._check)
+        finally:
+            self._watch.end()
+            self._guard(lambda: self._sinks.tell("close", self.summary()))
+            self._running = False
+
+    def __enter__(self) -> Monitor:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- what an adapter such as the Lightning callback calls ----------------------------------------------------------
+
+    def connect(self, **run: Any) -> None:
+        """Tell the sinks of the run: fields of :class:`bnmonitor.sinks.Run`, before :meth:`start`."""
+        self._run = run
+
+    def watch_optimizers(self, optimizers: Optimizer | Sequence[Optimizer] | None) -> None:
+        """Set the optimizers, where they are made later than the monitor."""
+        self._optimizers = _as_optimizers(optimizers)
+
+    def saw_loss(self, loss: Any) -> None:
+        """Look at the graph behind a loss, before its backward; of use where the model's own forward is not called."""
+        self._guard(self._watch.saw_loss, loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return counters, baselines and alerts as plain types and tensors."""
+        return {"version": 1, "watch": self._watch.state_dict(), "book": self._book.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned; before :meth:`start`."""
+        self._watch.load_state_dict(state["watch"])
+        self._book.load_state_dict(state["book"])
+
+    # -- the wiring ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _watching(self) -> bool:
+        return bool(len(self.layers)) or self._watch.waiting
+
+    def _unmet(self, rule: Rule) -> str:
+        """Why a rule cannot run; empty if it can."""
+        return self._watch.without_samples() if "samples" in rule.needs else ""
+
+    def _guard(self, call: Callable[..., object], *args: Any) -> None:
+        """Run a part of the monitor; should it fail, say so once and let training go on without it."""
+        if self._broken or not self._running or not self._watching:
+            return
+        try:
+            call(*args)
+        except AlertError:
+            raise
+        except Exception as error:
+            self._broken = True
+            self._watch.end()
+            logger.debug("bnmonitor stopped watching", exc_info=True)
+            _warn(f"bnmonitor stopped watching, training goes on: {type(error).__name__}: {error}")
+
+    def _start(self) -> None:
+        self._watch.begin()
+        self._sinks.tell("open", Run(layers=self.layers, **{"log_dir": self._log_dir, **self._run}))
+
+    def _step(self, number: int) -> None:
+        self._watch.step(number, _learning_rate(self._optimizers))
+        count = self._watch.count
+        if self._watch.full or count == 1 or count % self.settings.check_every_n_steps == 0:
+            self._check()
+        every = _LOG_EVERY if self.settings.log_every_n_steps is None else self.settings.log_every_n_steps
+        if every and (count == 1 or count % every == 0) and self._watch.steps:
+            self._sinks.tell("frame", self.summary())
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """Judge the steps since the last check."""
+        window = self._watch.window(self._optimizers)
+        if window is None or not window.fresh:
+            return
+        window = self._watch.counted(window)
+        events = self._book.check(window)
+        self._watch.judged(window, self._book.held(self.layers))
+        for alert in events:
+            self._announce(alert)
+
+    def _announce(self, alert: Alert) -> None:
+        self._sinks.tell("alert", alert)
+        if alert.state == "open":
+            self._act(alert)
+
+    def _act(self, alert: Alert) -> None:
+        action = self._actions[alert.severity]
+        if callable(action):
+            self._call(action, alert)
+        elif action == "raise":
+            raise AlertError(alert)
+        elif action == "stop":
+            self.should_stop = True
+        elif action == "log":
+            logger.log(_LEVELS[alert.severity], "%s. Fix: %s", alert, alert.advice)
+        elif not self._sinks.shows_alerts:
+            _warn(f"{alert}. Fix: {alert.advice}")
+
+    def _call(self, action: Callable[[Alert], object], alert: Alert) -> None:
+        """Call the user's function; should it raise, alerts are only logged from then on."""
+        try:
+            action(alert)
+        except Exception as error:
+            self._actions = {s: "log" if a is action else a for s, a in self._actions.items()}
+            self._report("on_alert", error)
+
+    def _sink_failed(self, sink: Sink, error: Exception) -> None:
+        self._report(f"sink {type(sink).__name__}", error)
+
+    def _report(self, who: str, error: Exception) -> None:
+        step = self._watch.steps[-1] if self._watch.steps else self._watch.count
+        self._announce(self._book.tell(SinkError.report(who, error, step), SinkError()))
+
+    def _end_epoch(self, epoch: int | None) -> None:
+        self._check()
+        if self._watch.steps:
+            self._sinks.tell("epoch", self.summary(epoch))
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, BatchNormWarning, stacklevel=2)
+
+
+def _as_models(model: object) -> dict[str, nn.Module]:
+    if isinstance(model, nn.Module):
+        return {"": model}
+    if isinstance(model, Mapping) and model and all(isinstance(m, nn.Module) for m in model.values()):
+        return {str(name): module for name, module in model.items()}
+    raise TypeError(f"model must be a torch.nn.Module or a mapping of names to modules, got {type(model).__name__}")
+
+
+def _as_optimizers(optimizer: object) -> list[Optimizer]:
+    given = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+    if not isinstance(given, Sequence) or not all(hasattr(o, "param_groups") for o in given):
+        raise TypeError(f"optimizer must be an optimizer or a sequence of them, got {type(optimizer).__name__}")
+    return list(given)
+
+
+def _as_sinks(sinks: object) -> Sequence[Sink]:
+    if not isinstance(sinks, Sequence) or isinstance(sinks, str):
+        raise TypeError(f"sinks must be a sequence of sinks, got {type(sinks).__name__}: pass [sink]")
+    for sink in sinks:
+        if not isinstance(sink, Sink):
+            hint = "pass an instance" if isinstance(sink, type) else "derive it from bnmonitor.sinks.Sink"
+            raise TypeError(f"sinks holds {sink!r}, which is no sink: {hint}")
+    return sinks
+
+
+def _default_sinks(log_dir: Path | None) -> list[Sink]:
+    return [Console(epochs=False), *([TensorBoard(log_dir)] if log_dir is not None else [])]
+
+
+def _learning_rate(optimizers: Sequence[Optimizer]) -> float:
+    """The largest learning rate in force; NaN if unknown, or on a device that reading it would have to wait for."""
+    rates = [g.get("lr") for o in optimizers for g in o.param_groups]
+    known = [float(r) for r in rates if r is not None and not (isinstance(r, Tensor) and r.device.type != "cpu")]
+    return max(known, default=float("nan"))

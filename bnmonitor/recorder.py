@@ -1,0 +1,235 @@
+"""Reads the buffers of every layer after every step; with the activation hooks, all that touches modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bnmonitor.frame import CHANNEL_STATISTICS, LAYER_STATISTICS
+from bnmonitor.layers import LayerTable
+from bnmonitor.statistics import Recovery, recover, segment_sum, update_weight
+
+_READ = ("running_mean", "running_var", "gamma", "beta", "gamma_grad")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What goes with a row of the tape: a training step, or None for a state that a later step is compared with."""
+
+    step: int | None
+    rate: float
+    training: tuple[bool, ...]
+    momentum: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """The steps since the last read, oldest first, in the shape that a ring takes."""
+
+    steps: list[int]
+    rates: list[float]
+    rows: dict[str, Tensor]
+
+
+class Recorder:
+    """Copies the state of every layer into a tape on its device, and recovers the batch statistics from it.
+
+    A step costs one concatenation per kind of statistic, however many layers there are; nothing is read from the
+    device until :meth:`drain`. The buffers are looked up anew at each step, so a tensor that was replaced since (by
+    ``.to()``, ``load_state_dict(assign=True)``, weight averaging) is never read stale.
+
+    Args:
+        layers: The table of the layers.
+        modules: The modules behind it, in the same order.
+        length: Steps that the tape holds between two drains.
+    """
+
+    def __init__(self, layers: LayerTable, modules: Sequence[nn.Module], length: int) -> None:
+        self.layers = layers
+        self.modules = tuple(modules)
+        self._buffers = [m._buffers for m in self.modules]
+        self._parameters = [m._parameters for m in self.modules]
+        first = next((t for m in self.modules for t in (*m.buffers(False), *m.parameters(False))), None)
+        self._device = first.device if first is not None else torch.device("cpu")
+        self.dtype = torch.float64 if torch.float64 in self._dtypes() else torch.float32
+        self._length = length + 2
+        shape = (self._length, len(_READ), layers.total)
+        self._tape = torch.empty(shape, dtype=self.dtype, device=self._device)
+        self._slots = [list(row.unbind(0)) for row in self._tape.unbind(0)]
+        self._counts = torch.zeros(self._length, len(layers), dtype=torch.int64, device=self._device)
+        self._fill = {
+            value: [torch.full((c,), value, dtype=self.dtype, device=self._device) for c in layers.channels]
+            for value in (torch.nan, 0.0, 1.0)
+        }
+        self._no_count = torch.zeros((), dtype=torch.int64, device=self._device)
+        self._meta: list[_Row] = []
+
+    def _dtypes(self) -> list[torch.dtype]:
+        return [t.dtype for b in self._buffers if (t := b.get("running_mean")) is not None]
+
+    @property
+    def full(self) -> bool:
+        """Whether the tape has no room for another step."""
+        return len(self._meta) >= self._length - 1
+
+    @property
+    def pending(self) -> int:
+        """Number of steps since the last drain."""
+        return sum(row.step is not None for row in self._meta)
+
+    def mark(self) -> None:
+        """Note the state that the next step starts from, after anything but a step may have changed it."""
+        if self._meta and self._meta[-1].step is None:
+            self._meta.pop()
+        self._read(None, torch.nan)
+
+    def step(self, step: int, rate: float = torch.nan) -> None:
+        """Record one training step that has just ended."""
+        self._read(step, rate)
+
+    @torch.no_grad()
+    def _read(self, step: int | None, rate: float) -> None:
+        row = len(self._meta)
+        nans, zeros, ones = self._fill[torch.nan], self._fill[0.0], self._fill[1.0]
+        gammas = [p.get("weight") for p in self._parameters]
+        columns = (
+            [_or(b.get("running_mean"), f) for b, f in zip(self._buffers, nans, strict=True)],
+            [_or(b.get("running_var"), f) for b, f in zip(self._buffers, nans, strict=True)],
+            [_or(g, f) for g, f in zip(gammas, ones, strict=True)],
+            [_or(p.get("bias"), f) for p, f in zip(self._parameters, zeros, strict=True)],
+            [f if g is None else _or(g.grad, f) for g, f in zip(gammas, nans, strict=True)],
+        )
+        for slot, column in zip(self._slots[row], columns, strict=True):
+            torch.cat(self._here(column), out=slot)
+        counts = [_or(b.get("num_batches_tracked"), self._no_count) for b in self._buffers]
+        torch.stack(self._here(counts), out=self._counts[row])
+        self._meta.append(
+            _Row(
+                step,
+                rate,
+                tuple(m.training for m in self.modules),
+                tuple(m.momentum for m in self.modules),  # type: ignore[misc]
+            )
+        )
+
+    def _here(self, column: list[Tensor]) -> list[Tensor]:
+        if all(t.device == self._device for t in column):
+            return column
+        return [t.to(self._device) for t in column]
+
+    def origin(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Gamma, running mean and running variance at the oldest state on the tape: each ``[C]`` on the CPU."""
+        gamma, mean, var = (self._tape[0, _READ.index(n)].cpu() for n in ("gamma", "running_mean", "running_var"))
+        return gamma, mean, var
+
+    def reordered(self, layers: LayerTable, modules: Sequence[nn.Module]) -> Recorder:
+        """Return a recorder of the same layers in another order, which goes on from the same state."""
+        other = Recorder(layers, modules, self._length - 2)
+        position = {id(m): i for i, m in enumerate(self.modules)}
+        order = [position[id(m)] for m in modules]
+        spans = [torch.arange(*self.layers.offsets[i : i + 2], device=self._device) for i in order]
+        used = len(self._meta)
+        other._tape[:used] = self._tape[:used, :, torch.cat(spans)]
+        other._counts[:used] = self._counts[:used, torch.tensor(order, device=self._device)]
+        other._meta = [
+            _Row(r.step, r.rate, tuple(r.training[i] for i in order), tuple(r.momentum[i] for i in order))
+            for r in self._meta
+        ]
+        return other
+
+    @torch.no_grad()
+    def drain(self) -> Block | None:
+        """Hand over the steps since the last call, and keep the newest state to compare the next step with."""
+        at = [i for i, row in enumerate(self._meta) if row.step is not None]
+        if not at:
+            return None
+        used = len(self._meta)
+        tape = self._tape[:used].to("cpu", copy=True)
+        counts = self._counts[:used].to("cpu", copy=True)
+        meta = [self._meta[i] for i in at]
+        self._tape[0].copy_(self._tape[used - 1])
+        self._counts[0].copy_(self._counts[used - 1])
+        last = self._meta[-1]
+        self._meta = [_Row(None, last.rate, last.training, last.momentum)]
+        now = torch.tensor(at, device="cpu")
+        after = dict(zip(_READ, tape[now].unbind(1), strict=True))
+        before = dict(zip(_READ, tape[now - 1].unbind(1), strict=True))
+        rows = self._recover(before, after, counts[now - 1], counts[now], [row.momentum for row in meta])
+        rows |= {name: after[name] for name in _READ}
+        rows["training"] = torch.tensor([row.training for row in meta], dtype=torch.bool, device="cpu")
+        return Block([row.step for row in meta if row.step is not None], [row.rate for row in meta], rows)
+
+    def _recover(
+        self,
+        before: dict[str, Tensor],
+        after: dict[str, Tensor],
+        count_before: Tensor,
+        count_after: Tensor,
+        momentum: list[tuple[float | None, ...]],
+    ) -> dict[str, Tensor]:
+        owner, layers = self.layers.owner, len(self.layers)
+        old_mean, old_var, new_mean, new_var = (
+            before["running_mean"],
+            before["running_var"],
+            after["running_mean"],
+            after["running_var"],
+        )
+        m = torch.tensor(
+            [[torch.nan if v is None else v for v in row] for row in momentum], dtype=torch.float64, device="cpu"
+        )
+        same = ((old_mean == new_mean) | (old_mean.isnan() & new_mean.isnan())) & (
+            (old_var == new_var) | (old_var.isnan() & new_var.isnan())
+        )
+        changed = segment_sum(~same, owner, layers) > 0
+        counted = torch.tensor([b.get("num_batches_tracked") is not None for b in self._buffers], device="cpu")
+        updates = torch.where(counted, count_after - count_before, changed.long())
+        weight = update_weight(m, torch.where(counted, count_before, 0), torch.where(counted, count_after, updates))
+        by_channel = weight[:, owner]
+        eps = self.layers.eps_by_channel.to(old_mean.dtype)
+        mean = recover(old_mean, new_mean, by_channel)
+        var = recover(old_var, new_var, by_channel)
+
+        slip = self._half_ulp()[owner] / by_channel
+        scale = torch.maximum(old_var, new_var)
+        rounded = (slip * scale).to(var.dtype)
+        impossible = segment_sum(var < -(16 * rounded + eps * 1e-3), owner, layers) > 0
+        coarse = (slip * new_mean.abs() > 0.05 * (scale + eps).sqrt()) | (slip > 0.05)
+        var = var.clamp(min=0)
+
+        state = torch.full_like(updates, Recovery.EXACT)
+        state[updates > 1] = Recovery.AVERAGED
+        state[(segment_sum(~coarse, owner, layers) == 0) & (updates > 0)] = Recovery.PRECISION
+        state[(m == 0) & (updates > 0)] = Recovery.NO_MOMENTUM
+        state[updates == 0] = Recovery.NO_UPDATE
+        state[(updates < 0) | impossible | ((updates == 0) & changed)] = Recovery.FOREIGN
+        state[:, ~torch.tensor(self.layers.tracking, dtype=torch.bool, device="cpu")] = Recovery.NO_BUFFERS
+        hidden = (state > Recovery.AVERAGED)[:, owner] | coarse
+        mean, var = mean.where(~hidden, torch.nan), var.where(~hidden, torch.nan)
+        return {
+            "batch_mean": mean,
+            "batch_var": var,
+            "shift": (mean - old_mean) / (old_var + eps).sqrt(),
+            "log_ratio": 0.5 * ((var + eps).log() - (old_var + eps).log()),
+            "updates": updates,
+            "recovery": state,
+        }
+
+    def _half_ulp(self) -> Tensor:
+        """Relative rounding of each layer's running statistics: ``[L]``."""
+        kept = [b.get("running_mean") for b in self._buffers]
+        return torch.tensor(
+            [torch.finfo(torch.float32 if t is None else t.dtype).eps / 2 for t in kept],
+            dtype=torch.float64,
+            device="cpu",
+        )
+
+
+def _or(tensor: Tensor | None, fallback: Tensor) -> Tensor:
+    return fallback if tensor is None else tensor
+
+
+assert {*_READ, "batch_mean", "batch_var", "shift", "log_ratio"} == set(CHANNEL_STATISTICS)
+assert LAYER_STATISTICS == ("updates", "training", "recovery")

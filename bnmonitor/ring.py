@@ -1,0 +1,58 @@
+"""The last steps of every statistic, in order and without copying to read them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bnmonitor.frame import CHANNEL_STATISTICS, LAYER_STATISTICS
+from bnmonitor.layers import LayerTable
+
+_LAYER_DTYPES = {"updates": torch.int64, "training": torch.bool, "recovery": torch.int64}
+
+
+class Ring:
+    """Keeps the newest ``size`` rows of every statistic.
+
+    Each statistic lives in one tensor half as long again as the window. Rows are appended; when the tensor is
+    full, the newest window moves to its front. The window is therefore always one contiguous view.
+
+    Args:
+        layers: Whose statistics these are.
+        size: Number of steps kept.
+        dtype: Of the statistics per channel.
+    """
+
+    def __init__(self, layers: LayerTable, size: int, dtype: torch.dtype) -> None:
+        self.size = size
+        self._length = size + (size + 1) // 2
+        self._end = 0
+        self.steps: list[int] = []
+        self.rates: list[float] = []
+        self._rows = {
+            **{name: torch.empty(self._length, layers.total, dtype=dtype, device="cpu") for name in CHANNEL_STATISTICS},
+            **{
+                name: torch.empty(self._length, len(layers), dtype=_LAYER_DTYPES[name], device="cpu")
+                for name in LAYER_STATISTICS
+            },
+        }
+
+    def append(self, steps: list[int], rates: list[float], rows: dict[str, Tensor]) -> None:
+        """Add rows, oldest first; more than fit the window lose their oldest."""
+        new = len(steps[-self.size :])
+        if self._end + new > self._length:
+            keep = self.size - new
+            start = max(0, self._end - keep)
+            for store in self._rows.values():
+                store[: self._end - start] = store[start : self._end].clone()
+            self._end -= start
+        for name, store in self._rows.items():
+            store[self._end : self._end + new] = rows[name][-new:]
+        self._end += new
+        self.steps = (self.steps + steps)[-self.size :]
+        self.rates = (self.rates + rates)[-self.size :]
+
+    def view(self) -> dict[str, Tensor]:
+        """Return the window of every statistic, oldest step first, as views."""
+        start = max(0, self._end - self.size)
+        return {name: store[start : self._end] for name, store in self._rows.items()}

@@ -1,0 +1,131 @@
+"""The catalogue: every rule, in one explicit tuple."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from fnmatch import fnmatchcase
+
+from bnmonitor._text import nearest
+from bnmonitor.rules.base import Finding, Rule, Severity
+from bnmonitor.rules.modes.eval_mode_in_training import EvalModeInTraining
+from bnmonitor.rules.modes.leaking_freeze import LeakingFreeze
+from bnmonitor.rules.monitor.rule_error import RuleError
+from bnmonitor.rules.monitor.sink_error import SinkError
+from bnmonitor.rules.numerics.mean_explosion import MeanExplosion
+from bnmonitor.rules.numerics.non_finite_statistics import NonFiniteStatistics
+from bnmonitor.rules.numerics.variance_collapse import VarianceCollapse
+from bnmonitor.rules.numerics.variance_explosion import VarianceExplosion
+from bnmonitor.rules.parameters.dead_channels import DeadChannels
+from bnmonitor.rules.running_average.inverted_momentum import InvertedMomentum
+from bnmonitor.rules.running_average.stale_statistics import StaleStatistics
+from bnmonitor.rules.sample_size.small_batch import SmallBatch
+
+__all__ = ["CATALOGUE", "Finding", "Rule", "Severity", "all_rules", "choose", "default_rules", "find"]
+
+CATALOGUE: tuple[type[Rule], ...] = (
+    RuleError,
+    SinkError,
+    NonFiniteStatistics,
+    VarianceCollapse,
+    VarianceExplosion,
+    MeanExplosion,
+    SmallBatch,
+    InvertedMomentum,
+    StaleStatistics,
+    EvalModeInTraining,
+    LeakingFreeze,
+    DeadChannels,
+)
+
+FAMILIES = {
+    "BN0": "the monitor itself",
+    "BN1": "numerics",
+    "BN2": "sample size",
+    "BN3": "running average",
+    "BN4": "modes and freezing",
+    "BN7": "parameters and learning rate",
+}
+
+
+def all_rules() -> tuple[Rule, ...]:
+    """Return every rule of the catalogue with its default thresholds, by code."""
+    return tuple(rule() for rule in CATALOGUE)
+
+
+def default_rules() -> tuple[Rule, ...]:
+    """Return the rules that run when nothing is selected."""
+    return tuple(rule for rule in all_rules() if rule.default)
+
+
+def find(word: str, rules: Sequence[Rule] | None = None) -> Rule:
+    """Return the rule with a code or name.
+
+    Raises:
+        ValueError: There is none; the message names the nearest.
+    """
+    every = all_rules() if rules is None else rules
+    for rule in every:
+        if word.lower() in (rule.code.lower(), rule.name):
+            return rule
+    known = [w for rule in every for w in (rule.code, rule.name)]
+    raise ValueError(f"no rule is called {word!r}{nearest(word, known)}; `bnmonitor rules` lists them all")
+
+
+def choose(
+    select: Sequence[str] = ("default",),
+    ignore: Sequence[str] = (),
+    rules: Sequence[Rule] | Mapping[str, Mapping[str, float]] | None = None,
+) -> tuple[Rule, ...]:
+    """Return the rules that a run uses.
+
+    Args:
+        select: Codes, prefixes of codes, names, ``"default"`` or ``"all"``.
+        ignore: Codes, prefixes of codes or names to leave out.
+        rules: Own rules, which join the catalogue or replace a rule of the same code and always run unless ignored; or
+            thresholds by rule: ``{"small-batch": {"warn_below": 8}}``.
+
+    Raises:
+        ValueError: A word matches no rule, a threshold does not exist, or is no number.
+        TypeError: ``rules`` holds something that is no rule.
+    """
+    available = {rule.code: rule for rule in all_rules()}
+    own: set[str] = set()
+    if isinstance(rules, Mapping):
+        for word, thresholds in rules.items():
+            rule = find(word)
+            available[rule.code] = _with_thresholds(rule, thresholds)
+    else:
+        for rule in rules or ():
+            if not isinstance(rule, Rule):
+                hint = "pass an instance" if isinstance(rule, type) else "derive it from bnmonitor.rules.Rule"
+                raise TypeError(f"rules= takes Rule instances or a mapping of thresholds, got {rule!r}; {hint}")
+            available[rule.code] = rule
+            own.add(rule.code)
+    every = tuple(available.values())
+    chosen = {code for word in select for code in _matching(word, every, "select")} | own
+    left_out = {code for word in ignore for code in _matching(word, every, "ignore")}
+    return tuple(rule for code, rule in sorted(available.items()) if code in chosen - left_out)
+
+
+def _matching(word: str, rules: Sequence[Rule], argument: str) -> list[str]:
+    if word == "all":
+        return [rule.code for rule in rules]
+    if word == "default":
+        return [rule.code for rule in rules if rule.default]
+    found = [r.code for r in rules if r.name == word or fnmatchcase(r.code, word.upper() + "*")]
+    if not found:
+        known = [w for r in rules for w in (r.code, r.name)]
+        raise ValueError(f"{argument}={word!r} matches no rule{nearest(word, known)}; `bnmonitor rules` lists them all")
+    return found
+
+
+def _with_thresholds(rule: Rule, thresholds: Mapping[str, float]) -> Rule:
+    known = [f.name for f in fields(rule)]
+    for name, value in thresholds.items():
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"rule {rule.name!r} has no threshold {name!r}{nearest(name, known)}; {has}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"threshold {name!r} of rule {rule.name!r} must be a number, got {value!r}")
+    return replace(rule, **thresholds)

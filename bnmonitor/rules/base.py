@@ -1,0 +1,111 @@
+"""What a rule is: a check over a window that yields findings."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar
+
+from torch import Tensor
+
+from bnmonitor._text import number
+from bnmonitor.frame import Window
+
+
+class Severity(IntEnum):
+    """How bad it is. An info is hygiene; a warning costs accuracy; an error makes the result wrong."""
+
+    INFO = 10
+    WARNING = 20
+    ERROR = 30
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a rule says about one layer, or about the whole model, at one check.
+
+    Attributes:
+        severity: How bad it is now.
+        layer: Position of the layer; None if there is no layer to name.
+        first_step: The step when it began, as far as the window reaches.
+        value: The number that was judged.
+        threshold: The number it was judged by.
+        message: What is wrong, with the value and the likely cause.
+        advice: One concrete fix.
+        channels: Channels within ``layer``; empty means the whole layer.
+        layers: All layers concerned, if one fault of the whole model is told once; ``layer`` is its first.
+        certain: False for the first sign of a fault that nobody should be told of yet; it dates the alert.
+    """
+
+    severity: Severity
+    layer: int | None
+    first_step: int
+    value: float
+    threshold: float
+    message: str
+    advice: str
+    channels: tuple[int, ...] = ()
+    layers: tuple[int, ...] = ()
+    certain: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(ABC):
+    """A check over the window of all layers. Its thresholds are its fields.
+
+    A rule is a pure function: it keeps no state and changes nothing. What it needs to remember is in the
+    window's baseline; that a finding must last before anyone is told is the engine's work.
+
+    Class attributes:
+        code: ``BN304``; public, never changes its meaning.
+        name: ``stale-statistics``; likewise.
+        severity: The severity it usually has.
+        needs: What must be there for it to run: ``samples``, ``optimizer``.
+        confirm: Steps for which it must hold before an alert opens; 0: at once.
+        exact: Whether ``first_step`` is exact. If not, the first layer in execution order is blamed among
+            those that began within one check of each other.
+        holds: Whether an open alert keeps the layer's baseline from following.
+        default: Whether it runs when nothing is selected.
+    """
+
+    code: ClassVar[str]
+    name: ClassVar[str]
+    severity: ClassVar[Severity]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    confirm: ClassVar[int] = 0
+    exact: ClassVar[bool] = False
+    holds: ClassVar[bool] = False
+    default: ClassVar[bool] = True
+
+    @abstractmethod
+    def check(self, window: Window) -> list[Finding]:
+        """Judge the window; return one finding per layer concerned, worst or not."""
+
+
+def onset(mask: Tensor, window: Window) -> int:
+    """The step at which a ``[T]`` condition that holds at the end began to hold."""
+    run = int(mask.flip(0).long().cumprod(0).sum())
+    return window.steps[max(0, len(window) - max(run, 1))]
+
+
+def first(mask: Tensor, window: Window) -> int:
+    """The first step of the window at which a ``[T]`` condition holds."""
+    return window.steps[int(mask.long().argmax())]
+
+
+def rate_note(window: Window, step: int) -> str:
+    """Say which learning rate was in force at a step, and whether it had just changed; empty if unknown."""
+    rates = window.facts.learning_rates
+    if len(rates) != len(window) or step not in window.steps:
+        return ""
+    at = window.steps.index(step)
+    now, before = rates[at], rates[max(0, at - 20)]
+    if now != now:
+        return ""
+    if before == before and now >= 2 * before > 0:
+        return f"; learning rate {number(now)} in force, {number(before)} shortly before"
+    return f"; learning rate {number(now)} in force"

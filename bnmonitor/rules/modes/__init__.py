@@ -1,0 +1,1 @@
+"""BN4: modes and freezing."""

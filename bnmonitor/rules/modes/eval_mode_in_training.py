@@ -1,0 +1,92 @@
+"""BN401: a layer that trains, in evaluation mode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from bnmonitor.frame import Window
+from bnmonitor.rules.base import Finding, Rule, Severity, onset
+from bnmonitor.statistics import segment_sum
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalModeInTraining(Rule):
+    """A layer ran in evaluation mode during training although its parameters are being trained.
+
+    ## What it does
+    Flags layers that took part in the training steps in evaluation mode, with a gamma or beta that an optimizer
+    trains; for a layer without them, if the layer before is trained. One alert for all layers concerned.
+
+    ## Why is this bad?
+    The layer normalizes with fixed statistics while the network before it changes: it does not normalize what it is
+    given. If the statistics are still 0 and 1, it does not normalize at all.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> [finding] = EvalModeInTraining().check(make_window(training=False, updates=0))
+    >>> str(finding.severity)
+    'warning'
+
+    A layer that is frozen on purpose, with its gamma and beta, stays quiet:
+
+    >>> EvalModeInTraining().check(make_window(training=False, updates=0, affine_trains=False))
+    []
+
+    ## What to do
+    Call ``model.train()`` before the training steps (a stray ``eval()``, often after validation or loading, is the
+    usual cause). If the layer is meant to be frozen, freeze its gamma and beta as well: ``requires_grad_(False)``.
+
+    ## Thresholds
+    None: the mode is a fact.
+
+    ## Look-alikes
+    A frozen BatchNorm in fine-tuning, common in detection: gamma and beta do not train, so it is taken as meant.
+
+    ## References
+    Lightning-AI/pytorch-lightning#20105, #19820, #20573; keras-team/keras-io#198.
+    """
+
+    code: ClassVar[str] = "BN401"
+    name: ClassVar[str] = "eval-mode-in-training"
+    severity: ClassVar[Severity] = Severity.WARNING
+    exact: ClassVar[bool] = True
+
+    def check(self, window: Window) -> list[Finding]:
+        """Find the layers that trained in evaluation mode in every new step."""
+        fresh = window.last(max(1, window.fresh))
+        still = ~fresh.training.any(0) & (fresh.updates == 0).all(0)
+        at = (still & self._trains(window) & self._took_part(fresh)).nonzero().flatten().tolist()
+        if not at:
+            return []
+        eval_mode = ~window.training[:, at].any(1)
+        return [
+            Finding(
+                severity=Severity.WARNING,
+                layer=at[0],
+                layers=tuple(at),
+                first_step=onset(eval_mode, window),
+                value=float(len(at)),
+                threshold=0.0,
+                message="training runs through it in evaluation mode, although its parameters are trained: "
+                "it normalizes with statistics that stand still",
+                advice="call model.train() before the training steps; to freeze it on purpose, also "
+                "requires_grad_(False) on its weight and bias",
+            )
+        ]
+
+    def _trains(self, window: Window) -> torch.Tensor:
+        affine = torch.tensor(window.layers.affine, dtype=torch.bool, device="cpu")
+        structure = window.facts.structure
+        if structure is None:
+            return window.facts.affine_trains
+        producer = torch.tensor([p is True for p in structure.producer_trains], device="cpu")
+        return window.facts.affine_trains | (~affine & producer)
+
+    def _took_part(self, fresh: Window) -> torch.Tensor:
+        """Whether a layer ran: seen by a sample, or known by its gradient."""
+        gradient = (fresh.gamma_grad.abs() > 0).any(0)
+        ran = segment_sum(gradient, fresh.layers.owner, len(fresh.layers)) > 0
+        return ran if fresh.sample is None else ran | (fresh.sample.eval_calls > 0)

@@ -1,0 +1,110 @@
+"""BN402: a frozen layer whose statistics keep moving."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from bnmonitor._text import number
+from bnmonitor.frame import Window
+from bnmonitor.measures import median
+from bnmonitor.rules.base import Finding, Rule, Severity, first
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeakingFreeze(Rule):
+    """Gamma and beta are frozen, but the running statistics are still updated.
+
+    ## What it does
+    Flags layers in training mode whose gamma and beta do not train (no gradient wanted, or in no optimizer) and have
+    not changed, while the running statistics are updated. Likewise a layer without gamma and beta behind a
+    frozen layer. An error once the statistics have moved far from where they were when watching began.
+
+    ## Why is this bad?
+    ``requires_grad_(False)``, ``torch.no_grad()`` and leaving parameters out of the optimizer do not stop the
+    running statistics. The features that were meant to stay fixed change with every batch of the new data, and a
+    checkpoint with only the trained part can not reproduce them.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> window = make_window(affine_trains=False, running_mean=[0.6, -0.5], start_mean=0.0)
+    >>> [finding] = LeakingFreeze().check(window)
+    >>> str(finding.severity), round(finding.value, 2)
+    ('error', 0.5)
+
+    Frozen in evaluation mode, as it should be, stays quiet:
+
+    >>> LeakingFreeze().check(make_window(affine_trains=False, training=False, updates=0))
+    []
+
+    ## What to do
+    Put the frozen normalization in evaluation mode, after every ``model.train()``: override ``train`` in the module, or
+    call ``layer.eval()`` in ``on_train_epoch_start``. ``requires_grad_(False)`` alone is not enough.
+
+    ## Thresholds
+    That statistics move is a fact. ``error_drift = .25`` deviations in the mean, or ``error_log_variance = .5`` in the
+    log of the variance, in the middle channel, against the start.
+
+    ## Look-alikes
+    Estimating statistics anew for new data (AdaBN) does this on purpose: ignore it there. A GAN switches
+    ``requires_grad`` back and forth, so gamma and beta must also have stood still.
+
+    ## References
+    Lightning-AI/pytorch-lightning#18930, #2551; chemprop/chemprop#952; huggingface/peft#1732.
+    """
+
+    code: ClassVar[str] = "BN402"
+    name: ClassVar[str] = "leaking-freeze"
+    severity: ClassVar[Severity] = Severity.WARNING
+    exact: ClassVar[bool] = True
+
+    error_drift: float = 0.25
+    error_log_variance: float = 0.5
+    least_steps: int = 5
+
+    def check(self, window: Window) -> list[Finding]:
+        """Find the frozen layers whose statistics are updated."""
+        layers = window.layers
+        if len(window) < self.least_steps:
+            return []
+        still = (window.gamma == window.gamma[-1]).all(0) & (window.beta == window.beta[-1]).all(0)
+        fixed = torch.ones(len(layers), dtype=torch.bool, device="cpu")
+        fixed[layers.owner[~still]] = False
+        fresh = window.last(max(1, window.fresh))
+        moving = fresh.training[-1] & (fresh.updates > 0).any(0)
+        at = (self._frozen(window) & fixed & moving).nonzero().flatten().tolist()
+        if not at:
+            return []
+        mean, log_var = self._drift(window)
+        return [self._finding(window, layer, float(mean[layer]), float(log_var[layer])) for layer in at]
+
+    def _frozen(self, window: Window) -> torch.Tensor:
+        affine = torch.tensor(window.layers.affine, dtype=torch.bool, device="cpu")
+        structure = window.facts.structure
+        if structure is None:
+            return affine & ~window.facts.affine_trains
+        behind_frozen = torch.tensor([p is False for p in structure.producer_trains], device="cpu")
+        return torch.where(affine, ~window.facts.affine_trains, behind_frozen)
+
+    def _drift(self, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
+        base, eps = window.baseline, window.layers.eps_by_channel
+        mean = (window.running_mean[-1] - base.mean).abs() / (base.var + eps).sqrt()
+        log_var = ((window.running_var[-1] + eps) / (base.var + eps)).log().abs()
+        return median(mean, window), median(log_var, window)
+
+    def _finding(self, window: Window, layer: int, mean: float, log_var: float) -> Finding:
+        error = mean > self.error_drift or log_var > self.error_log_variance
+        return Finding(
+            severity=Severity.ERROR if error else Severity.WARNING,
+            layer=layer,
+            first_step=first(window.updates[:, layer] > 0, window),
+            value=mean,
+            threshold=self.error_drift if error else 0.0,
+            message=f"gamma and beta are frozen, but the running statistics are updated: the mean has drifted "
+            f"{number(mean)} deviations, the variance by a factor {number(math.exp(min(log_var, 80.0)))}",
+            advice="put the frozen layers in evaluation mode after every model.train(): layer.eval() in "
+            "on_train_epoch_start; requires_grad_(False) does not stop the statistics",
+        )

@@ -1,0 +1,1 @@
+"""BN0: the monitor itself."""

@@ -1,0 +1,89 @@
+"""BN101: running statistics that are not numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from bnmonitor._text import count
+from bnmonitor.frame import Window
+from bnmonitor.rules.base import Finding, Rule, Severity, first, rate_note
+from bnmonitor.statistics import segment_sum
+
+
+@dataclass(frozen=True, kw_only=True)
+class NonFiniteStatistics(Rule):
+    """A running mean or variance is NaN or infinite, or a running variance is negative.
+
+    ## What it does
+    Looks at every running value of every step, and names the first layer in execution order, the first step, and
+    the last step at which the layer was still finite.
+
+    ## Why is this bad?
+    The running average keeps a NaN or an infinity for ever: no later batch can wash it out. Training mode never reads
+    the running statistics, so the loss may look perfect while every evaluation returns NaN.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> [finding] = NonFiniteStatistics().check(make_window(running_var=[1.0, float("inf"), 1.0]))
+    >>> str(finding.severity), finding.channels
+    ('error', (1,))
+
+    Large, but finite, stays quiet:
+
+    >>> NonFiniteStatistics().check(make_window(running_var=[1.0, 1e30, 1.0]))
+    []
+
+    ## What to do
+    Find the batch: an infinite or missing value in the data, or an overflow in half precision just before the layer.
+    Then reset the layer with ``layer.reset_running_stats()`` and estimate anew with
+    ``torch.optim.swa_utils.update_bn(loader, model)``. Clipping gradients (``Trainer(gradient_clip_val=1.0)``), a lower
+    learning rate or ``precision="bf16-mixed"`` keep it from coming back.
+
+    ## Thresholds
+    None: it is arithmetic, not statistics. An average with a NaN in it is NaN.
+
+    ## Look-alikes
+    None known. A layer that was never used keeps its initial 0 and 1.
+
+    ## References
+    pytorch/pytorch#1206, #88474, #96798, #115500.
+    """
+
+    code: ClassVar[str] = "BN101"
+    name: ClassVar[str] = "non-finite-statistics"
+    severity: ClassVar[Severity] = Severity.ERROR
+    exact: ClassVar[bool] = True
+
+    def check(self, window: Window) -> list[Finding]:
+        """Find the layers with a running value that is no finite number, or a negative variance."""
+        fresh = window.last(max(1, window.fresh))
+        tracked = torch.tensor(window.layers.tracking, dtype=torch.bool, device="cpu")[window.layers.owner]
+        bad = ~(fresh.running_mean.isfinite() & (fresh.running_var >= 0) & fresh.running_var.isfinite()) & tracked
+        hit = segment_sum(bad.any(0), window.layers.owner, len(window.layers)) > 0
+        return [self._finding(window, bad.any(0), layer) for layer in hit.nonzero().flatten().tolist()]
+
+    def _finding(self, window: Window, bad: torch.Tensor, layer: int) -> Finding:
+        span = window.layers.span(layer)
+        mean, var = window.running_mean[:, span], window.running_var[:, span]
+        rows = ~(mean.isfinite() & (var >= 0) & var.isfinite()).all(1)
+        step = first(rows, window)
+        at = window.steps.index(step)
+        channels = window.layers.locate(bad, layer)
+        finite = f"last finite at step {window.steps[at - 1]}" if at else "already so when the window begins"
+        values = torch.cat([mean[at], var[at]])
+        what = "NaN" if values.isnan().any() else "infinite" if values.isinf().any() else "negative"
+        return Finding(
+            severity=Severity.ERROR,
+            layer=layer,
+            channels=channels,
+            first_step=step,
+            value=float(len(channels)),
+            threshold=0.0,
+            message=f"running statistics are {what} in {count(len(channels), 'channel')}, {finite}; "
+            f"evaluation mode returns NaN from here on{rate_note(window, step)}",
+            advice="find the batch or the overflow of that step, then layer.reset_running_stats() and "
+            "torch.optim.swa_utils.update_bn(loader, model); clip gradients: Trainer(gradient_clip_val=1.0)",
+        )

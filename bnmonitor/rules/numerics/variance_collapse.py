@@ -1,0 +1,122 @@
+"""BN105: channels that no longer vary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from bnmonitor._text import count, number
+from bnmonitor.frame import Window
+from bnmonitor.measures import share
+from bnmonitor.rules.base import Finding, Rule, Severity, first
+
+
+@dataclass(frozen=True, kw_only=True)
+class VarianceCollapse(Rule):
+    """Channels whose variance has fallen to where eps decides the output.
+
+    ## What it does
+    Flags channels that were alive and whose batch variance and running variance are both below ``eps_factor`` times
+    the layer's eps. Many of them in one layer are a warning or an error; a single one is a warning once it is below
+    eps itself. Channels that never were alive are an info, unless they are a quarter of the layer.
+
+    ## Why is this bad?
+    The layer divides by ``sqrt(var + eps)``. At ``var = 10 eps`` that already shrinks the output by 5 %, at ``var =
+    eps`` by 29 %; below, the channel is a constant beta: it carries nothing and passes no gradient on. After folding
+    into the convolution such a channel gets an enormous weight.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> dead = [1.0] * 8 + [1e-7] * 2
+    >>> [finding] = VarianceCollapse().check(make_window(batch_var=dead, running_var=dead))
+    >>> str(finding.severity), finding.channels
+    ('warning', (8, 9))
+
+    A small but live variance stays quiet:
+
+    >>> small = [1.0] * 8 + [1e-3] * 2
+    >>> VarianceCollapse().check(make_window(batch_var=small, running_var=small))
+    []
+
+    ## What to do
+    Look at what feeds the layer: a ReLU that is never positive, weights driven to zero by weight decay or pruning,
+    an input that became constant. A lower learning rate or less weight decay on the layer before keeps channels alive.
+
+    ## Thresholds
+    ``eps_factor = 10``: there the output's deviation is ``sqrt(10 / 11) = .953`` of what it should be.
+    ``warn_share = .05`` and ``error_share = .25`` of a layer's channels. ``flat_share = .25`` for channels that were
+    flat from the start: several per cent are common in healthy depthwise layers. Alive means a batch variance of at
+    least 100 eps, once.
+
+    ## Look-alikes
+    A pruned channel, and a zero-initialized branch in its first steps: neither was ever alive, so both are an info.
+
+    ## References
+    Cadene/pretrained-models.pytorch#99; deepinsight/insightface#277.
+    """
+
+    code: ClassVar[str] = "BN105"
+    name: ClassVar[str] = "variance-collapse"
+    severity: ClassVar[Severity] = Severity.WARNING
+    holds: ClassVar[bool] = True
+
+    eps_factor: float = 10.0
+    warn_share: float = 0.05
+    error_share: float = 0.25
+    flat_share: float = 0.25
+
+    def check(self, window: Window) -> list[Finding]:
+        """Find the layers with collapsed channels."""
+        layers, eps = window.layers, window.layers.eps_by_channel
+        batch = window.last(max(1, window.fresh)).batch_var.nanmedian(0).values
+        running = window.running_var[-1]
+        low = batch < self.eps_factor * eps
+        settled = low & (running < self.eps_factor * eps)
+        gone = (batch < eps) & (running < eps)
+        fell, flat = settled & window.baseline.alive, settled & ~window.baseline.alive & window.warm()[layers.owner]
+        fell_share, flat_share = share(fell, window), share(flat, window)
+        gone_share = share(gone & window.baseline.alive, window)
+        coming = share(low & window.baseline.alive, window) > 0
+
+        findings = []
+        for layer in (coming | (flat_share > 0)).nonzero().flatten().tolist():
+            lost, never = float(fell_share[layer]), float(flat_share[layer])
+            if lost > self.error_share:
+                judged, severity, limit = fell, Severity.ERROR, self.error_share
+            elif lost > self.warn_share:
+                judged, severity, limit = fell, Severity.WARNING, self.warn_share
+            elif gone_share[layer] > 0:
+                judged, severity, limit = gone & window.baseline.alive, Severity.WARNING, 0.0
+            elif never >= self.flat_share:
+                judged, severity, limit = flat, Severity.WARNING, self.flat_share
+            elif never > 0:
+                judged, severity, limit = flat, Severity.INFO, 0.0
+            else:
+                judged, severity, limit = low & window.baseline.alive, Severity.INFO, 0.0
+            findings.append(self._finding(window, judged, layer, severity, limit, bool((judged & settled).any())))
+        return findings
+
+    def _finding(
+        self, window: Window, judged: torch.Tensor, layer: int, severity: Severity, limit: float, settled: bool
+    ) -> Finding:
+        span = window.layers.span(layer)
+        channels = window.layers.locate(judged, layer)
+        low = window.batch_var[:, span] < self.eps_factor * window.layers.eps[layer]
+        part = len(channels) / window.layers.channels[layer]
+        lowest = window.running_var[-1, span][list(channels)].min()
+        was = "" if severity is Severity.INFO or limit == self.flat_share else "that were alive "
+        return Finding(
+            severity=severity,
+            layer=layer,
+            channels=channels,
+            first_step=first(low[:, list(channels)].any(1), window),
+            value=part,
+            threshold=limit,
+            certain=settled,
+            message=f"{count(len(channels), 'channel')} {was}({number(100 * part)} %) no longer vary: "
+            f"running variance {number(float(lowest))} at eps {number(window.layers.eps[layer])}",
+            advice="look at what feeds the layer (a ReLU that is never positive, weights decayed to zero, a constant); "
+            "lower the learning rate or the weight decay of the layer before",
+        )

@@ -1,0 +1,1 @@
+"""BN7: parameters and learning rate."""

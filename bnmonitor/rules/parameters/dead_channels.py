@@ -1,0 +1,132 @@
+"""BN701: channels that gamma or beta have switched off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from bnmonitor._text import number
+from bnmonitor.frame import Window
+from bnmonitor.measures import median, share
+from bnmonitor.rules.base import Finding, Rule, Severity, first
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadChannels(Rule):
+    """Gamma has vanished, or beta is so negative that the ReLU behind never opens.
+
+    ## What it does
+    Calls a channel dead if gamma has fallen below a hundredth of its start and gets no gradient any more, or if
+    ``beta / abs(gamma)`` is below -3.1 in front of a ReLU. If activations were sampled since then, they must agree.
+    The share of dead channels in a layer decides the severity.
+
+    ## Why is this bad?
+    The output of the channel is constant, its gradient is zero, and only weight decay still acts on it: it can
+    not come back. What is left of the layer does the work of all.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> [finding] = DeadChannels().check(make_window(beta=[0.0, -5.0, -6.0, 0.1], relu=True))
+    >>> str(finding.severity), finding.channels
+    ('warning', (1, 2))
+
+    Without a ReLU behind, a negative beta is nothing special; nor is a zero-initialized gamma that gets a gradient:
+
+    >>> DeadChannels().check(make_window(beta=[0.0, -5.0, -6.0, 0.1]))
+    []
+    >>> DeadChannels().check(make_window(gamma=[0.0, 0.0, 0.0, 0.0], start_gamma=0.0))
+    []
+
+    ## What to do
+    Lower the learning rate (the chance grows with its square) or lengthen the warm-up; take weight decay off
+    gamma and beta; use a leaky activation. Channels that are dead for good can be pruned.
+
+    ## Thresholds
+    ``gamma_share = .01`` of the start (Frankle et al. 2021 count ``abs(gamma) < .01``). ``beta_ratio = -3.1``: behind a
+    normalization the ReLU then opens once in a thousand values, ``Phi(-3.1) = .001``. ``info_share = .1``,
+    ``warn_share = .33`` (about as many as training only gamma and beta switches off by itself), ``error_share = .75``.
+
+    ## Look-alikes
+    Residual branches that start at gamma = 0: their gradient lives. Pruning by gamma on purpose: ignore it there.
+
+    ## References
+    Zhou et al., How does BN increase collapsed neural network filters, 2020; Frankle et al., Training BatchNorm
+    and only BatchNorm, 2021; deepinsight/insightface#277.
+    """
+
+    code: ClassVar[str] = "BN701"
+    name: ClassVar[str] = "dead-channels"
+    severity: ClassVar[Severity] = Severity.WARNING
+
+    gamma_share: float = 0.01
+    beta_ratio: float = -3.1
+    zero_share: float = 0.999
+    vanished: float = 1e-8
+    info_share: float = 0.1
+    warn_share: float = 0.33
+    error_share: float = 0.75
+    least_steps: int = 10
+
+    def check(self, window: Window) -> list[Finding]:
+        """Find the layers with many dead channels."""
+        if len(window) < self.least_steps:
+            return []
+        dead = self._closed(window) | self._vanished(window)
+        part = share(dead, window)
+        return [
+            self._finding(window, dead, layer, float(part[layer]))
+            for layer in (part > self.info_share).nonzero().flatten().tolist()
+        ]
+
+    def _closed(self, window: Window) -> torch.Tensor:
+        """Channels that a ReLU never lets through."""
+        if window.facts.structure is None:
+            return torch.zeros_like(window.gamma[-1], dtype=torch.bool)
+        relu = window.facts.structure.relu_only()[window.layers.owner]
+        now = relu & self._negative(window.last(1))[0]
+        sample = window.sample
+        if not now.any() or sample is None or sample.step < first(self._negative(window)[:, now].any(1), window):
+            return now
+        return now & ~(sample.output.nonpositive < self.zero_share)
+
+    def _negative(self, window: Window) -> torch.Tensor:
+        return window.beta < self.beta_ratio * window.gamma.abs()
+
+    def _vanished(self, window: Window) -> torch.Tensor:
+        """Channels whose gamma is gone and gets no gradient."""
+        start = window.baseline.gamma.abs()
+        small = window.gamma[-1].abs() < self.gamma_share * start.where(start > 0, 1.0)
+        if not small.any():
+            return small
+        gradient = window.gamma_grad.abs()
+        usual = median(gradient.nanmedian(0).values, window)
+        most = gradient.nan_to_num(0.0).amax(0)
+        known = (~gradient.isnan()).sum(0) >= self.least_steps
+        return small & known & (most <= self.vanished * usual[window.layers.owner])
+
+    def _finding(self, window: Window, dead: torch.Tensor, layer: int, part: float) -> Finding:
+        channels = window.layers.locate(dead, layer)
+        span = window.layers.span(layer)
+        limits = (
+            (self.error_share, Severity.ERROR),
+            (self.warn_share, Severity.WARNING),
+            (self.info_share, Severity.INFO),
+        )
+        limit, severity = next((limit, severity) for limit, severity in limits if part > limit)
+        mine = list(channels)
+        off = self._negative(window)[:, span][:, mine] | (
+            window.gamma[:, span][:, mine].abs() < self.gamma_share * window.baseline.gamma[span][mine].abs()
+        )
+        return Finding(
+            severity=severity,
+            layer=layer,
+            channels=channels,
+            first_step=first(off.double().mean(1) * part > self.info_share, window),
+            value=part,
+            threshold=limit,
+            message=f"{len(channels)} of {window.layers.channels[layer]} channels ({number(100 * part)} %) are "
+            "switched off by gamma or beta and get no gradient",
+            advice="lower the learning rate or lengthen its warm-up, and take weight decay off gamma and beta",
+        )

@@ -1,0 +1,1 @@
+"""BN3: the running average."""

@@ -1,0 +1,101 @@
+"""BN301: momentum in another framework's convention."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bnmonitor._text import listing, number
+from bnmonitor.frame import Window
+from bnmonitor.rules.base import Finding, Rule, Severity
+
+
+@dataclass(frozen=True, kw_only=True)
+class InvertedMomentum(Rule):
+    """Momentum is so large that the running statistics are hardly more than the last batch.
+
+    ## What it does
+    Looks at the momentum of every layer that trains. One alert for all layers concerned. Also warns if layers of one
+    model differ ninefold in momentum.
+
+    ## Why is this bad?
+    In PyTorch momentum is the weight of the *new* batch. Keras, TensorFlow and Caffe call the weight of the *old*
+    average momentum: their .99 is .01 here. At .9 the running statistics remember 1.2 batches, and evaluation
+    jumps about with whichever batch came last.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> [finding] = InvertedMomentum().check(make_window(momentum=0.99))
+    >>> str(finding.severity), finding.value
+    ('error', 0.99)
+
+    PyTorch's default stays quiet:
+
+    >>> InvertedMomentum().check(make_window(momentum=0.1))
+    []
+
+    ## What to do
+    Write ``momentum=0.01`` for another framework's .99, ``0.1`` for its .9. A finished model needs no retraining:
+    ``torch.optim.swa_utils.update_bn(loader, model)`` estimates its statistics anew.
+
+    ## Thresholds
+    The average keeps ``m / (2 - m)`` of the variance between batches: 5 % at .1, 33 % at ``warn_from = .5``, 82 % at
+    ``error_from = .9``. ``mixed_ratio = 9`` between the largest and the smallest momentum of a model.
+
+    ## Look-alikes
+    A momentum of 1 while statistics are estimated anew, and per-task statistics in meta-learning: ignore it there.
+
+    ## References
+    pytorch/vision#8250; eriklindernoren/PyTorch-YOLOv3#230; huggingface/transformers#19454.
+    """
+
+    code: ClassVar[str] = "BN301"
+    name: ClassVar[str] = "inverted-momentum"
+    severity: ClassVar[Severity] = Severity.WARNING
+
+    warn_from: float = 0.5
+    error_from: float = 0.9
+    mixed_ratio: float = 9.0
+
+    def check(self, window: Window) -> list[Finding]:
+        """Judge the momentum of all layers that update their statistics."""
+        updated = (window.updates > 0).any(0).tolist()
+        momenta = {i: m for i, m in enumerate(window.layers.momentum) if updated[i] and m}
+        inverted = {i: m for i, m in momenta.items() if m >= self.warn_from}
+        if inverted:
+            return [self._inverted(window, inverted)]
+        if momenta and max(momenta.values()) >= self.mixed_ratio * min(momenta.values()) * (1 - 1e-9):
+            return [self._mixed(window, momenta)]
+        return []
+
+    def _inverted(self, window: Window, found: dict[int, float]) -> Finding:
+        worst = max(found.values())
+        error = worst >= self.error_from
+        return Finding(
+            severity=Severity.ERROR if error else Severity.WARNING,
+            layer=min(found),
+            layers=tuple(sorted(found)),
+            first_step=window.steps[0],
+            value=worst,
+            threshold=self.error_from if error else self.warn_from,
+            message=f"momentum {number(worst)} is the weight of the newest batch in PyTorch: the running statistics "
+            f"remember {number((2 - worst) / worst)} batches",
+            advice=f"write momentum={number(max(0.01, 1 - worst))}: PyTorch's momentum is one minus Keras's",
+        )
+
+    def _mixed(self, window: Window, momenta: dict[int, float]) -> Finding:
+        usual, _ = Counter(momenta.values()).most_common(1)[0]
+        odd = [i for i, m in momenta.items() if m != usual]
+        values = sorted(set(momenta.values()))
+        ratio = values[-1] / values[0]
+        return Finding(
+            severity=Severity.WARNING,
+            layer=odd[0],
+            layers=tuple(odd),
+            first_step=window.steps[0],
+            value=ratio,
+            threshold=self.mixed_ratio,
+            message=f"momentum differs {number(ratio)}-fold within the model: {listing(number(v) for v in values)}",
+            advice=f"give all layers the same momentum, such as the {number(usual)} that most of them have",
+        )

@@ -1,0 +1,1 @@
+"""BN2: sample size."""

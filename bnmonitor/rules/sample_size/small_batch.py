@@ -1,0 +1,110 @@
+"""BN201: too few samples per batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from bnmonitor._text import number
+from bnmonitor.frame import Window
+from bnmonitor.measures import median
+from bnmonitor.rules.base import Finding, Rule, Severity
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallBatch(Rule):
+    """The samples that are normalized together are too few for their statistics to mean much.
+
+    ## What it does
+    Takes the number of samples N in one call of the layers, as seen on the sampled steps; SyncBatchNorm counts the
+    samples of all processes. One alert for the whole model. Where a layer sees many values per sample, as a
+    convolution on large images does, the batch-to-batch spread of the deviation has to confirm it; if it does not, the
+    alert is one degree milder.
+
+    ## Why is this bad?
+    The mean of N samples is off by ``sigma / sqrt(N)``: 18 % at 32, 35 % at 8, 71 % at 2. Training sees that noise;
+    evaluation, with its running averages, does not, so both disagree.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> [finding] = SmallBatch().check(make_window(sizes=4, values=4))
+    >>> str(finding.severity), finding.value
+    ('error', 4.0)
+
+    A batch of 32 stays quiet:
+
+    >>> SmallBatch().check(make_window(sizes=32, values=32))
+    []
+
+    ## What to do
+    A larger batch; ``Trainer(sync_batchnorm=True)`` on several devices; GroupNorm or LayerNorm where the batch must be
+    small; or freeze the statistics of a pretrained network. Accumulating gradients does not help: each micro-batch is
+    normalized on its own.
+
+    ## Thresholds
+    ``warn_below = 16`` and ``error_below = 5``: ResNet-50 loses .4, 1.1, 3.6 and 11 points at 16, 8, 4 and 2 images
+    (Wu and He 2018). ``many_values = 10 000`` values per channel, above which ``spread = .25`` in the deviation of the
+    log of the ratio of deviations must confirm it.
+
+    ## Look-alikes
+    Small batches can be right for SGD itself (Masters and Luschi 2018): this speaks of the statistics only. Ghost
+    batches are small on purpose: drop the thresholds with
+    ``rules={"small-batch": {"warn_below": 0, "error_below": 0}}``.
+
+    ## References
+    Wu and He, Group Normalization, 2018; Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021; pytorch/vision#6543.
+    """
+
+    code: ClassVar[str] = "BN201"
+    name: ClassVar[str] = "small-batch"
+    severity: ClassVar[Severity] = Severity.WARNING
+    needs: ClassVar[frozenset[str]] = frozenset({"samples"})
+
+    warn_below: int = 16
+    error_below: int = 5
+    many_values: int = 10_000
+    spread: float = 0.25
+
+    def check(self, window: Window) -> list[Finding]:
+        """Judge the batch of the whole model once."""
+        layers, base = window.layers, window.baseline
+        synced = torch.tensor([kind == "SyncBatchNorm" for kind in layers.kinds], device="cpu")
+        size = base.sizes * torch.where(synced, window.facts.world_size, 1)
+        judged = size.isfinite() & window.training[-1]
+        if not judged.any():
+            return []
+        typical = float(size[judged].median())
+        severity = (
+            Severity.ERROR if typical < self.error_below else Severity.WARNING if typical < self.warn_below else None
+        )
+        if severity is None:
+            return []
+        at = (judged & (size < self.warn_below)).nonzero().flatten().tolist()
+        many = bool((base.values[judged].median() >= self.many_values).item())
+        spread = self._spread(window, judged) if many else float("nan")
+        if many and len(window) < 16:
+            return []
+        if many and not spread > self.spread:
+            severity = Severity.WARNING if severity is Severity.ERROR else Severity.INFO
+        noise = 100 / typical**0.5
+        return [
+            Finding(
+                severity=severity,
+                layer=at[0],
+                layers=tuple(at),
+                first_step=window.steps[0],
+                value=typical,
+                threshold=float(self.error_below if typical < self.error_below else self.warn_below),
+                message=f"{number(typical)} samples are normalized together: the mean of a batch is off by "
+                f"{number(noise)} % of a deviation if the values of a sample go together",
+                advice="a larger batch, Trainer(sync_batchnorm=True) on several devices, or GroupNorm; "
+                "accumulating gradients does not help",
+            )
+        ]
+
+    def _spread(self, window: Window, judged: torch.Tensor) -> float:
+        deviation = window.log_ratio.std(0)
+        by_layer = median(deviation, window)
+        return float(by_layer[judged].nanmedian())

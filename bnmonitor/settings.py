@@ -1,0 +1,96 @@
+"""The arguments that Monitor and BatchNormMonitor share, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from bnmonitor._text import nearest
+from bnmonitor.alerts import Alert
+from bnmonitor.rules import Rule, Severity, choose
+
+Action = Literal["log", "warn", "stop", "raise"] | Callable[[Alert], object]
+"""What to do when an alert opens or gets worse."""
+
+_ACTIONS = ("log", "warn", "stop", "raise")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """See :class:`bnmonitor.Monitor` for what each means.
+
+    Raises:
+        ValueError: An argument has a value it does not accept.
+        TypeError: An argument has a type it does not accept.
+    """
+
+    check_every_n_steps: int = 10
+    log_every_n_steps: int | None = None
+    sample_every_n_steps: int = 100
+    window: int = 64
+    probe: bool = False
+    include: Sequence[str] = ("*",)
+    exclude: Sequence[str] = ()
+    select: Sequence[str] = ("default",)
+    ignore: Sequence[str] = ()
+    rules: Sequence[Rule] | Mapping[str, Mapping[str, float]] | None = None
+    on_alert: Action | Mapping[str, Action] = "warn"
+
+    def __post_init__(self) -> None:
+        for name, least, meaning in (
+            ("check_every_n_steps", 1, "1 or more"),
+            ("sample_every_n_steps", 0, "1 or more, or 0 for never"),
+            ("window", 2, "2 or more"),
+            ("log_every_n_steps", 0, "1 or more, 0 for never, or None for the Trainer's"),
+        ):
+            value = getattr(self, name)
+            if value is None and name == "log_every_n_steps":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r} is no number of steps it accepts: pass an int, {meaning}")
+        for name in ("include", "exclude", "select", "ignore"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise TypeError(f"{name}={value!r} must be a sequence of strings: pass ({value!r},)")
+            if not all(isinstance(word, str) for word in value):
+                raise TypeError(f"{name}={value!r} must hold strings only")
+        self.chosen_rules()
+        self.actions()
+
+    def chosen_rules(self) -> tuple[Rule, ...]:
+        """The rules to run."""
+        return choose(self.select, self.ignore, self.rules)
+
+    def actions(self) -> dict[Severity, Action]:
+        """What to do by severity. A single word does not apply to infos, which are only logged."""
+        if isinstance(self.on_alert, Mapping):
+            actions: dict[Severity, Action] = {Severity.INFO: "log", Severity.WARNING: "warn", Severity.ERROR: "warn"}
+            for key, action in self.on_alert.items():
+                actions[_severity(key)] = _action(action)
+            return actions
+        action = _action(self.on_alert)
+        return {
+            Severity.INFO: action if callable(action) else "log",
+            Severity.WARNING: action,
+            Severity.ERROR: action,
+        }
+
+
+def _severity(key: object) -> Severity:
+    if isinstance(key, Severity):
+        return key
+    names = [str(s) for s in Severity]
+    if isinstance(key, str) and key.lower() in names:
+        return Severity[key.upper()]
+    raise ValueError(f"on_alert has no severity {key!r}{nearest(str(key), names)}; there are {', '.join(names)}")
+
+
+def _action(action: object) -> Action:
+    if callable(action) or action in _ACTIONS:
+        return action  # type: ignore[return-value]
+    hint = nearest(action, _ACTIONS) if isinstance(action, str) else ""
+    raise ValueError(
+        f"on_alert={action!r} is not an action{hint}; it takes {', '.join(map(repr, _ACTIONS))}, "
+        "a callable, or a mapping of these by severity"
+    )

@@ -1,0 +1,86 @@
+"""What a sink is, and what it is told of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from bnmonitor.alerts import Alert
+from bnmonitor.layers import LayerTable
+from bnmonitor.summary import Summary
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a sink may need to know when it opens.
+
+    Attributes:
+        layers: The layers under watch.
+        log_dir: Where files of the run belong; None: nowhere.
+        loggers: The loggers of a Lightning Trainer.
+        emit: Prints a rich renderable without tearing the progress bar; None: print to rich's own console.
+    """
+
+    layers: LayerTable
+    log_dir: Path | None = None
+    loggers: Sequence[Any] = ()
+    emit: Callable[[RenderableType], None] | None = None
+
+
+class Sink:
+    """Takes what the monitor has to say. Override what you need; the rest does nothing.
+
+    A sink that raises is reported once (BN002) and not called again.
+
+    Attributes:
+        shows_alerts: Whether a person sees the alerts here; then ``on_alert="warn"`` needs no Python warning.
+    """
+
+    shows_alerts: bool = False
+
+    def open(self, run: Run) -> None:
+        """Begin; called at each ``start()``."""
+
+    def frame(self, summary: Summary) -> None:
+        """Take the state of all layers; called every ``log_every_n_steps``."""
+
+    def alert(self, alert: Alert) -> None:
+        """Take an alert that opened, got worse or was cleared (see ``alert.state``)."""
+
+    def epoch(self, summary: Summary) -> None:
+        """Take the state at the end of an epoch."""
+
+    def close(self, summary: Summary) -> None:
+        """Take the state at the end, and flush."""
+
+
+class FanOut:
+    """Several sinks as one; a sink that raises is left out from then on.
+
+    Args:
+        sinks: The sinks.
+        failed: Told of each sink that raised, after it was left out.
+    """
+
+    def __init__(self, sinks: Sequence[Sink], failed: Callable[[Sink, Exception], None]) -> None:
+        self.sinks = list(sinks)
+        self._failed = failed
+
+    @property
+    def shows_alerts(self) -> bool:
+        """Whether a person sees the alerts in one of them."""
+        return any(sink.shows_alerts for sink in self.sinks)
+
+    def tell(self, what: Literal["open", "frame", "alert", "epoch", "close"], argument: Any) -> None:
+        """Call one method of every sink."""
+        for sink in list(self.sinks):
+            try:
+                getattr(sink, what)(argument)
+            except Exception as error:
+                self.sinks.remove(sink)
+                self._failed(sink, error)

@@ -1,0 +1,186 @@
+"""The terminal: alerts as they open, a table where something is wrong, one line where nothing is."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from bnmonitor._text import count, listing, number, shorten
+from bnmonitor.alerts import Alert
+from bnmonitor.rules import Severity
+from bnmonitor.sinks.base import Run, Sink
+from bnmonitor.summary import LayerSummary, Summary
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_MARKS = {Severity.INFO: ("·", "none"), Severity.WARNING: ("!", "yellow"), Severity.ERROR: ("✗", "red")}
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+class Console(Sink):
+    """Prints through rich, above whatever progress bar is there.
+
+    Args:
+        epochs: Print the state at the end of every epoch.
+        rows: Layers that the table shows; the rest is counted.
+    """
+
+    shows_alerts = True
+
+    def __init__(self, *, epochs: bool = True, rows: int = 8) -> None:
+        self._epochs, self._rows = epochs, rows
+        self._emit: Callable[[RenderableType], None] = _print
+
+    def open(self, run: Run) -> None:
+        """Learn how to print beside the progress bar."""
+        self._emit = run.emit or _print
+
+    def alert(self, alert: Alert) -> None:
+        """Print an alert that opened, got worse or was cleared."""
+        self._emit(alert_block(alert))
+
+    def epoch(self, summary: Summary) -> None:
+        """Print the state: one line if all is well, else the table."""
+        if self._epochs:
+            self._emit(health_table(summary, rows=self._rows))
+
+    def close(self, summary: Summary) -> None:
+        """Print the state with everything that is still open."""
+        if summary.step >= 0:
+            self._emit(health_table(summary, rows=self._rows, final=True))
+
+
+def _print(renderable: RenderableType) -> None:
+    import rich
+
+    rich.get_console().print(renderable)
+
+
+def beside_bar(trainer: Any) -> Callable[[RenderableType], None]:
+    """Return a print that leaves a Lightning progress bar whole.
+
+    Rich's own bar sits on rich's global console, looked up at the time of printing since Lightning makes it anew. The
+    tqdm bar needs ``tqdm.write``.
+    """
+
+    def emit(renderable: RenderableType) -> None:
+        import rich
+        from rich.console import Console as RichConsole
+
+        console = rich.get_console()
+        bar = getattr(trainer, "progress_bar_callback", None)
+        if not any(c.__name__ == "TQDMProgressBar" for c in type(bar).__mro__):
+            console.print(renderable)
+            return
+        from tqdm import tqdm
+
+        buffer = RichConsole(
+            file=io.StringIO(), force_terminal=console.is_terminal, width=console.width, legacy_windows=False
+        )
+        buffer.print(renderable)
+        assert isinstance(buffer.file, io.StringIO)
+        tqdm.write(buffer.file.getvalue().rstrip("\n"))
+
+    return emit
+
+
+def alert_block(alert: Alert) -> RenderableType:
+    """An alert in a few lines: what and where, the message, the fix, where to read more."""
+    from rich.text import Text
+
+    mark, style = _MARKS[alert.severity]
+    text = Text()
+    if alert.state == "cleared":
+        text.append("✓ ", style="bold")
+        text.append(f"{alert.code} {alert.rule}", style="bold")
+        text.append(f" · {alert.layer or 'model'} · cleared, last seen at step {alert.last_step}", style="dim")
+        return text
+    text.append(f"{mark} {alert.severity} ", style=f"bold {style}")
+    text.append(f"{alert.code} {alert.rule}", style="bold")
+    if alert.layer is not None:
+        text.append(f" · {alert.layer}")
+        if len(alert.layers) > 1:
+            text.append(f" and {count(len(alert.layers) - 1, 'more layer')}", style="dim")
+    if alert.channels:
+        text.append(f" · channels {listing(alert.channels)}")
+    text.append(f" · since step {alert.first_step}\n")
+    text.append(f"  {alert.message}\n")
+    text.append("  fix: ", style="bold")
+    text.append(f"{alert.advice}\n")
+    text.append(f"  more: bnmonitor explain {alert.code}", style="dim")
+    return text
+
+
+def sparkline(values: tuple[float, ...], width: int = 12) -> str:
+    """Draw values as a line of bars over their own log range; a blank where there is no value.
+
+    >>> sparkline((1.0, 10.0, 100.0), width=3)
+    '▁▅█'
+    """
+    import math
+
+    step = max(1, -(-len(values) // width))
+    parts = [values[i : i + step] for i in range(0, len(values), step)]
+    tops = [max((v for v in part if v == v and 0 < v < math.inf), default=None) for part in parts]
+    logs = [math.log(v) for v in tops if v is not None]
+    if not logs:
+        return ""
+    low, spread = min(logs), max(max(logs) - min(logs), math.log(2.0))
+    return "".join(
+        " " if v is None else _BARS[min(len(_BARS) - 1, int((math.log(v) - low) / spread * len(_BARS)))] for v in tops
+    )
+
+
+def health_table(summary: Summary, *, rows: int = 8, final: bool = False) -> RenderableType:
+    """The worst layers first, with their course and their alerts; one line if nothing is wrong."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    errors, warnings = summary.open(Severity.ERROR), summary.open(Severity.WARNING)
+    style = "bold red" if errors else "bold yellow" if warnings else "bold"
+    parts: list[RenderableType] = [Text(summary.headline(), style=style, overflow="fold")]
+    if warnings:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim", expand=False)
+        for title in ("layer", "health", "batch σ²", "", "gap", "γ min", "silent", "alerts"):
+            last = title == "alerts"
+            right = title in ("gap", "γ min", "silent", "health")
+            table.add_column(title, justify="right" if right else "left", no_wrap=not last, overflow="fold")
+        worst = sorted(summary, key=lambda row: row.health)
+        shown = [row for row in worst if row.health <= 60][:rows]
+        for row in shown:
+            table.add_row(*_cells(row))
+        parts.append(table)
+        if len(worst) > len(shown):
+            ill = sum(row.health <= 60 for row in worst) - len(shown)
+            rest = count(len(worst) - len(shown), "more layer")
+            parts.append(Text(f"{rest}{f', {ill} of them with alerts' if ill else ' ✓'}", style="dim"))
+    if final:
+        parts += [alert_block(alert) for alert in warnings]
+        parts += [Text(f"not checked: {rule}: {why}", style="dim") for rule, why in summary.skipped.items()]
+        missing = sorted({row.recovery for row in summary if row.recovery})
+        for why in missing:
+            names = listing([row.name for row in summary if row.recovery == why], 3)
+            parts.append(Text(f"no batch statistics: {names}: {why}", style="dim"))
+    return Group(*parts)
+
+
+def _cells(row: LayerSummary) -> list[Any]:
+    from rich.text import Text
+
+    mark, style = ("✗", "red") if row.health <= 20 else ("!", "yellow")
+    blank = "–"
+    now = row.batch_var[-1] if row.batch_var else float("nan")
+    return [
+        Text(shorten(row.name, 32)),
+        Text(f"{mark} {row.health:.0f}", style=style),
+        Text(sparkline(row.batch_var)),
+        number(now) if now == now else blank,
+        f"{number(row.running_gap)}σ" if row.running_gap == row.running_gap else blank,
+        number(row.gamma_min) if row.gamma_min == row.gamma_min else blank,
+        f"{100 * row.silent:.0f} %" if row.silent == row.silent else blank,
+        Text(", ".join(row.alerts)),
+    ]

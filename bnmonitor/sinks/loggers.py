@@ -1,0 +1,53 @@
+"""The run's few numbers for any Lightning logger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bnmonitor.rules import Severity
+from bnmonitor.sinks.base import Run, Sink
+from bnmonitor.summary import Summary
+
+
+def totals(summary: Summary) -> dict[str, float]:
+    """The numbers that stand for the whole model: worst health, open errors, open warnings."""
+    errors = len(summary.open(Severity.ERROR))
+    return {
+        "bnmonitor/health": summary.health,
+        "bnmonitor/errors": float(errors),
+        "bnmonitor/warnings": float(len(summary.open(Severity.WARNING)) - errors),
+    }
+
+
+def torch_writer(logger: Any) -> Any:
+    """Return the ``torch.utils.tensorboard`` writer of a TensorBoard logger; None for any other logger.
+
+    Lightning falls back to tensorboardX, whose writer takes other protocol buffers: that counts as any other logger.
+    """
+    if not any(c.__name__ == "TensorBoardLogger" for c in type(logger).__mro__):
+        return None
+    writer = logger.experiment
+    return writer if type(writer).__module__.startswith("torch.utils.tensorboard") else None
+
+
+class Loggers(Sink):
+    """Logs the numbers of the whole model to loggers that are not TensorBoard.
+
+    Args:
+        loggers: Objects with Lightning's ``log_metrics``; None: those of the Trainer.
+    """
+
+    def __init__(self, loggers: Sequence[Any] | None = None) -> None:
+        self._given = loggers
+        self._loggers: Sequence[Any] = loggers or ()
+
+    def open(self, run: Run) -> None:
+        """Take the Trainer's loggers if none were given."""
+        if self._given is None:
+            self._loggers = [each for each in run.loggers if torch_writer(each) is None]
+
+    def frame(self, summary: Summary) -> None:
+        """Log the totals."""
+        for logger in self._loggers:
+            logger.log_metrics(totals(summary), step=summary.step)

@@ -1,0 +1,180 @@
+"""What the project tests itself with, for the rules and sinks of others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnmonitor.frame import Baseline, Facts, Sample, Structure, Window
+from bnmonitor.layers import LayerTable
+from bnmonitor.rules.base import Rule
+from bnmonitor.sinks.base import Sink
+
+Values = float | Sequence[float] | Tensor
+
+
+def make_window(
+    *,
+    channels: Sequence[int] | None = None,
+    steps: int = 64,
+    momentum: float | None = 0.1,
+    training: bool | Sequence[bool] = True,
+    updates: int = 1,
+    sizes: float = 64,
+    values: float | None = None,
+    affine_trains: bool | Sequence[bool] = True,
+    relu: bool = False,
+    learning_rate: float = 0.1,
+    offset: float = 0.0,
+    start_gamma: Values = 1.0,
+    start_mean: Values = 0.0,
+    sample: Sample | None = None,
+    **statistics: Values,
+) -> Window:
+    """Make a window of one healthy layer, but for what is given.
+
+    A statistic is a number, one value per channel, or ``[steps, channels]``; the number of channels follows from the
+    longest. ``channels`` splits them into layers.
+
+    Args:
+        channels: Channels of each layer; one layer of all by default.
+        steps: Steps in the window.
+        momentum: Of every layer.
+        training: Mode of the layers, all or each.
+        updates: Updates of the running statistics per step.
+        sizes: Samples that were normalized together, as the samples taken say.
+        values: Values per channel, likewise; ``sizes`` by default.
+        affine_trains: Whether gamma and beta train, all or each.
+        relu: Whether a ReLU is all that reads each layer's output.
+        learning_rate: In force throughout.
+        offset: The baseline's middle ``abs(mean) / sigma``.
+        start_gamma: Gamma at the start.
+        start_mean: Running mean at the start.
+        sample: Activation statistics.
+        statistics: Any statistic per channel of :class:`~bnmonitor.frame.Frame`.
+    """
+    given = {name: torch.as_tensor(v, dtype=torch.float32) for name, v in statistics.items()}
+    width = max([t.shape[-1] for t in given.values() if t.dim()], default=sum(channels) if channels else 3)
+    sizes_of = tuple(channels) if channels else (width,)
+    layers = LayerTable(
+        names=tuple(f"layer{i}" for i in range(len(sizes_of))),
+        channels=sizes_of,
+        kinds=("BatchNorm2d",) * len(sizes_of),
+        eps=(1e-5,) * len(sizes_of),
+        momentum=(momentum,) * len(sizes_of),
+        affine=(True,) * len(sizes_of),
+        tracking=(True,) * len(sizes_of),
+    )
+
+    def spread(value: Values) -> Tensor:
+        return torch.as_tensor(value, dtype=torch.float32).expand(steps, width).clone()
+
+    def each(value: bool | Sequence[bool]) -> Tensor:
+        return torch.as_tensor(value).expand(len(layers)).clone()
+
+    usual: dict[str, Values] = {
+        "batch_mean": 0.0,
+        "batch_var": 1.0,
+        "running_mean": 0.0,
+        "running_var": 1.0,
+        "gamma": 1.0,
+        "beta": 0.0,
+        "gamma_grad": 0.01,
+    }
+    known = {name: spread(given.get(name, value)) for name, value in usual.items()}
+    eps = layers.eps_by_channel.float()
+    scale = (known["running_var"] + eps).sqrt()
+    known["shift"] = (
+        spread(given["shift"]) if "shift" in given else (known["batch_mean"] - known["running_mean"]) / scale
+    )
+    known["log_ratio"] = (
+        spread(given["log_ratio"]) if "log_ratio" in given else ((known["batch_var"] + eps).sqrt() / scale).log()
+    )
+    count = len(layers)
+    structure = Structure(producer_trains=(True,) * count, consumers=(("relu",) if relu else ("add",),) * count)
+    return Window(
+        layers=layers,
+        steps=tuple(range(steps)),
+        updates=torch.full((steps, count), updates),
+        training=each(training).expand(steps, count).clone(),
+        recovery=torch.zeros(steps, count, dtype=torch.int64),
+        baseline=Baseline(
+            log_var=torch.zeros(width),
+            offset=torch.full((count,), offset),
+            alive=torch.ones(width, dtype=torch.bool),
+            gamma=spread(start_gamma)[0],
+            mean=spread(start_mean)[0],
+            var=torch.ones(width),
+            updates=torch.full((count,), 1000),
+            sizes=torch.full((count,), float(sizes)),
+            values=torch.full((count,), float(sizes if values is None else values)),
+        ),
+        facts=Facts(
+            affine_trains=each(affine_trains),
+            optimizers=True,
+            learning_rates=(learning_rate,) * steps,
+            structure=structure,
+        ),
+        sample=sample,
+        fresh=min(10, steps),
+        **known,
+    )
+
+
+def check_rule(rule: Rule, window: Window) -> None:
+    """Assert what every rule owes: it is pure, deterministic, blind to the order of layers, and survives NaN.
+
+    Args:
+        rule: The rule.
+        window: Any window; its statistics may be random.
+
+    Raises:
+        AssertionError: The rule broke one of these.
+    """
+    before = {name: value.clone() for name, value in vars(window).items() if isinstance(value, Tensor)}
+    findings = rule.check(window)
+    for name, value in before.items():
+        assert torch.equal(value.nan_to_num(), getattr(window, name).nan_to_num()), f"{rule.code} changed {name}"
+    assert findings == rule.check(window) or any(f != f for f in findings), f"{rule.code} is not deterministic"
+    for finding in findings:
+        assert finding.layer is not None
+        assert 0 <= finding.layer < len(window.layers)
+        size = window.layers.channels[finding.layer]
+        assert all(0 <= c < size for c in finding.channels), f"{rule.code} names a channel that the layer has not"
+        assert finding.first_step in window.steps, f"{rule.code} names a step outside the window"
+        assert finding.message, f"{rule.code} says nothing"
+        assert finding.advice, f"{rule.code} has no advice"
+    hidden: dict[str, Any] = {
+        name: torch.full_like(t, torch.nan) for name, t in before.items() if t.is_floating_point()
+    }
+    rule.check(replace(window, **hidden))
+
+
+class RecordingSink(Sink):
+    """Keeps everything it is told: a test double.
+
+    Attributes:
+        events: ``(what, argument)`` in the order they came.
+    """
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+
+    def open(self, run: Any) -> None:
+        self.events.append(("open", run))
+
+    def frame(self, summary: Any) -> None:
+        self.events.append(("frame", summary))
+
+    def alert(self, alert: Any) -> None:
+        self.events.append(("alert", alert))
+
+    def epoch(self, summary: Any) -> None:
+        self.events.append(("epoch", summary))
+
+    def close(self, summary: Any) -> None:
+        self.events.append(("close", summary))
