@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,15 +67,10 @@ class _Hook:
         if module is self._module and not torch.compiler.is_compiling():
             self._call(module, args, output)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
-        return inert
-
-    def __reduce__(self) -> str:
-        return "inert"
-
-
-def inert(*_: Any) -> None:
-    """Do nothing: what a hook becomes in a copy of the model."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copied or pickled, it becomes a function of the standard library that takes anything and does nothing: a
+        # model that is saved in a sampled step loads where bnmonitor is not installed.
+        return getattr, (nullcontext(), "__exit__")
 
 
 @dataclass
@@ -189,7 +185,11 @@ class Sampler:
 
 def _moments(layers: LayerTable, reduced: Sequence[Tensor | None]) -> Moments:
     blank = {c: torch.full((7, c), torch.nan, device="cpu") for c in set(layers.channels)}
-    parts = [blank[c] if r is None else r.float().cpu() for r, c in zip(reduced, layers.channels, strict=True)]
+    # Without buffers and parameters PyTorch lets any number of channels through, whatever num_features says.
+    parts = [
+        blank[c] if r is None or r.shape[1] != c else r.float().cpu()
+        for r, c in zip(reduced, layers.channels, strict=True)
+    ]
     count, mean, squares, low, high, nonpositive, nonfinite = torch.cat(parts, 1)
     return Moments(
         mean=mean, var=squares / count, min=low, max=high, nonpositive=nonpositive / count, nonfinite=nonfinite

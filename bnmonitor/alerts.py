@@ -58,6 +58,11 @@ class Alert:
     advice: str
     url: str
 
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What tells this episode from every other of the run."""
+        return self.code, self.layer or self.message, self.first_step
+
     def __str__(self) -> str:
         where = f" · {self.layer}" if self.layer is not None else ""
         more = f" and {count(len(self.layers) - 1, 'more layer')}" if len(self.layers) > 1 else ""
@@ -108,6 +113,8 @@ class AlertBook:
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self.rules = list(rules)
+        self.broken: set[str] = set()
+        """Codes of the rules that raised."""
         self.alerts: list[Alert] = []
         self._cases: dict[tuple[str, str | None], _Case] = {}
         self._told: set[tuple[str, str | None]] = set()
@@ -137,13 +144,16 @@ class AlertBook:
                 findings = rule.check(window)
             except Exception as error:
                 self.rules.remove(rule)
+                self.broken.add(rule.code)
                 events.append(self.tell(RuleError.report(rule.code, error, window.steps[-1]), RuleError()))
                 continue
+            unjudged: tuple[str, ...] = ()
             if rule.code == _SILENCING:
                 broken_from = min([f.layer for f in findings if f.layer is not None], default=broken_from)
             else:
                 findings = [f for f in findings if f.layers or f.layer is None or f.layer < broken_from]
-            events += self._update(rule, findings, window)
+                unjudged = window.layers.names[broken_from:]
+            events += self._update(rule, findings, window, unjudged)
         return events
 
     def tell(self, finding: Finding, rule: Rule) -> Alert:
@@ -152,12 +162,13 @@ class AlertBook:
         self.alerts.append(alert)
         return alert
 
-    def _update(self, rule: Rule, findings: list[Finding], window: Window) -> list[Alert]:
+    def _update(self, rule: Rule, findings: list[Finding], window: Window, unjudged: Sequence[str] = ()) -> list[Alert]:
         names = window.layers.names
         now = window.steps[-1]
         changed: dict[int, bool] = {}
         opening: list[tuple[Finding, _Case]] = []
-        current = set()
+        # What is behind a NaN can not be judged: nothing said of it fades.
+        current: set[tuple[str, str | None]] = {(rule.code, name) for name in unjudged}
         for finding in findings:
             key = (rule.code, None if finding.layers or finding.layer is None else names[finding.layer])
             current.add(key)
@@ -183,17 +194,18 @@ class AlertBook:
         """Bring an open alert up to date; return whether it got worse."""
         alert = self.alerts[index]
         worse = finding.severity > alert.severity
-        mine = finding.layer is not None and names[finding.layer] == alert.layer
-        if worse or mine:
+        joined = tuple(names[i] for i in finding.layers if names[i] not in alert.layers)
+        severity = max(alert.severity, finding.severity)
+        alert = replace(alert, last_step=now, severity=severity, layers=alert.layers + joined)
+        if worse and finding.layer is not None and names[finding.layer] == alert.layer:
             alert = replace(
                 alert,
-                severity=max(alert.severity, finding.severity),
-                channels=finding.channels if mine else alert.channels,
-                value=finding.value if mine else alert.value,
-                threshold=finding.threshold if mine else alert.threshold,
-                message=finding.message if mine and worse else alert.message,
+                channels=finding.channels,
+                value=finding.value,
+                threshold=finding.threshold,
+                message=finding.message,
             )
-        self.alerts[index] = replace(alert, last_step=now)
+        self.alerts[index] = alert
         return worse
 
     def _fade(self, rule: Rule, current: set[tuple[str, str | None]]) -> list[int]:
@@ -254,14 +266,14 @@ class AlertBook:
         return events
 
     def _followed(self, rule: Rule, lead: Finding, case: _Case, window: Window) -> int | None:
-        """The open alert of the same rule that a new finding belongs to: begun within a window, not downstream."""
-        names = window.layers.names
+        """The open alert of the same rule that a new finding belongs to: one that began within a window of it.
+
+        Downstream or upstream: an explosion travels forward with the activations and backward with the gradients.
+        """
         for index in range(len(self.alerts) - 1, -1, -1):
             alert = self.alerts[index]
-            if alert.code != rule.code or alert.state != "open" or lead.layer is None or alert.layer not in names:
-                continue
-            near = case.first_step - alert.first_step <= max(len(window), window.fresh)
-            if near and names.index(alert.layer) <= lead.layer:
+            same = alert.code == rule.code and alert.state == "open" and lead.layer is not None
+            if same and case.first_step - alert.first_step <= len(window):
                 return index
         return None
 

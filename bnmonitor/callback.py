@@ -10,7 +10,7 @@ from bnmonitor.alerts import Alert
 from bnmonitor.monitor import Monitor
 from bnmonitor.rules import Rule
 from bnmonitor.settings import Action, Settings
-from bnmonitor.sinks import Console, Loggers, Sink, TensorBoard
+from bnmonitor.sinks import Console, Loggers, Sink, TensorBoard, checked
 from bnmonitor.sinks.console import beside_bar
 
 if TYPE_CHECKING:
@@ -74,11 +74,10 @@ class BatchNormMonitor(_Base):
         select: Sequence[str] = ("default",),
         ignore: Sequence[str] = (),
         rules: Sequence[Rule] | Mapping[str, Mapping[str, float]] | None = None,
-        on_alert: Action | Mapping[str, Action] = "warn",
+        on_alert: Mapping[str, Action] | Action = "warn",
         sinks: Sequence[Sink] | None = None,
     ) -> None:
         super().__init__()
-        self._patterns = (list(include), list(exclude))
         self._settings: dict[str, Any] = {
             "check_every_n_steps": check_every_n_steps,
             "log_every_n_steps": log_every_n_steps,
@@ -93,7 +92,8 @@ class BatchNormMonitor(_Base):
             "on_alert": on_alert,
         }
         Settings(**self._settings)
-        self._sinks = sinks
+        self._patterns = (list(include), list(exclude))
+        self._sinks = None if sinks is None else checked(sinks)
         self._monitor: Monitor | None = None
         self._module: Any = None
         self._state: dict[str, Any] | None = None
@@ -123,12 +123,13 @@ class BatchNormMonitor(_Base):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Find the layers, now that the model is built, moved and converted, and begin to watch."""
-        if self._monitor is None or self._module is not pl_module:
+        if self._monitor is None or self._module is not pl_module or self._state is not None:
             self._monitor, self._module = self._make(trainer, pl_module), pl_module
             if self._state is not None:
                 self._monitor.load_state_dict(self._state)
         self._state = None
         loggers = [] if trainer.fast_dev_run or not trainer.is_global_zero else list(trainer.loggers)
+        self._monitor.should_stop = False
         self._monitor.connect(loggers=loggers, emit=beside_bar(trainer))
         self._monitor.watch_optimizers(trainer.optimizers)
         self._monitor.start()
@@ -177,7 +178,9 @@ class BatchNormMonitor(_Base):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the monitor's state for the checkpoint, as plain types and tensors."""
-        return {} if self._monitor is None else self._monitor.state_dict()
+        if self._state is not None or self._monitor is None:
+            return self._state or {}
+        return self._monitor.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state from a checkpoint until the fit begins."""

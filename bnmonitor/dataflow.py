@@ -23,7 +23,8 @@ _SHAPE_ONLY = (
     "ToCopy",
 )
 _PARAMETER = "AccumulateGrad"
-_WITH_PARAMETERS = ("Convolution", "Addmm", "MmBackward", "Bmm", "Embedding", "Norm")
+_WITH_PARAMETERS = {"Convolution": 0, "Addmm": 1, "MmBackward": 0, "Embedding": -1, "Norm": 0}
+"""Operations with parameters, and which of their operands is the input; the rest are weights. -1: none is."""
 
 
 def tensors_of(value: Any) -> list[Tensor]:
@@ -89,18 +90,22 @@ def _norm_below(node: Any, depth: int = 4) -> Any:
 
 def _trains(node: Any) -> bool:
     """Whether the nearest operation with parameters upstream has one that gets a gradient."""
-    stack, seen = [node], {None}
+    stack, seen = [(node, False)], set()
     while stack:
-        node = stack.pop()
-        if node in seen:
+        node, is_weight = stack.pop()
+        if node is None or (node, is_weight) in seen:
             continue
-        seen.add(node)
-        if type(node).__name__ == _PARAMETER:
+        seen.add((node, is_weight))
+        name = type(node).__name__
+        if name == _PARAMETER:
             return True
         children = [child for child, _ in node.next_functions]
-        if any(word in type(node).__name__ for word in _WITH_PARAMETERS):
-            children = [c for c in children if c is not None and (_is_shape(c) or type(c).__name__ == _PARAMETER)]
-        stack += children
+        # A weight may be made of others (weight_norm): all that is behind it counts.
+        operand = None if is_weight else next((at for word, at in _WITH_PARAMETERS.items() if word in name), None)
+        if operand is None:
+            stack += [(child, is_weight) for child in children]
+        else:
+            stack += [(child, True) for at, child in enumerate(children) if at != operand]
     return False
 
 

@@ -121,7 +121,7 @@ def discover(
         order: Position in the forward by ``id(module)``, where it is known.
 
     Raises:
-        ValueError: A pattern matches no layer at all, although the model has some.
+        ValueError: A pattern matches no layer at all, although the model has some; or two layers get the same name.
     """
     found: dict[str, nn.Module] = {}
     seen: set[int] = set()
@@ -132,6 +132,8 @@ def discover(
                 continue
             seen.add(id(module))
             name = ".".join(part for part in (prefix, path) if part) or ROOT
+            if name in found:
+                raise ValueError(f"two BatchNorm layers would both be named {name!r}: give the models other names")
             found[name] = module
             if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
                 lazy.add(name)

@@ -17,7 +17,7 @@ def median(values: Tensor, window: Window) -> Tensor:
 def share(mask: Tensor, window: Window) -> Tensor:
     """Share of each layer's channels that are set in a ``[C]`` mask: ``[L]``."""
     sizes = torch.tensor(window.layers.channels, device="cpu")
-    return segment_sum(mask, window.layers.owner, len(window.layers)) / sizes.clamp(min=1)
+    return segment_sum(mask, window.layers.owner, len(window.layers)).double() / sizes.clamp(min=1)
 
 
 def lag(window: Window) -> tuple[Tensor, Tensor]:
@@ -36,6 +36,12 @@ def lag(window: Window) -> tuple[Tensor, Tensor]:
     running = running.where(~batch.isnan(), torch.nan)
     log_ratio = 0.5 * ((batch.nanmean(0) + eps).log() - (running.nanmean(0) + eps).log())
     return median(mean, window), median(log_ratio.abs(), window)
+
+
+def settled(window: Window) -> Tensor:
+    """Layers whose whole window lies after their warm-up, so that a lag in it is one: ``[L]`` bool."""
+    seen = window.updates.clamp(min=0).sum(0)
+    return window.warm() & (window.baseline.updates - seen >= 30)
 
 
 def noise(window: Window) -> Tensor:

@@ -18,9 +18,10 @@ from bnmonitor.alerts import Alert, AlertBook
 from bnmonitor.frame import CHANNEL_STATISTICS
 from bnmonitor.layers import LayerTable
 from bnmonitor.rules import Rule, Severity
+from bnmonitor.rules.monitor.rule_error import RuleError
 from bnmonitor.rules.monitor.sink_error import SinkError
 from bnmonitor.settings import Action, Settings
-from bnmonitor.sinks.base import FanOut, Run, Sink
+from bnmonitor.sinks.base import FanOut, Run, Sink, checked
 from bnmonitor.sinks.console import Console
 from bnmonitor.sinks.tensorboard import TensorBoard
 from bnmonitor.summary import Summary, empty, summarize
@@ -31,6 +32,8 @@ logger = logging.getLogger("bnmonitor")
 Phase = Literal["validation", "test", "predict", "sanity"]
 _PHASES = ("validation", "test", "predict", "sanity")
 _LEVELS = {Severity.INFO: logging.INFO, Severity.WARNING: logging.WARNING, Severity.ERROR: logging.ERROR}
+_OWN_FAULTS = (RuleError.code, SinkError.code)
+"""Alerts about bnmonitor itself, which never stop a training."""
 _LOG_EVERY = 50
 
 
@@ -109,7 +112,7 @@ class Monitor:
         select: Sequence[str] = ("default",),
         ignore: Sequence[str] = (),
         rules: Sequence[Rule] | Mapping[str, Mapping[str, float]] | None = None,
-        on_alert: Action | Mapping[str, Action] = "warn",
+        on_alert: Mapping[str, Action] | Action = "warn",
         sinks: Sequence[Sink] | None = None,
     ) -> None:
         self.settings = Settings(
@@ -125,6 +128,12 @@ class Monitor:
             rules=rules,
             on_alert=on_alert,
         )
+        if (
+            isinstance(accumulate_grad_batches, bool)
+            or not isinstance(accumulate_grad_batches, int)
+            or (accumulate_grad_batches < 1)
+        ):
+            raise ValueError(f"accumulate_grad_batches={accumulate_grad_batches!r} must be an int, 1 or more")
         self._watch = Watch(
             _as_models(model),
             include=include,
@@ -135,11 +144,13 @@ class Monitor:
         )
         self._optimizers = _as_optimizers(optimizer)
         self._log_dir = None if log_dir is None else Path(log_dir)
-        self._sinks = FanOut(_default_sinks(self._log_dir) if sinks is None else _as_sinks(sinks), self._sink_failed)
+        self._sinks = FanOut(_default_sinks(self._log_dir) if sinks is None else checked(sinks), self._sink_failed)
         self._actions = self.settings.actions()
-        self._book = AlertBook([r for r in self.settings.chosen_rules() if not self._unmet(r)])
+        self._book = AlertBook([])
         self._run: dict[str, Any] = {}
         self._running = self._broken = False
+        self._log_every = _LOG_EVERY if log_every_n_steps is None else log_every_n_steps
+        self._framed = 0
         self.should_stop = False
         """Set by ``on_alert="stop"``: the training loop should end."""
         if not self._watching:
@@ -202,7 +213,7 @@ class Monitor:
     def start(self) -> Monitor:
         """Begin to watch, or begin again; layers that were replaced since are found anew."""
         if not self._running:
-            self._running = True
+            self._running, self._broken = True, False
             self._guard(self._start)
         return self
 
@@ -260,14 +271,20 @@ class Monitor:
             self._guard(self._check)
         finally:
             self._watch.end()
-            self._guard(lambda: self._sinks.tell("close", self.summary()))
-            self._running = False
+            try:
+                self._guard(self._close_sinks)
+            finally:
+                self._running = False
 
     def __enter__(self) -> Monitor:
         return self.start()
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except AlertError:
+            if kind is None:
+                raise
 
     # -- what an adapter such as the Lightning callback calls ----------------------------------------------------------
 
@@ -300,6 +317,8 @@ class Monitor:
 
     def _unmet(self, rule: Rule) -> str:
         """Why a rule cannot run; empty if it can."""
+        if "optimizer" in rule.needs and not self._optimizers:
+            return "needs the optimizer: pass optimizer="
         return self._watch.without_samples() if "samples" in rule.needs else ""
 
     def _guard(self, call: Callable[..., object], *args: Any) -> None:
@@ -308,7 +327,7 @@ class Monitor:
             return
         try:
             call(*args)
-        except AlertError:
+        except (AlertError, BatchNormWarning):
             raise
         except Exception as error:
             self._broken = True
@@ -318,6 +337,8 @@ class Monitor:
 
     def _start(self) -> None:
         self._watch.begin()
+        chosen = self.settings.chosen_rules()
+        self._book.rules = [rule for rule in chosen if not self._unmet(rule) and rule.code not in self._book.broken]
         self._sinks.tell("open", Run(layers=self.layers, **{"log_dir": self._log_dir, **self._run}))
 
     def _step(self, number: int) -> None:
@@ -325,9 +346,12 @@ class Monitor:
         count = self._watch.count
         if self._watch.full or count == 1 or count % self.settings.check_every_n_steps == 0:
             self._check()
-        every = _LOG_EVERY if self.settings.log_every_n_steps is None else self.settings.log_every_n_steps
-        if every and (count == 1 or count % every == 0) and self._watch.steps:
-            self._sinks.tell("frame", self.summary())
+        if self._log_every and (count == 1 or count % self._log_every == 0) and self._watch.steps:
+            self._frame()
+
+    def _frame(self) -> None:
+        self._framed = self._watch.count
+        self._sinks.tell("frame", self.summary())
 
     @torch.no_grad()
     def _check(self) -> None:
@@ -338,16 +362,20 @@ class Monitor:
         window = self._watch.counted(window)
         events = self._book.check(window)
         self._watch.judged(window, self._book.held(self.layers))
-        for alert in events:
-            self._announce(alert)
+        self._announce(events)
 
-    def _announce(self, alert: Alert) -> None:
-        self._sinks.tell("alert", alert)
-        if alert.state == "open":
-            self._act(alert)
+    def _announce(self, events: Sequence[Alert]) -> None:
+        """Tell the sinks of all, then act on each: an action may raise."""
+        for alert in events:
+            self._sinks.tell("alert", alert)
+        for alert in events:
+            if alert.state == "open":
+                self._act(alert)
 
     def _act(self, alert: Alert) -> None:
         action = self._actions[alert.severity]
+        if alert.code in _OWN_FAULTS and action in ("stop", "raise"):
+            action = "warn"
         if callable(action):
             self._call(action, alert)
         elif action == "raise":
@@ -372,12 +400,17 @@ class Monitor:
 
     def _report(self, who: str, error: Exception) -> None:
         step = self._watch.steps[-1] if self._watch.steps else self._watch.count
-        self._announce(self._book.tell(SinkError.report(who, error, step), SinkError()))
+        self._announce([self._book.tell(SinkError.report(who, error, step), SinkError())])
 
     def _end_epoch(self, epoch: int | None) -> None:
         self._check()
         if self._watch.steps:
             self._sinks.tell("epoch", self.summary(epoch))
+
+    def _close_sinks(self) -> None:
+        if self._log_every and self._framed < self._watch.count and self._watch.steps:
+            self._frame()
+        self._sinks.tell("close", self.summary())
 
 
 def _warn(message: str) -> None:
@@ -397,16 +430,6 @@ def _as_optimizers(optimizer: object) -> list[Optimizer]:
     if not isinstance(given, Sequence) or not all(hasattr(o, "param_groups") for o in given):
         raise TypeError(f"optimizer must be an optimizer or a sequence of them, got {type(optimizer).__name__}")
     return list(given)
-
-
-def _as_sinks(sinks: object) -> Sequence[Sink]:
-    if not isinstance(sinks, Sequence) or isinstance(sinks, str):
-        raise TypeError(f"sinks must be a sequence of sinks, got {type(sinks).__name__}: pass [sink]")
-    for sink in sinks:
-        if not isinstance(sink, Sink):
-            hint = "pass an instance" if isinstance(sink, type) else "derive it from bnmonitor.sinks.Sink"
-            raise TypeError(f"sinks holds {sink!r}, which is no sink: {hint}")
-    return sinks
 
 
 def _default_sinks(log_dir: Path | None) -> list[Sink]:

@@ -92,6 +92,8 @@ class Recorder:
 
     @torch.no_grad()
     def _read(self, step: int | None, rate: float) -> None:
+        if not self.modules:
+            return
         row = len(self._meta)
         nans, zeros, ones = self._fill[torch.nan], self._fill[0.0], self._fill[1.0]
         gammas = [p.get("weight") for p in self._parameters]
@@ -104,7 +106,11 @@ class Recorder:
         )
         for slot, column in zip(self._slots[row], columns, strict=True):
             torch.cat(self._here(column), out=slot)
+            if len(slot) != self.layers.total:
+                raise self._resized(column)
         counts = [_or(b.get("num_batches_tracked"), self._no_count) for b in self._buffers]
+        # An average of the weights that takes the buffers along may turn the counts into floats.
+        counts = [c if c.dtype is torch.int64 else c.long() for c in counts]
         torch.stack(self._here(counts), out=self._counts[row])
         self._meta.append(
             _Row(
@@ -114,6 +120,12 @@ class Recorder:
                 tuple(m.momentum for m in self.modules),  # type: ignore[misc]
             )
         )
+
+    def _resized(self, column: list[Tensor]) -> RuntimeError:
+        """Say which layer no longer has the channels it was found with; its neighbours' would be misread."""
+        sizes = zip(self.layers.names, self.layers.channels, column, strict=True)
+        name, was, now = next((name, c, t.numel()) for name, c, t in sizes if t.numel() != c)
+        return RuntimeError(f"layer {name!r} had {was} channels and now has {now}: make a new Monitor")
 
     def _here(self, column: list[Tensor]) -> list[Tensor]:
         if all(t.device == self._device for t in column):
@@ -202,6 +214,7 @@ class Recorder:
         state = torch.full_like(updates, Recovery.EXACT)
         state[updates > 1] = Recovery.AVERAGED
         state[(segment_sum(~coarse, owner, layers) == 0) & (updates > 0)] = Recovery.PRECISION
+        state[segment_sum(mean.isfinite() & var.isfinite(), owner, layers) == 0] = Recovery.NON_FINITE
         state[(m == 0) & (updates > 0)] = Recovery.NO_MOMENTUM
         state[updates == 0] = Recovery.NO_UPDATE
         state[(updates < 0) | impossible | ((updates == 0) & changed)] = Recovery.FOREIGN
@@ -221,7 +234,7 @@ class Recorder:
         """Relative rounding of each layer's running statistics: ``[L]``."""
         kept = [b.get("running_mean") for b in self._buffers]
         return torch.tensor(
-            [torch.finfo(torch.float32 if t is None else t.dtype).eps / 2 for t in kept],
+            [max(torch.finfo(d).eps for d in (self.dtype, self.dtype if t is None else t.dtype)) / 2 for t in kept],
             dtype=torch.float64,
             device="cpu",
         )

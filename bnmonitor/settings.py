@@ -35,7 +35,7 @@ class Settings:
     select: Sequence[str] = ("default",)
     ignore: Sequence[str] = ()
     rules: Sequence[Rule] | Mapping[str, Mapping[str, float]] | None = None
-    on_alert: Action | Mapping[str, Action] = "warn"
+    on_alert: Mapping[str, Action] | Action = "warn"
 
     def __post_init__(self) -> None:
         for name, least, meaning in (
@@ -49,10 +49,14 @@ class Settings:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}={value!r} is no number of steps it accepts: pass an int, {meaning}")
+        if not isinstance(self.probe, bool):
+            raise TypeError(f"probe={self.probe!r} must be True or False")
         for name in ("include", "exclude", "select", "ignore"):
             value = getattr(self, name)
             if isinstance(value, str):
                 raise TypeError(f"{name}={value!r} must be a sequence of strings: pass ({value!r},)")
+            if not isinstance(value, Sequence):
+                raise TypeError(f"{name}={value!r} must be a sequence of strings, such as a tuple")
             if not all(isinstance(word, str) for word in value):
                 raise TypeError(f"{name}={value!r} must hold strings only")
         self.chosen_rules()

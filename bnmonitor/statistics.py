@@ -21,6 +21,7 @@ class Recovery(IntEnum):
     PRECISION = 4
     FOREIGN = 5
     NO_MOMENTUM = 6
+    NON_FINITE = 7
 
     @property
     def reason(self) -> str:
@@ -35,6 +36,7 @@ _REASONS = {
     Recovery.NO_BUFFERS: "the layer keeps no running statistics",
     Recovery.PRECISION: "momentum is too small for the precision of the running statistics",
     Recovery.FOREIGN: "something other than this layer's forward wrote its running statistics",
+    Recovery.NON_FINITE: "the running statistics are not finite",
     Recovery.NO_MOMENTUM: "momentum is 0: the running statistics carry nothing of the batch",
 }
 
@@ -79,7 +81,7 @@ def recover(before: Tensor, after: Tensor, weight: Tensor) -> Tensor:
 
 def segment_sum(values: Tensor, owner: Tensor, layers: int) -> Tensor:
     """Sum ``[..., C]`` over the channels of each layer: ``[..., L]``. NaN counts as 0."""
-    values = values.nan_to_num(0.0, 0.0, 0.0) if values.is_floating_point() else values.long()
+    values = values.where(~values.isnan(), 0.0) if values.is_floating_point() else values.long()
     out = torch.zeros((*values.shape[:-1], layers), dtype=values.dtype, device=values.device)
     return out.index_add_(-1, owner, values)
 
@@ -107,7 +109,7 @@ def segment_median(values: Tensor, owner: Tensor, layers: int) -> Tensor:
     sizes = torch.bincount(owner, minlength=layers)
     middle = sizes.cumsum(0) - sizes + (known - 1).clamp(min=0) // 2
     if not len(values):
-        return torch.full((layers,), torch.nan)
+        return torch.full((layers,), torch.nan, device=values.device)
     picked = values[order[middle.clamp(max=len(values) - 1)]]
     return picked.where(known > 0, torch.nan)
 

@@ -44,6 +44,8 @@ class LayerSummary:
         channels: Number of channels.
         health: 100 is well; at most 60 with an open warning, 20 with an open error.
         training: Whether the layer was in training mode at the last step.
+        settled: Whether the window lies after the warm-up, so that a lag of the statistics is judged; a layer in
+            evaluation mode has none to judge.
         batch_var: Geometric mean of the channels' batch variance at each step of the window.
         running_gap: Distance of batch mean and running mean, noise averaged out, in deviations.
         gamma_min: Smallest absolute gamma.
@@ -56,6 +58,7 @@ class LayerSummary:
     channels: int
     health: float
     training: bool
+    settled: bool
     batch_var: tuple[float, ...]
     running_gap: float
     gamma_min: float
@@ -117,7 +120,9 @@ class Summary:
             return f"BatchNorm {'✗' if errors else '!'} {', '.join(found)} in {count(len(self), 'layer')}{where}"
         total = count(self.layers.total, "channel")
         infos = f" · {count(len(self.open()), 'note')}" if self.open() else ""
-        return f"BatchNorm ✓ {count(len(self), 'layer')}, {total} healthy{where} · 0 alerts{infos}"
+        young = sum(not row.settled for row in self.rows)
+        waiting = f" · {count(young, 'layer')} still warming up" if young else ""
+        return f"BatchNorm ✓ {count(len(self), 'layer')}, {total} healthy{where} · 0 alerts{infos}{waiting}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain types."""
@@ -148,6 +153,7 @@ def empty(layers: LayerTable, alerts: Sequence[Alert], skipped: Mapping[str, str
             channels=channels,
             health=100.0,
             training=True,
+            settled=False,
             batch_var=(),
             running_gap=float("nan"),
             gamma_min=float("nan"),
@@ -185,6 +191,7 @@ def summarize(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str
         "silent": silent,
         "updates": window.updates.sum(0).float(),
     }
+    settled = (measures.settled(window) | ~window.training[-1]).tolist()
     reasons = window.recovery.amin(0).tolist()
     rows = tuple(
         LayerSummary(
@@ -192,6 +199,7 @@ def summarize(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str
             channels=layers.channels[i],
             health=float(health[i]),
             training=bool(window.training[-1, i]),
+            settled=settled[i],
             batch_var=tuple(course[:, i].tolist()),
             running_gap=float(mean_lag[i]),
             gamma_min=float(gamma_min[i]),
@@ -231,5 +239,5 @@ def _told(layers: LayerTable, alerts: Sequence[Alert]) -> list[tuple[Severity, t
 def _health(window: Window, mean_lag: Tensor, log_lag: Tensor, caps: list[float]) -> Tensor:
     """100 less up to 40 for a lag that nears its warning, capped by the open alerts."""
     nearness = torch.maximum(mean_lag.nan_to_num(0.0) / 0.1, log_lag.nan_to_num(0.0) / 0.2).clamp(max=1.0)
-    nearness = nearness.where(window.warm(), 0.0)
+    nearness = nearness.where(measures.settled(window), 0.0)
     return torch.minimum(100 - 40 * nearness.square().float(), torch.tensor(caps, device="cpu"))

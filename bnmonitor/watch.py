@@ -50,6 +50,7 @@ class Watch:
         self._tape, self._size, self._sample_every = tape, max(window, tape), sample_every
         self._sampler = Sampler()
         self._paused_sample = False
+        self._evaluations = 0
         self._restored: Mapping[str, Any] | None = None
         self.count = 0
         """Training steps seen."""
@@ -89,7 +90,11 @@ class Watch:
 
     def begin(self) -> None:
         """Start to watch; layers that were replaced since the last look are found anew."""
-        found = self._discover({id(m): i for i, m in enumerate(self._recorder.modules)})
+        found = self._discover(None)
+        # By name, not by module: a layer that was replaced (by SyncBatchNorm, say) keeps its place.
+        place = {name: i for i, name in enumerate(self.layers.names)}
+        named = zip(found.table.names, found.modules, strict=True)
+        found = self._discover({id(m): place[name] for name, m in named if name in place})
         if found.modules != self._recorder.modules or found.table != self.layers:
             self._take(found)
         self._can_sample = not self.without_samples()
@@ -103,11 +108,12 @@ class Watch:
     def step(self, number: int, rate: float) -> None:
         """Record the training step that has just ended."""
         self.count += 1
-        if self.waiting:
-            self._sampler.detach()
-            self._take(self._discover(None))
+        self._evaluations = 0
+        if self._woke():
             self._recorder.mark()
             self._sample(first=True)
+            return
+        if not len(self.layers):
             return
         if self._sampler.attached:
             self._take_sample(number)
@@ -127,11 +133,16 @@ class Watch:
 
     def pause(self) -> None:
         """An evaluation begins: what happens now is no training."""
+        self._evaluations += 1
         self._paused_sample |= self._sampler.attached
         self._sampler.detach()
 
     def resume(self) -> None:
         """The evaluation has ended; what it did to the buffers belongs to no step."""
+        self._evaluations = max(0, self._evaluations - 1)
+        if self._evaluations:
+            return
+        self._paused_sample |= self._woke()
         self._recorder.mark()
         self._sample(first=self._paused_sample)
         self._paused_sample = False
@@ -171,6 +182,8 @@ class Watch:
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters and baseline as plain types and tensors."""
+        if self._baseline is None and self._restored is not None:
+            return {**self._restored, "count": self.count}
         return {
             "count": self.count,
             "layers": list(self.layers.names),
@@ -197,6 +210,15 @@ class Watch:
         self._baseline = None
         self._samples: list[Sample] = []
         self._fresh = 0
+
+    def _woke(self) -> bool:
+        """Take in the lazy layers that a forward has made real; return whether there were any."""
+        found = self._discover(None) if self.waiting else None
+        if found is None or found.lazy == self._lazy:
+            return False
+        self._sampler.detach()
+        self._take(found)
+        return True
 
     def _sample(self, *, first: bool = False) -> None:
         """Place the hooks if the coming step is to be sampled."""

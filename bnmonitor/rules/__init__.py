@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from fnmatch import fnmatchcase
 
 from bnmonitor._text import nearest
 from bnmonitor.rules.base import Finding, Rule, Severity
@@ -93,8 +92,12 @@ def choose(
     own: set[str] = set()
     if isinstance(rules, Mapping):
         for word, thresholds in rules.items():
+            if not isinstance(word, str):
+                raise TypeError(f"rules= maps codes or names of rules to thresholds, got the key {word!r}")
             rule = find(word)
             available[rule.code] = _with_thresholds(rule, thresholds)
+    elif rules is not None and not isinstance(rules, Sequence):
+        raise TypeError(f"rules={rules!r} must be a sequence of Rule instances or a mapping of thresholds by rule")
     else:
         for rule in rules or ():
             if not isinstance(rule, Rule):
@@ -113,7 +116,7 @@ def _matching(word: str, rules: Sequence[Rule], argument: str) -> list[str]:
         return [rule.code for rule in rules]
     if word == "default":
         return [rule.code for rule in rules if rule.default]
-    found = [r.code for r in rules if r.name == word or fnmatchcase(r.code, word.upper() + "*")]
+    found = [r.code for r in rules if r.name == word or (word and r.code.startswith(word.upper()))]
     if not found:
         known = [w for r in rules for w in (r.code, r.name)]
         raise ValueError(f"{argument}={word!r} matches no rule{nearest(word, known)}; `bnmonitor rules` lists them all")
@@ -122,6 +125,9 @@ def _matching(word: str, rules: Sequence[Rule], argument: str) -> list[str]:
 
 def _with_thresholds(rule: Rule, thresholds: Mapping[str, float]) -> Rule:
     known = [f.name for f in fields(rule)]
+    if not isinstance(thresholds, Mapping):
+        example = f"{{{rule.name!r}: {{{known[0] if known else 'threshold'!r}: ...}}}}"
+        raise TypeError(f"rules={{{rule.name!r}: {thresholds!r}}} must map to thresholds by name, such as {example}")
     for name, value in thresholds.items():
         if name not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"

@@ -59,6 +59,21 @@ class Sink:
         """Take the state at the end, and flush."""
 
 
+def checked(sinks: object) -> Sequence[Sink]:
+    """Return the sinks a user gave.
+
+    Raises:
+        TypeError: They are no sequence of sinks.
+    """
+    if not isinstance(sinks, Sequence) or isinstance(sinks, str):
+        raise TypeError(f"sinks must be a sequence of sinks, got {type(sinks).__name__}: pass [sink]")
+    for sink in sinks:
+        if not isinstance(sink, Sink):
+            hint = "pass an instance" if isinstance(sink, type) else "derive it from bnmonitor.sinks.Sink"
+            raise TypeError(f"sinks holds {sink!r}, which is no sink: {hint}")
+    return sinks
+
+
 class FanOut:
     """Several sinks as one; a sink that raises is left out from then on.
 
@@ -79,6 +94,8 @@ class FanOut:
     def tell(self, what: Literal["open", "frame", "alert", "epoch", "close"], argument: Any) -> None:
         """Call one method of every sink."""
         for sink in list(self.sinks):
+            if sink not in self.sinks:
+                continue  # left out meanwhile, while another one's failure was told
             try:
                 getattr(sink, what)(argument)
             except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bnmonitor._text import count, listing, number, shorten
@@ -13,10 +13,12 @@ from bnmonitor.sinks.base import Run, Sink
 from bnmonitor.summary import LayerSummary, Summary
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console as RichConsole
+    from rich.console import ConsoleOptions, RenderableType, RenderResult
 
 _MARKS = {Severity.INFO: ("·", "none"), Severity.WARNING: ("!", "yellow"), Severity.ERROR: ("✗", "red")}
 _BARS = "▁▂▃▄▅▆▇█"
+_PLAIN = str.maketrans("✓✗·–…─σγ²" + _BARS, "+x|-~-sg2" + "._-=+*%#")
 
 
 class Console(Sink):
@@ -32,6 +34,8 @@ class Console(Sink):
     def __init__(self, *, epochs: bool = True, rows: int = 8) -> None:
         self._epochs, self._rows = epochs, rows
         self._emit: Callable[[RenderableType], None] = _print
+        self._told: set[tuple[str, str, int]] = set()
+        self._shown: set[tuple[object, Severity]] = set()
 
     def open(self, run: Run) -> None:
         """Learn how to print beside the progress bar."""
@@ -39,12 +43,17 @@ class Console(Sink):
 
     def alert(self, alert: Alert) -> None:
         """Print an alert that opened, got worse or was cleared."""
-        self._emit(alert_block(alert))
+        self._emit(alert_block(alert, again=alert.key in self._told))
+        self._told.add(alert.key)
 
     def epoch(self, summary: Summary) -> None:
-        """Print the state: one line if all is well, else the table."""
+        """Print the state: the table if an alert has come or gone since it was last shown, else one line."""
         if self._epochs:
-            self._emit(health_table(summary, rows=self._rows))
+            now: set[tuple[object, Severity]] = {
+                (alert.key, alert.severity) for alert in summary.open(Severity.WARNING)
+            }
+            self._emit(health_table(summary, rows=self._rows if now != self._shown else 0))
+            self._shown = now
 
     def close(self, summary: Summary) -> None:
         """Print the state with everything that is still open."""
@@ -55,7 +64,19 @@ class Console(Sink):
 def _print(renderable: RenderableType) -> None:
     import rich
 
-    rich.get_console().print(renderable)
+    _show(rich.get_console(), renderable)
+
+
+def _show(console: RichConsole, renderable: RenderableType) -> None:
+    """Print; where the encoding lacks our signs, as that of a log file under Windows may, with plain ones."""
+    try:
+        "".join(map(chr, _PLAIN)).encode(console.encoding)
+        console.print(renderable)
+    except UnicodeEncodeError:
+        with console.capture() as capture:
+            console.print(renderable)
+        plain = capture.get().translate(_PLAIN).encode(console.encoding, "replace")
+        console.file.write(plain.decode(console.encoding))
 
 
 def beside_bar(trainer: Any) -> Callable[[RenderableType], None]:
@@ -72,7 +93,7 @@ def beside_bar(trainer: Any) -> Callable[[RenderableType], None]:
         console = rich.get_console()
         bar = getattr(trainer, "progress_bar_callback", None)
         if not any(c.__name__ == "TQDMProgressBar" for c in type(bar).__mro__):
-            console.print(renderable)
+            _show(console, renderable)
             return
         from tqdm import tqdm
 
@@ -86,31 +107,39 @@ def beside_bar(trainer: Any) -> Callable[[RenderableType], None]:
     return emit
 
 
-def alert_block(alert: Alert) -> RenderableType:
-    """An alert in a few lines: what and where, the message, the fix, where to read more."""
+def alert_block(alert: Alert, *, again: bool = False) -> RenderableType:
+    """An alert in a few lines: what and where, the message, the fix, where to read more.
+
+    Args:
+        alert: The alert.
+        again: It was shown before and got worse: the fix need not be repeated.
+    """
+    from rich.console import Group
+    from rich.padding import Padding
     from rich.text import Text
 
     mark, style = _MARKS[alert.severity]
-    text = Text()
+    head = Text()
     if alert.state == "cleared":
-        text.append("✓ ", style="bold")
-        text.append(f"{alert.code} {alert.rule}", style="bold")
-        text.append(f" · {alert.layer or 'model'} · cleared, last seen at step {alert.last_step}", style="dim")
-        return text
-    text.append(f"{mark} {alert.severity} ", style=f"bold {style}")
-    text.append(f"{alert.code} {alert.rule}", style="bold")
+        head.append("✓ ", style="bold")
+        head.append(f"{alert.code} {alert.rule}", style="bold")
+        head.append(f" · {alert.layer or 'model'} · cleared, last seen at step {alert.last_step}", style="dim")
+        return head
+    head.append(f"{mark} {'now ' if again else ''}{alert.severity} ", style=f"bold {style}")
+    head.append(f"{alert.code} {alert.rule}", style="bold")
     if alert.layer is not None:
-        text.append(f" · {alert.layer}")
+        head.append(f" · {alert.layer}")
         if len(alert.layers) > 1:
-            text.append(f" and {count(len(alert.layers) - 1, 'more layer')}", style="dim")
+            head.append(f" and {count(len(alert.layers) - 1, 'more layer')}", style="dim")
     if alert.channels:
-        text.append(f" · channels {listing(alert.channels)}")
-    text.append(f" · since step {alert.first_step}\n")
-    text.append(f"  {alert.message}\n")
-    text.append("  fix: ", style="bold")
-    text.append(f"{alert.advice}\n")
-    text.append(f"  more: bnmonitor explain {alert.code}", style="dim")
-    return text
+        head.append(f" · channels {listing(alert.channels)}")
+    head.append(f" · since step {alert.first_step}")
+    lines = [Text(alert.message)]
+    if not again:
+        lines.append(Text.assemble(("fix: ", "bold"), alert.advice))
+        if alert.url:
+            lines.append(Text(f"more: bnmonitor explain {alert.code}", style="dim"))
+    return Group(head, *(Padding(line, (0, 0, 0, 2)) for line in lines))
 
 
 def sparkline(values: tuple[float, ...], width: int = 12) -> str:
@@ -135,25 +164,16 @@ def sparkline(values: tuple[float, ...], width: int = 12) -> str:
 
 def health_table(summary: Summary, *, rows: int = 8, final: bool = False) -> RenderableType:
     """The worst layers first, with their course and their alerts; one line if nothing is wrong."""
-    from rich import box
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     errors, warnings = summary.open(Severity.ERROR), summary.open(Severity.WARNING)
     style = "bold red" if errors else "bold yellow" if warnings else "bold"
     parts: list[RenderableType] = [Text(summary.headline(), style=style, overflow="fold")]
-    if warnings:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim", expand=False)
-        for title in ("layer", "health", "batch σ²", "", "gap", "γ min", "silent", "alerts"):
-            last = title == "alerts"
-            right = title in ("gap", "γ min", "silent", "health")
-            table.add_column(title, justify="right" if right else "left", no_wrap=not last, overflow="fold")
-        worst = sorted(summary, key=lambda row: row.health)
-        shown = [row for row in worst if row.health <= 60][:rows]
-        for row in shown:
-            table.add_row(*_cells(row))
-        parts.append(table)
+    worst = sorted(summary, key=lambda row: row.health)
+    shown = [row for row in worst if row.health <= 60][:rows] if warnings else []
+    if shown:
+        parts.append(_LayerRows(shown))
         if len(worst) > len(shown):
             ill = sum(row.health <= 60 for row in worst) - len(shown)
             rest = count(len(worst) - len(shown), "more layer")
@@ -168,19 +188,52 @@ def health_table(summary: Summary, *, rows: int = 8, final: bool = False) -> Ren
     return Group(*parts)
 
 
-def _cells(row: LayerSummary) -> list[Any]:
+class _LayerRows:
+    """A table of layers with as many columns as the console is wide for; the alerts are always there."""
+
+    def __init__(self, rows: Sequence[LayerSummary]) -> None:
+        self._rows = rows
+
+    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> RenderResult:
+        from rich import box
+        from rich.table import Table
+
+        width = options.max_width
+        titles = {
+            "layer": 0,
+            "health": 0,
+            "batch σ²": 75,
+            "": 105,
+            "gap": 105,
+            "γ min": 105,
+            "silent": 105,
+            "alerts": 0,
+        }
+        fit = [title for title, least in titles.items() if width >= least]
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim", expand=False)
+        for title in fit:
+            right = title in ("gap", "γ min", "silent", "health")
+            last = title == "alerts"
+            table.add_column(title, justify="right" if right else "left", no_wrap=not last, overflow="fold")
+        for row in self._rows:
+            cells = dict(zip(titles, _cells(row, 32 if width >= 75 else max(8, width // 2 - 8)), strict=True))
+            table.add_row(*(cells[title] for title in fit))
+        yield table
+
+
+def _cells(row: LayerSummary, width: int) -> list[Any]:
     from rich.text import Text
 
     mark, style = ("✗", "red") if row.health <= 20 else ("!", "yellow")
     blank = "–"
     now = row.batch_var[-1] if row.batch_var else float("nan")
     return [
-        Text(shorten(row.name, 32)),
+        Text(shorten(row.name, width)),
         Text(f"{mark} {row.health:.0f}", style=style),
         Text(sparkline(row.batch_var)),
         number(now) if now == now else blank,
-        f"{number(row.running_gap)}σ" if row.running_gap == row.running_gap else blank,
-        number(row.gamma_min) if row.gamma_min == row.gamma_min else blank,
+        f"{row.running_gap:.2f}σ" if row.running_gap == row.running_gap else blank,
+        f"{row.gamma_min:.2f}" if row.gamma_min == row.gamma_min else blank,
         f"{100 * row.silent:.0f} %" if row.silent == row.silent else blank,
         Text(", ".join(row.alerts)),
     ]

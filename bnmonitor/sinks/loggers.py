@@ -31,6 +31,14 @@ def torch_writer(logger: Any) -> Any:
     return writer if type(writer).__module__.startswith("torch.utils.tensorboard") else None
 
 
+def _writes_events(logger: Any) -> bool:
+    """Whether the TensorBoard sink sees to this logger; a writer that can not be made is for that sink to report."""
+    try:
+        return torch_writer(logger) is not None
+    except Exception:
+        return True
+
+
 class Loggers(Sink):
     """Logs the numbers of the whole model to loggers that are not TensorBoard.
 
@@ -45,7 +53,7 @@ class Loggers(Sink):
     def open(self, run: Run) -> None:
         """Take the Trainer's loggers if none were given."""
         if self._given is None:
-            self._loggers = [each for each in run.loggers if torch_writer(each) is None]
+            self._loggers = [each for each in run.loggers if not _writes_events(each)]
 
     def frame(self, summary: Summary) -> None:
         """Log the totals."""

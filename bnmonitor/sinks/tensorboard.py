@@ -39,7 +39,7 @@ class TensorBoard(Sink):
         self._log_dir = log_dir
         self._own: Any = None
         self._writers: Sequence[Any] = ()
-        self._alerts: dict[tuple[str, str | None, int], Alert] = {}
+        self._alerts: dict[tuple[str, str, int], Alert] = {}
         self._described: str | None = None
         self._tags: dict[str, str] = {}
         self._step = 0
@@ -64,7 +64,7 @@ class TensorBoard(Sink):
 
     def alert(self, alert: Alert) -> None:
         """Write the table of all alerts anew."""
-        self._alerts[alert.code, alert.layer, alert.first_step] = alert
+        self._alerts[alert.key] = alert
         self._step = max(self._step, alert.last_step)
         for writer in self._writers:
             writer.add_text(ALERTS_TAG, _markdown(list(self._alerts.values())), self._step)

@@ -61,13 +61,12 @@ class EvalModeInTraining(Rule):
         at = (still & self._trains(window) & self._took_part(fresh)).nonzero().flatten().tolist()
         if not at:
             return []
-        eval_mode = ~window.training[:, at].any(1)
         return [
             Finding(
                 severity=Severity.WARNING,
                 layer=at[0],
                 layers=tuple(at),
-                first_step=onset(eval_mode, window),
+                first_step=min(onset(~window.training[:, i], window) for i in at),
                 value=float(len(at)),
                 threshold=0.0,
                 message="training runs through it in evaluation mode, although its parameters are trained: "

@@ -97,12 +97,14 @@ class LeakingFreeze(Rule):
 
     def _finding(self, window: Window, layer: int, mean: float, log_var: float) -> Finding:
         error = mean > self.error_drift or log_var > self.error_log_variance
+        by_mean = mean / self.error_drift >= log_var / self.error_log_variance
+        limit = self.error_drift if by_mean else self.error_log_variance
         return Finding(
             severity=Severity.ERROR if error else Severity.WARNING,
             layer=layer,
             first_step=first(window.updates[:, layer] > 0, window),
-            value=mean,
-            threshold=self.error_drift if error else 0.0,
+            value=mean if by_mean else log_var,
+            threshold=limit if error else 0.0,
             message=f"gamma and beta are frozen, but the running statistics are updated: the mean has drifted "
             f"{number(mean)} deviations, the variance by a factor {number(math.exp(min(log_var, 80.0)))}",
             advice="put the frozen layers in evaluation mode after every model.train(): layer.eval() in "

@@ -10,7 +10,7 @@ import torch
 
 from bnmonitor._text import number
 from bnmonitor.frame import Window
-from bnmonitor.measures import lag
+from bnmonitor.measures import lag, settled
 from bnmonitor.rules.base import Finding, Rule, Severity, rate_note
 
 
@@ -72,7 +72,7 @@ class StaleStatistics(Rule):
     def check(self, window: Window) -> list[Finding]:
         """Find the layers whose running statistics lag."""
         seen = window.updates.clamp(min=0).sum(0)
-        judged = window.warm() & (window.baseline.updates - seen >= 30) & (seen >= min(self.least_steps, len(window)))
+        judged = settled(window) & (seen >= min(self.least_steps, len(window)))
         if len(window) < 8 or not judged.any():
             return []
         mean_lag, log_lag = lag(window)
@@ -81,10 +81,10 @@ class StaleStatistics(Rule):
         return [self._finding(window, layer, mean_lag, log_lag) for layer in over.nonzero().flatten().tolist()]
 
     def _finding(self, window: Window, layer: int, mean_lag: torch.Tensor, log_lag: torch.Tensor) -> Finding:
-        mean, log = float(mean_lag[layer]), float(log_lag[layer])
+        mean, log = float(mean_lag[layer].nan_to_num(0.0)), float(log_lag[layer].nan_to_num(0.0))
         error = mean > self.error_mean or log > self.error_log_deviation
-        by_mean = mean / self.warn_mean >= log / self.warn_log_deviation
         limits = (self.error_mean, self.error_log_deviation) if error else (self.warn_mean, self.warn_log_deviation)
+        by_mean = mean / limits[0] >= log / limits[1]
         momentum = window.layers.momentum[layer]
         if by_mean:
             what = f"batch means are {number(mean)} deviations away from the running mean, always to the same side"

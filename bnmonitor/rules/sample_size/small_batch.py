@@ -81,12 +81,11 @@ class SmallBatch(Rule):
         )
         if severity is None:
             return []
-        at = (judged & (size < self.warn_below)).nonzero().flatten().tolist()
+        at = (judged & (size < max(self.warn_below, self.error_below))).nonzero().flatten().tolist()
         many = bool((base.values[judged].median() >= self.many_values).item())
-        spread = self._spread(window, judged) if many else float("nan")
         if many and len(window) < 16:
             return []
-        if many and not spread > self.spread:
+        if many and not self._spread(window, judged) > self.spread:
             severity = Severity.WARNING if severity is Severity.ERROR else Severity.INFO
         noise = 100 / typical**0.5
         return [

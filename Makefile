@@ -1,0 +1,56 @@
+# Two commands: `make demo` and `make test`. Both make the environment they need.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test lint format bench docs pictures clean
+
+help:
+	@echo "make demo      install, then train three small networks and see what is found"
+	@echo "make test      install, then run the whole test suite"
+	@echo "make lint      ruff and mypy"
+	@echo "make docs      write the rules' pages anew from their docstrings"
+	@echo "make bench     measure what bnmonitor costs"
+	@echo "make pictures  make the pictures of the README anew from a real run (needs chromium)"
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "bnmonitor needs Python 3.10 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 cannot make a virtual environment; on Debian: apt install python3-venv"; exit 1; }
+
+$(VENV)/demo.stamp: $(BIN)/pip pyproject.toml constraints.txt
+	@echo "installing bnmonitor and what the demo needs into $(VENV) ..."
+	@$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(BIN)/pip pyproject.toml constraints.txt
+	@echo "installing bnmonitor and what its tests need into $(VENV) ..."
+	@$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/demo.stamp
+
+demo: $(VENV)/demo.stamp
+	@$(BIN)/bnmonitor demo
+
+test: $(VENV)/dev.stamp
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/dev.stamp
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+docs: $(VENV)/dev.stamp
+	@$(BIN)/python docs/gen_rules.py
+
+bench: $(VENV)/dev.stamp
+	@$(BIN)/python benchmarks/overhead.py
+
+pictures: $(VENV)/dev.stamp
+	@$(BIN)/python docs/gen_pictures.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bnmonitor_demo

@@ -1,0 +1,7 @@
+"""``python -m bnmonitor``."""
+
+import sys
+
+from bnmonitor.cli import main
+
+sys.exit(main())

@@ -1,0 +1,154 @@
+import ast
+import doctest
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from runpy import run_path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from bnmonitor.manual import index, page, plain
+from bnmonitor.rules import CATALOGUE, Rule, all_rules
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+GENERATED = [path for path in PAGES if path.parent.name == "rules"]
+WALKED = [ROOT / "docs" / f"{name}.md" for name in ("getting-started", "interface", "how-it-works", "extending")]
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks(path: Path, language: str = "python") -> list[str]:
+    return [body for kind, body in FENCE.findall(path.read_text(encoding="utf-8")) if kind == language]
+
+
+def prose(path: Path) -> str:
+    return re.sub(r"`[^`\n]*`", "", FENCE.sub("", path.read_text(encoding="utf-8")))
+
+
+def anchors(path: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", path.read_text(encoding="utf-8")), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+# -- the generated pages -----------------------------------------------------------------------------------------------
+
+
+def test_the_pages_of_the_rules_are_what_the_docstrings_say() -> None:
+    stale = run_path(str(ROOT / "docs" / "gen_rules.py"))["stale"]()
+    assert not stale, f"run `python docs/gen_rules.py`: {', '.join(map(str, stale))}"
+
+
+def test_a_stale_page_is_one_clear_line_and_exit_1(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    (tmp_path / "docs/rules/BN304.md").write_text("old\n")
+    (tmp_path / "docs/rules/BN999.md").write_text("of a rule that is gone\n")
+
+    def gen_rules(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(tmp_path / "docs/gen_rules.py"), *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    checked = gen_rules("--check")
+    assert checked.returncode == 1
+    assert checked.stdout.splitlines() == ["stale: rules/BN304.md, rules/BN999.md; run `python docs/gen_rules.py`"]
+    gen_rules()
+    assert gen_rules("--check").returncode == 0
+
+
+@pytest.mark.parametrize("rule", all_rules(), ids=lambda rule: rule.code)
+def test_every_rule_has_its_page(rule: Rule) -> None:
+    text = page(rule)
+    assert text.startswith(f"# {rule.code} {rule.name}\n")
+    for title in ("What it does", "Why is this bad?", "Example", "What to do"):
+        assert f"\n## {title}\n" in text
+    assert "``" not in text.replace("```", "")
+    assert max(map(len, plain(rule, 60).replace(">>>", "").splitlines()[:4])) <= 60
+    assert f"| [{rule.code}](rules/{rule.code}.md) | {rule.name} |" in index(all_rules())
+
+
+def test_a_bare_rule_has_a_page_too() -> None:
+    class Bare(CATALOGUE[2]):  # type: ignore[misc]
+        """Says little."""
+
+        code = "MY001"
+
+    assert "Says little." in page(Bare())
+    assert plain(Bare()).splitlines()[0] == "MY001 non-finite-statistics · error"
+    assert "own rules" in index([Bare()])
+
+
+# -- every page --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in LINK.findall(prose(path)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        where, _, anchor = target.partition("#")
+        found = (path.parent / where).resolve() if where else path
+        assert found.exists(), f"{name_of(path)} links to {target}"
+        if anchor:
+            assert anchor in anchors(found), f"{name_of(path)} links to {target}, which has no such heading"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_python_in_the_docs_compiles(path: Path) -> None:
+    for body in blocks(path):
+        parts = [e.source for e in doctest.DocTestParser().get_examples(body)] if ">>>" in body else [body]
+        for part in parts:
+            ast.parse(part)
+
+
+@pytest.mark.parametrize("path", GENERATED, ids=name_of)
+def test_the_examples_of_a_page_run_as_printed(path: Path) -> None:
+    text = "\n".join(blocks(path))
+    assert text
+    example = doctest.DocTestParser().get_doctest(text, {}, path.name, str(path), 0)
+    assert doctest.DocTestRunner().run(example).failed == 0
+
+
+@pytest.mark.parametrize("path", WALKED, ids=name_of)
+def test_the_snippets_of_a_page_run_in_order(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Linear(20, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+
+    model = net()
+    names = {
+        "__name__": path.stem,
+        "model": model,
+        "generator": net(),
+        "critic": net(),
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "loader": DataLoader(TensorDataset(torch.randn(64, 20), torch.zeros(64).long()), batch_size=32),
+    }
+    monkeypatch.setitem(sys.modules, path.stem, type(sys)(path.stem))  # dataclasses look their module up
+    for body in blocks(path):
+        exec(compile(body, name_of(path), "exec"), names)
+
+
+def test_configuration_in_the_docs_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jsonargparse = pytest.importorskip("jsonargparse")
+    yaml = pytest.importorskip("yaml")
+    from bnmonitor import BatchNormMonitor
+
+    monkeypatch.chdir(tmp_path)
+    [body] = blocks(ROOT / "docs" / "interface.md", "yaml")
+    [callback] = yaml.safe_load(body)["trainer"]["callbacks"]
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(BatchNormMonitor, "callback")
+    parser.parse_object({"callback": callback})

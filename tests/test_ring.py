@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bnmonitor.frame import CHANNEL_STATISTICS, LAYER_STATISTICS
+from bnmonitor.layers import LayerTable
+from bnmonitor.ring import Ring
+
+LAYERS = LayerTable(
+    names=("a", "b"),
+    channels=(1, 2),
+    kinds=("BatchNorm1d",) * 2,
+    eps=(1e-5,) * 2,
+    momentum=(0.1,) * 2,
+    affine=(True,) * 2,
+    tracking=(True,) * 2,
+)
+
+
+def rows_for(steps: list[int]) -> dict[str, Tensor]:
+    """Rows whose every value tells the step, the statistic and the column it belongs to."""
+    rows = {}
+    for i, name in enumerate(CHANNEL_STATISTICS + LAYER_STATISTICS):
+        width = LAYERS.total if name in CHANNEL_STATISTICS else len(LAYERS)
+        values = torch.tensor([[step * 1000 + i * 10 + c for c in range(width)] for step in steps])
+        rows[name] = values % 2 == 0 if name == "training" else values
+    return rows
+
+
+@settings(max_examples=120, deadline=None)
+@given(size=st.integers(1, 9), blocks=st.lists(st.integers(1, 12), max_size=25))
+def test_the_view_is_always_the_newest_rows_in_order(size: int, blocks: list[int]) -> None:
+    ring = Ring(LAYERS, size, torch.float64)
+    every: list[int] = []
+    for count in blocks:
+        new = list(range(len(every), len(every) + count))
+        ring.append(new, [step / 2 for step in new], rows_for(new))
+        every += new
+        kept = every[-size:]
+        assert ring.steps == kept
+        assert ring.rates == [step / 2 for step in kept]
+        view, expected = ring.view(), rows_for(kept)
+        assert view.keys() == expected.keys()
+        for name, values in expected.items():
+            assert torch.equal(view[name], values.to(view[name].dtype)), name
+
+
+def test_an_empty_ring_has_empty_views_of_the_right_width() -> None:
+    view = Ring(LAYERS, 4, torch.float32).view()
+    assert view["batch_mean"].shape == (0, 3)
+    assert view["updates"].shape == (0, 2)
+    assert {name: view[name].dtype for name in LAYER_STATISTICS} == {
+        "updates": torch.int64,
+        "training": torch.bool,
+        "recovery": torch.int64,
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_channel_statistics_keep_the_dtype_they_were_given(dtype: torch.dtype) -> None:
+    view = Ring(LAYERS, 4, dtype).view()
+    assert {view[name].dtype for name in CHANNEL_STATISTICS} == {dtype}
+
+
+def test_the_window_is_one_contiguous_view_and_the_memory_is_bounded() -> None:
+    ring = Ring(LAYERS, 8, torch.float32)
+    storages = {ring.view()["gamma"].untyped_storage().data_ptr()}
+    for step in range(100):
+        ring.append([step], [0.1], rows_for([step]))
+        view = ring.view()["gamma"]
+        assert view.is_contiguous()
+        storages.add(view.untyped_storage().data_ptr())
+        assert view.untyped_storage().nbytes() == 12 * LAYERS.total * 4
+    assert len(storages) == 1
