@@ -153,7 +153,9 @@ class AlertBook:
             else:
                 findings = [f for f in findings if f.layers or f.layer is None or f.layer < broken_from]
                 unjudged = window.layers.names[broken_from:]
-            events += self._update(rule, findings, window, unjudged)
+            taken = {name for code, name in self._cases if name is not None and code in rule.yields_to}
+            findings = [f for f in findings if f.layer is None or window.layers.names[f.layer] not in taken]
+            events += self._update(rule, findings, window, (*unjudged, *taken))
         return events
 
     def tell(self, finding: Finding, rule: Rule) -> Alert:

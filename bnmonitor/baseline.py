@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bnmonitor.frame import Baseline, Sample, Window
 from bnmonitor.layers import LayerTable
-from bnmonitor.statistics import segment_median
+from bnmonitor.measures import offset, typical_variance
 
 MEMORY = 500
 """Steps in which a baseline follows a lasting change by two thirds."""
@@ -62,10 +62,8 @@ def restored(fresh: Baseline, layers: LayerTable, saved: Mapping[str, Any]) -> B
 
 def counted(window: Window) -> Baseline:
     """Return the window's baseline with the new updates counted and new life noted, before rules judge."""
-    fresh = window.last(window.fresh) if window.fresh else window
-    typical = fresh.batch_var.nanmedian(0).values
-    alive = window.baseline.alive | (typical > ALIVE * window.layers.eps_by_channel)
-    updates = window.baseline.updates + fresh.updates.clamp(min=0).sum(0)
+    alive = window.baseline.alive | (typical_variance(window) > ALIVE * window.layers.eps_by_channel)
+    updates = window.baseline.updates + window.updates[-max(1, window.fresh) :].clamp(min=0).sum(0)
     return replace(window.baseline, alive=alive, updates=updates)
 
 
@@ -80,17 +78,13 @@ def followed(window: Window, held: Tensor) -> Baseline:
         held: ``[L]`` bool, layers with an open alert, whose baseline stays as it was.
     """
     base, layers = window.baseline, window.layers
-    fresh = window.last(window.fresh) if window.fresh else window
     moving = window.warm() & ~held
-    rate = 1 - math.exp(-len(fresh) / MEMORY)
-    eps = layers.eps_by_channel
-    log_var = (fresh.batch_var + 1e-3 * eps).log().nanmedian(0).values.float()
-    sigma = (fresh.running_var[-1] + eps).sqrt()
-    offset = segment_median(fresh.running_mean[-1].abs() / sigma, layers.owner, len(layers))
+    rate = 1 - math.exp(-max(1, window.fresh) / MEMORY)
+    log_var = (typical_variance(window) + 1e-3 * layers.eps_by_channel).log().float()
     return replace(
         base,
         log_var=_follow(base.log_var, log_var, moving[layers.owner], rate),
-        offset=_follow(base.offset, offset, moving, rate),
+        offset=_follow(base.offset, offset(window).float(), moving, rate),
     )
 
 

@@ -71,7 +71,9 @@ def trace(outputs: Iterable[Tensor], nodes: Mapping[int, Any], layers: int) -> S
 
 
 def _kind(node: Any) -> str:
-    return re.sub(r"Backward\d*$", "", type(node).__name__).lower()
+    name = re.sub(r"Backward\d*$", "", type(node).__name__).lower()
+    # ReLU6 is a clamp from 0 to 6.
+    return "relu6" if name == "hardtanh" and getattr(node, "_saved_min_val", None) == 0 else name
 
 
 def _is_shape(node: Any) -> bool:

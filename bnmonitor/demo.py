@@ -63,16 +63,15 @@ class Digits(pl.LightningModule):
     """A small convolutional network.
 
     Args:
-        peak: The learning rate at the end of the warm-up.
-        warm_up: Steps over which the learning rate rises from ``start``.
-        start: The learning rate at the first step.
+        rate: The learning rate.
+        factor: What the learning rate is multiplied by at the 66th step, which is the third epoch's end.
     """
 
-    def __init__(self, peak: float = 0.1, warm_up: int = 40, start: float = 0.01) -> None:
+    def __init__(self, rate: float = 0.1, factor: float = 0.1) -> None:
         super().__init__()
         self.backbone = nn.Sequential(block(1, 16), block(16, 32, stride=2), block(32, 32), block(32, 64, stride=2))
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-        self.peak, self.warm_up, self.start = peak, warm_up, start
+        self.rate, self.factor = rate, factor
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of ``[N, 1, 8, 8]`` images."""
@@ -92,11 +91,10 @@ class Digits(pl.LightningModule):
         self.log("accuracy", (self(images).argmax(1) == digits).float().mean())
 
     def configure_optimizers(self) -> Any:
-        """SGD with a linear warm-up, over what is not frozen."""
+        """SGD with a learning rate in two steps, over what is not frozen."""
         wanted = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.SGD(wanted, lr=self.peak, momentum=0.9, weight_decay=1e-4)
-        first = self.start / self.peak
-        schedule = torch.optim.lr_scheduler.LinearLR(optimizer, first, 1.0, total_iters=self.warm_up)
+        optimizer = torch.optim.SGD(wanted, lr=self.rate, momentum=0.9, weight_decay=1e-4)
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [66], self.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -120,22 +118,22 @@ def healthy() -> tuple[Digits, Loaders]:
 
 
 def too_fast() -> tuple[Digits, Loaders]:
-    """A decimal point in the wrong place: the warm-up ends at 8 instead of 0.08."""
-    return Digits(peak=8.0, warm_up=110), digits()
+    """The schedule multiplies by 100 where it was meant to divide."""
+    return Digits(factor=100.0), digits()
 
 
 def leaking() -> tuple[Digits, Loaders]:
     """Fine-tuning on other images, with a backbone that is frozen by ``requires_grad`` alone."""
     model, data = healthy()
     _trainer(None, 4, None).fit(model, data[0])
-    model.peak = 0.02
+    model.rate = 0.02
     model.backbone.requires_grad_(False)
     return model, digits(shift=0.8, contrast=1.6)
 
 
 RUNS = (
     Run("healthy", "a small network, a sound learning rate", None, "", healthy, 12),
-    Run("learning_rate", "the warm-up ends at a learning rate of 8", "BN106", "backbone.", too_fast, 5),
+    Run("learning_rate", "at step 66 the learning rate goes from 0.1 to 10", "BN106", "backbone.", too_fast, 5),
     Run("frozen_backbone", "fine-tuning on brighter images, backbone frozen", "BN402", "backbone.0.1", leaking, 6),
 )
 

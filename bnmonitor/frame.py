@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,12 +19,15 @@ CHANNEL_STATISTICS = (
     "beta",
     "gamma_grad",
     "shift",
-    "log_ratio",
+    "ratio",
 )
 """The statistics of a step that have a value per channel."""
 
-LAYER_STATISTICS = ("updates", "training", "recovery")
+LAYER_STATISTICS = ("updates", "training", "recovery", "momentum", "variance")
 """The statistics of a step that have a value per layer."""
+
+LEAST_WARM_UP = 30
+"""Updates before which no layer is judged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +45,12 @@ class Frame:
         gamma_grad: ``[C]`` gradient of gamma; NaN where there was none.
         shift: ``[C]`` ``(batch_mean - running_mean) / sqrt(running_var + eps)`` against the running statistics
             before the step: the ``d`` of Batch Renormalization (Ioffe 2017).
-        log_ratio: ``[C]`` half the log of ``(batch_var + eps) / (running_var + eps)``, alike: the log of its ``r``.
+        ratio: ``[C]`` square root of ``(batch_var + eps) / (running_var + eps)``, alike: its ``r``.
         updates: ``[L]`` int64, how often the running statistics were updated in the step.
         training: ``[L]`` bool, whether the layer was in training mode at the end of the step.
         recovery: ``[L]`` int64, a :class:`~bnmonitor.statistics.Recovery`.
+        momentum: ``[L]``, NaN for a cumulative average (momentum None).
+        variance: ``[L]`` mean of the layer's batch variances; NaN where none was recovered.
     """
 
     step: int
@@ -57,10 +62,12 @@ class Frame:
     beta: Tensor
     gamma_grad: Tensor
     shift: Tensor
-    log_ratio: Tensor
+    ratio: Tensor
     updates: Tensor
     training: Tensor
     recovery: Tensor
+    momentum: Tensor
+    variance: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +118,8 @@ class Structure:
     consumers: tuple[tuple[str, ...] | None, ...]
 
     def relu_only(self) -> Tensor:
-        """``[L]`` bool: every reader of the layer's output is a ReLU, which lets nothing negative through."""
-        return torch.tensor([c is not None and set(c) == {"relu"} for c in self.consumers], device="cpu")
+        """``[L]`` bool: every reader of the layer's output is a ReLU or ReLU6, which let nothing negative through."""
+        return torch.tensor([bool(c) and set(c or ()) <= {"relu", "relu6"} for c in self.consumers], device="cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,15 +189,19 @@ class Window:
     beta: Tensor
     gamma_grad: Tensor
     shift: Tensor
-    log_ratio: Tensor
+    ratio: Tensor
     updates: Tensor
     training: Tensor
     recovery: Tensor
+    momentum: Tensor
+    variance: Tensor
     baseline: Baseline
     facts: Facts
     sample: Sample | None = None
     fresh: int = field(default=0)
     """How many of the steps are new since the last check."""
+    memo: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What was computed of this very window; a window made from it by ``replace`` begins with none."""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -207,21 +218,21 @@ class Window:
 
     def warm(self) -> Tensor:
         """Which layers have been updated often enough to be judged: ``[L]`` bool."""
-        return self.baseline.updates >= warm_up(self.layers)
+        return self.baseline.updates >= self.warm_up()
+
+    def warm_up(self) -> Tensor:
+        """Updates after which the initial running variance of 1 is forgotten: ``[L]`` int64, at least 30.
+
+        It weighs ``(1 - m)^k`` after ``k`` updates, and must weigh under 5 % of what is there in the middle channel:
+        29 updates at momentum .1, 299 at .01, more where variances are small.
+        """
+        momentum = self.momentum[-1].double()
+        there = self.layers.segments.median(self.running_var[-1]).double().clamp(1e-9, 1.0).nan_to_num(1.0)
+        needed = (0.05 * there).log() / (1 - momentum).log()
+        exponential = (momentum > 0) & (momentum < 1)
+        return needed.where(exponential, 0.0).ceil().clamp(min=LEAST_WARM_UP).long()
 
     def learning_rate(self, position: int = -1) -> float:
         """The learning rate in force at a step of the window; NaN where unknown."""
         rates = self.facts.learning_rates
         return rates[position] if len(rates) == len(self) and rates else float("nan")
-
-
-def warm_up(layers: LayerTable) -> Tensor:
-    """Updates after which a layer's initial running statistics weigh under 5 %: ``[L]`` int64, at least 30.
-
-    ``(1 - m)^k < .05`` gives ``k > ln(.05) / ln(1 - m)``: 29 updates at momentum .1, 299 at .01.
-    """
-    needed = [
-        max(30, math.ceil(math.log(0.05) / math.log(1 - m)) if m is not None and 0 < m < 1 else 0)
-        for m in layers.momentum
-    ]
-    return torch.tensor(needed, dtype=torch.int64, device="cpu")

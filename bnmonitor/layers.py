@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from bnmonitor._text import nearest
+from bnmonitor.statistics import Segments
 
 ROOT = "(root)"
 """The name of a layer that is itself the whole model, whose dotted path is empty."""
@@ -61,6 +62,11 @@ class LayerTable:
     def total(self) -> int:
         """Number of channels of all layers together."""
         return self.offsets[-1]
+
+    @cached_property
+    def segments(self) -> Segments:
+        """Reductions over the channels of each layer."""
+        return Segments(self.channels)
 
     @cached_property
     def owner(self) -> Tensor:

@@ -2,58 +2,99 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from bnmonitor.frame import Window
-from bnmonitor.statistics import segment_median, segment_sum
+from bnmonitor.statistics import mean_over_steps, middle_over_steps
+
+R = TypeVar("R")
+
+FLAT = 10
+"""A variance below so many eps is decided by eps: the output is a twentieth smaller than it should be."""
+
+
+def once(measure: Callable[[Window], R]) -> Callable[[Window], R]:
+    """Compute a measure once for a window, whoever asks for it."""
+
+    @wraps(measure)
+    def remembered(window: Window) -> R:
+        if measure.__name__ not in window.memo:
+            window.memo[measure.__name__] = measure(window)
+        value: R = window.memo[measure.__name__]
+        return value
+
+    return remembered
+
+
+@once
+def typical_variance(window: Window) -> Tensor:
+    """Robust middle of each channel's batch variance over the new steps: ``[C]``."""
+    return middle_over_steps(window.batch_var[-max(1, window.fresh) :])
 
 
 def median(values: Tensor, window: Window) -> Tensor:
     """Middle channel of each layer: ``[C]`` to ``[L]``."""
-    return segment_median(values, window.layers.owner, len(window.layers))
+    return window.layers.segments.median(values)
 
 
 def share(mask: Tensor, window: Window) -> Tensor:
     """Share of each layer's channels that are set in a ``[C]`` mask: ``[L]``."""
     sizes = torch.tensor(window.layers.channels, device="cpu")
-    return segment_sum(mask, window.layers.owner, len(window.layers)).double() / sizes.clamp(min=1)
+    return window.layers.segments.count(mask).double() / sizes.clamp(min=1)
 
 
+@once
 def lag(window: Window) -> tuple[Tensor, Tensor]:
     """How far the running statistics lag behind the batches, noise averaged out.
 
     Returns:
         The middle channel's average distance of batch mean and running mean, in deviations, and its half log ratio of
         average batch variance and average running variance; both ``[L]``, without sign. The variances are averaged
-        before the log: the log of a small batch's variance is biased, which would look like a lag.
+        before the log: the log of a small batch's variance is biased, which would look like a lag. Channels whose
+        variance eps decides are left out of it.
     """
     eps = window.layers.eps_by_channel
-    mean = window.shift.nanmean(0).abs()
+    mean = mean_over_steps(window.shift).abs()
     if len(window) < 2:
         return median(mean, window), torch.full((len(window.layers),), torch.nan, device="cpu")
-    batch, running = window.batch_var[1:], window.running_var[:-1]
-    running = running.where(~batch.isnan(), torch.nan)
-    log_ratio = 0.5 * ((batch.nanmean(0) + eps).log() - (running.nanmean(0) + eps).log())
+    batch = mean_over_steps(window.batch_var[1:])
+    running = mean_over_steps(window.running_var[:-1])
+    log_ratio = (0.5 * ((batch + eps) / (running + eps)).log()).where(batch > FLAT * eps, torch.nan)
     return median(mean, window), median(log_ratio.abs(), window)
 
 
+@once
 def settled(window: Window) -> Tensor:
     """Layers whose whole window lies after their warm-up, so that a lag in it is one: ``[L]`` bool."""
     seen = window.updates.clamp(min=0).sum(0)
-    return window.warm() & (window.baseline.updates - seen >= 30)
+    return window.baseline.updates - seen >= window.warm_up()
 
 
 def noise(window: Window) -> Tensor:
     """Spread of the batch mean around the running mean from step to step, in deviations."""
     shift = window.shift
-    return median((shift.square().nanmean(0) - shift.nanmean(0).square()).clamp(min=0).sqrt(), window)
+    variance = mean_over_steps(shift.square()) - mean_over_steps(shift).square()
+    return median(variance.clamp(min=0).sqrt(), window)
 
 
+@once
 def offset(window: Window) -> Tensor:
-    """Distance of the running mean from zero, in deviations, in the middle channel at the last step."""
-    sigma = (window.running_var[-1] + window.layers.eps_by_channel).sqrt()
-    return median(window.running_mean[-1].abs() / sigma, window)
+    """Distance of the running mean from zero, in deviations, in the middle channel at the last step.
+
+    Channels whose variance eps decides are left out: their deviation says nothing.
+    """
+    return median(offsets(window), window)
+
+
+def offsets(window: Window) -> Tensor:
+    """The same channel by channel: ``[C]``; NaN for the channels that are left out."""
+    var, eps = window.running_var[-1], window.layers.eps_by_channel
+    return (window.running_mean[-1].abs() / (var + eps).sqrt()).where(var > FLAT * eps, torch.nan)
 
 
 def silent(window: Window) -> Tensor:
@@ -63,12 +104,3 @@ def silent(window: Window) -> Tensor:
     nonpositive = window.sample.output.nonpositive
     known = share(~nonpositive.isnan(), window) > 0
     return share(nonpositive > 0.999, window).where(known, torch.nan)
-
-
-def variance_course(window: Window) -> Tensor:
-    """Geometric mean of each layer's batch variances, step by step: ``[T, L]``; NaN where none was recovered."""
-    owner, layers = window.layers.owner, len(window.layers)
-    logs = (window.batch_var + window.layers.eps_by_channel).log()
-    known = segment_sum(logs.isfinite(), owner, layers)
-    mean = segment_sum(logs.where(logs.isfinite(), 0.0), owner, layers) / known.clamp(min=1)
-    return mean.exp().where(known > 0, torch.nan)

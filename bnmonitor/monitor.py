@@ -185,7 +185,7 @@ class Monitor:
         Args:
             layer: Name of the layer.
             statistic: ``batch_mean``, ``batch_var``, ``running_mean``, ``running_var``, ``gamma``, ``beta``,
-                ``gamma_grad``, ``shift`` or ``log_ratio``, as described at :class:`bnmonitor.frame.Frame`.
+                ``gamma_grad``, ``shift`` or ``ratio``, as described at :class:`bnmonitor.frame.Frame`.
 
         Returns:
             ``[steps, channels]`` on the CPU, a copy; NaN where a batch statistic could not be recovered.

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bnmonitor.frame import CHANNEL_STATISTICS, LAYER_STATISTICS
 from bnmonitor.layers import LayerTable
-from bnmonitor.statistics import Recovery, recover, segment_sum, update_weight
+from bnmonitor.recovery import recover_rows
 
 _READ = ("running_mean", "running_var", "gamma", "beta", "gamma_grad")
 
@@ -27,7 +26,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class Block:
-    """The steps since the last read, oldest first, in the shape that a ring takes."""
+    """The steps since the last read, oldest first, in the shape that a ring takes; good until the next step."""
 
     steps: list[int]
     rates: list[float]
@@ -159,76 +158,31 @@ class Recorder:
         if not at:
             return None
         used = len(self._meta)
-        tape = self._tape[:used].to("cpu", copy=True)
-        counts = self._counts[:used].to("cpu", copy=True)
+        tape, counts = self._tape[:used].cpu(), self._counts[:used].cpu().long()
         meta = [self._meta[i] for i in at]
+        # Nearly always every row but the first is a step: then these are views, and nothing is copied.
+        run = at == list(range(at[0], at[0] + len(at)))
+        now: slice | list[int] = slice(at[0], at[-1] + 1) if run else at
+        old: slice | list[int] = slice(at[0] - 1, at[-1]) if run else [i - 1 for i in at]
+        after = dict(zip(_READ, tape[now].unbind(1), strict=True))
+        before = dict(zip(_READ, tape[old].unbind(1), strict=True))
+        momenta = [[torch.nan if m is None else m for m in row.momentum] for row in meta]
+        rows = recover_rows(
+            self.layers,
+            before=(before["running_mean"], before["running_var"]),
+            after=(after["running_mean"], after["running_var"]),
+            counts=(counts[old], counts[now]),
+            counted=torch.tensor([b.get("num_batches_tracked") is not None for b in self._buffers], device="cpu"),
+            momentum=torch.tensor(momenta, dtype=torch.float64, device="cpu"),
+            half_ulp=self._half_ulp(),
+        )
+        rows |= {name: after[name] for name in _READ}
+        rows["training"] = torch.tensor([row.training for row in meta], dtype=torch.bool, device="cpu")
         self._tape[0].copy_(self._tape[used - 1])
         self._counts[0].copy_(self._counts[used - 1])
         last = self._meta[-1]
         self._meta = [_Row(None, last.rate, last.training, last.momentum)]
-        now = torch.tensor(at, device="cpu")
-        after = dict(zip(_READ, tape[now].unbind(1), strict=True))
-        before = dict(zip(_READ, tape[now - 1].unbind(1), strict=True))
-        rows = self._recover(before, after, counts[now - 1], counts[now], [row.momentum for row in meta])
-        rows |= {name: after[name] for name in _READ}
-        rows["training"] = torch.tensor([row.training for row in meta], dtype=torch.bool, device="cpu")
         return Block([row.step for row in meta if row.step is not None], [row.rate for row in meta], rows)
-
-    def _recover(
-        self,
-        before: dict[str, Tensor],
-        after: dict[str, Tensor],
-        count_before: Tensor,
-        count_after: Tensor,
-        momentum: list[tuple[float | None, ...]],
-    ) -> dict[str, Tensor]:
-        owner, layers = self.layers.owner, len(self.layers)
-        old_mean, old_var, new_mean, new_var = (
-            before["running_mean"],
-            before["running_var"],
-            after["running_mean"],
-            after["running_var"],
-        )
-        m = torch.tensor(
-            [[torch.nan if v is None else v for v in row] for row in momentum], dtype=torch.float64, device="cpu"
-        )
-        same = ((old_mean == new_mean) | (old_mean.isnan() & new_mean.isnan())) & (
-            (old_var == new_var) | (old_var.isnan() & new_var.isnan())
-        )
-        changed = segment_sum(~same, owner, layers) > 0
-        counted = torch.tensor([b.get("num_batches_tracked") is not None for b in self._buffers], device="cpu")
-        updates = torch.where(counted, count_after - count_before, changed.long())
-        weight = update_weight(m, torch.where(counted, count_before, 0), torch.where(counted, count_after, updates))
-        by_channel = weight[:, owner]
-        eps = self.layers.eps_by_channel.to(old_mean.dtype)
-        mean = recover(old_mean, new_mean, by_channel)
-        var = recover(old_var, new_var, by_channel)
-
-        slip = self._half_ulp()[owner] / by_channel
-        scale = torch.maximum(old_var, new_var)
-        rounded = (slip * scale).to(var.dtype)
-        impossible = segment_sum(var < -(16 * rounded + eps * 1e-3), owner, layers) > 0
-        coarse = (slip * new_mean.abs() > 0.05 * (scale + eps).sqrt()) | (slip > 0.05)
-        var = var.clamp(min=0)
-
-        state = torch.full_like(updates, Recovery.EXACT)
-        state[updates > 1] = Recovery.AVERAGED
-        state[(segment_sum(~coarse, owner, layers) == 0) & (updates > 0)] = Recovery.PRECISION
-        state[segment_sum(mean.isfinite() & var.isfinite(), owner, layers) == 0] = Recovery.NON_FINITE
-        state[(m == 0) & (updates > 0)] = Recovery.NO_MOMENTUM
-        state[updates == 0] = Recovery.NO_UPDATE
-        state[(updates < 0) | impossible | ((updates == 0) & changed)] = Recovery.FOREIGN
-        state[:, ~torch.tensor(self.layers.tracking, dtype=torch.bool, device="cpu")] = Recovery.NO_BUFFERS
-        hidden = (state > Recovery.AVERAGED)[:, owner] | coarse
-        mean, var = mean.where(~hidden, torch.nan), var.where(~hidden, torch.nan)
-        return {
-            "batch_mean": mean,
-            "batch_var": var,
-            "shift": (mean - old_mean) / (old_var + eps).sqrt(),
-            "log_ratio": 0.5 * ((var + eps).log() - (old_var + eps).log()),
-            "updates": updates,
-            "recovery": state,
-        }
 
     def _half_ulp(self) -> Tensor:
         """Relative rounding of each layer's running statistics: ``[L]``."""
@@ -242,7 +196,3 @@ class Recorder:
 
 def _or(tensor: Tensor | None, fallback: Tensor) -> Tensor:
     return fallback if tensor is None else tensor
-
-
-assert {*_READ, "batch_mean", "batch_var", "shift", "log_ratio"} == set(CHANNEL_STATISTICS)
-assert LAYER_STATISTICS == ("updates", "training", "recovery")

@@ -8,7 +8,13 @@ from torch import Tensor
 from bnmonitor.frame import CHANNEL_STATISTICS, LAYER_STATISTICS
 from bnmonitor.layers import LayerTable
 
-_LAYER_DTYPES = {"updates": torch.int64, "training": torch.bool, "recovery": torch.int64}
+_LAYER_DTYPES = {
+    "updates": torch.int64,
+    "training": torch.bool,
+    "recovery": torch.int64,
+    "momentum": torch.float32,
+    "variance": torch.float32,
+}
 
 
 class Ring:

@@ -15,7 +15,7 @@ from bnmonitor.alerts import Alert
 from bnmonitor.frame import Window
 from bnmonitor.layers import LayerTable
 from bnmonitor.rules import Severity
-from bnmonitor.statistics import Recovery, segment_max
+from bnmonitor.statistics import Recovery
 
 METRICS = (
     "health",
@@ -46,7 +46,7 @@ class LayerSummary:
         training: Whether the layer was in training mode at the last step.
         settled: Whether the window lies after the warm-up, so that a lag of the statistics is judged; a layer in
             evaluation mode has none to judge.
-        batch_var: Geometric mean of the channels' batch variance at each step of the window.
+        batch_var: Mean of the channels' batch variances at each step of the window.
         running_gap: Distance of batch mean and running mean, noise averaged out, in deviations.
         gamma_min: Smallest absolute gamma.
         silent: Share of channels whose output was never positive in the last sample; NaN without one.
@@ -171,10 +171,10 @@ def empty(layers: LayerTable, alerts: Sequence[Alert], skipped: Mapping[str, str
 def summarize(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str], epoch: int | None = None) -> Summary:
     """Reduce a window to one row per layer."""
     layers = window.layers
-    course = measures.variance_course(window)
+    course = window.variance
     mean_lag, log_lag = measures.lag(window)
     gamma = window.gamma[-1].abs()
-    gamma_min = -segment_max(-gamma, layers.owner, len(layers))
+    gamma_min = -layers.segments.max(-gamma)
     silent = measures.silent(window)
     told = _told(layers, alerts)
     health = _health(window, mean_lag, log_lag, [_CAPS[worst] for worst, _ in told])

@@ -91,9 +91,7 @@ def make_window(
     known["shift"] = (
         spread(given["shift"]) if "shift" in given else (known["batch_mean"] - known["running_mean"]) / scale
     )
-    known["log_ratio"] = (
-        spread(given["log_ratio"]) if "log_ratio" in given else ((known["batch_var"] + eps).sqrt() / scale).log()
-    )
+    known["ratio"] = spread(given["ratio"]) if "ratio" in given else (known["batch_var"] + eps).sqrt() / scale
     count = len(layers)
     structure = Structure(producer_trains=(True,) * count, consumers=(("relu",) if relu else ("add",),) * count)
     return Window(
@@ -102,6 +100,8 @@ def make_window(
         updates=torch.full((steps, count), updates),
         training=each(training).expand(steps, count).clone(),
         recovery=torch.zeros(steps, count, dtype=torch.int64),
+        momentum=torch.full((steps, count), float("nan") if momentum is None else momentum),
+        variance=torch.stack([v.mean(-1) for v in torch.split(known["batch_var"], list(sizes_of), -1)], -1),
         baseline=Baseline(
             log_var=torch.zeros(width),
             offset=torch.full((count,), offset),

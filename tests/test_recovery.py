@@ -250,7 +250,7 @@ def test_buffers_overwritten_from_outside_are_foreign_and_no_batch(
     assert found[hit] is Recovery.FOREIGN
     assert all(state is Recovery.EXACT for step, state in enumerate(found) if step != hit)
     mean, _ = truth.table("1")
-    for statistic in ("batch_mean", "batch_var", "shift", "log_ratio"):
+    for statistic in ("batch_mean", "batch_var", "shift", "ratio"):
         got = monitor.history("1", statistic)
         assert got[hit].isnan().all()
         assert not got[[i for i in range(10) if i != hit]].isnan().any()

@@ -57,6 +57,8 @@ def test_an_empty_ring_has_empty_views_of_the_right_width() -> None:
         "updates": torch.int64,
         "training": torch.bool,
         "recovery": torch.int64,
+        "momentum": torch.float32,
+        "variance": torch.float32,
     }
 
 

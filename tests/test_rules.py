@@ -188,12 +188,35 @@ def test_bn105_forgives_a_single_odd_step() -> None:
 # -- BN106 variance-explosion ------------------------------------------------------------------------------------------
 
 
+def risen(to: list[float], at: int = 57) -> Tensor:
+    """Batch variances that were 1 and rose in one step."""
+    rows = torch.ones(64, len(to))
+    rows[at:] = torch.tensor(to)
+    return rows
+
+
+def test_bn106_leaves_growth_that_the_running_average_can_follow_to_other_rules() -> None:
+    steady = torch.logspace(0, 4, 64)[:, None].expand(64, 3).clone()
+    assert rule("BN106").check(make_window(batch_var=steady)) == []
+    assert one("BN106", make_window(batch_var=steady**5)).severity is WARNING
+
+
+def test_bn106_is_over_once_the_level_has_stood_for_as_long_as_the_average_remembers() -> None:
+    assert one("BN106", make_window(batch_var=risen([500.0] * 3, at=50))).channels == (0, 1, 2)
+    assert rule("BN106").check(make_window(batch_var=risen([500.0] * 3, at=40))) == []
+
+
+def test_bn106_remembers_longer_where_momentum_is_small() -> None:
+    window = make_window(batch_var=risen([500.0] * 3, at=40), momentum=0.05)
+    assert one("BN106", window).channels == (0, 1, 2)
+
+
 @pytest.mark.parametrize(
     ("factor", "severity", "threshold"),
     [(99.0, None, 0), (101.0, WARNING, 100.0), (9900.0, WARNING, 100.0), (10100.0, ERROR, 1e4)],
 )
 def test_bn106_grows_with_the_factor(factor: float, severity: Severity | None, threshold: float) -> None:
-    findings = rule("BN106").check(make_window(batch_var=[1.0, factor, 1.0]))
+    findings = rule("BN106").check(make_window(batch_var=risen([1.0, factor, 1.0])))
     if severity is None:
         assert findings == []
         return
@@ -220,7 +243,9 @@ def test_bn106_dates_it_by_the_first_of_the_three_and_passes_over_an_odd_step_be
 
 
 def test_bn106_judges_each_channel_by_its_own_past() -> None:
-    window = make_window(batch_var=[50.0, 50.0, 50.0])
+    rows = risen([50.0, 50.0, 50.0])
+    rows[:57] = 0.1
+    window = make_window(batch_var=rows)
     own = replace(window.baseline, log_var=torch.tensor([0.1, 50.0, 0.5]).log())
     assert one("BN106", replace(window, baseline=own)).channels == (0,)
 
@@ -281,7 +306,7 @@ def test_bn201_wants_spread_as_proof_where_a_sample_has_many_values() -> None:
     calm = make_window(sizes=4, values=50_000)
     noise = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
     assert one("BN201", calm).severity is WARNING
-    assert one("BN201", replace(calm, log_ratio=0.5 * noise)).severity is ERROR
+    assert one("BN201", replace(calm, ratio=(0.5 * noise).exp())).severity is ERROR
     assert one("BN201", make_window(sizes=8, values=50_000)).severity is INFO
     assert rule("BN201").check(make_window(sizes=4, values=50_000, steps=15)) == []
 
@@ -330,7 +355,15 @@ def test_bn301_judges_the_momentum(momentum: float, severity: Severity | None, t
 
 
 def momenta(*values: float | None) -> Window:
-    return with_layers(make_window(channels=(1,) * len(values)), momentum=values)
+    window = make_window(channels=(1,) * len(values))
+    return replace(window, momentum=torch.tensor([math.nan if v is None else v for v in values]).expand(64, -1))
+
+
+def test_bn301_dates_a_momentum_that_was_changed_in_the_middle() -> None:
+    window = momenta(0.1, 0.99)
+    changed = window.momentum.clone()
+    changed[:40] = 0.1
+    assert one("BN301", replace(window, momentum=changed)).first_step == 40
 
 
 def test_bn301_names_only_the_layers_with_the_large_momentum() -> None:
@@ -396,10 +429,25 @@ def test_bn304_waits_for_warm_up_before_the_window() -> None:
     for updates, fires in ((64 + 29, False), (64 + 30, True)):
         base = replace(window.baseline, updates=torch.tensor([updates]))
         assert bool(rule("BN304").check(replace(window, baseline=base))) is fires
-    slow = with_layers(
-        replace(window, baseline=replace(window.baseline, updates=torch.tensor([298]))), momentum=(0.01,)
-    )
-    assert rule("BN304").check(slow) == []
+    for updates, fires in ((64 + 298, False), (64 + 299, True)):
+        slow = make_window(shift=0.5, momentum=0.01)
+        slow = replace(slow, baseline=replace(slow.baseline, updates=torch.tensor([updates])))
+        assert bool(rule("BN304").check(slow)) is fires
+
+
+def test_bn304_waits_longer_where_the_initial_variance_of_one_is_large_beside_what_is_there() -> None:
+    window = make_window(batch_var=1e-3, running_var=2e-3)
+    for updates, fires in ((64 + 29, False), (64 + 95, True)):
+        base = replace(window.baseline, updates=torch.tensor([updates]))
+        assert bool(rule("BN304").check(replace(window, baseline=base))) is fires
+
+
+@pytest.mark.parametrize("jump", [1.0, 5.0, 50.0])
+def test_bn304_holds_for_less_than_it_must_after_one_jump_that_the_average_catches_up_with(jump: float) -> None:
+    shift = torch.zeros(300, 3)
+    shift[100:] = jump * 0.9 ** torch.arange(200.0)[:, None]
+    held = [bool(rule("BN304").check(make_window(shift=shift[end - 64 : end]))) for end in range(64, 300)]
+    assert sum(held) <= rule("BN304").confirm
 
 
 def test_bn304_is_quiet_in_evaluation_mode_and_on_a_short_window() -> None:
@@ -442,13 +490,23 @@ def test_bn401_names_all_layers_in_one_finding() -> None:
 def test_bn401_is_quiet_about_a_frozen_layer_a_training_one_and_one_that_took_no_part() -> None:
     assert rule("BN401").check(in_eval(affine_trains=False)) == []
     assert rule("BN401").check(make_window()) == []
-    assert rule("BN401").check(in_eval(gamma_grad=0.0)) == []
-    assert rule("BN401").check(in_eval(gamma_grad=math.nan)) == []
+    for gradient in (0.0, math.nan):
+        window = in_eval(gamma_grad=gradient)
+        never = replace(window.baseline, updates=torch.tensor([0]))
+        assert rule("BN401").check(replace(window, baseline=never)) == []
+
+
+def test_bn401_takes_a_layer_that_was_updated_before_for_one_that_runs_unless_a_sample_did_not_see_it() -> None:
+    window = in_eval(gamma_grad=math.nan)
+    assert one("BN401", window).layers == (0,)
+    sample = a_sample(window)
+    assert rule("BN401").check(replace(window, sample=replace(sample, calls=torch.zeros_like(sample.calls)))) == []
+    assert one("BN401", replace(window, sample=replace(sample, calls=torch.ones_like(sample.calls)))).layers == (0,)
 
 
 def test_bn401_takes_a_sampled_call_for_taking_part() -> None:
     window = in_eval(gamma_grad=0.0)
-    assert rule("BN401").check(replace(window, sample=a_sample(window))) == []
+    window = replace(window, baseline=replace(window.baseline, updates=torch.tensor([0])))
     assert one("BN401", replace(window, sample=a_sample(window, eval_calls=1))).layers == (0,)
 
 
@@ -510,8 +568,8 @@ def test_bn402_names_the_drift_of_the_variance_if_that_is_the_error() -> None:
 
 
 def test_bn402_is_quiet_where_gamma_or_beta_moves_as_in_a_gan() -> None:
-    assert rule("BN402").check(leaking(gamma=course(from50=1.001))) == []
-    assert rule("BN402").check(leaking(beta=course(calm=0.0, from50=1e-6))) == []
+    assert rule("BN402").check(leaking(gamma=course(from62=1.001))) == []
+    assert rule("BN402").check(leaking(beta=course(calm=0.0, from62=1e-6))) == []
 
 
 def test_bn402_is_quiet_if_it_trains_or_stands_still() -> None:

@@ -76,7 +76,7 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         "beta": torch.where(coin(0.4, count)[owner] & coin(0.7, width), -7.0, 0.2) * torch.ones(steps, width),
         "gamma_grad": torch.where(coin(0.5, width), 0.0, 0.01) * torch.ones(steps, width),
         "shift": signed(broken, 2.0),
-        "log_ratio": signed(broken, 2.0),
+        "ratio": signed(broken, 2.0).exp(),
     }
     training = coin(0.7, count).expand(steps, count) ^ (coin(0.1, steps, count) if wild else False)
 
@@ -102,6 +102,8 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         updates=(training & ~coin(0.1, steps, count)).long(),
         training=training,
         recovery=torch.zeros(steps, count, dtype=torch.int64),
+        momentum=torch.tensor([m if m is not None else math.nan for m in layers.momentum]).expand(steps, count),
+        variance=torch.ones(steps, count),
         baseline=Baseline(
             log_var=sprinkled(torch.where(coin(0.9, width), 0.0, 3.0)),
             offset=sprinkled(torch.rand(width, generator=rng))[:count],
@@ -222,8 +224,7 @@ def test_random_windows_make_the_rule_fire_and_stay_quiet_so_that_the_contract_i
 
 
 def _with_momentum(window: Window, momentum: float) -> Window:
-    layers = replace(window.layers, momentum=(momentum,) * len(window.layers))
-    return replace(window, layers=layers, updates=torch.ones_like(window.updates))
+    return replace(window, momentum=torch.full_like(window.momentum, momentum), updates=torch.ones_like(window.updates))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -297,7 +298,7 @@ def test_layers_whose_batches_could_not_be_recovered_do_not_trouble_the_rule(rul
     for window in gallery()[:20]:
         hidden = {
             name: torch.full_like(getattr(window, name), math.nan)
-            for name in ("batch_mean", "batch_var", "shift", "log_ratio")
+            for name in ("batch_mean", "batch_var", "shift", "ratio")
         }
         check_rule(rule, replace(window, **hidden))
 

@@ -412,9 +412,9 @@ def test_tensorboard_scalars_have_the_grouped_tags_and_the_values_of_the_table(t
 
 def test_tensorboard_writes_no_scalar_where_there_is_no_number(tmp_path: Path) -> None:
     window = a_window("a", "b")
-    var = window.batch_var.clone()
-    var[:, :6] = math.nan
-    summary = summarize(replace(window, batch_var=var), [], {})
+    variance = window.variance.clone()
+    variance[:, 0] = math.nan
+    summary = summarize(replace(window, variance=variance), [], {})
     sink = TensorBoard(tmp_path)
     sink.open(Run(layers=summary.layers))
     sink.frame(summary)

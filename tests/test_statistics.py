@@ -10,11 +10,8 @@ from torch import Tensor, nn
 
 from bnmonitor.statistics import (
     Recovery,
+    Segments,
     recover,
-    segment_max,
-    segment_median,
-    segment_sum,
-    trailing_run,
     update_weight,
 )
 
@@ -26,10 +23,9 @@ numbers = st.floats(width=32, allow_nan=True, allow_infinity=True) | st.sampled_
 ragged = st.lists(st.lists(numbers, max_size=6), min_size=1, max_size=5)
 
 
-def flat(layers: list[list[float]]) -> tuple[Tensor, Tensor, int]:
+def flat(layers: list[list[float]]) -> tuple[Tensor, Segments]:
     values = torch.tensor([v for layer in layers for v in layer], dtype=torch.float32)
-    owner = torch.tensor([i for i, layer in enumerate(layers) for _ in layer], dtype=torch.int64)
-    return values, owner, len(layers)
+    return values, Segments([len(layer) for layer in layers])
 
 
 def same(a: float, b: float) -> bool:
@@ -43,7 +39,8 @@ def known(layer: list[float]) -> list[float]:
 @settings(max_examples=150, deadline=None)
 @given(ragged)
 def test_segment_median_is_the_lower_middle_of_the_known_values(layers: list[list[float]]) -> None:
-    got = segment_median(*flat(layers)).tolist()
+    values, segments = flat(layers)
+    got = segments.median(values).tolist()
     for layer, value in zip(layers, got, strict=True):
         ordered = sorted(known(layer))
         assert same(value, ordered[(len(ordered) - 1) // 2] if ordered else math.nan)
@@ -52,7 +49,8 @@ def test_segment_median_is_the_lower_middle_of_the_known_values(layers: list[lis
 @settings(max_examples=150, deadline=None)
 @given(ragged)
 def test_segment_max_is_the_largest_known_value(layers: list[list[float]]) -> None:
-    got = segment_max(*flat(layers)).tolist()
+    values, segments = flat(layers)
+    got = segments.max(values).tolist()
     for layer, value in zip(layers, got, strict=True):
         assert same(value, max(known(layer), default=math.nan))
 
@@ -60,8 +58,8 @@ def test_segment_max_is_the_largest_known_value(layers: list[list[float]]) -> No
 @settings(max_examples=150, deadline=None)
 @given(ragged)
 def test_segment_sum_adds_the_known_values(layers: list[list[float]]) -> None:
-    values, owner, count = flat(layers)
-    got = segment_sum(values.double(), owner, count).tolist()
+    values, segments = flat(layers)
+    got = segments.sum(values.double()).tolist()
     for layer, value in zip(layers, got, strict=True):
         expected = sum(known(layer), 0.0)
         assert same(value, expected) or value == pytest.approx(expected, rel=1e-12, abs=1e-6)
@@ -69,47 +67,35 @@ def test_segment_sum_adds_the_known_values(layers: list[list[float]]) -> None:
 
 def test_segment_sum_does_not_swallow_infinities() -> None:
     values = torch.tensor([1.0, math.inf, -math.inf, 2.0, math.nan])
-    owner = torch.tensor([0, 0, 1, 1, 1])
-    assert segment_sum(values, owner, 2).tolist() == [math.inf, -math.inf]
+    assert Segments([2, 3]).sum(values).tolist() == [math.inf, -math.inf]
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
 def test_segment_sum_counts_a_mask_row_by_row(rows: list[list[bool]]) -> None:
-    owner = torch.tensor([0, 0, 2, 2, 2])
-    got = segment_sum(torch.tensor(rows), owner, 4)
+    segments = Segments([2, 0, 3, 0])
+    got = segments.count(torch.tensor(rows))
+    assert segments.any(torch.tensor(rows)).equal(got > 0)
     assert got.dtype == torch.int64
     assert got.tolist() == [[sum(row[:2]), 0, sum(row[2:]), 0] for row in rows]
 
 
 def test_segments_of_no_channel_at_all_are_unknown_and_sum_to_nothing() -> None:
-    nothing, owner = torch.empty(0), torch.empty(0, dtype=torch.int64)
-    assert segment_median(nothing, owner, 2).isnan().all()
-    assert segment_max(nothing, owner, 2).isnan().all()
-    assert segment_sum(nothing, owner, 2).tolist() == [0.0, 0.0]
-    assert segment_median(nothing, owner, 0).shape == (0,)
+    nothing, segments = torch.empty(0), Segments([0, 0])
+    assert segments.median(nothing).isnan().all()
+    assert segments.max(nothing).isnan().all()
+    assert segments.sum(nothing).tolist() == [0.0, 0.0]
+    assert Segments([]).median(nothing).shape == (0,)
 
 
 def test_segment_median_does_not_mix_layers_when_one_is_all_nan_or_all_infinite() -> None:
     layers = [[math.nan] * 3, [math.inf] * 3, [5.0], [], [-math.inf, math.nan, -1.0]]
-    got = segment_median(*flat(layers)).tolist()
+    values, segments = flat(layers)
+    got = segments.median(values).tolist()
     assert math.isnan(got[0])
     assert got[1:3] == [math.inf, 5.0]
     assert math.isnan(got[3])
     assert got[4] == -math.inf
-
-
-@settings(max_examples=80, deadline=None)
-@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=12))
-def test_trailing_run_counts_back_from_the_last_row(rows: list[list[bool]]) -> None:
-    got = trailing_run(torch.tensor(rows)).tolist()
-    for column in range(3):
-        run = 0
-        for row in reversed(rows):
-            if not row[column]:
-                break
-            run += 1
-        assert got[column] == run
 
 
 def weight_by_loop(momentum: float | None, before: int, updates: int) -> float:

@@ -69,6 +69,8 @@ class Rule(ABC):
         exact: Whether ``first_step`` is exact. If not, the first layer in execution order is blamed among
             those that began within one check of each other.
         holds: Whether an open alert keeps the layer's baseline from following.
+        yields_to: Codes of the rules that know better: while one of them has found something in a layer, this one is
+            silent there.
         default: Whether it runs when nothing is selected.
     """
 
@@ -79,6 +81,7 @@ class Rule(ABC):
     confirm: ClassVar[int] = 0
     exact: ClassVar[bool] = False
     holds: ClassVar[bool] = False
+    yields_to: ClassVar[frozenset[str]] = frozenset()
     default: ClassVar[bool] = True
 
     @abstractmethod

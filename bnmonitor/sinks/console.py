@@ -139,7 +139,7 @@ def alert_block(alert: Alert, *, again: bool = False) -> RenderableType:
         lines.append(Text.assemble(("fix: ", "bold"), alert.advice))
         if alert.url:
             lines.append(Text(f"more: bnmonitor explain {alert.code}", style="dim"))
-    return Group(head, *(Padding(line, (0, 0, 0, 2)) for line in lines))
+    return Group(head, *(Padding(line, (0, 0, 0, 2), expand=False) for line in lines))
 
 
 def sparkline(values: tuple[float, ...], width: int = 12) -> str:

@@ -9,7 +9,6 @@ import torch
 
 from bnmonitor.frame import Window
 from bnmonitor.rules.base import Finding, Rule, Severity, onset
-from bnmonitor.statistics import segment_sum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +57,8 @@ class EvalModeInTraining(Rule):
         """Find the layers that trained in evaluation mode in every new step."""
         fresh = window.last(max(1, window.fresh))
         still = ~fresh.training.any(0) & (fresh.updates == 0).all(0)
+        if not still.any():
+            return []
         at = (still & self._trains(window) & self._took_part(fresh)).nonzero().flatten().tolist()
         if not at:
             return []
@@ -85,7 +86,9 @@ class EvalModeInTraining(Rule):
         return window.facts.affine_trains | (~affine & producer)
 
     def _took_part(self, fresh: Window) -> torch.Tensor:
-        """Whether a layer ran: seen by a sample, or known by its gradient."""
-        gradient = (fresh.gamma_grad.abs() > 0).any(0)
-        ran = segment_sum(gradient, fresh.layers.owner, len(fresh.layers)) > 0
-        return ran if fresh.sample is None else ran | (fresh.sample.eval_calls > 0)
+        """Whether a layer ran: it was updated earlier or has a gradient, unless the last sample did not see it."""
+        gradient = fresh.layers.segments.any((fresh.gamma_grad.abs() > 0).any(0))
+        ran = gradient | (fresh.baseline.updates > 0)
+        if fresh.sample is None:
+            return ran
+        return (fresh.sample.eval_calls > 0) | (ran & (fresh.sample.calls > 0))

@@ -50,7 +50,7 @@ class LeakingFreeze(Rule):
 
     ## Look-alikes
     Estimating statistics anew for new data (AdaBN) does this on purpose: ignore it there. A GAN switches
-    ``requires_grad`` back and forth, so gamma and beta must also have stood still.
+    ``requires_grad`` back and forth, so gamma and beta must also have stood still in the last five steps.
 
     ## References
     Lightning-AI/pytorch-lightning#18930, #2551; chemprop/chemprop#952; huggingface/peft#1732.
@@ -67,15 +67,13 @@ class LeakingFreeze(Rule):
 
     def check(self, window: Window) -> list[Finding]:
         """Find the frozen layers whose statistics are updated."""
-        layers = window.layers
-        if len(window) < self.least_steps:
+        fresh = window.last(max(self.least_steps, window.fresh))
+        moving = self._frozen(window) & fresh.training[-1] & (fresh.updates > 0).any(0)
+        if len(window) < self.least_steps or not moving.any():
             return []
-        still = (window.gamma == window.gamma[-1]).all(0) & (window.beta == window.beta[-1]).all(0)
-        fixed = torch.ones(len(layers), dtype=torch.bool, device="cpu")
-        fixed[layers.owner[~still]] = False
-        fresh = window.last(max(1, window.fresh))
-        moving = fresh.training[-1] & (fresh.updates > 0).any(0)
-        at = (self._frozen(window) & fixed & moving).nonzero().flatten().tolist()
+        recent = window.last(self.least_steps)
+        changed = (recent.gamma != recent.gamma[-1]).any(0) | (recent.beta != recent.beta[-1]).any(0)
+        at = (moving & ~window.layers.segments.any(changed)).nonzero().flatten().tolist()
         if not at:
             return []
         mean, log_var = self._drift(window)

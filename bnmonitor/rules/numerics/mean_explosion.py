@@ -9,7 +9,7 @@ import torch
 
 from bnmonitor._text import number
 from bnmonitor.frame import Window
-from bnmonitor.measures import offset
+from bnmonitor.measures import offset, offsets
 from bnmonitor.rules.base import Finding, Rule, Severity, onset, rate_note
 
 
@@ -71,10 +71,12 @@ class MeanExplosion(Rule):
         sigma = (window.running_var[:, span] + window.layers.eps[layer]).sqrt()
         over = (window.running_mean[:, span].abs() / sigma).median(1).values > limit[layer]
         step = onset(over, window)
+        far = window.layers.locate(offsets(window) > limit[layer], layer)
         value, before = float(now[layer]), float(window.baseline.offset[layer])
         return Finding(
             severity=Severity.WARNING,
             layer=layer,
+            channels=() if len(far) == window.layers.channels[layer] else far,
             first_step=step,
             value=value,
             threshold=float(limit[layer]),

@@ -10,7 +10,6 @@ import torch
 from bnmonitor._text import count
 from bnmonitor.frame import Window
 from bnmonitor.rules.base import Finding, Rule, Severity, first, rate_note
-from bnmonitor.statistics import segment_sum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +60,21 @@ class NonFiniteStatistics(Rule):
         """Find the layers with a running value that is no finite number, or a negative variance."""
         fresh = window.last(max(1, window.fresh))
         tracked = torch.tensor(window.layers.tracking, dtype=torch.bool, device="cpu")[window.layers.owner]
+        finite = bool((fresh.running_mean.sum() + fresh.running_var.sum()).isfinite())
+        if finite and not (fresh.running_var < 0).any():
+            return []
         bad = ~(fresh.running_mean.isfinite() & (fresh.running_var >= 0) & fresh.running_var.isfinite()) & tracked
-        hit = segment_sum(bad.any(0), window.layers.owner, len(window.layers)) > 0
-        return [self._finding(window, bad.any(0), layer) for layer in hit.nonzero().flatten().tolist()]
+        hit = window.layers.segments.any(bad.any(0))
+        return [self._finding(window, layer) for layer in hit.nonzero().flatten().tolist()]
 
-    def _finding(self, window: Window, bad: torch.Tensor, layer: int) -> Finding:
+    def _finding(self, window: Window, layer: int) -> Finding:
         span = window.layers.span(layer)
         mean, var = window.running_mean[:, span], window.running_var[:, span]
-        rows = ~(mean.isfinite() & (var >= 0) & var.isfinite()).all(1)
-        step = first(rows, window)
+        bad = ~(mean.isfinite() & (var >= 0) & var.isfinite())
+        step = first(bad.any(1), window)
         at = window.steps.index(step)
-        channels = window.layers.locate(bad, layer)
+        # One step later every channel of the network may be NaN: those of the first step say where it came in.
+        channels = tuple(bad[at].nonzero().flatten().tolist())
         finite = f"last finite at step {window.steps[at - 1]}" if at else "already so when the window begins"
         values = torch.cat([mean[at], var[at]])
         what = "NaN" if values.isnan().any() else "infinite" if values.isinf().any() else "negative"

@@ -9,7 +9,7 @@ import torch
 
 from bnmonitor._text import count, number
 from bnmonitor.frame import Window
-from bnmonitor.measures import share
+from bnmonitor.measures import share, typical_variance
 from bnmonitor.rules.base import Finding, Rule, Severity, first
 
 
@@ -70,7 +70,7 @@ class VarianceCollapse(Rule):
     def check(self, window: Window) -> list[Finding]:
         """Find the layers with collapsed channels."""
         layers, eps = window.layers, window.layers.eps_by_channel
-        batch = window.last(max(1, window.fresh)).batch_var.nanmedian(0).values
+        batch = typical_variance(window)
         running = window.running_var[-1]
         low = batch < self.eps_factor * eps
         settled = low & (running < self.eps_factor * eps)

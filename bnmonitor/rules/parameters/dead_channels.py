@@ -19,7 +19,8 @@ class DeadChannels(Rule):
 
     ## What it does
     Calls a channel dead if gamma has fallen below a hundredth of its start and gets no gradient any more, or if
-    ``beta / abs(gamma)`` is below -3.1 in front of a ReLU. If activations were sampled since then, they must agree.
+    ``beta / abs(gamma)`` is below -3.1 in front of a ReLU or ReLU6. If activations were sampled since then,
+    they must agree.
     The share of dead channels in a layer decides the severity.
 
     ## Why is this bad?

@@ -6,9 +6,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from bnmonitor._text import listing, number
 from bnmonitor.frame import Window
-from bnmonitor.rules.base import Finding, Rule, Severity
+from bnmonitor.rules.base import Finding, Rule, Severity, first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ class InvertedMomentum(Rule):
     def check(self, window: Window) -> list[Finding]:
         """Judge the momentum of all layers that update their statistics."""
         updated = (window.updates > 0).any(0).tolist()
-        momenta = {i: m for i, m in enumerate(window.layers.momentum) if updated[i] and m}
+        momenta = {i: m for i, m in enumerate(_rounded(window.momentum[-1])) if updated[i] and m > 0}
         inverted = {i: m for i, m in momenta.items() if m >= self.warn_from}
         if inverted:
             return [self._inverted(window, inverted)]
@@ -76,7 +78,7 @@ class InvertedMomentum(Rule):
             severity=Severity.ERROR if error else Severity.WARNING,
             layer=min(found),
             layers=tuple(sorted(found)),
-            first_step=window.steps[0],
+            first_step=first((window.momentum[:, min(found)] - found[min(found)]).abs() < 1e-6, window),
             value=worst,
             threshold=self.error_from if error else self.warn_from,
             message=f"momentum {number(worst)} is the weight of the newest batch in PyTorch: the running statistics "
@@ -99,3 +101,8 @@ class InvertedMomentum(Rule):
             message=f"momentum differs {number(ratio)}-fold within the model: {listing(number(v) for v in values)}",
             advice=f"give all layers the same momentum, such as the {number(usual)} that most of them have",
         )
+
+
+def _rounded(momentum: Tensor) -> list[float]:
+    """Momenta as people write them; a cumulative average is NaN, and larger than nothing."""
+    return [round(m, 6) for m in momentum.tolist()]

@@ -10,8 +10,8 @@ import torch
 
 from bnmonitor._text import number
 from bnmonitor.frame import Window
-from bnmonitor.measures import lag, settled
-from bnmonitor.rules.base import Finding, Rule, Severity, rate_note
+from bnmonitor.measures import FLAT, lag, settled
+from bnmonitor.rules.base import Finding, Rule, Severity, onset, rate_note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,8 @@ class StaleStatistics(Rule):
     ## What it does
     Averages, per channel and with its sign, how far the batch mean is from the running mean, in deviations; and
     compares the average batch variance of the window with the average running variance. The noise of single batches
-    cancels in such averages, a lag does not. The middle channel of a layer is judged, over two windows in a row.
+    cancels in such averages, a lag does not. The median over the steps has to agree, so that one jump, which the
+    running statistics catch up with, is no lag. The middle channel of a layer is judged, over two windows in a row.
 
     ## Why is this bad?
     Evaluation normalizes with statistics of a network that no longer exists. Validation loss jumps or
@@ -46,7 +47,8 @@ class StaleStatistics(Rule):
 
     ## Thresholds
     ``warn_mean = .1`` deviations and ``warn_log_deviation = .2``; ``error_mean = .25`` and ``error_log_deviation =
-    .7``. Healthy runs measured at most .03 and .02; momentum .01 over 220 steps measured .24 and .43 and lost 7 points
+    .7``. Settled healthy runs measured .03 and .02, and for a few dozen steps early in training
+    up to .36 and .6, which the second window is for; momentum .01 over 220 steps measured .24 and .43 and lost 7 points
     of accuracy, momentum .001 .68 and 1.04 and lost 73. Both windows lie after warm-up. The variance is compared by
     its average, not by the average of its log: the log of a small batch's variance is biased (by -.29 at three
     values), which would look like a lag.
@@ -62,6 +64,7 @@ class StaleStatistics(Rule):
     name: ClassVar[str] = "stale-statistics"
     severity: ClassVar[Severity] = Severity.WARNING
     confirm: ClassVar[int] = 64
+    yields_to: ClassVar[frozenset[str]] = frozenset({"BN105", "BN106", "BN107"})
 
     warn_mean: float = 0.1
     warn_log_deviation: float = 0.2
@@ -72,20 +75,29 @@ class StaleStatistics(Rule):
     def check(self, window: Window) -> list[Finding]:
         """Find the layers whose running statistics lag."""
         seen = window.updates.clamp(min=0).sum(0)
-        judged = settled(window) & (seen >= min(self.least_steps, len(window)))
+        judged = settled(window) & (seen >= min(self.least_steps, len(window))) & window.training[-1]
         if len(window) < 8 or not judged.any():
             return []
         mean_lag, log_lag = lag(window)
-        judged &= window.training[-1]
         over = judged & ((mean_lag > self.warn_mean) | (log_lag > self.warn_log_deviation))
-        return [self._finding(window, layer, mean_lag, log_lag) for layer in over.nonzero().flatten().tolist()]
+        findings = (self._finding(window, layer) for layer in over.nonzero().flatten().tolist())
+        return [finding for finding in findings if finding is not None]
 
-    def _finding(self, window: Window, layer: int, mean_lag: torch.Tensor, log_lag: torch.Tensor) -> Finding:
-        mean, log = float(mean_lag[layer].nan_to_num(0.0)), float(log_lag[layer].nan_to_num(0.0))
+    def _finding(self, window: Window, layer: int) -> Finding | None:
+        """Judge a layer by the smaller of average and median over the steps: one jump moves only the average."""
+        span, eps = window.layers.span(layer), window.layers.eps[layer]
+        shift, batch = window.shift[1:, span], window.batch_var[1:, span]
+        log_ratio = 0.5 * ((batch + eps) / (window.running_var[:-1, span] + eps)).log()
+        mean_lag, log_lag = (float(values[layer]) for values in lag(window))
+        mean = min(mean_lag, float(_steady(shift)))
+        log = min(log_lag, float(_steady(log_ratio.where(batch > FLAT * eps, torch.nan))))
+        mean, log = (0.0 if math.isnan(value) else value for value in (mean, log))
+        if not (mean > self.warn_mean or log > self.warn_log_deviation):
+            return None
         error = mean > self.error_mean or log > self.error_log_deviation
         limits = (self.error_mean, self.error_log_deviation) if error else (self.warn_mean, self.warn_log_deviation)
         by_mean = mean / limits[0] >= log / limits[1]
-        momentum = window.layers.momentum[layer]
+        momentum = float(window.momentum[-1, layer])
         if by_mean:
             what = f"batch means are {number(mean)} deviations away from the running mean, always to the same side"
         else:
@@ -93,11 +105,22 @@ class StaleStatistics(Rule):
         return Finding(
             severity=Severity.ERROR if error else Severity.WARNING,
             layer=layer,
-            first_step=window.steps[0],
+            first_step=_since(shift if by_mean else log_ratio, limits[0 if by_mean else 1], window),
             value=mean if by_mean else log,
             threshold=limits[0] if by_mean else limits[1],
-            message=f"{what}; momentum {'None' if momentum is None else number(momentum)}"
+            message=f"{what}; momentum {number(momentum) if momentum == momentum else None}"
             f"{rate_note(window, window.steps[-1])}",
             advice="torch.optim.swa_utils.update_bn(loader, model) before each evaluation; "
             "a larger momentum or a lower learning rate removes the cause",
         )
+
+
+def _steady(values: torch.Tensor) -> torch.Tensor:
+    """Middle channel's distance from zero, by the median over the steps: ``[T, c]`` to a number."""
+    return values.nanmedian(0).values.abs().nanmedian()
+
+
+def _since(values: torch.Tensor, limit: float, window: Window) -> int:
+    """The step since when the channels have been off to the side that they are off to in the middle."""
+    toward = (values * values.nanmedian(0).values.sign()).nanmedian(1).values
+    return onset(toward > limit / 2, window)

@@ -46,7 +46,7 @@ class SmallBatch(Rule):
     ## Thresholds
     ``warn_below = 16`` and ``error_below = 5``: ResNet-50 loses .4, 1.1, 3.6 and 11 points at 16, 8, 4 and 2 images
     (Wu and He 2018). ``many_values = 10 000`` values per channel, above which ``spread = .25`` in the deviation of the
-    log of the ratio of deviations must confirm it.
+    log of the ratio of deviations must confirm it, over ``least_steps = 16`` steps after warm-up.
 
     ## Look-alikes
     Small batches can be right for SGD itself (Masters and Luschi 2018): this speaks of the statistics only. Ghost
@@ -66,6 +66,7 @@ class SmallBatch(Rule):
     error_below: int = 5
     many_values: int = 10_000
     spread: float = 0.25
+    least_steps: int = 16
 
     def check(self, window: Window) -> list[Finding]:
         """Judge the batch of the whole model once."""
@@ -83,9 +84,10 @@ class SmallBatch(Rule):
             return []
         at = (judged & (size < max(self.warn_below, self.error_below))).nonzero().flatten().tolist()
         many = bool((base.values[judged].median() >= self.many_values).item())
-        if many and len(window) < 16:
+        past = self._after_warm_up(window, judged)
+        if many and past < self.least_steps:
             return []
-        if many and not self._spread(window, judged) > self.spread:
+        if many and not self._spread(window.last(past), judged) > self.spread:
             severity = Severity.WARNING if severity is Severity.ERROR else Severity.INFO
         noise = 100 / typical**0.5
         return [
@@ -103,7 +105,12 @@ class SmallBatch(Rule):
             )
         ]
 
+    def _after_warm_up(self, window: Window, judged: torch.Tensor) -> int:
+        """Steps at the end of the window in which no initial running variance is left."""
+        seen = window.baseline.updates - window.warm_up()
+        return max(0, min(len(window), int(seen[judged].min())))
+
     def _spread(self, window: Window, judged: torch.Tensor) -> float:
-        deviation = window.log_ratio.std(0)
+        deviation = window.ratio.log().std(0)
         by_layer = median(deviation, window)
         return float(by_layer[judged].nanmedian())
