@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from bnmonitor import Monitor
 from bnmonitor.sinks import TensorBoard
 
+WARM_UP = 5
+SAMPLE = 100
+
 
 class Block(nn.Module):
     """The basic block of ResNet-18."""
@@ -87,7 +90,7 @@ class Variant:
         if watch == "hook":
             HookMonitor(self.model)
         elif watch:
-            every = {"bnmonitor": 100, "bnmonitor, buffers only": 0}[watch]
+            every = {"bnmonitor": SAMPLE, "bnmonitor, buffers only": 0}[watch]
             self.monitor = Monitor(
                 self.model, optimizer=self.optimizer, sample_every_n_steps=every, sinks=[TensorBoard(log_dir)]
             ).start()
@@ -115,26 +118,33 @@ def main() -> None:
         variants = {name: Variant(name, f"{folder}/{name}") for name in names}
         whole: dict[str, list[float]] = {name: [] for name in names}
         call: dict[str, list[float]] = {name: [] for name in names}
-        for i in range(steps + 5):
+        for i in range(steps + WARM_UP):
             images, labels = torch.randn(32, 3, 32, 32), torch.randint(0, 10, (32,))
             order = names[i % len(names) :] + names[: i % len(names)]
             for name in order:
                 seconds, alone = variants[name].step(images, labels)
-                if i >= 5:
+                if i >= WARM_UP:
                     whole[name].append(seconds)
                     call[name].append(alone)
-    plain = statistics.median(whole[""])
+    plain = sum(whole[""])
     print(f"ResNet-18, batch 32 at 32x32, {torch.get_num_threads()} threads, {steps} steps of each, interleaved")
-    print(f"{'plain step':28} {1e3 * plain:8.2f} ms")
+    print(f"{'plain step':26} median {1e3 * statistics.median(whole['']):7.2f} ms")
     for name in names[1:]:
-        paired = statistics.median(a / b - 1 for a, b in zip(whole[name], whole[""], strict=True))
-        print(f"{name:28} {1e3 * statistics.median(whole[name]):8.2f} ms   {100 * paired:+6.2f} % (paired median)")
+        extra = [a / b - 1 for a, b in zip(whole[name], whole[""], strict=True)]
+        print(f"{name:26} median {1e3 * statistics.median(whole[name]):7.2f} ms", end="")
+        print(f"   {100 * statistics.median(extra):+6.2f} % (median of pairs)", end="")
         if name != "hook":
-            alone = call[name]
-            print(
-                f"{'':28} Monitor.step() alone: median {1e6 * statistics.median(alone):.0f} us, "
-                f"mean {1e6 * statistics.mean(alone):.0f} us, {100 * sum(alone) / sum(whole['']):.3f} % of the step"
-            )
+            print(f"   Monitor.step() alone: median {1e6 * statistics.median(call[name]):.0f} us", end="")
+            print(f", mean {1e6 * statistics.mean(call[name]):.0f} us = {100 * sum(call[name]) / plain:.3f} %", end="")
+        print()
+    sampled = [
+        a - b
+        for i, (a, b) in enumerate(zip(whole["bnmonitor"], whole["bnmonitor, buffers only"], strict=True))
+        if (i + WARM_UP) % SAMPLE == 0
+    ]
+    if sampled:
+        each = statistics.median(sampled)
+        print(f"a sampled step takes {1e3 * each:.1f} ms more: {each / plain * steps:.3f} % of all steps")
 
 
 if __name__ == "__main__":

@@ -18,26 +18,40 @@ from bnmonitor.layers import LayerTable
 _recomputing: Callable[[], int] | None = getattr(torch._C, "_current_graph_task_id", None)
 
 
+MOST_VALUES = 4096
+"""Values per channel that a sample looks at; of more, every k-th sample of the batch is taken."""
+
+
 def reduce(x: Tensor) -> Tensor:
-    """Reduce ``[N, C, ...]`` to seven numbers per channel.
+    """Reduce ``[N, C, ...]`` to seven numbers per channel, of at most about :data:`MOST_VALUES` values each.
 
     Returns:
         ``[7, C]``: count, mean, sum of squared deviations, min, max, how many are <= 0, how many are not finite.
     """
-    x = x.detach()
+    values = x.numel() // max(1, x.shape[1])
+    x = x.detach()[:: max(1, min(x.shape[0], values // MOST_VALUES))]
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()
     dims = [d for d in range(x.dim()) if d != 1]
     count = x.numel() // max(1, x.shape[1])
-    var, mean = torch.var_mean(x, dims, correction=0)
-    low, high = x.amin(dims), x.amax(dims)
-    nonpositive = (x <= 0).sum(dims).to(mean.dtype)
-    finite = mean.isfinite() & var.isfinite()
-    # A sum that is finite has finite terms only; the exact count costs a pass, and is seldom needed.
-    bad = torch.where(finite, 0, 1) if x.is_cuda else torch.zeros_like(mean)
-    if not x.is_cuda and not bool(finite.all()):
-        bad = (~x.isfinite()).sum(dims).to(mean.dtype)
-    return torch.stack([torch.full_like(mean, count), mean, var * count, low, high, nonpositive, bad.to(mean.dtype)])
+    mean = x.mean(dims)
+    # Centered first: as exact as var_mean, and five times faster on a CPU.
+    squares = (x - mean.view(-1, *[1] * (x.dim() - 2))).square_().sum(dims)
+    nonpositive = (x <= 0).flatten(2).sum(-1, dtype=torch.int32) if x.dim() > 2 else x <= 0
+    # A sum that is finite has finite terms only: counting costs a pass, and is seldom needed.
+    suspect = ~(mean.isfinite() & squares.isfinite())
+    bad = suspect if x.is_cuda or not bool(suspect.any()) else (~x.isfinite()).sum(dims)
+    return torch.stack(
+        [
+            torch.full_like(mean, count),
+            mean,
+            squares,
+            x.amin(dims),
+            x.amax(dims),
+            nonpositive.sum(0).to(mean.dtype),
+            bad.to(mean.dtype),
+        ]
+    )
 
 
 def merge(a: Tensor, b: Tensor) -> Tensor:
@@ -149,9 +163,11 @@ class Sampler:
 
     def walk(self, outputs: Any) -> None:
         """Walk the autograd graph from the outputs of a step, or its loss, while it is there."""
+        if not self.attached:
+            return
         ends = tensors_of(outputs)
         nodes = {i: s.node for i, m in enumerate(self._modules) if (s := self._seen.get(id(m))) and s.node is not None}
-        if not self.attached or not ends or not nodes:
+        if not ends or not nodes:
             return
         structure = trace(ends, nodes, len(self._modules))
         for i, module in enumerate(self._modules):

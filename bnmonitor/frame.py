@@ -72,7 +72,10 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Activation statistics of one side of every layer, from a sampled step; all ``[C]``, NaN where not called."""
+    """Activation statistics of one side of every layer, from a sampled step; all ``[C]``, NaN where not called.
+
+    Of large layers they are taken over a part of the batch.
+    """
 
     mean: Tensor
     var: Tensor
@@ -226,11 +229,15 @@ class Window:
         It weighs ``(1 - m)^k`` after ``k`` updates, and must weigh under 5 % of what is there in the middle channel:
         29 updates at momentum .1, 299 at .01, more where variances are small.
         """
+        if "warm_up" in self.memo:
+            known: Tensor = self.memo["warm_up"]
+            return known
         momentum = self.momentum[-1].double()
         there = self.layers.segments.median(self.running_var[-1]).double().clamp(1e-9, 1.0).nan_to_num(1.0)
         needed = (0.05 * there).log() / (1 - momentum).log()
         exponential = (momentum > 0) & (momentum < 1)
-        return needed.where(exponential, 0.0).ceil().clamp(min=LEAST_WARM_UP).long()
+        self.memo["warm_up"] = needed.where(exponential, 0.0).ceil().clamp(min=LEAST_WARM_UP).long()
+        return self.warm_up()
 
     def learning_rate(self, position: int = -1) -> float:
         """The learning rate in force at a step of the window; NaN where unknown."""

@@ -319,7 +319,7 @@ class Monitor:
         """Why a rule cannot run; empty if it can."""
         if "optimizer" in rule.needs and not self._optimizers:
             return "needs the optimizer: pass optimizer="
-        return self._watch.without_samples() if "samples" in rule.needs else ""
+        return self._watch.unsampled if "samples" in rule.needs else ""
 
     def _guard(self, call: Callable[..., object], *args: Any) -> None:
         """Run a part of the monitor; should it fail, say so once and let training go on without it."""

@@ -94,23 +94,23 @@ class Recorder:
         if not self.modules:
             return
         row = len(self._meta)
+        buffers, parameters = self._buffers, self._parameters
         nans, zeros, ones = self._fill[torch.nan], self._fill[0.0], self._fill[1.0]
-        gammas = [p.get("weight") for p in self._parameters]
-        columns = (
-            [_or(b.get("running_mean"), f) for b, f in zip(self._buffers, nans, strict=True)],
-            [_or(b.get("running_var"), f) for b, f in zip(self._buffers, nans, strict=True)],
-            [_or(g, f) for g, f in zip(gammas, ones, strict=True)],
-            [_or(p.get("bias"), f) for p, f in zip(self._parameters, zeros, strict=True)],
-            [f if g is None else _or(g.grad, f) for g, f in zip(gammas, nans, strict=True)],
-        )
-        for slot, column in zip(self._slots[row], columns, strict=True):
-            torch.cat(self._here(column), out=slot)
-            if len(slot) != self.layers.total:
-                raise self._resized(column)
-        counts = [_or(b.get("num_batches_tracked"), self._no_count) for b in self._buffers]
-        # An average of the weights that takes the buffers along may turn the counts into floats.
-        counts = [c if c.dtype is torch.int64 else c.long() for c in counts]
-        torch.stack(self._here(counts), out=self._counts[row])
+        gammas = [p.get("weight") for p in parameters]
+        columns = [
+            [f if (t := b.get("running_mean")) is None else t for b, f in zip(buffers, nans, strict=True)],
+            [f if (t := b.get("running_var")) is None else t for b, f in zip(buffers, nans, strict=True)],
+            [f if g is None else g for g, f in zip(gammas, ones, strict=True)],
+            [f if (t := p.get("bias")) is None else t for p, f in zip(parameters, zeros, strict=True)],
+            [f if g is None or (t := g.grad) is None else t for g, f in zip(gammas, nans, strict=True)],
+        ]
+        counts = [self._no_count if (t := b.get("num_batches_tracked")) is None else t for b in buffers]
+        try:
+            self._copy(row, columns, counts)
+        except (RuntimeError, TypeError):
+            # Layers on several devices, or counts that an average of the weights has turned into floats.
+            here = [[t.to(self._device) for t in column] for column in columns]
+            self._copy(row, here, [c.to(self._device, torch.int64) for c in counts])
         self._meta.append(
             _Row(
                 step,
@@ -120,16 +120,18 @@ class Recorder:
             )
         )
 
-    def _resized(self, column: list[Tensor]) -> RuntimeError:
+    def _resized(self, column: list[Tensor]) -> ValueError:
         """Say which layer no longer has the channels it was found with; its neighbours' would be misread."""
         sizes = zip(self.layers.names, self.layers.channels, column, strict=True)
         name, was, now = next((name, c, t.numel()) for name, c, t in sizes if t.numel() != c)
-        return RuntimeError(f"layer {name!r} had {was} channels and now has {now}: make a new Monitor")
+        return ValueError(f"layer {name!r} had {was} channels and now has {now}: make a new Monitor")
 
-    def _here(self, column: list[Tensor]) -> list[Tensor]:
-        if all(t.device == self._device for t in column):
-            return column
-        return [t.to(self._device) for t in column]
+    def _copy(self, row: int, columns: list[list[Tensor]], counts: list[Tensor]) -> None:
+        for slot, column in zip(self._slots[row], columns, strict=True):
+            torch.cat(column, out=slot)
+            if len(slot) != self.layers.total:
+                raise self._resized(column)
+        torch.stack(counts, out=self._counts[row])
 
     def origin(self) -> tuple[Tensor, Tensor, Tensor]:
         """Gamma, running mean and running variance at the oldest state on the tape: each ``[C]`` on the CPU."""
@@ -192,7 +194,3 @@ class Recorder:
             dtype=torch.float64,
             device="cpu",
         )
-
-
-def _or(tensor: Tensor | None, fallback: Tensor) -> Tensor:
-    return fallback if tensor is None else tensor

@@ -54,6 +54,8 @@ class Watch:
         self._restored: Mapping[str, Any] | None = None
         self.count = 0
         """Training steps seen."""
+        self.unsampled = self._why_unsampled()
+        """Why no activation is sampled; empty if it is."""
         self._baseline: Baseline | None = None
         self._take(self._discover(None))
 
@@ -74,13 +76,6 @@ class Watch:
         """Whether there is nothing yet but lazy layers, which have no channels before their first forward."""
         return self._lazy > 0
 
-    def without_samples(self) -> str:
-        """Why no activation is sampled; empty if it is."""
-        if not self._sample_every:
-            return "needs activation samples, and sample_every_n_steps is 0"
-        compiled = any(_is_compiled(m) for model in self._models.values() for m in model.modules())
-        return "needs activation samples, which torch.compile does not let through" if compiled else ""
-
     def rows(self, statistic: str, layer: str) -> Tensor:
         """Return a statistic of a layer over the window: ``[T, channels]``, a copy."""
         span = self.layers.span(self.layers.index(layer))
@@ -97,7 +92,7 @@ class Watch:
         found = self._discover({id(m): place[name] for name, m in named if name in place})
         if found.modules != self._recorder.modules or found.table != self.layers:
             self._take(found)
-        self._can_sample = not self.without_samples()
+        self.unsampled = self._why_unsampled()
         self._recorder.mark()
         self._sample(first=True)
 
@@ -202,6 +197,12 @@ class Watch:
     def _discover(self, order: Mapping[int, int] | None) -> Discovery:
         return discover(self._models, include=self._include, exclude=self._exclude, order=order)
 
+    def _why_unsampled(self) -> str:
+        if not self._sample_every:
+            return "needs activation samples, and sample_every_n_steps is 0"
+        compiled = any(_is_compiled(m) for model in self._models.values() for m in model.modules())
+        return "needs activation samples, which torch.compile does not let through" if compiled else ""
+
     def _take(self, found: Discovery) -> None:
         """Make everything that depends on the layers anew."""
         self._lazy = found.lazy
@@ -222,7 +223,7 @@ class Watch:
 
     def _sample(self, *, first: bool = False) -> None:
         """Place the hooks if the coming step is to be sampled."""
-        if self._can_sample and (first or self.count % self._sample_every == 0):
+        if not self.unsampled and (first or self.count % self._sample_every == 0):
             self._sampler.attach(self._recorder.modules, list(self._models.values()))
 
     def _take_sample(self, number: int) -> None:
