@@ -82,6 +82,19 @@ def noise(window: Window) -> Tensor:
     return median(variance.clamp(min=0).sqrt(), window)
 
 
+def covariate_shift(window: Window) -> Tensor:
+    """How much the distribution of a layer's input has moved over the window, in nats; the middle channel.
+
+    The symmetric Kullback-Leibler divergence of the channel's Gaussian at the first and the last step, by the running
+    statistics: ``(v1 / v0 + v0 / v1 - 2 + (m1 - m0)^2 (1 / v0 + 1 / v1)) / 2``. It is what batch normalization was
+    invented to tame (Ioffe and Szegedy 2015).
+    """
+    eps = window.layers.eps_by_channel
+    v0, v1 = window.running_var[0] + eps, window.running_var[-1] + eps
+    moved = (window.running_mean[-1] - window.running_mean[0]).square()
+    return median(0.5 * (v1 / v0 + v0 / v1 - 2 + moved * (1 / v0 + 1 / v1)), window)
+
+
 @once
 def offset(window: Window) -> Tensor:
     """Distance of the running mean from zero, in deviations, in the middle channel at the last step.
