@@ -174,7 +174,7 @@ class Monitor:
     def steps(self) -> tuple[int, ...]:
         """Numbers of the steps that :meth:`history` returns."""
         self._watch.collect()
-        return tuple(self._watch.steps)
+        return tuple(self._watch.steps[-self.settings.window :])
 
     @property
     def black_boxes(self) -> tuple[Path, ...]:
@@ -206,7 +206,7 @@ class Monitor:
                 f"no statistic is named {statistic!r}{nearest(statistic, CHANNEL_STATISTICS)}; there are {known}"
             )
         self._watch.collect()
-        return self._watch.rows(statistic, layer)
+        return self._watch.rows(statistic, layer)[-self.settings.window :]
 
     def summary(self, epoch: int | None = None) -> Summary:
         """Return how every layer is now: what the console's table shows."""
