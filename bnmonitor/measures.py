@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import wraps
 from typing import TypeVar
@@ -85,18 +86,16 @@ def forgetting(window: Window) -> Tensor:
 def warm(window: Window) -> Tensor:
     """Which layers were warm before each step, and after the last: ``[T + 1, L]`` bool.
 
-    A layer is warm after 30 updates, once the initial running variance of 1 weighs under 5 % of what is there in the
-    middle channel. It weighs ``(1 - m)^k`` after ``k`` updates, so that takes 29 updates at momentum .1, 299 at .01,
-    and more where variances are small.
+    A layer is warm after 30 updates, once its initial statistics weigh under 5 %. They weigh ``(1 - m)^k`` after ``k``
+    updates, so that takes 29 updates at momentum .1, 299 at .01, 2995 at .001.
     """
 
     def before(each_step: Tensor, total: Tensor) -> Tensor:
         return total - F.pad(each_step.flip(0).cumsum(0).flip(0), (0, 0, 0, 1))
 
-    there = median(window.running_var[-1], window).double().nan_to_num(1.0).clamp(1e-9, 1.0)
     forgotten = before(forgetting(window), window.baseline.forgotten.double())
     updates = before(window.updates.clamp(min=0), window.baseline.updates)
-    return (forgotten >= -(0.05 * there).log()) & (updates >= LEAST_WARM_UP)
+    return (forgotten >= -math.log(0.05)) & (updates >= LEAST_WARM_UP)
 
 
 def settled(window: Window) -> Tensor:
