@@ -48,6 +48,7 @@ docs: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	@$(BIN)/python benchmarks/overhead.py
+	@$(BIN)/python benchmarks/scaling.py
 
 pictures: $(VENV)/dev.stamp
 	@$(BIN)/python docs/gen_pictures.py
