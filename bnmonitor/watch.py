@@ -14,6 +14,7 @@ from bnmonitor import baseline
 from bnmonitor.activations import Sampler
 from bnmonitor.frame import Baseline, Facts, Sample, Window
 from bnmonitor.layers import Discovery, LayerTable, discover
+from bnmonitor.observer import Observer
 from bnmonitor.recorder import Recorder
 from bnmonitor.ring import Ring
 
@@ -48,7 +49,7 @@ class Watch:
         self._models = models
         self._include, self._exclude = include, exclude
         self._tape, self._size, self._sample_every = tape, max(window, tape), sample_every
-        self._sampler = Sampler()
+        self._sampler, self._observer = Sampler(), Observer()
         self._paused_sample = False
         self._evaluations = 0
         self._restored: Mapping[str, Any] | None = None
@@ -94,11 +95,13 @@ class Watch:
             self._take(found)
         self.unsampled = self._why_unsampled()
         self._recorder.mark()
+        self._observe()
         self._sample(first=True)
 
     def end(self) -> None:
         """Leave no hook behind."""
         self._sampler.detach()
+        self._observer.detach()
 
     def step(self, number: int, rate: float) -> None:
         """Record the training step that has just ended."""
@@ -106,6 +109,7 @@ class Watch:
         self._evaluations = 0
         if self._woke():
             self._recorder.mark()
+            self._observe()
             self._sample(first=True)
             return
         if not len(self.layers):
@@ -114,7 +118,7 @@ class Watch:
             self._take_sample(number)
         if self._baseline is None:
             self._baseline = self._first_baseline()
-        self._recorder.step(number, rate)
+        self._recorder.step(number, rate, self._observer.take())
         self._sample()
 
     @property
@@ -131,6 +135,7 @@ class Watch:
         self._evaluations += 1
         self._paused_sample |= self._sampler.attached
         self._sampler.detach()
+        self._observer.detach()
 
     def resume(self) -> None:
         """The evaluation has ended; what it did to the buffers belongs to no step."""
@@ -139,6 +144,7 @@ class Watch:
             return
         self._paused_sample |= self._woke()
         self._recorder.mark()
+        self._observe()
         self._sample(first=self._paused_sample)
         self._paused_sample = False
 
@@ -225,6 +231,11 @@ class Watch:
         """Place the hooks if the coming step is to be sampled."""
         if not self.unsampled and (first or self.count % self._sample_every == 0):
             self._sampler.attach(self._recorder.modules, list(self._models.values()))
+
+    def _observe(self) -> None:
+        """Place the hooks on the layers that keep no statistics of their own, where hooks are let through."""
+        tracking = zip(self._recorder.modules, self.layers.tracking, strict=True)
+        self._observer.attach([] if self.unsampled else [module for module, tracks in tracking if not tracks])
 
     def _take_sample(self, number: int) -> None:
         order = self._sampler.order
