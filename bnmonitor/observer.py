@@ -13,7 +13,7 @@ from bnmonitor.hooks import Hook, recomputing
 from bnmonitor.recovery import Seen
 
 _NODES = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0")
-_packing: Callable[[bool], object] | None = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+_packer: Callable[[bool], object] | None = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 
 
 class Observer:
@@ -56,15 +56,17 @@ class Observer:
             return
         if recomputing() or (not module.training and output.grad_fn is None):
             return
-        mean, var = _from_graph(module, x, output.grad_fn) or _reduced(x)
+        try:
+            mean, var = _from_graph(module, x, output.grad_fn) or _reduced(x)
+        except RuntimeError:  # no training stops for it: what cannot be read is missing, and said to be
+            return
         new, old = Seen(1, x.numel() // x.shape[1], mean, var), self._seen.get(id(module))
         self._seen[id(module)] = new if old is None else old.averaged(new)
 
 
 def _from_graph(module: nn.Module, x: Tensor, node: Any) -> tuple[Tensor, Tensor] | None:
     """Mean and unbiased variance that autograd has kept, or None where it has not, or has in half precision."""
-    # To read what a checkpoint or an offload has packed would run its forward once more.
-    if type(node).__name__ not in _NODES or _packing is None or _packing(True) is not None:
+    if type(node).__name__ not in _NODES or _packed():
         return None
     mean, scale = getattr(node, "_saved_result1", None), getattr(node, "_saved_result2", None)
     wanted = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -73,6 +75,14 @@ def _from_graph(module: nn.Module, x: Tensor, node: Any) -> tuple[Tensor, Tensor
     count = x.numel() // x.shape[1]
     var = scale.detach().pow(-2).sub_(module.eps).clamp_(min=0)
     return mean.detach(), var.mul_(count / max(1, count - 1))
+
+
+def _packed() -> bool:
+    """Whether a checkpoint or an offload packs what autograd keeps: to read it would run its forward once more."""
+    try:
+        return _packer is None or _packer(True) is not None
+    except TypeError:
+        return True
 
 
 def _reduced(x: Tensor) -> tuple[Tensor, Tensor]:

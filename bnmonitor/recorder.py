@@ -67,6 +67,8 @@ class Recorder:
             for value in (torch.nan, 0.0, 1.0)
         }
         self._native = torch.tensor([writes_pairwise(m) for m in self.modules], dtype=torch.bool, device="cpu")
+        self.writes_count = True
+        """Whether each write to the buffers of an InstanceNorm is one of its forwards; else there is one in a step."""
         self._no_count = torch.zeros((), dtype=torch.int64, device=self._device)
         self._meta: list[_Row] = []
 
@@ -156,6 +158,7 @@ class Recorder:
         position = {id(m): i for i, m in enumerate(self.modules)}
         order = [position[id(m)] for m in modules]
         spans = [torch.arange(*self.layers.offsets[i : i + 2], device=self._device) for i in order]
+        other.writes_count = self.writes_count
         used = len(self._meta)
         other._tape[:used] = self._tape[:used, :, torch.cat(spans)]
         other._counts[:used] = self._counts[:used, torch.tensor(order, device=self._device)]
@@ -190,14 +193,14 @@ class Recorder:
         momentum = torch.tensor(momenta, dtype=torch.float64, device="cpu")
         written = torch.tensor([row.written for row in self._meta], device="cpu")
         same, writes = (written[now, 0] == written[old, 0]), written[now, 1:] - written[old, 1:]
-        # InstanceNorm leaves its counter alone, but each of its forwards is one write to its buffers.
+        # InstanceNorm leaves its counter alone, but each of its forwards is one write to its buffers, if nobody else's.
         counts = torch.where(instance, written[:, 1], counts)
         rows = recover_rows(
             self.layers,
             before=(before["running_mean"], before["running_var"]),
             after=(after["running_mean"], after["running_var"]),
             counts=(counts[old], counts[now]),
-            counted=torch.where(instance, same, self._counted()),
+            counted=torch.where(instance, same & self.writes_count, self._counted()),
             foreign=self._native & same & (writes[:, 0] != writes[:, 1]),
             momentum=momentum.where(~(instance & momentum.isnan()), 0.0),
             half_ulp=self._half_ulp(),

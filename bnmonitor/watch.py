@@ -94,8 +94,7 @@ class Watch:
         if found.modules != self._recorder.modules or found.table != self.layers:
             self._take(found)
         self.unsampled = self._why_unsampled()
-        self._recorder.mark()
-        self._observe()
+        self._ready()
         self._sample(first=True)
 
     def end(self) -> None:
@@ -108,8 +107,7 @@ class Watch:
         self.count += 1
         self._evaluations = 0
         if self._woke():
-            self._recorder.mark()
-            self._observe()
+            self._ready()
             self._sample(first=True)
             return
         if not len(self.layers):
@@ -143,8 +141,7 @@ class Watch:
         if self._evaluations:
             return
         self._paused_sample |= self._woke()
-        self._recorder.mark()
-        self._observe()
+        self._ready()
         self._sample(first=self._paused_sample)
         self._paused_sample = False
 
@@ -204,10 +201,10 @@ class Watch:
         return discover(self._models, include=self._include, exclude=self._exclude, order=order)
 
     def _why_unsampled(self) -> str:
+        self._compiled = any(_is_compiled(m) for model in self._models.values() for m in model.modules())
         if not self._sample_every:
             return "needs activation samples, and sample_every_n_steps is 0"
-        compiled = any(_is_compiled(m) for model in self._models.values() for m in model.modules())
-        return "needs activation samples, which torch.compile does not let through" if compiled else ""
+        return "needs activation samples, which torch.compile does not let through" if self._compiled else ""
 
     def _take(self, found: Discovery) -> None:
         """Make everything that depends on the layers anew."""
@@ -232,8 +229,10 @@ class Watch:
         if not self.unsampled and (first or self.count % self._sample_every == 0):
             self._sampler.attach(self._recorder.modules, list(self._models.values()))
 
-    def _observe(self) -> None:
-        """Place the hooks on the layers that keep no statistics of their own, where hooks are let through."""
+    def _ready(self) -> None:
+        """Note the state that the next step starts from, and let layers without statistics of their own show them."""
+        self._recorder.writes_count = not self._compiled and not _distributed()
+        self._recorder.mark()
         tracking = zip(self._recorder.modules, self.layers.tracking, strict=True)
         self._observer.attach([] if self.unsampled else [module for module, tracks in tracking if not tracks])
 
@@ -263,14 +262,17 @@ class Watch:
             )
             for m in modules
         ]
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         return Facts(
             affine_trains=torch.tensor(affine, dtype=torch.bool, device="cpu"),
             optimizers=bool(optimizers),
             learning_rates=tuple(self._ring.rates),
-            world_size=torch.distributed.get_world_size() if distributed else 1,
+            world_size=torch.distributed.get_world_size() if _distributed() else 1,
             structure=self._sampler.structure(modules),
         )
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -241,8 +241,13 @@ KINDS = (
         name="`InstanceNorm2d` called several times a step",
         make=lambda: Twice(instance(nn.InstanceNorm2d)),
         layers=("layer.norm",),
-        how=AVERAGE,
+        how=f"{AVERAGE}; under `torch.compile` and in several processes they are mistaken for one call",
         recovery=Recovery.AVERAGED,
+    ),
+    Kind(
+        name="`InstanceNorm2d` under `torch.compile`",
+        make=lambda: instance(nn.InstanceNorm2d),
+        wrap=lambda model: model.compile(backend="aot_eager"),
     ),
     Kind(name="`track_running_stats=False`", make=untracked, how=GRAPH, recovery=Recovery.OBSERVED),
     Kind(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from bnmonitor import Monitor
+from bnmonitor import Monitor, observer
 from bnmonitor.layers import discover
 from bnmonitor.statistics import Recovery
 from tests.kinds import CHANNELS, KINDS, Around, Kind, untracked
@@ -312,6 +312,29 @@ def test_a_reduction_stands_in_where_no_gradient_is_needed() -> None:
         monitor.step()
     true = x.double().transpose(0, 1).flatten(1).var(1)
     torch.testing.assert_close(monitor.history("0", "batch_var")[0].double(), true, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("packer", [None, lambda: None, lambda tracing: "something packs"])
+def test_a_reduction_stands_in_where_it_is_not_known_that_nothing_is_packed(
+    packer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(observer, "_packer", packer)
+    mean, var = errors(kind_named("`track_running_stats=False`"))
+    assert mean <= 1e-6
+    assert var <= 1e-6
+
+
+def test_what_cannot_be_reduced_stops_no_training(
+    plain: tuple[nn.Module, Monitor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise torch.OutOfMemoryError("on purpose")
+
+    monkeypatch.setattr(observer, "_from_graph", fails)
+    model, monitor = plain
+    model(torch.randn(4, 3, 6, 6)).sum().backward()
+    monitor.step()
+    assert states(monitor, "layer") == {Recovery.OBSERVED, Recovery.NO_BUFFERS}
 
 
 def test_without_samples_there_are_no_hooks_at_all() -> None:
