@@ -13,12 +13,12 @@ from torch import Tensor
 
 from bnmonitor.frame import Baseline, Sample, Window
 from bnmonitor.layers import LayerTable
-from bnmonitor.measures import offset, typical_variance
+from bnmonitor.measures import forgetting, offset, typical_variance, warm
 
 MEMORY = 500
 """Steps in which a baseline follows a lasting change by two thirds."""
 
-_BY_LAYER = ("offset", "updates", "sizes", "values")
+_BY_LAYER = ("offset", "updates", "forgotten", "sizes", "values")
 
 ALIVE = 100
 """A channel is alive once its batch variance has been this many times eps."""
@@ -35,6 +35,7 @@ def begin(layers: LayerTable, gamma: Tensor, mean: Tensor, var: Tensor) -> Basel
         mean=mean.clone(),
         var=var.clone(),
         updates=torch.zeros(len(layers), dtype=torch.int64, device="cpu"),
+        forgotten=torch.zeros(len(layers), dtype=torch.float64, device="cpu"),
         sizes=unknown.clone(),
         values=unknown.clone(),
     )
@@ -63,8 +64,13 @@ def restored(fresh: Baseline, layers: LayerTable, saved: Mapping[str, Any]) -> B
 def counted(window: Window) -> Baseline:
     """Return the window's baseline with the new updates counted and new life noted, before rules judge."""
     alive = window.baseline.alive | (typical_variance(window) > ALIVE * window.layers.eps_by_channel)
-    updates = window.baseline.updates + window.updates[-max(1, window.fresh) :].clamp(min=0).sum(0)
-    return replace(window.baseline, alive=alive, updates=updates)
+    new = slice(-max(1, window.fresh), None)
+    return replace(
+        window.baseline,
+        alive=alive,
+        updates=window.baseline.updates + window.updates[new].clamp(min=0).sum(0),
+        forgotten=window.baseline.forgotten + forgetting(window)[new].sum(0),
+    )
 
 
 def followed(window: Window, held: Tensor) -> Baseline:
@@ -78,7 +84,7 @@ def followed(window: Window, held: Tensor) -> Baseline:
         held: ``[L]`` bool, layers with an open alert, whose baseline stays as it was.
     """
     base, layers = window.baseline, window.layers
-    moving = window.warm() & ~held
+    moving = warm(window)[-1] & ~held
     rate = 1 - math.exp(-max(1, window.fresh) / MEMORY)
     log_var = (typical_variance(window) + 1e-3 * layers.eps_by_channel).log().float()
     return replace(

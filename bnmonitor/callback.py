@@ -130,7 +130,8 @@ class BatchNormMonitor(_Base):
         self._state = None
         loggers = [] if trainer.fast_dev_run or not trainer.is_global_zero else list(trainer.loggers)
         self._monitor.should_stop = False
-        self._monitor.connect(loggers=loggers, emit=beside_bar(trainer))
+        where = trainer.log_dir if trainer.loggers else None
+        self._monitor.connect(loggers=loggers, emit=beside_bar(trainer), log_dir=where if loggers else None)
         self._monitor.watch_optimizers(trainer.optimizers)
         self._monitor.start()
         if self._sinks is None and not trainer.loggers and trainer.is_global_zero:

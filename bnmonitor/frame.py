@@ -26,9 +26,6 @@ CHANNEL_STATISTICS = (
 LAYER_STATISTICS = ("updates", "training", "recovery", "momentum", "variance")
 """The statistics of a step that have a value per layer."""
 
-LEAST_WARM_UP = 30
-"""Updates before which no layer is judged."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
@@ -156,6 +153,7 @@ class Baseline:
         mean: ``[C]`` running mean at the start.
         var: ``[C]`` running variance at the start.
         updates: ``[L]`` int64, updates seen since the start.
+        forgotten: ``[L]``, minus the log of the weight that the initial statistics still have after these updates.
         sizes: ``[L]`` median number of samples per call over the samples taken; NaN where none was.
         values: ``[L]`` median number of values per channel over the samples taken; NaN where none was.
     """
@@ -167,6 +165,7 @@ class Baseline:
     mean: Tensor
     var: Tensor
     updates: Tensor
+    forgotten: Tensor
     sizes: Tensor
     values: Tensor
 
@@ -218,26 +217,6 @@ class Window:
         """Return the same window with only its newest steps."""
         rows = {name: getattr(self, name)[-steps:] for name in CHANNEL_STATISTICS + LAYER_STATISTICS}
         return replace(self, steps=self.steps[-steps:], fresh=min(self.fresh, steps), **rows)
-
-    def warm(self) -> Tensor:
-        """Which layers have been updated often enough to be judged: ``[L]`` bool."""
-        return self.baseline.updates >= self.warm_up()
-
-    def warm_up(self) -> Tensor:
-        """Updates after which the initial running variance of 1 is forgotten: ``[L]`` int64, at least 30.
-
-        It weighs ``(1 - m)^k`` after ``k`` updates, and must weigh under 5 % of what is there in the middle channel:
-        29 updates at momentum .1, 299 at .01, more where variances are small.
-        """
-        if "warm_up" in self.memo:
-            known: Tensor = self.memo["warm_up"]
-            return known
-        momentum = self.momentum[-1].double()
-        there = self.layers.segments.median(self.running_var[-1]).double().clamp(1e-9, 1.0).nan_to_num(1.0)
-        needed = (0.05 * there).log() / (1 - momentum).log()
-        exponential = (momentum > 0) & (momentum < 1)
-        self.memo["warm_up"] = needed.where(exponential, 0.0).ceil().clamp(min=LEAST_WARM_UP).long()
-        return self.warm_up()
 
     def learning_rate(self, position: int = -1) -> float:
         """The learning rate in force at a step of the window; NaN where unknown."""

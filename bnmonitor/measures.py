@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import wraps
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from bnmonitor.frame import Window
 from bnmonitor.statistics import mean_over_steps, middle_over_steps
 
 R = TypeVar("R")
+
+LEAST_WARM_UP = 30
+"""Updates before which no layer is judged."""
 
 FLAT = 10
 """A variance below so many eps is decided by eps: the output is a twentieth smaller than it should be."""
@@ -68,11 +73,34 @@ def lag(window: Window) -> tuple[Tensor, Tensor]:
     return median(mean, window), median(log_ratio.abs(), window)
 
 
+def forgetting(window: Window) -> Tensor:
+    """How much of their past each step makes the running statistics forget: ``[T, L]``, as minus a log.
+
+    An update with momentum ``m`` leaves ``1 - m`` of what was; a cumulative average (None) starts from nothing.
+    """
+    rate = -torch.log1p(-window.momentum.double().nan_to_num(1.0).clamp(0.0, 1 - 1e-9))
+    return rate * window.updates.clamp(min=0)
+
+
 @once
+def warm(window: Window) -> Tensor:
+    """Which layers were warm before each step, and after the last: ``[T + 1, L]`` bool.
+
+    A layer is warm after 30 updates, once its initial statistics weigh under 5 %. They weigh ``(1 - m)^k`` after ``k``
+    updates, so that takes 29 updates at momentum .1, 299 at .01, 2995 at .001.
+    """
+
+    def before(each_step: Tensor, total: Tensor) -> Tensor:
+        return total - F.pad(each_step.flip(0).cumsum(0).flip(0), (0, 0, 0, 1))
+
+    forgotten = before(forgetting(window), window.baseline.forgotten.double())
+    updates = before(window.updates.clamp(min=0), window.baseline.updates)
+    return (forgotten >= -math.log(0.05)) & (updates >= LEAST_WARM_UP)
+
+
 def settled(window: Window) -> Tensor:
     """Layers whose whole window lies after their warm-up, so that a lag in it is one: ``[L]`` bool."""
-    seen = window.updates.clamp(min=0).sum(0)
-    return window.baseline.updates - seen >= window.warm_up()
+    return warm(window)[0]
 
 
 def noise(window: Window) -> Tensor:
@@ -80,6 +108,19 @@ def noise(window: Window) -> Tensor:
     shift = window.shift
     variance = mean_over_steps(shift.square()) - mean_over_steps(shift).square()
     return median(variance.clamp(min=0).sqrt(), window)
+
+
+def covariate_shift(window: Window) -> Tensor:
+    """How much the distribution of a layer's input has moved over the window, in nats; the middle channel.
+
+    The symmetric Kullback-Leibler divergence of the channel's Gaussian at the first and the last step, by the running
+    statistics: ``(v1 / v0 + v0 / v1 - 2 + (m1 - m0)^2 (1 / v0 + 1 / v1)) / 2``. It is what batch normalization was
+    invented to tame (Ioffe and Szegedy 2015).
+    """
+    eps = window.layers.eps_by_channel
+    v0, v1 = window.running_var[0] + eps, window.running_var[-1] + eps
+    moved = (window.running_mean[-1] - window.running_mean[0]).square()
+    return median(0.5 * (v1 / v0 + v0 / v1 - 2 + moved * (1 / v0 + 1 / v1)), window)
 
 
 @once

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from bnmonitor._text import nearest
 from bnmonitor.alerts import Alert, AlertBook
+from bnmonitor.blackbox import BlackBox
 from bnmonitor.frame import CHANNEL_STATISTICS
 from bnmonitor.layers import LayerTable
 from bnmonitor.rules import Rule, Severity
@@ -68,7 +69,7 @@ class Monitor:
     Args:
         model: The model, or a mapping of names to models (a GAN's two, a teacher).
         optimizer: The optimizer or optimizers; without, every parameter that requires a gradient counts as trained.
-        log_dir: Where the history goes; None: not written.
+        log_dir: Where the history and the black boxes of errors go; None: not written.
         train_loader: The training loader, for rules that look at how batches are drawn.
         val_loader: The validation loader, likewise.
         accumulate_grad_batches: Micro-batches per optimizer step.
@@ -148,6 +149,7 @@ class Monitor:
         self._actions = self.settings.actions()
         self._book = AlertBook([])
         self._run: dict[str, Any] = {}
+        self._black_box: BlackBox | None = None
         self._running = self._broken = False
         self._log_every = _LOG_EVERY if log_every_n_steps is None else log_every_n_steps
         self._framed = 0
@@ -172,7 +174,12 @@ class Monitor:
     def steps(self) -> tuple[int, ...]:
         """Numbers of the steps that :meth:`history` returns."""
         self._watch.collect()
-        return tuple(self._watch.steps)
+        return tuple(self._watch.steps[-self.settings.window :])
+
+    @property
+    def black_boxes(self) -> tuple[Path, ...]:
+        """Files with the whole window of all layers at the moment an error opened; :func:`bnmonitor.blackbox.read`."""
+        return () if self._black_box is None else tuple(self._black_box.files)
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -199,7 +206,7 @@ class Monitor:
                 f"no statistic is named {statistic!r}{nearest(statistic, CHANNEL_STATISTICS)}; there are {known}"
             )
         self._watch.collect()
-        return self._watch.rows(statistic, layer)
+        return self._watch.rows(statistic, layer)[-self.settings.window :]
 
     def summary(self, epoch: int | None = None) -> Summary:
         """Return how every layer is now: what the console's table shows."""
@@ -337,9 +344,12 @@ class Monitor:
 
     def _start(self) -> None:
         self._watch.begin()
+        run = {"log_dir": self._log_dir, **self._run}
+        if self._black_box is None and run["log_dir"] is not None:
+            self._black_box = BlackBox(Path(run["log_dir"]))
         chosen = self.settings.chosen_rules()
         self._book.rules = [rule for rule in chosen if not self._unmet(rule) and rule.code not in self._book.broken]
-        self._sinks.tell("open", Run(layers=self.layers, **{"log_dir": self._log_dir, **self._run}))
+        self._sinks.tell("open", Run(layers=self.layers, **run))
 
     def _step(self, number: int) -> None:
         self._watch.step(number, _learning_rate(self._optimizers))
@@ -362,6 +372,10 @@ class Monitor:
         window = self._watch.counted(window)
         events = self._book.check(window)
         self._watch.judged(window, self._book.held(self.layers))
+        if self._black_box is not None:
+            for alert in events:
+                if alert.state == "open" and alert.severity is Severity.ERROR:
+                    self._black_box.write(window, alert)
         self._announce(events)
 
     def _announce(self, events: Sequence[Alert]) -> None:
@@ -408,6 +422,10 @@ class Monitor:
             self._sinks.tell("epoch", self.summary(epoch))
 
     def _close_sinks(self) -> None:
+        if self._black_box is not None:
+            self._black_box.close()
+            for error in self._black_box.failures():
+                self._report("the black box", error)
         if self._log_every and self._framed < self._watch.count and self._watch.steps:
             self._frame()
         self._sinks.tell("close", self.summary())

@@ -111,6 +111,7 @@ def make_window(
             mean=spread(start_mean)[0],
             var=torch.ones(width),
             updates=torch.full((count,), 1000),
+            forgotten=torch.full((count,), 100.0, dtype=torch.float64),
             sizes=torch.full((count,), float(sizes)),
             values=torch.full((count,), float(sizes if values is None else values)),
         ),

@@ -28,6 +28,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("rules.*.*",),
     ("rules",),
     ("alerts",),
+    ("blackbox",),
     ("summary",),
     ("sinks.base",),
     ("sinks.loggers",),

@@ -177,8 +177,8 @@ def test_bn105_takes_channels_that_never_lived_for_an_info_up_to_a_quarter(flat:
 
 def test_bn105_does_not_judge_flat_channels_before_warm_up() -> None:
     window = collapsed(8, 8, 0.0)
-    young = replace(window.baseline, alive=torch.zeros(8, dtype=torch.bool), updates=torch.tensor([29]))
-    assert rule("BN105").check(replace(window, baseline=young)) == []
+    dead = replace(window, baseline=replace(window.baseline, alive=torch.zeros(8, dtype=torch.bool)))
+    assert rule("BN105").check(aged(dead, 29)) == []
 
 
 def test_bn105_forgives_a_single_odd_step() -> None:
@@ -424,22 +424,27 @@ def test_bn304_lets_noise_of_both_signs_cancel_and_judges_the_middle_channel() -
     assert rule("BN304").check(make_window(shift=[0.9, 0.0, 0.0])) == []
 
 
+def aged(window: Window, updates: int) -> Window:
+    """The same window after so many updates in all."""
+    forgotten = -updates * math.log1p(-window.momentum[-1].item())
+    base = replace(
+        window.baseline, updates=torch.tensor([updates]), forgotten=torch.tensor([forgotten], dtype=torch.float64)
+    )
+    return replace(window, baseline=base)
+
+
 def test_bn304_waits_for_warm_up_before_the_window() -> None:
     window = make_window(shift=0.5)
     for updates, fires in ((64 + 29, False), (64 + 30, True)):
-        base = replace(window.baseline, updates=torch.tensor([updates]))
-        assert bool(rule("BN304").check(replace(window, baseline=base))) is fires
+        assert bool(rule("BN304").check(aged(window, updates))) is fires
+    slow = make_window(shift=0.5, momentum=0.01)
     for updates, fires in ((64 + 298, False), (64 + 299, True)):
-        slow = make_window(shift=0.5, momentum=0.01)
-        slow = replace(slow, baseline=replace(slow.baseline, updates=torch.tensor([updates])))
-        assert bool(rule("BN304").check(slow)) is fires
+        assert bool(rule("BN304").check(aged(slow, updates))) is fires
 
 
-def test_bn304_waits_longer_where_the_initial_variance_of_one_is_large_beside_what_is_there() -> None:
-    window = make_window(batch_var=1e-3, running_var=2e-3)
-    for updates, fires in ((64 + 29, False), (64 + 95, True)):
-        base = replace(window.baseline, updates=torch.tensor([updates]))
-        assert bool(rule("BN304").check(replace(window, baseline=base))) is fires
+def test_bn304_needs_no_new_warm_up_when_momentum_is_lowered_in_the_middle() -> None:
+    window = aged(make_window(shift=0.5), 200)
+    assert rule("BN304").check(replace(window, momentum=torch.full_like(window.momentum, 0.001)))
 
 
 @pytest.mark.parametrize("jump", [1.0, 5.0, 50.0])
@@ -565,6 +570,12 @@ def test_bn402_is_an_error_once_the_variance_has_drifted(log: float, severity: S
 def test_bn402_names_the_drift_of_the_variance_if_that_is_the_error() -> None:
     finding = one("BN402", leaking(running_var=math.exp(2.0)))
     assert finding.value > finding.threshold
+
+
+def test_bn402_dates_it_by_the_first_update_after_gamma_last_changed() -> None:
+    gamma = course(from40=1.2)
+    assert one("BN402", leaking(gamma=gamma)).first_step == 41
+    assert one("BN402", leaking()).first_step == 0
 
 
 def test_bn402_is_quiet_where_gamma_or_beta_moves_as_in_a_gan() -> None:

@@ -113,6 +113,7 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
             mean=sprinkled(torch.zeros(width)),
             var=sprinkled(torch.ones(width)),
             updates=torch.where(coin(0.8, count), 1000, 3),
+            forgotten=torch.where(coin(0.8, count), 100.0, 0.1).double(),
             sizes=torch.where(coin(0.9, count), sizes, math.nan),
             values=torch.where(coin(0.5, count), sizes, 1e5),
         ),

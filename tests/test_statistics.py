@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from bnmonitor.statistics import (
     Recovery,
     Segments,
+    mean_over_steps,
+    middle_over_steps,
     recover,
     update_weight,
 )
@@ -179,3 +181,28 @@ def test_the_formula_is_the_one_that_torch_applies(momentum: float | None) -> No
 def test_every_recovery_has_a_reason_of_its_own() -> None:
     assert len({state.reason for state in Recovery}) == len(Recovery)
     assert all(state.reason for state in Recovery)
+
+
+def test_the_middle_over_steps_is_not_moved_by_a_wild_one_and_passes_over_nan() -> None:
+    rows = torch.ones(10, 3)
+    rows[4, 0] = 1e9
+    rows[7, 1] = math.nan
+    rows[:, 2] = math.nan
+    got = middle_over_steps(rows)
+    assert got[:2].tolist() == [1.0, 1.0]
+    assert math.isnan(got[2])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_the_middle_over_steps_is_one_of_the_values_and_never_an_end_of_many(steps: int, seed: int) -> None:
+    rows = torch.randn(steps, 2, generator=torch.Generator().manual_seed(seed))
+    got = middle_over_steps(rows)
+    assert all((rows[:, c] == got[c]).any() for c in range(2))
+    if steps >= 3:
+        assert (got < rows.amax(0)).all()
+
+
+def test_the_mean_over_steps_passes_over_nan() -> None:
+    rows = torch.tensor([[1.0, math.nan], [3.0, 5.0]])
+    assert mean_over_steps(rows).tolist() == [2.0, 5.0]

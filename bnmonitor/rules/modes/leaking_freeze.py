@@ -87,6 +87,15 @@ class LeakingFreeze(Rule):
         behind_frozen = torch.tensor([p is False for p in structure.producer_trains], device="cpu")
         return torch.where(affine, ~window.facts.affine_trains, behind_frozen)
 
+    def _began(self, window: Window, layer: int) -> int:
+        """The first update after the last change of gamma and beta."""
+        span = window.layers.span(layer)
+        gamma, beta = window.gamma[:, span], window.beta[:, span]
+        same = ((gamma == gamma[-1]) & (beta == beta[-1])).all(1)
+        # A step's gamma is that after the step: the one that changed it last was not frozen.
+        frozen = same if same.all() else same & same.roll(1)
+        return first(_last_run(frozen) & (window.updates[:, layer] > 0), window)
+
     def _drift(self, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
         base, eps = window.baseline, window.layers.eps_by_channel
         mean = (window.running_mean[-1] - base.mean).abs() / (base.var + eps).sqrt()
@@ -100,7 +109,7 @@ class LeakingFreeze(Rule):
         return Finding(
             severity=Severity.ERROR if error else Severity.WARNING,
             layer=layer,
-            first_step=first(window.updates[:, layer] > 0, window),
+            first_step=self._began(window, layer),
             value=mean if by_mean else log_var,
             threshold=limit if error else 0.0,
             message=f"gamma and beta are frozen, but the running statistics are updated: the mean has drifted "
@@ -108,3 +117,8 @@ class LeakingFreeze(Rule):
             advice="put the frozen layers in evaluation mode after every model.train(): layer.eval() in "
             "on_train_epoch_start; requires_grad_(False) does not stop the statistics",
         )
+
+
+def _last_run(mask: torch.Tensor) -> torch.Tensor:
+    """Only the run of True at the end of a mask."""
+    return mask.flip(0).long().cumprod(0).flip(0).bool()

@@ -9,7 +9,7 @@ import torch
 
 from bnmonitor._text import count, number
 from bnmonitor.frame import Window
-from bnmonitor.measures import share, typical_variance
+from bnmonitor.measures import share, typical_variance, warm
 from bnmonitor.rules.base import Finding, Rule, Severity, first
 
 
@@ -75,7 +75,7 @@ class VarianceCollapse(Rule):
         low = batch < self.eps_factor * eps
         settled = low & (running < self.eps_factor * eps)
         gone = (batch < eps) & (running < eps)
-        fell, flat = settled & window.baseline.alive, settled & ~window.baseline.alive & window.warm()[layers.owner]
+        fell, flat = settled & window.baseline.alive, settled & ~window.baseline.alive & warm(window)[-1][layers.owner]
         fell_share, flat_share = share(fell, window), share(flat, window)
         gone_share = share(gone & window.baseline.alive, window)
         coming = share(low & window.baseline.alive, window) > 0

@@ -9,7 +9,7 @@ import torch
 
 from bnmonitor._text import number
 from bnmonitor.frame import Window
-from bnmonitor.measures import median
+from bnmonitor.measures import median, warm
 from bnmonitor.rules.base import Finding, Rule, Severity
 
 
@@ -107,8 +107,7 @@ class SmallBatch(Rule):
 
     def _after_warm_up(self, window: Window, judged: torch.Tensor) -> int:
         """Steps at the end of the window in which no initial running variance is left."""
-        seen = window.baseline.updates - window.warm_up()
-        return max(0, min(len(window), int(seen[judged].min())))
+        return int(warm(window)[:-1, judged].all(1).sum())
 
     def _spread(self, window: Window, judged: torch.Tensor) -> float:
         deviation = window.ratio.log().std(0)

@@ -1,0 +1,100 @@
+"""The black box: the whole window of all layers, written to a file when an error opens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+
+from bnmonitor.alerts import Alert
+from bnmonitor.frame import CHANNEL_STATISTICS, LAYER_STATISTICS, Window
+
+FOLDER = Path("plugins") / "bnmonitor"
+"""Where in a run's directory the files lie: TensorBoard's place for what belongs to a plugin."""
+
+
+class BlackBox:
+    """Writes windows to files, off the training thread.
+
+    A file is a ``.npz`` of plain arrays, without pickle: ``steps``, ``layers`` (names), ``channels``, every statistic
+    of :class:`bnmonitor.frame.Frame` over the window, and ``alert`` (JSON).
+
+    Args:
+        run: The run's directory.
+        most: Files kept at most; later errors of the run are not written.
+    """
+
+    def __init__(self, run: Path, most: int = 8) -> None:
+        self._folder, self._most = run / FOLDER, most
+        self._writing: list[Thread] = []
+        self._failed: list[Exception] = []
+        self.files: list[Path] = []
+        """The files written so far, or being written."""
+
+    def write(self, window: Window, alert: Alert) -> Path | None:
+        """Copy the window and have it written; return the file's path, or None if there are enough."""
+        if len(self.files) >= self._most:
+            return None
+        layer = "".join(c if c.isalnum() or c in "._-" else "-" for c in alert.layer or "model")[:80]
+        path = self._folder / f"step{window.steps[-1]:08d}-{alert.code}-{layer}.npz"
+        rows = {name: getattr(window, name).clone() for name in CHANNEL_STATISTICS + LAYER_STATISTICS}
+        about = {"steps": window.steps, "layers": window.layers.names, "channels": window.layers.channels}
+        thread = Thread(target=self._save, args=(path, rows, about, alert), daemon=False)
+        thread.start()
+        self._writing.append(thread)
+        self.files.append(path)
+        return path
+
+    def failures(self) -> list[Exception]:
+        """Return, and forget, what went wrong in writing."""
+        failed, self._failed = self._failed, []
+        return failed
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        for thread in self._writing:
+            thread.join()
+        self._writing.clear()
+
+    def _save(self, path: Path, rows: dict[str, torch.Tensor], about: dict[str, Any], alert: Alert) -> None:
+        import numpy as np
+
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(".part")
+            with part.open("wb") as file:
+                np.savez(
+                    file,
+                    allow_pickle=False,
+                    alert=np.array(json.dumps(alert.to_dict())),
+                    **{name: np.array(value) for name, value in about.items()},
+                    **{name: value.numpy() for name, value in rows.items()},
+                )
+            part.replace(path)
+        except Exception as error:
+            self._failed.append(error)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Read a black box.
+
+    Returns:
+        ``alert`` (an :class:`~bnmonitor.Alert`), ``steps``, ``layers`` and ``channels`` as lists, and each statistic as
+        a tensor ``[steps, channels]`` or ``[steps, layers]``.
+
+    Raises:
+        ValueError: The file is no black box.
+    """
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+        alert = Alert.from_dict(json.loads(str(found.pop("alert"))))
+        about = {name: found.pop(name).tolist() for name in ("steps", "layers", "channels")}
+    except (KeyError, TypeError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is no black box of bnmonitor: {error}") from None
+    return {"alert": alert, **about, **{name: torch.from_numpy(array) for name, array in found.items()}}
