@@ -10,7 +10,7 @@ help:
 	@echo "make demo      install, then train three small networks and see what is found"
 	@echo "make test      install, then run the whole test suite"
 	@echo "make lint      ruff and mypy"
-	@echo "make docs      write the rules' pages anew from their docstrings"
+	@echo "make docs      write the generated pages anew: the rules, the kinds of layers"
 	@echo "make bench     measure what bnmonitor costs"
 	@echo "make pictures  make the pictures of the README anew from a real run (needs chromium)"
 
@@ -45,6 +45,7 @@ format: $(VENV)/dev.stamp
 
 docs: $(VENV)/dev.stamp
 	@$(BIN)/python docs/gen_rules.py
+	@$(BIN)/python docs/gen_kinds.py
 
 bench: $(VENV)/dev.stamp
 	@$(BIN)/python benchmarks/overhead.py

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from bnmonitor.dataflow import tensors_of, trace
 from bnmonitor.frame import Moments, Sample, Structure
+from bnmonitor.hooks import Hook, recomputing
 from bnmonitor.layers import LayerTable
-
-_recomputing: Callable[[], int] | None = getattr(torch._C, "_current_graph_task_id", None)
-
 
 MOST_VALUES = 4096
 """Values per channel that a sample looks at; of more, every k-th sample of the batch is taken."""
@@ -71,22 +68,6 @@ def merge(a: Tensor, b: Tensor) -> Tensor:
     )
 
 
-class _Hook:
-    """A forward hook on one module; a copy of the module gets an inert one."""
-
-    def __init__(self, module: nn.Module, call: Callable[[nn.Module, tuple[Any, ...], Any], None]) -> None:
-        self._module, self._call = module, call
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if module is self._module and not torch.compiler.is_compiling():
-            self._call(module, args, output)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Copied or pickled, it becomes a function of the standard library that takes anything and does nothing: a
-        # model that is saved in a sampled step loads where bnmonitor is not installed.
-        return getattr, (nullcontext(), "__exit__")
-
-
 @dataclass
 class _Seen:
     """What one layer's hook saw in a step."""
@@ -128,9 +109,9 @@ class Sampler:
         self.detach()
         self._seen, self._modules = {}, tuple(modules)
         for module in modules:
-            self._handles.append(module.register_forward_hook(_Hook(module, self._saw)))
+            self._handles.append(module.register_forward_hook(Hook(module, self._saw)))
         for root in roots:
-            self._handles.append(root.register_forward_hook(_Hook(root, self._finished)))
+            self._handles.append(root.register_forward_hook(Hook(root, self._finished)))
 
     def detach(self) -> None:
         """Take every hook away."""
@@ -142,7 +123,7 @@ class Sampler:
     def _saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
             return
-        if _recomputing is not None and _recomputing() != -1:
+        if recomputing():
             return
         if not module.training and output.grad_fn is None:
             return  # an evaluation, or a network that is not being trained

@@ -83,8 +83,11 @@ def _is_shape(node: Any) -> bool:
 def _norm_below(node: Any, depth: int = 4) -> Any:
     """Find the normalization at or just under a node: a subclass may apply more on top of it."""
     while node is not None and depth:
-        if "BatchNorm" in type(node).__name__:
+        name = type(node).__name__
+        if "BatchNorm" in name:
             return node
+        if any(word in name for word in _WITH_PARAMETERS):
+            return None
         following = [n for n, _ in node.next_functions if n is not None and type(n).__name__ != _PARAMETER]
         node, depth = (following[0] if following else None), depth - 1
     return None

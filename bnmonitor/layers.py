@@ -1,6 +1,6 @@
 """Find the normalization layers of a model: modules in, a table of plain facts out.
 
-The only file that knows the BatchNorm classes.
+The only file that knows the normalization classes.
 """
 
 from __future__ import annotations
@@ -9,14 +9,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
 
 from bnmonitor._text import nearest
 from bnmonitor.statistics import Segments
+
+Family = Literal["batch", "instance", "frozen"]
+"""Whose statistics a layer normalizes with: those of the batch, of each sample alone, or fixed ones."""
+
+_FROZEN_BUFFERS = ("weight", "bias", "running_mean", "running_var")
+_USUAL_EPS = 1e-5
 
 ROOT = "(root)"
 """The name of a layer that is itself the whole model, whose dotted path is empty."""
@@ -37,6 +45,8 @@ class LayerTable:
         momentum: Weight of the newest batch in the running average; None for a cumulative average.
         affine: Whether the layer has a gamma.
         tracking: Whether the layer has running statistics.
+        family: Whether the layer normalizes over the batch, each sample alone, or with fixed statistics, as
+            torchvision's ``FrozenBatchNorm2d`` does, whatever its mode.
     """
 
     names: tuple[str, ...]
@@ -46,6 +56,7 @@ class LayerTable:
     momentum: tuple[float | None, ...]
     affine: tuple[bool, ...]
     tracking: tuple[bool, ...]
+    family: tuple[Family, ...]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -79,6 +90,10 @@ class LayerTable:
         """The eps of each channel's layer: ``[C]`` float32 on the CPU."""
         return torch.tensor(self.eps, dtype=torch.float32, device="cpu")[self.owner]
 
+    def of_family(self, family: Family) -> Tensor:
+        """Return which layers are of a family: ``[L]`` bool on the CPU."""
+        return torch.tensor([f == family for f in self.family], dtype=torch.bool, device="cpu")
+
     def index(self, name: str) -> int:
         """Return the position of a layer.
 
@@ -108,6 +123,29 @@ class Discovery:
     lazy: int
 
 
+def family_of(module: nn.Module) -> Family | None:
+    """Return the family of a normalization layer that can be watched, or None for any other module.
+
+    An InstanceNorm without running statistics keeps nothing to watch. A layer with fixed statistics is known by its
+    buffers, as every library has its own.
+    """
+    if isinstance(module, _BatchNorm):
+        return "batch"
+    if isinstance(module, _InstanceNorm):
+        return "instance" if module.running_mean is not None else None
+    kept = [module._buffers.get(name) for name in _FROZEN_BUFFERS]
+    sizes = {tuple(t.shape) for t in kept if t is not None}
+    if module._parameters or any(t is None for t in kept) or len(sizes) != 1 or len(sizes.pop()) != 1:
+        return None
+    return "frozen"
+
+
+def writes_pairwise(module: nn.Module) -> bool:
+    """Whether a forward of the layer writes to both running statistics equally often, as PyTorch's own does."""
+    own = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+    return "forward" not in vars(module) and type(module).forward in own
+
+
 def discover(
     models: Mapping[str, nn.Module],
     *,
@@ -115,10 +153,11 @@ def discover(
     exclude: Sequence[str] = (),
     order: Mapping[int, int] | None = None,
 ) -> Discovery:
-    """Find every BatchNorm layer of the models.
+    """Find every layer of the models that keeps, or computes, statistics of its batch.
 
-    BatchNorm1d/2d/3d, SyncBatchNorm and all their subclasses count; a lazy layer counts once its
-    first forward has made it real. A module that is reached under two names is listed once.
+    BatchNorm1d/2d/3d, SyncBatchNorm and all their subclasses count, InstanceNorm with running statistics, and modules
+    with the four buffers of a frozen BatchNorm; a lazy layer counts once its first forward has made it real. A module
+    that is reached under two names is listed once.
 
     Args:
         models: The models by prefix; the prefix ``""`` adds nothing to the names.
@@ -134,14 +173,14 @@ def discover(
     lazy: set[str] = set()
     for prefix, model in models.items():
         for path, module in model.named_modules():
-            if not isinstance(module, _BatchNorm) or id(module) in seen:
+            if id(module) in seen or family_of(module) is None:
                 continue
             seen.add(id(module))
             name = ".".join(part for part in (prefix, path) if part) or ROOT
             if name in found:
                 raise ValueError(f"two BatchNorm layers would both be named {name!r}: give the models other names")
             found[name] = module
-            if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+            if any(is_lazy(t) for t in (*module.parameters(False), *module.buffers(False))):
                 lazy.add(name)
     for argument, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:
@@ -162,13 +201,27 @@ def discover(
     return Discovery(
         table=LayerTable(
             names=tuple(name for name, _ in real),
-            channels=tuple(int(m.num_features) for m in modules),  # type: ignore[arg-type]
+            channels=tuple(_channels(m) for m in modules),
             kinds=tuple(type(m).__name__ for m in modules),
-            eps=tuple(float(m.eps) for m in modules),  # type: ignore[arg-type]
-            momentum=tuple(None if m.momentum is None else float(m.momentum) for m in modules),  # type: ignore[arg-type]
-            affine=tuple(m.weight is not None for m in modules),
+            eps=tuple(float(getattr(m, "eps", _USUAL_EPS)) for m in modules),
+            momentum=tuple(_momentum(m) for m in modules),
+            affine=tuple(getattr(m, "weight", None) is not None for m in modules),
             tracking=tuple(m.running_mean is not None for m in modules),
+            family=tuple(family_of(m) or "batch" for m in modules),
         ),
         modules=modules,
         lazy=len(lazy & chosen.keys()),
     )
+
+
+def _channels(module: nn.Module) -> int:
+    running = module._buffers.get("running_mean")
+    return int(module.num_features) if running is None else running.numel()  # type: ignore[arg-type]
+
+
+def _momentum(module: nn.Module) -> float | None:
+    momentum = getattr(module, "momentum", None)
+    if momentum is None:
+        # InstanceNorm has no cumulative average: it takes None as 0.
+        return 0.0 if isinstance(module, _InstanceNorm) else None
+    return float(momentum)

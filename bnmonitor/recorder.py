@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from bnmonitor.layers import LayerTable
-from bnmonitor.recovery import recover_rows
+from bnmonitor.layers import LayerTable, writes_pairwise
+from bnmonitor.recovery import Seen, fill_seen, recover_rows
 
 _READ = ("running_mean", "running_var", "gamma", "beta", "gamma_grad")
 
@@ -22,6 +22,8 @@ class _Row:
     rate: float
     training: tuple[bool, ...]
     momentum: tuple[float | None, ...]
+    written: tuple[list[int], ...]
+    seen: Mapping[int, Seen] | None
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Recorder:
         self.layers = layers
         self.modules = tuple(modules)
         self._buffers = [m._buffers for m in self.modules]
-        self._parameters = [m._parameters for m in self.modules]
+        frozen = layers.of_family("frozen").tolist()
+        self._parameters = [m._buffers if f else m._parameters for m, f in zip(self.modules, frozen, strict=True)]
         first = next((t for m in self.modules for t in (*m.buffers(False), *m.parameters(False))), None)
         self._device = first.device if first is not None else torch.device("cpu")
         self.dtype = torch.float64 if torch.float64 in self._dtypes() else torch.float32
@@ -63,6 +66,9 @@ class Recorder:
             value: [torch.full((c,), value, dtype=self.dtype, device=self._device) for c in layers.channels]
             for value in (torch.nan, 0.0, 1.0)
         }
+        self._native = torch.tensor([writes_pairwise(m) for m in self.modules], dtype=torch.bool, device="cpu")
+        self.writes_count = True
+        """Whether each write to the buffers of an InstanceNorm is one of its forwards; else there is one in a step."""
         self._no_count = torch.zeros((), dtype=torch.int64, device=self._device)
         self._meta: list[_Row] = []
 
@@ -85,12 +91,18 @@ class Recorder:
             self._meta.pop()
         self._read(None, torch.nan)
 
-    def step(self, step: int, rate: float = torch.nan) -> None:
-        """Record one training step that has just ended."""
-        self._read(step, rate)
+    def step(self, step: int, rate: float = torch.nan, seen: Mapping[int, Seen] | None = None) -> None:
+        """Record one training step that has just ended.
+
+        Args:
+            step: Its number.
+            rate: The learning rate in force.
+            seen: Statistics of layers without buffers, by ``id(module)``; None if nothing could be seen.
+        """
+        self._read(step, rate, seen)
 
     @torch.no_grad()
-    def _read(self, step: int | None, rate: float) -> None:
+    def _read(self, step: int | None, rate: float, seen: Mapping[int, Seen] | None = None) -> None:
         if not self.modules:
             return
         row = len(self._meta)
@@ -116,7 +128,9 @@ class Recorder:
                 step,
                 rate,
                 tuple(m.training for m in self.modules),
-                tuple(m.momentum for m in self.modules),  # type: ignore[misc]
+                tuple(getattr(m, "momentum", None) for m in self.modules),
+                _written(columns[0], columns[1]),
+                seen,
             )
         )
 
@@ -144,11 +158,17 @@ class Recorder:
         position = {id(m): i for i, m in enumerate(self.modules)}
         order = [position[id(m)] for m in modules]
         spans = [torch.arange(*self.layers.offsets[i : i + 2], device=self._device) for i in order]
+        other.writes_count = self.writes_count
         used = len(self._meta)
         other._tape[:used] = self._tape[:used, :, torch.cat(spans)]
         other._counts[:used] = self._counts[:used, torch.tensor(order, device=self._device)]
         other._meta = [
-            _Row(r.step, r.rate, tuple(r.training[i] for i in order), tuple(r.momentum[i] for i in order))
+            replace(
+                r,
+                training=tuple(r.training[i] for i in order),
+                momentum=tuple(r.momentum[i] for i in order),
+                written=tuple([column[i] for i in order] for column in r.written),
+            )
             for r in self._meta
         ]
         return other
@@ -168,23 +188,35 @@ class Recorder:
         old: slice | list[int] = slice(at[0] - 1, at[-1]) if run else [i - 1 for i in at]
         after = dict(zip(_READ, tape[now].unbind(1), strict=True))
         before = dict(zip(_READ, tape[old].unbind(1), strict=True))
+        instance = self.layers.of_family("instance")
         momenta = [[torch.nan if m is None else m for m in row.momentum] for row in meta]
+        momentum = torch.tensor(momenta, dtype=torch.float64, device="cpu")
+        written = torch.tensor([row.written for row in self._meta], device="cpu")
+        same, writes = (written[now, 0] == written[old, 0]), written[now, 1:] - written[old, 1:]
+        # InstanceNorm leaves its counter alone, but each of its forwards is one write to its buffers, if nobody else's.
+        counts = torch.where(instance, written[:, 1], counts)
         rows = recover_rows(
             self.layers,
             before=(before["running_mean"], before["running_var"]),
             after=(after["running_mean"], after["running_var"]),
             counts=(counts[old], counts[now]),
-            counted=torch.tensor([b.get("num_batches_tracked") is not None for b in self._buffers], device="cpu"),
-            momentum=torch.tensor(momenta, dtype=torch.float64, device="cpu"),
+            counted=torch.where(instance, same & self.writes_count, self._counted()),
+            foreign=self._native & same & (writes[:, 0] != writes[:, 1]),
+            momentum=momentum.where(~(instance & momentum.isnan()), 0.0),
             half_ulp=self._half_ulp(),
         )
+        fill_seen(self.layers, rows, [id(m) for m in self.modules], [row.seen for row in meta])
         rows |= {name: after[name] for name in _READ}
-        rows["training"] = torch.tensor([row.training for row in meta], dtype=torch.bool, device="cpu")
+        training = torch.tensor([row.training for row in meta], dtype=torch.bool, device="cpu")
+        rows["training"] = training & ~self.layers.of_family("frozen")
         self._tape[0].copy_(self._tape[used - 1])
         self._counts[0].copy_(self._counts[used - 1])
-        last = self._meta[-1]
-        self._meta = [_Row(None, last.rate, last.training, last.momentum)]
+        self._meta = [replace(self._meta[-1], step=None, seen=None)]
         return Block([row.step for row in meta if row.step is not None], [row.rate for row in meta], rows)
+
+    def _counted(self) -> Tensor:
+        """Which layers have a counter: ``[L]`` bool."""
+        return torch.tensor([b.get("num_batches_tracked") is not None for b in self._buffers], device="cpu")
 
     def _half_ulp(self) -> Tensor:
         """Relative rounding of each layer's running statistics: ``[L]``."""
@@ -194,3 +226,12 @@ class Recorder:
             dtype=torch.float64,
             device="cpu",
         )
+
+
+def _written(means: list[Tensor], variances: list[Tensor]) -> tuple[list[int], ...]:
+    """Which tensors the running means are, and how often autograd saw them and the variances written to in place."""
+    try:
+        return [*map(id, means)], [t._version for t in means], [t._version for t in variances]
+    except RuntimeError:  # tensors made in inference mode do not know
+        nothing = [0] * len(means)
+        return nothing, nothing, nothing

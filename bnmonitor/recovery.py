@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -12,6 +15,23 @@ TOLERANCE = 0.05
 """Rounding beyond this part of a deviation, or of the variance, makes a recovered value useless."""
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What the forward of a layer without running statistics showed in a step: ``[channels]`` each, on its device."""
+
+    calls: int
+    values: int
+    mean: Tensor
+    var: Tensor
+
+    def averaged(self, other: Seen) -> Seen:
+        """Return the average of both, each weighted by its number of values."""
+        values = self.values + other.values
+        share = other.values / values
+        mean, var = (a + share * (b - a) for a, b in ((self.mean, other.mean), (self.var, other.var)))
+        return Seen(self.calls + other.calls, values, mean, var)
+
+
 def recover_rows(
     layers: LayerTable,
     *,
@@ -19,6 +39,7 @@ def recover_rows(
     after: tuple[Tensor, Tensor],
     counts: tuple[Tensor, Tensor],
     counted: Tensor,
+    foreign: Tensor,
     momentum: Tensor,
     half_ulp: Tensor,
 ) -> dict[str, Tensor]:
@@ -32,7 +53,8 @@ def recover_rows(
         before: Running mean and variance before each step, ``[T, C]`` each.
         after: The same after it.
         counts: ``[T, L]`` int64 each, number of updates before and after.
-        counted: ``[L]`` bool, whether the layer counts its updates; else a change counts as one.
+        counted: ``[T, L]`` bool, whether the layer counts its updates; else a change counts as one.
+        foreign: ``[T, L]`` bool, where something else is known to have written to the running statistics.
         momentum: ``[T, L]`` float64, NaN for a cumulative average.
         half_ulp: ``[L]`` float64, relative rounding of the layer's buffers.
 
@@ -68,10 +90,10 @@ def recover_rows(
         state[~segments.any(mean.isfinite() & var.isfinite())] = Recovery.NON_FINITE
     state[(momentum == 0) & (updates > 0)] = Recovery.NO_MOMENTUM
     state[updates == 0] = Recovery.NO_UPDATE
-    state[(updates < 0) | impossible | ((updates == 0) & changed)] = Recovery.FOREIGN
+    state[foreign | (updates < 0) | impossible | ((updates == 0) & changed)] = Recovery.FOREIGN
     state[:, ~torch.tensor(layers.tracking, dtype=torch.bool, device="cpu")] = Recovery.NO_BUFFERS
 
-    lost = state > Recovery.AVERAGED
+    lost = state > Recovery.OBSERVED
     known = torch.tensor(layers.channels, device="cpu").expand_as(updates)
     if coarse is not None or lost.any():
         hidden = lost[:, owner] if coarse is None else lost[:, owner] | coarse
@@ -88,6 +110,36 @@ def recover_rows(
         "momentum": momentum,
         "variance": (segments.sum(var) / known.clamp(min=1)).where(known > 0, torch.nan),
     }
+
+
+def fill_seen(
+    layers: LayerTable,
+    rows: Mapping[str, Tensor],
+    keys: Sequence[int],
+    steps: Sequence[Mapping[int, Seen] | None],
+) -> None:
+    """Fill into the rows of :func:`recover_rows` what was seen of layers without running statistics.
+
+    Args:
+        layers: The table of the layers.
+        rows: The rows, which are changed.
+        keys: Of each layer, its key in ``steps``.
+        steps: What each step showed; None where nothing could be seen.
+    """
+    for layer in (i for i, tracking in enumerate(layers.tracking) if not tracking):
+        shown = [(t, step[keys[layer]]) for t, step in enumerate(steps) if step is not None and keys[layer] in step]
+        # Without buffers and parameters PyTorch lets any number of channels through, whatever num_features says.
+        shown = [(t, seen) for t, seen in shown if len(seen.mean) == layers.channels[layer]]
+        if not shown:
+            continue
+        at, span = torch.tensor([t for t, _ in shown], device="cpu"), layers.span(layer)
+        mean, var = torch.stack([torch.stack([getattr(s, n) for _, s in shown]) for n in ("mean", "var")]).cpu()
+        dtype = rows["batch_mean"].dtype
+        rows["batch_mean"][at, span], rows["batch_var"][at, span] = mean.to(dtype), var.to(dtype)
+        rows["variance"][at, layer] = var.mean(1).to(rows["variance"].dtype)
+        states = [Recovery.OBSERVED if seen.calls == 1 else Recovery.AVERAGED for _, seen in shown]
+        finite = (mean.isfinite() & var.isfinite()).any(1)
+        rows["recovery"][at, layer] = torch.tensor(states, device="cpu").where(finite, Recovery.NON_FINITE)
 
 
 def _differ(a: Tensor, b: Tensor) -> Tensor:

@@ -18,12 +18,18 @@ class Recovery(IntEnum):
 
     EXACT = 0
     AVERAGED = 1
-    NO_UPDATE = 2
-    NO_BUFFERS = 3
-    PRECISION = 4
-    FOREIGN = 5
-    NO_MOMENTUM = 6
-    NON_FINITE = 7
+    OBSERVED = 2
+    NO_UPDATE = 3
+    NO_BUFFERS = 4
+    PRECISION = 5
+    FOREIGN = 6
+    NO_MOMENTUM = 7
+    NON_FINITE = 8
+
+    @property
+    def known(self) -> bool:
+        """Whether there are batch statistics."""
+        return self <= Recovery.OBSERVED
 
     @property
     def reason(self) -> str:
@@ -33,9 +39,10 @@ class Recovery(IntEnum):
 
 _REASONS = {
     Recovery.EXACT: "recovered from one update of the running statistics",
-    Recovery.AVERAGED: "several updates between two reads: the weighted average of their batches",
+    Recovery.AVERAGED: "several batches between two reads: their weighted average",
+    Recovery.OBSERVED: "the layer keeps no running statistics: read from its forward",
     Recovery.NO_UPDATE: "the running statistics were not updated in this step",
-    Recovery.NO_BUFFERS: "the layer keeps no running statistics",
+    Recovery.NO_BUFFERS: "the layer keeps no running statistics, and its forward was not observed",
     Recovery.PRECISION: "momentum is too small for the precision of the running statistics",
     Recovery.FOREIGN: "something other than this layer's forward wrote its running statistics",
     Recovery.NON_FINITE: "the running statistics are not finite",

@@ -207,7 +207,7 @@ def summarize(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str
             gamma_min=float(gamma_min[i]),
             silent=float(silent[i]),
             alerts=told[i][1],
-            recovery="" if reasons[i] <= Recovery.AVERAGED else Recovery(reasons[i]).reason,
+            recovery="" if Recovery(reasons[i]).known else Recovery(reasons[i]).reason,
         )
         for i in range(len(layers))
     )

@@ -68,6 +68,7 @@ def make_window(
         momentum=(momentum,) * len(sizes_of),
         affine=(True,) * len(sizes_of),
         tracking=(True,) * len(sizes_of),
+        family=tuple("batch" for _ in sizes_of),
     )
 
     def spread(value: Values) -> Tensor:

@@ -14,6 +14,7 @@ from bnmonitor import baseline
 from bnmonitor.activations import Sampler
 from bnmonitor.frame import Baseline, Facts, Sample, Window
 from bnmonitor.layers import Discovery, LayerTable, discover
+from bnmonitor.observer import Observer
 from bnmonitor.recorder import Recorder
 from bnmonitor.ring import Ring
 
@@ -48,7 +49,7 @@ class Watch:
         self._models = models
         self._include, self._exclude = include, exclude
         self._tape, self._size, self._sample_every = tape, max(window, tape), sample_every
-        self._sampler = Sampler()
+        self._sampler, self._observer = Sampler(), Observer()
         self._paused_sample = False
         self._evaluations = 0
         self._restored: Mapping[str, Any] | None = None
@@ -93,19 +94,20 @@ class Watch:
         if found.modules != self._recorder.modules or found.table != self.layers:
             self._take(found)
         self.unsampled = self._why_unsampled()
-        self._recorder.mark()
+        self._ready()
         self._sample(first=True)
 
     def end(self) -> None:
         """Leave no hook behind."""
         self._sampler.detach()
+        self._observer.detach()
 
     def step(self, number: int, rate: float) -> None:
         """Record the training step that has just ended."""
         self.count += 1
         self._evaluations = 0
         if self._woke():
-            self._recorder.mark()
+            self._ready()
             self._sample(first=True)
             return
         if not len(self.layers):
@@ -114,7 +116,7 @@ class Watch:
             self._take_sample(number)
         if self._baseline is None:
             self._baseline = self._first_baseline()
-        self._recorder.step(number, rate)
+        self._recorder.step(number, rate, self._observer.take())
         self._sample()
 
     @property
@@ -131,6 +133,7 @@ class Watch:
         self._evaluations += 1
         self._paused_sample |= self._sampler.attached
         self._sampler.detach()
+        self._observer.detach()
 
     def resume(self) -> None:
         """The evaluation has ended; what it did to the buffers belongs to no step."""
@@ -138,7 +141,7 @@ class Watch:
         if self._evaluations:
             return
         self._paused_sample |= self._woke()
-        self._recorder.mark()
+        self._ready()
         self._sample(first=self._paused_sample)
         self._paused_sample = False
 
@@ -198,10 +201,10 @@ class Watch:
         return discover(self._models, include=self._include, exclude=self._exclude, order=order)
 
     def _why_unsampled(self) -> str:
+        self._compiled = any(_is_compiled(m) for model in self._models.values() for m in model.modules())
         if not self._sample_every:
             return "needs activation samples, and sample_every_n_steps is 0"
-        compiled = any(_is_compiled(m) for model in self._models.values() for m in model.modules())
-        return "needs activation samples, which torch.compile does not let through" if compiled else ""
+        return "needs activation samples, which torch.compile does not let through" if self._compiled else ""
 
     def _take(self, found: Discovery) -> None:
         """Make everything that depends on the layers anew."""
@@ -225,6 +228,13 @@ class Watch:
         """Place the hooks if the coming step is to be sampled."""
         if not self.unsampled and (first or self.count % self._sample_every == 0):
             self._sampler.attach(self._recorder.modules, list(self._models.values()))
+
+    def _ready(self) -> None:
+        """Note the state that the next step starts from, and let layers without statistics of their own show them."""
+        self._recorder.writes_count = not self._compiled and not _distributed()
+        self._recorder.mark()
+        tracking = zip(self._recorder.modules, self.layers.tracking, strict=True)
+        self._observer.attach([] if self.unsampled else [module for module, tracks in tracking if not tracks])
 
     def _take_sample(self, number: int) -> None:
         order = self._sampler.order
@@ -252,14 +262,17 @@ class Watch:
             )
             for m in modules
         ]
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         return Facts(
             affine_trains=torch.tensor(affine, dtype=torch.bool, device="cpu"),
             optimizers=bool(optimizers),
             learning_rates=tuple(self._ring.rates),
-            world_size=torch.distributed.get_world_size() if distributed else 1,
+            world_size=torch.distributed.get_world_size() if _distributed() else 1,
             structure=self._sampler.structure(modules),
         )
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _is_compiled(module: nn.Module) -> bool:

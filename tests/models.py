@@ -172,6 +172,22 @@ class InPlaceRelu(FunctionalRelu):
         super().__init__(momentum, inplace=True)
 
 
+class FrozenBatchNorm2d(nn.Module):
+    """Fixed statistics and parameters, all of them buffers, as in torchvision and detectron2."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.linspace(0.5, 1.5, channels))
+        self.register_buffer("bias", torch.linspace(-1.0, 1.0, channels))
+        self.register_buffer("running_mean", torch.linspace(0.0, 0.3, channels))
+        self.register_buffer("running_var", torch.linspace(1.0, 2.0, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return x * scale.view(1, -1, 1, 1) + (self.bias - self.running_mean * scale).view(1, -1, 1, 1)
+
+
 @dataclass(frozen=True)
 class Architecture:
     """How to make a model, and the shape of its input."""

@@ -50,6 +50,29 @@ def test_the_pages_of_the_rules_are_what_the_docstrings_say() -> None:
     assert not stale, f"run `python docs/gen_rules.py`: {', '.join(map(str, stale))}"
 
 
+def test_the_page_of_the_kinds_is_what_the_list_says(tmp_path: Path) -> None:
+    stale = run_path(str(ROOT / "docs" / "gen_kinds.py"))["stale"]
+    assert not stale(), "run `python docs/gen_kinds.py`"
+    assert stale(tmp_path) == [Path("layer-kinds.md")]
+
+
+def test_a_stale_page_of_the_kinds_is_one_clear_line_and_exit_1(tmp_path: Path) -> None:
+    for name in ("docs/gen_kinds.py", "tests/__init__.py", "tests/kinds.py", "tests/models.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+
+    def gen_kinds(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(tmp_path / "docs/gen_kinds.py"), *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+    checked = gen_kinds("--check")
+    assert checked.returncode == 1
+    assert checked.stdout.splitlines() == ["stale: layer-kinds.md; run `python docs/gen_kinds.py`"]
+    gen_kinds()
+    assert gen_kinds("--check").returncode == 0
+
+
 def test_a_stale_page_is_one_clear_line_and_exit_1(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     (tmp_path / "docs/rules/BN304.md").write_text("old\n")

@@ -19,10 +19,10 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("statistics",),
     ("layers",),
     ("frame",),
-    ("dataflow", "ring", "measures"),
+    ("dataflow", "ring", "measures", "hooks"),
     ("baseline",),
     ("recovery",),
-    ("recorder", "activations"),
+    ("recorder", "activations", "observer"),
     ("watch",),
     ("rules.base",),
     ("rules.*.*",),
@@ -42,7 +42,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("__main__",),
 )
-NOT_FOR_RULES = ("recorder", "activations", "watch", "ring", "dataflow", "baseline")
+NOT_FOR_RULES = ("recorder", "activations", "observer", "hooks", "watch", "ring", "dataflow", "baseline")
 
 
 def modules() -> dict[str, Path]:

@@ -23,6 +23,7 @@ def table(*channels: int) -> LayerTable:
         momentum=(0.1,) * count,
         affine=(True,) * count,
         tracking=(True,) * count,
+        family=("batch",) * count,
     )
 
 
@@ -48,22 +49,24 @@ def test_every_kind_of_batchnorm_is_found_with_its_facts() -> None:
             nn.SyncBatchNorm(5, track_running_stats=False),
             OwnNorm(6, momentum=0.25),
             nn.LazyBatchNorm2d(),
-            nn.InstanceNorm2d(7, track_running_stats=True),
+            nn.InstanceNorm2d(7, momentum=None, track_running_stats=True),
+            nn.InstanceNorm2d(7),
             nn.LayerNorm(8),
             nn.GroupNorm(1, 9),
         ]
     )
     found = discover({"": model})
     assert found.table == LayerTable(
-        names=("0", "1", "2", "3", "4"),
-        channels=(2, 3, 4, 5, 6),
-        kinds=("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "OwnNorm"),
-        eps=(1e-3, 1e-5, 1e-5, 1e-5, 1e-5),
-        momentum=(0.1, None, 0.1, 0.1, 0.25),
-        affine=(True, True, False, True, True),
-        tracking=(True, True, True, False, True),
+        names=("0", "1", "2", "3", "4", "6"),
+        channels=(2, 3, 4, 5, 6, 7),
+        kinds=("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "OwnNorm", "InstanceNorm2d"),
+        eps=(1e-3, 1e-5, 1e-5, 1e-5, 1e-5, 1e-5),
+        momentum=(0.1, None, 0.1, 0.1, 0.25, 0.0),
+        affine=(True, True, False, True, True, False),
+        tracking=(True, True, True, False, True, True),
+        family=("batch",) * 5 + ("instance",),
     )
-    assert found.modules == tuple(model[i] for i in range(5))
+    assert found.modules == tuple(model[i] for i in (0, 1, 2, 3, 4, 6))
     assert found.lazy == 1
 
 

@@ -396,18 +396,19 @@ def test_it_does_not_stop_training_when_the_monitor_itself_breaks(monkeypatch: p
 
 
 def test_it_is_honest_about_layers_that_cannot_be_recovered() -> None:
-    architecture = ARCHITECTURES["without_tracking"]
+    architecture = ARCHITECTURES["mlp"]
     model = architecture.build()
+    model[1].momentum = 0.0
     monitor = Monitor(model, sinks=[], on_alert="log")
     assert {row.recovery for row in monitor.summary()} == {"no step was recorded yet"}
     with monitor:
         train(model, architecture.batches(4), monitor=monitor)
     rows = {row.name: row.recovery for row in monitor.summary()}
-    assert rows == {"1": Recovery.NO_BUFFERS.reason, "4": ""}
+    assert rows == {"1": Recovery.NO_MOMENTUM.reason, "5": ""}
     assert monitor.history("1", "batch_mean").isnan().all()
-    assert not monitor.history("4", "batch_mean").isnan().any()
+    assert not monitor.history("5", "batch_mean").isnan().any()
     plain = monitor.summary().to_dict()["layers"]
-    assert plain[0]["recovery"] == Recovery.NO_BUFFERS.reason
+    assert plain[0]["recovery"] == Recovery.NO_MOMENTUM.reason
 
 
 def test_it_is_honest_about_rules_that_cannot_run() -> None:

@@ -18,6 +18,7 @@ LAYERS = LayerTable(
     momentum=(0.1,) * 2,
     affine=(True,) * 2,
     tracking=(True,) * 2,
+    family=("batch",) * 2,
 )
 
 

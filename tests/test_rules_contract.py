@@ -47,6 +47,7 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         momentum=tuple(None if bool(c) else 0.1 for c in coin(0.1, count)),
         affine=tuple(coin(0.8, count).tolist()),
         tracking=(True,) * count,
+        family=("batch",) * count,
     )
     owner = layers.owner
 

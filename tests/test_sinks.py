@@ -22,6 +22,7 @@ from bnmonitor import Alert, Monitor, Severity, Sink, Summary
 from bnmonitor.frame import Window
 from bnmonitor.sinks import Console, JsonLines, Loggers, Run, TensorBoard
 from bnmonitor.sinks.console import beside_bar, sparkline
+from bnmonitor.statistics import Recovery
 from bnmonitor.summary import METRICS, empty, summarize
 from bnmonitor.testing import RecordingSink, make_window
 
@@ -157,7 +158,7 @@ def test_nothing_is_shown_of_a_run_without_a_step() -> None:
 def test_end_tells_open_alerts_what_was_not_checked_and_what_could_not_be_recovered() -> None:
     window = a_window("a", "b")
     recovery = window.recovery.clone()
-    recovery[:, 1] = 3
+    recovery[:, 1] = Recovery.NO_BUFFERS
     summary = summarize(
         replace(window, recovery=recovery),
         [an_alert("a"), an_alert("b", state="cleared", message="gone again")],

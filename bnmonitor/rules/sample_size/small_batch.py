@@ -73,7 +73,7 @@ class SmallBatch(Rule):
         layers, base = window.layers, window.baseline
         synced = torch.tensor([kind == "SyncBatchNorm" for kind in layers.kinds], device="cpu")
         size = base.sizes * torch.where(synced, window.facts.world_size, 1)
-        judged = size.isfinite() & window.training[-1]
+        judged = size.isfinite() & window.training[-1] & layers.of_family("batch")
         if not judged.any():
             return []
         typical = float(size[judged].median())
