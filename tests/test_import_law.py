@@ -19,10 +19,11 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("statistics",),
     ("layers",),
     ("frame",),
-    ("dataflow", "ring", "measures"),
+    ("compiled", "dataflow", "ring", "measures"),
     ("baseline",),
     ("recovery",),
     ("recorder", "activations"),
+    ("sampling",),
     ("watch",),
     ("rules.base",),
     ("rules.*.*",),
@@ -41,7 +42,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("__main__",),
 )
-NOT_FOR_RULES = ("recorder", "activations", "watch", "ring", "dataflow", "baseline")
+NOT_FOR_RULES = ("recorder", "activations", "sampling", "watch", "ring", "compiled", "dataflow", "baseline")
 
 
 def modules() -> dict[str, Path]:
