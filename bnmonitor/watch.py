@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bnmonitor import baseline
-from bnmonitor.frame import Baseline, Facts, Window
+from bnmonitor.facts import facts
+from bnmonitor.frame import Baseline, Window
 from bnmonitor.layers import Discovery, LayerTable, channels_of, discover, norms, same_layer
 from bnmonitor.recorder import Recorder, ResizedError
 from bnmonitor.ring import Ring
@@ -166,12 +166,12 @@ class Watch:
         self.collect()
         if self._baseline is None or not self.steps:
             return None
-        samples = self._sampling.samples
+        samples, modules = self._sampling.samples, self._recorder.modules
         return Window(
             layers=self.layers,
             steps=tuple(self.steps),
             baseline=baseline.sampled(self._baseline, samples),
-            facts=self._facts(optimizers),
+            facts=facts(modules, optimizers, self._ring.rates, self._sampling.sampler.structure(modules)),
             sample=samples[-1] if samples else None,
             fresh=min(self._fresh, len(self.steps)),
             **self._ring.view(),
@@ -265,22 +265,3 @@ class Watch:
         fresh = baseline.begin(self.layers, *self._recorder.origin())
         saved, self._restored = self._restored, None
         return fresh if saved is None else baseline.restored(fresh, self.layers, saved)
-
-    def _facts(self, optimizers: Sequence[Optimizer]) -> Facts:
-        modules = self._recorder.modules
-        trained = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
-        affine = [
-            any(
-                p is not None and p.requires_grad and (not optimizers or id(p) in trained)
-                for p in (m._parameters.get("weight"), m._parameters.get("bias"))
-            )
-            for m in modules
-        ]
-        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        return Facts(
-            affine_trains=torch.tensor(affine, dtype=torch.bool, device="cpu"),
-            optimizers=bool(optimizers),
-            learning_rates=tuple(self._ring.rates),
-            world_size=torch.distributed.get_world_size() if distributed else 1,
-            structure=self._sampling.sampler.structure(modules),
-        )

@@ -19,7 +19,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("statistics",),
     ("layers",),
     ("frame",),
-    ("compiled", "dataflow", "ring", "measures"),
+    ("compiled", "dataflow", "facts", "ring", "measures"),
     ("baseline",),
     ("recovery",),
     ("recorder", "activations"),
@@ -42,7 +42,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("__main__",),
 )
-NOT_FOR_RULES = ("recorder", "activations", "sampling", "watch", "ring", "compiled", "dataflow", "baseline")
+NOT_FOR_RULES = ("recorder", "activations", "sampling", "watch", "ring", "compiled", "dataflow", "facts", "baseline")
 
 
 def modules() -> dict[str, Path]:
