@@ -168,6 +168,33 @@ def test_finders_leave_no_trace_in_the_record(one_lightning: Any, finder: str, t
     assert {tuple(sample.calls.tolist()) for sample in samples} == {(1, 1)}
 
 
+def test_a_finder_that_runs_again_in_the_middle_of_the_fit(one_lightning: Any, tmp_path: Path) -> None:
+    class Again(one_lightning.callbacks.LearningRateFinder):  # type: ignore[misc]
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            return
+
+        def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.current_epoch in (0, 1):
+                self.lr_find(trainer, pl_module)
+
+    def make() -> Any:
+        module = a_module(one_lightning)
+        module.lr = 0.05
+        module.train_dataloader = lambda: loader(6)
+        module.val_dataloader = lambda: loader(1)
+        return module
+
+    def fit(callbacks: list[Any], module: Any) -> None:
+        a_trainer(one_lightning, *callbacks, max_epochs=3, default_root_dir=tmp_path).fit(module)
+
+    callback, _ = fitted(one_lightning, make, fit, lambda: [Again(num_training_steps=5)])
+    steps = len(callback.monitor.steps)
+    assert set(all_states(callback)) == {Recovery.EXACT}
+    assert callback.state_dict()["watch"]["count"] == callback.monitor._watch.count >= steps
+    samples = callback.monitor._watch._sampling.samples
+    assert {tuple(sample.calls.tolist()) for sample in samples} == {(1, 1)}
+
+
 def test_fast_dev_run(one_lightning: Any) -> None:
     def fit(callbacks: list[Any], module: Any) -> None:
         a_trainer(one_lightning, *callbacks, fast_dev_run=3).fit(module, loader(4), loader(1))

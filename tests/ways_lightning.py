@@ -21,6 +21,7 @@ def truth(lightning: Any) -> Any:
     class Truth(lightning.Callback):  # type: ignore[misc]
         def __init__(self) -> None:
             self.rows: dict[str, list[list[Tensor]]] = {}
+            self.on = False
 
         def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
             for name, module in pl_module.named_modules():
@@ -29,13 +30,17 @@ def truth(lightning: Any) -> Any:
 
         def hook(self, name: str, own: nn.Module) -> Callable[..., None]:
             def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                if module is own and module.training:
+                if module is own and module.training and self.on:
                     self.rows[name][-1].append(args[0].detach().double().transpose(0, 1).flatten(1).mean(1))
 
             self.rows[name] = []
             return hook
 
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.on = False  # what comes now may be the trial steps of a finder
+
         def on_train_batch_start(self, *_: Any) -> None:
+            self.on = True
             for rows in self.rows.values():
                 rows.append([])
 
