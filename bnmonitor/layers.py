@@ -144,7 +144,7 @@ def discover(
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     order: Mapping[int, int] | None = None,
-    again: bool = False,
+    names: Sequence[str] = (),
 ) -> Discovery:
     """Find every BatchNorm layer of the models.
 
@@ -156,7 +156,8 @@ def discover(
         include: Glob patterns; a layer is watched if one of them matches its name.
         exclude: Glob patterns; a layer that one of them matches is not watched.
         order: Position in the forward by ``id(module)``, where it is known.
-        again: The patterns have matched before; should what they matched be gone, that is no mistake of theirs.
+        names: Names of the layers found before, whose order is kept where that in the forward is not known; should
+            what a pattern matched then be gone, that is no mistake.
 
     Raises:
         ValueError: A pattern matches no layer at all, although the model has some; or two layers get the same name.
@@ -177,7 +178,7 @@ def discover(
                 lazy.add(name)
     for argument, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:
-            if found and not again and not any(fnmatchcase(name, pattern) for name in found):
+            if found and not names and not any(fnmatchcase(name, pattern) for name in found):
                 raise ValueError(
                     f"{argument}={pattern!r} matches no BatchNorm layer{nearest(pattern, found)}; "
                     f"the model has {len(found)}, the first is {next(iter(found))!r}"
@@ -190,6 +191,9 @@ def discover(
     real = [(name, module) for name, module in chosen.items() if name not in lazy]
     if order:
         real.sort(key=lambda item: order.get(id(item[1]), len(order)))
+    elif names:
+        place = {name: i for i, name in enumerate(names)}
+        real.sort(key=lambda item: place.get(item[0], len(place)))
     modules = tuple(module for _, module in real)
     return Discovery(
         table=LayerTable(

@@ -207,13 +207,9 @@ class Watch:
 
     def _find(self, order: Mapping[int, int] | None = None) -> Discovery:
         """Discover again, in an order or in that of the names so far: what was replaced keeps its place."""
-        settings: dict[str, Any] = {"include": self._include, "exclude": self._exclude, "again": True}
-        if order is None:
-            found = discover(self._models, **settings)
-            place = {name: i for i, name in enumerate(self.layers.names)}
-            named = zip(found.table.names, found.modules, strict=True)
-            order = {id(m): place[name] for name, m in named if name in place}
-        return discover(self._models, order=order, **settings)
+        return discover(
+            self._models, include=self._include, exclude=self._exclude, order=order, names=self.layers.names
+        )
 
     def _take(self, found: Discovery) -> None:
         """Make everything that depends on the layers anew, but for what is known of those that stay."""
