@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from bnmonitor.compiled import when_compiling
 from bnmonitor.dataflow import tensors_of, trace
 from bnmonitor.frame import Moments, Sample, Structure
 from bnmonitor.hooks import Hook, recomputing
@@ -88,11 +89,14 @@ class Sampler:
         self._seen: dict[int, _Seen] = {}
         self._modules: tuple[nn.Module, ...] = ()
         self._traced: dict[int, tuple[bool | None, tuple[str, ...] | None]] = {}
+        self._forget: Callable[[], None] = lambda: None
+        self.interrupted = False
+        """Whether a compilation began while the hooks were in place, which ended the sample."""
 
     @property
     def attached(self) -> bool:
-        """Whether the hooks are in place."""
-        return bool(self._handles)
+        """Whether the hooks are in place, or were until a compilation began."""
+        return bool(self._handles) or self.interrupted
 
     @property
     def order(self) -> dict[int, int]:
@@ -107,7 +111,8 @@ class Sampler:
             roots: The models, at whose outputs the autograd graph is walked.
         """
         self.detach()
-        self._seen, self._modules = {}, tuple(modules)
+        self._seen, self._modules, self.interrupted = {}, tuple(modules), False
+        self._forget = when_compiling(self._interrupt)
         for module in modules:
             self._handles.append(module.register_forward_hook(Hook(module, self._saw)))
         for root in roots:
@@ -115,9 +120,18 @@ class Sampler:
 
     def detach(self) -> None:
         """Take every hook away."""
+        self._forget()
+        self._release()
+
+    def _release(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def _interrupt(self) -> None:
+        # What is traced with hooks in place is guarded by their number, and compiled again once they are gone.
+        self.interrupted = True
+        self._release()
 
     @torch.no_grad()
     def _saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -163,11 +177,14 @@ class Sampler:
         return Structure(producer_trains=tuple(k[0] for k in known), consumers=tuple(k[1] for k in known))
 
     def take(self, step: int, layers: LayerTable, modules: Sequence[nn.Module]) -> Sample | None:
-        """Remove the hooks and return what they saw, in the order of ``modules``; None if no layer was called."""
+        """Remove the hooks and return what they saw, in the order of ``modules``.
+
+        None if no layer was called, or if a compilation began before all were.
+        """
         self.detach()
         seen = [self._seen.get(id(m), _Seen()) for m in modules]
-        self._seen = {}
-        if not any(s.calls for s in seen):
+        cut, self.interrupted, self._seen = self.interrupted, False, {}
+        if cut or not any(s.calls for s in seen):
             return None
         return Sample(
             step=step,

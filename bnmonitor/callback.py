@@ -184,8 +184,12 @@ class BatchNormMonitor(_Base):
         return self._monitor.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state from a checkpoint until the fit begins."""
-        self._state = state_dict or None
+        """Keep the state from a checkpoint until the fit begins; in a fit, take it over (a finder restores there)."""
+        if self._monitor is not None and self._monitor.running:
+            if state_dict:
+                self._monitor.load_state_dict(state_dict)
+        else:
+            self._state = state_dict or None
 
     # -- the parts -----------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ The only file that knows the normalization classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -146,12 +146,44 @@ def writes_pairwise(module: nn.Module) -> bool:
     return "forward" not in vars(module) and type(module).forward in own
 
 
+def norms(models: Iterable[nn.Module]) -> list[nn.Module]:
+    """Return every normalization layer of the models in some order, quickly: every check asks."""
+    found: list[nn.Module] = []
+    stack: list[nn.Module | None] = list(models)
+    seen: set[int] = set()
+    while stack:
+        module = stack.pop()
+        if module is None or id(module) in seen:
+            continue
+        seen.add(id(module))
+        if module._buffers and family_of(module) is not None:
+            found.append(module)
+        stack.extend(module._modules.values())
+    return found
+
+
+def channels_of(module: nn.Module) -> int:
+    """Return a layer's channels by its tensors: pruning replaces these, and leaves ``num_features`` as it was."""
+    there = (module._buffers.get("running_mean"), module._parameters.get("weight"))
+    known = next((t.numel() for t in there if t is not None), None)
+    return int(module.num_features) if known is None else known  # type: ignore[arg-type]
+
+
+def same_layer(old: nn.Module | None, new: nn.Module) -> bool:
+    """Whether a module is the one before, or took over its running statistics as SyncBatchNorm does."""
+    if old is None or old is new:
+        return old is new
+    kept = new._buffers.get("running_mean")
+    return kept is not None and old._buffers.get("running_mean") is kept
+
+
 def discover(
     models: Mapping[str, nn.Module],
     *,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     order: Mapping[int, int] | None = None,
+    names: Sequence[str] = (),
 ) -> Discovery:
     """Find every layer of the models that keeps, or computes, statistics of its batch.
 
@@ -164,6 +196,8 @@ def discover(
         include: Glob patterns; a layer is watched if one of them matches its name.
         exclude: Glob patterns; a layer that one of them matches is not watched.
         order: Position in the forward by ``id(module)``, where it is known.
+        names: Names of the layers found before, whose order is kept where that in the forward is not known; should
+            what a pattern matched then be gone, that is no mistake.
 
     Raises:
         ValueError: A pattern matches no layer at all, although the model has some; or two layers get the same name.
@@ -184,7 +218,7 @@ def discover(
                 lazy.add(name)
     for argument, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:
-            if found and not any(fnmatchcase(name, pattern) for name in found):
+            if found and not names and not any(fnmatchcase(name, pattern) for name in found):
                 raise ValueError(
                     f"{argument}={pattern!r} matches no BatchNorm layer{nearest(pattern, found)}; "
                     f"the model has {len(found)}, the first is {next(iter(found))!r}"
@@ -197,11 +231,14 @@ def discover(
     real = [(name, module) for name, module in chosen.items() if name not in lazy]
     if order:
         real.sort(key=lambda item: order.get(id(item[1]), len(order)))
+    elif names:
+        place = {name: i for i, name in enumerate(names)}
+        real.sort(key=lambda item: place.get(item[0], len(place)))
     modules = tuple(module for _, module in real)
     return Discovery(
         table=LayerTable(
             names=tuple(name for name, _ in real),
-            channels=tuple(_channels(m) for m in modules),
+            channels=tuple(channels_of(m) for m in modules),
             kinds=tuple(type(m).__name__ for m in modules),
             eps=tuple(float(getattr(m, "eps", _USUAL_EPS)) for m in modules),
             momentum=tuple(_momentum(m) for m in modules),
@@ -212,11 +249,6 @@ def discover(
         modules=modules,
         lazy=len(lazy & chosen.keys()),
     )
-
-
-def _channels(module: nn.Module) -> int:
-    running = module._buffers.get("running_mean")
-    return int(module.num_features) if running is None else running.numel()  # type: ignore[arg-type]
 
 
 def _momentum(module: nn.Module) -> float | None:

@@ -171,6 +171,11 @@ class Monitor:
         return tuple(self._book.alerts)
 
     @property
+    def running(self) -> bool:
+        """Whether it was started and not yet closed."""
+        return self._running
+
+    @property
     def steps(self) -> tuple[int, ...]:
         """Numbers of the steps that :meth:`history` returns."""
         self._watch.collect()
@@ -221,7 +226,7 @@ class Monitor:
         """Begin to watch, or begin again; layers that were replaced since are found anew."""
         if not self._running:
             self._running, self._broken = True, False
-            self._guard(self._start)
+            self._guard(self._start, idle=True)
         return self
 
     def step(self, global_step: int | None = None) -> None:
@@ -275,7 +280,7 @@ class Monitor:
     def close(self) -> None:
         """Check what is still unchecked, show the summary, and leave no hook behind. May be called twice."""
         try:
-            self._guard(self._check)
+            self._guard(self._judge)
         finally:
             self._watch.end()
             try:
@@ -312,9 +317,10 @@ class Monitor:
         return {"version": 1, "watch": self._watch.state_dict(), "book": self._book.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned; before :meth:`start`."""
+        """Go on from what :meth:`state_dict` returned."""
         self._watch.load_state_dict(state["watch"])
         self._book.load_state_dict(state["book"])
+        self._guard(self._watch.begin)
 
     # -- the wiring ----------------------------------------------------------------------------------------------------
 
@@ -328,9 +334,12 @@ class Monitor:
             return "needs the optimizer: pass optimizer="
         return self._watch.unsampled if "samples" in rule.needs else ""
 
-    def _guard(self, call: Callable[..., object], *args: Any) -> None:
-        """Run a part of the monitor; should it fail, say so once and let training go on without it."""
-        if self._broken or not self._running or not self._watching:
+    def _guard(self, call: Callable[..., object], *args: Any, idle: bool = False) -> None:
+        """Run a part of the monitor; should it fail, say so once and let training go on without it.
+
+        Without a layer to watch it is run only if ``idle``.
+        """
+        if self._broken or not self._running or not (idle or self._watching):
             return
         try:
             call(*args)
@@ -344,6 +353,8 @@ class Monitor:
 
     def _start(self) -> None:
         self._watch.begin()
+        if not self._watching:
+            return
         run = {"log_dir": self._log_dir, **self._run}
         if self._black_box is None and run["log_dir"] is not None:
             self._black_box = BlackBox(Path(run["log_dir"]))
@@ -363,9 +374,15 @@ class Monitor:
         self._framed = self._watch.count
         self._sinks.tell("frame", self.summary())
 
-    @torch.no_grad()
     def _check(self) -> None:
-        """Judge the steps since the last check."""
+        """See whether the layers are still the same, and judge the steps since the last check."""
+        if self._watch.renewed():
+            logger.info("the model's layers have changed: %d are watched from here on", len(self.layers))
+        else:
+            self._judge()
+
+    @torch.no_grad()
+    def _judge(self) -> None:
         window = self._watch.window(self._optimizers)
         if window is None or not window.fresh:
             return

@@ -35,6 +35,10 @@ class Block:
     rows: dict[str, Tensor]
 
 
+class ResizedError(ValueError):
+    """A layer no longer has the channels it was found with; its neighbors' would be misread."""
+
+
 class Recorder:
     """Copies the state of every layer into a tape on its device, and recovers the batch statistics from it.
 
@@ -134,11 +138,10 @@ class Recorder:
             )
         )
 
-    def _resized(self, column: list[Tensor]) -> ValueError:
-        """Say which layer no longer has the channels it was found with; its neighbours' would be misread."""
+    def _resized(self, column: list[Tensor]) -> ResizedError:
         sizes = zip(self.layers.names, self.layers.channels, column, strict=True)
         name, was, now = next((name, c, t.numel()) for name, c, t in sizes if t.numel() != c)
-        return ValueError(f"layer {name!r} had {was} channels and now has {now}: make a new Monitor")
+        return ResizedError(f"layer {name!r} had {was} channels and now has {now}")
 
     def _copy(self, row: int, columns: list[list[Tensor]], counts: list[Tensor]) -> None:
         for slot, column in zip(self._slots[row], columns, strict=True):

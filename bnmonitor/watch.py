@@ -6,19 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bnmonitor import baseline
-from bnmonitor.activations import Sampler
-from bnmonitor.frame import Baseline, Facts, Sample, Window
-from bnmonitor.layers import Discovery, LayerTable, discover
+from bnmonitor.compiled import is_compiled
+from bnmonitor.facts import distributed, facts
+from bnmonitor.frame import Baseline, Window
+from bnmonitor.layers import Discovery, LayerTable, channels_of, discover, norms, same_layer
 from bnmonitor.observer import Observer
-from bnmonitor.recorder import Recorder
+from bnmonitor.recorder import Recorder, ResizedError
 from bnmonitor.ring import Ring
-
-_KEPT_SAMPLES = 9
+from bnmonitor.sampling import Sampling
 
 
 class Watch:
@@ -48,17 +47,15 @@ class Watch:
     ) -> None:
         self._models = models
         self._include, self._exclude = include, exclude
-        self._tape, self._size, self._sample_every = tape, max(window, tape), sample_every
-        self._sampler, self._observer = Sampler(), Observer()
-        self._paused_sample = False
+        self._tape, self._size = tape, max(window, tape)
+        self._sampling = Sampling(models, sample_every)
+        self._observer = Observer()
         self._evaluations = 0
         self._restored: Mapping[str, Any] | None = None
         self.count = 0
         """Training steps seen."""
-        self.unsampled = self._why_unsampled()
-        """Why no activation is sampled; empty if it is."""
         self._baseline: Baseline | None = None
-        self._take(self._discover(None))
+        self._take(discover(models, include=include, exclude=exclude))
 
     # -- what is known -------------------------------------------------------------------------------------------------
 
@@ -77,6 +74,11 @@ class Watch:
         """Whether there is nothing yet but lazy layers, which have no channels before their first forward."""
         return self._lazy > 0
 
+    @property
+    def unsampled(self) -> str:
+        """Why no activation is sampled; empty if it is."""
+        return self._sampling.unsampled
+
     def rows(self, statistic: str, layer: str) -> Tensor:
         """Return a statistic of a layer over the window: ``[T, channels]``, a copy."""
         span = self.layers.span(self.layers.index(layer))
@@ -86,20 +88,27 @@ class Watch:
 
     def begin(self) -> None:
         """Start to watch; layers that were replaced since the last look are found anew."""
-        found = self._discover(None)
-        # By name, not by module: a layer that was replaced (by SyncBatchNorm, say) keeps its place.
-        place = {name: i for i, name in enumerate(self.layers.names)}
-        named = zip(found.table.names, found.modules, strict=True)
-        found = self._discover({id(m): place[name] for name, m in named if name in place})
+        found = self._find()
         if found.modules != self._recorder.modules or found.table != self.layers:
             self._take(found)
-        self.unsampled = self._why_unsampled()
-        self._ready()
-        self._sample(first=True)
+        self._sampling.begin()
+        self._mark()
+
+    def renewed(self) -> bool:
+        """Find the layers anew if one was added, removed, replaced or resized since; return whether one was.
+
+        With other layers the window begins anew, and so do the baselines of those that are new.
+        """
+        now, known = norms(self._models.values()), self._norms
+        same = len(now) == len(known) and all(a is b for a, b in zip(now, known, strict=True))
+        if same and tuple(channels_of(m) for m in self._recorder.modules) == self.layers.channels:
+            return False
+        self._renew()
+        return True
 
     def end(self) -> None:
         """Leave no hook behind."""
-        self._sampler.detach()
+        self._sampling.end()
         self._observer.detach()
 
     def step(self, number: int, rate: float) -> None:
@@ -107,17 +116,20 @@ class Watch:
         self.count += 1
         self._evaluations = 0
         if self._woke():
-            self._ready()
-            self._sample(first=True)
+            self._mark()
             return
         if not len(self.layers):
             return
-        if self._sampler.attached:
-            self._take_sample(number)
+        self._reorder()
+        self._sampling.take(number, self.layers, self._recorder.modules)
         if self._baseline is None:
             self._baseline = self._first_baseline()
-        self._recorder.step(number, rate, self._observer.take())
-        self._sample()
+        try:
+            self._recorder.step(number, rate, self._observer.take())
+        except ResizedError:
+            self._renew()
+        else:
+            self._sampling.place(self._recorder.modules, self.count)
 
     @property
     def full(self) -> bool:
@@ -126,13 +138,12 @@ class Watch:
 
     def saw_loss(self, loss: Any) -> None:
         """Walk the autograd graph behind a loss, if this step is sampled."""
-        self._sampler.walk(loss)
+        self._sampling.saw_loss(loss)
 
     def pause(self) -> None:
         """An evaluation begins: what happens now is no training."""
         self._evaluations += 1
-        self._paused_sample |= self._sampler.attached
-        self._sampler.detach()
+        self._sampling.pause()
         self._observer.detach()
 
     def resume(self) -> None:
@@ -140,10 +151,11 @@ class Watch:
         self._evaluations = max(0, self._evaluations - 1)
         if self._evaluations:
             return
-        self._paused_sample |= self._woke()
-        self._ready()
-        self._sample(first=self._paused_sample)
-        self._paused_sample = False
+        if self._woke() or self.renewed():
+            self._mark()
+        else:
+            self._ready()
+            self._sampling.resume(self._recorder.modules, self.count)
 
     # -- what is made of it --------------------------------------------------------------------------------------------
 
@@ -159,12 +171,13 @@ class Watch:
         self.collect()
         if self._baseline is None or not self.steps:
             return None
+        samples, modules = self._sampling.samples, self._recorder.modules
         return Window(
             layers=self.layers,
             steps=tuple(self.steps),
-            baseline=baseline.sampled(self._baseline, self._samples),
-            facts=self._facts(optimizers),
-            sample=self._samples[-1] if self._samples else None,
+            baseline=baseline.sampled(self._baseline, samples),
+            facts=facts(modules, optimizers, self._ring.rates, self._sampling.sampler.structure(modules)),
+            sample=samples[-1] if samples else None,
             fresh=min(self._fresh, len(self.steps)),
             **self._ring.view(),
         )
@@ -197,87 +210,68 @@ class Watch:
 
     # -- the parts -----------------------------------------------------------------------------------------------------
 
-    def _discover(self, order: Mapping[int, int] | None) -> Discovery:
-        return discover(self._models, include=self._include, exclude=self._exclude, order=order)
-
-    def _why_unsampled(self) -> str:
-        self._compiled = any(_is_compiled(m) for model in self._models.values() for m in model.modules())
-        if not self._sample_every:
-            return "needs activation samples, and sample_every_n_steps is 0"
-        return "needs activation samples, which torch.compile does not let through" if self._compiled else ""
+    def _find(self, order: Mapping[int, int] | None = None) -> Discovery:
+        """Discover again, in an order or in that of the names so far: what was replaced keeps its place."""
+        return discover(
+            self._models, include=self._include, exclude=self._exclude, order=order, names=self.layers.names
+        )
 
     def _take(self, found: Discovery) -> None:
-        """Make everything that depends on the layers anew."""
+        """Make everything that depends on the layers anew, but for what is known of those that stay."""
+        if self._baseline is not None:
+            self._restored = self._known_of(found)
+        self._sampling.renew()
+        self._norms = norms(self._models.values())
         self._lazy = found.lazy
         self._recorder = Recorder(found.table, found.modules, self._tape)
         self._ring = Ring(found.table, self._size, self._recorder.dtype)
         self._baseline = None
-        self._samples: list[Sample] = []
         self._fresh = 0
 
-    def _woke(self) -> bool:
-        """Take in the lazy layers that a forward has made real; return whether there were any."""
-        found = self._discover(None) if self.waiting else None
-        if found is None or found.lazy == self._lazy:
-            return False
-        self._sampler.detach()
-        self._take(found)
-        return True
+    def _known_of(self, found: Discovery) -> dict[str, Any]:
+        """The state, for the layers that are the same module or, as SyncBatchNorm, took over its tensors."""
+        before = dict(zip(self.layers.names, self._recorder.modules, strict=True))
+        stay = {
+            name for name, m in zip(found.table.names, found.modules, strict=True) if same_layer(before.get(name), m)
+        }
+        return {**self.state_dict(), "layers": [name if name in stay else "" for name in self.layers.names]}
 
-    def _sample(self, *, first: bool = False) -> None:
-        """Place the hooks if the coming step is to be sampled."""
-        if not self.unsampled and (first or self.count % self._sample_every == 0):
-            self._sampler.attach(self._recorder.modules, list(self._models.values()))
+    def _renew(self) -> None:
+        self._take(self._find())
+        self._mark()
+
+    def _mark(self) -> None:
+        """Begin from the state that there is now; the coming step is sampled."""
+        self._ready()
+        self._sampling.place(self._recorder.modules, None)
 
     def _ready(self) -> None:
         """Note the state that the next step starts from, and let layers without statistics of their own show them."""
-        self._recorder.writes_count = not self._compiled and not _distributed()
+        compiled = any(is_compiled(model) for model in self._models.values())
+        self._recorder.writes_count = not compiled and not distributed()
         self._recorder.mark()
         tracking = zip(self._recorder.modules, self.layers.tracking, strict=True)
-        self._observer.attach([] if self.unsampled else [module for module, tracks in tracking if not tracks])
+        blocked = self._sampling.blocked
+        self._observer.attach([] if blocked else [module for module, tracks in tracking if not tracks])
 
-    def _take_sample(self, number: int) -> None:
-        order = self._sampler.order
+    def _woke(self) -> bool:
+        """Take in the lazy layers that a forward has made real; return whether there were any."""
+        found = self._find() if self.waiting else None
+        if found is None or found.lazy == self._lazy:
+            return False
+        self._take(found)
+        return True
+
+    def _reorder(self) -> None:
+        """Put the layers into the order of their execution, once, before the first step is in the window."""
+        order = self._sampling.sampler.order
         if not self.steps and order:
-            found = self._discover(order)
+            found = self._find(order)
             if set(found.modules) == set(self._recorder.modules):
                 self._recorder = self._recorder.reordered(found.table, found.modules)
                 self._ring = Ring(found.table, self._size, self._recorder.dtype)
-        sample = self._sampler.take(number, self.layers, self._recorder.modules)
-        if sample is not None:
-            self._samples = [*self._samples, sample][-_KEPT_SAMPLES:]
 
     def _first_baseline(self) -> Baseline:
         fresh = baseline.begin(self.layers, *self._recorder.origin())
         saved, self._restored = self._restored, None
         return fresh if saved is None else baseline.restored(fresh, self.layers, saved)
-
-    def _facts(self, optimizers: Sequence[Optimizer]) -> Facts:
-        modules = self._recorder.modules
-        trained = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
-        affine = [
-            any(
-                p is not None and p.requires_grad and (not optimizers or id(p) in trained)
-                for p in (m._parameters.get("weight"), m._parameters.get("bias"))
-            )
-            for m in modules
-        ]
-        return Facts(
-            affine_trains=torch.tensor(affine, dtype=torch.bool, device="cpu"),
-            optimizers=bool(optimizers),
-            learning_rates=tuple(self._ring.rates),
-            world_size=torch.distributed.get_world_size() if _distributed() else 1,
-            structure=self._sampler.structure(modules),
-        )
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return (
-        type(module).__name__ == "OptimizedModule"
-        or getattr(module, "_compiled_call_impl", None) is not None
-        or module.__dict__.get("_compiler_ctx") is not None
-    )

@@ -19,10 +19,11 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("statistics",),
     ("layers",),
     ("frame",),
-    ("dataflow", "ring", "measures", "hooks"),
+    ("compiled", "dataflow", "facts", "hooks", "ring", "measures"),
     ("baseline",),
     ("recovery",),
     ("recorder", "activations", "observer"),
+    ("sampling",),
     ("watch",),
     ("rules.base",),
     ("rules.*.*",),
@@ -42,7 +43,19 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("__main__",),
 )
-NOT_FOR_RULES = ("recorder", "activations", "observer", "hooks", "watch", "ring", "dataflow", "baseline")
+NOT_FOR_RULES = (
+    "recorder",
+    "activations",
+    "observer",
+    "hooks",
+    "sampling",
+    "watch",
+    "ring",
+    "compiled",
+    "dataflow",
+    "facts",
+    "baseline",
+)
 
 
 def modules() -> dict[str, Path]:

@@ -444,24 +444,6 @@ def test_momentum_changed_midway_is_taken_at_its_step() -> None:
     assert truth.errors(monitor)[0] <= 1e-5
 
 
-def test_a_layer_pruned_midway_stops_the_watch_and_says_which() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4))
-    monitor = quiet(model, check_every_n_steps=1)
-    x = torch.randn(16, 4)
-    with monitor:
-        model(x).sum().backward()
-        monitor.step()
-        for name in ("running_mean", "running_var"):
-            setattr(model[1], name, getattr(model[1], name)[:3].clone())
-        for name in ("weight", "bias"):
-            setattr(model[1], name, nn.Parameter(getattr(model[1], name)[:3].detach().clone()))
-        with pytest.warns(UserWarning, match=r"layer '1' had 4 channels and now has 3"):
-            monitor.step()
-        monitor.step()
-    assert monitor.steps == (0,)
-
-
 @pytest.mark.parametrize("check_every", [1, 3, 7, 50])
 def test_the_cadence_of_checks_changes_nothing_of_what_is_recovered(check_every: int) -> None:
     architecture = ARCHITECTURES["unet"]

@@ -1,0 +1,93 @@
+"""When activations are sampled, and why they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from bnmonitor.activations import Sampler
+from bnmonitor.compiled import is_compiled
+from bnmonitor.frame import Sample
+from bnmonitor.layers import LayerTable
+
+KEPT = 9
+"""Samples kept."""
+
+
+class Sampling:
+    """Places the hooks for the steps to be sampled, and keeps the newest samples.
+
+    Args:
+        models: The models, at whose outputs the autograd graph is walked.
+        every: Steps from one sample to the next; 0: never.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module], every: int) -> None:
+        self._models, self._every = models, every
+        self.sampler = Sampler()
+        self.begin()
+        self.renew()
+
+    @property
+    def unsampled(self) -> str:
+        """Why no activation is sampled; empty if it is."""
+        unseen = "needs activation samples, and no hook was called in the sampled steps, as under torch.compile"
+        return self.blocked or (unseen if self._unseen else "")
+
+    def begin(self) -> None:
+        """See anew whether samples can be taken."""
+        self._unseen = False
+        self.blocked = self._why_blocked()
+        """Why no hook is placed; empty if they are."""
+
+    def _why_blocked(self) -> str:
+        if not self._every:
+            return "needs activation samples, and sample_every_n_steps is 0"
+        compiled = any(is_compiled(model) for model in self._models.values())
+        return "needs activation samples, which torch.compile does not let through" if compiled else ""
+
+    def renew(self) -> None:
+        """Forget all samples: the layers are others now."""
+        self.sampler.detach()
+        self.sampler = Sampler()
+        self.samples: list[Sample] = []
+        self._again = self._paused = False
+
+    def place(self, modules: Sequence[nn.Module], count: int | None) -> None:
+        """Place the hooks if the coming step is to be sampled: by its count, or in any case without one."""
+        if not self._every or not modules or not (count is None or self._again or count % self._every == 0):
+            return
+        self.blocked = self._why_blocked()
+        if not self.blocked:
+            self.sampler.attach(modules, list(self._models.values()))
+
+    def take(self, step: int, layers: LayerTable, modules: Sequence[nn.Module]) -> None:
+        """Take the sample of the step that has just ended, if it was one to be sampled."""
+        self._again = False
+        if not self.sampler.attached:
+            return
+        self._again = self.sampler.interrupted
+        sample = self.sampler.take(step, layers, modules)
+        if sample is not None:
+            self.samples = [*self.samples, sample][-KEPT:]
+        self._unseen = not self.samples and not self._again
+
+    def saw_loss(self, loss: Any) -> None:
+        """Walk the autograd graph behind a loss, if this step is sampled."""
+        self.sampler.walk(loss)
+
+    def pause(self) -> None:
+        """Take the hooks away for an evaluation."""
+        self._paused |= self.sampler.attached
+        self.sampler.detach()
+
+    def resume(self, modules: Sequence[nn.Module], count: int) -> None:
+        """Place the hooks again where an evaluation took them away, or where the coming step is due."""
+        paused, self._paused = self._paused, False
+        self.place(modules, None if paused else count)
+
+    def end(self) -> None:
+        """Leave no hook behind."""
+        self.sampler.detach()
