@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from bnmonitor.alerts import Alert
     from bnmonitor.callback import BatchNormMonitor
     from bnmonitor.layers import LayerTable
-    from bnmonitor.monitor import AlertError, BatchNormWarning, Monitor
+    from bnmonitor.monitor import Monitor
+    from bnmonitor.responder import AlertError, BatchNormWarning
     from bnmonitor.rules import Finding, Rule, Severity, all_rules, default_rules
     from bnmonitor.sinks import Sink
     from bnmonitor.summary import Summary
@@ -22,9 +23,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Alert": "alerts",
-    "AlertError": "monitor",
+    "AlertError": "responder",
     "BatchNormMonitor": "callback",
-    "BatchNormWarning": "monitor",
+    "BatchNormWarning": "responder",
     "Finding": "rules",
     "LayerTable": "layers",
     "Monitor": "monitor",

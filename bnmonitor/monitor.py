@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +17,10 @@ from bnmonitor.alerts import Alert, AlertBook
 from bnmonitor.blackbox import BlackBox
 from bnmonitor.frame import CHANNEL_STATISTICS
 from bnmonitor.layers import LayerTable
+from bnmonitor.responder import AlertError, BatchNormWarning, Responder, warn
 from bnmonitor.rules import Rule, Severity
-from bnmonitor.rules.monitor.rule_error import RuleError
-from bnmonitor.rules.monitor.sink_error import SinkError
 from bnmonitor.settings import Action, Settings
-from bnmonitor.sinks.base import FanOut, Run, Sink, checked
+from bnmonitor.sinks.base import Run, Sink, checked
 from bnmonitor.sinks.console import Console
 from bnmonitor.sinks.tensorboard import TensorBoard
 from bnmonitor.summary import Summary, empty, summarize
@@ -32,26 +30,7 @@ logger = logging.getLogger("bnmonitor")
 
 Phase = Literal["validation", "test", "predict", "sanity"]
 _PHASES = ("validation", "test", "predict", "sanity")
-_LEVELS = {Severity.INFO: logging.INFO, Severity.WARNING: logging.WARNING, Severity.ERROR: logging.ERROR}
-_OWN_FAULTS = (RuleError.code, SinkError.code)
-"""Alerts about bnmonitor itself, which never stop a training."""
 _LOG_EVERY = 50
-
-
-class BatchNormWarning(UserWarning):
-    """What ``on_alert="warn"`` warns with, and what bnmonitor says of its own set-up."""
-
-
-class AlertError(RuntimeError):
-    """What ``on_alert="raise"`` raises.
-
-    Attributes:
-        alert: The alert.
-    """
-
-    def __init__(self, alert: Alert) -> None:
-        super().__init__(f"{alert}. Fix: {alert.advice}")
-        self.alert = alert
 
 
 class Monitor:
@@ -145,18 +124,20 @@ class Monitor:
         )
         self._optimizers = _as_optimizers(optimizer)
         self._log_dir = None if log_dir is None else Path(log_dir)
-        self._sinks = FanOut(_default_sinks(self._log_dir) if sinks is None else checked(sinks), self._sink_failed)
-        self._actions = self.settings.actions()
         self._book = AlertBook([])
+        self._responder = Responder(
+            _default_sinks(self._log_dir) if sinks is None else checked(sinks),
+            self.settings.actions(),
+            self._book.tell,
+            lambda: self._watch.steps[-1] if self._watch.steps else self._watch.count,
+        )
         self._run: dict[str, Any] = {}
         self._black_box: BlackBox | None = None
         self._running = self._broken = False
         self._log_every = _LOG_EVERY if log_every_n_steps is None else log_every_n_steps
         self._framed = 0
-        self.should_stop = False
-        """Set by ``on_alert="stop"``: the training loop should end."""
         if not self._watching:
-            _warn("the model has no BatchNorm layer: there is nothing to watch, training goes on without bnmonitor")
+            warn("the model has no BatchNorm layer: there is nothing to watch, training goes on without bnmonitor")
 
     # -- what it knows -------------------------------------------------------------------------------------------------
 
@@ -174,6 +155,15 @@ class Monitor:
     def running(self) -> bool:
         """Whether it was started and not yet closed."""
         return self._running
+
+    @property
+    def should_stop(self) -> bool:
+        """Set by ``on_alert="stop"``: the training loop should end."""
+        return self._responder.should_stop
+
+    @should_stop.setter
+    def should_stop(self, value: bool) -> None:
+        self._responder.should_stop = value
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -349,7 +339,7 @@ class Monitor:
             self._broken = True
             self._watch.end()
             logger.debug("bnmonitor stopped watching", exc_info=True)
-            _warn(f"bnmonitor stopped watching, training goes on: {type(error).__name__}: {error}")
+            warn(f"bnmonitor stopped watching, training goes on: {type(error).__name__}: {error}")
 
     def _start(self) -> None:
         self._watch.begin()
@@ -360,7 +350,7 @@ class Monitor:
             self._black_box = BlackBox(Path(run["log_dir"]))
         chosen = self.settings.chosen_rules()
         self._book.rules = [rule for rule in chosen if not self._unmet(rule) and rule.code not in self._book.broken]
-        self._sinks.tell("open", Run(layers=self.layers, **run))
+        self._responder.tell("open", Run(layers=self.layers, **run))
 
     def _step(self, number: int) -> None:
         self._watch.step(number, _learning_rate(self._optimizers))
@@ -372,7 +362,7 @@ class Monitor:
 
     def _frame(self) -> None:
         self._framed = self._watch.count
-        self._sinks.tell("frame", self.summary())
+        self._responder.tell("frame", self.summary())
 
     def _check(self) -> None:
         """See whether the layers are still the same, and judge the steps since the last check."""
@@ -393,63 +383,21 @@ class Monitor:
             for alert in events:
                 if alert.state == "open" and alert.severity is Severity.ERROR:
                     self._black_box.write(window, alert)
-        self._announce(events)
-
-    def _announce(self, events: Sequence[Alert]) -> None:
-        """Tell the sinks of all, then act on each: an action may raise."""
-        for alert in events:
-            self._sinks.tell("alert", alert)
-        for alert in events:
-            if alert.state == "open":
-                self._act(alert)
-
-    def _act(self, alert: Alert) -> None:
-        action = self._actions[alert.severity]
-        if alert.code in _OWN_FAULTS and action in ("stop", "raise"):
-            action = "warn"
-        if callable(action):
-            self._call(action, alert)
-        elif action == "raise":
-            raise AlertError(alert)
-        elif action == "stop":
-            self.should_stop = True
-        elif action == "log":
-            logger.log(_LEVELS[alert.severity], "%s. Fix: %s", alert, alert.advice)
-        elif not self._sinks.shows_alerts:
-            _warn(f"{alert}. Fix: {alert.advice}")
-
-    def _call(self, action: Callable[[Alert], object], alert: Alert) -> None:
-        """Call the user's function; should it raise, alerts are only logged from then on."""
-        try:
-            action(alert)
-        except Exception as error:
-            self._actions = {s: "log" if a is action else a for s, a in self._actions.items()}
-            self._report("on_alert", error)
-
-    def _sink_failed(self, sink: Sink, error: Exception) -> None:
-        self._report(f"sink {type(sink).__name__}", error)
-
-    def _report(self, who: str, error: Exception) -> None:
-        step = self._watch.steps[-1] if self._watch.steps else self._watch.count
-        self._announce([self._book.tell(SinkError.report(who, error, step), SinkError())])
+        self._responder.announce(events)
 
     def _end_epoch(self, epoch: int | None) -> None:
         self._check()
         if self._watch.steps:
-            self._sinks.tell("epoch", self.summary(epoch))
+            self._responder.tell("epoch", self.summary(epoch))
 
     def _close_sinks(self) -> None:
         if self._black_box is not None:
             self._black_box.close()
             for error in self._black_box.failures():
-                self._report("the black box", error)
+                self._responder.report("the black box", error)
         if self._log_every and self._framed < self._watch.count and self._watch.steps:
             self._frame()
-        self._sinks.tell("close", self.summary())
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, BatchNormWarning, stacklevel=2)
+        self._responder.tell("close", self.summary())
 
 
 def _as_models(model: object) -> dict[str, nn.Module]:

@@ -36,6 +36,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("sinks.*",),
     ("sinks",),
     ("settings",),
+    ("responder",),
     ("monitor",),
     ("callback",),
     ("testing",),

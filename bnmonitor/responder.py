@@ -1,0 +1,105 @@
+"""What happens when an alert opens: every sink is told, then the action is taken that was asked for."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from bnmonitor.alerts import Alert
+from bnmonitor.rules import Finding, Rule, Severity
+from bnmonitor.rules.monitor.rule_error import RuleError
+from bnmonitor.rules.monitor.sink_error import SinkError
+from bnmonitor.settings import Action
+from bnmonitor.sinks.base import FanOut, Sink
+
+logger = logging.getLogger("bnmonitor")
+
+_LEVELS = {Severity.INFO: logging.INFO, Severity.WARNING: logging.WARNING, Severity.ERROR: logging.ERROR}
+_OWN_FAULTS = (RuleError.code, SinkError.code)
+"""Alerts about bnmonitor itself, which never stop a training."""
+
+
+class BatchNormWarning(UserWarning):
+    """What ``on_alert="warn"`` warns with, and what bnmonitor says of its own set-up."""
+
+
+class AlertError(RuntimeError):
+    """What ``on_alert="raise"`` raises.
+
+    Attributes:
+        alert: The alert.
+    """
+
+    def __init__(self, alert: Alert) -> None:
+        super().__init__(f"{alert}. Fix: {alert.advice}")
+        self.alert = alert
+
+
+def warn(message: str) -> None:
+    """Say something of the set-up as a Python warning."""
+    warnings.warn(message, BatchNormWarning, stacklevel=2)
+
+
+class Responder:
+    """Tells the sinks, and acts.
+
+    Args:
+        sinks: Where alerts go.
+        actions: What to do by severity.
+        tell: Opens an alert about bnmonitor itself.
+        now: The step that such an alert is dated with.
+    """
+
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        actions: Mapping[Severity, Action],
+        tell: Callable[[Finding, Rule], Alert],
+        now: Callable[[], int],
+    ) -> None:
+        self._sinks = FanOut(sinks, lambda sink, error: self.report(f"sink {type(sink).__name__}", error))
+        self._actions = dict(actions)
+        self._tell_book, self._now = tell, now
+        self.should_stop = False
+        """Set by the action ``"stop"``."""
+
+    def tell(self, what: Literal["open", "frame", "epoch", "close"], argument: Any) -> None:
+        """Tell every sink something other than an alert."""
+        self._sinks.tell(what, argument)
+
+    def announce(self, events: Sequence[Alert]) -> None:
+        """Tell the sinks of all alerts, then act on each that is open: an action may raise."""
+        for alert in events:
+            self._sinks.tell("alert", alert)
+        for alert in events:
+            if alert.state == "open":
+                self._act(alert)
+
+    def report(self, who: str, error: Exception) -> None:
+        """Open an alert about something of the user's, or of ours, that raised."""
+        self.announce([self._tell_book(SinkError.report(who, error, self._now()), SinkError())])
+
+    def _act(self, alert: Alert) -> None:
+        action = self._actions[alert.severity]
+        if alert.code in _OWN_FAULTS and action in ("stop", "raise"):
+            action = "warn"
+        if callable(action):
+            self._call(action, alert)
+        elif action == "raise":
+            raise AlertError(alert)
+        elif action == "stop":
+            self.should_stop = True
+        elif action == "log":
+            logger.log(_LEVELS[alert.severity], "%s. Fix: %s", alert, alert.advice)
+        elif not self._sinks.shows_alerts:
+            warn(f"{alert}. Fix: {alert.advice}")
+
+    def _call(self, action: Callable[[Alert], object], alert: Alert) -> None:
+        """Call the user's function; should it raise, alerts are only logged from then on."""
+        try:
+            action(alert)
+        except Exception as error:
+            self._actions = {s: "log" if a is action else a for s, a in self._actions.items()}
+            self.report("on_alert", error)
