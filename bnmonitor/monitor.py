@@ -19,7 +19,7 @@ from bnmonitor.frame import CHANNEL_STATISTICS
 from bnmonitor.layers import LayerTable
 from bnmonitor.responder import AlertError, BatchNormWarning, Responder, warn
 from bnmonitor.rules import Rule, Severity
-from bnmonitor.settings import Action, Settings
+from bnmonitor.settings import WARN, Action, Settings
 from bnmonitor.sinks.base import Run, Sink, checked
 from bnmonitor.sinks.console import Console
 from bnmonitor.sinks.tensorboard import TensorBoard
@@ -92,7 +92,7 @@ class Monitor:
         select: Sequence[str] = ("default",),
         ignore: Sequence[str] = (),
         rules: Sequence[Rule] | Mapping[str, Mapping[str, float]] | None = None,
-        on_alert: Mapping[str, Action] | Action = "warn",
+        on_alert: Mapping[str, Action] | Action = WARN,
         sinks: Sequence[Sink] | None = None,
     ) -> None:
         self.settings = Settings(

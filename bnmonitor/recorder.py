@@ -84,11 +84,6 @@ class Recorder:
         """Whether the tape has no room for another step."""
         return len(self._meta) >= self._length - 1
 
-    @property
-    def pending(self) -> int:
-        """Number of steps since the last drain."""
-        return sum(row.step is not None for row in self._meta)
-
     def mark(self) -> None:
         """Note the state that the next step starts from, after anything but a step may have changed it."""
         if self._meta and self._meta[-1].step is None:

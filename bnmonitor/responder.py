@@ -11,7 +11,7 @@ from bnmonitor.alerts import Alert
 from bnmonitor.rules import Finding, Rule, Severity
 from bnmonitor.rules.monitor.rule_error import RuleError
 from bnmonitor.rules.monitor.sink_error import SinkError
-from bnmonitor.settings import Action
+from bnmonitor.settings import Action, unsaid
 from bnmonitor.sinks.base import FanOut, Sink
 
 logger = logging.getLogger("bnmonitor")
@@ -61,6 +61,7 @@ class Responder:
     ) -> None:
         self._sinks = FanOut(sinks, lambda sink, error: self.report(f"sink {type(sink).__name__}", error))
         self._actions = dict(actions)
+        self._silent = not sinks
         self._tell_book, self._now = tell, now
         self.should_stop = False
         """Set by the action ``"stop"``."""
@@ -93,7 +94,7 @@ class Responder:
             self.should_stop = True
         elif action == "log":
             logger.log(_LEVELS[alert.severity], "%s. Fix: %s", alert, alert.advice)
-        elif not self._sinks.shows_alerts:
+        elif not self._sinks.shows_alerts and not (self._silent and unsaid(action)):
             warn(f"{alert}. Fix: {alert.advice}")
 
     def _call(self, action: Callable[[Alert], object], alert: Alert) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from bnmonitor._text import nearest
 from bnmonitor.alerts import Alert
@@ -12,6 +12,22 @@ from bnmonitor.rules import Rule, Severity, choose
 
 Action = Literal["log", "warn", "stop", "raise"] | Callable[[Alert], object]
 """What to do when an alert opens or gets worse."""
+
+
+class _Unsaid(str):
+    """The default of an argument, told apart from the same word when a user writes it."""
+
+    __slots__ = ()
+
+
+WARN = cast(Action, _Unsaid("warn"))
+"""Warn, unless there is no sink at all: whoever says ``sinks=[]`` and nothing of alerts wants to hear nothing."""
+
+
+def unsaid(action: object) -> bool:
+    """Whether an action is the default, not one that the user wrote."""
+    return isinstance(action, _Unsaid)
+
 
 _ACTIONS = ("log", "warn", "stop", "raise")
 
@@ -35,7 +51,7 @@ class Settings:
     select: Sequence[str] = ("default",)
     ignore: Sequence[str] = ()
     rules: Sequence[Rule] | Mapping[str, Mapping[str, float]] | None = None
-    on_alert: Mapping[str, Action] | Action = "warn"
+    on_alert: Mapping[str, Action] | Action = WARN
 
     def __post_init__(self) -> None:
         for name, least, meaning in (

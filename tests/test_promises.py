@@ -7,6 +7,7 @@ import copy
 import io
 import pickle
 import random
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnmonitor import Alert, AlertError, Finding, Monitor, Rule, Severity
+from bnmonitor import Alert, AlertError, BatchNormWarning, Finding, Monitor, Rule, Severity
 from bnmonitor.frame import Window
 from bnmonitor.sinks import Run, Sink
 from bnmonitor.statistics import Recovery
@@ -454,3 +455,27 @@ def test_it_is_honest_and_history_cannot_be_written_through() -> None:
         train(model, architecture.batches(3), monitor=monitor)
     monitor.history("1", "gamma").fill_(7)
     assert not (monitor.history("1", "gamma") == 7).any()
+
+
+def with_a_fault(**arguments: Any) -> Monitor:
+    """A training whose momentum is upside down, watched with no sink at all."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, momentum=0.99), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with Monitor(model, optimizer=optimizer, sinks=[], **arguments) as monitor:
+        for _ in range(12):
+            optimizer.zero_grad()
+            model(torch.randn(32, 4)).square().mean().backward()
+            optimizer.step()
+            monitor.step()
+    return monitor
+
+
+def test_without_any_sink_nothing_is_said_unless_it_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monitor = with_a_fault()
+    assert [alert.code for alert in monitor.alerts] == ["BN301"]
+    assert capsys.readouterr() == ("", "")
+    with pytest.warns(BatchNormWarning, match="BN301"):
+        with_a_fault(on_alert="warn")
