@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bnmonitor.alerts import Alert
 from bnmonitor.monitor import Monitor
 from bnmonitor.rules import Rule
-from bnmonitor.settings import WARN, Action, Settings
+from bnmonitor.settings import Action, Settings
 from bnmonitor.sinks import Console, Loggers, Sink, TensorBoard, checked
 from bnmonitor.sinks.console import beside_bar
 
@@ -74,7 +74,7 @@ class BatchNormMonitor(_Base):
         select: Sequence[str] = ("default",),
         ignore: Sequence[str] = (),
         rules: Sequence[Rule] | Mapping[str, Mapping[str, float]] | None = None,
-        on_alert: Mapping[str, Action] | Action = WARN,
+        on_alert: Mapping[str, Action] | Action = "warn",
         sinks: Sequence[Sink] | None = None,
     ) -> None:
         super().__init__()
