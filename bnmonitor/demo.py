@@ -125,7 +125,7 @@ def too_fast() -> tuple[Digits, Loaders]:
 def leaking() -> tuple[Digits, Loaders]:
     """Fine-tuning on other images, with a backbone that is frozen by ``requires_grad`` alone."""
     model, data = healthy()
-    _trainer(None, 4, None).fit(model, data[0])
+    trainer(None, 4, None).fit(model, data[0])
     model.rate = 0.02
     model.backbone.requires_grad_(False)
     return model, digits(shift=0.8, contrast=1.6)
@@ -169,11 +169,12 @@ def _fit(run: Run, log_dir: Path) -> tuple[Alert, ...]:
     model, (train, validation) = run.make()
     shutil.rmtree(log_dir / run.name, ignore_errors=True)
     monitor = BatchNormMonitor()
-    _trainer(TensorBoardLogger(log_dir, name=run.name, version=""), run.epochs, monitor).fit(model, train, validation)
+    trainer(TensorBoardLogger(log_dir, name=run.name, version=""), run.epochs, monitor).fit(model, train, validation)
     return monitor.alerts
 
 
-def _trainer(logger: TensorBoardLogger | None, epochs: int, monitor: BatchNormMonitor | None) -> pl.Trainer:
+def trainer(logger: TensorBoardLogger | None, epochs: int, monitor: BatchNormMonitor | None) -> pl.Trainer:
+    """Return the Trainer of every run: on the CPU, without what would clutter the picture."""
     return pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,

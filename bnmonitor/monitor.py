@@ -19,7 +19,7 @@ from bnmonitor.frame import CHANNEL_STATISTICS
 from bnmonitor.layers import LayerTable
 from bnmonitor.responder import AlertError, BatchNormWarning, Responder, warn
 from bnmonitor.rules import Rule, Severity
-from bnmonitor.settings import WARN, Action, Settings
+from bnmonitor.settings import WARN, Action, Settings, as_models, as_optimizers
 from bnmonitor.sinks.base import Run, Sink, checked
 from bnmonitor.sinks.console import Console
 from bnmonitor.sinks.tensorboard import TensorBoard
@@ -115,14 +115,14 @@ class Monitor:
         ):
             raise ValueError(f"accumulate_grad_batches={accumulate_grad_batches!r} must be an int, 1 or more")
         self._watch = Watch(
-            _as_models(model),
+            as_models(model),
             include=include,
             exclude=exclude,
             tape=check_every_n_steps,
             window=window,
             sample_every=sample_every_n_steps,
         )
-        self._optimizers = _as_optimizers(optimizer)
+        self._optimizers = as_optimizers(optimizer)
         self._log_dir = None if log_dir is None else Path(log_dir)
         self._book = AlertBook([])
         self._responder = Responder(
@@ -296,7 +296,7 @@ class Monitor:
 
     def watch_optimizers(self, optimizers: Optimizer | Sequence[Optimizer] | None) -> None:
         """Set the optimizers, where they are made later than the monitor."""
-        self._optimizers = _as_optimizers(optimizers)
+        self._optimizers = as_optimizers(optimizers)
 
     def saw_loss(self, loss: Any) -> None:
         """Look at the graph behind a loss, before its backward; of use where the model's own forward is not called."""
@@ -398,21 +398,6 @@ class Monitor:
         if self._log_every and self._framed < self._watch.count and self._watch.steps:
             self._frame()
         self._responder.tell("close", self.summary())
-
-
-def _as_models(model: object) -> dict[str, nn.Module]:
-    if isinstance(model, nn.Module):
-        return {"": model}
-    if isinstance(model, Mapping) and model and all(isinstance(m, nn.Module) for m in model.values()):
-        return {str(name): module for name, module in model.items()}
-    raise TypeError(f"model must be a torch.nn.Module or a mapping of names to modules, got {type(model).__name__}")
-
-
-def _as_optimizers(optimizer: object) -> list[Optimizer]:
-    given = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else optimizer
-    if not isinstance(given, Sequence) or not all(hasattr(o, "param_groups") for o in given):
-        raise TypeError(f"optimizer must be an optimizer or a sequence of them, got {type(optimizer).__name__}")
-    return list(given)
 
 
 def _default_sinks(log_dir: Path | None) -> list[Sink]:

@@ -1,10 +1,13 @@
-"""The arguments that Monitor and BatchNormMonitor share, checked once."""
+"""The arguments of Monitor and BatchNormMonitor, checked once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
+
+from torch import nn
+from torch.optim import Optimizer
 
 from bnmonitor._text import nearest
 from bnmonitor.alerts import Alert
@@ -114,3 +117,28 @@ def _action(action: object) -> Action:
         f"on_alert={action!r} is not an action{hint}; it takes {', '.join(map(repr, _ACTIONS))}, "
         "a callable, or a mapping of these by severity"
     )
+
+
+def as_models(model: object) -> dict[str, nn.Module]:
+    """Return the models by the prefix of their layers' names.
+
+    Raises:
+        TypeError: It is neither a module nor a mapping of names to modules.
+    """
+    if isinstance(model, nn.Module):
+        return {"": model}
+    if isinstance(model, Mapping) and model and all(isinstance(m, nn.Module) for m in model.values()):
+        return {str(name): module for name, module in model.items()}
+    raise TypeError(f"model must be a torch.nn.Module or a mapping of names to modules, got {type(model).__name__}")
+
+
+def as_optimizers(optimizer: object) -> list[Optimizer]:
+    """Return one optimizer, several, or none as a list.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    given = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+    if not isinstance(given, Sequence) or not all(hasattr(o, "param_groups") for o in given):
+        raise TypeError(f"optimizer must be an optimizer or a sequence of them, got {type(optimizer).__name__}")
+    return list(given)

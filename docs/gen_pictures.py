@@ -23,7 +23,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console as RichConsole
 
 from bnmonitor import BatchNormMonitor
-from bnmonitor.demo import RUNS
+from bnmonitor.demo import RUNS, trainer
 
 OUT = Path(__file__).parent / "pictures"
 
@@ -35,18 +35,8 @@ def train(log_dir: Path) -> None:
         model, (data, validation) = run.make()
         console = RichConsole(record=True, width=112, file=io.StringIO(), force_terminal=True)
         monitor = BatchNormMonitor()
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            max_epochs=run.epochs,
-            logger=TensorBoardLogger(log_dir, name=run.name, version=""),
-            callbacks=[monitor],
-            log_every_n_steps=2,
-            num_sanity_val_steps=0,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(model, data, validation)
+        logger = TensorBoardLogger(log_dir, name=run.name, version="")
+        trainer(logger, run.epochs, monitor).fit(model, data, validation)
         if run.planted == "BN106":
             from bnmonitor.sinks.console import health_table
 

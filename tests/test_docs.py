@@ -132,7 +132,7 @@ def test_python_in_the_docs_compiles(path: Path) -> None:
     for body in blocks(path):
         parts = [e.source for e in doctest.DocTestParser().get_examples(body)] if ">>>" in body else [body]
         for part in parts:
-            ast.parse(part)
+            assert ast.parse(part).body
 
 
 @pytest.mark.parametrize("path", GENERATED, ids=name_of)
@@ -160,7 +160,9 @@ def test_the_snippets_of_a_page_run_in_order(path: Path, tmp_path: Path, monkeyp
         "loader": DataLoader(TensorDataset(torch.randn(64, 20), torch.zeros(64).long()), batch_size=32),
     }
     monkeypatch.setitem(sys.modules, path.stem, type(sys)(path.stem))  # dataclasses look their module up
-    for body in blocks(path):
+    snippets = blocks(path)
+    assert snippets
+    for body in snippets:
         exec(compile(body, name_of(path), "exec"), names)
 
 
@@ -174,4 +176,4 @@ def test_configuration_in_the_docs_is_accepted(tmp_path: Path, monkeypatch: pyte
     [callback] = yaml.safe_load(body)["trainer"]["callbacks"]
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(BatchNormMonitor, "callback")
-    parser.parse_object({"callback": callback})
+    assert parser.parse_object({"callback": callback}).callback.class_path == callback["class_path"]

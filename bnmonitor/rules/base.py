@@ -89,9 +89,14 @@ class Rule(ABC):
         """Judge the window; return one finding per layer concerned, worst or not."""
 
 
+def last_run(mask: Tensor) -> Tensor:
+    """Only the run of True at the end of a ``[T]`` condition."""
+    return mask.flip(0).long().cumprod(0).flip(0).bool()
+
+
 def onset(mask: Tensor, window: Window) -> int:
     """The step at which a ``[T]`` condition that holds at the end began to hold."""
-    run = int(mask.flip(0).long().cumprod(0).sum())
+    run = int(last_run(mask).sum())
     return window.steps[max(0, len(window) - max(run, 1))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -148,8 +149,6 @@ def sparkline(values: tuple[float, ...], width: int = 12) -> str:
     >>> sparkline((1.0, 10.0, 100.0), width=3)
     '▁▅█'
     """
-    import math
-
     step = max(1, -(-len(values) // width))
     parts = [values[i : i + step] for i in range(0, len(values), step)]
     tops = [max((v for v in part if v == v and 0 < v < math.inf), default=None) for part in parts]

@@ -11,7 +11,7 @@ import torch
 from bnmonitor._text import number
 from bnmonitor.frame import Window
 from bnmonitor.measures import median
-from bnmonitor.rules.base import Finding, Rule, Severity, first
+from bnmonitor.rules.base import Finding, Rule, Severity, first, last_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class LeakingFreeze(Rule):
         same = ((gamma == gamma[-1]) & (beta == beta[-1])).all(1)
         # A step's gamma is that after the step: the one that changed it last was not frozen.
         frozen = same if same.all() else same & same.roll(1)
-        return first(_last_run(frozen) & (window.updates[:, layer] > 0), window)
+        return first(last_run(frozen) & (window.updates[:, layer] > 0), window)
 
     def _drift(self, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
         base, eps = window.baseline, window.layers.eps_by_channel
@@ -117,8 +117,3 @@ class LeakingFreeze(Rule):
             advice="put the frozen layers in evaluation mode after every model.train(): layer.eval() in "
             "on_train_epoch_start; requires_grad_(False) does not stop the statistics",
         )
-
-
-def _last_run(mask: torch.Tensor) -> torch.Tensor:
-    """Only the run of True at the end of a mask."""
-    return mask.flip(0).long().cumprod(0).flip(0).bool()
