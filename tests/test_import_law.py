@@ -19,7 +19,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("statistics",),
     ("layers",),
     ("frame",),
-    ("compiled", "dataflow", "facts", "hooks", "ring", "measures"),
+    ("checkpoint", "compiled", "dataflow", "facts", "hooks", "ring", "measures"),
     ("baseline",),
     ("recovery",),
     ("recorder", "activations", "observer"),
@@ -56,6 +56,7 @@ NOT_FOR_RULES = (
     "dataflow",
     "facts",
     "baseline",
+    "checkpoint",
 )
 
 
