@@ -12,6 +12,7 @@ from torch import Tensor
 from bnmonitor._text import DOCS, count, listing
 from bnmonitor.frame import Window
 from bnmonitor.layers import LayerTable
+from bnmonitor.needs import unmet
 from bnmonitor.rules import CATALOGUE, Finding, Rule, Severity
 from bnmonitor.rules.monitor.rule_error import RuleError
 
@@ -130,8 +131,13 @@ class AlertBook:
         names = {name for (code, name), _ in self._cases.items() if code in holding}
         return torch.tensor([name in names for name in layers.names], dtype=torch.bool, device="cpu")
 
-    def check(self, window: Window) -> list[Alert]:
+    def check(self, window: Window, absent: Mapping[str, str] | None = None) -> list[Alert]:
         """Run every rule on the window.
+
+        Args:
+            window: The window.
+            absent: What a rule may need and is not there, by the words of :data:`bnmonitor.needs.NEEDS`; the rules
+                that need it are left out, and what they said before stands.
 
         Returns:
             The alerts that opened, got worse or were cleared.
@@ -139,7 +145,7 @@ class AlertBook:
         self._clock += window.fresh
         events: list[Alert] = []
         broken_from = len(window.layers)
-        for rule in list(self.rules):
+        for rule in [rule for rule in self.rules if not unmet(rule.needs, absent or {})]:
             try:
                 findings = rule.check(window)
             except Exception as error:

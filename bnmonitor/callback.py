@@ -138,8 +138,14 @@ class BatchNormMonitor(_Base):
             beside_bar(trainer)("BatchNorm: the Trainer has no logger, so findings go to the console only")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Take the optimizers as they are once training begins."""
+        """Take the optimizers, the loaders and the scaler as they are once training begins."""
         self.monitor.watch_optimizers(trainer.optimizers)
+        self.monitor.learn(scaler=getattr(trainer.precision_plugin, "scaler", None), **_loaders(trainer))
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Take what another callback or a data module has changed between epochs."""
+        accumulate = max(1, int(trainer.accumulate_grad_batches))
+        self.monitor.learn(accumulate_grad_batches=accumulate, **_loaders(trainer))
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Let the monitor see the graph of a sampled step."""
@@ -208,6 +214,15 @@ class BatchNormMonitor(_Base):
     def _close(self) -> None:
         if self._monitor is not None:
             self._monitor.close()
+
+
+def _loaders(trainer: Any) -> dict[str, Any]:
+    """What the Trainer knows of its loaders: the facts of a run by name."""
+    return {
+        "train_loader": trainer.train_dataloader,
+        "val_loader": trainer.val_dataloaders,
+        "batches": trainer.num_training_batches,
+    }
 
 
 def _step_number(trainer: Any) -> int:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bnmonitor.frame import Facts, Structure
+from bnmonitor.runfacts import RunFacts
 
 
 def distributed() -> bool:
@@ -16,10 +17,30 @@ def distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def world_size() -> int:
+    """Processes that train together; 1 where that is unknown."""
+    return torch.distributed.get_world_size() if distributed() else 1
+
+
 def facts(
-    modules: Sequence[nn.Module], optimizers: Sequence[Optimizer], rates: Sequence[float], structure: Structure | None
+    modules: Sequence[nn.Module],
+    optimizers: Sequence[Optimizer],
+    *,
+    steps: Sequence[int],
+    rates: Sequence[float],
+    structure: Structure | None,
+    run: RunFacts,
 ) -> Facts:
-    """Return the facts of the layers' modules as they are now."""
+    """Return the facts of the layers' modules and of the run as they are now.
+
+    Args:
+        modules: The layers.
+        optimizers: The optimizers, as far as they are known.
+        steps: Numbers of the steps in the window.
+        rates: The learning rate in force at each of them.
+        structure: What the autograd graph told.
+        run: What the run tells of itself.
+    """
     trained = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
     affine = [
         any(
@@ -28,10 +49,18 @@ def facts(
         )
         for m in modules
     ]
+    scales, skipped = run.scales(steps)
+    kept = [m._buffers.get("running_mean") for m in modules]
     return Facts(
         affine_trains=torch.tensor(affine, dtype=torch.bool, device="cpu"),
         optimizers=bool(optimizers),
         learning_rates=tuple(rates),
-        world_size=torch.distributed.get_world_size() if distributed() else 1,
+        world_size=world_size(),
         structure=structure,
+        buffer_dtypes=tuple(None if t is None else t.dtype for t in kept),
+        train_loader=run.train_loader,
+        val_loader=run.val_loader,
+        accumulate=run.accumulate,
+        scales=scales,
+        skipped_steps=skipped,
     )

@@ -123,6 +123,32 @@ class Structure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Loader:
+    """What a loader tells of its batches; None where it does not.
+
+    Attributes:
+        batch_size: Samples in a batch, on each process.
+        samples: Samples that an epoch draws, on each process.
+        drop_last: Whether an incomplete last batch is left out.
+        shuffled: Whether samples are drawn in random order.
+        complete: Whether an epoch goes on to the last batch.
+    """
+
+    batch_size: int | None = None
+    samples: int | None = None
+    drop_last: bool | None = None
+    shuffled: bool | None = None
+    complete: bool = True
+
+    @property
+    def leftover(self) -> int | None:
+        """Samples in an incomplete last batch that is trained on: 0 if there is none, None if that is unknown."""
+        if self.drop_last or not self.complete:
+            return 0
+        return self.samples % self.batch_size if self.samples and self.batch_size else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Facts:
     """What is known of the run besides the statistics.
 
@@ -132,6 +158,12 @@ class Facts:
         learning_rates: The largest learning rate in force at each step of the window; NaN where unknown.
         world_size: Processes that train together; 1 where unknown.
         structure: What the autograd graph told, once a step has been seen.
+        buffer_dtypes: Type of each layer's running statistics; None for a layer without, empty where unknown.
+        train_loader: What the training loader tells; None where unknown.
+        val_loader: What the validation loader tells; None where unknown.
+        accumulate: Micro-batches per optimizer step.
+        scales: The gradient scaler's scale after each step of the window, NaN where unknown; empty without a scaler.
+        skipped_steps: Whether the scaler skipped the optimizer at each step of the window; empty without one.
     """
 
     affine_trains: Tensor
@@ -139,6 +171,12 @@ class Facts:
     learning_rates: tuple[float, ...] = ()
     world_size: int = 1
     structure: Structure | None = None
+    buffer_dtypes: tuple[torch.dtype | None, ...] = ()
+    train_loader: Loader | None = None
+    val_loader: Loader | None = None
+    accumulate: int = 1
+    scales: tuple[float, ...] = ()
+    skipped_steps: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 from bnmonitor._text import DOCS
+from bnmonitor.needs import NEEDS
 from bnmonitor.rules import CATALOGUE, FAMILIES
 from bnmonitor.rules.base import Rule
 
-_NEEDS = {
-    "samples": "activation samples (sample_every_n_steps above 0, no torch.compile)",
-    "optimizer": "the optimizer",
-}
 _OWN = "own rules"
 _PROMPTS = (">>>", "...")
 
@@ -123,7 +120,7 @@ def _values(rule: Rule) -> list[tuple[str, str]]:
 
 
 def _needs(rule: Rule) -> str:
-    return "; ".join(_NEEDS.get(need, need) for need in sorted(rule.needs))
+    return "; ".join(NEEDS[need] for need in NEEDS if need in rule.needs)
 
 
 def _family(rule: Rule) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +16,13 @@ from torch.optim import Optimizer
 from bnmonitor._text import nearest
 from bnmonitor.alerts import Alert, AlertBook
 from bnmonitor.blackbox import BlackBox
+from bnmonitor.facts import world_size
 from bnmonitor.frame import CHANNEL_STATISTICS
 from bnmonitor.layers import LayerTable
+from bnmonitor.needs import missing, unmet
 from bnmonitor.responder import AlertError, BatchNormWarning, Responder, warn
 from bnmonitor.rules import Rule, Severity
+from bnmonitor.runfacts import RunFacts
 from bnmonitor.settings import WARN, Action, Settings, as_models, as_optimizers
 from bnmonitor.sinks.base import Run, Sink, checked
 from bnmonitor.sinks.console import Console
@@ -108,12 +112,12 @@ class Monitor:
             rules=rules,
             on_alert=on_alert,
         )
-        if (
-            isinstance(accumulate_grad_batches, bool)
-            or not isinstance(accumulate_grad_batches, int)
-            or (accumulate_grad_batches < 1)
-        ):
-            raise ValueError(f"accumulate_grad_batches={accumulate_grad_batches!r} must be an int, 1 or more")
+        self._facts = RunFacts(
+            train_loader=train_loader,
+            val_loader=val_loader,
+            accumulate_grad_batches=accumulate_grad_batches,
+            scaler=scaler,
+        )
         self._watch = Watch(
             as_models(model),
             include=include,
@@ -133,7 +137,7 @@ class Monitor:
         )
         self._run: dict[str, Any] = {}
         self._black_box: BlackBox | None = None
-        self._running = self._broken = False
+        self._running = self._broken = self._validated = False
         self._log_every = _LOG_EVERY if log_every_n_steps is None else log_every_n_steps
         self._framed = 0
         if not self._watching:
@@ -178,8 +182,9 @@ class Monitor:
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Rules that cannot run here, by name, with the reason."""
-        return {rule.name: why for rule in self.settings.chosen_rules() if (why := self._unmet(rule))}
+        """Rules whose needs are not met now, by name, with the reason; they run as soon as they are."""
+        absent = self._absent()
+        return {rule.name: why for rule in self.settings.chosen_rules() if (why := unmet(rule.needs, absent))}
 
     def history(self, layer: str, statistic: str) -> Tensor:
         """Return a statistic of a layer over the window.
@@ -205,7 +210,7 @@ class Monitor:
 
     def summary(self, epoch: int | None = None) -> Summary:
         """Return how every layer is now: what the console's table shows."""
-        window = self._watch.window(self._optimizers)
+        window = self._watch.window(self._optimizers, self._facts)
         if window is None:
             return empty(self.layers, self.alerts, self.skipped)
         return summarize(window, self.alerts, self.skipped, epoch)
@@ -256,6 +261,7 @@ class Monitor:
         if phase not in _PHASES:
             known = ", ".join(map(repr, _PHASES))
             raise ValueError(f"evaluation phase {phase!r} is not known{nearest(str(phase), _PHASES)}; it takes {known}")
+        self._validated |= phase in ("validation", "test")
         self._guard(self._check)
         self._guard(self._watch.pause)
 
@@ -298,6 +304,13 @@ class Monitor:
         """Set the optimizers, where they are made later than the monitor."""
         self._optimizers = as_optimizers(optimizers)
 
+    def learn(self, **facts: Any) -> None:
+        """Take over facts of the run that were not known at construction, by the names of its arguments.
+
+        Besides, ``batches`` is how many batches an epoch takes from ``train_loader``. What is None stays as it is.
+        """
+        self._guard(partial(self._facts.update, **facts), idle=True)
+
     def saw_loss(self, loss: Any) -> None:
         """Look at the graph behind a loss, before its backward; of use where the model's own forward is not called."""
         self._guard(self._watch.saw_loss, loss)
@@ -318,11 +331,21 @@ class Monitor:
     def _watching(self) -> bool:
         return bool(len(self.layers)) or self._watch.waiting
 
-    def _unmet(self, rule: Rule) -> str:
-        """Why a rule cannot run; empty if it can."""
-        if "optimizer" in rule.needs and not self._optimizers:
-            return "needs the optimizer: pass optimizer="
-        return self._watch.unsampled if "samples" in rule.needs else ""
+    def _absent(self) -> dict[str, str]:
+        """What rules may need and is not there now, with the reason."""
+        loader = None if self._facts.unreadable else self._facts.train_loader is not None
+        return missing(
+            tracking=not len(self.layers) or any(self.layers.tracking),
+            affine=not len(self.layers) or any(self.layers.affine),
+            unsampled=self._watch.unsampled,
+            untraced=self._watch.untraced,
+            optimizers=bool(self._optimizers),
+            loader=loader,
+            scaler=self._facts.scaler is not None,
+            validated=self._validated,
+            probe=self.settings.probe,
+            ranks=world_size() > 1,
+        )
 
     def _guard(self, call: Callable[..., object], *args: Any, idle: bool = False) -> None:
         """Run a part of the monitor; should it fail, say so once and let training go on without it.
@@ -349,11 +372,12 @@ class Monitor:
         if self._black_box is None and run["log_dir"] is not None:
             self._black_box = BlackBox(Path(run["log_dir"]))
         chosen = self.settings.chosen_rules()
-        self._book.rules = [rule for rule in chosen if not self._unmet(rule) and rule.code not in self._book.broken]
+        self._book.rules = [rule for rule in chosen if rule.code not in self._book.broken]
         self._responder.tell("open", Run(layers=self.layers, **run))
 
     def _step(self, number: int) -> None:
         self._watch.step(number, _learning_rate(self._optimizers))
+        self._facts.step(number)
         count = self._watch.count
         if self._watch.full or count == 1 or count % self.settings.check_every_n_steps == 0:
             self._check()
@@ -373,11 +397,11 @@ class Monitor:
 
     @torch.no_grad()
     def _judge(self) -> None:
-        window = self._watch.window(self._optimizers)
+        window = self._watch.window(self._optimizers, self._facts)
         if window is None or not window.fresh:
             return
         window = self._watch.counted(window)
-        events = self._book.check(window)
+        events = self._book.check(window, self._absent())
         self._watch.judged(window, self._book.held(self.layers))
         if self._black_box is not None:
             for alert in events:

@@ -17,6 +17,7 @@ from bnmonitor.layers import Discovery, LayerTable, channels_of, discover, norms
 from bnmonitor.observer import Observer
 from bnmonitor.recorder import Recorder, ResizedError
 from bnmonitor.ring import Ring
+from bnmonitor.runfacts import RunFacts
 from bnmonitor.sampling import Sampling
 
 
@@ -78,6 +79,14 @@ class Watch:
     def unsampled(self) -> str:
         """Why no activation is sampled; empty if it is."""
         return self._sampling.unsampled
+
+    @property
+    def untraced(self) -> str:
+        """Why no autograd graph is known; empty if one is."""
+        if self._sampling.sampler.structure(self._recorder.modules) is not None:
+            return ""
+        unsampled = self.unsampled.replace("activation samples", "the autograd graph of a sampled step")
+        return unsampled or "needs the autograd graph of a training step, and none was seen yet"
 
     def rows(self, statistic: str, layer: str) -> Tensor:
         """Return a statistic of a layer over the window: ``[T, channels]``, a copy."""
@@ -166,7 +175,7 @@ class Watch:
             self._ring.append(block.steps, block.rates, block.rows)
             self._fresh += len(block.steps)
 
-    def window(self, optimizers: Sequence[Optimizer]) -> Window | None:
+    def window(self, optimizers: Sequence[Optimizer], run: RunFacts) -> Window | None:
         """Return the window with everything to judge it by; None before the first step."""
         self.collect()
         if self._baseline is None or not self.steps:
@@ -176,7 +185,14 @@ class Watch:
             layers=self.layers,
             steps=tuple(self.steps),
             baseline=baseline.sampled(self._baseline, samples),
-            facts=facts(modules, optimizers, self._ring.rates, self._sampling.sampler.structure(modules)),
+            facts=facts(
+                modules,
+                optimizers,
+                steps=self.steps,
+                rates=self._ring.rates,
+                structure=self._sampling.sampler.structure(modules),
+                run=run,
+            ),
             sample=samples[-1] if samples else None,
             fresh=min(self._fresh, len(self.steps)),
             **self._ring.view(),

@@ -13,6 +13,7 @@ import pytest
 import bnmonitor.rules
 from bnmonitor import Finding, Rule, Severity, all_rules, default_rules
 from bnmonitor.frame import Window
+from bnmonitor.needs import NEEDS
 from bnmonitor.rules import CATALOGUE, FAMILIES, choose, find
 
 RULES = [pytest.param(rule, id=rule.name) for rule in CATALOGUE]
@@ -84,7 +85,7 @@ def test_rule_has_a_code_and_a_kebab_case_name(rule: type[Rule]) -> None:
     assert re.fullmatch(r"BN\d{3}", rule.code)
     assert re.fullmatch(r"[a-z]+(-[a-z]+)*", rule.name)
     assert isinstance(rule.severity, Severity)
-    assert rule.needs <= {"samples", "optimizer"}
+    assert rule.needs <= NEEDS.keys()
     assert rule.confirm >= 0
 
 

@@ -18,7 +18,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("_text",),
     ("statistics",),
     ("layers",),
-    ("frame",),
+    ("frame", "needs"),
+    ("runfacts",),
     ("checkpoint", "compiled", "dataflow", "facts", "hooks", "ring", "measures"),
     ("baseline",),
     ("recovery",),
@@ -55,6 +56,7 @@ NOT_FOR_RULES = (
     "compiled",
     "dataflow",
     "facts",
+    "runfacts",
     "baseline",
     "checkpoint",
 )

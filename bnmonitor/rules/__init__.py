@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 
 from bnmonitor._text import nearest
+from bnmonitor.needs import NEEDS
 from bnmonitor.rules.base import Finding, Rule, Severity
 from bnmonitor.rules.modes.eval_mode_in_training import EvalModeInTraining
 from bnmonitor.rules.modes.leaking_freeze import LeakingFreeze
@@ -103,6 +104,11 @@ def choose(
             if not isinstance(rule, Rule):
                 hint = "pass an instance" if isinstance(rule, type) else "derive it from bnmonitor.rules.Rule"
                 raise TypeError(f"rules= takes Rule instances or a mapping of thresholds, got {rule!r}; {hint}")
+            for need in sorted(rule.needs - NEEDS.keys()):
+                raise ValueError(
+                    f"rule {rule.name!r} needs {need!r}, which is not known{nearest(need, NEEDS)}; "
+                    f"a rule may need {', '.join(NEEDS)}"
+                )
             available[rule.code] = rule
             own.add(rule.code)
     every = tuple(available.values())

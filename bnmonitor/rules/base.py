@@ -64,7 +64,8 @@ class Rule(ABC):
         code: ``BN304``; public, never changes its meaning.
         name: ``stale-statistics``; likewise.
         severity: The severity it usually has.
-        needs: What must be there for it to run: ``samples``, ``optimizer``.
+        needs: What must be there for it to run, in the words of :data:`bnmonitor.needs.NEEDS`. It is left out, and
+            listed as skipped with the reason, for as long as something is missing.
         confirm: Steps for which it must hold before an alert opens; 0: at once.
         exact: Whether ``first_step`` is exact. If not, the first layer in execution order is blamed among
             those that began within one check of each other.

@@ -1,0 +1,70 @@
+"""What a rule may need before it can judge, and why it may not be there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+NEEDS: Mapping[str, str] = {
+    "buffers": "running statistics",
+    "affine": "gamma and beta",
+    "ledger": "the count of who called each layer",
+    "samples": "activation samples (sample_every_n_steps above 0, no torch.compile)",
+    "optimizer": "the optimizer (optimizer=)",
+    "loader": "the training loader (train_loader=)",
+    "scaler": "the gradient scaler (scaler=)",
+    "accumulation": "the number of micro-batches per optimizer step (accumulate_grad_batches=)",
+    "dataflow": "the autograd graph of a training step (no torch.compile)",
+    "validation": "a validation",
+    "probe": "an extra forward at the start of a validation (probe=True)",
+    "ranks": "several processes that train together",
+}
+"""Every word of :attr:`bnmonitor.Rule.needs`, and what it stands for."""
+
+
+def missing(
+    *,
+    tracking: bool,
+    affine: bool,
+    unsampled: str,
+    untraced: str,
+    optimizers: bool,
+    loader: bool | None,
+    scaler: bool,
+    validated: bool,
+    probe: bool,
+    ranks: bool,
+) -> dict[str, str]:
+    """Return what is not there now, by the word of the vocabulary, each with the reason.
+
+    Args:
+        tracking: Whether a layer keeps running statistics.
+        affine: Whether a layer has a gamma.
+        unsampled: Why no activation is sampled; empty if it is.
+        untraced: Why no autograd graph is known; empty if one is.
+        optimizers: Whether the optimizers are known.
+        loader: Whether the training loader is known; None if one was given that tells nothing.
+        scaler: Whether there is a gradient scaler.
+        validated: Whether a validation was seen.
+        probe: Whether an extra forward is allowed.
+        ranks: Whether several processes train together.
+    """
+    told = "needs a DataLoader, whose batch size and length are known: what train_loader= got tells neither"
+    reasons: dict[str, tuple[Any, str]] = {
+        "buffers": (tracking, "needs running statistics, and no layer keeps any"),
+        "affine": (affine, "needs gamma and beta, and no layer has any"),
+        "samples": (not unsampled, unsampled),
+        "optimizer": (optimizers, "needs the optimizer: pass optimizer="),
+        "loader": (loader, "needs the training loader: pass train_loader=" if loader is False else told),
+        "scaler": (scaler, "needs a gradient scaler, which trains in fp16: pass scaler= if there is one"),
+        "dataflow": (not untraced, untraced),
+        "validation": (validated, "needs a validation, and none was seen yet: wrap it in monitor.evaluation()"),
+        "probe": (probe, "needs an extra forward at the start of a validation: pass probe=True"),
+        "ranks": (ranks, "needs several processes that train together, and there is one"),
+    }
+    return {need: why for need, (there, why) in reasons.items() if not there}
+
+
+def unmet(needs: Collection[str], absent: Mapping[str, str]) -> str:
+    """Return the reason why needs are not met, the first in the order of the vocabulary; empty if they are."""
+    return next((why for need, why in absent.items() if need in needs), "")

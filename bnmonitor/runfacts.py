@@ -1,0 +1,165 @@
+"""What a run is told, or tells, of itself: its loaders, its gradient accumulation, its gradient scaler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data.distributed import DistributedSampler
+
+from bnmonitor.frame import Loader
+
+_KEPT = 4096
+"""Readings of the scale that are kept; a window is much shorter."""
+
+
+class RunFacts:
+    """The facts of a run that its modules and optimizers do not tell.
+
+    Args:
+        train_loader: The training loader; None: unknown.
+        val_loader: The validation loader, likewise.
+        accumulate_grad_batches: Micro-batches per optimizer step.
+        scaler: The gradient scaler of mixed precision in fp16; None: there is none, or it is unknown.
+
+    Raises:
+        ValueError: ``accumulate_grad_batches`` is no positive integer.
+        TypeError: ``scaler`` is none, or a loader cannot be iterated over.
+    """
+
+    def __init__(
+        self,
+        *,
+        train_loader: Any = None,
+        val_loader: Any = None,
+        accumulate_grad_batches: int = 1,
+        scaler: Any = None,
+    ) -> None:
+        self.train_loader: Loader | None = None
+        self.unreadable = False
+        """Whether a training loader was given that tells nothing."""
+        self.val_loader: Loader | None = None
+        self.accumulate = 1
+        self.scaler: Any = None
+        self._scales: dict[int, float] = {}
+        self._unread: list[tuple[int, Any]] = []
+        self.update(
+            train_loader=train_loader,
+            val_loader=val_loader,
+            accumulate_grad_batches=accumulate_grad_batches,
+            scaler=scaler,
+        )
+
+    def update(
+        self,
+        *,
+        train_loader: Any = None,
+        val_loader: Any = None,
+        accumulate_grad_batches: int | None = None,
+        scaler: Any = None,
+        batches: float | None = None,
+    ) -> None:
+        """Take over what has become known since; None leaves a fact as it is.
+
+        Args:
+            train_loader: As at construction.
+            val_loader: As at construction.
+            accumulate_grad_batches: As at construction.
+            scaler: As at construction.
+            batches: Batches that an epoch takes from the training loader; None: all it has.
+        """
+        if accumulate_grad_batches is not None:
+            number = accumulate_grad_batches
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"accumulate_grad_batches={number!r} must be an int, 1 or more")
+            self.accumulate = number
+        if train_loader is not None:
+            self.train_loader = describe(train_loader, "train_loader", batches)
+            self.unreadable = self.train_loader is None
+        if val_loader is not None:
+            self.val_loader = describe(val_loader, "val_loader")
+        if scaler is not None:
+            if not hasattr(scaler, "get_scale"):
+                raise TypeError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__}")
+            self.scaler = scaler
+
+    def step(self, number: int) -> None:
+        """Note the scale in force after a training step; on a device it is copied there, and read later."""
+        if self.scaler is None:
+            return
+        if not self._scales and not self._unread:
+            # The first update is judged by the scale that the scaler was made with.
+            self._scales[number - 1] = float(getattr(self.scaler, "_init_scale", "nan"))
+        scale = getattr(self.scaler, "_scale", None)
+        if isinstance(scale, Tensor):
+            self._unread.append((number, scale.detach().clone()))
+        elif not (hasattr(self.scaler, "_scale") and scale is None):
+            self._scales[number] = float(self.scaler.get_scale())
+
+    def scales(self, steps: Sequence[int]) -> tuple[tuple[float, ...], tuple[bool, ...]]:
+        """Return the scale after each of some steps, and whether the scaler skipped the optimizer there.
+
+        The scaler lowers its scale when it has skipped a step, and only then.
+        """
+        if self._unread:
+            values = torch.stack([scale.float() for _, scale in self._unread]).tolist()
+            self._scales |= dict(zip((n for n, _ in self._unread), values, strict=True))
+            self._unread = []
+            for old in list(self._scales)[:-_KEPT]:
+                del self._scales[old]
+        if not self._scales:
+            return (), ()
+        nan = float("nan")
+        order = list(self._scales)
+        before = dict(zip(order[1:], (self._scales[n] for n in order), strict=False))
+        scales = tuple(self._scales.get(n, nan) for n in steps)
+        return scales, tuple(now < before.get(n, nan) for n, now in zip(steps, scales, strict=True))
+
+
+def describe(loader: Any, argument: str = "train_loader", batches: float | None = None) -> Loader | None:
+    """Return what a loader tells of its batches; None if it is no ``DataLoader``, or several.
+
+    Args:
+        loader: A loader, or a nest of mappings and sequences with one in it.
+        argument: What the loader is called where it was given.
+        batches: Batches that an epoch takes; None: all.
+
+    Raises:
+        TypeError: It cannot be iterated over.
+    """
+    if not isinstance(loader, DataLoader):
+        if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+            raise TypeError(f"{argument} must be a torch DataLoader or another iterable, got {type(loader).__name__}")
+        inside = list(loader.values()) if isinstance(loader, Mapping) else loader
+        one = isinstance(inside, list | tuple) and len(inside) == 1
+        return describe(inside[0], argument, batches) if one and isinstance(inside[0], DataLoader) else None
+    plan = loader.batch_sampler
+    # A batch sampler of another class draws batches that nothing is known of, whatever its attributes say.
+    known = plan is None or type(plan) is BatchSampler
+    size, sampler = (loader.batch_size, loader.sampler) if known else (None, None)
+    samples, whole = _length(sampler), _length(loader)
+    return Loader(
+        batch_size=size,
+        samples=samples,
+        drop_last=loader.drop_last if known else None,
+        shuffled=_shuffled(sampler),
+        complete=batches is None or (whole is not None and batches >= whole),
+    )
+
+
+def _length(sized: Any) -> int | None:
+    try:
+        return len(sized)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _shuffled(sampler: Any) -> bool | None:
+    if isinstance(sampler, RandomSampler):
+        return True
+    if isinstance(sampler, SequentialSampler):
+        return False
+    return bool(sampler.shuffle) if isinstance(sampler, DistributedSampler) else None
