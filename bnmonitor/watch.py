@@ -175,7 +175,7 @@ class Watch:
             self._ring.append(block.steps, block.rates, block.rows)
             self._fresh += len(block.steps)
 
-    def window(self, optimizers: Sequence[Optimizer], run: RunFacts) -> Window | None:
+    def window(self, optimizers: Sequence[Optimizer], run: RunFacts | None = None) -> Window | None:
         """Return the window with everything to judge it by; None before the first step."""
         self.collect()
         if self._baseline is None or not self.steps:
@@ -191,7 +191,7 @@ class Watch:
                 steps=self.steps,
                 rates=self._ring.rates,
                 structure=self._sampling.sampler.structure(modules),
-                run=run,
+                run=run or RunFacts(),
             ),
             sample=samples[-1] if samples else None,
             fresh=min(self._fresh, len(self.steps)),
