@@ -15,58 +15,7 @@ from bnmonitor.dataflow import tensors_of, trace
 from bnmonitor.frame import Moments, Sample, Structure
 from bnmonitor.hooks import Hook, recomputing
 from bnmonitor.layers import LayerTable
-
-MOST_VALUES = 4096
-"""Values per channel that a sample looks at; of more, every k-th sample of the batch is taken."""
-
-
-def reduce(x: Tensor) -> Tensor:
-    """Reduce ``[N, C, ...]`` to seven numbers per channel, of at most about :data:`MOST_VALUES` values each.
-
-    Returns:
-        ``[7, C]``: count, mean, sum of squared deviations, min, max, how many are <= 0, how many are not finite.
-    """
-    values = x.numel() // max(1, x.shape[1])
-    x = x.detach()[:: max(1, min(x.shape[0], values // MOST_VALUES))]
-    if x.dtype in (torch.float16, torch.bfloat16):
-        x = x.float()
-    dims = [d for d in range(x.dim()) if d != 1]
-    count = x.numel() // max(1, x.shape[1])
-    mean = x.mean(dims)
-    # Centered first: as exact as var_mean, and five times faster on a CPU.
-    squares = (x - mean.view(-1, *[1] * (x.dim() - 2))).square_().sum(dims)
-    nonpositive = (x <= 0).flatten(2).sum(-1, dtype=torch.int32) if x.dim() > 2 else x <= 0
-    # A sum that is finite has finite terms only: counting costs a pass, and is seldom needed.
-    suspect = ~(mean.isfinite() & squares.isfinite())
-    bad = suspect if x.is_cuda or not bool(suspect.any()) else (~x.isfinite()).sum(dims)
-    return torch.stack(
-        [
-            torch.full_like(mean, count),
-            mean,
-            squares,
-            x.amin(dims),
-            x.amax(dims),
-            nonpositive.sum(0).to(mean.dtype),
-            bad.to(mean.dtype),
-        ]
-    )
-
-
-def merge(a: Tensor, b: Tensor) -> Tensor:
-    """Merge two results of :func:`reduce` (mean and deviations by Chan's parallel formula)."""
-    total = a[0] + b[0]
-    delta = b[1] - a[1]
-    return torch.stack(
-        [
-            total,
-            a[1] + delta * b[0] / total,
-            a[2] + b[2] + delta * delta * a[0] * b[0] / total,
-            torch.minimum(a[3], b[3]),
-            torch.maximum(a[4], b[4]),
-            a[5] + b[5],
-            a[6] + b[6],
-        ]
-    )
+from bnmonitor.moments import between, finish, merge, merge_between, reduce
 
 
 @dataclass
@@ -79,6 +28,7 @@ class _Seen:
     values: int = 0
     node: Any = None
     reduced: dict[str, Tensor] = field(default_factory=dict)
+    between: Tensor | None = None
 
 
 class Sampler:
@@ -152,6 +102,9 @@ class Sampler:
             if tensor.numel():
                 new, old = reduce(tensor), seen.reduced.get(side)
                 seen.reduced[side] = new if old is None else merge(old, new)
+        if x.numel():
+            spread = between(x)
+            seen.between = spread if seen.between is None else merge_between(seen.between, spread)
 
     def _finished(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.walk(output)
@@ -192,19 +145,23 @@ class Sampler:
             eval_calls=torch.tensor([s.eval_calls for s in seen], device="cpu"),
             size=torch.tensor([s.size for s in seen], device="cpu"),
             values=torch.tensor([s.values for s in seen], device="cpu"),
-            input=_moments(layers, [s.reduced.get("input") for s in seen]),
-            output=_moments(layers, [s.reduced.get("output") for s in seen]),
+            input=Moments(**finish(_flat(layers, [s.reduced.get("input") for s in seen], 11))),
+            output=Moments(**finish(_flat(layers, [s.reduced.get("output") for s in seen], 11))),
+            between=_unbiased(_flat(layers, [s.between for s in seen], 3)),
         )
 
 
-def _moments(layers: LayerTable, reduced: Sequence[Tensor | None]) -> Moments:
-    blank = {c: torch.full((7, c), torch.nan, device="cpu") for c in set(layers.channels)}
+def _flat(layers: LayerTable, parts: Sequence[Tensor | None], rows: int) -> Tensor:
+    """Lay the numbers of all layers end to end on the CPU, ``[rows, C]``; NaN for a layer that was not called."""
+    blank = {c: torch.full((rows, c), torch.nan, device="cpu") for c in set(layers.channels)}
     # Without buffers and parameters PyTorch lets any number of channels through, whatever num_features says.
-    parts = [
+    known = [
         blank[c] if r is None or r.shape[1] != c else r.float().cpu()
-        for r, c in zip(reduced, layers.channels, strict=True)
+        for r, c in zip(parts, layers.channels, strict=True)
     ]
-    count, mean, squares, low, high, nonpositive, nonfinite = torch.cat(parts, 1)
-    return Moments(
-        mean=mean, var=squares / count, min=low, max=high, nonpositive=nonpositive / count, nonfinite=nonfinite
-    )
+    return torch.cat(known, 1)
+
+
+def _unbiased(spread: Tensor) -> Tensor:
+    """Variance of what :func:`bnmonitor.moments.between` reduced; NaN for a single sample."""
+    return spread[2] / (spread[0] - 1).where(spread[0] > 1, torch.nan)

@@ -18,6 +18,7 @@ CHANNEL_STATISTICS = (
     "gamma",
     "beta",
     "gamma_grad",
+    "beta_grad",
     "shift",
     "ratio",
 )
@@ -40,6 +41,7 @@ class Frame:
         gamma: ``[C]`` the layer's ``weight``; 1 for a layer without.
         beta: ``[C]`` the layer's ``bias``; 0 for a layer without.
         gamma_grad: ``[C]`` gradient of gamma; NaN where there was none.
+        beta_grad: ``[C]`` gradient of beta, alike.
         shift: ``[C]`` ``(batch_mean - running_mean) / sqrt(running_var + eps)`` against the running statistics
             before the step: the ``d`` of Batch Renormalization (Ioffe 2017).
         ratio: ``[C]`` square root of ``(batch_var + eps) / (running_var + eps)``, alike: its ``r``.
@@ -58,6 +60,7 @@ class Frame:
     gamma: Tensor
     beta: Tensor
     gamma_grad: Tensor
+    beta_grad: Tensor
     shift: Tensor
     ratio: Tensor
     updates: Tensor
@@ -71,14 +74,30 @@ class Frame:
 class Moments:
     """Activation statistics of one side of every layer, from a sampled step; all ``[C]``, NaN where not called.
 
-    Of large layers they are taken over a part of the batch.
+    Of large layers they are taken over a part of the batch. The calls of a step are taken together.
+
+    Attributes:
+        mean: Mean.
+        var: Variance (divided by the number of values).
+        skewness: Third standardized moment: 0 if symmetric, about 1.6 behind a ReLU; NaN for a constant.
+        kurtosis: Fourth standardized moment: 3 for a Gaussian, more with heavier tails; NaN for a constant.
+        min: Smallest value.
+        max: Largest value.
+        nonpositive: Share of values that are not positive.
+        saturation: Share of values pinned at the channel's smallest or largest value, one of each not counted: what a
+            clamp leaves (ReLU at 0, ReLU6 at 0 and 6, hard sigmoid, a sigmoid that has run into 1, white and black
+            pixels, the end of a dtype's range). 0 where nothing clamps; near 1 for a constant.
+        nonfinite: Share of values that are NaN or infinite.
     """
 
     mean: Tensor
     var: Tensor
+    skewness: Tensor
+    kurtosis: Tensor
     min: Tensor
     max: Tensor
     nonpositive: Tensor
+    saturation: Tensor
     nonfinite: Tensor
 
 
@@ -94,6 +113,9 @@ class Sample:
         values: ``[L]`` int64, values per channel in that call.
         input: Moments of the layer's input.
         output: Moments of the layer's output; ``nonpositive`` is the share that a ReLU behind it turns to zero.
+        between: ``[C]`` unbiased variance, over the samples of a batch, of each sample's own mean. Were the samples
+            drawn independently, the batch mean would vary by ``between / size`` from batch to batch. NaN for a single
+            sample.
     """
 
     step: int
@@ -103,6 +125,7 @@ class Sample:
     values: Tensor
     input: Moments
     output: Moments
+    between: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +251,7 @@ class Window:
     gamma: Tensor
     beta: Tensor
     gamma_grad: Tensor
+    beta_grad: Tensor
     shift: Tensor
     ratio: Tensor
     updates: Tensor

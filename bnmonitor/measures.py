@@ -145,3 +145,18 @@ def silent(window: Window) -> Tensor:
     nonpositive = window.sample.output.nonpositive
     known = share(~nonpositive.isnan(), window) > 0
     return share(nonpositive > 0.999, window).where(known, torch.nan)
+
+
+def affine_update(window: Window) -> tuple[Tensor, Tensor]:
+    """Size of the last update of gamma, and of beta, as a part of gamma's own size: ``[L]`` each.
+
+    Sizes are norms over the layer's channels, so that a gamma that began at 0 does not make them infinite. Both are NaN
+    in a window of one step. Healthy training moves a parameter by about a thousandth of itself in a step.
+    """
+    layers = window.layers
+    if len(window) < 2:
+        unknown = torch.full((len(layers),), torch.nan, device="cpu")
+        return unknown, unknown
+    size = layers.segments.sum(window.gamma[-2].square())
+    gamma, beta = ((rows[-1] - rows[-2]).square() for rows in (window.gamma, window.beta))
+    return (layers.segments.sum(gamma) / size).sqrt(), (layers.segments.sum(beta) / size).sqrt()

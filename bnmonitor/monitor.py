@@ -17,12 +17,12 @@ from bnmonitor._text import nearest
 from bnmonitor.alerts import Alert, AlertBook
 from bnmonitor.blackbox import BlackBox
 from bnmonitor.facts import world_size
-from bnmonitor.frame import CHANNEL_STATISTICS
 from bnmonitor.layers import LayerTable
 from bnmonitor.needs import missing, unmet
 from bnmonitor.responder import AlertError, BatchNormWarning, Responder, warn
 from bnmonitor.rules import Rule, Severity
 from bnmonitor.runfacts import RunFacts
+from bnmonitor.series import SERIES
 from bnmonitor.settings import WARN, Action, Settings, as_models, as_optimizers
 from bnmonitor.sinks.base import Run, Sink, checked
 from bnmonitor.sinks.console import Console
@@ -192,19 +192,21 @@ class Monitor:
         Args:
             layer: Name of the layer.
             statistic: ``batch_mean``, ``batch_var``, ``running_mean``, ``running_var``, ``gamma``, ``beta``,
-                ``gamma_grad``, ``shift`` or ``ratio``, as described at :class:`bnmonitor.frame.Frame`.
+                ``gamma_grad``, ``beta_grad``, ``shift`` or ``ratio``, as described at
+                :class:`bnmonitor.frame.Frame`; ``gamma_update`` or ``beta_update``, the change since the step before;
+                or of sampled steps what :class:`bnmonitor.frame.Moments` has with the side before it, such as
+                ``input_skewness`` or ``output_max``, and ``input_between``.
 
         Returns:
-            ``[steps, channels]`` on the CPU, a copy; NaN where a batch statistic could not be recovered.
+            ``[steps, channels]`` on the CPU, a copy; NaN where a batch statistic could not be recovered, and on steps
+            without a sample.
 
         Raises:
             KeyError: There is no such layer, or no such statistic.
         """
-        if statistic not in CHANNEL_STATISTICS:
-            known = ", ".join(CHANNEL_STATISTICS)
-            raise KeyError(
-                f"no statistic is named {statistic!r}{nearest(statistic, CHANNEL_STATISTICS)}; there are {known}"
-            )
+        if statistic not in SERIES:
+            known = ", ".join(SERIES)
+            raise KeyError(f"no statistic is named {statistic!r}{nearest(statistic, SERIES)}; there are {known}")
         self._watch.collect()
         return self._watch.rows(statistic, layer)[-self.settings.window :]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bnmonitor.layers import LayerTable, writes_pairwise
 from bnmonitor.recovery import Seen, fill_seen, recover_rows
 
-_READ = ("running_mean", "running_var", "gamma", "beta", "gamma_grad")
+_READ = ("running_mean", "running_var", "gamma", "beta", "gamma_grad", "beta_grad")
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,14 @@ class Recorder:
         row = len(self._meta)
         buffers, parameters = self._buffers, self._parameters
         nans, zeros, ones = self._fill[torch.nan], self._fill[0.0], self._fill[1.0]
-        gammas = [p.get("weight") for p in parameters]
+        gammas, betas = [p.get("weight") for p in parameters], [p.get("bias") for p in parameters]
         columns = [
             [f if (t := b.get("running_mean")) is None else t for b, f in zip(buffers, nans, strict=True)],
             [f if (t := b.get("running_var")) is None else t for b, f in zip(buffers, nans, strict=True)],
             [f if g is None else g for g, f in zip(gammas, ones, strict=True)],
-            [f if (t := p.get("bias")) is None else t for p, f in zip(parameters, zeros, strict=True)],
+            [f if b is None else b for b, f in zip(betas, zeros, strict=True)],
             [f if g is None or (t := g.grad) is None else t for g, f in zip(gammas, nans, strict=True)],
+            [f if b is None or (t := b.grad) is None else t for b, f in zip(betas, nans, strict=True)],
         ]
         counts = [self._no_count if (t := b.get("num_batches_tracked")) is None else t for b in buffers]
         try:

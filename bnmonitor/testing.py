@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bnmonitor.frame import Baseline, Facts, Sample, Structure, Window
+from bnmonitor.frame import Baseline, Facts, Moments, Sample, Structure, Window
 from bnmonitor.layers import LayerTable
 from bnmonitor.rules.base import Rule
 from bnmonitor.sinks.base import Sink
@@ -85,6 +85,7 @@ def make_window(
         "gamma": 1.0,
         "beta": 0.0,
         "gamma_grad": 0.01,
+        "beta_grad": 0.01,
     }
     known = {name: spread(given.get(name, value)) for name, value in usual.items()}
     eps = layers.eps_by_channel.float()
@@ -124,6 +125,55 @@ def make_window(
         sample=sample,
         fresh=min(10, steps),
         **known,
+    )
+
+
+def make_sample(
+    layers: LayerTable,
+    *,
+    step: int = 0,
+    calls: int = 1,
+    eval_calls: int = 0,
+    size: int = 64,
+    values: int | None = None,
+    between: Values = 1.0,
+    input: Mapping[str, Values] | None = None,  # noqa: A002
+    output: Mapping[str, Values] | None = None,
+) -> Sample:
+    """Make the sample of a healthy step, but for what is given.
+
+    Args:
+        layers: The layers.
+        step: The sampled step.
+        calls: Calls of each layer.
+        eval_calls: How many of them were in evaluation mode.
+        size: Samples in each call.
+        values: Values per channel in each call; ``size`` by default.
+        between: Variance of the samples' means.
+        input: Fields of :class:`~bnmonitor.frame.Moments`, each a number or a value per channel.
+        output: The same of the output.
+    """
+
+    def wide(value: Values) -> Tensor:
+        return torch.as_tensor(value, dtype=torch.float32).expand(layers.total).clone()
+
+    def each(value: int) -> Tensor:
+        return torch.full((len(layers),), value)
+
+    def side(given: Mapping[str, Values] | None) -> Moments:
+        usual: dict[str, Values] = {"mean": 0.0, "var": 1.0, "skewness": 0.0, "kurtosis": 3.0, "min": -3.0, "max": 3.0}
+        usual |= {"nonpositive": 0.5, "saturation": 0.0, "nonfinite": 0.0}
+        return Moments(**{name: wide(value) for name, value in {**usual, **(given or {})}.items()})
+
+    return Sample(
+        step=step,
+        calls=each(calls),
+        eval_calls=each(eval_calls),
+        size=each(size),
+        values=each(size if values is None else values),
+        input=side(input),
+        output=side(output),
+        between=wide(between),
     )
 
 

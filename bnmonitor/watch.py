@@ -19,6 +19,7 @@ from bnmonitor.recorder import Recorder, ResizedError
 from bnmonitor.ring import Ring
 from bnmonitor.runfacts import RunFacts
 from bnmonitor.sampling import Sampling
+from bnmonitor.series import series
 
 
 class Watch:
@@ -89,9 +90,9 @@ class Watch:
         return unsampled or "needs the autograd graph of a training step, and none was seen yet"
 
     def rows(self, statistic: str, layer: str) -> Tensor:
-        """Return a statistic of a layer over the window: ``[T, channels]``, a copy."""
+        """Return a statistic of a layer over the window, as :func:`bnmonitor.series.series` does."""
         span = self.layers.span(self.layers.index(layer))
-        return self._ring.view()[statistic][:, span].clone()
+        return series(statistic, self._ring.view(), self.steps, self._sampling.samples, span)
 
     # -- what the training does ----------------------------------------------------------------------------------------
 

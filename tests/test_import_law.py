@@ -16,11 +16,12 @@ PACKAGE = Path(bnmonitor.__file__).parent
 # From left to right; a module imports only from groups on the left of its own.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("_text",),
-    ("statistics",),
+    ("statistics", "moments"),
     ("layers",),
     ("frame", "needs"),
     ("runfacts",),
     ("checkpoint", "compiled", "dataflow", "facts", "hooks", "ring", "measures"),
+    ("series",),
     ("baseline",),
     ("recovery",),
     ("recorder", "activations", "observer"),
@@ -53,6 +54,7 @@ NOT_FOR_RULES = (
     "sampling",
     "watch",
     "ring",
+    "series",
     "compiled",
     "dataflow",
     "facts",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from bnmonitor.measures import covariate_shift, lag, silent
+from bnmonitor.measures import affine_update, covariate_shift, lag, silent
 from bnmonitor.testing import make_window
 
 
@@ -28,3 +28,15 @@ def test_lag_leaves_out_channels_whose_variance_eps_decides() -> None:
 
 def test_nothing_is_known_of_silence_without_a_sample() -> None:
     assert silent(make_window()).isnan().all()
+
+
+def test_an_update_is_told_as_a_part_of_gamma_itself() -> None:
+    gamma, beta = torch.ones(3, 5), torch.zeros(3, 5)
+    gamma[2, :2], beta[2, 4] = torch.tensor([1.3, 0.6]), 0.1
+    updates = affine_update(make_window(channels=[2, 3], steps=3, gamma=gamma, beta=beta))
+    assert updates[0].tolist() == pytest.approx([0.5 / 2**0.5, 0.0])
+    assert updates[1].tolist() == pytest.approx([0.0, 0.1 / 3**0.5])
+
+
+def test_an_update_is_unknown_after_one_step() -> None:
+    assert all(update.isnan().all() for update in affine_update(make_window(steps=1)))

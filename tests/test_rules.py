@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from bnmonitor import Finding, Rule, Severity
-from bnmonitor.frame import Moments, Sample, Window
+from bnmonitor.frame import Sample, Window
 from bnmonitor.rules import find
-from bnmonitor.testing import make_window
+from bnmonitor.testing import make_sample, make_window
 
 INFO, WARNING, ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
 
@@ -43,19 +43,8 @@ def with_layers(window: Window, **columns: object) -> Window:
 
 
 def a_sample(window: Window, *, step: int = 0, eval_calls: int = 0, nonpositive: float | list[float] = 0.5) -> Sample:
-    width, count = window.layers.total, len(window.layers)
-    side = Moments(
-        mean=torch.zeros(width),
-        var=torch.ones(width),
-        min=-torch.ones(width),
-        max=torch.ones(width),
-        nonpositive=torch.as_tensor(nonpositive, dtype=torch.float32).expand(width).clone(),
-        nonfinite=torch.zeros(width),
-    )
-    ones = torch.ones(count, dtype=torch.int64)
-    return Sample(
-        step=step, calls=ones, eval_calls=ones * eval_calls, size=ones * 64, values=ones * 64, input=side, output=side
-    )
+    side = {"nonpositive": nonpositive}
+    return make_sample(window.layers, step=step, eval_calls=eval_calls, input=side, output=side)
 
 
 # -- BN0: the monitor itself -------------------------------------------------------------------------------------------

@@ -76,6 +76,7 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         "gamma": torch.where(coin(0.4, count)[owner], 1e-4, 1.0) * torch.ones(steps, width),
         "beta": torch.where(coin(0.4, count)[owner] & coin(0.7, width), -7.0, 0.2) * torch.ones(steps, width),
         "gamma_grad": torch.where(coin(0.5, width), 0.0, 0.01) * torch.ones(steps, width),
+        "beta_grad": torch.where(coin(0.5, width), 0.0, 0.01) * torch.ones(steps, width),
         "shift": signed(broken, 2.0),
         "ratio": signed(broken, 2.0).exp(),
     }
@@ -95,6 +96,7 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         values=torch.full((count,), 64),
         input=moments(),
         output=moments(),
+        between=sprinkled(torch.rand(width, generator=rng)),
     )
     sizes = torch.randint(1, 20, (count,), generator=rng).float()
     return Window(
@@ -152,7 +154,9 @@ def beside(a: Window, b: Window) -> Window:
             )
             for side in ("input", "output")
         }
-        per_layer = {name: joined(name, a.sample, b.sample) for name in ("calls", "eval_calls", "size", "values")}
+        per_layer = {
+            name: joined(name, a.sample, b.sample) for name in ("calls", "eval_calls", "size", "values", "between")
+        }
         sample = Sample(step=a.sample.step, **per_layer, **sides)
     assert a.facts.structure is not None
     assert b.facts.structure is not None
@@ -188,7 +192,7 @@ def shuffled(window: Window, seed: int) -> tuple[Window, list[list[int]]]:
             side: Moments(**{f.name: getattr(getattr(sample, side), f.name)[flat] for f in fields(Moments)})
             for side in ("input", "output")
         }
-        sample = replace(sample, **sides)
+        sample = replace(sample, between=sample.between[flat], **sides)
     rows = {name: getattr(window, name)[:, flat] for name in CHANNEL_STATISTICS}
     return replace(window, baseline=baseline, sample=sample, **rows), [o.argsort().tolist() for o in orders]
 

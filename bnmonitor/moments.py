@@ -1,0 +1,132 @@
+"""What a sample keeps of an activation: a few numbers per channel, which merge from call to call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MOST_VALUES = 2048
+"""Values per channel that a sample looks at; of more, every k-th sample of the batch is taken."""
+
+LEAST_SAMPLES = 16
+"""Samples that :func:`between` looks at where there are so many."""
+
+
+def reduce(x: Tensor) -> Tensor:
+    """Reduce ``[N, C, ...]`` to eleven numbers per channel, of at most about :data:`MOST_VALUES` values each.
+
+    Returns:
+        ``[11, C]``: count, mean, sums of the second, third and fourth powers of the deviations, min, max, how many are
+        equal to the min, how many to the max, how many are <= 0, how many are not finite.
+    """
+    channels = max(1, x.shape[1])
+    x = _part(x, min(x.shape[0], x.numel() // channels // MOST_VALUES))
+    x = x.flatten(2) if x.dim() > 2 else x[..., None]
+    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    # One copy with the values of a channel side by side; what follows works in it and in one more.
+    values = torch.empty(x.shape[1], x.shape[0], x.shape[2], dtype=dtype, device=x.device)
+    values = values.copy_(x.transpose(0, 1)).flatten(1)
+    low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
+    # A comparison into floats is several times faster on a CPU than one into bool.
+    scratch = torch.empty_like(values)
+    nonpositive = torch.le(values, 0, out=scratch).sum(1)
+    at_low, at_high = torch.eq(values, low, out=scratch).sum(1), torch.eq(values, high, out=scratch).sum(1)
+    # Deviations from a value of the channel first: a mean that dwarfs the deviation costs no digits then.
+    origin = values[:, :1].clone()
+    mean = values.sub_(origin).mean(1, keepdim=True)
+    values.sub_(mean)
+    powers = torch.mul(values, values, out=scratch)
+    second, fourth = powers.sum(1), torch.linalg.vector_norm(powers, dim=1).square_()
+    # A sum that is finite has finite terms only: counting costs a pass, and is seldom needed.
+    suspect = ~second.isfinite()
+    bad = suspect if x.is_cuda or not bool(suspect.any()) else (~x.isfinite()).sum((0, 2))
+    third = values.mul_(powers).sum(1)
+    count = torch.full_like(second, values.shape[1])
+    mean = (mean + origin).flatten()
+    return torch.stack(
+        [count, mean, second, third, fourth, low[:, 0], high[:, 0], at_low, at_high, nonpositive, bad.to(dtype)]
+    )
+
+
+def merge(a: Tensor, b: Tensor) -> Tensor:
+    """Merge two results of :func:`reduce`.
+
+    The sums of powers by the pairwise formulas of Chan, Golub and LeVeque (1979) and, beyond the second, Pébay
+    (Sandia report SAND2008-6212).
+    """
+    (m, mean, second, third, fourth), (n, other, *more) = a[:5], b[:5]
+    total = m + n
+    delta = other - mean
+    step = delta / total
+    return torch.stack(
+        [
+            total,
+            mean + step * n,
+            second + more[0] + delta * step * m * n,
+            third + more[1] + step * (delta * step * m * n * (m - n) + 3 * (m * more[0] - n * second)),
+            fourth
+            + more[2]
+            + delta * step**3 * m * n * (m * m - m * n + n * n)
+            + 6 * step**2 * (m * m * more[0] + n * n * second)
+            + 4 * step * (m * more[1] - n * third),
+            torch.minimum(a[5], b[5]),
+            torch.maximum(a[6], b[6]),
+            a[7] * (a[5] <= b[5]) + b[7] * (b[5] <= a[5]),
+            a[8] * (a[6] >= b[6]) + b[8] * (b[6] >= a[6]),
+            a[9] + b[9],
+            a[10] + b[10],
+        ]
+    )
+
+
+def finish(reduced: Tensor) -> dict[str, Tensor]:
+    """Turn the result of :func:`reduce` into what :class:`bnmonitor.frame.Moments` holds."""
+    count, mean, second, third, fourth, low, high, at_low, at_high, nonpositive, nonfinite = reduced
+    var = second / count
+    pinned = at_low - 1 + torch.where(high > low, at_high - 1, 0)
+    known = nonfinite == 0
+    return {
+        "mean": mean,
+        "var": var,
+        "skewness": _finite(third / count / var**1.5),
+        "kurtosis": _finite(fourth / count / var**2),
+        "min": low,
+        "max": high,
+        "nonpositive": nonpositive / count,
+        "saturation": (pinned / count).where(known, torch.nan),
+        "nonfinite": nonfinite / count,
+    }
+
+
+def between(x: Tensor) -> Tensor:
+    """Reduce ``[N, C, ...]`` to the spread of its samples' means.
+
+    All values of a sample are taken, for its mean to be its own, of :data:`LEAST_SAMPLES` samples up to twice as many.
+
+    Returns:
+        ``[3, C]``: number of samples, mean of their means, and sum of squared deviations of their means.
+    """
+    x = _part(x, x.shape[0] // LEAST_SAMPLES)
+    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    means = x.flatten(2).mean(2, dtype=dtype) if x.dim() > 2 else x.to(dtype)
+    origin = means[0]
+    deviations = means - origin
+    mean = deviations.mean(0)
+    squares = (deviations - mean).square_().sum(0)
+    return torch.stack([torch.full_like(mean, len(means)), origin + mean, squares])
+
+
+def merge_between(a: Tensor, b: Tensor) -> Tensor:
+    """Merge two results of :func:`between`, by the formula of Chan, Golub and LeVeque."""
+    total = a[0] + b[0]
+    delta = b[1] - a[1]
+    return torch.stack([total, a[1] + delta * b[0] / total, a[2] + b[2] + delta * delta * a[0] * b[0] / total])
+
+
+def _part(x: Tensor, stride: int) -> Tensor:
+    """About every ``stride``-th sample; never every second, which would see half of what comes in pairs."""
+    return x.detach()[:: max(1, stride - 1 + stride % 2)]
+
+
+def _finite(values: Tensor) -> Tensor:
+    return values.where(values.isfinite(), torch.nan)
