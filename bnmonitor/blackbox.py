@@ -11,9 +11,10 @@ import torch
 
 from bnmonitor.alerts import Alert
 from bnmonitor.frame import CHANNEL_STATISTICS, LAYER_STATISTICS, Window
+from bnmonitor.history import boxes
+from bnmonitor.history.schema import BOXES as FOLDER
 
-FOLDER = Path("plugins") / "bnmonitor"
-"""Where in a run's directory the files lie: TensorBoard's place for what belongs to a plugin."""
+__all__ = ["FOLDER", "BlackBox", "read"]
 
 
 class BlackBox:
@@ -88,13 +89,10 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: The file is no black box.
     """
-    import numpy as np
-
+    found = boxes.load(path)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-        alert = Alert.from_dict(json.loads(str(found.pop("alert"))))
-        about = {name: found.pop(name).tolist() for name in ("steps", "layers", "channels")}
-    except (KeyError, TypeError, ValueError, EOFError) as error:
+        alert = Alert.from_dict(found.pop("alert"))
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no black box of bnmonitor: {error}") from None
+    about = {name: found.pop(name) for name in ("steps", "layers", "channels")}
     return {"alert": alert, **about, **{name: torch.from_numpy(array) for name, array in found.items()}}

@@ -47,6 +47,11 @@ def median(values: Tensor, window: Window) -> Tensor:
     return window.layers.segments.median(values)
 
 
+def mean(values: Tensor, window: Window) -> Tensor:
+    """Mean of each layer's channels, those with NaN left out: ``[C]`` to ``[L]``; NaN where there is no other."""
+    return window.layers.segments.sum(values) / window.layers.segments.count(~values.isnan())
+
+
 def share(mask: Tensor, window: Window) -> Tensor:
     """Share of each layer's channels that are set in a ``[C]`` mask: ``[L]``."""
     sizes = torch.tensor(window.layers.channels, device="cpu")
@@ -63,14 +68,24 @@ def lag(window: Window) -> tuple[Tensor, Tensor]:
         before the log: the log of a small batch's variance is biased, which would look like a lag. Channels whose
         variance eps decides are left out of it.
     """
-    eps = window.layers.eps_by_channel
-    mean = mean_over_steps(window.shift).abs()
+    apart = mean_over_steps(window.shift).abs()
+    return median(apart, window), median(_log_ratio(window).abs(), window)
+
+
+@once
+def _log_ratio(window: Window) -> Tensor:
+    """Log of average batch deviation over average running deviation: ``[C]``."""
     if len(window) < 2:
-        return median(mean, window), torch.full((len(window.layers),), torch.nan, device="cpu")
+        return torch.full((window.layers.total,), torch.nan, device="cpu")
+    eps = window.layers.eps_by_channel
     batch = mean_over_steps(window.batch_var[1:])
     running = mean_over_steps(window.running_var[:-1])
-    log_ratio = (0.5 * ((batch + eps) / (running + eps)).log()).where(batch > FLAT * eps, torch.nan)
-    return median(mean, window), median(log_ratio.abs(), window)
+    return (0.5 * ((batch + eps) / (running + eps)).log()).where(batch > FLAT * eps, torch.nan)
+
+
+def variance_gap(window: Window) -> Tensor:
+    """The second number of :func:`lag` with its sign: above 0 the batches vary more than the running variance says."""
+    return median(_log_ratio(window), window)
 
 
 def forgetting(window: Window) -> Tensor:
@@ -110,6 +125,13 @@ def noise(window: Window) -> Tensor:
     return median(variance.clamp(min=0).sqrt(), window)
 
 
+def variance_noise(window: Window) -> Tensor:
+    """Spread of the log of the batch deviation against the running one from step to step; the middle channel."""
+    logs = window.ratio.clamp(min=torch.finfo(torch.float32).tiny).log()
+    variance = mean_over_steps(logs.square()) - mean_over_steps(logs).square()
+    return median(variance.clamp(min=0).sqrt(), window)
+
+
 def covariate_shift(window: Window) -> Tensor:
     """How much the distribution of a layer's input has moved over the window, in nats; the middle channel.
 
@@ -136,6 +158,34 @@ def offsets(window: Window) -> Tensor:
     """The same channel by channel: ``[C]``; NaN for the channels that are left out."""
     var, eps = window.running_var[-1], window.layers.eps_by_channel
     return (window.running_mean[-1].abs() / (var + eps).sqrt()).where(var > FLAT * eps, torch.nan)
+
+
+def batch_offset(window: Window) -> Tensor:
+    """Distance of the last batch's mean from zero, in running deviations; the middle channel."""
+    var, eps = window.running_var[-1], window.layers.eps_by_channel
+    away = window.batch_mean[-1].abs() / (var + eps).sqrt()
+    return median(away.where(var > FLAT * eps, torch.nan), window)
+
+
+def gamma_update(window: Window, steps: int = 8) -> Tensor:
+    """Change of gamma in a step over gamma's size, mean of the last steps; the middle channel."""
+    gamma = window.gamma[-steps - 1 :]
+    if len(gamma) < 2:
+        return torch.full((len(window.layers),), torch.nan, device="cpu")
+    return median(gamma.diff(dim=0).abs().mean(0) / gamma[-1].abs(), window)
+
+
+def dead(window: Window) -> Tensor:
+    """Share of channels that gamma or beta switched off at the last step.
+
+    Gamma is below a hundredth of its start, or beta is so far below zero (3.1 times gamma: one value in a thousand is
+    positive) that a ReLU that alone reads the output lets nothing through. A gamma that starts at zero is not dead.
+    """
+    gamma, beta = window.gamma[-1].abs(), window.beta[-1]
+    off = gamma < 0.01 * window.baseline.gamma.abs()
+    if window.facts.structure is not None:
+        off |= window.facts.structure.relu_only()[window.layers.owner] & (beta < -3.1 * gamma)
+    return share(off, window)
 
 
 def silent(window: Window) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -13,24 +13,12 @@ from bnmonitor import measures
 from bnmonitor._text import count
 from bnmonitor.alerts import Alert
 from bnmonitor.frame import Window
+from bnmonitor.history import catalogue
 from bnmonitor.layers import LayerTable
 from bnmonitor.rules import Severity
 from bnmonitor.statistics import Recovery
 
-METRICS = (
-    "health",
-    "batch_var",
-    "offset",
-    "mean_lag",
-    "log_lag",
-    "noise",
-    "covariate_shift",
-    "gamma",
-    "gamma_min",
-    "beta",
-    "silent",
-    "updates",
-)
+METRICS = tuple(statistic.name for statistic in catalogue.LAYER)
 """Columns of :attr:`Summary.table`, in order."""
 
 _CAPS = {Severity.INFO: 100.0, Severity.WARNING: 60.0, Severity.ERROR: 20.0}
@@ -80,6 +68,7 @@ class Summary:
         rows: A row per layer.
         alerts: Every alert so far, cleared ones too.
         skipped: Rules that could not run, with the reason.
+        window: The steps it was made of, channel by channel; None before the first. Valid until the next step.
     """
 
     step: int
@@ -89,6 +78,7 @@ class Summary:
     rows: tuple[LayerSummary, ...]
     alerts: tuple[Alert, ...]
     skipped: Mapping[str, str]
+    window: Window | None = field(default=None, repr=False, compare=False)
 
     def __iter__(self) -> Iterator[LayerSummary]:
         return iter(self.rows)
@@ -182,16 +172,27 @@ def summarize(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str
     columns = {
         "health": health,
         "batch_var": course[-1],
+        "running_var": measures.mean(window.running_var[-1], window),
+        "batch_offset": measures.batch_offset(window),
         "offset": measures.offset(window),
         "mean_lag": mean_lag,
         "log_lag": log_lag,
+        "var_gap": measures.variance_gap(window),
         "noise": measures.noise(window),
+        "var_noise": measures.variance_noise(window),
         "covariate_shift": measures.covariate_shift(window),
         "gamma": measures.median(gamma, window),
         "gamma_min": gamma_min,
+        "gamma_max": layers.segments.max(gamma),
         "beta": measures.median(window.beta[-1], window),
+        "dead": measures.dead(window),
         "silent": silent,
-        "updates": window.updates.sum(0).float(),
+        "gamma_grad": measures.median(window.gamma_grad[-1].abs(), window),
+        "gamma_update": measures.gamma_update(window),
+        "updates": window.updates.sum(0),
+        "size": window.baseline.sizes,
+        "values": window.baseline.values,
+        "training": window.training.float().mean(0),
     }
     settled = (measures.settled(window) | ~window.training[-1]).tolist()
     reasons = window.recovery.amin(0).tolist()
@@ -219,6 +220,7 @@ def summarize(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str
         rows=rows,
         alerts=tuple(alerts),
         skipped=dict(skipped),
+        window=window,
     )
 
 

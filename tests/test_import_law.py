@@ -16,6 +16,9 @@ PACKAGE = Path(bnmonitor.__file__).parent
 # From left to right; a module imports only from groups on the left of its own.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("_text",),
+    ("history.catalogue", "history.schema"),
+    ("history.encode", "history.source"),
+    ("history.pool", "history.boxes", "history.run"),
     ("statistics", "moments"),
     ("layers",),
     ("frame", "needs"),
@@ -34,7 +37,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("blackbox",),
     ("summary",),
     ("sinks.base",),
-    ("sinks.loggers",),
+    ("sinks.loggers", "sinks.detail"),
     ("sinks.*",),
     ("sinks",),
     ("settings",),

@@ -363,7 +363,7 @@ def events(log_dir: Path) -> Iterator[tuple[int, Any]]:
 
 
 def frames(log_dir: Path) -> list[tuple[int, Any]]:
-    return [(step, value) for step, value in events(log_dir) if value.metadata.plugin_data.plugin_name == "bnmonitor"]
+    return [(step, value) for step, value in events(log_dir) if value.tag.startswith("bnmonitor/frame/")]
 
 
 def table_of(value: Any) -> torch.Tensor:
@@ -381,11 +381,13 @@ def test_tensorboard_frame_holds_the_whole_table_and_describes_itself_once(tmp_p
         sink.frame(replace(summary, step=step))
     sink.close(summary)
     found = frames(tmp_path)
-    assert [(step, value.tag) for step, value in found] == [(63, "bnmonitor/frame"), (73, "bnmonitor/frame")]
+    assert [step for step, _ in found] == [63, 73]
     first, second = (value for _, value in found)
+    assert first.tag == second.tag
     assert json.loads(first.metadata.plugin_data.content) == {
-        "v": 1,
+        "v": 2,
         "layers": list(summary.layers.names),
+        "channels": list(summary.layers.channels),
         "metrics": list(METRICS),
     }
     assert second.metadata.plugin_data.content == b""
@@ -438,7 +440,7 @@ def test_tensorboard_alerts_are_one_cumulative_table_that_markdown_cannot_break(
     texts = [
         (step, value.tensor.string_val[0].decode())
         for step, value in events(tmp_path)
-        if value.tag.startswith("bnmonitor/alerts")
+        if value.tag.startswith("bnmonitor/alerts/")
     ]
     assert [step for step, _ in texts] == [49, 55, 55, 55, 55]
     rows = texts[-1][1].splitlines()
@@ -458,11 +460,12 @@ def test_tensorboard_gives_other_layers_another_tag_and_the_old_ones_their_old_t
         sink.frame(summary)
     sink.close(one)
     tags = [value.tag for _, value in frames(tmp_path)]
-    assert tags[0] == tags[2] == "bnmonitor/frame"
-    assert re.fullmatch(r"bnmonitor/frame/[0-9a-f]{8}", tags[1])
+    assert tags[0] == tags[2] != tags[1]
+    assert all(re.fullmatch(r"bnmonitor/frame/[0-9a-f]{8}", tag) for tag in tags)
     first = {}
     for _, value in frames(tmp_path):
-        first.setdefault(value.tag, json.loads(value.metadata.plugin_data.content)["layers"])
+        if about := value.metadata.plugin_data.content:
+            first.setdefault(value.tag, json.loads(about)["layers"])
     assert first == {tags[0]: ["a", "b"], tags[1]: ["a", "b", "c"]}
 
 

@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnmonitor import BatchNormMonitor, Summary
+from bnmonitor.history.schema import FRAME, Schema
 from bnmonitor.sinks import TensorBoard
 from bnmonitor.summary import METRICS
 from bnmonitor.testing import RecordingSink
@@ -36,6 +37,7 @@ pytestmark = [
 
 STEPS = 24
 EVERY = 2
+FRAME_TAG = FRAME + Schema(("body.1", "body.4"), (8, 6), METRICS).key
 
 
 class Model(pl.LightningModule):
@@ -133,18 +135,20 @@ def test_frames_are_listed_for_our_plugin_with_layers_and_metrics(
     data: Any, ask: dict[str, Any], written: Written
 ) -> None:
     listed = data.list_tensors(**ask, plugin_name="bnmonitor")
-    assert {run: set(tags) for run, tags in listed.items()} == {written.run: {"bnmonitor/frame"}}
-    content = json.loads(listed[written.run]["bnmonitor/frame"].plugin_content)
-    assert content == {"v": 1, "layers": ["body.1", "body.4"], "metrics": list(METRICS)}
+    assert set(listed) == {written.run}
+    content = json.loads(listed[written.run][FRAME_TAG].plugin_content)
+    assert content == {"v": 2, "layers": ["body.1", "body.4"], "channels": [8, 6], "metrics": list(METRICS)}
+    kinds = {tag.split("/")[1] for tag in listed[written.run]}
+    assert kinds == {"frame", "facts", "channels", "alert"}
     assert "bnmonitor" in data.list_plugins(**ask)
 
 
 def test_every_frame_is_read_back_with_its_step_and_its_numbers(
     data: Any, ask: dict[str, Any], written: Written
 ) -> None:
-    wanted = provider.RunTagFilter(runs=[written.run], tags=["bnmonitor/frame"])
+    wanted = provider.RunTagFilter(runs=[written.run], tags=[FRAME_TAG])
     read = data.read_tensors(**ask, plugin_name="bnmonitor", downsample=5000, run_tag_filter=wanted)
-    rows = read[written.run]["bnmonitor/frame"]
+    rows = read[written.run][FRAME_TAG]
     assert [row.step for row in rows] == [s.step for s in written.frames] == [0, *range(EVERY - 1, STEPS, EVERY)]
     for row, summary in zip(rows, written.frames, strict=True):
         assert row.numpy.dtype == np.float32

@@ -1,47 +1,58 @@
-"""The history in TensorBoard's own files: scalars for everyone, a frame for the tab, the alerts as a table."""
+"""The history in TensorBoard's own files: scalars and a table of alerts for everyone, and the data of the tab."""
 
 from __future__ import annotations
 
-import hashlib
 import html
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnmonitor._text import listing
 from bnmonitor.alerts import Alert
+from bnmonitor.history import encode
+from bnmonitor.history.schema import FRAME, Schema, alert_tag
 from bnmonitor.sinks.base import Run, Sink
+from bnmonitor.sinks.detail import ChannelDetail, Facts
 from bnmonitor.sinks.loggers import torch_writer, totals
 from bnmonitor.summary import METRICS, Summary
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary as SummaryProto
 
-PLUGIN = "bnmonitor"
-FRAME_TAG = "bnmonitor/frame"
 ALERTS_TAG = "bnmonitor/alerts"
 PER_LAYER = {"bn_health": "health", "bn_batch_var": "batch_var", "bn_running_gap": "mean_lag"}
 """Scalars with a value per layer: group of tags, and the metric it shows."""
+
+MANY = 64
+"""With more layers than this only those that have had an alert get scalars of their own; the tab shows all."""
 
 
 class TensorBoard(Sink):
     """Writes the state of all layers as event data.
 
-    At each call one event holds a handful of scalars, and one holds the whole ``[layers, metrics]`` table as a tensor
-    for the BatchNorm tab. The alerts are one Markdown table, written anew when it changes.
+    For every TensorBoard: a handful of scalars, and the alerts as one Markdown table that is written anew when it
+    changes. For the BatchNorm tab, the report and the comparison: the whole ``[layers, metrics]`` table as one tensor,
+    the channels of some layers, and each alert as JSON. A frame and what goes with it is one event.
 
     Args:
         log_dir: Directory for an event file of our own; None: the files of the Trainer's TensorBoard loggers.
+        channel_bytes: Bytes per frame for channels; 0: none are written. Layers with an open warning come first.
+
+    Raises:
+        ValueError: ``channel_bytes`` is negative.
     """
 
-    def __init__(self, log_dir: str | Path | None = None) -> None:
+    def __init__(self, log_dir: str | Path | None = None, channel_bytes: int = 32_768) -> None:
+        if channel_bytes < 0:
+            raise ValueError(f"channel_bytes={channel_bytes!r} must be 0 (no channels) or more")
         self._log_dir = log_dir
         self._own: Any = None
         self._writers: Sequence[Any] = ()
         self._alerts: dict[tuple[str, str, int], Alert] = {}
-        self._described: str | None = None
-        self._tags: dict[str, str] = {}
+        self._written: dict[tuple[str, str, int], Alert] = {}
+        self._described: set[str] = set()
+        self._channels, self._facts = ChannelDetail(channel_bytes), Facts()
         self._step = 0
 
     def open(self, run: Run) -> None:
@@ -53,25 +64,36 @@ class TensorBoard(Sink):
 
             self._own = SummaryWriter(str(self._log_dir))
             self._writers = [self._own]
-        self._described = None
+        self._described.clear()
+        self._channels.reopen()
+        self._facts.reopen()
 
     def frame(self, summary: Summary) -> None:
-        """Write one frame and its scalars."""
+        """Write one frame, its scalars, and what is news of alerts and layers."""
         self._step = max(0, summary.step)
-        values = [*self._scalars(summary), self._frame(summary)]
-        for writer in self._writers:
-            self._add(writer, values)
+        self._take(summary)
+        schema = Schema(summary.layers.names, summary.layers.channels, METRICS)
+        self._add(
+            [
+                *self._scalars(summary),
+                self._frame(summary, schema),
+                *self._facts.values(summary, schema.key),
+                *self._channels.values(summary, schema.key),
+                *self._news(),
+            ]
+        )
 
     def alert(self, alert: Alert) -> None:
-        """Write the table of all alerts anew."""
+        """Write the alert, and the table of all alerts anew."""
         self._alerts[alert.key] = alert
         self._step = max(self._step, alert.last_step)
-        for writer in self._writers:
-            writer.add_text(ALERTS_TAG, _markdown(list(self._alerts.values())), self._step)
-            writer.flush()
+        self._add(self._news())
+        self._table()
 
     def epoch(self, summary: Summary) -> None:
         """Flush, so that the files are up to date between epochs."""
+        self._take(summary)
+        self._add(self._news(even_older=True))
         for writer in self._writers:
             writer.flush()
 
@@ -82,52 +104,58 @@ class TensorBoard(Sink):
             self._own.close()
             self._own, self._writers = None, ()
 
-    def _add(self, writer: Any, values: list[SummaryProto.Value]) -> None:
+    def _take(self, summary: Summary) -> None:
+        """Take over how the alerts are now: those of before a resume, and layers that joined one since it was told."""
+        self._alerts.update((alert.key, alert) for alert in summary.alerts)
+
+    def _add(self, values: list[SummaryProto.Value]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary as SummaryProto
 
         # One event for all: a scalar of its own costs five times as much. The public `file_writer` is None after a
         # logger was finalized; this call opens it again.
-        writer._get_file_writer().add_summary(SummaryProto(value=values), self._step)
+        for writer in self._writers if values else ():
+            writer._get_file_writer().add_summary(SummaryProto(value=values), self._step)
 
     def _scalars(self, summary: Summary) -> list[SummaryProto.Value]:
         from tensorboard.compat.proto.summary_pb2 import Summary as SummaryProto
 
         scalars = totals(summary)
+        chosen = set(summary.layers.names)
+        if len(chosen) > MANY:
+            chosen &= {name for alert in summary.alerts for name in alert.layers}
         for group, metric in PER_LAYER.items():
             column = summary.table[:, METRICS.index(metric)].tolist()
             for name, value in zip(summary.layers.names, column, strict=True):
-                if value == value:
+                if value == value and name in chosen:
                     scalars[f"{group}/{name}"] = value
         return [SummaryProto.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
 
-    def _frame(self, summary: Summary) -> SummaryProto.Value:
-        from tensorboard.compat.proto import summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
+    def _frame(self, summary: Summary, schema: Schema) -> SummaryProto.Value:
+        tag = FRAME + schema.key
+        description = b"" if tag in self._described else schema.encode()
+        self._described.add(tag)
+        return encode.floats(tag, summary.table.numpy(), description)
 
-        described = json.dumps({"v": 1, "layers": summary.layers.names, "metrics": METRICS})
-        fresh = described != self._described
-        self._described = described
-        dims = [tensor_shape_pb2.TensorShapeProto.Dim(size=n) for n in summary.table.shape]
-        return summary_pb2.Summary.Value(
-            tag=self._tag(described),
-            tensor=tensor_pb2.TensorProto(
-                dtype=types_pb2.DT_FLOAT,
-                tensor_shape=tensor_shape_pb2.TensorShapeProto(dim=dims),
-                tensor_content=summary.table.numpy().astype("<f4").tobytes(),
-            ),
-            metadata=summary_pb2.SummaryMetadata(
-                data_class=summary_pb2.DATA_CLASS_TENSOR,
-                plugin_data=summary_pb2.SummaryMetadata.PluginData(
-                    plugin_name=PLUGIN, content=described.encode() if fresh else b""
-                ),
-            ),
-        )
+    def _news(self, even_older: bool = False) -> list[SummaryProto.Value]:
+        """The alerts that changed since they were written; that one still lasts is no news before the epoch ends."""
+        values = []
+        for key, alert in self._alerts.items():
+            before = self._written.get(key)
+            if before == alert or (before and not even_older and _same(before, alert)):
+                continue
+            self._written[key] = alert
+            values.append(encode.plain(alert_tag(key), alert.to_dict()))
+        return values
 
-    def _tag(self, described: str) -> str:
-        """The frame's tag; other layers than the first need another, since TensorBoard keeps one description a tag."""
-        if described not in self._tags:
-            suffix = f"/{hashlib.sha256(described.encode()).hexdigest()[:8]}" if self._tags else ""
-            self._tags[described] = FRAME_TAG + suffix
-        return self._tags[described]
+    def _table(self) -> None:
+        for writer in self._writers:
+            writer.add_text(ALERTS_TAG, _markdown(list(self._alerts.values())), self._step)
+            writer.flush()
+
+
+def _same(before: Alert, now: Alert) -> bool:
+    """Whether nothing changed but the last step it was seen at."""
+    return replace(before, last_step=now.last_step) == now
 
 
 def _markdown(alerts: list[Alert]) -> str:

@@ -1,0 +1,72 @@
+"""Black boxes as arrays: the window of all layers at the moment an error opened."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnmonitor.history.schema import BOXES
+from bnmonitor.history.source import Array
+
+NAME = re.compile(r"step\d+-[\w.-]+\.npz")
+"""File names of black boxes."""
+
+_ABOUT = ("steps", "layers", "channels")
+
+
+def listing(run: Path) -> list[Path]:
+    """Return the black boxes in a run's directory, the oldest first."""
+    folder = run / BOXES
+    try:
+        return sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name) and path.is_file())
+    except OSError:
+        return []
+
+
+def about(path: str | Path) -> dict[str, Any]:
+    """Return what a black box says of itself: ``alert``, ``steps``, ``layers``, ``channels``; no statistic is read.
+
+    Raises:
+        ValueError: The file is no black box.
+    """
+    return _read(path, ())
+
+
+def load(path: str | Path, statistics: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """Return all of it: besides :func:`about`, each statistic as an array ``[steps, channels]`` or ``[steps, layers]``.
+
+    Args:
+        path: The file.
+        statistics: Statistics to read; None: all.
+
+    Raises:
+        ValueError: The file is no black box.
+    """
+    return _read(path, statistics)
+
+
+def of_layer(box: dict[str, Any], layer: str, statistic: str) -> Array:
+    """Return a statistic of one layer of a loaded box: ``[channels, steps]``."""
+    place = box["layers"].index(layer)
+    start = sum(box["channels"][:place])
+    found: Array = box[statistic][:, start : start + box["channels"][place]].T
+    return found
+
+
+def _read(path: str | Path, statistics: tuple[str, ...] | None) -> dict[str, Any]:
+    import zipfile
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            names = [n for n in arrays.files if n not in (*_ABOUT, "alert")] if statistics is None else statistics
+            return {
+                "alert": json.loads(str(arrays["alert"])),
+                **{name: arrays[name].tolist() for name in _ABOUT},
+                **{name: arrays[name] for name in names},
+            }
+    except (KeyError, TypeError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no black box of bnmonitor: {error}") from None

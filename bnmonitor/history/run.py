@@ -1,0 +1,258 @@
+"""From records to a run: its frames on one axis of steps, its alerts, the facts and the channels of its layers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnmonitor.history import catalogue
+from bnmonitor.history.schema import ALERT, CHANNELS, FACTS, FRAME, Schema
+from bnmonitor.history.source import Array, Files, Record, Source
+
+_ORDER = {statistic.name: place for place, statistic in enumerate(catalogue.LAYER)}
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Every logged step of a run, with all layers it ever had; those of its last steps come first.
+
+    Attributes:
+        layers: Name of each layer.
+        channels: Number of channels of each layer.
+        metrics: Name of each statistic.
+        steps: ``[S]`` int64, rising.
+        wall_times: ``[S]`` float64, seconds since 1970.
+        values: ``[M, L, S]`` float32; NaN where a layer did not exist or a number could not be had.
+    """
+
+    layers: tuple[str, ...]
+    channels: tuple[int, ...]
+    metrics: tuple[str, ...]
+    steps: Array
+    wall_times: Array
+    values: Array
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def of(self, metric: str) -> Array:
+        """Return a statistic of every layer: ``[L, S]``; NaN throughout if the run has none of the name."""
+        if metric in self.metrics:
+            found: Array = self.values[self.metrics.index(metric)]
+            return found
+        return np.full(self.values.shape[1:], np.nan, np.float32)
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The channel detail of one layer: fewer steps than the frames have, as it is written within a budget.
+
+    Attributes:
+        statistics: Name of each statistic.
+        steps: ``[S]`` int64, rising.
+        values: ``[K, C, S]`` float32.
+    """
+
+    statistics: tuple[str, ...]
+    steps: Array
+    values: Array
+
+    def of(self, statistic: str) -> Array:
+        """Return a statistic of every channel: ``[C, S]``; NaN throughout if there is none of the name."""
+        if statistic in self.statistics:
+            found: Array = self.values[self.statistics.index(statistic)]
+            return found
+        return np.full(self.values.shape[1:], np.nan, np.float32)
+
+
+class Run:
+    """One run of a history; what it holds is read when it is first asked for.
+
+    Args:
+        source: Where it is read from.
+        name: Its name there.
+    """
+
+    def __init__(self, source: Source, name: str) -> None:
+        self.name = name
+        self._source = source
+        self._tags = source.runs()[name]
+
+    @property
+    def schemas(self) -> tuple[Schema, ...]:
+        """What the rows and columns of its frames are; several if the layers changed."""
+        found = [Schema.decode(tag.description) for name, tag in self._tags.items() if name.startswith(FRAME)]
+        return tuple(schema for schema in found if schema is not None)
+
+    @cached_property
+    def frames(self) -> Frames:
+        """Its frames. Where a run was taken up again at an earlier step, the later writing counts."""
+        tags = {name: s for name in self._named(FRAME) if (s := Schema.decode(self._tags[name].description))}
+        read = self._source.read(self.name, list(tags))
+        series = [(schema, read.get(name, ())) for name, schema in tags.items()]
+        return merge(series)
+
+    @cached_property
+    def alerts(self) -> tuple[dict[str, Any], ...]:
+        """Its alerts as :meth:`bnmonitor.Alert.to_dict` gives them, in the order they began."""
+        read = self._source.read(self.name, self._named(ALERT))
+        found = [a for records in read.values() if records and (a := _object(records[-1].value)) and "code" in a]
+        return tuple(sorted(found, key=lambda a: (_number(a.get("first_step")), str(a["code"]))))
+
+    @cached_property
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """What is known of each layer by its name: kind, channels, eps, momentum, mode, producer, consumers."""
+        read = self._source.read(self.name, self._named(FACTS))
+        last = sorted((records[-1] for records in read.values() if records), key=lambda r: r.wall_time)
+        lists = (_parsed(record.value) for record in last)
+        return {str(f["name"]): f for each in lists if isinstance(each, list) for f in each if _named(f)}
+
+    def channels(self, layer: str) -> Channels | None:
+        """Return the channel detail of a layer; None if none was written."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name in self._named(CHANNELS):
+            about = _object(self._tags[name].description.decode("utf-8", "replace"))
+            if about and about.get("layer") == layer and isinstance(about.get("statistics"), list):
+                found[name] = tuple(map(str, about["statistics"]))
+        read = self._source.read(self.name, list(found))
+        rows = [
+            (record, found[name])
+            for name, records in read.items()
+            for record in records
+            if isinstance(record.value, np.ndarray) and record.value.ndim == 2 and len(record.value) == len(found[name])
+        ]
+        return _channels(rows) if rows else None
+
+    @property
+    def detailed(self) -> frozenset[str]:
+        """Layers that have channel detail."""
+        about = (_object(self._tags[n].description.decode("utf-8", "replace")) for n in self._named(CHANNELS))
+        return frozenset(str(a["layer"]) for a in about if a and "layer" in a)
+
+    def _named(self, prefix: str) -> list[str]:
+        return [name for name in self._tags if name.startswith(prefix)]
+
+
+class History:
+    """Every run of a source.
+
+    Args:
+        source: Event files, or TensorBoard's data provider.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Runs that hold a frame or an alert."""
+        runs = self.source.runs()
+        return tuple(sorted(n for n, tags in runs.items() if any(t.startswith((FRAME, ALERT)) for t in tags)))
+
+    def run(self, name: str) -> Run:
+        """Return a run.
+
+        Raises:
+            KeyError: There is none of the name; the message lists those there are.
+        """
+        if name not in self.names:
+            known = ", ".join(map(repr, self.names)) or "none"
+            raise KeyError(f"no run of that name holds a history of bnmonitor: {name!r}; there are {known}")
+        return Run(self.source, name)
+
+
+def open_history(path: str | Path) -> History:
+    """Open the history in an event file, in the directory of a run, or in a directory of runs.
+
+    Raises:
+        FileNotFoundError: There is no such file or directory.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no file or directory {str(path)!r}: give a run's log directory")
+    return History(Files(path))
+
+
+def merge(series: Sequence[tuple[Schema, Sequence[Record]]]) -> Frames:
+    """Lay frames of one or several schemas on one axis of steps.
+
+    Frames count in the order they were written: one at an earlier step than the last replaces all from there on, as
+    the run was taken up again from a checkpoint.
+    """
+    rows = [
+        (record, place)
+        for place, (schema, records) in enumerate(series)
+        for record in records
+        if isinstance(record.value, np.ndarray) and record.value.shape == (len(schema.layers), len(schema.metrics))
+    ]
+    kept = _last_written(rows)
+    used = list(dict.fromkeys(place for _, place in reversed(kept)))
+    layers: dict[str, int] = {}
+    for place in used:
+        schema = series[place][0]
+        for name, count in zip(schema.layers, schema.channels, strict=True):
+            layers.setdefault(name, count)
+    seen = dict.fromkeys(metric for place in used for metric in series[place][0].metrics)
+    metrics = tuple(sorted(seen, key=lambda m: _ORDER.get(m, len(_ORDER))))
+    row_of = {name: i for i, name in enumerate(layers)}
+    values = np.full((len(metrics), len(layers), len(kept)), np.nan, np.float32)
+    for place in used:
+        schema = series[place][0]
+        when = np.array([i for i, (_, of) in enumerate(kept) if of == place])
+        stack = np.stack([np.asarray(kept[i][0].value) for i in when]).transpose(2, 1, 0)
+        which = np.array([row_of[name] for name in schema.layers], dtype=np.int64)
+        for column, metric in enumerate(schema.metrics):
+            values[metrics.index(metric)][np.ix_(which, when)] = stack[column]
+    return Frames(
+        layers=tuple(layers),
+        channels=tuple(layers.values()),
+        metrics=metrics,
+        steps=np.array([record.step for record, _ in kept], dtype=np.int64),
+        wall_times=np.array([record.wall_time for record, _ in kept], dtype=np.float64),
+        values=values,
+    )
+
+
+def _last_written(rows: Iterable[tuple[Record, Any]]) -> list[tuple[Record, Any]]:
+    """The rows with rising steps; a row written later replaces those at its step and after."""
+    kept: list[tuple[Record, Any]] = []
+    for row in sorted(rows, key=lambda row: row[0].wall_time):
+        while kept and kept[-1][0].step >= row[0].step:
+            kept.pop()
+        kept.append(row)
+    return kept
+
+
+def _channels(rows: Iterable[tuple[Record, tuple[str, ...]]]) -> Channels:
+    kept = _last_written(rows)
+    names = tuple(dict.fromkeys(name for _, statistics in reversed(kept) for name in statistics))
+    arrays = [np.asarray(record.value) for record, _ in kept]
+    values = np.full((len(names), max(a.shape[1] for a in arrays), len(kept)), np.nan, np.float32)
+    for at, (array, (_, statistics)) in enumerate(zip(arrays, kept, strict=True)):
+        values[[names.index(name) for name in statistics], : array.shape[1], at] = array
+    return Channels(names, np.array([record.step for record, _ in kept], dtype=np.int64), values)
+
+
+def _parsed(text: object) -> Any:
+    try:
+        return json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+
+
+def _object(text: object) -> dict[str, Any] | None:
+    found = _parsed(text)
+    return found if isinstance(found, dict) else None
+
+
+def _named(fact: object) -> bool:
+    return isinstance(fact, Mapping) and "name" in fact
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else 0.0

@@ -1,0 +1,216 @@
+"""Where the records of a history come from: event files read directly, or TensorBoard's data provider."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from bnmonitor.history.schema import PLUGIN
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One value of a tag: a float32 array, or the text of a JSON document."""
+
+    step: int
+    wall_time: float
+    value: Array | str
+
+
+@dataclass(frozen=True)
+class Tag:
+    """What is known of a tag without reading it.
+
+    Attributes:
+        description: What was written with its first value.
+        last: A value that changes when something is added.
+    """
+
+    description: bytes
+    last: tuple[Any, ...]
+
+
+class Source(Protocol):
+    """Gives the runs of a history, their tags, and what these hold."""
+
+    def runs(self) -> Mapping[str, Mapping[str, Tag]]:
+        """Return the tags of every run that holds something of ours."""
+        ...
+
+    def read(self, run: str, tags: Sequence[str]) -> Mapping[str, Sequence[Record]]:
+        """Return what the tags hold, in the order it was written."""
+        ...
+
+
+# -- event files -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Run:
+    """What was read of a directory's event files so far."""
+
+    tags: dict[str, bytes] = field(default_factory=dict)
+    records: dict[str, list[Record]] = field(default_factory=dict)
+
+
+class Files:
+    """Reads event files directly.
+
+    Other things in the directories, truncated ends and damaged records are passed over: what can be read is read.
+
+    Args:
+        path: An event file, a run's directory, or a directory of runs.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._runs: dict[str, _Run] | None = None
+
+    def runs(self) -> Mapping[str, Mapping[str, Tag]]:
+        """Return the tags of every run by its path below the directory; the directory itself is ``"."``."""
+        found = self._load()
+        return {
+            name: {tag: Tag(run.tags[tag], (len(records),)) for tag, records in run.records.items()}
+            for name, run in found.items()
+        }
+
+    def read(self, run: str, tags: Sequence[str]) -> Mapping[str, Sequence[Record]]:
+        """Return what the tags hold, file by file in the order of their names, which begin with their time."""
+        known = self._load()[run].records
+        return {tag: known[tag] for tag in tags if tag in known}
+
+    def directory(self, run: str) -> Path:
+        """Return the directory of a run."""
+        return (self.path if self.path.is_dir() else self.path.parent) / run
+
+    def _load(self) -> dict[str, _Run]:
+        if self._runs is None:
+            self._runs = {}
+            for name, file in _event_files(self.path):
+                read = self._runs.setdefault(name, _Run())
+                for tag, description, record in _ours(file):
+                    if description or tag not in read.tags:
+                        read.tags[tag] = read.tags.get(tag) or description
+                    read.records.setdefault(tag, []).append(record)
+            self._runs = {name: run for name, run in self._runs.items() if run.records}
+        return self._runs
+
+
+def _event_files(path: Path) -> Iterator[tuple[str, Path]]:
+    """Event files below a path with the name of their run, the oldest of each run first."""
+    if path.is_file():
+        yield ".", path
+        return
+    for folder, below, names in os.walk(path, followlinks=True):
+        below.sort()
+        for name in sorted(names):
+            if "tfevents" in name:
+                yield Path(folder).relative_to(path).as_posix(), Path(folder) / name
+
+
+def _ours(path: Path) -> Iterator[tuple[str, bytes, Record]]:
+    """Tag, description and record of each value of ours in an event file."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    for data in _records(path):
+        if PLUGIN.encode() not in data:
+            continue
+        try:
+            event = Event.FromString(data)
+        except Exception:  # protobuf's DecodeError, whose home differs between its versions
+            continue
+        for value in event.summary.value:
+            plugin = value.metadata.plugin_data
+            if not value.HasField("tensor") or not value.tag.startswith(f"{PLUGIN}/"):
+                continue
+            if plugin.plugin_name not in (PLUGIN, ""):
+                continue
+            read = _value(value.tensor)
+            if read is not None:
+                yield value.tag, plugin.content, Record(event.step, event.wall_time, read)
+
+
+def _records(path: Path) -> Iterator[bytes]:
+    """Records of a file in TensorFlow's framing: length, checksum of it, data, checksum of these.
+
+    The checksums are not verified: in Python that takes two seconds for ten megabytes, and what is damaged is found
+    when it is decoded. A record that is cut off ends the file.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            while len(head := file.read(12)) == 12:
+                (length,) = struct.unpack("<Q", head[:8])
+                if length > size - file.tell():
+                    return
+                data = file.read(length)
+                if len(file.read(4)) < 4:
+                    return
+                yield data
+    except OSError:
+        return
+
+
+def _value(tensor: Any) -> Array | str | None:
+    from tensorboard.compat.proto import types_pb2
+
+    if tensor.dtype == types_pb2.DT_STRING:
+        return tensor.string_val[0].decode("utf-8", "replace") if len(tensor.string_val) == 1 else None
+    if tensor.dtype != types_pb2.DT_FLOAT:
+        return None
+    shape = [dim.size for dim in tensor.tensor_shape.dim]
+    flat = np.frombuffer(tensor.tensor_content, "<f4")
+    return flat.reshape(shape) if flat.size == np.prod(shape, dtype=np.int64) else None
+
+
+# -- TensorBoard's data provider ---------------------------------------------------------------------------------------
+
+
+class Provider:
+    """Reads through TensorBoard's data provider, which knows remote directories and both of its load modes.
+
+    Args:
+        provider: The data provider.
+        context: The context of the request.
+        experiment: The experiment of the request.
+        most: Values per tag to ask for.
+    """
+
+    def __init__(self, provider: Any, context: Any, experiment: str, most: int) -> None:
+        self._provider, self._most = provider, most
+        self._ask = {"experiment_id": experiment, "plugin_name": PLUGIN}
+        self._context = context
+
+    def runs(self) -> Mapping[str, Mapping[str, Tag]]:
+        """Return the tags of every run."""
+        listed = self._provider.list_tensors(self._context, **self._ask)
+        return {
+            run: {tag: Tag(each.plugin_content, (each.max_step, each.max_wall_time)) for tag, each in tags.items()}
+            for run, tags in listed.items()
+        }
+
+    def read(self, run: str, tags: Sequence[str]) -> Mapping[str, Sequence[Record]]:
+        """Return what TensorBoard kept of the tags."""
+        from tensorboard.data.provider import RunTagFilter
+
+        if not tags:
+            return {}
+        wanted = RunTagFilter(runs=[run], tags=list(tags))
+        read = self._provider.read_tensors(self._context, **self._ask, downsample=self._most, run_tag_filter=wanted)
+        return {tag: [_record(datum) for datum in data] for tag, data in read.get(run, {}).items()}
+
+
+def _record(datum: Any) -> Record:
+    value = datum.numpy
+    if value.dtype.kind != "f":
+        item = value.item()
+        value = item.decode("utf-8", "replace") if isinstance(item, bytes) else str(item)
+    return Record(int(datum.step), float(datum.wall_time), value)
