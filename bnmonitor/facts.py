@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from bnmonitor.frame import Facts, Structure
+from bnmonitor.frame import Facts, RankStatistics, Structure
 from bnmonitor.runfacts import RunFacts
 
 
@@ -30,6 +30,7 @@ def facts(
     rates: Sequence[float],
     structure: Structure | None,
     run: RunFacts,
+    ranks: RankStatistics | None = None,
 ) -> Facts:
     """Return the facts of the layers' modules and of the run as they are now.
 
@@ -40,6 +41,7 @@ def facts(
         rates: The learning rate in force at each of them.
         structure: What the autograd graph told.
         run: What the run tells of itself.
+        ranks: What all processes last told each other.
     """
     trained = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
     affine = [
@@ -63,4 +65,5 @@ def facts(
         accumulate=run.accumulate,
         scales=scales,
         skipped_steps=skipped,
+        ranks=ranks,
     )

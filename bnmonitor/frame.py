@@ -172,6 +172,31 @@ class Loader:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RankStatistics:
+    """What all processes that train together had at one step.
+
+    Attributes:
+        step: The step's number.
+        world_size: Number of processes.
+        size: ``[L]`` mean number of values per channel that one process normalized together; NaN where unknown.
+        batch_mean: ``[C]`` mean of the batches of all processes together.
+        batch_var: ``[C]`` unbiased variance of them all, by the parallel formula (Chan, Golub and LeVeque 1983).
+        batch_spread: ``[C]`` how far the batch means of two processes are apart, as a root mean square in deviations.
+        mean_spread: ``[C]`` the same of their running means.
+        var_spread: ``[C]`` the same of the logs of their running variances.
+    """
+
+    step: int
+    world_size: int
+    size: Tensor
+    batch_mean: Tensor
+    batch_var: Tensor
+    batch_spread: Tensor
+    mean_spread: Tensor
+    var_spread: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Facts:
     """What is known of the run besides the statistics.
 
@@ -187,6 +212,7 @@ class Facts:
         accumulate: Micro-batches per optimizer step.
         scales: The gradient scaler's scale after each step of the window, NaN where unknown; empty without a scaler.
         skipped_steps: Whether the scaler skipped the optimizer at each step of the window; empty without one.
+        ranks: What all processes had at the last step at which they told each other.
     """
 
     affine_trains: Tensor
@@ -200,6 +226,7 @@ class Facts:
     accumulate: int = 1
     scales: tuple[float, ...] = ()
     skipped_steps: tuple[bool, ...] = ()
+    ranks: RankStatistics | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("runfacts",),
     ("checkpoint", "compiled", "dataflow", "facts", "hooks", "ring", "measures"),
     ("series",),
-    ("baseline",),
+    ("baseline", "ranks"),
     ("recovery",),
     ("recorder", "activations", "observer"),
     ("sampling",),
@@ -64,6 +64,7 @@ NOT_FOR_RULES = (
     "runfacts",
     "baseline",
     "checkpoint",
+    "ranks",
 )
 
 

@@ -1,0 +1,190 @@
+"""What processes that train together tell each other: one sum over all of them, which nobody waits for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bnmonitor.frame import RankStatistics, Window
+from bnmonitor.statistics import update_weight
+
+logger = logging.getLogger("bnmonitor")
+
+TIMEOUT = timedelta(minutes=10)
+"""After this long without the others an exchange has failed."""
+
+_CHANNEL_ROWS = 9
+_LAYER_ROWS = 2
+_HEAD = 3
+
+
+class RankExchange:
+    """Sums what each process saw at a step over all processes, in the background.
+
+    The sum has ``8 * (9 C + 2 L)`` bytes however many processes there are. It travels on a group of its own over the
+    CPU, so that it neither waits for the training's collectives nor they for it; its result is picked up at a later
+    check, and should another process never join, nothing but the result is missed.
+
+    Every process has to make one, in the same order as every other collective of a group.
+
+    Args:
+        overwrites: Says whether the coming forward takes over the buffers of the first process, as
+            ``DistributedDataParallel`` does by default.
+        timeout: After how long an exchange has failed.
+    """
+
+    def __init__(self, overwrites: Callable[[], bool] | None = None, *, timeout: timedelta = TIMEOUT) -> None:
+        self._group = dist.new_group(backend="gloo", timeout=timeout)
+        self._overwrites = overwrites or (lambda: False)
+        self._world = dist.get_world_size()
+        self._pending: tuple[Any, Tensor, Window, bool] | None = None
+        self._coming = self._overwrites()
+        self.overwritten = False
+        """Whether the last step began with the buffers of the first process."""
+        self.failure = ""
+        """Why no more exchanges take place; empty if they do."""
+
+    def stepped(self) -> None:
+        """A training step has ended: note what the coming one will begin with."""
+        self.overwritten, self._coming = self._coming, self._overwrites()
+
+    @torch.no_grad()
+    def offer(self, window: Window) -> None:
+        """Tell the others of the last step of a window, unless they have not answered the last time yet."""
+        if self.failure or self._pending is not None:
+            return
+        payload = pack(window, overwritten=self.overwritten)
+        try:
+            work = dist.all_reduce(payload, group=self._group, async_op=True)
+        except (RuntimeError, ValueError) as error:
+            self._fail(error)
+            return
+        self._pending = work, payload, window.last(2), self.overwritten
+
+    @torch.no_grad()
+    def result(self) -> RankStatistics | None:
+        """Return what came of the last offer, once, if all have answered by now."""
+        if self._pending is None or not self._pending[0].is_completed():
+            return None
+        work, payload, window, overwritten = self._pending
+        self._pending = None
+        try:
+            work.wait()
+        except RuntimeError as error:
+            self._fail(error)
+            return None
+        found = unpack(payload, window, world_size=self._world, overwritten=overwritten)
+        if found is None:
+            self._fail("the processes were at different steps")
+        return found
+
+    def _fail(self, error: object) -> None:
+        self.failure = f"the processes could not tell each other their statistics: {error}"
+        logger.info(self.failure)
+
+
+def pack(window: Window, *, overwritten: bool) -> Tensor:
+    """Return what one process adds to the sum, of the last step of its window: float64, one axis.
+
+    A process whose buffers were overwritten before the forward cannot tell its own batch: what it was added to is not
+    known to it. It gives the running statistics instead, from which the sum can tell all batches together.
+    """
+    layers = window.layers
+    owner = layers.owner
+    running = window.running_mean[-1].double(), window.running_var[-1].double()
+    batch = window.batch_mean[-1].double(), window.batch_var[-1].double()
+    mean, var = running if overwritten else batch
+    values = window.baseline.values.double()
+    seen = (window.updates[-1] > 0) | ~torch.tensor(layers.tracking, device="cpu")
+    weight = values.nan_to_num(1.0).where(seen, 0.0)[owner]
+    weight = weight.where(mean.isfinite() & var.isfinite(), 0.0)
+    eps = layers.eps_by_channel.double()
+    sound = running[0].isfinite() & running[1].isfinite()
+    log_var = (running[1].clamp(min=0) + eps).log()
+    by_channel = [
+        weight,
+        weight * mean.where(weight > 0, 0.0),
+        weight * mean.where(weight > 0, 0.0).square(),
+        weight * var.where(weight > 0, 0.0),
+        sound.double(),
+        running[0].where(sound, 0.0),
+        running[0].where(sound, 0.0).square(),
+        log_var.where(sound, 0.0),
+        log_var.where(sound, 0.0).square(),
+    ]
+    known = ~values.isnan()
+    by_layer = [known.double(), values.where(known, 0.0)]
+    head = torch.tensor([1.0, window.steps[-1], len(layers)], dtype=torch.float64, device="cpu")
+    return torch.cat([head, *by_channel, *by_layer])
+
+
+def unpack(total: Tensor, window: Window, *, world_size: int, overwritten: bool) -> RankStatistics | None:
+    """Return what a sum over all processes says.
+
+    Args:
+        total: The sum of what :func:`pack` gave.
+        window: This process's own last steps, as they were when it gave its part.
+        world_size: Number of processes.
+        overwritten: Whether the buffers were overwritten before the forward.
+
+    Returns:
+        The statistics; None if the parts are not of the same step.
+    """
+    layers, step = window.layers, window.steps[-1]
+    if total[:_HEAD].tolist() != [world_size, step * world_size, len(layers) * world_size]:
+        return None
+    channels, count = layers.total, len(layers)
+    by_channel = total[_HEAD : _HEAD + _CHANNEL_ROWS * channels].view(_CHANNEL_ROWS, channels)
+    known, size = total[-_LAYER_ROWS * count :].view(_LAYER_ROWS, count)
+    weight, first, second, variance, sound, *running = by_channel
+    values = (size / known).where(known > 0, torch.nan)
+
+    mean = first / weight
+    between, within = (second / weight - mean.square()).clamp(min=0), variance / weight
+    if overwritten:
+        # All parts were new = (1 - a) old + a batch with the same old: of the difference to our own, old drops out.
+        share = _weight(window)
+        own = [
+            getattr(window, name)[-1].double() for name in ("running_mean", "running_var", "batch_mean", "batch_var")
+        ]
+        mean, within = own[2] + (mean - own[0]) / share, own[3] + (within - own[1]) / share
+        between = between / share.square()
+    n = values[layers.owner]
+    together = n * world_size
+    var = (within * (n - 1) / n + between) * together / (together - 1)
+    scale = (within.clamp(min=0) + layers.eps_by_channel.double()).sqrt()
+    spread = _pairwise(between, world_size).sqrt() / scale
+    of_means, of_logs = (
+        _pairwise((square / sound - (one / sound).square()).clamp(min=0), world_size).sqrt()
+        for one, square in (running[:2], running[2:])
+    )
+    level = (running[2] / sound / 2).exp()
+    complete = sound == world_size
+    return RankStatistics(
+        step=step,
+        world_size=world_size,
+        size=values,
+        batch_mean=mean,
+        batch_var=var,
+        batch_spread=spread,
+        mean_spread=(of_means / level).where(complete, torch.nan),
+        var_spread=of_logs.where(complete, torch.nan),
+    )
+
+
+def _pairwise(variance: Tensor, world_size: int) -> Tensor:
+    """The mean squared difference of two of ``world_size`` values, from their variance around their mean."""
+    return 2 * variance * world_size / max(1, world_size - 1)
+
+
+def _weight(window: Window) -> Tensor:
+    """How much of the running statistics is new in the last step: ``[C]``; NaN for a cumulative average."""
+    updates = window.updates[-1]
+    weight = update_weight(window.momentum[-1], torch.zeros_like(updates), updates)
+    return weight.where(~window.momentum[-1].isnan(), torch.nan)[window.layers.owner]
