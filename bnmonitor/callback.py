@@ -97,6 +97,8 @@ class BatchNormMonitor(_Base):
         self._monitor: Monitor | None = None
         self._module: Any = None
         self._state: dict[str, Any] | None = None
+        self._may_stop = "stop" in (on_alert.values() if isinstance(on_alert, Mapping) else [on_alert])
+        self._batches = 0
 
     @property
     def monitor(self) -> Monitor:
@@ -133,6 +135,8 @@ class BatchNormMonitor(_Base):
         where = trainer.log_dir if trainer.loggers else None
         self._monitor.connect(loggers=loggers, emit=beside_bar(trainer), log_dir=where if loggers else None)
         self._monitor.watch_optimizers(trainer.optimizers)
+        if trainer.world_size > 1:
+            self._monitor.share_ranks(getattr(trainer.model, "will_sync_module_buffers", None))
         self._monitor.start()
         if self._sinks is None and not trainer.loggers and trainer.is_global_zero:
             beside_bar(trainer)("BatchNorm: the Trainer has no logger, so findings go to the console only")
@@ -154,7 +158,13 @@ class BatchNormMonitor(_Base):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Look at the batch that has just ended."""
         self.monitor.step(_step_number(trainer))
-        if self.monitor.should_stop:
+        stop = self.monitor.should_stop
+        if trainer.world_size > 1:
+            # Only the first process judges, and all have to stop at the same step. They count the same batches.
+            self._batches += 1
+            due = self._may_stop and self._batches % self._settings["check_every_n_steps"] == 0
+            stop = due and trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop:
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -205,8 +215,9 @@ class BatchNormMonitor(_Base):
             settings["log_every_n_steps"] = max(0, int(trainer.log_every_n_steps))
         sinks: Sequence[Sink] = [TensorBoard(), Loggers(), Console()] if self._sinks is None else self._sinks
         if not trainer.is_global_zero:
+            # The first process judges and writes; the others tell it what they see.
             sinks = []
-            settings["on_alert"] = settings["on_alert"] if settings["on_alert"] in ("stop", "raise") else "log"
+            settings |= {"select": (), "rules": None, "on_alert": "log"}
         return Monitor(
             pl_module, sinks=sinks, accumulate_grad_batches=max(1, int(trainer.accumulate_grad_batches)), **settings
         )

@@ -17,8 +17,10 @@ from bnmonitor._text import nearest
 from bnmonitor.alerts import Alert, AlertBook
 from bnmonitor.blackbox import BlackBox
 from bnmonitor.facts import world_size
+from bnmonitor.frame import RankStatistics
 from bnmonitor.layers import LayerTable
 from bnmonitor.needs import missing, unmet
+from bnmonitor.ranks import RankExchange
 from bnmonitor.responder import AlertError, BatchNormWarning, Responder, warn
 from bnmonitor.rules import Rule, Severity
 from bnmonitor.runfacts import RunFacts
@@ -181,6 +183,11 @@ class Monitor:
         return () if self._black_box is None else tuple(self._black_box.files)
 
     @property
+    def ranks(self) -> RankStatistics | None:
+        """What all processes had at the last step at which they told each other; None in a single process."""
+        return self._watch.heard
+
+    @property
     def skipped(self) -> dict[str, str]:
         """Rules whose needs are not met now, by name, with the reason; they run as soon as they are."""
         absent = self._absent()
@@ -313,6 +320,18 @@ class Monitor:
         """
         self._guard(partial(self._facts.update, **facts), idle=True)
 
+    def share_ranks(self, overwrites: Callable[[], bool] | None = None) -> None:
+        """Let the processes that train together tell each other their statistics at every logged step.
+
+        Every process has to call this, after ``torch.distributed`` was set up and before the first step; nobody waits
+        for anybody in it later on. The Lightning callback calls it by itself.
+
+        Args:
+            overwrites: Says whether the coming forward takes over the buffers of the first process:
+                ``ddp.will_sync_module_buffers`` of a ``DistributedDataParallel``; None: it never does.
+        """
+        self._watch.exchange = RankExchange(overwrites)
+
     def saw_loss(self, loss: Any) -> None:
         """Look at the graph behind a loss, before its backward; of use where the model's own forward is not called."""
         self._guard(self._watch.saw_loss, loss)
@@ -347,6 +366,7 @@ class Monitor:
             validated=self._validated,
             probe=self.settings.probe,
             ranks=world_size() > 1,
+            exchange=self._watch.exchange is not None,
         )
 
     def _guard(self, call: Callable[..., object], *args: Any, idle: bool = False) -> None:
@@ -389,6 +409,9 @@ class Monitor:
     def _frame(self) -> None:
         self._framed = self._watch.count
         self._responder.tell("frame", self.summary())
+        window = self._watch.window(self._optimizers, self._facts) if self._watch.exchange is not None else None
+        if self._watch.exchange is not None and window is not None:
+            self._watch.exchange.offer(window)
 
     def _check(self) -> None:
         """See whether the layers are still the same, and judge the steps since the last check."""

@@ -18,6 +18,7 @@ NEEDS: Mapping[str, str] = {
     "validation": "a validation",
     "probe": "an extra forward at the start of a validation (probe=True)",
     "ranks": "several processes that train together",
+    "exchange": "what these processes tell each other (monitor.share_ranks() in each; Lightning does it)",
 }
 """Every word of :attr:`bnmonitor.Rule.needs`, and what it stands for."""
 
@@ -34,6 +35,7 @@ def missing(
     validated: bool,
     probe: bool,
     ranks: bool,
+    exchange: bool,
 ) -> dict[str, str]:
     """Return what is not there now, by the word of the vocabulary, each with the reason.
 
@@ -48,6 +50,7 @@ def missing(
         validated: Whether a validation was seen.
         probe: Whether an extra forward is allowed.
         ranks: Whether several processes train together.
+        exchange: Whether they tell each other what they see.
     """
     told = "needs a DataLoader, whose batch size and length are known: what train_loader= got tells neither"
     reasons: dict[str, tuple[Any, str]] = {
@@ -61,6 +64,7 @@ def missing(
         "validation": (validated, "needs a validation, and none was seen yet: wrap it in monitor.evaluation()"),
         "probe": (probe, "needs an extra forward at the start of a validation: pass probe=True"),
         "ranks": (ranks, "needs several processes that train together, and there is one"),
+        "exchange": (exchange, "needs what all processes see: call monitor.share_ranks() in each of them"),
     }
     return {need: why for need, (there, why) in reasons.items() if not there}
 

@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 from bnmonitor import baseline
 from bnmonitor.compiled import is_compiled
 from bnmonitor.facts import distributed, facts
-from bnmonitor.frame import Baseline, Window
+from bnmonitor.frame import Baseline, RankStatistics, Window
 from bnmonitor.layers import Discovery, LayerTable, channels_of, discover, norms, same_layer
 from bnmonitor.observer import Observer
+from bnmonitor.ranks import RankExchange
 from bnmonitor.recorder import Recorder, ResizedError
 from bnmonitor.ring import Ring
 from bnmonitor.runfacts import RunFacts
@@ -56,6 +57,10 @@ class Watch:
         self._restored: Mapping[str, Any] | None = None
         self.count = 0
         """Training steps seen."""
+        self.exchange: RankExchange | None = None
+        """How this process hears of the others, if it does."""
+        self.heard: RankStatistics | None = None
+        """What it heard last."""
         self._baseline: Baseline | None = None
         self._take(discover(models, include=include, exclude=exclude))
 
@@ -125,6 +130,8 @@ class Watch:
         """Record the training step that has just ended."""
         self.count += 1
         self._evaluations = 0
+        if self.exchange is not None:
+            self.exchange.stepped()
         if self._woke():
             self._mark()
             return
@@ -182,6 +189,8 @@ class Watch:
         if self._baseline is None or not self.steps:
             return None
         samples, modules = self._sampling.samples, self._recorder.modules
+        if self.exchange is not None:
+            self.heard = self.exchange.result() or self.heard
         return Window(
             layers=self.layers,
             steps=tuple(self.steps),
@@ -193,6 +202,7 @@ class Watch:
                 rates=self._ring.rates,
                 structure=self._sampling.sampler.structure(modules),
                 run=run or RunFacts(),
+                ranks=self.heard,
             ),
             sample=samples[-1] if samples else None,
             fresh=min(self._fresh, len(self.steps)),
@@ -242,7 +252,7 @@ class Watch:
         self._lazy = found.lazy
         self._recorder = Recorder(found.table, found.modules, self._tape)
         self._ring = Ring(found.table, self._size, self._recorder.dtype)
-        self._baseline = None
+        self._baseline = self.heard = None
         self._fresh = 0
 
     def _known_of(self, found: Discovery) -> dict[str, Any]:

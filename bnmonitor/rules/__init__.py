@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from bnmonitor._text import nearest
 from bnmonitor.needs import NEEDS
 from bnmonitor.rules.base import Finding, Rule, Severity
+from bnmonitor.rules.bookkeeping.rank_divergence import RankDivergence
 from bnmonitor.rules.modes.eval_mode_in_training import EvalModeInTraining
 from bnmonitor.rules.modes.leaking_freeze import LeakingFreeze
 from bnmonitor.rules.monitor.rule_error import RuleError
@@ -35,6 +36,7 @@ CATALOGUE: tuple[type[Rule], ...] = (
     StaleStatistics,
     EvalModeInTraining,
     LeakingFreeze,
+    RankDivergence,
     DeadChannels,
 )
 
@@ -44,6 +46,7 @@ FAMILIES = {
     "BN2": "sample size",
     "BN3": "running average",
     "BN4": "modes and freezing",
+    "BN5": "bookkeeping",
     "BN7": "parameters and learning rate",
 }
 

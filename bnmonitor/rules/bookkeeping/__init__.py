@@ -1,0 +1,1 @@
+"""BN5: bookkeeping."""

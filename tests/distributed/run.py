@@ -1,0 +1,201 @@
+"""Trainings over several processes: ``python -m tests.distributed.run DIRECTORY CASE...``.
+
+One process imports everything and forks the others for each case. Every process writes what it saw to
+``DIRECTORY/CASE/RANK.pt``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from bnmonitor import BatchNormMonitor
+from bnmonitor.ranks import RankExchange
+from bnmonitor.testing import make_window
+
+STEPS, LOG_EVERY = 24, 4
+
+
+class Net(pl.LightningModule):
+    """A small network that keeps what each normalization layer was given in the last training step, in float64."""
+
+    def __init__(self, batch: int = 16, apart: float = 0.0, idle: bool = False, poison: int | None = None) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(6, 8),
+            nn.BatchNorm1d(8),
+            nn.ReLU(),
+            nn.Linear(8, 5),
+            nn.BatchNorm1d(5),
+            nn.ReLU(),
+            nn.Linear(5, 2),
+        )
+        self.idle = nn.Linear(2, 2) if idle else nn.Identity()
+        self.batch, self.apart, self.poison = batch, apart, poison
+        self.inputs: dict[str, Tensor] = {}
+        self.at: dict[int, dict[str, Tensor]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name, layer in self.net.named_children():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                self.inputs[f"net.{name}"] = x.detach().double().clone()
+            x = layer(x)
+        return x
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        x = batch[0] * torch.nan if batch_idx == self.poison else batch[0]
+        loss = nn.functional.cross_entropy(self(x), batch[1])
+        self.at[batch_idx] = dict(self.inputs)
+        return loss
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self(batch[0])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        rank = self.trainer.global_rank
+        make = torch.Generator().manual_seed(rank)
+        x = torch.randn(STEPS * self.batch, 6, generator=make) + self.apart * rank
+        return DataLoader(TensorDataset(x, (x[:, 0] > x[:, 1]).long()), batch_size=self.batch)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(TensorDataset(torch.randn(8, 6), torch.zeros(8).long()), batch_size=4)
+
+
+class Keep(pl.Callback):
+    """Writes what this process saw."""
+
+    def __init__(self, directory: Path, monitor: BatchNormMonitor | None) -> None:
+        self.directory, self.watch = directory, monitor
+        self.ranks: dict[int, Any] = {}
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        heard = self.watch.monitor.ranks if self.watch is not None else None
+        if heard is not None:
+            self.ranks[heard.step] = vars(heard)
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        digest = hashlib.sha256()
+        for tensor in module.state_dict().values():
+            digest.update(tensor.detach().cpu().numpy().tobytes())
+        seen: dict[str, Any] = {
+            "digest": digest.hexdigest(),
+            "inputs": module.at,
+            "ranks": self.ranks,
+            "steps": trainer.global_step,
+            "kinds": [type(m).__name__ for m in module.net],
+        }
+        if self.watch is not None:
+            monitor = self.watch.monitor
+            seen["alerts"] = [a.to_dict() for a in monitor.alerts]
+            seen["recorded"] = monitor.steps
+            seen["skipped"] = monitor.skipped
+            seen["batch_mean"] = {n: monitor.history(n, "batch_mean") for n in monitor.layers.names}
+            seen["files"] = sorted(str(p) for p in Path(trainer.default_root_dir).rglob("events*"))
+        torch.save(seen, self.directory / f"{trainer.global_rank}.pt")
+
+
+def case(
+    directory: Path,
+    *,
+    devices: int = 2,
+    watched: bool = True,
+    net: dict[str, Any] | None = None,
+    strategy: dict[str, Any] | None = None,
+    monitor: dict[str, Any] | None = None,
+    **trainer: Any,
+) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    callback = None
+    if watched:
+        callback = BatchNormMonitor(**{"check_every_n_steps": 4, "window": 64, **(monitor or {})})
+    pl.seed_everything(0, verbose=False)
+    pl.Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy=DDPStrategy(start_method="fork", process_group_backend="gloo", **(strategy or {})),
+        max_epochs=1,
+        log_every_n_steps=LOG_EVERY,
+        default_root_dir=directory,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=[*([callback] if callback else []), Keep(directory, callback)],
+        **{"num_sanity_val_steps": 0, "limit_val_batches": 0, **trainer},
+    ).fit(Net(**(net or {})))
+
+
+def silent(directory: Path) -> None:
+    """The second process never answers: the first goes on, and learns why it hears nothing."""
+    directory.mkdir(parents=True)
+    torch.multiprocessing.start_processes(_silent, args=(directory,), nprocs=2, start_method="fork")
+
+
+def _silent(rank: int, directory: Path) -> None:
+    store = dist.FileStore(str(directory / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    exchange = RankExchange(timeout=timedelta(seconds=1))
+    seen: dict[str, Any] = {"results": [], "slowest": 0.0}
+    if rank == 0:
+        window = make_window(channels=(3, 2), steps=4)
+        for _ in range(40):
+            start = time.perf_counter()
+            exchange.stepped()
+            exchange.offer(window)
+            seen["results"].append(exchange.result())
+            seen["slowest"] = max(seen["slowest"], time.perf_counter() - start)
+            time.sleep(0.05)
+        seen["failure"] = exchange.failure
+        torch.save(seen, directory / "0.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+BROADCAST = {"broadcast_buffers": True}
+OWN = {"broadcast_buffers": False}
+
+CASES: dict[str, Callable[[Path], None]] = {
+    "broadcast": lambda d: case(d, strategy=BROADCAST),
+    "broadcast-unwatched": lambda d: case(d, strategy=BROADCAST, watched=False),
+    "own": lambda d: case(d, strategy=OWN),
+    "own-unwatched": lambda d: case(d, strategy=OWN, watched=False),
+    "three": lambda d: case(d, strategy=BROADCAST, devices=3),
+    "unused": lambda d: case(d, strategy={"find_unused_parameters": True}, net={"idle": True}),
+    "static": lambda d: case(d, strategy={"static_graph": True}),
+    "validated": lambda d: case(d, strategy=BROADCAST, limit_val_batches=2, val_check_interval=6),
+    "apart": lambda d: case(d, strategy=OWN, net={"apart": 3.0}),
+    "apart-broadcast": lambda d: case(d, strategy=BROADCAST, net={"apart": 30.0}),
+    "stop": lambda d: case(d, net={"poison": 9}, monitor={"on_alert": "stop"}),
+    "silent": silent,
+    "raise": lambda d: case(d, net={"poison": 9}, monitor={"on_alert": "raise"}),
+}
+
+
+def main(directory: Path, names: list[str]) -> None:
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    for name in names:
+        try:
+            CASES[name](directory / name)
+        except Exception as error:
+            (directory / name).mkdir(parents=True, exist_ok=True)
+            (directory / name / "error.txt").write_text(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

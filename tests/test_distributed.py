@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.distributed.run import CASES, LOG_EVERY, STEPS
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or not dist.is_gloo_available(), reason="forks processes that talk over gloo"
+)
+TRUE_TO = 5e-6
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case of :mod:`tests.distributed.run`, run once."""
+    directory = tmp_path_factory.mktemp("distributed")
+    command = [sys.executable, "-m", "tests.distributed.run", str(directory), *CASES]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return directory
+
+
+def seen(runs: Path, case: str) -> list[dict[str, Any]]:
+    """What each process of a case saw, the first one first."""
+    error = runs / case / "error.txt"
+    assert not error.exists(), error.read_text()
+    return [torch.load(p, weights_only=False) for p in sorted((runs / case).glob("*.pt"))]
+
+
+@pytest.mark.parametrize(("watched", "bare"), [("broadcast", "broadcast-unwatched"), ("own", "own-unwatched")])
+def test_it_does_not_change_a_distributed_training(runs: Path, watched: str, bare: str) -> None:
+    assert [s["digest"] for s in seen(runs, watched)] == [s["digest"] for s in seen(runs, bare)]
+
+
+@pytest.mark.parametrize(
+    "case", ["broadcast", "own", "three", "unused", "static", "validated", "apart", "apart-broadcast"]
+)
+def test_the_first_process_knows_the_statistics_of_all_data_together(runs: Path, case: str) -> None:
+    everyone = seen(runs, case)
+    first = everyone[0]
+    assert len(first["ranks"]) >= STEPS // LOG_EVERY - 1
+    for step, heard in first["ranks"].items():
+        start = 0
+        for layer, recorded in first["batch_mean"].items():
+            data = torch.cat([s["inputs"][step][layer] for s in everyone])
+            mean, var = (heard[n][start : start + data.shape[1]] for n in ("batch_mean", "batch_var"))
+            assert float(((mean - data.mean(0)) / data.std(0)).abs().max()) < TRUE_TO
+            assert float((var / data.var(0) - 1).abs().max()) < 2e-5
+            start += data.shape[1]
+            own = everyone[0]["inputs"][step][layer].mean(0)
+            at = recorded[list(first["recorded"]).index(step)]
+            torch.testing.assert_close(at.double(), own, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("case", "fires"), [("broadcast", False), ("own", False), ("apart", True), ("apart-broadcast", True)]
+)
+def test_bn503_hears_processes_with_different_data(runs: Path, case: str, fires: bool) -> None:
+    alerts = [a for a in seen(runs, case)[0]["alerts"] if a["code"] == "BN503"]
+    assert [(a["layer"], a["severity"]) for a in alerts] == ([("net.1", "warning")] if fires else [])
+
+
+def test_only_the_first_process_judges_and_writes(runs: Path) -> None:
+    for case in ("broadcast", "apart", "three"):
+        first, *others = seen(runs, case)
+        assert len(first["files"]) == 1
+        assert all(other["alerts"] == [] for other in others)
+
+
+def test_all_processes_stop_at_the_same_step(runs: Path) -> None:
+    first, second = seen(runs, "stop")
+    assert [(a["code"], a["first_step"]) for a in first["alerts"]] == [("BN101", 9)]
+    assert first["steps"] == second["steps"] < STEPS
+
+
+def test_an_error_that_is_raised_ends_every_process(runs: Path) -> None:
+    assert "AlertError: BN101" in (runs / "raise" / "error.txt").read_text()
+
+
+def test_a_process_that_never_answers_is_not_waited_for(runs: Path) -> None:
+    (first,) = seen(runs, "silent")
+    assert first["results"] == [None] * 40
+    assert first["slowest"] < 0.5
+    assert first["failure"].startswith("the processes could not tell each other their statistics")
