@@ -28,6 +28,7 @@ ALL_THERE: dict[str, Any] = {
     "validated": True,
     "probe": True,
     "ranks": True,
+    "exchange": True,
 }
 
 
@@ -71,6 +72,7 @@ def test_nothing_is_missing_where_everything_is_there() -> None:
         ({"tracking": False}, "buffers", "running statistics"),
         ({"affine": False}, "affine", "gamma"),
         ({"unsampled": "no samples here"}, "samples", "no samples here"),
+        ({"exchange": False}, "exchange", "share_ranks"),
         ({"untraced": "no graph here"}, "dataflow", "no graph here"),
         ({"optimizers": False}, "optimizer", "optimizer="),
         ({"loader": False}, "loader", "train_loader="),
