@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bnmonitor import Finding, Rule, all_rules
-from bnmonitor.frame import CHANNEL_STATISTICS, LAYER_STATISTICS, Baseline, Facts, Moments, Sample, Structure, Window
+from bnmonitor.frame import (
+    CHANNEL_STATISTICS,
+    LAYER_STATISTICS,
+    Baseline,
+    Facts,
+    Moments,
+    RankStatistics,
+    Sample,
+    Structure,
+    Window,
+)
 from bnmonitor.layers import LayerTable
 from bnmonitor.testing import check_rule
 
@@ -25,6 +35,9 @@ CHANNELS = st.lists(st.sampled_from([1, 2, 5, 8]), min_size=1, max_size=3)
 anything = settings(
     max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
 )
+
+
+OF_RANKS = ("batch_mean", "batch_var", "batch_spread", "mean_spread", "var_spread")
 
 
 def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = True, run: int | None = None) -> Window:
@@ -98,6 +111,13 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         output=moments(),
         between=sprinkled(torch.rand(width, generator=rng)),
     )
+    apart = sprinkled(signed(0.5, 1.0)[0].abs())
+    ranks = RankStatistics(
+        step=sampled_at,
+        world_size=2,
+        size=torch.full((count,), 64.0),
+        **dict.fromkeys(OF_RANKS, apart),
+    )
     sizes = torch.randint(1, 20, (count,), generator=rng).float()
     return Window(
         layers=layers,
@@ -123,6 +143,7 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
             affine_trains=coin(0.6, count),
             optimizers=True,
             learning_rates=tuple(torch.rand(steps, generator=of_run).tolist()),
+            ranks=ranks,
             structure=Structure(
                 producer_trains=tuple(bool(c) for c in coin(0.6, count)),
                 consumers=tuple(("relu",) if bool(c) else ("add",) for c in coin(0.8, count)),
@@ -160,6 +181,8 @@ def beside(a: Window, b: Window) -> Window:
         sample = Sample(step=a.sample.step, **per_layer, **sides)
     assert a.facts.structure is not None
     assert b.facts.structure is not None
+    assert a.facts.ranks is not None
+    of_ranks = {name: joined(name, a.facts.ranks, b.facts.ranks) for name in ("size", *OF_RANKS)}
     return replace(
         a,
         layers=LayerTable(names=names, **table),
@@ -167,6 +190,7 @@ def beside(a: Window, b: Window) -> Window:
         facts=replace(
             a.facts,
             affine_trains=joined("affine_trains", a.facts, b.facts),
+            ranks=replace(a.facts.ranks, **of_ranks),
             structure=Structure(
                 producer_trains=a.facts.structure.producer_trains + b.facts.structure.producer_trains,
                 consumers=a.facts.structure.consumers + b.facts.structure.consumers,
@@ -193,8 +217,12 @@ def shuffled(window: Window, seed: int) -> tuple[Window, list[list[int]]]:
             for side in ("input", "output")
         }
         sample = replace(sample, between=sample.between[flat], **sides)
+    assert (ranks := window.facts.ranks) is not None
+    facts = replace(window.facts, ranks=replace(ranks, **{name: getattr(ranks, name)[flat] for name in OF_RANKS}))
     rows = {name: getattr(window, name)[:, flat] for name in CHANNEL_STATISTICS}
-    return replace(window, baseline=baseline, sample=sample, **rows), [o.argsort().tolist() for o in orders]
+    return replace(window, baseline=baseline, facts=facts, sample=sample, **rows), [
+        o.argsort().tolist() for o in orders
+    ]
 
 
 def essence(finding: Finding) -> tuple[object, ...]:
