@@ -217,7 +217,8 @@ def shuffled(window: Window, seed: int) -> tuple[Window, list[list[int]]]:
             for side in ("input", "output")
         }
         sample = replace(sample, between=sample.between[flat], **sides)
-    assert (ranks := window.facts.ranks) is not None
+    ranks = window.facts.ranks
+    assert ranks is not None
     facts = replace(window.facts, ranks=replace(ranks, **{name: getattr(ranks, name)[flat] for name in OF_RANKS}))
     rows = {name: getattr(window, name)[:, flat] for name in CHANNEL_STATISTICS}
     return replace(window, baseline=baseline, facts=facts, sample=sample, **rows), [
@@ -364,5 +365,6 @@ def test_rule_says_nothing_of_a_model_that_never_ran(rule: Rule) -> None:
         "updates": torch.zeros(12, 2, dtype=torch.int64),
         "training": torch.ones(12, 2, dtype=torch.bool),
     }
+    facts = replace(window.facts, ranks=None)
     unknown = replace(window.baseline, sizes=torch.full((2,), math.nan), gamma=torch.ones(8))
-    assert rule.check(replace(window, baseline=unknown, sample=None, **rows)) == []
+    assert rule.check(replace(window, baseline=unknown, facts=facts, sample=None, **rows)) == []
