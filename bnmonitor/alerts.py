@@ -3,96 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bnmonitor._text import DOCS, count, listing
+from bnmonitor._text import DOCS
 from bnmonitor.frame import Window
 from bnmonitor.layers import LayerTable
 from bnmonitor.needs import unmet
 from bnmonitor.rules import CATALOGUE, Finding, Rule, Severity
 from bnmonitor.rules.monitor.rule_error import RuleError
+from bnmonitor.verdict import Alert as Alert
 
 CLEAR_AFTER = 3
 """Checks in a row without a finding after which an alert is cleared."""
 
 _SILENCING = "BN101"
 _CODES = {rule.code for rule in CATALOGUE}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Alert:
-    """One episode of one fault.
-
-    Attributes:
-        code: Code of the rule, such as ``BN304``.
-        rule: Name of the rule, such as ``stale-statistics``.
-        severity: The worst it has been.
-        layer: Dotted path of the layer where it began; None if there is no layer to name.
-        layers: Every layer of the incident, the first one first.
-        channels: Channels within ``layer``; empty means the whole layer.
-        first_step: The step when it began.
-        last_step: The last step at which it was seen.
-        state: ``"open"`` or ``"cleared"``.
-        value: The number that was judged.
-        threshold: The number it was judged by.
-        message: What is wrong, with the likely cause.
-        advice: One concrete fix.
-        url: The rule's page in the manual.
-    """
-
-    code: str
-    rule: str
-    severity: Severity
-    layer: str | None
-    layers: tuple[str, ...]
-    channels: tuple[int, ...]
-    first_step: int
-    last_step: int
-    state: Literal["open", "cleared"]
-    value: float
-    threshold: float
-    message: str
-    advice: str
-    url: str
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        """What tells this episode from every other of the run."""
-        return self.code, self.layer or self.message, self.first_step
-
-    def __str__(self) -> str:
-        where = f" · {self.layer}" if self.layer is not None else ""
-        more = f" and {count(len(self.layers) - 1, 'more layer')}" if len(self.layers) > 1 else ""
-        channels = f" · channels {listing(self.channels)}" if self.channels else ""
-        return f"{self.code} {self.rule}{where}{more}{channels} · since step {self.first_step}: {self.message}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the alert as plain types that JSON can hold."""
-        plain = asdict(self)
-        plain["severity"] = str(self.severity)
-        plain["layers"], plain["channels"] = list(self.layers), list(self.channels)
-        for name in ("value", "threshold"):
-            if plain[name] - plain[name] != 0:
-                plain[name] = str(plain[name])
-        return plain
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Alert:
-        """Return the alert that :meth:`to_dict` described."""
-        return cls(
-            **{
-                **plain,
-                "severity": Severity[plain["severity"].upper()],
-                "layers": tuple(plain["layers"]),
-                "channels": tuple(plain["channels"]),
-                "value": float(plain["value"]),
-                "threshold": float(plain["threshold"]),
-            }
-        )
 
 
 @dataclass

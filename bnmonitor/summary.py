@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from bnmonitor import measures
-from bnmonitor._text import count
-from bnmonitor.alerts import Alert
 from bnmonitor.frame import Window
 from bnmonitor.history import catalogue
 from bnmonitor.layers import LayerTable
-from bnmonitor.rules import Severity
 from bnmonitor.statistics import Recovery
+from bnmonitor.verdict import Alert, LayerSummary, Severity, State
 
 METRICS = tuple(statistic.name for statistic in catalogue.LAYER)
 """Columns of :attr:`Summary.table`, in order."""
@@ -25,113 +22,18 @@ _CAPS = {Severity.INFO: 100.0, Severity.WARNING: 60.0, Severity.ERROR: 20.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerSummary:
-    """One layer's row.
+class Summary(State):
+    """The state of all layers while they train.
 
     Attributes:
-        name: Dotted path of the layer.
-        channels: Number of channels.
-        health: 100 is well; at most 60 with an open warning, 20 with an open error.
-        training: Whether the layer was in training mode at the last step.
-        settled: Whether the window lies after the warm-up, so that a lag of the statistics is judged; a layer in
-            evaluation mode has none to judge.
-        batch_var: Mean of the channels' batch variances at each step of the window.
-        running_gap: Distance of batch mean and running mean, noise averaged out, in deviations.
-        gamma_min: Smallest absolute gamma.
-        silent: Share of channels whose output was never positive in the last sample; NaN without one.
-        alerts: Open alerts, each as ``rule since step``.
-        recovery: Why batch statistics are missing; empty if they are not.
-    """
-
-    name: str
-    channels: int
-    health: float
-    training: bool
-    settled: bool
-    batch_var: tuple[float, ...]
-    running_gap: float
-    gamma_min: float
-    silent: float
-    alerts: tuple[str, ...]
-    recovery: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """The state of all layers at one step; iterating gives a :class:`LayerSummary` each, in execution order.
-
-    Attributes:
-        step: The last step that was looked at; -1 before the first.
-        epoch: The epoch, where there is one.
         table: ``[L, len(METRICS)]`` float32: the numbers by layer, in the order of :data:`METRICS`.
         layers: The layers' table.
-        rows: A row per layer.
-        alerts: Every alert so far, cleared ones too.
-        skipped: Rules that could not run, with the reason.
         window: The steps it was made of, channel by channel; None before the first. Valid until the next step.
     """
 
-    step: int
-    epoch: int | None
     table: Tensor
     layers: LayerTable
-    rows: tuple[LayerSummary, ...]
-    alerts: tuple[Alert, ...]
-    skipped: Mapping[str, str]
     window: Window | None = field(default=None, repr=False, compare=False)
-
-    def __iter__(self) -> Iterator[LayerSummary]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def open(self, severity: Severity = Severity.INFO) -> list[Alert]:
-        """Return the open alerts of a severity or worse."""
-        return [a for a in self.alerts if a.state == "open" and a.severity >= severity]
-
-    @property
-    def health(self) -> float:
-        """Health of the worst layer."""
-        return min((row.health for row in self.rows), default=100.0)
-
-    def headline(self) -> str:
-        """One line: is it healthy, and if not, how bad."""
-        where = "".join(
-            part
-            for part in (
-                f" · epoch {self.epoch}" if self.epoch is not None else "",
-                f" · step {self.step}" if self.step >= 0 else "",
-            )
-        )
-        errors = len(self.open(Severity.ERROR))
-        warnings = len(self.open(Severity.WARNING)) - errors
-        if errors or warnings:
-            found = [count(n, word) for n, word in ((errors, "error"), (warnings, "warning")) if n]
-            return f"BatchNorm {'✗' if errors else '!'} {', '.join(found)} in {count(len(self), 'layer')}{where}"
-        total = count(self.layers.total, "channel")
-        infos = f" · {count(len(self.open()), 'note')}" if self.open() else ""
-        young = sum(not row.settled for row in self.rows)
-        waiting = f" · {count(young, 'layer')} still warming up" if young else ""
-        return f"BatchNorm ✓ {count(len(self), 'layer')}, {total} healthy{where} · 0 alerts{infos}{waiting}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the summary as plain types."""
-        return {
-            "step": self.step,
-            "epoch": self.epoch,
-            "health": self.health,
-            "layers": [asdict(row) for row in self.rows],
-            "alerts": [alert.to_dict() for alert in self.alerts],
-            "skipped": dict(self.skipped),
-        }
-
-    def __str__(self) -> str:
-        lines = [self.headline()]
-        for row in self.rows:
-            told = f"  {', '.join(row.alerts)}" if row.alerts else ""
-            lines.append(f"  {row.name}: health {row.health:.0f}, running gap {row.running_gap:.2g} sigma{told}")
-        return "\n".join(lines)
 
 
 def empty(layers: LayerTable, alerts: Sequence[Alert], skipped: Mapping[str, str]) -> Summary:

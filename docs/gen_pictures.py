@@ -38,7 +38,7 @@ def train(log_dir: Path) -> None:
         logger = TensorBoardLogger(log_dir, name=run.name, version="")
         trainer(logger, run.epochs, monitor).fit(model, data, validation)
         if run.planted == "BN106":
-            from bnmonitor.sinks.console import health_table
+            from bnmonitor.render import health_table
 
             console.print(health_table(monitor.monitor.summary(run.epochs - 1), final=True))
             svg = console.export_svg(title="BatchNormMonitor()")

@@ -16,6 +16,8 @@ PACKAGE = Path(bnmonitor.__file__).parent
 # From left to right; a module imports only from groups on the left of its own.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("_text",),
+    ("verdict",),
+    ("render",),
     ("history.catalogue", "history.schema"),
     ("history.encode", "history.source"),
     ("history.pool", "history.boxes", "history.run"),

@@ -20,8 +20,9 @@ from torch import nn
 
 from bnmonitor import Alert, Monitor, Severity, Sink, Summary
 from bnmonitor.frame import Window
+from bnmonitor.render import sparkline
 from bnmonitor.sinks import Console, JsonLines, Loggers, Run, TensorBoard
-from bnmonitor.sinks.console import beside_bar, sparkline
+from bnmonitor.sinks.console import beside_bar
 from bnmonitor.statistics import Recovery
 from bnmonitor.summary import METRICS, empty, summarize
 from bnmonitor.testing import RecordingSink, make_window

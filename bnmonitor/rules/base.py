@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import ClassVar
 
 from torch import Tensor
 
 from bnmonitor._text import number
 from bnmonitor.frame import Window
-
-
-class Severity(IntEnum):
-    """How bad it is. An info is hygiene; a warning costs accuracy; an error makes the result wrong."""
-
-    INFO = 10
-    WARNING = 20
-    ERROR = 30
-
-    def __str__(self) -> str:
-        return self.name.lower()
+from bnmonitor.verdict import Severity as Severity
 
 
 @dataclass(frozen=True, kw_only=True)
