@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,13 +60,16 @@ class AlertBook:
         names = {name for (code, name), _ in self._cases.items() if code in holding}
         return torch.tensor([name in names for name in layers.names], dtype=torch.bool, device="cpu")
 
-    def check(self, window: Window, absent: Mapping[str, str] | None = None) -> list[Alert]:
-        """Run every rule on the window.
+    def check(
+        self, window: Window, absent: Mapping[str, str] | None = None, moments: Collection[str] = ("check",)
+    ) -> list[Alert]:
+        """Run every rule whose moment it is on the window.
 
         Args:
             window: The window.
             absent: What a rule may need and is not there, by the words of :data:`bnmonitor.needs.NEEDS`; the rules
                 that need it are left out, and what they said before stands.
+            moments: What it is time for: ``"check"``, ``"evaluation"``, ``"end"``.
 
         Returns:
             The alerts that opened, got worse or were cleared.
@@ -74,7 +77,7 @@ class AlertBook:
         self._clock += window.fresh
         events: list[Alert] = []
         broken_from = len(window.layers)
-        for rule in [rule for rule in self.rules if not unmet(rule.needs, absent or {})]:
+        for rule in [r for r in self.rules if r.moment in moments and not unmet(r.needs, absent or {})]:
             try:
                 findings = rule.check(window)
             except Exception as error:
@@ -109,7 +112,7 @@ class AlertBook:
         for finding in findings:
             key = (rule.code, None if finding.layers or finding.layer is None else names[finding.layer])
             current.add(key)
-            case = self._cases.setdefault(key, _Case(self._clock - window.fresh, finding.first_step))
+            case = self._cases.setdefault(key, _Case(self._clock - max(1, window.fresh), finding.first_step))
             case.quiet = 0
             case.first_step = min(case.first_step, finding.first_step)
             if case.alert is not None:

@@ -18,14 +18,14 @@ from bnmonitor.measures import forgetting, offset, typical_variance, warm
 MEMORY = 500
 """Steps in which a baseline follows a lasting change by two thirds."""
 
-_BY_LAYER = ("offset", "updates", "forgotten", "sizes", "values")
+_BY_LAYER = ("offset", "initial", "updates", "forgotten", "sizes", "values")
 
 ALIVE = 100
 """A channel is alive once its batch variance has been this many times eps."""
 
 
-def begin(layers: LayerTable, gamma: Tensor, mean: Tensor, var: Tensor) -> Baseline:
-    """Return the baseline of layers that nothing is known of but their first state."""
+def begin(layers: LayerTable, gamma: Tensor, mean: Tensor, var: Tensor, counts: Tensor) -> Baseline:
+    """Return the baseline of layers that nothing is known of but their first state, and how often they were updated."""
     unknown = torch.full((len(layers),), torch.nan, device="cpu")
     return Baseline(
         log_var=torch.full((layers.total,), torch.nan, device="cpu"),
@@ -34,6 +34,7 @@ def begin(layers: LayerTable, gamma: Tensor, mean: Tensor, var: Tensor) -> Basel
         gamma=gamma.clone(),
         mean=mean.clone(),
         var=var.clone(),
+        initial=_initial(layers, mean, var, counts),
         updates=torch.zeros(len(layers), dtype=torch.int64, device="cpu"),
         forgotten=torch.zeros(len(layers), dtype=torch.float64, device="cpu"),
         sizes=unknown.clone(),
@@ -63,8 +64,10 @@ def restored(fresh: Baseline, layers: LayerTable, saved: Mapping[str, Any]) -> B
 
 def counted(window: Window) -> Baseline:
     """Return the window's baseline with the new updates counted and new life noted, before rules judge."""
+    if not window.fresh:
+        return window.baseline
     alive = window.baseline.alive | (typical_variance(window) > ALIVE * window.layers.eps_by_channel)
-    new = slice(-max(1, window.fresh), None)
+    new = slice(-window.fresh, None)
     return replace(
         window.baseline,
         alive=alive,
@@ -105,6 +108,14 @@ def sampled(base: Baseline, sizes: list[Sample]) -> Baseline:
         return seen.nanquantile(0.5, dim=0, interpolation="higher")
 
     return replace(base, sizes=middle("size"), values=middle("values"))
+
+
+def _initial(layers: LayerTable, mean: Tensor, var: Tensor, counts: Tensor) -> Tensor:
+    """Weight of mean 0 and variance 1 in running statistics that were updated so often; set by hand, they have none."""
+    momentum = torch.tensor([1.0 if m is None else m for m in layers.momentum], dtype=torch.float64, device="cpu")
+    untouched = ~layers.segments.any((mean != 0) | (var != 1))
+    left = (1 - momentum).clamp(min=0).pow(counts).where(counts > 0, 0.0)
+    return left.where(~untouched, 1.0)
 
 
 def _follow(old: Tensor, new: Tensor, moving: Tensor, rate: float) -> Tensor:

@@ -174,7 +174,8 @@ class BatchNormMonitor(_Base):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """What comes now is no training."""
         if self._monitor is not None:
-            self._monitor.begin_evaluation("sanity" if trainer.sanity_checking else "validation")
+            trial = trainer.sanity_checking or trainer.fast_dev_run
+            self._monitor.begin_evaluation("sanity" if trial else "validation")
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Training goes on."""

@@ -164,6 +164,11 @@ class Loader:
     complete: bool = True
 
     @property
+    def batches(self) -> int | None:
+        """Batches in an epoch, an incomplete last one included; None if that is unknown."""
+        return -(-self.samples // self.batch_size) if self.samples and self.batch_size else None
+
+    @property
     def leftover(self) -> int | None:
         """Samples in an incomplete last batch that is trained on: 0 if there is none, None if that is unknown."""
         if self.drop_last or not self.complete:
@@ -213,6 +218,10 @@ class Facts:
         scales: The gradient scaler's scale after each step of the window, NaN where unknown; empty without a scaler.
         skipped_steps: Whether the scaler skipped the optimizer at each step of the window; empty without one.
         ranks: What all processes had at the last step at which they told each other.
+        epoch_steps: Training steps in the first epoch that was seen to end; 0 before.
+        evaluation: The phase of the evaluation that is about to begin; empty in the middle of training.
+        rewritten: ``[L]`` bool, something other than a training step has set the running statistics since the last one;
+            None where that was not looked at.
     """
 
     affine_trains: Tensor
@@ -227,6 +236,9 @@ class Facts:
     scales: tuple[float, ...] = ()
     skipped_steps: tuple[bool, ...] = ()
     ranks: RankStatistics | None = None
+    epoch_steps: int = 0
+    evaluation: str = ""
+    rewritten: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,6 +252,8 @@ class Baseline:
         gamma: ``[C]`` gamma at the start.
         mean: ``[C]`` running mean at the start.
         var: ``[C]`` running variance at the start.
+        initial: ``[L]`` weight that mean 0 and variance 1 had in the running statistics at the start; 0 once something
+            other than training has set them.
         updates: ``[L]`` int64, updates seen since the start.
         forgotten: ``[L]``, minus the log of the weight that the initial statistics still have after these updates.
         sizes: ``[L]`` median number of samples per call over the samples taken; NaN where none was.
@@ -252,6 +266,7 @@ class Baseline:
     gamma: Tensor
     mean: Tensor
     var: Tensor
+    initial: Tensor
     updates: Tensor
     forgotten: Tensor
     sizes: Tensor

@@ -97,6 +97,11 @@ def forgetting(window: Window) -> Tensor:
     return rate * window.updates.clamp(min=0)
 
 
+def initial_weight(window: Window) -> Tensor:
+    """Weight that mean 0 and variance 1, which they began with, still have in the running statistics: ``[L]``."""
+    return window.baseline.initial.double() * (-window.baseline.forgotten.double()).exp()
+
+
 @once
 def warm(window: Window) -> Tensor:
     """Which layers were warm before each step, and after the last: ``[T + 1, L]`` bool.

@@ -271,7 +271,7 @@ class Monitor:
             known = ", ".join(map(repr, _PHASES))
             raise ValueError(f"evaluation phase {phase!r} is not known{nearest(str(phase), _PHASES)}; it takes {known}")
         self._validated |= phase in ("validation", "test")
-        self._guard(self._check)
+        self._guard(self._check, phase)
         self._guard(self._watch.pause)
 
     def end_evaluation(self) -> None:
@@ -285,7 +285,7 @@ class Monitor:
     def close(self) -> None:
         """Check what is still unchecked, show the summary, and leave no hook behind. May be called twice."""
         try:
-            self._guard(self._judge)
+            self._guard(self._judge, "", True)
         finally:
             self._watch.end()
             try:
@@ -413,20 +413,21 @@ class Monitor:
         if self._watch.exchange is not None and window is not None:
             self._watch.exchange.offer(window)
 
-    def _check(self) -> None:
+    def _check(self, evaluation: str = "") -> None:
         """See whether the layers are still the same, and judge the steps since the last check."""
         if self._watch.renewed():
             logger.info("the model's layers have changed: %d are watched from here on", len(self.layers))
         else:
-            self._judge()
+            self._judge(evaluation)
 
     @torch.no_grad()
-    def _judge(self) -> None:
-        window = self._watch.window(self._optimizers, self._facts)
-        if window is None or not window.fresh:
+    def _judge(self, evaluation: str = "", end: bool = False) -> None:
+        window = self._watch.window(self._optimizers, self._facts, evaluation)
+        if window is None or not (window.fresh or evaluation or end):
             return
         window = self._watch.counted(window)
-        events = self._book.check(window, self._absent())
+        times = {"check": bool(window.fresh), "evaluation": bool(evaluation), "end": end}
+        events = self._book.check(window, self._absent(), [moment for moment, now in times.items() if now])
         self._watch.judged(window, self._book.held(self.layers))
         if self._black_box is not None:
             for alert in events:
@@ -436,6 +437,7 @@ class Monitor:
 
     def _end_epoch(self, epoch: int | None) -> None:
         self._check()
+        self._watch.epoch_steps = self._watch.epoch_steps or self._watch.count
         if self._watch.steps:
             self._responder.tell("epoch", self.summary(epoch))
 

@@ -33,6 +33,8 @@ class Block:
     steps: list[int]
     rates: list[float]
     rows: dict[str, Tensor]
+    rewritten: Tensor
+    """``[L]`` bool: between steps, something else has given the running statistics other values."""
 
 
 class ResizedError(ValueError):
@@ -73,6 +75,7 @@ class Recorder:
         self._native = torch.tensor([writes_pairwise(m) for m in self.modules], dtype=torch.bool, device="cpu")
         self.writes_count = True
         """Whether each write to the buffers of an InstanceNorm is one of its forwards; else there is one in a step."""
+        self._moved = torch.zeros(layers.total, dtype=torch.bool, device=self._device)
         self._no_count = torch.zeros((), dtype=torch.int64, device=self._device)
         self._meta: list[_Row] = []
 
@@ -86,9 +89,12 @@ class Recorder:
 
     def mark(self) -> None:
         """Note the state that the next step starts from, after anything but a step may have changed it."""
+        before = self._tape[len(self._meta) - 1, :2].clone() if self._meta else None
         if self._meta and self._meta[-1].step is None:
             self._meta.pop()
         self._read(None, torch.nan)
+        if before is not None:
+            self._moved |= (self._tape[len(self._meta) - 1, :2] != before).any(0)
 
     def step(self, step: int, rate: float = torch.nan, seen: Mapping[int, Seen] | None = None) -> None:
         """Record one training step that has just ended.
@@ -109,8 +115,8 @@ class Recorder:
         nans, zeros, ones = self._fill[torch.nan], self._fill[0.0], self._fill[1.0]
         gammas, betas = [p.get("weight") for p in parameters], [p.get("bias") for p in parameters]
         columns = [
-            [f if (t := b.get("running_mean")) is None else t for b, f in zip(buffers, nans, strict=True)],
-            [f if (t := b.get("running_var")) is None else t for b, f in zip(buffers, nans, strict=True)],
+            self._running("running_mean"),
+            self._running("running_var"),
             [f if g is None else g for g, f in zip(gammas, ones, strict=True)],
             [f if b is None else b for b, f in zip(betas, zeros, strict=True)],
             [f if g is None or (t := g.grad) is None else t for g, f in zip(gammas, nans, strict=True)],
@@ -134,6 +140,11 @@ class Recorder:
             )
         )
 
+    def _running(self, name: str) -> list[Tensor]:
+        """A running statistic of every layer; NaN for one that keeps none."""
+        fill = self._fill[torch.nan]
+        return [f if (t := b.get(name)) is None else t for b, f in zip(self._buffers, fill, strict=True)]
+
     def _resized(self, column: list[Tensor]) -> ResizedError:
         sizes = zip(self.layers.names, self.layers.channels, column, strict=True)
         name, was, now = next((name, c, t.numel()) for name, c, t in sizes if t.numel() != c)
@@ -146,10 +157,19 @@ class Recorder:
                 raise self._resized(column)
         torch.stack(counts, out=self._counts[row])
 
-    def origin(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Gamma, running mean and running variance at the oldest state on the tape: each ``[C]`` on the CPU."""
+    def rewritten(self) -> Tensor:
+        """Which layers' running statistics have been written since the last state on the tape: ``[L]`` bool.
+
+        By the tensors' identities and versions, so that nothing waits for the device; what autograd does not see, as in
+        inference mode, is not noticed.
+        """
+        means, variances = (self._running(name) for name in ("running_mean", "running_var"))
+        return (torch.tensor(self._meta[-1].written) != torch.tensor(_written(means, variances))).any(0)
+
+    def origin(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The oldest state on the tape: gamma, running mean and variance, ``[C]``, and updates so far, ``[L]``."""
         gamma, mean, var = (self._tape[0, _READ.index(n)].cpu() for n in ("gamma", "running_mean", "running_var"))
-        return gamma, mean, var
+        return gamma, mean, var, self._counts[0].cpu()
 
     def reordered(self, layers: LayerTable, modules: Sequence[nn.Module]) -> Recorder:
         """Return a recorder of the same layers in another order, which goes on from the same state."""
@@ -211,7 +231,9 @@ class Recorder:
         self._tape[0].copy_(self._tape[used - 1])
         self._counts[0].copy_(self._counts[used - 1])
         self._meta = [replace(self._meta[-1], step=None, seen=None)]
-        return Block([row.step for row in meta if row.step is not None], [row.rate for row in meta], rows)
+        rewritten = self.layers.segments.any(self._moved.cpu())
+        self._moved.zero_()
+        return Block([row.step for row in meta if row.step is not None], [row.rate for row in meta], rows, rewritten)
 
     def _counted(self) -> Tensor:
         """Which layers have a counter: ``[L]`` bool."""

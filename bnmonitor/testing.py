@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,6 +34,8 @@ def make_window(
     start_gamma: Values = 1.0,
     start_mean: Values = 0.0,
     sample: Sample | None = None,
+    evaluation: str = "",
+    seen: int | None = None,
     **statistics: Values,
 ) -> Window:
     """Make a window of one healthy layer, but for what is given.
@@ -55,6 +58,8 @@ def make_window(
         start_gamma: Gamma at the start.
         start_mean: Running mean at the start.
         sample: Activation statistics.
+        evaluation: Phase of the evaluation that is about to begin.
+        seen: Updates since the start, which was at mean 0 and variance 1; None: long forgotten.
         statistics: Any statistic per channel of :class:`~bnmonitor.frame.Frame`.
     """
     given = {name: torch.as_tensor(v, dtype=torch.float32) for name, v in statistics.items()}
@@ -111,8 +116,9 @@ def make_window(
             gamma=spread(start_gamma)[0],
             mean=spread(start_mean)[0],
             var=torch.ones(width),
-            updates=torch.full((count,), 1000),
-            forgotten=torch.full((count,), 100.0, dtype=torch.float64),
+            initial=torch.ones(count, dtype=torch.float64),
+            updates=torch.full((count,), 1000 if seen is None else seen),
+            forgotten=torch.full((count,), 100.0 if seen is None else -seen * math.log1p(-(momentum or 0.0))).double(),
             sizes=torch.full((count,), float(sizes)),
             values=torch.full((count,), float(sizes if values is None else values)),
         ),
@@ -121,6 +127,7 @@ def make_window(
             optimizers=True,
             learning_rates=(learning_rate,) * steps,
             structure=structure,
+            evaluation=evaluation,
         ),
         sample=sample,
         fresh=min(10, steps),

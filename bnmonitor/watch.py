@@ -61,6 +61,8 @@ class Watch:
         """How this process hears of the others, if it does."""
         self.heard: RankStatistics | None = None
         """What it heard last."""
+        self.epoch_steps = 0
+        """Training steps in the first epoch; 0 before its end."""
         self._baseline: Baseline | None = None
         self._take(discover(models, include=include, exclude=exclude))
 
@@ -182,28 +184,42 @@ class Watch:
         if block is not None:
             self._ring.append(block.steps, block.rates, block.rows)
             self._fresh += len(block.steps)
+            if self._baseline is not None:
+                self._baseline = replace(self._baseline, initial=self._baseline.initial.where(~block.rewritten, 0.0))
 
-    def window(self, optimizers: Sequence[Optimizer], run: RunFacts | None = None) -> Window | None:
-        """Return the window with everything to judge it by; None before the first step."""
+    def window(
+        self, optimizers: Sequence[Optimizer], run: RunFacts | None = None, evaluation: str = ""
+    ) -> Window | None:
+        """Return the window with everything to judge it by; None before the first step.
+
+        Args:
+            optimizers: Those that train the model.
+            run: What the run tells of itself.
+            evaluation: The phase of the evaluation that is about to begin; empty if none is.
+        """
         self.collect()
         if self._baseline is None or not self.steps:
             return None
         samples, modules = self._sampling.samples, self._recorder.modules
         if self.exchange is not None:
             self.heard = self.exchange.result() or self.heard
+        known = facts(
+            modules,
+            optimizers,
+            steps=self.steps,
+            rates=self._ring.rates,
+            structure=self._sampling.sampler.structure(modules),
+            run=run or RunFacts(),
+            ranks=self.heard,
+        )
+        known = replace(known, epoch_steps=self.epoch_steps)
+        if evaluation:
+            known = replace(known, evaluation=evaluation, rewritten=self._recorder.rewritten())
         return Window(
             layers=self.layers,
             steps=tuple(self.steps),
             baseline=baseline.sampled(self._baseline, samples),
-            facts=facts(
-                modules,
-                optimizers,
-                steps=self.steps,
-                rates=self._ring.rates,
-                structure=self._sampling.sampler.structure(modules),
-                run=run or RunFacts(),
-                ranks=self.heard,
-            ),
+            facts=known,
             sample=samples[-1] if samples else None,
             fresh=min(self._fresh, len(self.steps)),
             **self._ring.view(),
@@ -214,8 +230,9 @@ class Watch:
         return replace(window, baseline=baseline.counted(window))
 
     def judged(self, window: Window, held: Tensor) -> None:
-        """Let the baseline follow a window that has been judged, but for the layers that are held."""
-        self._baseline = baseline.followed(window, held)
+        """Let the baseline follow the new steps of a window that has been judged, but for the layers that are held."""
+        if window.fresh:
+            self._baseline = baseline.followed(window, held)
         self._fresh = 0
 
     def state_dict(self) -> dict[str, Any]:

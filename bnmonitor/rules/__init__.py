@@ -18,6 +18,8 @@ from bnmonitor.rules.numerics.non_finite_statistics import NonFiniteStatistics
 from bnmonitor.rules.numerics.variance_collapse import VarianceCollapse
 from bnmonitor.rules.numerics.variance_explosion import VarianceExplosion
 from bnmonitor.rules.parameters.dead_channels import DeadChannels
+from bnmonitor.rules.running_average.cold_statistics import ColdStatistics
+from bnmonitor.rules.running_average.degenerate_momentum import DegenerateMomentum
 from bnmonitor.rules.running_average.inverted_momentum import InvertedMomentum
 from bnmonitor.rules.running_average.stale_statistics import StaleStatistics
 from bnmonitor.rules.sample_size.small_batch import SmallBatch
@@ -33,6 +35,8 @@ CATALOGUE: tuple[type[Rule], ...] = (
     MeanExplosion,
     SmallBatch,
     InvertedMomentum,
+    DegenerateMomentum,
+    ColdStatistics,
     StaleStatistics,
     EvalModeInTraining,
     LeakingFreeze,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from bnmonitor._text import number
 from bnmonitor.frame import Window
 from bnmonitor.verdict import Severity as Severity
+
+Moment = Literal["check", "evaluation", "end"]
+"""When a rule is judged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,8 @@ class Rule(ABC):
         holds: Whether an open alert keeps the layer's baseline from following.
         yields_to: Codes of the rules that know better: while one of them has found something in a layer, this one is
             silent there.
+        moment: When it is judged: at each ``"check"`` with new steps, when an ``"evaluation"`` begins, or at the
+            ``"end"``.
         default: Whether it runs when nothing is selected.
     """
 
@@ -72,6 +77,7 @@ class Rule(ABC):
     exact: ClassVar[bool] = False
     holds: ClassVar[bool] = False
     yields_to: ClassVar[frozenset[str]] = frozenset()
+    moment: ClassVar[Moment] = "check"
     default: ClassVar[bool] = True
 
     @abstractmethod

@@ -88,9 +88,10 @@ class DeadChannels(Rule):
         relu = window.facts.structure.relu_only()[window.layers.owner]
         now = relu & self._negative(window.last(1))[0]
         sample = window.sample
-        if not now.any() or sample is None or sample.step < first(self._negative(window)[:, now].any(1), window):
+        if not now.any() or sample is None:
             return now
-        return now & ~(sample.output.nonpositive < self.zero_share)
+        since = torch.tensor(window.steps)[self._negative(window).long().argmax(0)]
+        return now & ~((sample.output.nonpositive < self.zero_share) & (sample.step >= since))
 
     def _negative(self, window: Window) -> torch.Tensor:
         return window.beta < self.beta_ratio * window.gamma.abs()

@@ -46,7 +46,7 @@ class InvertedMomentum(Rule):
     ``error_from = .9``. ``mixed_ratio = 9`` between the largest and the smallest momentum of a model.
 
     ## Look-alikes
-    A momentum of 1 while statistics are estimated anew, and per-task statistics in meta-learning: ignore it there.
+    A momentum of exactly 1 is BN302's. Per-task statistics in meta-learning: ignore it there.
 
     ## References
     pytorch/vision#8250; eriklindernoren/PyTorch-YOLOv3#230; huggingface/transformers#19454.
@@ -64,7 +64,7 @@ class InvertedMomentum(Rule):
         """Judge the momentum of all layers that update their statistics."""
         updated = (window.updates > 0).any(0).tolist()
         momenta = {i: m for i, m in enumerate(_rounded(window.momentum[-1])) if updated[i] and m > 0}
-        inverted = {i: m for i, m in momenta.items() if m >= self.warn_from}
+        inverted = {i: m for i, m in momenta.items() if self.warn_from <= m < 1}
         if inverted:
             return [self._inverted(window, inverted)]
         if momenta and max(momenta.values()) >= self.mixed_ratio * min(momenta.values()) * (1 - 1e-9):

@@ -1,0 +1,128 @@
+"""BN303: evaluated before the running statistics have forgotten where they began."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bnmonitor._text import count, number
+from bnmonitor.frame import Window
+from bnmonitor.measures import initial_weight, median
+from bnmonitor.rules.base import Finding, Moment, Rule, Severity
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColdStatistics(Rule):
+    """An evaluation begins while the running statistics are still partly the mean 0 and variance 1 they began with.
+
+    ## What it does
+    Looks when an evaluation begins (the sanity check before training is none). Running statistics have no bias
+    correction: after ``k`` updates with momentum ``m``, mean 0 and variance 1 still have the weight ``(1 - m)^k`` in
+    them. One alert for all layers concerned; also for a layer that trains on batches without ever updating them.
+    Statistics that were loaded or estimated anew are not cold.
+
+    ## Why is this bad?
+    The evaluation normalizes with a mixture of the data and of numbers that were never measured. Its result is too bad,
+    and gets better evaluation by evaluation for no other reason than that they fade.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> [finding] = ColdStatistics().check(make_window(momentum=0.01, seen=80, evaluation="validation"))
+    >>> str(finding.severity), round(finding.value, 2)
+    ('error', 0.45)
+
+    At PyTorch's default momentum, thirty updates are enough:
+
+    >>> ColdStatistics().check(make_window(momentum=0.1, seen=30, evaluation="validation"))
+    []
+
+    ## What to do
+    Estimate the statistics before the evaluation: ``torch.optim.swa_utils.update_bn(loader, model)``. Or evaluate
+    later, or take a momentum that fits the length of the run.
+
+    ## Thresholds
+    ``warn_weight = .05``, reached after 29 updates at momentum .1, 299 at .01, 2995 at .001; ``error_weight = .3``,
+    after 12, 120 and 1204. What a weight ``w`` does to the statistics can be computed: the mean is off by
+    ``w / (1 - w)`` of itself, and the variance is ``(1 - w) v + w`` instead of ``v``. Between the two thresholds it is
+    a warning if that moves the middle channel of a layer by more than BN304 allows a lag (``least_mean = .1``
+    deviations, ``least_log_deviation = .2``), and an info if not: a layer whose input has about variance 1 does not
+    feel it.
+
+    ## Look-alikes
+    Fine-tuning, where the statistics began as those of another training: BN304 is the rule for them.
+
+    ## References
+    chemprop/chemprop#607; keras-team/keras#6014; ludwig-ai/ludwig#328; facebookresearch/schedule_free#60.
+    """
+
+    code: ClassVar[str] = "BN303"
+    name: ClassVar[str] = "cold-statistics"
+    severity: ClassVar[Severity] = Severity.WARNING
+    needs: ClassVar[frozenset[str]] = frozenset({"buffers", "validation"})
+    moment: ClassVar[Moment] = "evaluation"
+
+    warn_weight: float = 0.05
+    error_weight: float = 0.3
+    least_mean: float = 0.1
+    least_log_deviation: float = 0.2
+
+    def check(self, window: Window) -> list[Finding]:
+        """Judge all layers that update their statistics, if an evaluation begins."""
+        facts = window.facts
+        if facts.evaluation in ("", "sanity"):
+            return []
+        weight = initial_weight(window).where(self._judged(window), 0.0)
+        if facts.rewritten is not None:
+            weight = weight.where(~facts.rewritten, 0.0)
+        cold = (weight > self.warn_weight).nonzero().flatten().tolist()
+        return [self._finding(window, weight, cold)] if cold else []
+
+    def _judged(self, window: Window) -> Tensor:
+        """Layers that normalize with their batches; those that never updated count if a sample saw them called.
+
+        What momentum 0 keeps from moving is BN302's; a cumulative average forgets at its first update.
+        """
+        momentum, updates = window.momentum[-1], window.baseline.updates
+        trained = window.training[-1] & (momentum != 0) & ~(momentum.isnan() & (updates > 0))
+        called = torch.zeros_like(trained) if window.sample is None else window.sample.calls > window.sample.eval_calls
+        return trained & ((updates > 0) | called)
+
+    def _felt(self, window: Window, weight: Tensor) -> Tensor:
+        """Layers whose middle channel the initial statistics have moved by more than a lag may: ``[L]`` bool."""
+        left = weight.clamp(max=0.99)[window.layers.owner]
+        mean, var, eps = window.running_mean[-1], window.running_var[-1], window.layers.eps_by_channel
+        off = left / (1 - left) * mean.abs() / (var + eps).sqrt()
+        true = ((var - left) / (1 - left)).clamp(min=0)
+        log_ratio = 0.5 * ((true + eps) / (var + eps)).log().abs()
+        return (median(off, window) > self.least_mean) | (median(log_ratio, window) > self.least_log_deviation)
+
+    def _finding(self, window: Window, weight: Tensor, cold: list[int]) -> Finding:
+        worst = float(weight.max())
+        error = worst > self.error_weight
+        felt = bool((self._felt(window, weight) & (weight > self.warn_weight)).any())
+        layer = int(weight.argmax())
+        updates, momentum = int(window.baseline.updates[layer]), float(window.momentum[-1, layer])
+        if updates:
+            message = (
+                f"the {window.facts.evaluation} begins after {count(updates, 'update')} at momentum {number(momentum)}:"
+                f" the initial mean 0 and variance 1 still weigh {number(100 * worst)} % in the running statistics"
+            )
+            enough = math.log(self.warn_weight) / math.log1p(-min(momentum, 1 - 1e-9))
+            advice = f"evaluate after {count(math.ceil(enough), 'update')} or more, or call"
+        else:
+            message = f"the {window.facts.evaluation} begins with running statistics that training never updated"
+            advice = "let training forwards reach the layer's own buffers, or call"
+        return Finding(
+            severity=Severity.ERROR if error else Severity.WARNING if felt else Severity.INFO,
+            layer=cold[0],
+            layers=tuple(cold),
+            first_step=window.steps[-1],
+            value=worst,
+            threshold=self.error_weight if error else self.warn_weight,
+            message=message,
+            advice=f"{advice} torch.optim.swa_utils.update_bn(loader, model) before the evaluation",
+        )

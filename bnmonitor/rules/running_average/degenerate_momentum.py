@@ -1,0 +1,104 @@
+"""BN302: a momentum with which there is no running average."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bnmonitor._text import number
+from bnmonitor.frame import Window
+from bnmonitor.rules.base import Finding, Rule, Severity, first
+
+
+@dataclass(frozen=True, kw_only=True)
+class DegenerateMomentum(Rule):
+    """Momentum is 0, 1 or None, and the running statistics are no moving average of the training.
+
+    ## What it does
+    Looks at the momentum of every layer that trains on its batches. With 0 the running statistics never move; with 1
+    they are those of the last batch; with None they are the plain average over all batches since the first. One alert
+    for all layers concerned.
+
+    ## Why is this bad?
+    Evaluation normalizes with statistics that have nothing to do with the network: those it began with, those of
+    one batch, or those of all the networks it has been since the start.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> [finding] = DegenerateMomentum().check(make_window(momentum=0.0))
+    >>> str(finding.severity), finding.message
+    ('error', 'momentum 0: training never moves the running statistics')
+
+    A small momentum is slow, but it is one:
+
+    >>> DegenerateMomentum().check(make_window(momentum=0.001))
+    []
+
+    ## What to do
+    Write ``momentum=0.1``, PyTorch's default. To freeze a layer, put it into evaluation mode: ``layer.eval()``. To
+    estimate the statistics anew, let ``torch.optim.swa_utils.update_bn(loader, model)`` set the momentum for a while.
+
+    ## Thresholds
+    The values themselves. None is right for estimating statistics anew, and an info once it has gone on for longer: for
+    more than one epoch of training, or, where the length of an epoch is not known, ``least_updates = 100``. The average
+    is then 50 batches old on average; with momentum .1 it is 9 batches old for good.
+
+    ## Look-alikes
+    Statistics that are estimated anew in the middle of training, with momentum None for one pass or 1 for a batch:
+    do it inside ``with monitor.evaluation()``, where it counts as no training.
+
+    ## References
+    Lightning-AI/pytorch-lightning#14866; pytorch/pytorch#194504.
+    """
+
+    code: ClassVar[str] = "BN302"
+    name: ClassVar[str] = "degenerate-momentum"
+    severity: ClassVar[Severity] = Severity.ERROR
+    needs: ClassVar[frozenset[str]] = frozenset({"buffers"})
+
+    least_updates: int = 100
+
+    def check(self, window: Window) -> list[Finding]:
+        """Judge the momentum of all layers that train on their batches; the worst value speaks."""
+        trained = ((window.updates > 0) & window.training).any(0).tolist()
+        momenta = {i: m for i, m in enumerate(window.momentum[-1].tolist()) if trained[i]}
+        for value in (0.0, 1.0):
+            layers = [i for i, m in momenta.items() if m == value]
+            if layers:
+                return [self._fixed(window, value, layers)]
+        loader = window.facts.train_loader
+        pass_length = (loader.batches if loader else None) or window.facts.epoch_steps or self.least_updates
+        long = (window.baseline.updates > pass_length).tolist()
+        layers = [i for i, m in momenta.items() if math.isnan(m) and long[i]]
+        return [self._cumulative(window, pass_length, layers)] if layers else []
+
+    def _fixed(self, window: Window, value: float, layers: list[int]) -> Finding:
+        what = "training never moves the running statistics" if value == 0 else "the last batch is all they remember"
+        return Finding(
+            severity=Severity.ERROR if value == 0 else Severity.WARNING,
+            layer=layers[0],
+            layers=tuple(layers),
+            first_step=first(window.momentum[:, layers[0]] == value, window),
+            value=value,
+            threshold=value,
+            message=f"momentum {value:g}: {what}",
+            advice="write momentum=0.1; to freeze a layer, call its eval() instead"
+            if value == 0
+            else "write momentum=0.1; to estimate statistics anew, use torch.optim.swa_utils.update_bn(loader, model)",
+        )
+
+    def _cumulative(self, window: Window, pass_length: int, layers: list[int]) -> Finding:
+        updates = int(window.baseline.updates[layers[0]])
+        return Finding(
+            severity=Severity.INFO,
+            layer=layers[0],
+            layers=tuple(layers),
+            first_step=window.steps[-1],
+            value=float(updates),
+            threshold=float(pass_length),
+            message=f"momentum None averages all {number(updates)} batches since the first with equal weight: "
+            "the first network counts as much as the present one",
+            advice="write momentum=0.1, and estimate the statistics anew before evaluations that matter: "
+            "torch.optim.swa_utils.update_bn(loader, model)",
+        )
