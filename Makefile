@@ -50,6 +50,7 @@ docs: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	@$(BIN)/python benchmarks/overhead.py
 	@$(BIN)/python benchmarks/scaling.py
+	@$(BIN)/python benchmarks/recalibrate.py
 
 pictures: $(VENV)/dev.stamp
 	@$(BIN)/python docs/gen_pictures.py

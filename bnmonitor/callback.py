@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bnmonitor._lightning import CallbackBase
 from bnmonitor.alerts import Alert
 from bnmonitor.monitor import Monitor
 from bnmonitor.rules import Rule
@@ -13,28 +13,8 @@ from bnmonitor.settings import Action, Settings
 from bnmonitor.sinks import Console, Loggers, Sink, TensorBoard, checked
 from bnmonitor.sinks.console import beside_bar
 
-if TYPE_CHECKING:
-    from pytorch_lightning import Callback
 
-    _Base = Callback
-else:
-
-    def _bases() -> tuple[type, ...]:
-        """Both Callback classes where both packages are installed: each Trainer accepts only its own."""
-        found = []
-        for name in ("lightning.pytorch", "pytorch_lightning"):
-            try:
-                found.append(importlib.import_module(name).Callback)
-            except ImportError:
-                continue
-        if not found:
-            raise ImportError("BatchNormMonitor needs Lightning: pip install pytorch-lightning")
-        return tuple(dict.fromkeys(found))
-
-    _Base = type("_Base", _bases(), {})
-
-
-class BatchNormMonitor(_Base):
+class BatchNormMonitor(CallbackBase):
     """Watches every BatchNorm layer of the model that a Lightning Trainer fits.
 
     Works with the Trainer of ``lightning.pytorch`` and of ``pytorch_lightning``::

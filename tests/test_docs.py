@@ -19,7 +19,9 @@ from bnmonitor.rules import CATALOGUE, Rule, all_rules
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GENERATED = [path for path in PAGES if path.parent.name == "rules"]
-WALKED = [ROOT / "docs" / f"{name}.md" for name in ("getting-started", "interface", "how-it-works", "extending")]
+WALKED = [
+    ROOT / "docs" / f"{name}.md" for name in ("getting-started", "interface", "how-it-works", "extending", "remedies")
+]
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")

@@ -15,7 +15,7 @@ PACKAGE = Path(bnmonitor.__file__).parent
 
 # From left to right; a module imports only from groups on the left of its own.
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("_text",),
+    ("_text", "_lightning"),
     ("verdict",),
     ("render",),
     ("history.catalogue", "history.schema"),
@@ -46,6 +46,11 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("responder",),
     ("monitor",),
     ("callback",),
+    ("remedies._layers",),
+    ("remedies.freezing", "remedies.population"),
+    ("remedies.*",),
+    ("remedies.callbacks",),
+    ("remedies",),
     ("testing",),
     ("demo", "manual"),
     ("cli",),

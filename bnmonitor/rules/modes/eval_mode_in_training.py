@@ -36,7 +36,8 @@ class EvalModeInTraining(Rule):
 
     ## What to do
     Call ``model.train()`` before the training steps (a stray ``eval()``, often after validation or loading, is the
-    usual cause). If the layer is meant to be frozen, freeze its gamma and beta as well: ``requires_grad_(False)``.
+    usual cause). If the layer is meant to be frozen, freeze its gamma and beta as well, with
+    ``bnmonitor.remedies.freeze``.
 
     ## Thresholds
     None: the mode is a fact.
@@ -72,8 +73,8 @@ class EvalModeInTraining(Rule):
                 threshold=0.0,
                 message="training runs through it in evaluation mode, although its parameters are trained: "
                 "it normalizes with statistics that stand still",
-                advice="call model.train() before the training steps; to freeze it on purpose, also "
-                "requires_grad_(False) on its weight and bias",
+                advice="call model.train() before the training steps; to freeze it on purpose, its gamma and beta too: "
+                "bnmonitor.remedies.freeze(model, include=[...])",
             )
         ]
 

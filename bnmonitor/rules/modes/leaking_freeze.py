@@ -41,8 +41,9 @@ class LeakingFreeze(Rule):
     []
 
     ## What to do
-    Put the frozen normalization in evaluation mode, after every ``model.train()``: override ``train`` in the module, or
-    call ``layer.eval()`` in ``on_train_epoch_start``. ``requires_grad_(False)`` alone is not enough.
+    Freeze it so that it stays frozen through every ``model.train()``: ``bnmonitor.remedies.freeze(model,
+    include=["backbone.*"])``, or the callback ``bnmonitor.remedies.Freeze``. ``requires_grad_(False)`` alone is not
+    enough, and ``layer.eval()`` lasts until the next ``model.train()``.
 
     ## Thresholds
     That statistics move is a fact. ``error_drift = .25`` deviations in the mean, or ``error_log_variance = .5`` in the
@@ -114,6 +115,6 @@ class LeakingFreeze(Rule):
             threshold=limit if error else 0.0,
             message=f"gamma and beta are frozen, but the running statistics are updated: the mean has drifted "
             f"{number(mean)} deviations, the variance by a factor {number(math.exp(min(log_var, 80.0)))}",
-            advice="put the frozen layers in evaluation mode after every model.train(): layer.eval() in "
-            "on_train_epoch_start; requires_grad_(False) does not stop the statistics",
+            advice="bnmonitor.remedies.freeze(model, include=[...]), which lasts through every model.train(); "
+            "requires_grad_(False) does not stop the statistics",
         )

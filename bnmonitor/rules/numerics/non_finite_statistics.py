@@ -37,9 +37,9 @@ class NonFiniteStatistics(Rule):
 
     ## What to do
     Find the batch: an infinite or missing value in the data, or an overflow in half precision just before the layer.
-    Then reset the layer with ``layer.reset_running_stats()`` and estimate anew with
-    ``torch.optim.swa_utils.update_bn(loader, model)``. Clipping gradients (``Trainer(gradient_clip_val=1.0)``), a lower
-    learning rate or ``precision="bf16-mixed"`` keep it from coming back.
+    Then ``bnmonitor.remedies.restore_last_finite(model, monitor)`` puts the statistics back to the last step at which
+    they were finite. Clipping gradients (``Trainer(gradient_clip_val=1.0)``), a lower learning rate or
+    ``precision="bf16-mixed"`` keep it from coming back.
 
     ## Thresholds
     None: it is arithmetic, not statistics. An average with a NaN in it is NaN.
@@ -87,6 +87,6 @@ class NonFiniteStatistics(Rule):
             threshold=0.0,
             message=f"running statistics are {what} in {count(len(channels), 'channel')}, {finite}; "
             f"evaluation mode returns NaN from here on{rate_note(window, step)}",
-            advice="find the batch or the overflow of that step, then layer.reset_running_stats() and "
-            "torch.optim.swa_utils.update_bn(loader, model); clip gradients: Trainer(gradient_clip_val=1.0)",
+            advice="find the batch or the overflow of that step, then bnmonitor.remedies.restore_last_finite(model, "
+            "monitor); clip gradients: Trainer(gradient_clip_val=1.0)",
         )

@@ -42,7 +42,8 @@ class DeadChannels(Rule):
 
     ## What to do
     Lower the learning rate (the chance grows with its square) or lengthen the warm-up; take weight decay off
-    gamma and beta; use a leaky activation. Channels that are dead for good can be pruned.
+    gamma and beta (``bnmonitor.remedies.parameter_groups``); use a leaky activation. Channels that are dead for
+    good can be pruned.
 
     ## Thresholds
     ``gamma_share = .01`` of the start (Frankle et al. 2021 count ``abs(gamma) < .01``). ``beta_ratio = -3.1``: behind a
@@ -130,5 +131,6 @@ class DeadChannels(Rule):
             threshold=limit,
             message=f"{len(channels)} of {window.layers.channels[layer]} channels ({number(100 * part)} %) are "
             "switched off by gamma or beta and get no gradient",
-            advice="lower the learning rate or lengthen its warm-up, and take weight decay off gamma and beta",
+            advice="lower the learning rate or lengthen its warm-up, and take weight decay off gamma and beta: "
+            "bnmonitor.remedies.parameter_groups(model, weight_decay=...)",
         )

@@ -38,8 +38,9 @@ class InvertedMomentum(Rule):
     []
 
     ## What to do
-    Write ``momentum=0.01`` for another framework's .99, ``0.1`` for its .9. A finished model needs no retraining:
-    ``torch.optim.swa_utils.update_bn(loader, model)`` estimates its statistics anew.
+    Write ``momentum=0.01`` for another framework's .99, ``0.1`` for its .9, or set it on a model that is there:
+    ``bnmonitor.remedies.set_momentum(model, 0.01)``. A finished model needs no retraining:
+    ``bnmonitor.remedies.recalibrate(model, loader)`` estimates its statistics anew.
 
     ## Thresholds
     The average keeps ``m / (2 - m)`` of the variance between batches: 5 % at .1, 33 % at ``warn_from = .5``, 82 % at
@@ -83,7 +84,8 @@ class InvertedMomentum(Rule):
             threshold=self.error_from if error else self.warn_from,
             message=f"momentum {number(worst)} is the weight of the newest batch in PyTorch: the running statistics "
             f"remember {number((2 - worst) / worst)} batches",
-            advice=f"write momentum={number(max(0.01, 1 - worst))}: PyTorch's momentum is one minus Keras's",
+            advice=f"bnmonitor.remedies.set_momentum(model, {number(max(0.01, 1 - worst))}): PyTorch's momentum is one "
+            "minus Keras's",
         )
 
     def _mixed(self, window: Window, momenta: dict[int, float]) -> Finding:
@@ -99,7 +101,7 @@ class InvertedMomentum(Rule):
             value=ratio,
             threshold=self.mixed_ratio,
             message=f"momentum differs {number(ratio)}-fold within the model: {listing(number(v) for v in values)}",
-            advice=f"give all layers the same momentum, such as the {number(usual)} that most of them have",
+            advice=f"bnmonitor.remedies.set_momentum(model, {number(usual)}): all layers get the momentum of most",
         )
 
 

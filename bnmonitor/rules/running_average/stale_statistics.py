@@ -42,7 +42,8 @@ class StaleStatistics(Rule):
     []
 
     ## What to do
-    Estimate the statistics anew before each evaluation: ``torch.optim.swa_utils.update_bn(loader, model)``.
+    Estimate the statistics anew before each evaluation: ``bnmonitor.remedies.recalibrate(model, loader)``, or the
+    callback ``bnmonitor.remedies.Recalibrate()``.
     A larger momentum (.1 instead of .01), a lower learning rate or a longer decay remove the cause.
 
     ## Thresholds
@@ -110,7 +111,7 @@ class StaleStatistics(Rule):
             threshold=limits[0] if by_mean else limits[1],
             message=f"{what}; momentum {number(momentum) if momentum == momentum else None}"
             f"{rate_note(window, window.steps[-1])}",
-            advice="torch.optim.swa_utils.update_bn(loader, model) before each evaluation; "
+            advice="bnmonitor.remedies.recalibrate(model, loader) before each evaluation; "
             "a larger momentum or a lower learning rate removes the cause",
         )
 

@@ -100,8 +100,8 @@ class SmallBatch(Rule):
                 threshold=float(self.error_below if typical < self.error_below else self.warn_below),
                 message=f"{number(typical)} samples are normalized together: the mean of a batch is off by "
                 f"{number(noise)} % of a deviation if the values of a sample go together",
-                advice="a larger batch, Trainer(sync_batchnorm=True) on several devices, or GroupNorm; "
-                "accumulating gradients does not help",
+                advice="a larger batch, Trainer(sync_batchnorm=True) on several devices (with subclasses, "
+                "bnmonitor.remedies.convert_sync), or GroupNorm; accumulating gradients does not help",
             )
         ]
 

@@ -1,0 +1,51 @@
+"""Which layers a remedy treats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from bnmonitor.layers import Family, discover
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """Return the user's model out of the wrappers of distribution and compilation.
+
+    Raises:
+        TypeError: It is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    while True:
+        inner = model.module if isinstance(model, (DistributedDataParallel, DataParallel)) else None
+        inner = inner or model._modules.get("_orig_mod")
+        if inner is None:
+            return model
+        model = inner
+
+
+def chosen(
+    model: nn.Module, include: Sequence[str], exclude: Sequence[str], families: Sequence[Family] = ("batch",)
+) -> dict[str, nn.Module]:
+    """Return the layers to treat by name, in order of definition.
+
+    Raises:
+        TypeError: The model is no module, or a pattern is no sequence of strings.
+        ValueError: There is no such layer.
+    """
+    for name, patterns in (("include", include), ("exclude", exclude)):
+        if isinstance(patterns, str):
+            raise TypeError(f"{name}={patterns!r} must be a sequence of strings: pass ({patterns!r},)")
+    found = discover({"": bare(model)}, include=include, exclude=exclude)
+    table = found.table
+    layers = {
+        name: module
+        for name, module, family in zip(table.names, found.modules, table.family, strict=True)
+        if family in families
+    }
+    if not layers:
+        kind = "normalization" if len(families) > 1 else "BatchNorm"
+        raise ValueError(f"the model has no {kind} layer to treat: include={tuple(include)}, exclude={tuple(exclude)}")
+    return layers

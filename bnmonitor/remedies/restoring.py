@@ -1,0 +1,94 @@
+"""Putting back the last running statistics that were finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bnmonitor._text import listing
+from bnmonitor.blackbox import read
+from bnmonitor.monitor import Monitor
+from bnmonitor.remedies._layers import chosen
+
+_STATE = {"running_mean": "running_mean", "running_var": "running_var", "gamma": "weight", "beta": "bias"}
+"""Names in the record, and in the layer."""
+
+Rows = Callable[[str, str], Tensor]
+"""The record of a statistic of a layer: ``[steps, channels]``."""
+
+
+def restore_last_finite(model: nn.Module, source: Monitor | str | Path) -> dict[str, int]:
+    """Put layers whose statistics, gamma or beta are no longer finite back to the last step at which they were.
+
+    Layers that are well stay as they are. Weights of other layers and the optimizer's own state are not in the record:
+    if they are no longer finite either, go back to a checkpoint instead.
+
+    Args:
+        model: The model.
+        source: The monitor that watched it, whose window is looked through first and then its black boxes, newest
+            first; or the file of a black box.
+
+    Returns:
+        By layer that was put back, the step whose state it has now.
+
+    Raises:
+        ValueError: The record holds no finite state of a layer that needs one; nothing is changed then.
+        TypeError: ``source`` is something else.
+    """
+    if not isinstance(source, (Monitor, str, Path)):
+        raise TypeError(f"source must be a Monitor or the path of a black box, got {type(source).__name__}")
+    found: dict[str, tuple[int, dict[str, Tensor]]] = {}
+    lost = []
+    for name, layer in chosen(model, ("*",), (), families=("batch", "instance", "frozen")).items():
+        if _finite({key: t.unsqueeze(0) for key, t in _state(layer).items()}).all():
+            continue
+        for steps, rows in _records(source, name):
+            state = {key: rows(key, name).cpu() for key in _state(layer)}
+            well = _finite(state).nonzero().flatten().tolist()
+            if well:
+                found[name] = steps[well[-1]], {key: value[well[-1]] for key, value in state.items()}
+                break
+        else:
+            lost.append(name)
+    if lost:
+        raise ValueError(
+            f"there is no finite record of {listing(lost, 3)}: go back to a checkpoint, or reset_running_stats() and "
+            "bnmonitor.remedies.recalibrate(model, loader)"
+        )
+    with torch.no_grad():
+        layers = dict(chosen(model, ("*",), (), families=("batch", "instance", "frozen")))
+        for name, (_, state) in found.items():
+            for key, tensor in _state(layers[name]).items():
+                tensor.copy_(state[key])
+    return {name: step for name, (step, _) in found.items()}
+
+
+def _state(layer: nn.Module) -> dict[str, Tensor]:
+    tensors = {key: getattr(layer, name, None) for key, name in _STATE.items()}
+    return {key: t.detach() for key, t in tensors.items() if isinstance(t, Tensor)}
+
+
+def _finite(state: dict[str, Tensor]) -> Tensor:
+    """Rows of ``[T, c]`` tensors that are finite in all of them, with no negative variance: ``[T]`` bool."""
+    well = torch.stack([value.isfinite().all(1) for value in state.values()]).all(0)
+    return well & (state["running_var"] >= 0).all(1) if "running_var" in state else well
+
+
+def _records(source: Monitor | str | Path, layer: str) -> Iterator[tuple[list[int], Rows]]:
+    """The records that a layer is in, newest first."""
+    if isinstance(source, Monitor):
+        if layer in source.layers.names:
+            yield list(source.steps), lambda statistic, name: source.history(name, statistic)
+        files = list(reversed(source.black_boxes))
+    else:
+        files = [Path(source)]
+    for path in files:
+        box = read(path)
+        if layer not in box["layers"]:
+            continue
+        at = box["layers"].index(layer)
+        start, width = sum(box["channels"][:at]), box["channels"][at]
+        yield box["steps"], lambda statistic, _, box=box, s=start, w=width: box[statistic][:, s : s + w]  # type: ignore[misc]
