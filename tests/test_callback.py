@@ -323,7 +323,7 @@ def test_raise_comes_out_of_fit_with_the_alert_and_leaves_no_hook(lightning: Any
 
 def test_warn_is_a_python_warning_where_nobody_would_see_it_else(lightning: Any) -> None:
     with pytest.warns(
-        BatchNormWarning, match=r"BN301 inverted-momentum · body\.4 .* Fix: .*set_momentum\(model, 0\.01\)"
+        BatchNormWarning, match=r"BN301 inverted-momentum · body\.4 .* Fix: .*set_momentum\(model, momentum=0\.01\)"
     ):
         ill_fit(lightning, "warn", [RecordingSink()])
 

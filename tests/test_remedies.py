@@ -232,7 +232,7 @@ def test_inverted_momentum_is_cleared_by_it() -> None:
     with watching(model) as monitor:
         train(monitor, model, 20)
         [alert] = told(monitor, "BN301")
-        assert "bnmonitor.remedies.set_momentum(model, 0.01)" in alert.advice
+        assert "bnmonitor.remedies.set_momentum(model, momentum=0.01)" in alert.advice
         set_momentum(model, 0.01)
         train(monitor, model, 80)
         assert told(monitor, "BN301")[0].state == "cleared"

@@ -84,8 +84,8 @@ class InvertedMomentum(Rule):
             threshold=self.error_from if error else self.warn_from,
             message=f"momentum {number(worst)} is the weight of the newest batch in PyTorch: the running statistics "
             f"remember {number((2 - worst) / worst)} batches",
-            advice=f"bnmonitor.remedies.set_momentum(model, {number(max(0.01, 1 - worst))}): PyTorch's momentum is one "
-            "minus Keras's",
+            advice=f"bnmonitor.remedies.set_momentum(model, momentum={number(max(0.01, 1 - worst))}): PyTorch's "
+            "momentum is one minus Keras's",
         )
 
     def _mixed(self, window: Window, momenta: dict[int, float]) -> Finding:
@@ -101,7 +101,7 @@ class InvertedMomentum(Rule):
             value=ratio,
             threshold=self.mixed_ratio,
             message=f"momentum differs {number(ratio)}-fold within the model: {listing(number(v) for v in values)}",
-            advice=f"bnmonitor.remedies.set_momentum(model, {number(usual)}): all layers get the momentum of most",
+            advice=f"bnmonitor.remedies.set_momentum(model, momentum={number(usual)}): all layers get the momentum of most",
         )
 
 
