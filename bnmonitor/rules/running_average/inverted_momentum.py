@@ -101,7 +101,7 @@ class InvertedMomentum(Rule):
             value=ratio,
             threshold=self.mixed_ratio,
             message=f"momentum differs {number(ratio)}-fold within the model: {listing(number(v) for v in values)}",
-            advice=f"bnmonitor.remedies.set_momentum(model, momentum={number(usual)}): all layers get the momentum of most",
+            advice=f"bnmonitor.remedies.set_momentum(model, momentum={number(usual)}): what most layers have",
         )
 
 
