@@ -26,6 +26,7 @@ class _Seen:
     eval_calls: int = 0
     size: int = 0
     values: int = 0
+    dtype: torch.dtype | None = None
     node: Any = None
     reduced: dict[str, Tensor] = field(default_factory=dict)
     between: Tensor | None = None
@@ -96,7 +97,7 @@ class Sampler:
         seen.node = seen.node or output.grad_fn
         seen.calls += 1
         seen.eval_calls += not module.training
-        seen.size = x.shape[0]
+        seen.size, seen.dtype = x.shape[0], x.dtype
         seen.values = x.numel() // max(1, x.shape[1])
         for side, tensor in (("input", x), ("output", output)):
             if tensor.numel():
@@ -148,6 +149,7 @@ class Sampler:
             input=Moments(**finish(_flat(layers, [s.reduced.get("input") for s in seen], 11))),
             output=Moments(**finish(_flat(layers, [s.reduced.get("output") for s in seen], 11))),
             between=_unbiased(_flat(layers, [s.between for s in seen], 3)),
+            input_dtypes=tuple(s.dtype for s in seen),
         )
 
 

@@ -116,6 +116,7 @@ class Sample:
         between: ``[C]`` unbiased variance, over the samples of a batch, of each sample's own mean. Were the samples
             drawn independently, the batch mean would vary by ``between / size`` from batch to batch. NaN for a single
             sample.
+        input_dtypes: Type of each layer's input in that call; None for a layer not called, empty where unknown.
     """
 
     step: int
@@ -126,6 +127,7 @@ class Sample:
     input: Moments
     output: Moments
     between: Tensor
+    input_dtypes: tuple[torch.dtype | None, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

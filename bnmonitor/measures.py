@@ -123,6 +123,31 @@ def settled(window: Window) -> Tensor:
     return warm(window)[0]
 
 
+@once
+def normalizing(window: Window) -> Tensor:
+    """Layers that normalize with their batch's own statistics now, as far as their updates or samples tell: ``[L]``."""
+    tracking = torch.tensor(window.layers.tracking, dtype=torch.bool, device="cpu")
+    ran = torch.where(tracking, (window.updates > 0).any(0), window.baseline.sizes.isfinite())
+    return ran & window.training[-1] & window.layers.of_family("batch")
+
+
+@once
+def together(window: Window) -> Tensor:
+    """Samples that each layer normalizes together, on one process or, if synchronized, on all: ``[L]``; NaN: unknown.
+
+    The middle of what the samples taken say; without any, what the training loader says.
+    """
+    loader = window.facts.train_loader
+    told = float(loader.batch_size) if loader is not None and loader.batch_size else torch.nan
+    sizes = window.baseline.sizes
+    return torch.where(sizes.isnan(), told, sizes) * torch.where(synced(window), window.facts.world_size, 1)
+
+
+def synced(window: Window) -> Tensor:
+    """Layers that normalize over all processes: ``[L]`` bool."""
+    return torch.tensor([kind == "SyncBatchNorm" for kind in window.layers.kinds], dtype=torch.bool, device="cpu")
+
+
 def noise(window: Window) -> Tensor:
     """Spread of the batch mean around the running mean from step to step, in deviations."""
     shift = window.shift

@@ -12,6 +12,7 @@ NEEDS: Mapping[str, str] = {
     "samples": "activation samples (sample_every_n_steps above 0, no torch.compile)",
     "optimizer": "the optimizer (optimizer=)",
     "loader": "the training loader (train_loader=)",
+    "batch_size": "the number of samples in a batch (train_loader=, or activation samples)",
     "scaler": "the gradient scaler (scaler=)",
     "accumulation": "the number of micro-batches per optimizer step (accumulate_grad_batches=)",
     "dataflow": "the autograd graph of a training step (no torch.compile)",
@@ -59,6 +60,10 @@ def missing(
         "samples": (not unsampled, unsampled),
         "optimizer": (optimizers, "needs the optimizer: pass optimizer="),
         "loader": (loader, "needs the training loader: pass train_loader=" if loader is False else told),
+        "batch_size": (
+            not unsampled or loader,
+            f"needs the batch size: pass train_loader=, or let activations be sampled; it {unsampled}",
+        ),
         "scaler": (scaler, "needs a gradient scaler, which trains in fp16: pass scaler= if there is one"),
         "dataflow": (not untraced, untraced),
         "validation": (validated, "needs a validation, and none was seen yet: wrap it in monitor.evaluation()"),

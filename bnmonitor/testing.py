@@ -25,8 +25,8 @@ def make_window(
     momentum: float | None = 0.1,
     training: bool | Sequence[bool] = True,
     updates: int = 1,
-    sizes: float = 64,
-    values: float | None = None,
+    sizes: Values = 64,
+    values: Values | None = None,
     affine_trains: bool | Sequence[bool] = True,
     relu: bool = False,
     learning_rate: float = 0.1,
@@ -36,6 +36,7 @@ def make_window(
     sample: Sample | None = None,
     evaluation: str = "",
     seen: int | None = None,
+    facts: Mapping[str, Any] | None = None,
     **statistics: Values,
 ) -> Window:
     """Make a window of one healthy layer, but for what is given.
@@ -49,7 +50,7 @@ def make_window(
         momentum: Of every layer.
         training: Mode of the layers, all or each.
         updates: Updates of the running statistics per step.
-        sizes: Samples that were normalized together, as the samples taken say.
+        sizes: Samples that were normalized together, as the samples taken say, in all layers or each.
         values: Values per channel, likewise; ``sizes`` by default.
         affine_trains: Whether gamma and beta train, all or each.
         relu: Whether a ReLU is all that reads each layer's output.
@@ -60,6 +61,7 @@ def make_window(
         sample: Activation statistics.
         evaluation: Phase of the evaluation that is about to begin.
         seen: Updates since the start, which was at mean 0 and variance 1; None: long forgotten.
+        facts: Other fields of :class:`~bnmonitor.frame.Facts`, such as ``{"accumulate": 4}``.
         statistics: Any statistic per channel of :class:`~bnmonitor.frame.Frame`.
     """
     given = {name: torch.as_tensor(v, dtype=torch.float32) for name, v in statistics.items()}
@@ -119,15 +121,18 @@ def make_window(
             initial=torch.ones(count, dtype=torch.float64),
             updates=torch.full((count,), 1000 if seen is None else seen),
             forgotten=torch.full((count,), 100.0 if seen is None else -seen * math.log1p(-(momentum or 0.0))).double(),
-            sizes=torch.full((count,), float(sizes)),
-            values=torch.full((count,), float(sizes if values is None else values)),
+            sizes=torch.as_tensor(sizes).float().expand(count).clone(),
+            values=torch.as_tensor(sizes if values is None else values).float().expand(count).clone(),
         ),
-        facts=Facts(
-            affine_trains=each(affine_trains),
-            optimizers=True,
-            learning_rates=(learning_rate,) * steps,
-            structure=structure,
-            evaluation=evaluation,
+        facts=replace(
+            Facts(
+                affine_trains=each(affine_trains),
+                optimizers=True,
+                learning_rates=(learning_rate,) * steps,
+                structure=structure,
+                evaluation=evaluation,
+            ),
+            **(facts or {}),
         ),
         sample=sample,
         fresh=min(10, steps),
@@ -146,6 +151,7 @@ def make_sample(
     between: Values = 1.0,
     input: Mapping[str, Values] | None = None,  # noqa: A002
     output: Mapping[str, Values] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Sample:
     """Make the sample of a healthy step, but for what is given.
 
@@ -159,6 +165,7 @@ def make_sample(
         between: Variance of the samples' means.
         input: Fields of :class:`~bnmonitor.frame.Moments`, each a number or a value per channel.
         output: The same of the output.
+        dtype: Of each layer's input.
     """
 
     def wide(value: Values) -> Tensor:
@@ -181,6 +188,7 @@ def make_sample(
         input=side(input),
         output=side(output),
         between=wide(between),
+        input_dtypes=(dtype,) * len(layers),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import fields, replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from bnmonitor.frame import (
     LAYER_STATISTICS,
     Baseline,
     Facts,
+    Loader,
     Moments,
     RankStatistics,
     Sample,
@@ -110,6 +112,7 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         input=moments(),
         output=moments(),
         between=sprinkled(torch.rand(width, generator=rng)),
+        input_dtypes=typed(torch.float16, count, seed),
     )
     apart = sprinkled(signed(0.5, 1.0)[0].abs())
     ranks = RankStatistics(
@@ -146,6 +149,8 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
             learning_rates=tuple(torch.rand(steps, generator=of_run).tolist()),
             ranks=ranks,
             evaluation="validation" if seed % 3 else "",
+            buffer_dtypes=typed(torch.bfloat16, count, seed + 1),
+            **of_the_run(steps, seed if run is None else run),
             structure=Structure(
                 producer_trains=tuple(bool(c) for c in coin(0.6, count)),
                 consumers=tuple(("relu",) if bool(c) else ("add",) for c in coin(0.8, count)),
@@ -155,6 +160,27 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         fresh=min(10, steps),
         **{name: sprinkled(row) for name, row in rows.items()},
     )
+
+
+def typed(dtype: torch.dtype, count: int, seed: int) -> tuple[torch.dtype, ...]:
+    """A quarter of the layers in half precision."""
+    half = torch.rand(count, generator=torch.Generator().manual_seed(seed)) < 0.25
+    return tuple(dtype if h else torch.float32 for h in half.tolist())
+
+
+def of_the_run(steps: int, seed: int) -> dict[str, Any]:
+    """Facts of any run: its loader, its processes, its accumulation and its gradient scaler."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def one_of(*choices: Any) -> Any:
+        return choices[int(torch.randint(len(choices), (), generator=rng))]
+
+    return {
+        "world_size": one_of(1, 8),
+        "accumulate": one_of(1, 8),
+        "train_loader": one_of(None, Loader(batch_size=8, samples=one_of(801, 804), drop_last=False), Loader()),
+        "skipped_steps": one_of((), tuple(torch.rand(steps, generator=rng).lt(0.1).tolist())),
+    }
 
 
 def beside(a: Window, b: Window) -> Window:
@@ -180,7 +206,8 @@ def beside(a: Window, b: Window) -> Window:
         per_layer = {
             name: joined(name, a.sample, b.sample) for name in ("calls", "eval_calls", "size", "values", "between")
         }
-        sample = Sample(step=a.sample.step, **per_layer, **sides)
+        dtypes = a.sample.input_dtypes + b.sample.input_dtypes
+        sample = Sample(step=a.sample.step, input_dtypes=dtypes, **per_layer, **sides)
     assert a.facts.structure is not None
     assert b.facts.structure is not None
     assert a.facts.ranks is not None
@@ -193,6 +220,7 @@ def beside(a: Window, b: Window) -> Window:
             a.facts,
             affine_trains=joined("affine_trains", a.facts, b.facts),
             ranks=replace(a.facts.ranks, **of_ranks),
+            buffer_dtypes=a.facts.buffer_dtypes + b.facts.buffer_dtypes,
             structure=Structure(
                 producer_trains=a.facts.structure.producer_trains + b.facts.structure.producer_trains,
                 consumers=a.facts.structure.consumers + b.facts.structure.consumers,

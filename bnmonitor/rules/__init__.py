@@ -13,8 +13,11 @@ from bnmonitor.rules.modes.eval_mode_in_training import EvalModeInTraining
 from bnmonitor.rules.modes.leaking_freeze import LeakingFreeze
 from bnmonitor.rules.monitor.rule_error import RuleError
 from bnmonitor.rules.monitor.sink_error import SinkError
+from bnmonitor.rules.numerics.half_precision_buffers import HalfPrecisionBuffers
+from bnmonitor.rules.numerics.half_precision_headroom import HalfPrecisionHeadroom
 from bnmonitor.rules.numerics.mean_explosion import MeanExplosion
 from bnmonitor.rules.numerics.non_finite_statistics import NonFiniteStatistics
+from bnmonitor.rules.numerics.skipped_step_poisoning import SkippedStepPoisoning
 from bnmonitor.rules.numerics.variance_collapse import VarianceCollapse
 from bnmonitor.rules.numerics.variance_explosion import VarianceExplosion
 from bnmonitor.rules.parameters.dead_channels import DeadChannels
@@ -22,7 +25,11 @@ from bnmonitor.rules.running_average.cold_statistics import ColdStatistics
 from bnmonitor.rules.running_average.degenerate_momentum import DegenerateMomentum
 from bnmonitor.rules.running_average.inverted_momentum import InvertedMomentum
 from bnmonitor.rules.running_average.stale_statistics import StaleStatistics
+from bnmonitor.rules.sample_size.accumulation_keeps_small_batch import AccumulationKeepsSmallBatch
+from bnmonitor.rules.sample_size.pooled_to_few_values import PooledToFewValues
+from bnmonitor.rules.sample_size.ragged_last_batch import RaggedLastBatch
 from bnmonitor.rules.sample_size.small_batch import SmallBatch
+from bnmonitor.rules.sample_size.unsynchronized_ranks import UnsynchronizedRanks
 
 __all__ = ["CATALOGUE", "Finding", "Rule", "Severity", "all_rules", "choose", "default_rules", "find"]
 
@@ -30,10 +37,17 @@ CATALOGUE: tuple[type[Rule], ...] = (
     RuleError,
     SinkError,
     NonFiniteStatistics,
+    SkippedStepPoisoning,
+    HalfPrecisionHeadroom,
+    HalfPrecisionBuffers,
     VarianceCollapse,
     VarianceExplosion,
     MeanExplosion,
     SmallBatch,
+    PooledToFewValues,
+    RaggedLastBatch,
+    AccumulationKeepsSmallBatch,
+    UnsynchronizedRanks,
     InvertedMomentum,
     DegenerateMomentum,
     ColdStatistics,

@@ -101,6 +101,12 @@ def first(mask: Tensor, window: Window) -> int:
     return window.steps[int(mask.long().argmax())]
 
 
+def sampled(window: Window) -> int:
+    """The step of the sample, or the first of the window if that was before it."""
+    step = window.sample.step if window.sample is not None else window.steps[0]
+    return step if step in window.steps else window.steps[0]
+
+
 def rate_note(window: Window, step: int) -> str:
     """Say which learning rate was in force at a step, and whether it had just changed; empty if unknown."""
     rates = window.facts.learning_rates

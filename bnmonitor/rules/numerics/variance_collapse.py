@@ -95,7 +95,11 @@ class VarianceCollapse(Rule):
                 judged, severity, limit = flat, Severity.INFO, 0.0
             else:
                 judged, severity, limit = low & window.baseline.alive, Severity.INFO, 0.0
-            findings.append(self._finding(window, judged, layer, severity, limit, bool((judged & settled).any())))
+            findings.append(
+                self._finding(
+                    window, judged, layer, severity, limit, bool((judged & settled)[layers.span(layer)].any())
+                )
+            )
         return findings
 
     def _finding(

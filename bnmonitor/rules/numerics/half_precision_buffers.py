@@ -1,0 +1,120 @@
+"""BN104: running statistics too coarse to follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from bnmonitor._text import listing, number
+from bnmonitor.frame import Window
+from bnmonitor.measures import median, normalizing
+from bnmonitor.rules.base import Finding, Rule, Severity
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfPrecisionBuffers(Rule):
+    """Running statistics are kept in half precision, and updates are rounded away.
+
+    ## What it does
+    Flags layers in training whose running statistics are bf16 or fp16 and whose momentum is so small that an
+    update is less than the rounding; likewise, whatever the momentum, if they have stood still over the whole window
+    while a sampled batch was somewhere else. One alert for all layers concerned.
+
+    ## Why is this bad?
+    An update adds ``momentum * (batch - running)``. bf16 keeps 8 bits: what is smaller than half of the last one leaves
+    the running value as it was. The statistics stop short of the truth and stay there; measured in bf16 at
+    momentum .01, a mean of 5 was taken for 3.3, at .001 for 2.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> import torch
+    >>> half = {"buffer_dtypes": (torch.bfloat16,)}
+    >>> [finding] = HalfPrecisionBuffers().check(make_window(momentum=0.01, facts=half))
+    >>> str(finding.severity), finding.value
+    ('warning', 0.01)
+
+    Float32, as autocast leaves it, stays quiet:
+
+    >>> HalfPrecisionBuffers().check(make_window(momentum=0.01, facts={"buffer_dtypes": (torch.float32,)}))
+    []
+
+    ## What to do
+    Keep the layer in float32: ``layer.float()`` after ``model.half()`` or ``model.bfloat16()``; in Lightning
+    ``precision="bf16-mixed"`` instead of ``"bf16-true"``. Under FSDP, leave normalization out of mixed precision.
+
+    ## Thresholds
+    ``warn_bf16_momentum = .05`` and ``warn_fp16_momentum = .002``: an update is lost if ``momentum * |batch -
+    running|`` is under half a unit in the last place, ``2^-9`` to ``2^-8`` of the value in bf16 and an eighth of that
+    in fp16. In bf16 that is an error of 4 to 8 % at momentum .05, of 20 to 39 % at .01. ``stall = .1`` deviations
+    between the running mean and a sampled batch, and at least three times the error of the mean of as many samples,
+    over ``least_steps = 16`` updates in which nothing changed in the middle channel.
+
+    ## Look-alikes
+    A layer frozen in evaluation mode may be kept in half precision: it has nothing to add up.
+
+    ## References
+    facebookresearch/fairscale#442; google-deepmind/dm-haiku#396.
+    """
+
+    code: ClassVar[str] = "BN104"
+    name: ClassVar[str] = "half-precision-buffers"
+    severity: ClassVar[Severity] = Severity.WARNING
+    needs: ClassVar[frozenset[str]] = frozenset({"buffers"})
+    exact: ClassVar[bool] = True
+
+    warn_bf16_momentum: float = 0.05
+    warn_fp16_momentum: float = 0.002
+    stall: float = 0.1
+    least_steps: int = 16
+
+    def check(self, window: Window) -> list[Finding]:
+        """Find the layers whose running statistics lose updates."""
+        dtypes = window.facts.buffer_dtypes
+        if not {torch.float16, torch.bfloat16} & set(dtypes):
+            return []
+        limits = {torch.bfloat16: self.warn_bf16_momentum, torch.float16: self.warn_fp16_momentum}
+        limit = torch.tensor([limits.get(d, torch.nan) if d else torch.nan for d in dtypes], device="cpu")
+        momentum = window.momentum[-1]
+        small = (momentum > 0) & (momentum <= limit + 1e-9)
+        stalled, away = self._stalled(window)
+        hit = normalizing(window) & limit.isfinite() & (small | stalled)
+        layers = tuple(hit.nonzero().flatten().tolist())
+        if not layers:
+            return []
+        first = layers[0]
+        still = bool(stalled[first] and not small[first])
+        kinds = listing(sorted({str(dtypes[i]).removeprefix("torch.") for i in layers}))
+        what = (
+            f"the running mean has not moved in {len(window)} steps, {number(float(away[first]))} deviations from "
+            "the batch"
+            if still
+            else f"at momentum {number(float(momentum[first]))} updates are rounded away (limit "
+            f"{number(float(limit[first]))})"
+        )
+        return [
+            Finding(
+                severity=Severity.WARNING,
+                layer=first,
+                layers=layers,
+                first_step=window.steps[0],
+                value=round(float(away[first] if still else momentum[first]), 6),
+                threshold=float(self.stall if still else limit[first]),
+                message=f"running statistics are kept in {kinds}: {what}",
+                advice="keep the normalization in float32: layer.float() after model.half() or model.bfloat16(); "
+                "Trainer(precision='bf16-mixed') instead of 'bf16-true'",
+            )
+        ]
+
+    def _stalled(self, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
+        """Layers that stood still though a batch was elsewhere, and how far away that was: ``[L]`` each."""
+        sample = window.sample
+        if sample is None:
+            return torch.zeros(len(window.layers), dtype=torch.bool), torch.full((len(window.layers),), torch.nan)
+        updated = window.updates.clamp(min=0).sum(0) >= self.least_steps
+        moved = median((window.running_mean != window.running_mean[-1]).any(0).float(), window) > 0
+        scale = (window.running_var[-1] + window.layers.eps_by_channel).sqrt()
+        away = median((sample.input.mean - window.running_mean[-1]).abs() / scale, window)
+        credible = (3 / sample.size.clamp(min=1).float().sqrt()).clamp(min=self.stall)
+        return updated & ~moved & (away > credible), away

@@ -1,0 +1,98 @@
+"""BN103: activations that come close to the end of fp16."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from bnmonitor._text import count, number
+from bnmonitor.frame import Window
+from bnmonitor.rules.base import Finding, Rule, Severity, rate_note, sampled
+
+LARGEST = torch.finfo(torch.float16).max
+"""The largest number in fp16, 65 504."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfPrecisionHeadroom(Rule):
+    """The input of a layer is fp16 and near the largest number that fp16 can hold.
+
+    ## What it does
+    On sampled steps, takes the largest absolute value of each layer's input, where that is fp16.
+
+    ## Why is this bad?
+    fp16 ends at 65 504. The layer would normalize any scale away, so nothing keeps the convolution before it small, and
+    autocast hands its output on as it is: beyond the end it is infinite, the running mean with it, and evaluation
+    returns NaN from then on (BN101).
+
+    ## Example
+    >>> from bnmonitor.testing import make_sample, make_window
+    >>> import torch
+    >>> window = make_window()
+    >>> sample = make_sample(window.layers, dtype=torch.float16, input={"max": [9.0, 2e4, 8.0]})
+    >>> [finding] = HalfPrecisionHeadroom().check(make_window(sample=sample))
+    >>> str(finding.severity), finding.channels, finding.value
+    ('warning', (1,), 20000.0)
+
+    The same in bf16, which reaches as far as float32, stays quiet:
+
+    >>> sample = make_sample(window.layers, dtype=torch.bfloat16, input={"max": [9.0, 2e4, 8.0]})
+    >>> HalfPrecisionHeadroom().check(make_window(sample=sample))
+    []
+
+    ## What to do
+    Train in bf16: ``precision="bf16-mixed"``, ``torch.autocast(dtype=torch.bfloat16)``. Else keep the layer before
+    in float32 (``with torch.autocast("cuda", enabled=False)``), normalize the input of the network, or put weight decay
+    on the weights that have grown.
+
+    ## Thresholds
+    ``warn_above = 6.5e3``, a tenth of the range: a batch ten times as large as usual is not rare at the peak of a
+    learning rate. ``error_above = 3.2e4``, half of it.
+
+    ## Look-alikes
+    A single large value in raw data: the same danger.
+
+    ## References
+    pytorch/pytorch#88929, #75478; open-mmlab/mmcv#1910.
+    """
+
+    code: ClassVar[str] = "BN103"
+    name: ClassVar[str] = "half-precision-headroom"
+    severity: ClassVar[Severity] = Severity.WARNING
+    needs: ClassVar[frozenset[str]] = frozenset({"samples"})
+
+    warn_above: float = 6.5e3
+    error_above: float = 3.2e4
+
+    def check(self, window: Window) -> list[Finding]:
+        """Find the layers with an fp16 input near the end of its range."""
+        sample = window.sample
+        if sample is None or torch.float16 not in sample.input_dtypes:
+            return []
+        half = torch.tensor([d == torch.float16 for d in sample.input_dtypes], device="cpu")
+        largest = torch.fmax(sample.input.min.abs(), sample.input.max.abs())
+        worst = window.layers.segments.max(largest)
+        at = (half & (worst > self.warn_above)).nonzero().flatten().tolist()
+        return [self._finding(window, layer, float(worst[layer]), largest) for layer in at]
+
+    def _finding(self, window: Window, layer: int, worst: float, largest: torch.Tensor) -> Finding:
+        error = worst > self.error_above
+        channels = window.layers.locate(largest > self.warn_above, layer)
+        step = sampled(window)
+        everywhere = len(channels) == window.layers.channels[layer]
+        limit = self.error_above if error else self.warn_above
+        return Finding(
+            severity=Severity.ERROR if error else Severity.WARNING,
+            layer=layer,
+            channels=() if everywhere else channels,
+            first_step=step,
+            value=worst,
+            threshold=limit,
+            message=f"its fp16 input reaches {number(worst)} in {count(len(channels), 'channel')} (limit "
+            f"{number(limit)}):"
+            f" {number(LARGEST / worst)} times more is infinite{rate_note(window, step)}",
+            advice="train in bf16 (precision='bf16-mixed'), or run the layer before in float32: "
+            "torch.autocast('cuda', enabled=False)",
+        )

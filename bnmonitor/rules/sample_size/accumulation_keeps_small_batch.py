@@ -1,0 +1,90 @@
+"""BN204: accumulated gradients do not make the batch of a normalization larger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bnmonitor._text import number
+from bnmonitor.frame import Window
+from bnmonitor.measures import normalizing, together
+from bnmonitor.rules.base import Finding, Rule, Severity
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccumulationKeepsSmallBatch(Rule):
+    """Gradients are accumulated to a batch that would be large enough, but each part of it is normalized on its own.
+
+    ## What it does
+    Compares the samples N that are normalized together with the k N that an optimizer step sees, under
+    ``accumulate_grad_batches=k``. One alert for the whole model.
+
+    ## Why is this bad?
+    Accumulating gradients is the same as a larger batch for every layer but this one: statistics are those of each
+    micro-batch, with its noise, and the running statistics are updated k times per optimizer step. Results that
+    were published with a batch of k N are not reproduced.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> [finding] = AccumulationKeepsSmallBatch().check(make_window(sizes=8, facts={"accumulate": 8}))
+    >>> str(finding.severity), finding.value
+    ('warning', 8.0)
+
+    Accumulating batches that are large enough by themselves stays quiet:
+
+    >>> AccumulationKeepsSmallBatch().check(make_window(sizes=64, facts={"accumulate": 8}))
+    []
+
+    ## What to do
+    ``Trainer(sync_batchnorm=True)`` on several devices, ``GroupNorm``, or frozen statistics for a pretrained network.
+    At least let the running average remember as many optimizer steps as it would have: ``momentum = 1 - (1 -
+    m)^(1/k)``.
+
+    ## Thresholds
+    ``warn_below = 32`` samples: below, and not above, accuracy depends on how many are normalized together (Wu and
+    Johnson 2021). Only if k N reaches it: else the batch is meant to be small.
+
+    ## Look-alikes
+    Frozen normalization, and other kinds than BatchNorm, which do not look at the batch: none of these are judged.
+
+    ## References
+    pytorch/pytorch#46516; Lightning-AI/pytorch-lightning#17446; ultralytics/yolov5#1630.
+    """
+
+    code: ClassVar[str] = "BN204"
+    name: ClassVar[str] = "accumulation-keeps-small-batch"
+    severity: ClassVar[Severity] = Severity.WARNING
+    needs: ClassVar[frozenset[str]] = frozenset({"accumulation", "batch_size"})
+    exact: ClassVar[bool] = True
+
+    warn_below: int = 32
+
+    def check(self, window: Window) -> list[Finding]:
+        """Judge the micro-batch of the whole model once."""
+        parts, size = window.facts.accumulate, together(window)
+        judged = normalizing(window) & size.isfinite()
+        if parts < 2 or not judged.any():
+            return []
+        samples = float(size[judged].median())
+        if not samples < self.warn_below <= parts * samples:
+            return []
+        layers = tuple((judged & (size < self.warn_below)).nonzero().flatten().tolist())
+        momentum = float(window.momentum[-1, layers[0]])
+        slower = f", and momentum={number(1 - (1 - momentum) ** (1 / parts))}" if 0 < momentum < 1 else ""
+        return [
+            Finding(
+                severity=Severity.WARNING,
+                layer=layers[0],
+                layers=layers,
+                first_step=window.steps[0],
+                value=samples,
+                threshold=float(self.warn_below),
+                message=f"an optimizer step sees {number(parts * samples)} samples, but only the {number(samples)} "
+                "of a "
+                f"micro-batch are normalized together (fewer than {self.warn_below}): "
+                f"accumulate_grad_batches={parts} does "
+                "not change that",
+                advice="a larger batch and fewer accumulated ones, Trainer(sync_batchnorm=True) on several devices, or "
+                f"GroupNorm{slower}",
+            )
+        ]

@@ -1,0 +1,99 @@
+"""BN202: a layer on a pooled branch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from bnmonitor._text import number
+from bnmonitor.frame import Window
+from bnmonitor.measures import normalizing, synced
+from bnmonitor.rules.base import Finding, Rule, Severity
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledToFewValues(Rule):
+    """A layer normalizes over a handful of values per channel, while others of the model see plenty.
+
+    ## What it does
+    Takes the values per channel that each layer sees in a call: samples times positions. Flags the layers that see few
+    while the middle layer of the model sees enough. One alert, under the first of them.
+
+    ## Why is this bad?
+    In the trunk of a convolutional network a batch of 8 images is thousands of values per channel. Behind a global
+    pooling it is 8: the mean is off by a third of a deviation, and the variance by half. Squeeze-and-excite branches,
+    pooled pyramids and projection heads are the weakest layers of a network, and the first to fail on a last batch of
+    one.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> import torch
+    >>> values = torch.tensor([8192.0, 8192.0, 8.0])
+    >>> [finding] = PooledToFewValues().check(make_window(channels=(4, 4, 4), sizes=8, values=values))
+    >>> str(finding.severity), finding.layer, finding.value
+    ('warning', 2, 8.0)
+
+    A network without positions, where all layers see the same, is for BN201 to judge:
+
+    >>> PooledToFewValues().check(make_window(channels=(4, 4, 4), sizes=8, values=8))
+    []
+
+    ## What to do
+    Leave the normalization out behind the pooling, or use ``GroupNorm`` or ``LayerNorm`` there: with one value per
+    channel and sample, ``GroupNorm(1, channels)``. Else a larger batch, or ``Trainer(sync_batchnorm=True)``.
+
+    ## Thresholds
+    ``warn_below = 16`` and ``error_below = 4`` values per channel: the mean is off by 25 % and 50 % of a deviation, as
+    for BN201, and no position adds to it. The middle layer has ``contrast = 4`` times as many.
+
+    ## Look-alikes
+    A head on the features of 64 samples or more has enough.
+
+    ## References
+    pytorch/vision#1491; zhanghang1989/ResNeSt#46; VainF/DeepLabV3Plus-Pytorch#27.
+    """
+
+    code: ClassVar[str] = "BN202"
+    name: ClassVar[str] = "pooled-to-few-values"
+    severity: ClassVar[Severity] = Severity.WARNING
+    needs: ClassVar[frozenset[str]] = frozenset({"samples"})
+    exact: ClassVar[bool] = True
+
+    warn_below: int = 16
+    error_below: int = 4
+    contrast: float = 4.0
+
+    def check(self, window: Window) -> list[Finding]:
+        """Find the layers that see far fewer values than the rest of the model."""
+        values = window.baseline.values * torch.where(synced(window), window.facts.world_size, 1)
+        judged = normalizing(window) & values.isfinite()
+        if not judged.any():
+            return []
+        usual = float(values[judged].median())
+        few = judged & (values < max(self.warn_below, self.error_below)) & (values * self.contrast <= usual)
+        layers = tuple(few.nonzero().flatten().tolist())
+        if not layers:
+            return []
+        least = float(values[list(layers)].min())
+        error = least < self.error_below
+        limit = self.error_below if error else self.warn_below
+        return [
+            Finding(
+                severity=Severity.ERROR if error else Severity.WARNING,
+                layer=layers[0],
+                layers=layers,
+                first_step=window.steps[0],
+                value=least,
+                threshold=float(limit),
+                message=f"only {number(least)} values per channel are normalized together (fewer than {limit}), "
+                "while the "
+                f"middle layer of the model sees {number(usual)}: the mean of a batch is off by "
+                f"{number(100 / least**0.5)} %"
+                " of a deviation",
+                advice="leave the normalization out behind the pooling, or use GroupNorm(1, channels) there; else a "
+                "larger "
+                "batch, or Trainer(sync_batchnorm=True) on several devices",
+            )
+        ]

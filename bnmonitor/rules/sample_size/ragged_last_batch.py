@@ -1,0 +1,126 @@
+"""BN203: a last batch of an epoch that is much smaller than the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from bnmonitor._text import count, number
+from bnmonitor.frame import Window
+from bnmonitor.measures import median, normalizing
+from bnmonitor.rules.base import Finding, Rule, Severity, sampled
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaggedLastBatch(Rule):
+    """What is left for the last batch of an epoch is a few samples, and it counts as much as a whole one.
+
+    ## What it does
+    Divides the samples of an epoch by the batch size of the training loader. A rest of one sample is an error, one
+    of less than an eighth of a batch a warning, unless ``drop_last`` is set or the epoch ends before. Where the loader
+    does not know its length, a sampled step with less than a quarter of the usual samples is a warning if its
+    statistics are far out as well. One alert for the whole model.
+
+    ## Why is this bad?
+    An update of the running statistics has the weight of its momentum, however few samples it comes from: the
+    statistics that an epoch ends with, and is evaluated with, are those of the odd batch by a tenth. With a single
+    sample a layer without positions raises "Expected more than 1 value per channel"; one with positions normalizes the
+    sample with itself.
+
+    ## Example
+    >>> from bnmonitor.frame import Loader
+    >>> from bnmonitor.testing import make_window
+    >>> loader = Loader(batch_size=32, samples=1601, drop_last=False)
+    >>> [finding] = RaggedLastBatch().check(make_window(facts={"train_loader": loader}))
+    >>> str(finding.severity), finding.value
+    ('error', 1.0)
+
+    Half a batch stays quiet, and so does one that is dropped:
+
+    >>> loader = Loader(batch_size=32, samples=1616, drop_last=False)
+    >>> RaggedLastBatch().check(make_window(facts={"train_loader": loader}))
+    []
+
+    ## What to do
+    ``DataLoader(..., drop_last=True)`` for training. With shuffling no sample is left out for good. Else a batch size
+    that divides the number of samples better.
+
+    ## Thresholds
+    ``warn_share = .125`` of a batch: the error of its mean is ``sqrt(8) = 2.8`` times that of the others. ``error_up_to
+    = 1`` sample. Seen: under ``seen_share = .25`` of the usual samples, and ``limit_excess = 3`` times as far from the
+    running statistics as the middle step of the window, in the mean or in the log of the deviation.
+
+    ## Look-alikes
+    Batches that differ in size by design (graphs, packed sequences): their statistics are not far out.
+
+    ## References
+    braindecode/braindecode#411; open-mmlab/mmsegmentation#272; scverse/scvi-tools#2314; fastai/fastai#1352.
+    """
+
+    code: ClassVar[str] = "BN203"
+    name: ClassVar[str] = "ragged-last-batch"
+    severity: ClassVar[Severity] = Severity.WARNING
+    needs: ClassVar[frozenset[str]] = frozenset({"loader"})
+    exact: ClassVar[bool] = True
+
+    warn_share: float = 0.125
+    error_up_to: int = 1
+    seen_share: float = 0.25
+    limit_excess: float = 3.0
+
+    def check(self, window: Window) -> list[Finding]:
+        """Judge the last batch that the loader will give, or the small one that was seen."""
+        loader = window.facts.train_loader
+        layers = tuple(normalizing(window).nonzero().flatten().tolist())
+        if loader is None or not layers:
+            return []
+        rest, size = loader.leftover, loader.batch_size
+        if rest is None:
+            return self._seen(window, layers)
+        if not rest or not size or (rest > self.error_up_to and rest >= self.warn_share * size):
+            return []
+        error = rest <= self.error_up_to
+        return [
+            Finding(
+                severity=Severity.ERROR if error else Severity.WARNING,
+                layer=layers[0],
+                layers=layers,
+                first_step=window.steps[0],
+                value=float(rest),
+                threshold=float(self.error_up_to) if error else self.warn_share * size,
+                message=f"the last batch of each epoch has {count(rest, 'sample')} instead of {size} "
+                f"({loader.samples} in all): its statistics count as much as those of a whole one",
+                advice="leave it out: DataLoader(..., drop_last=True)",
+            )
+        ]
+
+    def _seen(self, window: Window, layers: tuple[int, ...]) -> list[Finding]:
+        sample, usual = window.sample, window.baseline.sizes
+        if sample is None or sample.step not in window.steps or len(window) < 8:
+            return []
+        small = (sample.size > 0) & (sample.size < self.seen_share * usual)
+        t = window.steps.index(sample.step)
+        out = torch.zeros(len(window.layers), device="cpu")
+        for distance in (window.shift.abs(), window.ratio.log().abs()):
+            by_step = torch.stack([median(row, window) for row in distance])
+            excess = by_step[t] / by_step.nanmedian(0).values
+            out = torch.fmax(out, excess.where(excess.isfinite(), 0.0).to(out.dtype))
+        hit = [i for i in layers if small[i] and out[i] > self.limit_excess]
+        if not hit:
+            return []
+        seen, full = int(sample.size[hit[0]]), float(usual[hit[0]])
+        return [
+            Finding(
+                severity=Severity.WARNING,
+                layer=hit[0],
+                layers=tuple(hit),
+                first_step=sampled(window),
+                value=float(seen),
+                threshold=self.seen_share * full,
+                message=f"a batch of {count(seen, 'sample')} instead of {number(full)}, with statistics "
+                f"{number(float(out[hit[0]]))} times as far out as usual, counted as much as a whole one",
+                advice="leave incomplete batches out: DataLoader(..., drop_last=True)",
+            )
+        ]
