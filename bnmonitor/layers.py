@@ -90,9 +90,19 @@ class LayerTable:
         """The eps of each channel's layer: ``[C]`` float32 on the CPU."""
         return torch.tensor(self.eps, dtype=torch.float32, device="cpu")[self.owner]
 
+    @cached_property
+    def tracked(self) -> Tensor:
+        """Which layers have running statistics: ``[L]`` bool on the CPU."""
+        return torch.tensor(self.tracking, dtype=torch.bool, device="cpu")
+
+    @cached_property
+    def _families(self) -> dict[Family, Tensor]:
+        kinds: tuple[Family, ...] = ("batch", "instance", "frozen")
+        return {k: torch.tensor([f == k for f in self.family], dtype=torch.bool, device="cpu") for k in kinds}
+
     def of_family(self, family: Family) -> Tensor:
         """Return which layers are of a family: ``[L]`` bool on the CPU."""
-        return torch.tensor([f == family for f in self.family], dtype=torch.bool, device="cpu")
+        return self._families[family]
 
     def index(self, name: str) -> int:
         """Return the position of a layer.

@@ -17,7 +17,7 @@ from bnmonitor._text import nearest
 from bnmonitor.alerts import Alert, AlertBook
 from bnmonitor.blackbox import BlackBox
 from bnmonitor.facts import world_size
-from bnmonitor.frame import RankStatistics
+from bnmonitor.frame import RankStatistics, Window
 from bnmonitor.layers import LayerTable
 from bnmonitor.needs import missing, unmet
 from bnmonitor.ranks import RankExchange
@@ -219,10 +219,7 @@ class Monitor:
 
     def summary(self, epoch: int | None = None) -> Summary:
         """Return how every layer is now: what the console's table shows."""
-        window = self._watch.window(self._optimizers, self._facts)
-        if window is None:
-            return empty(self.layers, self.alerts, self.skipped)
-        return summarize(window, self.alerts, self.skipped, epoch)
+        return self._summarize(self._watch.window(self._optimizers, self._facts), epoch)
 
     # -- what a training loop calls ------------------------------------------------------------------------------------
 
@@ -406,23 +403,32 @@ class Monitor:
         if self._log_every and (count == 1 or count % self._log_every == 0) and self._watch.steps:
             self._frame()
 
+    def _summarize(self, window: Window | None, epoch: int | None = None) -> Summary:
+        if window is None:
+            return empty(self.layers, self.alerts, self.skipped)
+        return summarize(window, self.alerts, self.skipped, epoch)
+
     def _frame(self) -> None:
         self._framed = self._watch.count
-        self._responder.tell("frame", self.summary())
-        window = self._watch.window(self._optimizers, self._facts) if self._watch.exchange is not None else None
+        window = self._watch.window(self._optimizers, self._facts, wait=False)
+        self._responder.tell("frame", self._summarize(window))
         if self._watch.exchange is not None and window is not None:
             self._watch.exchange.offer(window)
 
-    def _check(self, evaluation: str = "") -> None:
-        """See whether the layers are still the same, and judge the steps since the last check."""
+    def _check(self, evaluation: str = "", *, wait: bool = False) -> None:
+        """See whether the layers are still the same, and judge the steps since the last check.
+
+        Without ``wait``, those that are still on their way from an accelerator are left to the next check; not so before
+        an evaluation, which is judged by the state it begins with.
+        """
         if self._watch.renewed():
             logger.info("the model's layers have changed: %d are watched from here on", len(self.layers))
         else:
-            self._judge(evaluation)
+            self._judge(evaluation, wait=wait or bool(evaluation))
 
     @torch.no_grad()
-    def _judge(self, evaluation: str = "", end: bool = False) -> None:
-        window = self._watch.window(self._optimizers, self._facts, evaluation)
+    def _judge(self, evaluation: str = "", end: bool = False, *, wait: bool = True) -> None:
+        window = self._watch.window(self._optimizers, self._facts, evaluation, wait=wait)
         if window is None or not (window.fresh or evaluation or end):
             return
         window = self._watch.counted(window)
@@ -436,7 +442,7 @@ class Monitor:
         self._responder.announce(events)
 
     def _end_epoch(self, epoch: int | None) -> None:
-        self._check()
+        self._check(wait=True)
         self._watch.epoch_steps = self._watch.epoch_steps or self._watch.count
         if self._watch.steps:
             self._responder.tell("epoch", self.summary(epoch))

@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
+from operator import attrgetter
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from bnmonitor.courier import Courier
 from bnmonitor.layers import LayerTable, writes_pairwise
 from bnmonitor.recovery import Seen, fill_seen, recover_rows
+from bnmonitor.ring import Ring
 
 _READ = ("running_mean", "running_var", "gamma", "beta", "gamma_grad", "beta_grad")
+_GRAD, _VERSION = attrgetter("grad"), attrgetter("_version")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _Row:
-    """What goes with a row of the tape: a training step, or None for a state that a later step is compared with."""
+    """What goes with a row of the tape: a training step, or None for a state that a later step is compared with.
+
+    Rows that are alike share one object for it, so that it is turned into a tensor once.
+    """
 
     step: int | None
     rate: float
-    training: tuple[bool, ...]
-    momentum: tuple[float | None, ...]
-    written: tuple[list[int], ...]
+    training: bytes
+    momentum: list[float | None]
+    identity: array[int]
+    means_written: array[int]
+    variances_written: array[int]
     seen: Mapping[int, Seen] | None
-
-
-@dataclass(frozen=True)
-class Block:
-    """The steps since the last read, oldest first, in the shape that a ring takes; good until the next step."""
-
-    steps: list[int]
-    rates: list[float]
-    rows: dict[str, Tensor]
-    rewritten: Tensor
-    """``[L]`` bool: between steps, something else has given the running statistics other values."""
 
 
 class ResizedError(ValueError):
@@ -44,9 +47,9 @@ class ResizedError(ValueError):
 class Recorder:
     """Copies the state of every layer into a tape on its device, and recovers the batch statistics from it.
 
-    A step costs one concatenation per kind of statistic, however many layers there are; nothing is read from the
-    device until :meth:`drain`. The buffers are looked up anew at each step, so a tensor that was replaced since (by
-    ``.to()``, ``load_state_dict(assign=True)``, weight averaging) is never read stale.
+    A step costs one concatenation per kind of statistic, however many layers there are, and nothing waits for the
+    device. The buffers are looked up anew at each step, so a tensor that was replaced since (by ``.to()``,
+    ``load_state_dict(assign=True)``, weight averaging) is never read stale.
 
     Args:
         layers: The table of the layers.
@@ -54,9 +57,13 @@ class Recorder:
         length: Steps that the tape holds between two drains.
     """
 
+    late: ClassVar[bool] = False
+    """Read the tape one drain late even on a CPU, to be tested there; see :class:`~bnmonitor.courier.Courier`."""
+
     def __init__(self, layers: LayerTable, modules: Sequence[nn.Module], length: int) -> None:
         self.layers = layers
         self.modules = tuple(modules)
+        self._attributes = [vars(m) for m in self.modules]
         self._buffers = [m._buffers for m in self.modules]
         frozen = layers.of_family("frozen").tolist()
         self._parameters = [m._buffers if f else m._parameters for m, f in zip(self.modules, frozen, strict=True)]
@@ -75,9 +82,10 @@ class Recorder:
         self._native = torch.tensor([writes_pairwise(m) for m in self.modules], dtype=torch.bool, device="cpu")
         self.writes_count = True
         """Whether each write to the buffers of an InstanceNorm is one of its forwards; else there is one in a step."""
-        self._moved = torch.zeros(layers.total, dtype=torch.bool, device=self._device)
-        self._no_count = torch.zeros((), dtype=torch.int64, device=self._device)
+        self._moved: Tensor | None = None
+        self._no_count = [torch.zeros((), dtype=torch.int64, device=self._device)] * len(layers)
         self._meta: list[_Row] = []
+        self._courier: Courier[list[_Row]] = Courier(self._device, late=self.late)
 
     def _dtypes(self) -> list[torch.dtype]:
         return [t.dtype for b in self._buffers if (t := b.get("running_mean")) is not None]
@@ -94,7 +102,8 @@ class Recorder:
             self._meta.pop()
         self._read(None, torch.nan)
         if before is not None:
-            self._moved |= (self._tape[len(self._meta) - 1, :2] != before).any(0)
+            moved = (self._tape[len(self._meta) - 1, :2] != before).any(0)
+            self._moved = moved if self._moved is None else self._moved | moved
 
     def step(self, step: int, rate: float = torch.nan, seen: Mapping[int, Seen] | None = None) -> None:
         """Record one training step that has just ended.
@@ -110,47 +119,44 @@ class Recorder:
     def _read(self, step: int | None, rate: float, seen: Mapping[int, Seen] | None = None) -> None:
         if not self.modules:
             return
-        row = len(self._meta)
-        buffers, parameters = self._buffers, self._parameters
-        nans, zeros, ones = self._fill[torch.nan], self._fill[0.0], self._fill[1.0]
-        gammas, betas = [p.get("weight") for p in parameters], [p.get("bias") for p in parameters]
-        columns = [
-            self._running("running_mean"),
-            self._running("running_var"),
-            [f if g is None else g for g, f in zip(gammas, ones, strict=True)],
-            [f if b is None else b for b, f in zip(betas, zeros, strict=True)],
-            [f if g is None or (t := g.grad) is None else t for g, f in zip(gammas, nans, strict=True)],
-            [f if b is None or (t := b.grad) is None else t for b, f in zip(betas, nans, strict=True)],
-        ]
-        counts = [self._no_count if (t := b.get("num_batches_tracked")) is None else t for b in buffers]
+        means, variances = self._running("running_mean"), self._running("running_var")
+        gammas = _column(self._parameters, "weight", self._fill[1.0])
+        betas = _column(self._parameters, "bias", self._fill[0.0])
+        grads = [_filled(list(map(_GRAD, column)), self._fill[torch.nan]) for column in (gammas, betas)]
+        columns = [means, variances, gammas, betas, *grads]
+        counts = _column(self._buffers, "num_batches_tracked", self._no_count)
         try:
-            self._copy(row, columns, counts)
+            self._copy(columns, counts)
         except (RuntimeError, TypeError):
             # Layers on several devices, or counts that an average of the weights has turned into floats.
             here = [[t.to(self._device) for t in column] for column in columns]
-            self._copy(row, here, [c.to(self._device, torch.int64) for c in counts])
-        self._meta.append(
-            _Row(
-                step,
-                rate,
-                tuple(m.training for m in self.modules),
-                tuple(getattr(m, "momentum", None) for m in self.modules),
-                _written(columns[0], columns[1]),
-                seen,
-            )
-        )
+            self._copy(here, [c.to(self._device, torch.int64) for c in counts])
+        last = self._meta[-1] if self._meta else None
+        row = _Row(step, rate, self._training(), self._momenta(), *_written(means, variances), seen)
+        if last is not None and last.training == row.training and last.momentum == row.momentum:
+            row = replace(row, training=last.training, momentum=last.momentum)
+        self._meta.append(row)
+
+    def _training(self) -> bytes:
+        return bytes(map(dict.get, self._attributes, repeat("training")))  # type: ignore[arg-type]
+
+    def _momenta(self) -> list[float | None]:
+        try:
+            return [a["momentum"] for a in self._attributes]
+        except KeyError:  # a frozen look-alike has none; another class may keep it elsewhere
+            return [getattr(m, "momentum", None) for m in self.modules]
 
     def _running(self, name: str) -> list[Tensor]:
         """A running statistic of every layer; NaN for one that keeps none."""
-        fill = self._fill[torch.nan]
-        return [f if (t := b.get(name)) is None else t for b, f in zip(self._buffers, fill, strict=True)]
+        return _column(self._buffers, name, self._fill[torch.nan])
 
     def _resized(self, column: list[Tensor]) -> ResizedError:
         sizes = zip(self.layers.names, self.layers.channels, column, strict=True)
         name, was, now = next((name, c, t.numel()) for name, c, t in sizes if t.numel() != c)
         return ResizedError(f"layer {name!r} had {was} channels and now has {now}")
 
-    def _copy(self, row: int, columns: list[list[Tensor]], counts: list[Tensor]) -> None:
+    def _copy(self, columns: list[list[Tensor]], counts: list[Tensor]) -> None:
+        row = len(self._meta)
         for slot, column in zip(self._slots[row], columns, strict=True):
             torch.cat(column, out=slot)
             if len(slot) != self.layers.total:
@@ -164,7 +170,11 @@ class Recorder:
         inference mode, is not noticed.
         """
         means, variances = (self._running(name) for name in ("running_mean", "running_var"))
-        return (torch.tensor(self._meta[-1].written) != torch.tensor(_written(means, variances))).any(0)
+        last = self._meta[-1]
+        before = (last.identity, last.means_written, last.variances_written)
+        pairs = zip(before, _written(means, variances), strict=True)
+        changed = [torch.frombuffer(a, dtype=torch.int64) != torch.frombuffer(b, dtype=torch.int64) for a, b in pairs]
+        return torch.stack(changed).any(0)
 
     def origin(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The oldest state on the tape: gamma, running mean and variance, ``[C]``, and updates so far, ``[L]``."""
@@ -172,68 +182,96 @@ class Recorder:
         return gamma, mean, var, self._counts[0].cpu()
 
     def reordered(self, layers: LayerTable, modules: Sequence[nn.Module]) -> Recorder:
-        """Return a recorder of the same layers in another order, which goes on from the same state."""
+        """Return a recorder of the same layers in another order, which goes on from the same state.
+
+        Before the first step only: what was sent and has not arrived is lost.
+        """
         other = Recorder(layers, modules, self._length - 2)
         position = {id(m): i for i, m in enumerate(self.modules)}
         order = [position[id(m)] for m in modules]
         spans = [torch.arange(*self.layers.offsets[i : i + 2], device=self._device) for i in order]
-        other.writes_count = self.writes_count
+        other.writes_count, other._courier = self.writes_count, self._courier
         used = len(self._meta)
         other._tape[:used] = self._tape[:used, :, torch.cat(spans)]
         other._counts[:used] = self._counts[:used, torch.tensor(order, device=self._device)]
         other._meta = [
             replace(
                 r,
-                training=tuple(r.training[i] for i in order),
-                momentum=tuple(r.momentum[i] for i in order),
-                written=tuple([column[i] for i in order] for column in r.written),
+                training=bytes(r.training[i] for i in order),
+                momentum=[r.momentum[i] for i in order],
+                identity=array("q", [r.identity[i] for i in order]),
+                means_written=array("q", [r.means_written[i] for i in order]),
+                variances_written=array("q", [r.variances_written[i] for i in order]),
             )
             for r in self._meta
         ]
         return other
 
     @torch.no_grad()
-    def drain(self) -> Block | None:
-        """Hand over the steps since the last call, and keep the newest state to compare the next step with."""
-        at = [i for i, row in enumerate(self._meta) if row.step is not None]
-        if not at:
-            return None
+    def drain(self, ring: Ring, *, wait: bool = True) -> tuple[int, Tensor | None]:
+        """Move the steps since the last call into a ring, and keep the newest state to compare the next step with.
+
+        Args:
+            ring: Where they go.
+            wait: Whether to wait for what is still on its way from the device; else it comes with a later call.
+
+        Returns:
+            The number of steps that came, and which layers' running statistics something else has given other values
+            between steps: ``[L]`` bool, or None if none can have been.
+        """
+        came, rewritten = 0, None
         used = len(self._meta)
-        tape, counts = self._tape[:used].cpu(), self._counts[:used].cpu().long()
-        meta = [self._meta[i] for i in at]
+        steps = any(row.step is not None for row in self._meta)
+        if steps:
+            sent = [self._tape[:used], self._counts[:used]]
+            self._courier.send(self._meta, *sent, *([] if self._moved is None else [self._moved]))
+            self._moved = None
+        for meta, (tape, counts, *moved) in self._courier.receive(wait=wait):
+            came += self._recover(meta, tape, counts, ring)
+            for mask in map(self.layers.segments.any, moved):
+                rewritten = mask if rewritten is None else rewritten | mask
+        if steps:
+            self._tape[0].copy_(self._tape[used - 1])
+            self._counts[0].copy_(self._counts[used - 1])
+            self._meta = [replace(self._meta[-1], step=None, seen=None)]
+        return came, rewritten
+
+    def _recover(self, rows: list[_Row], tape: Tensor, counts: Tensor, ring: Ring) -> int:
+        at = [i for i, row in enumerate(rows) if row.step is not None]
         # Nearly always every row but the first is a step: then these are views, and nothing is copied.
         run = at == list(range(at[0], at[0] + len(at)))
         now: slice | list[int] = slice(at[0], at[-1] + 1) if run else at
         old: slice | list[int] = slice(at[0] - 1, at[-1]) if run else [i - 1 for i in at]
+        meta = [rows[i] for i in at]
+        out = ring.room([row.step for row in meta if row.step is not None], [row.rate for row in meta])
         after = dict(zip(_READ, tape[now].unbind(1), strict=True))
-        before = dict(zip(_READ, tape[old].unbind(1), strict=True))
+        mean, var, *_ = tape[old].unbind(1)
         instance = self.layers.of_family("instance")
-        momenta = [[torch.nan if m is None else m for m in row.momentum] for row in meta]
-        momentum = torch.tensor(momenta, dtype=torch.float64, device="cpu")
-        written = torch.tensor([row.written for row in self._meta], device="cpu")
-        same, writes = (written[now, 0] == written[old, 0]), written[now, 1:] - written[old, 1:]
+        momentum = _stacked([row.momentum for row in meta], _momentum)
+        identity, means, variances = (
+            torch.stack([torch.frombuffer(getattr(row, name), dtype=torch.int64) for row in rows])
+            for name in ("identity", "means_written", "variances_written")
+        )
+        same = identity[now] == identity[old]
         # InstanceNorm leaves its counter alone, but each of its forwards is one write to its buffers, if nobody else's.
-        counts = torch.where(instance, written[:, 1], counts)
-        rows = recover_rows(
+        counts = torch.where(instance, means, counts)
+        recover_rows(
             self.layers,
-            before=(before["running_mean"], before["running_var"]),
+            before=(mean, var),
             after=(after["running_mean"], after["running_var"]),
             counts=(counts[old], counts[now]),
             counted=torch.where(instance, same & self.writes_count, self._counted()),
-            foreign=self._native & same & (writes[:, 0] != writes[:, 1]),
+            foreign=self._native & same & (means[now] - means[old] != variances[now] - variances[old]),
             momentum=momentum.where(~(instance & momentum.isnan()), 0.0),
             half_ulp=self._half_ulp(),
+            out=out,
         )
-        fill_seen(self.layers, rows, [id(m) for m in self.modules], [row.seen for row in meta])
-        rows |= {name: after[name] for name in _READ}
-        training = torch.tensor([row.training for row in meta], dtype=torch.bool, device="cpu")
-        rows["training"] = training & ~self.layers.of_family("frozen")
-        self._tape[0].copy_(self._tape[used - 1])
-        self._counts[0].copy_(self._counts[used - 1])
-        self._meta = [replace(self._meta[-1], step=None, seen=None)]
-        rewritten = self.layers.segments.any(self._moved.cpu())
-        self._moved.zero_()
-        return Block([row.step for row in meta if row.step is not None], [row.rate for row in meta], rows, rewritten)
+        fill_seen(self.layers, out, [id(m) for m in self.modules], [row.seen for row in meta])
+        for name in _READ:
+            out[name].copy_(after[name])
+        training = _stacked([row.training for row in meta], lambda t: torch.frombuffer(bytearray(t), dtype=torch.bool))
+        torch.logical_and(training, ~self.layers.of_family("frozen"), out=out["training"])
+        return len(at)
 
     def _counted(self) -> Tensor:
         """Which layers have a counter: ``[L]`` bool."""
@@ -241,18 +279,39 @@ class Recorder:
 
     def _half_ulp(self) -> Tensor:
         """Relative rounding of each layer's running statistics: ``[L]``."""
-        kept = [b.get("running_mean") for b in self._buffers]
-        return torch.tensor(
-            [max(torch.finfo(d).eps for d in (self.dtype, self.dtype if t is None else t.dtype)) / 2 for t in kept],
-            dtype=torch.float64,
-            device="cpu",
-        )
+        own = torch.finfo(self.dtype).eps
+        kept = [own if (t := b.get("running_mean")) is None else torch.finfo(t.dtype).eps for b in self._buffers]
+        return torch.tensor(kept, dtype=torch.float64, device="cpu").clamp(min=own) / 2
 
 
-def _written(means: list[Tensor], variances: list[Tensor]) -> tuple[list[int], ...]:
+def _column(dicts: Sequence[dict[str, Any]], key: str, fill: list[Tensor]) -> list[Tensor]:
+    """One tensor of each layer, without a loop in Python: a thousand layers are looked up at every step."""
+    return _filled(list(map(dict.get, dicts, repeat(key))), fill)
+
+
+def _filled(found: list[Any], fill: list[Tensor]) -> list[Tensor]:
+    if type(None) not in set(map(type, found)):
+        return found
+    return [f if t is None else t for t, f in zip(found, fill, strict=True)]
+
+
+def _stacked(values: Sequence[T], convert: Callable[[T], Tensor]) -> Tensor:
+    """Convert each value to a row; consecutive rows that share one object are converted once."""
+    made: dict[int, Tensor] = {}
+    for value in values:
+        if id(value) not in made:
+            made[id(value)] = convert(value)
+    return torch.stack([made[id(value)] for value in values])
+
+
+def _momentum(momenta: list[float | None]) -> Tensor:
+    return torch.tensor([torch.nan if m is None else m for m in momenta], dtype=torch.float64, device="cpu")
+
+
+def _written(means: list[Tensor], variances: list[Tensor]) -> tuple[array[int], array[int], array[int]]:
     """Which tensors the running means are, and how often autograd saw them and the variances written to in place."""
     try:
-        return [*map(id, means)], [t._version for t in means], [t._version for t in variances]
+        return array("q", map(id, means)), array("q", map(_VERSION, means)), array("q", map(_VERSION, variances))
     except RuntimeError:  # tensors made in inference mode do not know
-        nothing = [0] * len(means)
+        nothing = array("q", [0]) * len(means)
         return nothing, nothing, nothing

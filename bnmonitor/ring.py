@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -43,22 +45,32 @@ class Ring:
             },
         }
 
-    def append(self, steps: list[int], rates: list[float], rows: dict[str, Tensor]) -> None:
-        """Add rows, oldest first; more than fit the window lose their oldest."""
-        new = len(steps[-self.size :])
+    def room(self, steps: Sequence[int], rates: Sequence[float]) -> dict[str, Tensor]:
+        """Make room for new rows, oldest first, and return it for them to be written into: ``[len(steps), ...]`` each.
+
+        Args:
+            steps: Their numbers, ``size`` of them at most.
+            rates: The learning rates in force.
+        """
+        new = len(steps)
         if self._end + new > self._length:
-            keep = self.size - new
-            start = max(0, self._end - keep)
+            start = max(0, self._end - (self.size - new))
             for store in self._rows.values():
-                store[: self._end - start] = store[start : self._end].clone()
+                _move(store, start, self._end)
             self._end -= start
-        for name, store in self._rows.items():
-            store[self._end : self._end + new] = rows[name][-new:]
         self._end += new
-        self.steps = (self.steps + steps)[-self.size :]
-        self.rates = (self.rates + rates)[-self.size :]
+        self.steps = [*self.steps, *steps][-self.size :]
+        self.rates = [*self.rates, *rates][-self.size :]
+        return {name: store[self._end - new : self._end] for name, store in self._rows.items()}
 
     def view(self) -> dict[str, Tensor]:
         """Return the window of every statistic, oldest step first, as views."""
         start = max(0, self._end - self.size)
         return {name: store[start : self._end] for name, store in self._rows.items()}
+
+
+def _move(store: Tensor, start: int, end: int) -> None:
+    """Move rows to the front, a part at a time, so that none is overwritten before it has moved."""
+    for at in range(start, end, start):
+        part = store[at : min(end, at + start)]
+        store[at - start : at - start + len(part)] = part

@@ -71,7 +71,9 @@ def update_weight(momentum: Tensor, before: Tensor, after: Tensor) -> Tensor:
     return torch.where(momentum.isnan(), cumulative, exponential).where(updates > 0, 0.0)
 
 
-def recover(before: Tensor, after: Tensor, weight: Tensor) -> Tensor:
+def recover(
+    before: Tensor, after: Tensor, weight: Tensor, *, moved: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
     """Batch statistic that turned the running statistic ``before`` into ``after``.
 
     Solves ``after = before + weight (batch - before)``. The difference is taken first: for close numbers it is
@@ -81,11 +83,14 @@ def recover(before: Tensor, after: Tensor, weight: Tensor) -> Tensor:
         before: ``[..., C]`` running statistic before the update.
         after: ``[..., C]`` the same after it.
         weight: ``[..., C]`` from :func:`update_weight`.
+        moved: Where ``batch - before`` is written.
+        out: Where the result is written.
 
     Returns:
         ``[..., C]``; NaN where the weight is 0. Its rounding error is about ``ulp(after) / (2 weight)``.
     """
-    return before + (after - before) / weight.where(weight > 0, torch.nan).to(after.dtype)
+    moved = torch.sub(after, before, out=moved).div_(weight.where(weight > 0, torch.nan).to(after.dtype))
+    return torch.add(before, moved, out=out)
 
 
 def mean_over_steps(rows: Tensor) -> Tensor:
@@ -121,6 +126,7 @@ class Segments:
         counts = torch.tensor(channels, dtype=torch.int64, device="cpu")
         self._layers, self._total = len(channels), int(counts.sum())
         self._offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        self._sizes = counts.clamp(min=1)
         # Layers of one width are one matrix, so that a median is one call for all of them.
         self._by_width: list[tuple[Tensor, Tensor]] = []
         for width in sorted(set(channels) - {0}):
@@ -139,10 +145,19 @@ class Segments:
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum of each layer's values. NaN is passed over."""
-        return self._reduce(values.where(~values.isnan(), 0.0), "sum", 0.0)
+        return self._reduce(values if _complete(values) else values.where(~values.isnan(), 0.0), "sum", 0.0)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of each layer's values. NaN is passed over; a layer of only NaN gives NaN."""
+        if _complete(values):
+            return (self._reduce(values, "sum", 0.0) / self._sizes).where(self._offsets.diff() > 0, torch.nan)
+        known = self.count(~values.isnan())
+        return (self.sum(values) / known.clamp(min=1)).where(known > 0, torch.nan)
 
     def max(self, values: Tensor) -> Tensor:
         """Largest value of each layer. NaN is passed over; a layer of only NaN gives NaN."""
+        if _complete(values):
+            return self._reduce(values, "max", -torch.inf).where(self._offsets.diff() > 0, torch.nan)
         known = ~values.isnan()
         top = self._reduce(values.where(known, -torch.inf), "max", -torch.inf)
         return top.where(self.any(known), torch.nan)
@@ -150,8 +165,10 @@ class Segments:
     def median(self, values: Tensor) -> Tensor:
         """Middle value of each layer, the lower of two: ``[C]`` to ``[L]``. NaN is passed over; only NaN gives NaN."""
         out = values.new_full((self._layers,), torch.nan)
+        complete = _complete(values)
         for layers, at in self._by_width:
-            out[layers] = values[at].nanmedian(1).values
+            rows = values[at]
+            out[layers] = _middle(rows) if complete else rows.nanmedian(1).values
         return out
 
     def _reduce(self, values: Tensor, how: str, initial: float) -> Tensor:
@@ -160,3 +177,16 @@ class Segments:
             return values.new_full((*lead, self._layers), initial)
         offsets = self._offsets.expand(*lead, -1).contiguous()
         return torch.segment_reduce(values.contiguous(), how, offsets=offsets, axis=-1 % values.dim(), initial=initial)
+
+
+def _complete(values: Tensor) -> bool:
+    """Whether no value is NaN. A sum that is no NaN has no NaN in it: that costs a tenth of looking for one."""
+    return not bool(values.sum().isnan())
+
+
+def _middle(rows: Tensor) -> Tensor:
+    """Lower middle of each row of a matrix without NaN; NumPy's partition is several times faster than a median."""
+    import numpy as np
+
+    at = (rows.shape[1] - 1) // 2
+    return torch.from_numpy(np.partition(rows.numpy(), at, axis=1)[:, at].copy())

@@ -178,17 +178,20 @@ class Watch:
 
     # -- what is made of it --------------------------------------------------------------------------------------------
 
-    def collect(self) -> None:
-        """Move the recorded steps from the tape into the window."""
-        block = self._recorder.drain()
-        if block is not None:
-            self._ring.append(block.steps, block.rates, block.rows)
-            self._fresh += len(block.steps)
-            if self._baseline is not None:
-                self._baseline = replace(self._baseline, initial=self._baseline.initial.where(~block.rewritten, 0.0))
+    def collect(self, *, wait: bool = True) -> None:
+        """Move the recorded steps from the tape into the window; see :meth:`Recorder.drain`."""
+        came, rewritten = self._recorder.drain(self._ring, wait=wait)
+        self._fresh += came
+        if rewritten is not None and self._baseline is not None:
+            self._baseline = replace(self._baseline, initial=self._baseline.initial.where(~rewritten, 0.0))
 
     def window(
-        self, optimizers: Sequence[Optimizer], run: RunFacts | None = None, evaluation: str = ""
+        self,
+        optimizers: Sequence[Optimizer],
+        run: RunFacts | None = None,
+        evaluation: str = "",
+        *,
+        wait: bool = True,
     ) -> Window | None:
         """Return the window with everything to judge it by; None before the first step.
 
@@ -196,8 +199,9 @@ class Watch:
             optimizers: Those that train the model.
             run: What the run tells of itself.
             evaluation: The phase of the evaluation that is about to begin; empty if none is.
+            wait: Whether to wait for what is still on its way from the device.
         """
-        self.collect()
+        self.collect(wait=wait)
         if self._baseline is None or not self.steps:
             return None
         samples, modules = self._sampling.samples, self._recorder.modules

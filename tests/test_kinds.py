@@ -92,10 +92,12 @@ def errors(kind: Kind) -> tuple[float, float]:
         rows = truth.rows[name][STEPS - len(got_mean) :]
         assert len(got_mean) >= STEPS - 1
         mean, var = (torch.stack(column) for column in zip(*rows, strict=True))
-        assert not got_mean.isnan().any()
-        assert not got_var.isnan().any()
-        worst_mean = max(worst_mean, float(((got_mean - mean).abs() / var.sqrt()).max()))
-        worst_var = max(worst_var, float(((got_var - var).abs() / var).max()))
+        # What would be mostly the rounding of half precision is withheld; elsewhere all is known.
+        least = 0.2 if kind.rounded else 1.0
+        assert got_mean.isfinite().double().mean() >= least
+        assert got_var.isfinite().double().mean() >= least
+        worst_mean = max(worst_mean, float(((got_mean - mean).abs() / var.sqrt()).nan_to_num().max()))
+        worst_var = max(worst_var, float(((got_var - var).abs() / var).nan_to_num().max()))
         assert states(monitor, name) == {kind.recovery}
         assert {row.recovery for row in monitor.summary()} == {""}
     return worst_mean, worst_var
