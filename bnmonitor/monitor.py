@@ -418,8 +418,8 @@ class Monitor:
     def _check(self, evaluation: str = "", *, wait: bool = False) -> None:
         """See whether the layers are still the same, and judge the steps since the last check.
 
-        Without ``wait``, those that are still on their way from an accelerator are left to the next check; not so before
-        an evaluation, which is judged by the state it begins with.
+        Without ``wait``, those that are still on their way from an accelerator are left to the next check, but for an
+        evaluation, which is judged by the state it begins with.
         """
         if self._watch.renewed():
             logger.info("the model's layers have changed: %d are watched from here on", len(self.layers))
