@@ -1,24 +1,30 @@
-"""Findings become episodes: pending, open, cleared. Nothing is said twice."""
+"""Findings become episodes: pending, open, cleared. Nothing is said twice, and followers are counted."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bnmonitor._text import DOCS
+from bnmonitor._text import DOCS, count, listing
 from bnmonitor.frame import Window
 from bnmonitor.layers import LayerTable
 from bnmonitor.needs import unmet
 from bnmonitor.rules import CATALOGUE, Finding, Rule, Severity
 from bnmonitor.rules.monitor.rule_error import RuleError
+from bnmonitor.rules.thresholds import ForLayers, judge
+from bnmonitor.verdict import FOLLOWED
 from bnmonitor.verdict import Alert as Alert
 
 CLEAR_AFTER = 3
-"""Checks in a row without a finding after which an alert is cleared."""
+"""Checks in a row without a finding after which an alert is cleared, if as many steps as opened it are quiet too.
+
+A value that wavers about its threshold is below it in one of two checks, and in three in a row once in eight. A rule
+that wants a finding confirmed for many steps judges averages over them, and takes as long to be sure that it is gone.
+"""
 
 _SILENCING = "BN101"
 _CODES = {rule.code for rule in CATALOGUE}
@@ -30,8 +36,18 @@ class _Case:
 
     since: int
     first_step: int
+    seen: int
     quiet: int = 0
     alert: int | None = None
+
+
+@dataclass
+class _Story:
+    """What goes with an alert: its message without the followers, the layers that it began with, who else joined."""
+
+    message: str
+    own: int
+    also: list[str]
 
 
 class AlertBook:
@@ -43,9 +59,12 @@ class AlertBook:
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self.rules = list(rules)
+        self.special: Mapping[str, Sequence[ForLayers]] = {}
+        """Rules that have other thresholds in some layers, by code."""
         self.broken: set[str] = set()
         """Codes of the rules that raised."""
         self.alerts: list[Alert] = []
+        self._stories: list[_Story] = []
         self._cases: dict[tuple[str, str | None], _Case] = {}
         self._told: set[tuple[str, str | None]] = set()
         self._clock = 0
@@ -77,12 +96,13 @@ class AlertBook:
         self._clock += window.fresh
         events: list[Alert] = []
         broken_from = len(window.layers)
-        for rule in [r for r in self.rules if r.moment in moments and not unmet(r.needs, absent or {})]:
+        for rule in _leaders_first(self.rules):
+            if rule.moment not in moments or unmet(rule.needs, absent or {}):
+                continue
             try:
-                findings = rule.check(window)
+                findings = judge(rule, self.special.get(rule.code, ()), window)
             except Exception as error:
-                self.rules.remove(rule)
-                self.broken.add(rule.code)
+                events += self._retire(rule, window.steps[-1])
                 events.append(self.tell(RuleError.report(rule.code, error, window.steps[-1]), RuleError()))
                 continue
             unjudged: tuple[str, ...] = ()
@@ -98,9 +118,35 @@ class AlertBook:
 
     def tell(self, finding: Finding, rule: Rule) -> Alert:
         """Open an alert that belongs to no layer."""
-        alert = self._alert(rule, finding, (), finding.first_step)
+        return self.alerts[self._add(self._alert(rule, finding, (), finding.first_step), 0)]
+
+    def _add(self, alert: Alert, own: int) -> int:
+        """Append an alert that began with so many layers; return its index."""
         self.alerts.append(alert)
-        return alert
+        self._stories.append(_Story(alert.message, own, []))
+        return len(self.alerts) - 1
+
+    def _amend(self, index: int, **changes: Any) -> Alert:
+        """Change an alert; what its message says of followers is counted anew."""
+        story = self._stories[index]
+        story.message = changes.get("message", story.message)
+        alert = replace(self.alerts[index], **changes)
+        followers = len(alert.layers) - story.own
+        told = [count(followers, "layer")] if followers > 0 and alert.layer is not None else []
+        joined = " and ".join(told + ([listing(story.also)] if story.also else []))
+        self.alerts[index] = replace(alert, message=story.message + (FOLLOWED + joined if joined else ""))
+        return self.alerts[index]
+
+    def _retire(self, rule: Rule, step: int) -> list[Alert]:
+        """Switch off a rule that raised; nobody watches over its open alerts any more, and they say so."""
+        self.rules.remove(rule)
+        self.broken.add(rule.code)
+        self._cases = {key: case for key, case in self._cases.items() if key[0] != rule.code}
+        return [
+            self._amend(i, state="cleared", message=f"{self._stories[i].message}; not watched since step {step}")
+            for i, alert in enumerate(self.alerts)
+            if alert.code == rule.code and alert.state == "open"
+        ]
 
     def _update(self, rule: Rule, findings: list[Finding], window: Window, unjudged: Sequence[str] = ()) -> list[Alert]:
         names = window.layers.names
@@ -112,13 +158,18 @@ class AlertBook:
         for finding in findings:
             key = (rule.code, None if finding.layers or finding.layer is None else names[finding.layer])
             current.add(key)
-            case = self._cases.setdefault(key, _Case(self._clock - max(1, window.fresh), finding.first_step))
-            case.quiet = 0
+            began = self._clock - max(1, window.fresh)
+            case = self._cases.setdefault(key, _Case(began, finding.first_step, self._clock))
+            case.quiet, case.seen = 0, self._clock
             case.first_step = min(case.first_step, finding.first_step)
             if case.alert is not None:
                 changed[case.alert] = changed.get(case.alert, False) | self._renew(case.alert, finding, names, now)
             elif self._ripe(rule, finding, case, key):
-                opening.append((finding, case))
+                leader = self._leader(rule, case, window)
+                if leader is None:
+                    opening.append((finding, case))
+                else:
+                    changed[leader] = changed.get(leader, False) | self._follow(leader, rule, finding, names)
         changed |= dict.fromkeys(self._fade(rule, current), True)
         events = [self.alerts[i] for i, news in changed.items() if news]
         if opening:
@@ -130,22 +181,37 @@ class AlertBook:
             return False
         return finding.severity > Severity.INFO or key not in self._told
 
+    def _leader(self, rule: Rule, case: _Case, window: Window) -> int | None:
+        """The alert of another rule that explains a new finding: one that began before it, and is in the window yet."""
+        slack = 0 if rule.exact else max(1, window.fresh)
+        for index, alert in enumerate(self.alerts):
+            before = alert.code in rule.follows and alert.first_step <= case.first_step + slack
+            if before and alert.severity > Severity.INFO and window.steps[-1] - alert.last_step <= len(window):
+                return index
+        return None
+
+    def _follow(self, leader: int, rule: Rule, finding: Finding, names: tuple[str, ...]) -> bool:
+        """Count a finding under the alert that explains it; return whether that got worse."""
+        alert, story = self.alerts[leader], self._stories[leader]
+        if alert.state != "open":
+            return False
+        if rule.name not in story.also:
+            story.also.append(rule.name)
+        worse = finding.severity > alert.severity
+        self._amend(leader, layers=_joined(alert, finding, names), severity=max(alert.severity, finding.severity))
+        return worse
+
     def _renew(self, index: int, finding: Finding, names: tuple[str, ...], now: int) -> bool:
         """Bring an open alert up to date; return whether it got worse."""
         alert = self.alerts[index]
         worse = finding.severity > alert.severity
-        joined = tuple(names[i] for i in finding.layers if names[i] not in alert.layers)
-        severity = max(alert.severity, finding.severity)
-        alert = replace(alert, last_step=now, severity=severity, layers=alert.layers + joined)
+        # A fault of the whole model tells its layers each time; a layer that falls ill later was added as it opened.
+        layers = _joined(alert, finding, names) if finding.layers else alert.layers
+        self._stories[index].own += len(layers) - len(alert.layers)
+        changes: dict[str, Any] = {"last_step": now, "severity": max(alert.severity, finding.severity)}
         if worse and finding.layer is not None and names[finding.layer] == alert.layer:
-            alert = replace(
-                alert,
-                channels=finding.channels,
-                value=finding.value,
-                threshold=finding.threshold,
-                message=finding.message,
-            )
-        self.alerts[index] = alert
+            changes |= {name: getattr(finding, name) for name in ("channels", "value", "threshold", "message")}
+        self._amend(index, layers=layers, **changes)
         return worse
 
     def _fade(self, rule: Rule, current: set[tuple[str, str | None]]) -> list[int]:
@@ -155,7 +221,8 @@ class AlertBook:
             if key[0] != rule.code or key in current:
                 continue
             case.quiet += 1
-            if case.alert is None or case.quiet >= CLEAR_AFTER:
+            gone = case.quiet >= CLEAR_AFTER and self._clock - case.seen >= rule.confirm
+            if case.alert is None or gone:
                 del self._cases[key]
                 touched.add(case.alert)
         alive = {case.alert for case in self._cases.values()}
@@ -179,28 +246,26 @@ class AlertBook:
                 item[0].layer if item[0].layer is not None else -1,
             ),
         )
-        members = sorted({f.layer for f, _ in opening if f.layer is not None} | set(lead.layers))
-        followed = self._followed(rule, lead, lead_case, window)
-        if followed is None:
+        members = sorted({i for f, _ in opening if f.layer is not None for i in (f.layer, *f.layers)})
+        worst = max((f for f, _ in opening), key=lambda f: f.severity)
+        index = self._followed(rule, lead, lead_case, window)
+        if index is None:
             ordered = [i for i in (lead.layer, *members) if i is not None]
             layers = tuple(names[i] for i in dict.fromkeys(ordered))
-            worst = max((f for f, _ in opening), key=lambda f: f.severity)
-            alert = self._alert(rule, lead, layers, now)
-            if worst.severity > lead.severity and worst.layer is not None:
-                alert = replace(
-                    alert, severity=worst.severity, message=f"{lead.message}; worse in {names[worst.layer]}"
-                )
-            index = len(self.alerts)
-            self.alerts.append(replace(alert, first_step=lead_case.first_step))
+            index = self._add(self._alert(rule, lead, layers, now), max(1, len(lead.layers)))
+            more = (
+                f"; worse in {names[worst.layer]}" if worst.severity > lead.severity and worst.layer is not None else ""
+            )
+            self._amend(
+                index, first_step=lead_case.first_step, severity=worst.severity, message=f"{lead.message}{more}"
+            )
             events = [self.alerts[index]]
         else:
-            index, alert = followed, self.alerts[followed]
+            alert = self.alerts[index]
             new = tuple(names[i] for i in members if names[i] not in alert.layers)
-            worst_severity = max(f.severity for f, _ in opening)
-            self.alerts[index] = replace(
-                alert, layers=alert.layers + new, severity=max(alert.severity, worst_severity), last_step=now
-            )
-            events = [self.alerts[index]] if worst_severity > alert.severity else []
+            severity = max(alert.severity, worst.severity)
+            self._amend(index, layers=alert.layers + new, severity=severity, last_step=now)
+            events = [self.alerts[index]] if worst.severity > alert.severity else []
         for _, case in opening:
             case.alert = index
         return events
@@ -241,7 +306,8 @@ class AlertBook:
         return {
             "clock": self._clock,
             "alerts": [alert.to_dict() for alert in self.alerts],
-            "cases": [[*key, c.since, c.first_step, c.quiet, c.alert] for key, c in self._cases.items()],
+            "stories": [list(astuple(story)) for story in self._stories],
+            "cases": [[*key, *astuple(case)] for key, case in self._cases.items()],
             "told": [list(key) for key in sorted(self._told, key=str)],
         }
 
@@ -249,5 +315,23 @@ class AlertBook:
         """Take over what :meth:`state_dict` returned."""
         self._clock = state["clock"]
         self.alerts = [Alert.from_dict(plain) for plain in state["alerts"]]
+        self._stories = [_Story(*row) for row in state["stories"]]
         self._cases = {(row[0], row[1]): _Case(*row[2:]) for row in state["cases"]}
         self._told = {(code, name) for code, name in state["told"]}
+
+
+def _leaders_first(rules: Sequence[Rule]) -> list[Rule]:
+    """The rules in their order, but for those that follow others: these come after them."""
+    by_code = {rule.code: rule for rule in rules}
+
+    def depth(rule: Rule, above: frozenset[str] = frozenset()) -> int:
+        leaders = (by_code[code] for code in rule.follows - above if code in by_code)
+        return max((1 + depth(leader, above | {rule.code}) for leader in leaders), default=0)
+
+    return sorted(rules, key=depth)
+
+
+def _joined(alert: Alert, finding: Finding, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The layers of an alert and of a finding that joins it."""
+    its = finding.layers or ((finding.layer,) if finding.layer is not None else ())
+    return tuple(dict.fromkeys((*alert.layers, *(names[i] for i in its))))

@@ -14,6 +14,7 @@ from torch import Tensor
 from bnmonitor.frame import Baseline, Sample, Window
 from bnmonitor.layers import LayerTable
 from bnmonitor.measures import forgetting, offset, typical_variance, warm
+from bnmonitor.statistics import middle_over_steps
 
 MEMORY = 500
 """Steps in which a baseline follows a lasting change by two thirds."""
@@ -29,6 +30,7 @@ def begin(layers: LayerTable, gamma: Tensor, mean: Tensor, var: Tensor, counts: 
     unknown = torch.full((len(layers),), torch.nan, device="cpu")
     return Baseline(
         log_var=torch.full((layers.total,), torch.nan, device="cpu"),
+        spread=torch.full((layers.total,), torch.nan, device="cpu"),
         offset=unknown,
         alive=torch.zeros(layers.total, dtype=torch.bool, device="cpu"),
         gamma=gamma.clone(),
@@ -79,8 +81,8 @@ def counted(window: Window) -> Baseline:
 def followed(window: Window, held: Tensor) -> Baseline:
     """Return the window's baseline after it has followed the new steps.
 
-    The middle of the new steps is taken in log space, so one wild step does not move it; a lasting change is
-    followed with a memory of :data:`MEMORY` steps.
+    Middle and median absolute deviation of the new steps are taken in log space, so one wild step moves neither; a
+    lasting change is followed with a memory of :data:`MEMORY` steps.
 
     Args:
         window: The window that was judged.
@@ -89,10 +91,14 @@ def followed(window: Window, held: Tensor) -> Baseline:
     base, layers = window.baseline, window.layers
     moving = warm(window)[-1] & ~held
     rate = 1 - math.exp(-max(1, window.fresh) / MEMORY)
-    log_var = (typical_variance(window) + 1e-3 * layers.eps_by_channel).log().float()
+    least = 1e-3 * layers.eps_by_channel
+    log_var = (typical_variance(window) + least).log().float()
+    fresh = (window.batch_var[-max(1, window.fresh) :] + least).log().float()
+    spread = middle_over_steps((fresh - log_var).abs_())
     return replace(
         base,
         log_var=_follow(base.log_var, log_var, moving[layers.owner], rate),
+        spread=_follow(base.spread, spread, moving[layers.owner], rate),
         offset=_follow(base.offset, offset(window).float(), moving, rate),
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 from bnmonitor._lightning import CallbackBase
 from bnmonitor.alerts import Alert
 from bnmonitor.monitor import Monitor
-from bnmonitor.rules import Rule
+from bnmonitor.rules import Rule, Thresholds
 from bnmonitor.settings import Action, Settings
 from bnmonitor.sinks import Console, Loggers, Sink, TensorBoard, checked
 from bnmonitor.sinks.console import beside_bar
@@ -53,7 +53,7 @@ class BatchNormMonitor(CallbackBase):
         exclude: Sequence[str] = (),
         select: Sequence[str] = ("default",),
         ignore: Sequence[str] = (),
-        rules: Sequence[Rule] | Mapping[str, Mapping[str, float]] | None = None,
+        rules: Sequence[Rule] | Mapping[str, Thresholds] | None = None,
         on_alert: Mapping[str, Action] | Action = "warn",
         sinks: Sequence[Sink] | None = None,
     ) -> None:

@@ -249,6 +249,7 @@ class Baseline:
 
     Attributes:
         log_var: ``[C]`` robust log of the batch variance after warm-up; NaN before.
+        spread: ``[C]`` median absolute deviation of that log from step to step, alike.
         offset: ``[L]`` robust median of ``abs(mean) / sigma`` after warm-up; NaN before.
         alive: ``[C]`` bool, the batch variance was once well above eps.
         gamma: ``[C]`` gamma at the start.
@@ -263,6 +264,7 @@ class Baseline:
     """
 
     log_var: Tensor
+    spread: Tensor
     offset: Tensor
     alive: Tensor
     gamma: Tensor

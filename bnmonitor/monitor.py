@@ -22,7 +22,8 @@ from bnmonitor.layers import LayerTable
 from bnmonitor.needs import missing, unmet
 from bnmonitor.ranks import RankExchange
 from bnmonitor.responder import AlertError, BatchNormWarning, Responder, warn
-from bnmonitor.rules import Rule, Severity
+from bnmonitor.rules import Rule, Severity, Thresholds
+from bnmonitor.rules.thresholds import check_patterns
 from bnmonitor.runfacts import RunFacts
 from bnmonitor.series import SERIES
 from bnmonitor.settings import WARN, Action, Settings, as_models, as_optimizers
@@ -68,7 +69,8 @@ class Monitor:
         exclude: Glob patterns; a layer is not watched if one matches.
         select: Rules to run: codes, prefixes, names, ``"default"`` or ``"all"``.
         ignore: Rules to leave out, likewise.
-        rules: Own rules, or thresholds by rule: ``{"small-batch": {"warn_below": 8}}``.
+        rules: Own rules, or thresholds by rule: ``{"small-batch": {"warn_below": 8}}``; under ``"layers"`` a rule takes
+            other thresholds for some layers: ``{"small-batch": {"layers": {"head.*": {"warn_below": 4}}}}``.
         on_alert: ``"log"``, ``"warn"`` (in the console; without one, a Python warning), ``"stop"``, ``"raise"`` or a
             callable that takes the alert; or a mapping of these by severity. A single word leaves infos to the log.
         sinks: Where findings go; None: the console for alerts, and the history if ``log_dir`` is given; []: nowhere.
@@ -97,7 +99,7 @@ class Monitor:
         exclude: Sequence[str] = (),
         select: Sequence[str] = ("default",),
         ignore: Sequence[str] = (),
-        rules: Sequence[Rule] | Mapping[str, Mapping[str, float]] | None = None,
+        rules: Sequence[Rule] | Mapping[str, Thresholds] | None = None,
         on_alert: Mapping[str, Action] | Action = WARN,
         sinks: Sequence[Sink] | None = None,
     ) -> None:
@@ -128,6 +130,8 @@ class Monitor:
             window=window,
             sample_every=sample_every_n_steps,
         )
+        if not self._watch.waiting:
+            check_patterns(self.settings.special_rules(), self.layers)
         self._optimizers = as_optimizers(optimizer)
         self._log_dir = None if log_dir is None else Path(log_dir)
         self._book = AlertBook([])
@@ -392,6 +396,7 @@ class Monitor:
             self._black_box = BlackBox(Path(run["log_dir"]))
         chosen = self.settings.chosen_rules()
         self._book.rules = [rule for rule in chosen if rule.code not in self._book.broken]
+        self._book.special = self.settings.special_rules()
         self._responder.tell("open", Run(layers=self.layers, **run))
 
     def _step(self, number: int) -> None:

@@ -38,8 +38,7 @@ def alert_block(alert: Alert, *, again: bool = False) -> RenderableType:
     head.append(f"{alert.code} {alert.rule}", style="bold")
     if alert.layer is not None:
         head.append(f" · {alert.layer}")
-        if len(alert.layers) > 1:
-            head.append(f" and {count(len(alert.layers) - 1, 'more layer')}", style="dim")
+        head.append(alert.extent, style="dim")
     if alert.channels:
         head.append(f" · channels {listing(alert.channels)}")
     head.append(f" · since step {alert.first_step}")

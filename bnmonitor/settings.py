@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from bnmonitor._text import nearest
 from bnmonitor.alerts import Alert
-from bnmonitor.rules import Rule, Severity, choose
+from bnmonitor.rules import Rule, Severity, Thresholds, by_layer, choose
+from bnmonitor.rules.thresholds import ForLayers
 
 Action = Literal["log", "warn", "stop", "raise"] | Callable[[Alert], object]
 """What to do when an alert opens or gets worse."""
@@ -53,7 +54,7 @@ class Settings:
     exclude: Sequence[str] = ()
     select: Sequence[str] = ("default",)
     ignore: Sequence[str] = ()
-    rules: Sequence[Rule] | Mapping[str, Mapping[str, float]] | None = None
+    rules: Sequence[Rule] | Mapping[str, Thresholds] | None = None
     on_alert: Mapping[str, Action] | Action = WARN
 
     def __post_init__(self) -> None:
@@ -84,6 +85,10 @@ class Settings:
     def chosen_rules(self) -> tuple[Rule, ...]:
         """The rules to run."""
         return choose(self.select, self.ignore, self.rules)
+
+    def special_rules(self) -> dict[str, tuple[ForLayers, ...]]:
+        """The rules that have other thresholds in some layers, by code."""
+        return by_layer(self.rules)
 
     def actions(self) -> dict[Severity, Action]:
         """What to do by severity. A single word does not apply to infos, which are only logged."""

@@ -113,6 +113,7 @@ def make_window(
         variance=torch.stack([v.mean(-1) for v in torch.split(known["batch_var"], list(sizes_of), -1)], -1),
         baseline=Baseline(
             log_var=torch.zeros(width),
+            spread=torch.full((width,), 0.1),
             offset=torch.full((count,), offset),
             alive=torch.ones(width, dtype=torch.bool),
             gamma=spread(start_gamma)[0],

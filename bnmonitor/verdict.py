@@ -21,6 +21,10 @@ class Severity(IntEnum):
         return self.name.lower()
 
 
+FOLLOWED = "; followed by "
+"""What a message says before it counts the layers that fell ill after the first."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Alert:
     """One episode of one fault.
@@ -62,11 +66,16 @@ class Alert:
         """What tells this episode from every other of the run."""
         return self.code, self.layer or self.message, self.first_step
 
+    @property
+    def extent(self) -> str:
+        """How many layers there are besides the first, unless the message says it: `` and 3 more layers``."""
+        more = len(self.layers) - 1
+        return f" and {count(more, 'more layer')}" if more > 0 and FOLLOWED not in self.message else ""
+
     def __str__(self) -> str:
         where = f" · {self.layer}" if self.layer is not None else ""
-        more = f" and {count(len(self.layers) - 1, 'more layer')}" if len(self.layers) > 1 else ""
         channels = f" · channels {listing(self.channels)}" if self.channels else ""
-        return f"{self.code} {self.rule}{where}{more}{channels} · since step {self.first_step}: {self.message}"
+        return f"{self.code} {self.rule}{where}{self.extent}{channels} · since step {self.first_step}: {self.message}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the alert as plain types that JSON can hold."""

@@ -50,6 +50,28 @@ class Patient(Scripted):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Slow(Scripted):
+    confirm: ClassVar[int] = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Following(Scripted):
+    code: ClassVar[str] = "XY050"
+    name: ClassVar[str] = "following"
+    follows: ClassVar[frozenset[str]] = frozenset({"XY100"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fragile(Scripted):
+    """Says what the test wants, and raises once it wants too much."""
+
+    def check(self, window: Window) -> list[Finding]:
+        if len(self.answers) > 1:
+            raise ZeroDivisionError("division by zero")
+        return list(self.answers)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Holding(Scripted):
     holds: ClassVar[bool] = True
 
@@ -154,6 +176,15 @@ def test_finding_in_between_starts_the_quiet_checks_anew() -> None:
     assert len(story.book.alerts) == 1
 
 
+def test_rule_that_wants_confirmation_is_as_slow_to_clear() -> None:
+    story = Story(Slow())
+    for _ in range(6):
+        story.check(finding())
+    assert story.book.open()
+    assert story.quiet(4) == []
+    assert [a.state for a in story.quiet(1)] == ["cleared"]
+
+
 def test_fault_that_comes_back_is_a_new_alert_and_the_old_one_keeps_its_place() -> None:
     story = Story()
     story.check(finding(0, 5))
@@ -222,7 +253,12 @@ def test_escalation_of_a_follower_escalates_the_incident_but_keeps_what_the_firs
     story = Story()
     story.check(finding(1, 2, message="first", channels=(1,)), finding(3, 2, message="second"))
     [worse] = story.check(finding(1, 2, message="first", channels=(1,)), finding(3, 2, ERROR, message="second worse"))
-    assert (worse.severity, worse.layer, worse.message, worse.channels) == (ERROR, "layer1", "first", (1,))
+    assert (worse.severity, worse.layer, worse.message, worse.channels) == (
+        ERROR,
+        "layer1",
+        "first; followed by 1 layer",
+        (1,),
+    )
 
 
 def test_info_is_told_once_for_good() -> None:
@@ -275,7 +311,11 @@ def test_exact_rule_blames_the_layer_that_failed_a_single_step_earlier() -> None
 
 def test_worse_follower_lends_its_severity_and_is_named() -> None:
     [alert] = Story().check(finding(1, 5, message="mild"), finding(3, 5, ERROR, message="bad"))
-    assert (alert.layer, alert.severity, alert.message) == ("layer1", ERROR, "mild; worse in layer3")
+    assert (alert.layer, alert.severity, alert.message) == (
+        "layer1",
+        ERROR,
+        "mild; worse in layer3; followed by 1 layer",
+    )
 
 
 def test_downstream_layer_that_fails_later_joins_the_open_alert_in_silence() -> None:
@@ -353,6 +393,61 @@ def test_two_rules_do_not_share_an_alert() -> None:
     assert [(a.code, a.layers) for a in story.book.alerts] == [("XY100", ("layer1",)), ("XY300", ("layer1", "layer2"))]
 
 
+# -- one rule follows another -----------------------------------------------------------------------------------------
+
+
+def story_of_two() -> tuple[Story, Following]:
+    follower = Following()
+    return Story(Scripted(), follower), follower
+
+
+def test_what_another_alert_explains_is_counted_there_and_opens_none() -> None:
+    story, follower = story_of_two()
+    follower.answers[:] = [finding(3, 6), finding(4, 6)]
+    [alert] = story.check(finding(1, 5))
+    follower.answers[:] = [finding(3, 6), finding(4, 6), finding(1, 6)]
+    assert story.check(finding(1, 5)) == []
+    [alert] = story.book.alerts
+    assert (alert.code, alert.layer, alert.layers) == ("XY100", "layer1", ("layer1", "layer3", "layer4"))
+    assert alert.message == "it is ill; followed by 2 layers and following"
+
+
+def test_cause_cannot_come_after_its_effect() -> None:
+    story, follower = story_of_two()
+    follower.answers[:] = [finding(3, 5)]
+    story.check()
+    events = story.check(finding(1, 5 - 1), fresh=1)
+    assert {a.code for a in story.book.alerts} == {"XY050", "XY100"}, "it was open before"
+    story, follower = story_of_two()
+    follower.answers[:] = [finding(3, 5)]
+    events = story.check(finding(1, 26), fresh=20)
+    assert {a.code for a in events} == {"XY050", "XY100"}
+
+
+def test_follower_that_is_worse_makes_the_incident_worse() -> None:
+    story, follower = story_of_two()
+    story.check(finding(1, 5))
+    follower.answers[:] = [finding(3, 12, ERROR)]
+    [worse] = story.check(finding(1, 5))
+    assert (worse.code, worse.severity) == ("XY100", ERROR)
+    assert story.check(finding(1, 5)) == []
+
+
+def test_info_explains_nothing() -> None:
+    story, follower = story_of_two()
+    follower.answers[:] = [finding(3, 6)]
+    assert {a.code for a in story.check(finding(1, 5, INFO))} == {"XY050", "XY100"}
+
+
+def test_follower_that_outlives_its_cause_by_a_window_opens_an_alert_of_its_own() -> None:
+    story, follower = story_of_two()
+    follower.answers[:] = [finding(3, 6)]
+    story.check(finding(1, 5))
+    opened = [next((a.code for a in story.check() if a.state == "open"), "") for _ in range(8)]
+    # Last seen at step 9, in the window of 64 steps until step 73.
+    assert opened == ["", "", "", "", "", "", "XY050", ""]
+
+
 # -- BN101 silences ----------------------------------------------------------------------------------------------------
 
 
@@ -399,6 +494,28 @@ def test_rule_that_raises_is_reported_once_and_switched_off_while_others_go_on()
     assert told.url.endswith("/rules/BN001.md")
     assert story.check(finding(1)) == []
     assert [rule.code for rule in story.book.rules] == ["XY100", "XY300"]
+
+
+def test_open_alert_of_a_rule_that_raises_is_closed_and_says_why() -> None:
+    story = Story(Fragile())
+    story.check(finding(1, 3))
+    closed, told = story.check(finding(1, 3), finding(2, 3))
+    assert (closed.state, closed.message) == ("cleared", "it is ill; not watched since step 19")
+    assert told.code == "BN001"
+    assert story.book.alerts == [closed, told]
+    assert story.quiet(5) == []
+
+
+def test_rule_that_raised_holds_no_baseline_any_more() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Both(Fragile):
+        holds: ClassVar[bool] = True
+
+    story = Story(Both())
+    story.check(finding(1, 3))
+    assert story.book.held(_PLAIN.layers).any()
+    story.check(finding(1, 3), finding(2, 3))
+    assert not story.book.held(_PLAIN.layers).any()
 
 
 def test_two_rules_that_raise_in_one_check_are_two_alerts_with_keys_of_their_own() -> None:
@@ -478,7 +595,9 @@ def test_alert_with_a_number_that_json_has_not_comes_back_equal(value: float) ->
 
 def test_alert_reads_as_one_line() -> None:
     [alert] = Story().check(finding(1, 7, channels=(0, 1)), finding(3, 7))
-    assert str(alert) == "XY100 scripted · layer1 and 1 more layer · channels 0, 1 · since step 7: it is ill"
+    assert str(alert) == "XY100 scripted · layer1 · channels 0, 1 · since step 7: it is ill; followed by 1 layer"
+    [whole] = Story().check(finding(1, 7, layers=(1, 3)))
+    assert str(whole) == "XY100 scripted · layer1 and 1 more layer · since step 7: it is ill"
 
 
 def test_layers_with_an_open_alert_of_a_holding_rule_are_held() -> None:

@@ -40,11 +40,14 @@ trainer:
         window: 16
         include: ["body.*"]
         exclude: ["body.4"]
-        select: ["BN2", "inverted-momentum"]
+        select: ["BN201", "inverted-momentum"]
         rules:
           small-batch:
             warn_below: 40
             error_below: 3
+            layers:
+              "body.*":
+                error_below: 4
         on_alert:
           warning: log
           error: stop
@@ -98,6 +101,8 @@ def test_yaml_config_sets_every_argument_and_the_fit_is_watched(lightning: Any, 
     assert callback.monitor.layers.names == ("body.1",)
     assert [r.name for r in settings.chosen_rules()] == ["small-batch", "inverted-momentum"]
     assert find("small-batch", settings.chosen_rules()) == type(find("small-batch"))(warn_below=40, error_below=3)
+    [special] = settings.special_rules()["BN201"]
+    assert (special.pattern, vars(special.rule)["warn_below"], vars(special.rule)["error_below"]) == ("body.*", 40, 4)
     assert settings.actions() == {Severity.INFO: "log", Severity.WARNING: "log", Severity.ERROR: "stop"}
     assert callback.monitor.steps == tuple(range(8))
     [line] = path.read_text().splitlines()

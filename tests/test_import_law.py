@@ -34,6 +34,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("sampling",),
     ("watch",),
     ("rules.base",),
+    ("rules.thresholds",),
     ("rules.*.*",),
     ("rules",),
     ("alerts",),

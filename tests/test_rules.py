@@ -257,6 +257,13 @@ def test_bn106_names_the_learning_rate_that_had_just_grown() -> None:
 # -- BN107 mean-explosion ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("spread", "factor", "fires"), [(0.1, 150.0, True), (1.0, 150.0, False), (1.0, 1e6, True)])
+def test_bn106_asks_more_of_a_channel_that_is_wild_by_nature(spread: float, factor: float, fires: bool) -> None:
+    window = make_window(batch_var=course(from58=factor))
+    calm = replace(window.baseline, spread=torch.full((1,), spread))
+    assert bool(rule("BN106").check(replace(window, baseline=calm))) is fires
+
+
 @pytest.mark.parametrize(
     ("mean", "offset", "fires"), [(9.9, 0, False), (10.1, 0, True), (19.9, 10, False), (20.1, 10, True)]
 )

@@ -132,6 +132,7 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         variance=torch.ones(steps, count),
         baseline=Baseline(
             log_var=sprinkled(torch.where(coin(0.9, width), 0.0, 3.0)),
+            spread=torch.full((width,), 0.1),
             offset=sprinkled(torch.rand(width, generator=rng))[:count],
             alive=coin(0.8, width),
             gamma=torch.where(coin(0.8, width), 1.0, 0.0),
@@ -238,7 +239,10 @@ def shuffled(window: Window, seed: int) -> tuple[Window, list[list[int]]]:
     flat = torch.cat([order + start for order, start in zip(orders, window.layers.offsets, strict=False)])
     baseline = replace(
         window.baseline,
-        **{name: getattr(window.baseline, name)[flat] for name in ("log_var", "alive", "gamma", "mean", "var")},
+        **{
+            name: getattr(window.baseline, name)[flat]
+            for name in ("log_var", "spread", "alive", "gamma", "mean", "var")
+        },
     )
     sample = window.sample
     if sample is not None:

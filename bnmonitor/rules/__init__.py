@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
 
 from bnmonitor._text import nearest
 from bnmonitor.needs import NEEDS
@@ -30,8 +29,20 @@ from bnmonitor.rules.sample_size.pooled_to_few_values import PooledToFewValues
 from bnmonitor.rules.sample_size.ragged_last_batch import RaggedLastBatch
 from bnmonitor.rules.sample_size.small_batch import SmallBatch
 from bnmonitor.rules.sample_size.unsynchronized_ranks import UnsynchronizedRanks
+from bnmonitor.rules.thresholds import ForLayers, Thresholds, with_thresholds
 
-__all__ = ["CATALOGUE", "Finding", "Rule", "Severity", "all_rules", "choose", "default_rules", "find"]
+__all__ = [
+    "CATALOGUE",
+    "Finding",
+    "Rule",
+    "Severity",
+    "Thresholds",
+    "all_rules",
+    "by_layer",
+    "choose",
+    "default_rules",
+    "find",
+]
 
 CATALOGUE: tuple[type[Rule], ...] = (
     RuleError,
@@ -96,7 +107,7 @@ def find(word: str, rules: Sequence[Rule] | None = None) -> Rule:
 def choose(
     select: Sequence[str] = ("default",),
     ignore: Sequence[str] = (),
-    rules: Sequence[Rule] | Mapping[str, Mapping[str, float]] | None = None,
+    rules: Sequence[Rule] | Mapping[str, Thresholds] | None = None,
 ) -> tuple[Rule, ...]:
     """Return the rules that a run uses.
 
@@ -104,7 +115,7 @@ def choose(
         select: Codes, prefixes of codes, names, ``"default"`` or ``"all"``.
         ignore: Codes, prefixes of codes or names to leave out.
         rules: Own rules, which join the catalogue or replace a rule of the same code and always run unless ignored; or
-            thresholds by rule: ``{"small-batch": {"warn_below": 8}}``.
+            thresholds by rule: ``{"small-batch": {"warn_below": 8}}``; see :func:`by_layer` for those of some layers.
 
     Raises:
         ValueError: A word matches no rule, a threshold does not exist, or is no number.
@@ -116,8 +127,8 @@ def choose(
         for word, thresholds in rules.items():
             if not isinstance(word, str):
                 raise TypeError(f"rules= maps codes or names of rules to thresholds, got the key {word!r}")
-            rule = find(word)
-            available[rule.code] = _with_thresholds(rule, thresholds)
+            rule, _ = with_thresholds(find(word), thresholds)
+            available[rule.code] = rule
     elif rules is not None and not isinstance(rules, Sequence):
         raise TypeError(f"rules={rules!r} must be a sequence of Rule instances or a mapping of thresholds by rule")
     else:
@@ -138,6 +149,18 @@ def choose(
     return tuple(rule for code, rule in sorted(available.items()) if code in chosen - left_out)
 
 
+def by_layer(rules: Sequence[Rule] | Mapping[str, Thresholds] | None) -> dict[str, tuple[ForLayers, ...]]:
+    """Return by code the rules that have other thresholds in some layers.
+
+    ``{"small-batch": {"warn_below": 8, "layers": {"head.*": {"warn_below": 4}}}}`` warns below 4 samples in the layers
+    that ``head.*`` matches, and below 8 in all others. Of several patterns that match a layer the first counts.
+    """
+    if not isinstance(rules, Mapping):
+        return {}
+    found = {find(word).code: with_thresholds(find(word), thresholds)[1] for word, thresholds in rules.items()}
+    return {code: special for code, special in found.items() if special}
+
+
 def _matching(word: str, rules: Sequence[Rule], argument: str) -> list[str]:
     if word == "all":
         return [rule.code for rule in rules]
@@ -148,17 +171,3 @@ def _matching(word: str, rules: Sequence[Rule], argument: str) -> list[str]:
         known = [w for r in rules for w in (r.code, r.name)]
         raise ValueError(f"{argument}={word!r} matches no rule{nearest(word, known)}; `bnmonitor rules` lists them all")
     return found
-
-
-def _with_thresholds(rule: Rule, thresholds: Mapping[str, float]) -> Rule:
-    known = [f.name for f in fields(rule)]
-    if not isinstance(thresholds, Mapping):
-        example = f"{{{rule.name!r}: {{{known[0] if known else 'threshold'!r}: ...}}}}"
-        raise TypeError(f"rules={{{rule.name!r}: {thresholds!r}}} must map to thresholds by name, such as {example}")
-    for name, value in thresholds.items():
-        if name not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise ValueError(f"rule {rule.name!r} has no threshold {name!r}{nearest(name, known)}; {has}")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"threshold {name!r} of rule {rule.name!r} must be a number, got {value!r}")
-    return replace(rule, **thresholds)

@@ -64,6 +64,8 @@ class Rule(ABC):
         holds: Whether an open alert keeps the layer's baseline from following.
         yields_to: Codes of the rules that know better: while one of them has found something in a layer, this one is
             silent there.
+        follows: Codes of the rules whose alerts explain this one: what it finds in any layer after such an alert has
+            begun, and while that is in the window, is counted there and opens no alert of its own.
         moment: When it is judged: at each ``"check"`` with new steps, when an ``"evaluation"`` begins, or at the
             ``"end"``.
         default: Whether it runs when nothing is selected.
@@ -77,6 +79,7 @@ class Rule(ABC):
     exact: ClassVar[bool] = False
     holds: ClassVar[bool] = False
     yields_to: ClassVar[frozenset[str]] = frozenset()
+    follows: ClassVar[frozenset[str]] = frozenset()
     moment: ClassVar[Moment] = "check"
     default: ClassVar[bool] = True
 

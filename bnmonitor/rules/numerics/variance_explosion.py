@@ -12,6 +12,9 @@ from bnmonitor._text import count, number
 from bnmonitor.frame import Window
 from bnmonitor.rules.base import Finding, Rule, Severity, rate_note
 
+MAD = 1.4826
+"""A Gaussian's standard deviation in units of its median absolute deviation."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VarianceExplosion(Rule):
@@ -50,9 +53,10 @@ class VarianceExplosion(Rule):
     ## Thresholds
     ``warn_factor = 100`` and ``error_factor = 1e4`` in variance: ten and a hundred times the deviation. A channel's
     baseline counts as at least a tenth of its layer's middle one and ten times eps, so that a channel which comes to
-    life does not count as exploding. Three steps in a row, so that one odd batch does not count.
-    ``1 / momentum`` steps (at least 10, at most half the window): growth by a factor ``1 + r`` a step leaves a half log
-    lag of ``log(1 + r (1 - m) / m) / 2`` in the running statistics, and a hundredfold in ``1 / m`` steps one of .82 at
+    life does not count as exploding. Three steps in a row, so that one odd batch does not count; and in the log at
+    least ``wild = 6`` robust deviations of the channel's own past, for one that jumps tenfold from batch to batch. ``1
+    / momentum`` steps (at least 10, at most half the window): growth by a factor ``1 + r`` a step leaves a half log lag
+    of ``log(1 + r (1 - m) / m) / 2`` in the running statistics, and a hundredfold in ``1 / m`` steps one of .82 at
     momentum .1, above the error level of BN304. Slower growth leaves less, and healthy runs have it: a one-cycle
     schedule took single layers up 100- to 900-fold in 60 steps, but at most 46-fold in 10.
 
@@ -72,6 +76,7 @@ class VarianceExplosion(Rule):
     warn_factor: float = 100.0
     error_factor: float = 1e4
     steps_in_a_row: int = 3
+    wild: float = 6.0
 
     def check(self, window: Window) -> list[Finding]:
         """Find the layers with an exploded channel."""
@@ -103,7 +108,10 @@ class VarianceExplosion(Rule):
         return growth
 
     def _reference(self, window: Window) -> torch.Tensor:
-        layers, own = window.layers, window.baseline.log_var
+        """Log of what growth is measured from: ``[C]``; higher for a channel that is wild by nature."""
+        layers = window.layers
+        wild = (self.wild * MAD * window.baseline.spread - math.log(self.warn_factor)).clamp(min=0).nan_to_num(0.0)
+        own = window.baseline.log_var + wild
         typical = layers.segments.median(own)[layers.owner] + math.log(0.1)
         return torch.maximum(torch.maximum(own, typical), (10 * layers.eps_by_channel).log())
 
@@ -122,7 +130,8 @@ class VarianceExplosion(Rule):
             first_step=step,
             value=factor,
             threshold=self.error_factor if error else self.warn_factor,
-            message=f"batch variance of {count(len(channels), 'channel')} is up to {number(factor)} times what it was"
+            message=f"batch variance of {count(len(channels), 'channel')} is up to {number(factor)} times what it was "
+            f"(limit {number(self.error_factor if error else self.warn_factor)})"
             f"{rate_note(window, step)}",
             advice="lower the peak learning rate or clip gradients: Trainer(gradient_clip_val=1.0); "
             "if only the first layer is concerned, look at the data of that step",
