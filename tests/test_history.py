@@ -164,7 +164,7 @@ def test_a_directory_of_runs_with_foreign_and_damaged_files(tmp_path: Path) -> N
     assert history.names == ("two", "x/one")
     assert len(history.run("two").frames) == 8
     assert 1 <= len(history.run("x/one").frames) < 8
-    with pytest.raises(KeyError, match="there are 'two', 'x/one'"):
+    with pytest.raises(KeyError, match="there are two, x/one"):
         history.run("three")
     with pytest.raises(FileNotFoundError, match="no file or directory"):
         open_history(tmp_path / "nowhere")

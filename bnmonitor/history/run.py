@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from bnmonitor._text import listing
 from bnmonitor.history import catalogue
 from bnmonitor.history.schema import ALERT, CHANNELS, FACTS, FRAME, Schema
-from bnmonitor.history.source import Array, Files, Record, Source
+from bnmonitor.history.source import Array, Files, Record, Source, Tag
 
 _ORDER = {statistic.name: place for place, statistic in enumerate(catalogue.LAYER)}
 
@@ -77,23 +78,24 @@ class Run:
     Args:
         source: Where it is read from.
         name: Its name there.
+        tags: Its tags, if they are known already.
     """
 
-    def __init__(self, source: Source, name: str) -> None:
+    def __init__(self, source: Source, name: str, tags: Mapping[str, Tag] | None = None) -> None:
         self.name = name
         self._source = source
-        self._tags = source.runs()[name]
+        self.tags = source.runs()[name] if tags is None else tags
 
     @property
     def schemas(self) -> tuple[Schema, ...]:
         """What the rows and columns of its frames are; several if the layers changed."""
-        found = [Schema.decode(tag.description) for name, tag in self._tags.items() if name.startswith(FRAME)]
+        found = [Schema.decode(tag.description) for name, tag in self.tags.items() if name.startswith(FRAME)]
         return tuple(schema for schema in found if schema is not None)
 
     @cached_property
     def frames(self) -> Frames:
         """Its frames. Where a run was taken up again at an earlier step, the later writing counts."""
-        tags = {name: s for name in self._named(FRAME) if (s := Schema.decode(self._tags[name].description))}
+        tags = {name: s for name in self._named(FRAME) if (s := Schema.decode(self.tags[name].description))}
         read = self._source.read(self.name, list(tags))
         series = [(schema, read.get(name, ())) for name, schema in tags.items()]
         return merge(series)
@@ -117,7 +119,7 @@ class Run:
         """Return the channel detail of a layer; None if none was written."""
         found: dict[str, tuple[str, ...]] = {}
         for name in self._named(CHANNELS):
-            about = _object(self._tags[name].description.decode("utf-8", "replace"))
+            about = _object(self.tags[name].description.decode("utf-8", "replace"))
             if about and about.get("layer") == layer and isinstance(about.get("statistics"), list):
                 found[name] = tuple(map(str, about["statistics"]))
         read = self._source.read(self.name, list(found))
@@ -132,11 +134,15 @@ class Run:
     @property
     def detailed(self) -> frozenset[str]:
         """Layers that have channel detail."""
-        about = (_object(self._tags[n].description.decode("utf-8", "replace")) for n in self._named(CHANNELS))
+        about = (_object(self.tags[n].description.decode("utf-8", "replace")) for n in self._named(CHANNELS))
         return frozenset(str(a["layer"]) for a in about if a and "layer" in a)
 
+    def state(self, prefix: str) -> tuple[tuple[str, Tag], ...]:
+        """Return something that is another once more was written under the tags with a prefix."""
+        return tuple((name, self.tags[name]) for name in sorted(self._named(prefix)))
+
     def _named(self, prefix: str) -> list[str]:
-        return [name for name in self._tags if name.startswith(prefix)]
+        return [name for name in self.tags if name.startswith(prefix)]
 
 
 class History:
@@ -149,11 +155,15 @@ class History:
     def __init__(self, source: Source) -> None:
         self.source = source
 
+    def all(self) -> dict[str, Run]:
+        """Return every run that holds a frame or an alert, by name."""
+        runs = sorted(self.source.runs().items())
+        return {n: Run(self.source, n, tags) for n, tags in runs if any(t.startswith((FRAME, ALERT)) for t in tags)}
+
     @property
     def names(self) -> tuple[str, ...]:
-        """Runs that hold a frame or an alert."""
-        runs = self.source.runs()
-        return tuple(sorted(n for n, tags in runs.items() if any(t.startswith((FRAME, ALERT)) for t in tags)))
+        """Names of these runs."""
+        return tuple(self.all())
 
     def run(self, name: str) -> Run:
         """Return a run.
@@ -161,10 +171,10 @@ class History:
         Raises:
             KeyError: There is none of the name; the message lists those there are.
         """
-        if name not in self.names:
-            known = ", ".join(map(repr, self.names)) or "none"
-            raise KeyError(f"no run of that name holds a history of bnmonitor: {name!r}; there are {known}")
-        return Run(self.source, name)
+        runs = self.all()
+        if name not in runs:
+            raise KeyError(f"no run of that name holds a history of bnmonitor: {name!r}; there are {listing(runs)}")
+        return runs[name]
 
 
 def open_history(path: str | Path) -> History:
@@ -240,7 +250,7 @@ def _channels(rows: Iterable[tuple[Record, tuple[str, ...]]]) -> Channels:
 
 def _parsed(text: object) -> Any:
     try:
-        return json.loads(text) if isinstance(text, str) else None
+        return json.loads(text, parse_constant=str) if isinstance(text, str) else None
     except ValueError:
         return None
 

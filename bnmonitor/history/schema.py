@@ -22,6 +22,9 @@ FACTS = "bnmonitor/facts/"
 ALERT = "bnmonitor/alert/"
 """A JSON object per alert, under a tag of its own; the last one is its state."""
 
+KEPT = 5000
+"""Values of each tag that TensorBoard is asked to keep. Left alone it keeps 10 or 100 of a plugin's."""
+
 BOXES = Path("plugins") / PLUGIN
 """Where in a run's directory black boxes lie: TensorBoard's place for what belongs to a plugin."""
 

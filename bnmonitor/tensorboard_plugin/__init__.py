@@ -1,0 +1,1 @@
+"""The BatchNorm tab of TensorBoard."""

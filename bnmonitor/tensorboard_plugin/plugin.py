@@ -1,0 +1,227 @@
+"""The server's side of the BatchNorm tab: reads the history through TensorBoard's data provider, and serves slices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboard import plugin_util
+from tensorboard.plugins import base_plugin
+from werkzeug import wrappers
+
+from bnmonitor.history import boxes, catalogue
+from bnmonitor.history.pool import extent, pool
+from bnmonitor.history.run import Frames, History, Run
+from bnmonitor.history.schema import ALERT, CHANNELS, FACTS, FRAME, KEPT, PLUGIN
+from bnmonitor.history.source import Array, Provider
+from bnmonitor.tensorboard_plugin.cache import Cache
+from bnmonitor.tensorboard_plugin.files import box_files
+from bnmonitor.tensorboard_plugin.wire import LONGEST, NotThereError, Query, answer, as_binary, as_json
+
+STATIC = Path(__file__).parent / "static"
+_TYPES = {".js": "text/javascript", ".css": "text/css"}
+_LATEST = 2**53
+_LAYER = {statistic.name: statistic for statistic in catalogue.LAYER}
+_CHANNEL = {statistic.name: statistic for statistic in catalogue.CHANNEL}
+
+Answer = tuple[Any, str]
+
+
+class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
+    """Serves the tab.
+
+    Args:
+        context: TensorBoard's plugin context.
+    """
+
+    plugin_name = PLUGIN
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._cache = Cache()
+
+    def get_plugin_apps(self) -> dict[str, Any]:
+        """Return the routes: one for each file of the page, and one for each kind of data."""
+        data = {
+            "/runs": self._runs,
+            "/run": self._run,
+            "/slice": self._slice,
+            "/layer": self._layer,
+            "/channels": self._channels,
+            "/channel": self._channel,
+            "/box": self._box,
+        }
+        # The routes are the files that are there: no path is ever made of what was asked for.
+        files = {f"/{path.name}": _static(path) for path in STATIC.iterdir() if path.suffix in _TYPES}
+        return {**files, **{route: answer(handle) for route, handle in data.items()}}
+
+    def is_active(self) -> bool:
+        """Whether to show the tab; TensorBoard shows it by itself once there is data, so this need not look."""
+        return False
+
+    def frontend_metadata(self) -> Any:
+        """Return how the page is loaded."""
+        return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="BatchNorm")
+
+    # -- what it answers -----------------------------------------------------------------------------------------------
+
+    def _runs(self, request: wrappers.Request, query: Query) -> Answer:
+        history = self._history(request)
+        runs = []
+        for name, run in history.all().items():
+            schemas = run.schemas
+            ends = [tag.last for _, tag in run.state(FRAME)]
+            last = max((int(step) for step, _ in ends), default=0)
+            wall = max((float(when) for _, when in ends), default=0.0)
+            layers = max((len(schema.layers) for schema in schemas), default=0)
+            runs.append({"name": name, "layers": layers, "last": last, "wall": wall})
+        statistics = [statistic.to_dict() for statistic in catalogue.LAYER]
+        channel = [statistic.to_dict() for statistic in catalogue.CHANNEL]
+        return as_json({"runs": runs, "statistics": statistics, "channelStatistics": channel})
+
+    def _run(self, request: wrappers.Request, query: Query) -> Answer:
+        run = self._find(request, query)
+        frames = self._frames(request, run)
+        facts = self._kept(request, run, FACTS, lambda: run.facts)
+        alerts = self._kept(request, run, ALERT, lambda: run.alerts)
+        return as_json(
+            {
+                "name": run.name,
+                "layers": [
+                    {"name": name, "channels": channels, **facts.get(name, {}), "detailed": name in run.detailed}
+                    for name, channels in zip(frames.layers, frames.channels, strict=True)
+                ],
+                "metrics": frames.metrics,
+                "frames": len(frames),
+                "steps": [int(frames.steps[0]), int(frames.steps[-1])] if len(frames) else [0, 0],
+                "walls": [float(frames.wall_times[0]), float(frames.wall_times[-1])] if len(frames) else [0, 0],
+                "alerts": alerts,
+                "boxes": _described(box_files(self._context, run.name)),
+            }
+        )
+
+    def _slice(self, request: wrappers.Request, query: Query) -> Answer:
+        """A statistic of all layers over a range of steps: ``[layers, columns]``."""
+        run, metric = self._find(request, query), query.text("statistic")
+        frames = self._frames(request, run)
+        logarithmic = _logarithmic(metric, _LAYER)
+        values = frames.of(metric)
+        ends = self._kept(
+            request, run, FRAME, lambda: extent(values, logarithmic=logarithmic), metric
+        )  # of the whole run, so that colours stay what they are while zooming
+        return _columns(frames.steps, values, query, logarithmic, {"extent": ends})
+
+    def _layer(self, request: wrappers.Request, query: Query) -> Answer:
+        """Every statistic of one layer: ``[statistics, columns]``."""
+        run, layer = self._find(request, query), query.text("layer")
+        frames = self._frames(request, run)
+        if layer not in frames.layers:
+            raise NotThereError("this run has no layer of that name")
+        values = frames.values[:, frames.layers.index(layer)]
+        return _columns(frames.steps, values, query, False, {"statistics": frames.metrics})
+
+    def _channels(self, request: wrappers.Request, query: Query) -> Answer:
+        """A statistic of a layer's channels: ``[channels, columns]``."""
+        run, statistic = self._find(request, query), query.text("statistic")
+        detail = self._detail(request, run, query)
+        values = detail.of(statistic)
+        logarithmic = _logarithmic(statistic, _CHANNEL)
+        ends = extent(values, logarithmic=logarithmic)
+        return _columns(detail.steps, values, query, logarithmic, {"extent": ends})
+
+    def _channel(self, request: wrappers.Request, query: Query) -> Answer:
+        """Every statistic of one channel: ``[statistics, columns]``."""
+        run = self._find(request, query)
+        detail = self._detail(request, run, query)
+        channel = query.number("channel", 0, detail.values.shape[1] - 1, 0)
+        return _columns(detail.steps, detail.values[:, channel], query, False, {"statistics": detail.statistics})
+
+    def _box(self, request: wrappers.Request, query: Query) -> Answer:
+        """A statistic of one layer in a black box: ``[channels, steps]``, every step of it."""
+        run, name = self._find(request, query), query.text("file")
+        layer, statistic = query.text("layer"), query.text("statistic", "batch_var")
+        files = box_files(self._context, run.name)
+        if name not in files:
+            raise NotThereError("this run has no black box of that name")
+        try:
+            box = boxes.load(files[name], (statistic,))
+            values = boxes.of_layer(box, layer, statistic)
+        except (OSError, ValueError, IndexError) as error:
+            raise NotThereError(f"the black box has no such layer or statistic, or cannot be read: {error}") from None
+        ends = extent(values, logarithmic=_logarithmic(statistic, _CHANNEL))
+        steps = np.asarray(box["steps"])
+        return _columns(steps, values, query, False, {"extent": ends, "layers": box["layers"]})
+
+    # -- where it has it from ------------------------------------------------------------------------------------------
+
+    def _history(self, request: wrappers.Request) -> History:
+        context = plugin_util.context(request.environ)
+        return History(Provider(self._context.data_provider, context, self._experiment(request), KEPT))
+
+    def _experiment(self, request: wrappers.Request) -> str:
+        found: str = plugin_util.experiment_id(request.environ)
+        return found
+
+    def _find(self, request: wrappers.Request, query: Query) -> Run:
+        try:
+            return self._history(request).run(query.text("run"))
+        except KeyError as error:
+            raise NotThereError(str(error.args[0])) from None
+
+    def _frames(self, request: wrappers.Request, run: Run) -> Frames:
+        frames: Frames = self._kept(request, run, FRAME, lambda: run.frames)
+        return frames
+
+    def _detail(self, request: wrappers.Request, run: Run, query: Query) -> Any:
+        layer = query.text("layer")
+        detail = self._kept(request, run, CHANNELS, lambda: run.channels(layer), layer)
+        if detail is None:
+            raise NotThereError("no channels of that layer were written yet")
+        return detail
+
+    def _kept(self, request: wrappers.Request, run: Run, prefix: str, read: Callable[[], Any], more: str = "") -> Any:
+        """What was read before, unless something was added to the tags it comes from."""
+        key = (self._experiment(request), run.name, prefix, more)
+        return self._cache.get(key, run.state(prefix), read)
+
+
+def _static(path: Path) -> Any:
+    kind = _TYPES[path.suffix]
+    return answer(lambda request, query: (path.read_text(encoding="utf-8"), kind))
+
+
+def _logarithmic(statistic: str, known: dict[str, catalogue.Statistic]) -> bool:
+    return statistic in known and known[statistic].scale == "log"
+
+
+def _columns(steps: Array, values: Array, query: Query, logarithmic: bool, header: dict[str, Any]) -> Answer:
+    """A range of steps, thinned. Column ``i`` stands for the steps after the end of the one before up to its own."""
+    first, last = query.number("from", -_LATEST, _LATEST, -_LATEST), query.number("to", -_LATEST, _LATEST, _LATEST)
+    lo, hi = int(np.searchsorted(steps, first, "left")), int(np.searchsorted(steps, last, "right"))
+    lo, hi = max(0, lo - 1), min(len(steps), hi + 1)  # a column more on either side, to draw up to the edge
+    thin, edges = pool(values[:, lo:hi], query.number("bins", 1, LONGEST, 1500), logarithmic=logarithmic)
+    inside = steps[lo:hi]
+    ends = inside[edges[1:] - 1] if len(inside) else inside
+    before = int(steps[lo - 1]) if lo else _before(steps)
+    return as_binary({**header, "ends": ends.tolist(), "before": before, "frames": hi - lo}, thin)
+
+
+def _before(steps: Array) -> int:
+    """Where the first column begins: as wide as the usual one, but not before the first step of all."""
+    if not len(steps):
+        return -1
+    width = int(np.median(np.diff(steps))) if len(steps) > 1 else 1
+    return max(-1, int(steps[0]) - width)
+
+
+def _described(files: dict[str, Path]) -> list[dict[str, Any]]:
+    found = []
+    for name, path in files.items():
+        try:
+            alert = boxes.about(path)["alert"]
+        except (OSError, ValueError):
+            continue
+        found.append({"file": name, **{key: alert.get(key) for key in ("code", "layer", "first_step")}})
+    return found

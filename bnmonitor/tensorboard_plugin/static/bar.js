@@ -1,0 +1,46 @@
+/** The thin bar: run, run to compare with, statistic, scale, range of steps. */
+
+import { choose, h } from "./dom.js";
+import { legend } from "./legend.js";
+import { cut, grouped } from "./text.js";
+
+export class Bar {
+  /** @param {{change: (part: Partial<import("./state.js").State>) => void}} on */
+  constructor(on) {
+    const pick = (/** @type {string} */ id) => h("select", { id: `bn-${id}` });
+    this.run = pick("run");
+    this.compare = pick("compare");
+    this.statistic = pick("statistic");
+    this.run.addEventListener("change", () => on.change({ run: this.run.value, focus: this.run.value, alert: "", box: "", channel: null }));
+    this.compare.addEventListener("change", () => on.change({ compare: this.compare.value, focus: "" }));
+    this.statistic.addEventListener("change", () => on.change({ statistic: this.statistic.value }));
+    this.legend = h("div", { class: "scale" });
+    this.range = h("button", { class: "range", type: "button", title: "Show all steps", onclick: () => on.change({ from: null, to: null }) });
+    const field = (/** @type {string} */ label, /** @type {HTMLSelectElement} */ select) => h("label", { class: "field", for: select.id }, h("span", {}, label), select);
+    this.compareField = field("compare with", this.compare);
+    this.el = h("header", { class: "bar", hidden: true }, field("run", this.run), this.compareField, field("show", this.statistic), this.legend, this.range);
+  }
+
+  clear() {
+    this.el.hidden = true;
+  }
+
+  /**
+   * @param {import("./types.js").Index} index
+   * @param {import("./state.js").State} state
+   * @param {import("./types.js").Statistic} statistic
+   * @param {import("./scale.js").Scale} scale
+   * @param {import("./types.js").Range} view
+   */
+  set(index, state, statistic, scale, view) {
+    this.el.hidden = false;
+    const runs = index.runs.map((r) => ({ value: r.name, label: cut(r.name, 48), title: r.name }));
+    choose(this.run, runs, state.run);
+    choose(this.compare, [{ value: "", label: "nothing" }, ...runs.filter((r) => r.value !== state.run)], state.compare);
+    this.compareField.hidden = runs.length < 2;
+    choose(this.statistic, index.statistics.map((s) => ({ value: s.name, label: s.label, title: s.meaning })), state.statistic);
+    this.legend.replaceChildren(legend(scale, statistic));
+    this.range.hidden = state.from === null;
+    this.range.textContent = `steps ${grouped(view.from)} to ${grouped(view.to)}  ✕`;
+  }
+}

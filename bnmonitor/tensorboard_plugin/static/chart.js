@@ -1,0 +1,183 @@
+/** Lines over steps, with a band and dots, on a canvas; the values at the cursor stand in the legend. */
+
+import { h, once, surface, theme } from "./dom.js";
+import { logTicks, ticks } from "./scale.js";
+import { grouped, number } from "./text.js";
+
+/**
+ * @typedef {object} Line
+ * @property {string} label
+ * @property {number[]|Float32Array} values
+ * @property {"line"|"dots"|"dashed"} style
+ * @property {string} colour  Name of a colour of the page.
+ * @property {{low: number[]|Float32Array, high: number[]|Float32Array, label: string}} [band]
+ *
+ * @typedef {object} Drawn
+ * @property {number[]} steps
+ * @property {Line[]} lines
+ * @property {import("./types.js").Range} view
+ * @property {number|null} step
+ * @property {boolean} log
+ * @property {string} unit
+ */
+
+const LEFT = 46;
+const BOTTOM = 18;
+
+export class Chart {
+  /** @param {{label: string, height?: number, hover?: (step: number|null) => void, select?: (step: number) => void}} options */
+  constructor(options) {
+    this.options = options;
+    this.canvas = h("canvas", { role: "img", "aria-label": options.label });
+    this.legend = h("div", { class: "legend-lines" });
+    this.el = h("figure", { class: "chart" }, h("figcaption", {}, options.label), this.canvas, this.legend);
+    /** @type {Drawn|null} */
+    this.drawn = null;
+    this.draw = once(() => this.paint());
+    new ResizeObserver(this.draw).observe(this.el);
+    const step = (/** @type {PointerEvent} */ e) => {
+      const d = this.drawn;
+      if (!d) return null;
+      const x = e.clientX - this.canvas.getBoundingClientRect().left - LEFT;
+      return x < 0 ? null : d.view.from + (x / (this.canvas.clientWidth - LEFT)) * (d.view.to - d.view.from);
+    };
+    this.canvas.addEventListener("pointermove", (/** @type {PointerEvent} */ e) => options.hover?.(step(e)));
+    this.canvas.addEventListener("pointerleave", () => options.hover?.(null));
+    this.canvas.addEventListener("click", (/** @type {PointerEvent} */ e) => {
+      const at = step(e);
+      if (at !== null) options.select?.(Math.round(at));
+    });
+  }
+
+  /** @param {Drawn} drawn */
+  set(drawn) {
+    this.drawn = drawn;
+    this.paint();
+  }
+
+  /** Where the cursor stands. @param {number|null} step */
+  at(step) {
+    if (!this.drawn || this.drawn.step === step) return;
+    this.drawn.step = step;
+    this.draw();
+  }
+
+  paint() {
+    const d = this.drawn;
+    const width = this.el.clientWidth;
+    if (!d || !width) return;
+    const height = this.options.height ?? 130;
+    const colours = theme();
+    const context = surface(this.canvas, width, height);
+    const plot = { w: width - LEFT - 4, h: height - BOTTOM - 6 };
+    const inside = d.steps.map((s) => s >= d.view.from && s <= d.view.to);
+    let low = Infinity;
+    let high = -Infinity;
+    const take = (/** @type {ArrayLike<number>} */ values) => {
+      for (let i = 0; i < d.steps.length; i++) {
+        const v = values[i];
+        if (inside[i] && Number.isFinite(v) && (!d.log || v > 0)) {
+          if (v < low) low = v;
+          if (v > high) high = v;
+        }
+      }
+    };
+    for (const line of d.lines) {
+      take(line.values);
+      if (line.band) [line.band.low, line.band.high].forEach(take);
+    }
+    if (low > high) [low, high] = d.log ? [0.1, 10] : [0, 1];
+    if (d.log && high / low < 3) [low, high] = [low / 1.8, high * 1.8];
+    if (low === 0 && high === 0) high = 1;
+    if (!d.log && high - low < 1e-12) [low, high] = [low - Math.abs(low) * 0.5 - 1e-6, high + Math.abs(high) * 0.5 + 1e-6];
+    const f = d.log ? Math.log : (/** @type {number} */ v) => v;
+    const [a, b] = [f(low), f(high)];
+    const pad = (b - a) * 0.06;
+    const x = (/** @type {number} */ s) => LEFT + ((s - d.view.from) / (d.view.to - d.view.from || 1)) * plot.w;
+    const y = (/** @type {number} */ v) => 4 + plot.h - ((f(v) - a + pad) / (b - a + 2 * pad)) * plot.h;
+    context.font = colours.small;
+    context.textBaseline = "middle";
+    for (const t of d.log ? logTicks(low, high) : ticks(low, high, 3)) {
+      context.fillStyle = colours.line;
+      context.fillRect(LEFT, Math.round(y(t)), plot.w, 1);
+      context.fillStyle = colours.muted;
+      context.textAlign = "right";
+      context.fillText(number(t), LEFT - 6, y(t));
+    }
+    context.textAlign = "center";
+    context.textBaseline = "top";
+    context.fillStyle = colours.muted;
+    for (const t of ticks(d.view.from, d.view.to, plot.w / 90)) if (t === Math.round(t)) context.fillText(grouped(t), Math.min(width - 18, Math.max(LEFT + 8, x(t))), 8 + plot.h);
+    context.save();
+    context.beginPath();
+    context.rect(LEFT, 0, plot.w + 4, plot.h + 8);
+    context.clip();
+    for (const line of d.lines) if (line.band) this.band(context, d, line, x, y, colours);
+    for (const line of [...d.lines].sort((p, q) => Number(q.style === "dots") - Number(p.style === "dots"))) this.line(context, d, line, x, y, colours);
+    const at = this.column();
+    if (d.step !== null && at >= 0) {
+      context.fillStyle = colours.text;
+      context.globalAlpha = 0.5;
+      context.fillRect(x(d.steps[at]), 0, 1, plot.h + 8);
+      context.globalAlpha = 1;
+    }
+    context.restore();
+    this.legend.replaceChildren(
+      ...d.lines.flatMap((line) => [
+        h("span", { class: "key" }, h("i", { class: line.style, style: { color: `var(--${line.colour})` } }), line.label, at >= 0 ? h("b", {}, `${number(line.values[at])}${d.unit ? " " + d.unit : ""}`) : null),
+        line.band ? h("span", { class: "key" }, h("i", { class: "band", style: { color: `var(--${line.colour})` } }), line.band.label) : null,
+      ].filter(Boolean)),
+      h("span", { class: "key at" }, at >= 0 ? `step ${grouped(d.steps[at])}` : ""),
+    );
+  }
+
+  /** The column at the cursor; the last one in sight if there is none. */
+  column() {
+    const d = /** @type {Drawn} */ (this.drawn);
+    const step = d.step ?? d.view.to;
+    let best = -1;
+    for (let i = 0; i < d.steps.length; i++) if (best < 0 || Math.abs(d.steps[i] - step) < Math.abs(d.steps[best] - step)) best = i;
+    return best;
+  }
+
+  /** @param {CanvasRenderingContext2D} context @param {Drawn} d @param {Line} line @param {(s: number) => number} x @param {(v: number) => number} y @param {any} colours */
+  band(context, d, { band, colour }, x, y, colours) {
+    if (!band) return;
+    const good = d.steps.map((_, i) => i).filter((i) => Number.isFinite(band.low[i]) && Number.isFinite(band.high[i]) && (!d.log || band.low[i] > 0));
+    if (!good.length) return;
+    context.beginPath();
+    for (const i of good) context.lineTo(x(d.steps[i]), y(band.high[i]));
+    for (const i of good.reverse()) context.lineTo(x(d.steps[i]), y(band.low[i]));
+    context.fillStyle = colours[colour];
+    context.globalAlpha = 0.18;
+    context.fill();
+    context.globalAlpha = 1;
+  }
+
+  /** @param {CanvasRenderingContext2D} context @param {Drawn} d @param {Line} line @param {(s: number) => number} x @param {(v: number) => number} y @param {any} colours */
+  line(context, d, line, x, y, colours) {
+    context.strokeStyle = context.fillStyle = colours[line.colour];
+    const known = (/** @type {number} */ v) => Number.isFinite(v) && (!d.log || v > 0);
+    if (line.style === "dots") {
+      const size = d.steps.length > 400 ? 1.5 : 2.5;
+      context.globalAlpha = d.steps.length > 400 ? 0.6 : 0.85;
+      for (let i = 0; i < d.steps.length; i++) if (known(line.values[i])) context.fillRect(x(d.steps[i]) - size / 2, y(line.values[i]) - size / 2, size, size);
+      context.globalAlpha = 1;
+      return;
+    }
+    context.lineWidth = 1.75;
+    context.setLineDash(line.style === "dashed" ? [5, 3] : []);
+    context.beginPath();
+    let pen = false;
+    for (let i = 0; i < d.steps.length; i++) {
+      if (!known(line.values[i])) pen = false;
+      else {
+        if (pen) context.lineTo(x(d.steps[i]), y(line.values[i]));
+        else context.moveTo(x(d.steps[i]), y(line.values[i]));
+        pen = true;
+      }
+    }
+    context.stroke();
+    context.setLineDash([]);
+  }
+}

@@ -1,0 +1,78 @@
+/** Elements without markup: nothing from the data is ever parsed as HTML. */
+
+/**
+ * @param {string} tag
+ * @param {Record<string, any>} [properties]  `class`, `on…` listeners, `data` and `style` objects, ARIA and other attributes.
+ * @param {...(Node|string|number|null|undefined|false)} children
+ * @returns {any}
+ */
+export function h(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "data") Object.assign(element.dataset, value);
+    else if (name === "style") Object.assign(element.style, value);
+    else if (name === "value") element.value = value;
+    else element.setAttribute(name, value === true ? "" : String(value));
+  }
+  element.append(...children.filter((c) => c !== null && c !== undefined && c !== false).map((c) => (c instanceof Node ? c : String(c))));
+  return element;
+}
+
+/**
+ * Options of a `<select>` made anew, its value kept where it still is one.
+ * @param {HTMLSelectElement} select
+ * @param {{value: string, label: string, title?: string}[]} options
+ * @param {string} value
+ */
+export function choose(select, options, value) {
+  const shown = JSON.stringify(options);
+  if (select.dataset.shown !== shown) {
+    select.replaceChildren(...options.map((o) => h("option", { value: o.value, title: o.title }, o.label)));
+    select.dataset.shown = shown;
+  }
+  select.value = value;
+}
+
+/** A canvas's context at the screen's resolution, cleared. @param {HTMLCanvasElement} canvas */
+export function surface(canvas, width, height) {
+  const ratio = window.devicePixelRatio || 1;
+  const w = Math.max(1, Math.round(width * ratio));
+  const t = Math.max(1, Math.round(height * ratio));
+  if (canvas.width !== w || canvas.height !== t) {
+    canvas.width = w;
+    canvas.height = t;
+    canvas.style.width = `${width}px`;
+    canvas.style.height = `${height}px`;
+  }
+  const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  context.clearRect(0, 0, width, height);
+  return context;
+}
+
+/** The page's colours, for canvases. */
+export function theme() {
+  const style = getComputedStyle(document.documentElement);
+  const read = (/** @type {string} */ name) => style.getPropertyValue(`--${name}`).trim();
+  return {
+    dark: document.documentElement.classList.contains("dark"),
+    surface: read("surface"), text: read("text"), muted: read("muted"), line: read("line"), accent: read("accent"),
+    error: read("error"), warning: read("warning"), info: read("info"), gap: read("gap"), second: read("second"),
+    font: "12px " + read("font"), small: "11px " + read("font"),
+  };
+}
+
+/** Call at most once per frame of the screen. @param {() => void} draw */
+export function once(draw) {
+  let waiting = false;
+  return () => {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => {
+      waiting = false;
+      draw();
+    });
+  };
+}

@@ -1,0 +1,93 @@
+/** Paints a matrix: columns of steps onto pixels so that no spike is lost, rows onto lines. */
+
+/**
+ * For each pixel the first column that it shows and the one after the last; empty where there is none.
+ * @param {import("./types.js").Slice} slice
+ * @param {import("./types.js").Range} view
+ * @param {number} width
+ */
+export function columnsOf(slice, view, width) {
+  const first = new Int32Array(width);
+  const after = new Int32Array(width);
+  const { ends, before, columns } = slice;
+  const span = (view.to - view.from) / width;
+  let c = 0;
+  for (let x = 0; x < width; x++) {
+    const low = view.from + x * span;
+    const high = low + span;
+    while (c < columns && ends[c] <= low) c++;
+    first[x] = c;
+    let last = c;
+    // Every column that begins within the pixel belongs to it.
+    while (last < columns && (last ? ends[last - 1] : before) < high) last++;
+    after[x] = last;
+  }
+  return { first, after };
+}
+
+/** The usual value of each row: its median. @param {import("./types.js").Slice} slice */
+export function middles(slice) {
+  const { rows, columns, values } = slice;
+  const out = new Float32Array(rows);
+  const every = Math.max(1, Math.floor(columns / 256));
+  for (let r = 0; r < rows; r++) {
+    const some = [];
+    for (let c = r * columns; c < (r + 1) * columns; c += every) if (Number.isFinite(values[c])) some.push(values[c]);
+    some.sort((a, b) => a - b);
+    out[r] = some.length ? some[(some.length - 1) >> 1] : 0;
+  }
+  return out;
+}
+
+/**
+ * The column of a row that a pixel shows: of several the one furthest from the row's usual value.
+ * @param {import("./types.js").Slice} slice
+ * @param {number} row @param {number} first @param {number} after @param {number} usual @param {boolean} log
+ */
+export function shown(slice, row, first, after, usual, log) {
+  if (after <= first) return -1;
+  const at = row * slice.columns;
+  let best = first;
+  let most = -1;
+  for (let c = first; c < after; c++) {
+    const v = slice.values[at + c];
+    if (Number.isNaN(v)) continue;
+    const away = !Number.isFinite(v) ? Infinity : log ? Math.abs(Math.log(Math.abs(v) / Math.abs(usual || 1))) : Math.abs(v - usual);
+    if (away > most) [best, most] = [c, away];
+  }
+  return best;
+}
+
+/**
+ * One pixel per column of the screen and per row, as an image to be stretched.
+ * @param {import("./types.js").Slice} slice
+ * @param {import("./types.js").Range} view
+ * @param {number} width
+ * @param {import("./scale.js").Scale} scale
+ * @param {number} missing  Colour of what is not known.
+ * @param {number} infinite  Colour of what is not finite.
+ */
+export function image(slice, view, width, scale, missing, infinite) {
+  const out = new ImageData(width, Math.max(1, slice.rows));
+  const pixels = new Uint32Array(out.data.buffer);
+  const { first, after } = columnsOf(slice, view, width);
+  const usual = middles(slice);
+  const { colours, place } = scale;
+  for (let r = 0; r < slice.rows; r++) {
+    const line = r * width;
+    let known = -1;
+    let colour = missing;
+    for (let x = 0; x < width; x++) {
+      if (after[x] <= first[x]) continue; // transparent: no step was logged there
+      const c = after[x] - first[x] === 1 ? first[x] : shown(slice, r, first[x], after[x], usual[r], scale.log);
+      if (c !== known) {
+        known = c;
+        const v = slice.values[r * slice.columns + c];
+        const t = place(v);
+        colour = Number.isNaN(v) ? missing : !Number.isFinite(v) ? infinite : colours[t <= 0 ? 0 : t >= 1 ? 255 : (t * 255 + 0.5) | 0];
+      }
+      pixels[line + x] = colour;
+    }
+  }
+  return out;
+}

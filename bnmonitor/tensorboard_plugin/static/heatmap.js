@@ -1,0 +1,381 @@
+/** A map of rows × steps: hover for values, drag to zoom, click to select, all of it also by keyboard. */
+
+import { h, once, surface, theme } from "./dom.js";
+import { columnsOf, image, middles, shown } from "./heat.js";
+import { layout, rowAt } from "./layout.js";
+import { ticks } from "./scale.js";
+import { grouped, severity, shorten } from "./text.js";
+
+/** @typedef {import("./types.js").Range} Range */
+/** @typedef {{row: number, from: number, to: number, severity: string}} Mark */
+
+/**
+ * What a map shows.
+ * @typedef {object} Shown
+ * @property {string[]} rows
+ * @property {import("./types.js").Slice|null} slice
+ * @property {Range} view
+ * @property {Range} full
+ * @property {import("./scale.js").Scale} scale
+ * @property {Mark[]} marks
+ * @property {number} selected  Row; -1 for none.
+ * @property {number|null} step  Where the cursor stands.
+ * @property {number} room  Height to fill.
+ * @property {(row: number, column: number) => string[]} describe  Lines for the tooltip.
+ *
+ * @typedef {object} Options
+ * @property {string} label  What it is, for those who do not see it.
+ * @property {number} names  Width for the names of the rows; 0: none.
+ * @property {boolean} [grouped]
+ * @property {number} [least]  Height of a row.
+ * @property {number} [most]
+ * @property {(row: number, step: number|null) => void} select
+ * @property {(view: Range|null) => void} zoom  null: all of it.
+ * @property {(step: number|null, row: number) => void} [hover]
+ */
+
+const AXIS = 24;
+
+export class HeatMap {
+  /** @param {Options} options */
+  constructor(options) {
+    this.options = options;
+    /** @type {Shown|null} */
+    this.shown = null;
+    /** @type {{x: number, y: number}|null} */
+    this.pointer = null;
+    /** @type {{x: number, now: number}|null} */
+    this.drag = null;
+    this.base = h("canvas");
+    this.over = h("canvas", { class: "over" });
+    this.axis = h("canvas", { class: "axis" });
+    this.tip = h("div", { class: "tip", hidden: true });
+    this.scroll = h("div", { class: "map-scroll" }, this.base, this.over);
+    this.el = h(
+      "div",
+      {
+        class: "map", tabindex: 0, role: "application", "aria-label": options.label,
+        onkeydown: (/** @type {KeyboardEvent} */ e) => this.key(e),
+        onwheel: (/** @type {WheelEvent} */ e) => this.wheel(e),
+      },
+      this.scroll, this.axis, this.tip,
+    );
+    this.over.addEventListener("pointermove", (/** @type {PointerEvent} */ e) => this.move(e));
+    this.over.addEventListener("pointerleave", () => this.leave());
+    this.over.addEventListener("pointerdown", (/** @type {PointerEvent} */ e) => this.down(e));
+    this.over.addEventListener("pointerup", (/** @type {PointerEvent} */ e) => this.up(e));
+    this.over.addEventListener("dblclick", () => this.options.zoom(null));
+    this.draw = once(() => this.paint());
+    this.redraw = once(() => this.paintOver());
+    new ResizeObserver(this.draw).observe(this.el);
+  }
+
+  /** @param {Shown} shown */
+  set(shown) {
+    this.shown = shown;
+    this.paint();
+  }
+
+  /** Width of the plot. */
+  get width() {
+    return Math.max(1, Math.floor(this.el.clientWidth - this.options.names - 1));
+  }
+
+  // -- places ---------------------------------------------------------------------------------------------------------
+
+  /** @param {number} x  Within the plot. */
+  stepAt(x) {
+    const { view } = /** @type {Shown} */ (this.shown);
+    return view.from + (x / this.width) * (view.to - view.from);
+  }
+
+  /** @param {number} step */
+  xOf(step) {
+    const { view } = /** @type {Shown} */ (this.shown);
+    return ((step - view.from) / (view.to - view.from)) * this.width;
+  }
+
+  /** Row and column under the pointer, of a column that is thinned the one that is shown. */
+  under() {
+    const s = this.shown;
+    if (!s || !s.slice || !this.pointer || !this.placed) return null;
+    const row = rowAt(this.placed, this.pointer.y);
+    const x = Math.floor(this.pointer.x);
+    if (row < 0 || row >= s.slice.rows || x < 0 || x >= this.width) return null;
+    const at = this.columns ?? columnsOf(s.slice, s.view, this.width);
+    this.columns = at;
+    this.usual ??= middles(s.slice);
+    const column = shown(s.slice, row, at.first[x], at.after[x], this.usual[row], s.scale.log);
+    return column < 0 ? null : { row, column };
+  }
+
+  // -- painting -------------------------------------------------------------------------------------------------------
+
+  paint() {
+    const s = this.shown;
+    if (!s || !this.el.clientWidth) return;
+    const { names, least = 2, most = 26 } = this.options;
+    const colours = theme();
+    const placed = layout(s.rows, s.room, { grouped: !!this.options.grouped, least, most });
+    this.placed = placed;
+    this.columns = this.usual = undefined;
+    this.scroll.style.maxHeight = `${Math.max(s.room, 60)}px`;
+    const width = this.width;
+    const context = surface(this.base, names + width, placed.total);
+    if (s.slice && s.slice.columns && s.slice.rows === s.rows.length) {
+      const ratio = window.devicePixelRatio || 1;
+      const fine = Math.round(width * ratio);
+      const packed = (/** @type {string} */ hex) => (255 << 24) | parseInt(hex.slice(5, 7) + hex.slice(3, 5) + hex.slice(1, 3), 16);
+      const bitmap = document.createElement("canvas");
+      const pixels = image(s.slice, s.view, fine, s.scale, packed(colours.gap), packed(colours.error));
+      bitmap.width = pixels.width;
+      bitmap.height = pixels.height;
+      /** @type {CanvasRenderingContext2D} */ (bitmap.getContext("2d")).putImageData(pixels, 0, 0);
+      context.imageSmoothingEnabled = false;
+      // Rows that follow each other without a gap are stretched together.
+      for (let r = 0; r < s.rows.length; ) {
+        let end = r + 1;
+        while (end < s.rows.length && Math.abs(placed.tops[end] - placed.tops[end - 1] - placed.height) < 0.01) end++;
+        context.drawImage(bitmap, 0, r, fine, end - r, names, placed.tops[r], width, (end - r) * placed.height);
+        r = end;
+      }
+      if (placed.height >= 8) {
+        context.fillStyle = colours.surface;
+        for (const top of placed.tops) context.fillRect(names, top + placed.height - 1, width, 1);
+      }
+    }
+    if (names) this.label(context, placed, colours);
+    this.drawAxis(colours);
+    this.paintOver();
+  }
+
+  /** @param {CanvasRenderingContext2D} context @param {import("./layout.js").Layout} placed @param {any} colours */
+  label(context, placed, colours) {
+    const room = this.options.names - 14;
+    context.textBaseline = "middle";
+    context.font = colours.small;
+    const fits = (/** @type {number} */ most) => (/** @type {string} */ text) => context.measureText(text).width <= most;
+    context.fillStyle = colours.muted;
+    for (const { top, label } of placed.headings) context.fillText(shorten(label, fits(room)), 2, top + 11);
+    if (placed.height < 10) return;
+    context.fillStyle = colours.text;
+    context.textAlign = "right";
+    placed.labels.forEach((label, i) => context.fillText(shorten(label, fits(room)), this.options.names - 8, placed.tops[i] + placed.height / 2));
+    context.textAlign = "left";
+  }
+
+  /** @param {any} colours */
+  drawAxis(colours) {
+    const s = /** @type {Shown} */ (this.shown);
+    const { names } = this.options;
+    const context = surface(this.axis, names + this.width, AXIS);
+    context.font = colours.small;
+    context.fillStyle = colours.muted;
+    context.strokeStyle = colours.line;
+    context.textBaseline = "top";
+    if (names) context.fillText("step", 2, 8);
+    for (const step of ticks(s.view.from, s.view.to, this.width / 90)) {
+      if (step !== Math.round(step)) continue;
+      const x = names + this.xOf(step);
+      context.fillRect(x, 0, 1, 5);
+      const text = grouped(step);
+      const w = context.measureText(text).width;
+      context.fillText(text, Math.max(names, Math.min(names + this.width - w, x - w / 2)), 8);
+    }
+  }
+
+  paintOver() {
+    const s = this.shown;
+    const placed = this.placed;
+    if (!s || !placed || !this.el.clientWidth) return;
+    const { names } = this.options;
+    const colours = theme();
+    const width = this.width;
+    const context = surface(this.over, names + width, placed.total);
+    context.save();
+    context.beginPath();
+    context.rect(names, 0, width, placed.total);
+    context.clip();
+    for (const mark of s.marks) this.mark(context, mark, placed, colours);
+    if (s.step !== null) {
+      context.fillStyle = colours.accent;
+      context.fillRect(names + this.xOf(s.step) - 0.5, 0, 1, placed.total);
+    }
+    if (this.drag) {
+      context.globalAlpha = 0.2;
+      context.fillStyle = colours.accent;
+      context.fillRect(names + Math.min(this.drag.x, this.drag.now), 0, Math.abs(this.drag.now - this.drag.x), placed.total);
+      context.globalAlpha = 1;
+    }
+    context.restore();
+    if (s.selected >= 0 && s.selected < placed.tops.length) {
+      context.strokeStyle = colours.accent;
+      context.lineWidth = 2;
+      context.strokeRect(1, placed.tops[s.selected] - 0.5, names + width - 2, Math.max(placed.height, 3));
+    }
+    if (this.pointer && !this.drag) {
+      const row = rowAt(placed, this.pointer.y);
+      context.fillStyle = colours.text;
+      context.globalAlpha = 0.55;
+      if (this.pointer.x >= 0) context.fillRect(names + this.pointer.x, 0, 1, placed.total);
+      if (row >= 0 && row !== s.selected) {
+        context.strokeStyle = colours.text;
+        context.lineWidth = 1;
+        context.strokeRect(0.5, placed.tops[row] - 0.5, names + width - 1, Math.max(placed.height, 3));
+      }
+      context.globalAlpha = 1;
+    }
+  }
+
+  /** @param {CanvasRenderingContext2D} context @param {Mark} mark @param {import("./layout.js").Layout} placed @param {any} colours */
+  mark(context, mark, placed, colours) {
+    const { names } = this.options;
+    const y = placed.tops[mark.row] + placed.height / 2;
+    const from = names + this.xOf(mark.from);
+    const to = Math.max(from + 1, names + this.xOf(mark.to));
+    const colour = colours[mark.severity] ?? colours.info;
+    context.fillStyle = colour;
+    if (placed.height >= 6) context.fillRect(from, placed.tops[mark.row] + placed.height - 3, to - from, 2);
+    if (mark.severity === "info") return;
+    const size = Math.max(5, Math.min(7, placed.height / 2));
+    context.beginPath();
+    context.arc(from, y, size + 1.5, 0, 7);
+    context.fillStyle = colours.surface;
+    context.fill();
+    context.beginPath();
+    context.arc(from, y, size, 0, 7);
+    context.fillStyle = colour;
+    context.fill();
+    context.fillStyle = colours.surface;
+    context.font = `bold ${Math.round(size * 1.6)}px sans-serif`;
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    context.fillText(severity(mark.severity).glyph, from, y + 0.5);
+    context.textAlign = "left";
+  }
+
+  // -- the pointer ----------------------------------------------------------------------------------------------------
+
+  /** @param {PointerEvent} e */
+  move(e) {
+    const box = this.over.getBoundingClientRect();
+    this.pointer = { x: e.clientX - box.left - this.options.names, y: e.clientY - box.top };
+    if (this.drag) this.drag.now = Math.max(0, Math.min(this.width, this.pointer.x));
+    this.redraw();
+    this.tell(e.clientX, e.clientY);
+  }
+
+  /** @param {number} clientX @param {number} clientY */
+  tell(clientX, clientY) {
+    const at = this.drag ? null : this.under();
+    const s = this.shown;
+    this.tip.hidden = !at;
+    this.options.hover?.(at && s?.slice ? s.slice.ends[at.column] : null, at ? at.row : -1);
+    if (!at || !s) return;
+    this.tip.replaceChildren(...s.describe(at.row, at.column).map((line, i) => h("div", { class: i ? "" : "tip-head" }, line)));
+    const box = this.el.getBoundingClientRect();
+    const x = clientX - box.left;
+    const y = clientY - box.top;
+    this.tip.style.left = `${Math.max(0, x + 14 + this.tip.offsetWidth > box.width ? x - this.tip.offsetWidth - 14 : x + 14)}px`;
+    this.tip.style.top = `${y + 18 + this.tip.offsetHeight > box.height + 40 ? Math.max(0, y - this.tip.offsetHeight - 10) : y + 18}px`;
+  }
+
+  leave() {
+    if (this.drag) return;
+    this.pointer = null;
+    this.tip.hidden = true;
+    this.options.hover?.(null, -1);
+    this.redraw();
+  }
+
+  /** @param {PointerEvent} e */
+  down(e) {
+    if (e.button !== 0 || !this.shown) return;
+    this.move(e);
+    const x = this.pointer?.x ?? 0;
+    if (x >= 0) {
+      this.drag = { x, now: x };
+      this.over.setPointerCapture(e.pointerId);
+    }
+  }
+
+  /** @param {PointerEvent} e */
+  up(e) {
+    const drag = this.drag;
+    this.drag = null;
+    if (!this.shown || !this.placed || e.button !== 0) return;
+    if (drag && Math.abs(drag.now - drag.x) > 4) {
+      this.options.zoom({ from: this.stepAt(Math.min(drag.x, drag.now)), to: this.stepAt(Math.max(drag.x, drag.now)) });
+      return;
+    }
+    const at = this.under();
+    const row = this.pointer ? rowAt(this.placed, this.pointer.y) : -1;
+    if (row >= 0) this.options.select(row, at && this.shown.slice ? this.shown.slice.ends[at.column] : null);
+  }
+
+  /** @param {WheelEvent} e */
+  wheel(e) {
+    const s = this.shown;
+    if (!s) return;
+    const sideways = e.shiftKey ? e.deltaY || e.deltaX : e.deltaX;
+    if (e.ctrlKey || e.metaKey) {
+      e.preventDefault();
+      this.scale(Math.exp(Math.max(-60, Math.min(60, e.deltaY)) / 150), this.pointer && this.pointer.x >= 0 ? this.stepAt(this.pointer.x) : null);
+    } else if (sideways && s.view.to - s.view.from < s.full.to - s.full.from) {
+      e.preventDefault();
+      this.pan(sideways / this.width);
+    }
+  }
+
+  /** @param {number} factor  Of the width of the view. @param {number|null} about  Step that stays where it is. */
+  scale(factor, about) {
+    const { view, full } = /** @type {Shown} */ (this.shown);
+    const middle = about ?? (view.from + view.to) / 2;
+    const from = Math.max(full.from, middle - (middle - view.from) * factor);
+    const to = Math.min(full.to, middle + (view.to - middle) * factor);
+    if (to - from >= Math.min(4, full.to - full.from)) this.options.zoom(from <= full.from && to >= full.to ? null : { from, to });
+  }
+
+  /** @param {number} part  Of the width of the view. */
+  pan(part) {
+    const { view, full } = /** @type {Shown} */ (this.shown);
+    const width = view.to - view.from;
+    const from = Math.max(full.from, Math.min(full.to - width, view.from + part * width));
+    this.options.zoom({ from, to: from + width });
+  }
+
+  /** @param {KeyboardEvent} e */
+  key(e) {
+    const s = this.shown;
+    if (!s || e.altKey || e.ctrlKey || e.metaKey) return;
+    const rows = s.rows.length;
+    const steps = s.slice?.ends ?? [];
+    const at = s.step === null ? steps.length - 1 : steps.findIndex((end) => end >= /** @type {number} */ (s.step));
+    const go = (/** @type {number} */ by) => steps.length && this.options.select(s.selected, steps[Math.max(0, Math.min(steps.length - 1, (at < 0 ? steps.length - 1 : at) + by))]);
+    /** @type {Record<string, () => unknown>} */
+    const does = {
+      ArrowDown: () => this.options.select(Math.min(rows - 1, s.selected + 1), s.step),
+      ArrowUp: () => this.options.select(Math.max(0, s.selected - 1), s.step),
+      ArrowLeft: () => (e.shiftKey ? this.pan(-0.2) : go(-1)),
+      ArrowRight: () => (e.shiftKey ? this.pan(0.2) : go(1)),
+      "+": () => this.scale(0.6, s.step),
+      "=": () => this.scale(0.6, s.step),
+      "-": () => this.scale(1 / 0.6, s.step),
+      0: () => this.options.zoom(null),
+    };
+    if (!(e.key in does)) return;
+    e.preventDefault();
+    e.stopPropagation();
+    does[e.key]();
+    this.reveal();
+  }
+
+  /** Scroll the selected row into sight. */
+  reveal() {
+    const s = this.shown;
+    if (!s || !this.placed || s.selected < 0 || s.selected >= this.placed.tops.length) return;
+    const top = this.placed.tops[s.selected];
+    if (top < this.scroll.scrollTop + 20) this.scroll.scrollTop = top - 20;
+    else if (top + this.placed.height > this.scroll.scrollTop + this.scroll.clientHeight) this.scroll.scrollTop = top + this.placed.height + 20 - this.scroll.clientHeight;
+  }
+}

@@ -1,0 +1,167 @@
+/** A layer: batch against running, its channels, gamma and beta, and what is known of it. */
+
+import { fact } from "./alerts.js";
+import { Chart } from "./chart.js";
+import { choose, h } from "./dom.js";
+import { HeatMap } from "./heatmap.js";
+import { legend } from "./legend.js";
+import { scaleOf } from "./scale.js";
+import { count, grouped, measured, number } from "./text.js";
+
+/** @typedef {import("./types.js").Slice} Slice */
+/** @typedef {import("./types.js").Range} Range */
+
+/** The row of a statistic. @param {Slice} slice @param {string} name */
+export function rowOf(slice, name) {
+  const at = slice.statistics?.indexOf(name) ?? -1;
+  return at < 0 ? new Float32Array(slice.columns).fill(NaN) : slice.values.subarray(at * slice.columns, (at + 1) * slice.columns);
+}
+
+const zip = (/** @type {Float32Array} */ a, /** @type {Float32Array} */ b, /** @type {(x: number, y: number) => number} */ f) => a.map((v, i) => f(v, b[i]));
+
+export class LayerView {
+  /**
+   * @param {import("./types.js").Source} source
+   * @param {{zoom: (view: Range|null) => void, cursor: (step: number|null) => void, change: (part: object) => void}} on
+   */
+  constructor(source, on) {
+    this.source = source;
+    this.on = on;
+    const chart = (/** @type {string} */ label, height = 130) => new Chart({ label, height, hover: (step) => this.cursor(step), select: on.cursor });
+    this.mean = chart("Mean: batch against running, in deviations");
+    this.variance = chart("Variance: batch against running");
+    this.affine = chart("Gamma and beta", 110);
+    this.output = chart("Channels switched off, and silent outputs", 90);
+    this.statistic = h("select", { "aria-label": "statistic of the channels", onchange: () => on.change({ channels: this.statistic.value }) });
+    this.map = new HeatMap({
+      label: "channels by steps", names: 0, least: 1, most: 12, zoom: on.zoom,
+      select: (row, step) => on.change({ channel: row, step }),
+      hover: (step) => this.cursor(step),
+    });
+    this.legend = h("div", { class: "scale" });
+    this.nothing = h("p", { class: "quiet" });
+    this.one = h("p", { class: "quiet" });
+    this.channels = h("section", {}, h("div", { class: "row" }, h("h4", {}, "Channels × steps"), this.statistic, this.legend), this.map.el, this.nothing, this.one);
+    this.facts = h("dl", { class: "facts" });
+    this.el = h("div", { class: "layer-view" }, this.mean.el, this.variance.el, this.channels, this.affine.el, this.output.el, h("h4", {}, "Facts"), this.facts);
+  }
+
+  /** @param {number|null} step */
+  cursor(step) {
+    for (const chart of [this.mean, this.variance, this.affine, this.output]) chart.at(step ?? this.step ?? null);
+  }
+
+  /**
+   * @param {import("./types.js").Run} run
+   * @param {import("./types.js").Layer} layer
+   * @param {import("./state.js").State} state
+   * @param {Range} view @param {Range} full
+   * @param {import("./types.js").Statistic[]} statistics  Of channels.
+   */
+  async load(run, layer, state, view, full, statistics) {
+    const token = (this.token = {});
+    const bins = Math.max(200, Math.min(800, this.el.clientWidth || 400));
+    const range = state.from === null ? null : view;
+    const channel = state.channel !== null && state.channel < layer.channels ? state.channel : null;
+    const [all, map, one] = await Promise.all([
+      this.source.layer(run.name, layer.name, range, bins),
+      layer.detailed ? this.source.channels(run.name, layer.name, state.channels, range, bins) : null,
+      layer.detailed && channel !== null ? this.source.channel(run.name, layer.name, channel, range, bins) : null,
+    ]);
+    if (this.token !== token) return;
+    this.step = state.step;
+    const statistic = statistics.find((s) => s.name === state.channels) ?? statistics[0];
+    choose(this.statistic, statistics.map((s) => ({ value: s.name, label: s.label, title: s.meaning })), statistic.name);
+    const common = { view, step: state.step };
+    if (one) this.ofChannel(one, common, /** @type {number} */ (channel));
+    else this.ofLayer(all, common);
+    this.rest(all, one, common);
+    this.channelMap(layer, map, statistic, state, view, full, channel);
+    this.facts.replaceChildren(...factsOf(layer, all));
+  }
+
+  /** The middle channel of the layer. @param {Slice} s @param {{view: Range, step: number|null}} common */
+  ofLayer(s, common) {
+    const [running, noise] = [rowOf(s, "offset"), rowOf(s, "noise")];
+    const band = { low: zip(running, noise, (r, n) => Math.max(0, r - n)), high: zip(running, noise, (r, n) => r + n), label: "noise of the batches" };
+    this.mean.set({ ...common, steps: s.ends, log: false, unit: "σ", lines: [
+      { label: "running", values: running, style: "line", colour: "accent", band },
+      { label: "batch", values: rowOf(s, "batch_offset"), style: "dots", colour: "second" },
+      { label: "gap", values: rowOf(s, "mean_lag"), style: "dashed", colour: "muted" },
+    ] });
+    const [var_, spread] = [rowOf(s, "running_var"), rowOf(s, "var_noise")];
+    const around = { low: zip(var_, spread, (v, n) => v * Math.exp(-2 * n)), high: zip(var_, spread, (v, n) => v * Math.exp(2 * n)), label: "noise of the batches" };
+    this.variance.set({ ...common, steps: s.ends, log: true, unit: "", lines: [
+      { label: "running", values: var_, style: "line", colour: "accent", band: around },
+      { label: "batch", values: rowOf(s, "batch_var"), style: "dots", colour: "second" },
+    ] });
+  }
+
+  /** One channel, as it is. @param {Slice} s @param {{view: Range, step: number|null}} common @param {number} channel */
+  ofChannel(s, common, channel) {
+    const [mean, variance] = [rowOf(s, "running_mean"), rowOf(s, "running_var")];
+    const sigma = variance.map(Math.sqrt);
+    this.mean.set({ ...common, steps: s.ends, log: false, unit: "", lines: [
+      { label: `running mean of channel ${channel}`, values: mean, style: "line", colour: "accent", band: { low: zip(mean, sigma, (m, d) => m - d), high: zip(mean, sigma, (m, d) => m + d), label: "± running deviation" } },
+      { label: "batch", values: rowOf(s, "batch_mean"), style: "dots", colour: "second" },
+    ] });
+    this.variance.set({ ...common, steps: s.ends, log: true, unit: "", lines: [
+      { label: `running variance of channel ${channel}`, values: variance, style: "line", colour: "accent" },
+      { label: "batch", values: rowOf(s, "batch_var"), style: "dots", colour: "second" },
+    ] });
+  }
+
+  /** @param {Slice} all @param {Slice|null} one @param {{view: Range, step: number|null}} common */
+  rest(all, one, common) {
+    const lines = one
+      ? [{ label: "gamma", values: rowOf(one, "gamma"), style: "line", colour: "accent" }, { label: "beta", values: rowOf(one, "beta"), style: "line", colour: "second" }]
+      : [
+          { label: "size of gamma", values: rowOf(all, "gamma"), style: "line", colour: "accent", band: { low: rowOf(all, "gamma_min"), high: rowOf(all, "gamma_max"), label: "smallest to largest" } },
+          { label: "beta", values: rowOf(all, "beta"), style: "line", colour: "second" },
+        ];
+    this.affine.set({ ...common, steps: (one ?? all).ends, log: false, unit: "", lines: /** @type {import("./chart.js").Line[]} */ (lines) });
+    const percent = (/** @type {Float32Array} */ v) => v.map((x) => 100 * x);
+    this.output.set({ ...common, steps: all.ends, log: false, unit: "%", lines: [
+      { label: "dead", values: percent(rowOf(all, "dead")), style: "line", colour: "accent" },
+      { label: "silent", values: percent(rowOf(all, "silent")), style: "line", colour: "second" },
+    ] });
+  }
+
+  /** @param {import("./types.js").Layer} layer @param {Slice|null} slice @param {import("./types.js").Statistic} statistic @param {import("./state.js").State} state @param {Range} view @param {Range} full @param {number|null} channel */
+  channelMap(layer, slice, statistic, state, view, full, channel) {
+    const scale = scaleOf(statistic, [slice?.extent], document.documentElement.classList.contains("dark"));
+    this.map.el.hidden = !slice;
+    this.nothing.textContent = slice ? "" : "No channel of this layer was written yet: channels are recorded in turn, flagged layers first.";
+    this.legend.replaceChildren(...(slice ? [legend(scale, statistic, true)] : []));
+    if (!slice) return;
+    const rows = Array.from({ length: slice.rows }, (_, i) => String(i));
+    this.one.textContent = channel === null ? `${count(layer.channels, "channel")} at ${count(slice.frames, "step")}. Click one to see it above.` : `Channel ${channel} is shown above. `;
+    if (channel !== null) this.one.append(h("button", { class: "link", type: "button", onclick: () => this.on.change({ channel: null }) }, "Show the whole layer"));
+    this.map.set({
+      rows, slice, view, full, scale, marks: [], selected: channel ?? -1, step: state.step, room: 220,
+      describe: (row, column) => [`channel ${row}`, `step ${grouped(slice.ends[column])}`, `${statistic.label} ${measured(slice.values[row * slice.columns + column], statistic)}`],
+    });
+  }
+}
+
+/** @param {import("./types.js").Layer} layer @param {Slice} all */
+function factsOf(layer, all) {
+  const last = (/** @type {string} */ name) => {
+    const row = rowOf(all, name);
+    for (let i = row.length - 1; i >= 0; i--) if (!Number.isNaN(row[i])) return row[i];
+    return NaN;
+  };
+  const size = last("size");
+  const known = (/** @type {unknown} */ v) => v !== undefined && v !== null;
+  return [
+    ...fact("layer", layer.name),
+    ...fact("kind", `${layer.kind ?? "not known"}, ${count(layer.channels, "channel")}`),
+    ...fact("fed by", layer.producer ?? "not known"),
+    ...fact("read by", layer.consumers?.length ? layer.consumers.join(", ") : "not known"),
+    ...fact("momentum", layer.momentum === null && layer.tracking !== false && layer.kind ? "none: cumulative average" : number(layer.momentum)),
+    ...fact("eps", number(layer.eps)),
+    ...fact("mode", known(layer.training) ? (layer.training ? "training" : "evaluation") : "not known"),
+    ...fact("gamma and beta", layer.affine === false ? "has none" : known(layer.trains) ? (layer.trains ? "trained" : "not trained") : "not known"),
+    ...fact("N", Number.isNaN(size) ? "not sampled" : `${grouped(size)} samples, ${grouped(last("values"))} values per channel`),
+  ];
+}

@@ -1,0 +1,88 @@
+/** The numbers from TensorBoard's server. */
+
+/** @typedef {import("./types.js").Slice} Slice */
+/** @typedef {import("./types.js").Range} Range */
+
+/** What the server answers in one sentence. */
+export class Refused extends Error {
+  /** @param {string} message @param {number} code */
+  constructor(message, code) {
+    super(message);
+    this.code = code;
+  }
+}
+
+/** A uint32 length, as many bytes of JSON, then float32, all little endian. @param {ArrayBuffer} buffer @returns {Slice} */
+export function decode(buffer) {
+  const length = new DataView(buffer).getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
+  const [rows, columns] = header.shape;
+  return { ...header, rows, columns, values: new Float32Array(buffer, 4 + length) };
+}
+
+/** @implements {import("./types.js").Source} */
+export class Server {
+  /** @param {string} base  Address of the plugin's routes. */
+  constructor(base) {
+    this.base = base;
+  }
+
+  /** @param {string} route @param {Record<string, string|number|null|undefined>} [query] */
+  async ask(route, query = {}) {
+    const url = new URL(route, this.base);
+    for (const [name, value] of Object.entries(query)) if (value !== null && value !== undefined) url.searchParams.set(name, String(value));
+    const answer = await fetch(url);
+    if (!answer.ok) throw new Refused((await answer.text()) || answer.statusText, answer.status);
+    return answer;
+  }
+
+  async index() {
+    return (await this.ask("runs")).json();
+  }
+
+  /** @param {string} run */
+  async run(run) {
+    return (await this.ask("run", { run })).json();
+  }
+
+  /** @param {string} route @param {Record<string, any>} query @param {Range|null} range @param {number} bins */
+  async numbers(route, query, range, bins) {
+    const part = range ? { from: Math.floor(range.from), to: Math.ceil(range.to) } : {};
+    return decode(await (await this.ask(route, { ...query, ...part, bins: Math.max(1, Math.min(4096, Math.round(bins))) })).arrayBuffer());
+  }
+
+  /** @type {import("./types.js").Source["slice"]} */
+  slice(run, statistic, range, bins) {
+    return this.numbers("slice", { run, statistic }, range, bins);
+  }
+
+  /** @type {import("./types.js").Source["layer"]} */
+  layer(run, layer, range, bins) {
+    return this.numbers("layer", { run, layer }, range, bins);
+  }
+
+  /** @type {import("./types.js").Source["channels"]} */
+  channels(run, layer, statistic, range, bins) {
+    return this.maybe(this.numbers("channels", { run, layer, statistic }, range, bins));
+  }
+
+  /** @type {import("./types.js").Source["channel"]} */
+  channel(run, layer, channel, range, bins) {
+    return this.maybe(this.numbers("channel", { run, layer, channel }, range, bins));
+  }
+
+  /** @type {import("./types.js").Source["box"]} */
+  box(run, file, layer, statistic) {
+    return this.maybe(this.numbers("box", { run, file, layer, statistic }, null, 4096));
+  }
+
+  /** Null for what is not there. @param {Promise<Slice>} asked @returns {Promise<Slice|null>} */
+  async maybe(asked) {
+    try {
+      return await asked;
+    } catch (error) {
+      if (error instanceof Refused && error.code === 404) return null;
+      throw error;
+    }
+  }
+}

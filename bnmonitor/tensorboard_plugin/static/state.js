@@ -1,0 +1,49 @@
+/** What is looked at, as a few words that fit into a URL. */
+
+/**
+ * @typedef {object} State
+ * @property {string} run
+ * @property {string} compare  Another run, or empty.
+ * @property {string} statistic
+ * @property {number|null} from  Range of steps; null: all.
+ * @property {number|null} to
+ * @property {string} layer  The selected layer, or empty.
+ * @property {string} alert  The selected alert's key, or empty.
+ * @property {string} focus  The run the panel speaks of.
+ * @property {number|null} step  The cursor.
+ * @property {string} channels  Statistic of the channel map.
+ * @property {number|null} channel
+ * @property {string} box  File of the black box that is open, or empty.
+ */
+
+/** @type {State} */
+export const START = { run: "", compare: "", statistic: "health", from: null, to: null, layer: "", alert: "", focus: "", step: null, channels: "batch_var", channel: null, box: "" };
+
+const NUMBERS = new Set(["from", "to", "step", "channel"]);
+
+/** Only what differs from the start. @param {State} state @returns {Record<string, string>} */
+export function toWords(state) {
+  /** @type {Record<string, string>} */
+  const words = {};
+  for (const [name, value] of Object.entries(state)) {
+    if (value === /** @type {any} */ (START)[name] || value === null) continue;
+    words[name] = NUMBERS.has(name) ? String(Math.round(Number(value))) : String(value);
+  }
+  return words;
+}
+
+/** What makes no sense is passed over. @param {Record<string, string>} words @returns {State} */
+export function fromWords(words) {
+  const state = /** @type {any} */ ({ ...START });
+  for (const name of Object.keys(START)) {
+    const word = words[name];
+    if (word === undefined) continue;
+    if (!NUMBERS.has(name)) state[name] = word;
+    else if (word !== "" && Number.isFinite(Number(word))) state[name] = Number(word);
+  }
+  if (state.from === null || state.to === null || !(state.to > state.from)) state.from = state.to = null;
+  return state;
+}
+
+/** What tells an alert from every other of its run. @param {import("./types.js").Alert} alert */
+export const keyOf = (alert) => `${alert.code}~${alert.first_step}~${alert.layer ?? alert.message}`;

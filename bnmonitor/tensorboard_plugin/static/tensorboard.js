@@ -1,0 +1,70 @@
+/** What the page needs of TensorBoard around it: reloads, dark mode, the address. */
+
+const PREFIX = "p.bnmonitor.";
+
+/** Listen to TensorBoard's messages. @param {() => void} reloaded */
+export function listen(reloaded) {
+  const channel = new MessageChannel();
+  channel.port1.onmessage = (event) => {
+    const message = JSON.parse(event.data);
+    if (message.isReply) return;
+    // TensorBoard waits for an answer to each.
+    channel.port1.postMessage(JSON.stringify({ type: message.type, id: message.id, payload: null, error: null, isReply: true }));
+    if (message.type === "experimental.DataReloaded") reloaded();
+  };
+  window.parent.postMessage("experimental.bootstrap", "*", [channel.port2]);
+}
+
+/** The page around this one, where it may be looked at. @returns {Window|null} */
+function outside() {
+  try {
+    return window.parent !== window && window.parent.document ? window.parent : null;
+  } catch {
+    return null;
+  }
+}
+
+/** Follow TensorBoard's dark mode, or the system's where there is no TensorBoard to ask. @param {() => void} changed */
+export function followTheme(changed) {
+  const body = outside()?.document.body;
+  const media = window.matchMedia("(prefers-color-scheme: dark)");
+  const apply = () => {
+    const dark = body ? body.classList.contains("dark-mode") : media.matches;
+    if (document.documentElement.classList.toggle("dark", dark) !== apply.dark) changed();
+    apply.dark = dark;
+  };
+  apply.dark = document.documentElement.classList.contains("dark");
+  if (body) new MutationObserver(apply).observe(body, { attributes: true, attributeFilter: ["class"] });
+  media.addEventListener("change", apply);
+  apply();
+}
+
+/** The words of ours in TensorBoard's address. @returns {Record<string, string>} */
+export function readAddress() {
+  /** @type {Record<string, string>} */
+  const words = {};
+  for (const part of (outside() ?? window).location.hash.slice(1).split("&")) {
+    const [name, value] = part.split("=").map(decode);
+    if (name.startsWith(PREFIX) && value !== undefined) words[name.slice(PREFIX.length)] = value;
+  }
+  return words;
+}
+
+/** @param {string} text */
+function decode(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return "";
+  }
+}
+
+/** Put words into TensorBoard's address, as long as it shows this tab. @param {Record<string, string>} words */
+export function writeAddress(words) {
+  const page = outside() ?? window;
+  const others = page.location.hash.slice(1).split("&").filter((part) => part && !decode(part).startsWith(PREFIX));
+  if (outside() && others[0] !== "bnmonitor") return;
+  const ours = Object.entries(words).map(([name, value]) => `${PREFIX}${name}=${encodeURIComponent(value)}`);
+  const hash = [...others, ...ours].join("&");
+  if (page.location.hash.slice(1) !== hash) page.history.replaceState(page.history.state, "", `#${hash}`);
+}

@@ -1,0 +1,56 @@
+/** Numbers and names as people read them. */
+
+/** Three significant digits, no noise. @param {number|string|null|undefined} value */
+export function number(value) {
+  const x = Number(value);
+  if (value === null || value === undefined || Number.isNaN(x)) return "not known";
+  if (!Number.isFinite(x)) return x > 0 ? "∞" : "−∞";
+  if (x === 0) return "0";
+  const size = Math.abs(x);
+  const text = size >= 1e5 || size < 1e-3 ? x.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e") : size >= 1000 ? grouped(Math.round(x)) : String(Number(x.toPrecision(3)));
+  return text.replace("-", "−");
+}
+
+/** A whole number, thousands apart. @param {number} value */
+export function grouped(value) {
+  return String(Math.round(value)).replace(/\B(?=(\d{3})+(?!\d))/g, "\u202f");
+}
+
+/** A number with its unit. @param {number} value @param {import("./types.js").Statistic} statistic */
+export function measured(value, statistic) {
+  if (statistic.scale === "share" && Number.isFinite(value)) return `${number(100 * value)} %`;
+  return number(value) + (statistic.unit && !Number.isNaN(value) ? ` ${statistic.unit}` : "");
+}
+
+/** `1 layer`, `2 layers`. @param {number} amount @param {string} noun */
+export const count = (amount, noun) => `${grouped(amount)} ${noun}${amount === 1 ? "" : "s"}`;
+
+/** Cut in the middle, where layer names say least. @param {string} name @param {(text: string) => boolean} fits */
+export function shorten(name, fits) {
+  // Marks that turn the direction of writing would let a name pass for another.
+  name = name.replace(/[\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, "");
+  if (fits(name)) return name;
+  const letters = [...name];
+  let low = 1;
+  let high = letters.length - 1;
+  const cut = (/** @type {number} */ n) => letters.slice(0, Math.ceil(n / 2)).join("") + "…" + letters.slice(letters.length - Math.floor(n / 2)).join("");
+  while (low < high) {
+    const middle = Math.ceil((low + high) / 2);
+    if (fits(cut(middle))) low = middle;
+    else high = middle - 1;
+  }
+  return cut(low);
+}
+
+/** Cut to a number of characters. @param {string} name @param {number} most */
+export const cut = (name, most) => shorten(name, (text) => [...text].length <= most);
+
+/** The glyph and the word of a severity: no meaning by colour alone. */
+export const SEVERITY = {
+  error: { glyph: "✗", rank: 2 },
+  warning: { glyph: "!", rank: 1 },
+  info: { glyph: "·", rank: 0 },
+};
+
+/** @param {string} severity */
+export const severity = (severity) => SEVERITY[/** @type {"info"} */ (severity)] ?? SEVERITY.info;

@@ -1,0 +1,97 @@
+/**
+ * What the modules hand each other. Types only: nothing here runs.
+ *
+ * @typedef {object} Statistic  One number per layer or channel.
+ * @property {string} name
+ * @property {string} label
+ * @property {string} unit
+ * @property {"health"|"linear"|"log"|"signed"|"share"|"count"} scale
+ * @property {string} meaning
+ *
+ * @typedef {object} Alert  As `bnmonitor.Alert.to_dict` gives it.
+ * @property {string} code
+ * @property {string} rule
+ * @property {"info"|"warning"|"error"} severity
+ * @property {string|null} layer
+ * @property {string[]} layers
+ * @property {number[]} channels
+ * @property {number} first_step
+ * @property {number} last_step
+ * @property {"open"|"cleared"} state
+ * @property {number|string} value
+ * @property {number|string} threshold
+ * @property {string} message
+ * @property {string} advice
+ * @property {string} url
+ *
+ * @typedef {object} Layer  What is known of a layer; what is not known is missing or null.
+ * @property {string} name
+ * @property {number} channels
+ * @property {boolean} detailed  Whether there is channel detail.
+ * @property {string} [kind]
+ * @property {number} [eps]
+ * @property {number|null} [momentum]
+ * @property {boolean} [training]
+ * @property {boolean} [trains]
+ * @property {boolean} [affine]
+ * @property {boolean} [tracking]
+ * @property {string|null} [producer]
+ * @property {string[]|null} [consumers]
+ *
+ * @typedef {object} Box  A black box: the window at the moment an error opened.
+ * @property {string} file
+ * @property {string} code
+ * @property {string|null} layer
+ * @property {number} first_step
+ *
+ * @typedef {object} RunInfo
+ * @property {string} name
+ * @property {number} layers
+ * @property {number} last  Its last step.
+ * @property {number} wall  When it was last written to.
+ *
+ * @typedef {object} Index
+ * @property {RunInfo[]} runs
+ * @property {Statistic[]} statistics
+ * @property {Statistic[]} channelStatistics
+ *
+ * @typedef {object} Run
+ * @property {string} name
+ * @property {Layer[]} layers
+ * @property {string[]} metrics
+ * @property {number} frames
+ * @property {[number, number]} steps  The first and the last.
+ * @property {Alert[]} alerts
+ * @property {Box[]} boxes
+ *
+ * @typedef {object} Slice  Rows of numbers over columns; column i stands for the steps (ends[i - 1], ends[i]].
+ * @property {number} rows
+ * @property {number} columns
+ * @property {number[]} ends  Last step of each column.
+ * @property {number} before  Where the first column begins.
+ * @property {number} frames  How many frames the columns were made of; more than columns if they were thinned.
+ * @property {Float32Array} values  Row by row.
+ * @property {[number, number]|null} [extent]  Where most values of the whole run lie.
+ * @property {string[]} [statistics]  What the rows are, where they are statistics.
+ * @property {string[]} [layers]  Of a black box.
+ *
+ * @typedef {object} Range
+ * @property {number} from
+ * @property {number} to
+ *
+ * @typedef {object} Source  Where the numbers come from: a server, or the page itself.
+ * @property {() => Promise<Index>} index
+ * @property {(run: string) => Promise<Run>} run
+ * @property {(run: string, statistic: string, range: Range|null, bins: number) => Promise<Slice>} slice
+ *   A statistic of all layers.
+ * @property {(run: string, layer: string, range: Range|null, bins: number) => Promise<Slice>} layer
+ *   All statistics of a layer.
+ * @property {(run: string, layer: string, statistic: string, range: Range|null, bins: number) => Promise<Slice|null>}
+ *   channels  A statistic of a layer's channels; null if none were written.
+ * @property {(run: string, layer: string, channel: number, range: Range|null, bins: number) => Promise<Slice|null>}
+ *   channel  All statistics of a channel.
+ * @property {(run: string, file: string, layer: string, statistic: string) => Promise<Slice|null>} box
+ *   A statistic of a layer's channels in a black box.
+ */
+
+export {};
