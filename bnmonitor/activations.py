@@ -24,6 +24,8 @@ class _Seen:
 
     calls: int = 0
     eval_calls: int = 0
+    idle: int = 0
+    recomputed: int = 0
     size: int = 0
     values: int = 0
     dtype: torch.dtype | None = None
@@ -88,12 +90,14 @@ class Sampler:
     def _saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
             return
+        seen = self._seen.setdefault(id(module), _Seen())
         if recomputing():
+            seen.recomputed += module.training
             return
         if not module.training and output.grad_fn is None:
-            return  # an evaluation, or a network that is not being trained
+            seen.idle += 1  # an evaluation, or a network that is not being trained
+            return
         x = args[0]
-        seen = self._seen.setdefault(id(module), _Seen())
         seen.node = seen.node or output.grad_fn
         seen.calls += 1
         seen.eval_calls += not module.training
@@ -144,6 +148,8 @@ class Sampler:
             step=step,
             calls=torch.tensor([s.calls for s in seen], device="cpu"),
             eval_calls=torch.tensor([s.eval_calls for s in seen], device="cpu"),
+            idle=torch.tensor([s.idle for s in seen], device="cpu"),
+            recomputed=torch.tensor([s.recomputed for s in seen], device="cpu"),
             size=torch.tensor([s.size for s in seen], device="cpu"),
             values=torch.tensor([s.values for s in seen], device="cpu"),
             input=Moments(**finish(_flat(layers, [s.reduced.get("input") for s in seen], 11))),

@@ -177,7 +177,7 @@ class AlertBook:
         return events
 
     def _ripe(self, rule: Rule, finding: Finding, case: _Case, key: tuple[str, str | None]) -> bool:
-        if not finding.certain or self._clock - case.since <= rule.confirm:
+        if not finding.certain or (rule.confirm and self._clock - case.since <= rule.confirm):
             return False
         return finding.severity > Severity.INFO or key not in self._told
 

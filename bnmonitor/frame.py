@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor.layers import LayerTable
+from bnmonitor.ledger import Ledger
 
 CHANNEL_STATISTICS = (
     "batch_mean",
@@ -101,6 +102,10 @@ class Moments:
     nonfinite: Tensor
 
 
+def _none() -> Tensor:
+    return torch.zeros((), dtype=torch.int64, device="cpu")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """Activation statistics of one sampled step.
@@ -109,6 +114,8 @@ class Sample:
         step: The step's number.
         calls: ``[L]`` int64, how often each layer was called.
         eval_calls: ``[L]`` int64, how many of these calls were in evaluation mode.
+        idle: ``[L]`` int64, calls besides, in evaluation mode and without a gradient, as of a teacher.
+        recomputed: ``[L]`` int64, calls besides, within the backward and in training mode.
         size: ``[L]`` int64, samples that were normalized together in the layer's last call (``x.shape[0]``).
         values: ``[L]`` int64, values per channel in that call.
         input: Moments of the layer's input.
@@ -128,6 +135,8 @@ class Sample:
     output: Moments
     between: Tensor
     input_dtypes: tuple[torch.dtype | None, ...] = ()
+    idle: Tensor = field(default_factory=_none)
+    recomputed: Tensor = field(default_factory=_none)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,10 +317,16 @@ class Window:
     baseline: Baseline
     facts: Facts
     sample: Sample | None = None
+    ledger: Ledger = field(default_factory=lambda: Ledger.blank(0))
+    """Who ran and updated the layers; a window made without one gets an empty one."""
     fresh: int = field(default=0)
     """How many of the steps are new since the last check."""
     memo: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     """What was computed of this very window; a window made from it by ``replace`` begins with none."""
+
+    def __post_init__(self) -> None:
+        if self.ledger.called.numel() != len(self.layers):
+            object.__setattr__(self, "ledger", Ledger.blank(len(self.layers)))
 
     def __len__(self) -> int:
         return len(self.steps)

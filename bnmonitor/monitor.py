@@ -273,11 +273,11 @@ class Monitor:
             raise ValueError(f"evaluation phase {phase!r} is not known{nearest(str(phase), _PHASES)}; it takes {known}")
         self._validated |= phase in ("validation", "test")
         self._guard(self._check, phase)
-        self._guard(self._watch.pause)
+        self._guard(self._watch.pause, phase)
 
     def end_evaluation(self) -> None:
         """Leave what :meth:`begin_evaluation` entered."""
-        self._guard(self._watch.resume)
+        self._guard(self._end_evaluation)
 
     def end_epoch(self, epoch: int | None = None) -> None:
         """Check what is still unchecked, and let the sinks show the state."""
@@ -431,13 +431,19 @@ class Monitor:
         else:
             self._judge(evaluation, wait=wait or bool(evaluation))
 
+    def _end_evaluation(self) -> None:
+        self._watch.resume()
+        if self._watch.news:
+            self._judge()
+
     @torch.no_grad()
     def _judge(self, evaluation: str = "", end: bool = False, *, wait: bool = True) -> None:
         window = self._watch.window(self._optimizers, self._facts, evaluation, wait=wait)
-        if window is None or not (window.fresh or evaluation or end):
+        if window is None or not (window.fresh or self._watch.news or evaluation or end):
             return
         window = self._watch.counted(window)
-        times = {"check": bool(window.fresh), "evaluation": bool(evaluation), "end": end}
+        news = bool(window.fresh) or self._watch.news
+        times = {"check": news, "evaluation": bool(evaluation), "end": end}
         events = self._book.check(window, self._absent(), [moment for moment, now in times.items() if now])
         self._watch.judged(window, self._book.held(self.layers))
         if self._black_box is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bnmonitor.frame import Baseline, Facts, Moments, Sample, Structure, Window
 from bnmonitor.layers import LayerTable
+from bnmonitor.ledger import PHASES, Ledger
 from bnmonitor.rules.base import Rule
 from bnmonitor.sinks.base import Sink
 
@@ -23,8 +24,8 @@ def make_window(
     channels: Sequence[int] | None = None,
     steps: int = 64,
     momentum: float | None = 0.1,
-    training: bool | Sequence[bool] = True,
-    updates: int = 1,
+    training: bool | Sequence[bool] | Tensor = True,
+    updates: int | Tensor = 1,
     sizes: Values = 64,
     values: Values | None = None,
     affine_trains: bool | Sequence[bool] = True,
@@ -37,6 +38,7 @@ def make_window(
     evaluation: str = "",
     seen: int | None = None,
     facts: Mapping[str, Any] | None = None,
+    ledger: Mapping[str, Mapping[str, int] | bool] | None = None,
     **statistics: Values,
 ) -> Window:
     """Make a window of one healthy layer, but for what is given.
@@ -48,8 +50,8 @@ def make_window(
         channels: Channels of each layer; one layer of all by default.
         steps: Steps in the window.
         momentum: Of every layer.
-        training: Mode of the layers, all or each.
-        updates: Updates of the running statistics per step.
+        training: Mode of the layers, all or each, or ``[steps, layers]``.
+        updates: Updates of the running statistics per step, or ``[steps, layers]``.
         sizes: Samples that were normalized together, as the samples taken say, in all layers or each.
         values: Values per channel, likewise; ``sizes`` by default.
         affine_trains: Whether gamma and beta train, all or each.
@@ -62,6 +64,8 @@ def make_window(
         evaluation: Phase of the evaluation that is about to begin.
         seen: Updates since the start, which was at mean 0 and variance 1; None: long forgotten.
         facts: Other fields of :class:`~bnmonitor.frame.Facts`, such as ``{"accumulate": 4}``.
+        ledger: Fields of :class:`~bnmonitor.frame.Ledger`, the same for all layers: ``{"initial": True}``, or by phase
+            ``{"seen": {"validation": 3}}``.
         statistics: Any statistic per channel of :class:`~bnmonitor.frame.Frame`.
     """
     given = {name: torch.as_tensor(v, dtype=torch.float32) for name, v in statistics.items()}
@@ -84,6 +88,9 @@ def make_window(
     def each(value: bool | Sequence[bool]) -> Tensor:
         return torch.as_tensor(value).expand(len(layers)).clone()
 
+    def course(value: int | Sequence[bool] | Tensor) -> Tensor:
+        return torch.as_tensor(value).expand(steps, len(layers)).clone()
+
     usual: dict[str, Values] = {
         "batch_mean": 0.0,
         "batch_var": 1.0,
@@ -94,7 +101,7 @@ def make_window(
         "gamma_grad": 0.01,
         "beta_grad": 0.01,
     }
-    known = {name: spread(given.get(name, value)) for name, value in usual.items()}
+    known: dict[str, Any] = {name: spread(given.get(name, value)) for name, value in usual.items()}
     eps = layers.eps_by_channel.float()
     scale = (known["running_var"] + eps).sqrt()
     known["shift"] = (
@@ -106,8 +113,8 @@ def make_window(
     return Window(
         layers=layers,
         steps=tuple(range(steps)),
-        updates=torch.full((steps, count), updates),
-        training=each(training).expand(steps, count).clone(),
+        updates=course(updates),
+        training=course(training),
         recovery=torch.zeros(steps, count, dtype=torch.int64),
         momentum=torch.full((steps, count), float("nan") if momentum is None else momentum),
         variance=torch.stack([v.mean(-1) for v in torch.split(known["batch_var"], list(sizes_of), -1)], -1),
@@ -136,6 +143,7 @@ def make_window(
             **(facts or {}),
         ),
         sample=sample,
+        ledger=_ledger(count, steps, ledger or {}),
         fresh=min(10, steps),
         **known,
     )
@@ -191,6 +199,18 @@ def make_sample(
         between=wide(between),
         input_dtypes=(dtype,) * len(layers),
     )
+
+
+def _ledger(layers: int, steps: int, given: Mapping[str, Mapping[str, int] | bool]) -> Ledger:
+    ledger = Ledger.blank(layers).copied(steps=steps)
+    ledger.called.fill_(True)
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            for phase, number in value.items():
+                getattr(ledger, name)[PHASES.index(phase)] = number
+        else:
+            getattr(ledger, name).fill_(value)
+    return ledger
 
 
 def check_rule(rule: Rule, window: Window) -> None:

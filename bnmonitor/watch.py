@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bnmonitor import baseline
+from bnmonitor.bookkeeper import Bookkeeper
 from bnmonitor.compiled import is_compiled
 from bnmonitor.facts import distributed, facts
-from bnmonitor.frame import Baseline, RankStatistics, Window
+from bnmonitor.frame import Baseline, RankStatistics, Sample, Window
 from bnmonitor.layers import Discovery, LayerTable, channels_of, discover, norms, same_layer
 from bnmonitor.observer import Observer
 from bnmonitor.ranks import RankExchange
@@ -127,6 +128,7 @@ class Watch:
         """Leave no hook behind."""
         self._sampling.end()
         self._observer.detach()
+        self._books.abandon()
 
     def step(self, number: int, rate: float) -> None:
         """Record the training step that has just ended."""
@@ -134,6 +136,7 @@ class Watch:
         self._evaluations = 0
         if self.exchange is not None:
             self.exchange.stepped()
+        self._books.abandon()
         if self._woke():
             self._mark()
             return
@@ -159,17 +162,21 @@ class Watch:
         """Walk the autograd graph behind a loss, if this step is sampled."""
         self._sampling.saw_loss(loss)
 
-    def pause(self) -> None:
+    def pause(self, phase: str) -> None:
         """An evaluation begins: what happens now is no training."""
         self._evaluations += 1
         self._sampling.pause()
         self._observer.detach()
+        if self._evaluations == 1:
+            self._books.begin(phase, hooks=not self._sampling.blocked)
 
     def resume(self) -> None:
         """The evaluation has ended; what it did to the buffers belongs to no step."""
         self._evaluations = max(0, self._evaluations - 1)
         if self._evaluations:
             return
+        compiled = any(is_compiled(model) for model in self._models.values())
+        self._books.end(trained=self.count > 0, compiled=compiled)
         if self._woke() or self.renewed():
             self._mark()
         else:
@@ -184,6 +191,8 @@ class Watch:
         self._fresh += came
         if rewritten is not None and self._baseline is not None:
             self._baseline = replace(self._baseline, initial=self._baseline.initial.where(~rewritten, 0.0))
+        if came:
+            self._books.stepped(self._ring.steps, self._ring.view(), came, self._sample)
 
     def window(
         self,
@@ -224,10 +233,20 @@ class Watch:
             steps=tuple(self.steps),
             baseline=baseline.sampled(self._baseline, samples),
             facts=known,
-            sample=samples[-1] if samples else None,
+            sample=self._sample,
+            ledger=self._books.ledger(self.count),
             fresh=min(self._fresh, len(self.steps)),
             **self._ring.view(),
         )
+
+    @property
+    def news(self) -> bool:
+        """Whether an evaluation has shown something that no rule has judged yet."""
+        return self._books.news
+
+    @property
+    def _sample(self) -> Sample | None:
+        return self._sampling.samples[-1] if self._sampling.samples else None
 
     def counted(self, window: Window) -> Window:
         """Count the new steps of a window that is about to be judged."""
@@ -235,6 +254,7 @@ class Watch:
 
     def judged(self, window: Window, held: Tensor) -> None:
         """Let the baseline follow the new steps of a window that has been judged, but for the layers that are held."""
+        self._books.news = False
         if window.fresh:
             self._baseline = baseline.followed(window, held)
         self._fresh = 0
@@ -248,6 +268,7 @@ class Watch:
             "layers": list(self.layers.names),
             "channels": list(self.layers.channels),
             "baseline": self._baseline.save() if self._baseline is not None else None,
+            "ledger": self._books.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -272,6 +293,7 @@ class Watch:
         self._norms = norms(self._models.values())
         self._lazy = found.lazy
         self._recorder = Recorder(found.table, found.modules, self._tape)
+        self._books = Bookkeeper(found.table, found.modules, self._models.values())
         self._ring = Ring(found.table, self._size, self._recorder.dtype)
         self._baseline = self.heard = None
         self._fresh = 0
@@ -317,9 +339,16 @@ class Watch:
             found = self._find(order)
             if set(found.modules) == set(self._recorder.modules):
                 self._recorder = self._recorder.reordered(found.table, found.modules)
+                self._books = self._books.reordered(found.table, found.modules)
                 self._ring = Ring(found.table, self._size, self._recorder.dtype)
 
     def _first_baseline(self) -> Baseline:
         fresh = baseline.begin(self.layers, *self._recorder.origin())
         saved, self._restored = self._restored, None
-        return fresh if saved is None else baseline.restored(fresh, self.layers, saved)
+        if saved is None:
+            return fresh
+        if "ledger" in saved:
+            was = {name: i for i, name in enumerate(saved["layers"])}
+            same = [was.get(n) for n in self.layers.names]
+            self._books.load(saved["ledger"], same)
+        return baseline.restored(fresh, self.layers, saved)

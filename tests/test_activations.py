@@ -200,8 +200,19 @@ def test_hooks_are_there_on_sampled_steps_only(every: int) -> None:
         train(model, architecture.batches(10), monitor=monitor, evaluate_every=2)
     own.remove()
     assert [bool(count) for count in during] == [step == 0 or step % every == 0 for step in range(10)]
-    assert evaluating == [0] * 5
+    assert evaluating == [len(monitor.layers)] * 5
     assert hooks(model) == 0
+
+
+def test_hooks_of_an_evaluation_go_with_the_first_call_of_each_layer() -> None:
+    architecture = ARCHITECTURES["residual"]
+    model = architecture.build()
+    with Monitor(model, sinks=[], on_alert="log", sample_every_n_steps=3) as monitor:
+        train(model, architecture.batches(2), monitor=monitor)
+        with monitor.evaluation():
+            assert hooks(model) == len(monitor.layers)
+            model.eval()(architecture.batches(1)[0])
+            assert hooks(model) == 0
 
 
 def test_no_step_is_sampled_when_sampling_is_off() -> None:
@@ -220,16 +231,16 @@ def test_no_step_is_sampled_when_sampling_is_off() -> None:
     assert seen == [0] * 5
 
 
-def test_no_hook_is_there_inside_an_evaluation_nested_or_not() -> None:
+def test_an_evaluation_has_one_hook_a_layer_nested_or_not() -> None:
     model = ARCHITECTURES["mlp"].build()
     with Monitor(model, sinks=[], on_alert="log", sample_every_n_steps=1) as monitor:
-        assert hooks(model) > 0
+        sampling = hooks(model)
         with monitor.evaluation():
-            assert hooks(model) == 0
+            assert hooks(model) == len(monitor.layers)
             with monitor.evaluation("test"):
-                assert hooks(model) == 0
-            assert hooks(model) == 0
-        assert hooks(model) > 0
+                assert hooks(model) == len(monitor.layers)
+            assert hooks(model) == len(monitor.layers)
+        assert hooks(model) == sampling
 
 
 def test_an_evaluation_that_was_never_left_does_not_end_sampling_for_good() -> None:
@@ -239,8 +250,8 @@ def test_an_evaluation_that_was_never_left_does_not_end_sampling_for_good() -> N
         monitor.begin_evaluation()
         train(model, architecture.batches(2), monitor=monitor)
         with monitor.evaluation():
-            assert hooks(model) == 0
-        assert hooks(model) > 0
+            assert hooks(model) == len(monitor.layers)
+        assert hooks(model) > len(monitor.layers)
 
 
 class Reader(nn.Module):

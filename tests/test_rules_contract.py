@@ -27,6 +27,7 @@ from bnmonitor.frame import (
     Window,
 )
 from bnmonitor.layers import LayerTable
+from bnmonitor.ledger import PHASES, Ledger
 from bnmonitor.testing import check_rule
 
 RULES = [pytest.param(rule, id=rule.name) for rule in all_rules()]
@@ -95,6 +96,9 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         "shift": signed(broken, 2.0),
         "ratio": signed(broken, 2.0).exp(),
     }
+    ledger, bare = random_ledger(seed, count, steps)
+    rows["running_mean"][:, ledger.initial[owner]], rows["running_var"][:, ledger.initial[owner]] = 0.0, 1.0
+    layers = replace(layers, tracking=tuple((~bare).tolist()))
     training = coin(0.7, count).expand(steps, count) ^ (coin(0.1, steps, count) if wild else False)
 
     def moments() -> Moments:
@@ -158,6 +162,7 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
             ),
         ),
         sample=sample if bool(torch.rand((), generator=of_run) < 0.7) else None,
+        ledger=ledger,
         fresh=min(10, steps),
         **{name: sprinkled(row) for name, row in rows.items()},
     )
@@ -182,6 +187,29 @@ def of_the_run(steps: int, seed: int) -> dict[str, Any]:
         "train_loader": one_of(None, Loader(batch_size=8, samples=one_of(801, 804), drop_last=False), Loader()),
         "skipped_steps": one_of((), tuple(torch.rand(steps, generator=rng).lt(0.1).tolist())),
     }
+
+
+def random_ledger(seed: int, layers: int, steps: int) -> tuple[Ledger, Tensor]:
+    """Make a ledger in which about every second layer is in order; also return which layers keep no statistics."""
+    rng = torch.Generator().manual_seed(seed + 7)
+
+    def coin(p: float, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=rng) < p
+
+    wrong = coin(0.5, layers)
+    shape = (len(PHASES), layers)
+    ledger = Ledger(
+        steps=steps,
+        seen=(coin(0.3, *shape) & wrong).long() * 3,
+        expected=torch.zeros(shape, dtype=torch.int64),
+        latest=(coin(0.2, *shape) & wrong).long() * 3,
+        evaluated=coin(0.5, *shape),
+        called=~(coin(0.3, layers) & wrong),
+        initial=coin(0.3, layers) & wrong,
+        tracks=~(coin(0.3, layers) & wrong),
+        averaged=coin(0.1, layers),
+    )
+    return ledger, coin(0.2, layers) & wrong & ~ledger.initial
 
 
 def beside(a: Window, b: Window) -> Window:
@@ -228,6 +256,10 @@ def beside(a: Window, b: Window) -> Window:
             ),
         ),
         sample=sample,
+        ledger=Ledger(
+            steps=a.ledger.steps,
+            **{f.name: joined(f.name, a.ledger, b.ledger) for f in fields(Ledger) if f.name != "steps"},
+        ),
         **{name: joined(name, a, b) for name in CHANNEL_STATISTICS + LAYER_STATISTICS},
     )
 
@@ -401,4 +433,5 @@ def test_rule_says_nothing_of_a_model_that_never_ran(rule: Rule) -> None:
     }
     facts = replace(window.facts, ranks=None)
     unknown = replace(window.baseline, sizes=torch.full((2,), math.nan), gamma=torch.ones(8))
-    assert rule.check(replace(window, baseline=unknown, facts=facts, sample=None, **rows)) == []
+    blank = Ledger.blank(2)
+    assert rule.check(replace(window, baseline=unknown, facts=facts, sample=None, ledger=blank, **rows)) == []

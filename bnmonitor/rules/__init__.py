@@ -7,9 +7,16 @@ from collections.abc import Mapping, Sequence
 from bnmonitor._text import nearest
 from bnmonitor.needs import NEEDS
 from bnmonitor.rules.base import Finding, Rule, Severity
+from bnmonitor.rules.bookkeeping.double_update import DoubleUpdate
+from bnmonitor.rules.bookkeeping.layer_never_called import LayerNeverCalled
 from bnmonitor.rules.bookkeeping.rank_divergence import RankDivergence
+from bnmonitor.rules.modes.batch_dependent_evaluation import BatchDependentEvaluation
 from bnmonitor.rules.modes.eval_mode_in_training import EvalModeInTraining
+from bnmonitor.rules.modes.evaluation_updates_statistics import EvaluationUpdatesStatistics
+from bnmonitor.rules.modes.initial_statistics_in_use import InitialStatisticsInUse
 from bnmonitor.rules.modes.leaking_freeze import LeakingFreeze
+from bnmonitor.rules.modes.split_freeze import SplitFreeze
+from bnmonitor.rules.modes.unfreeze_shock import UnfreezeShock
 from bnmonitor.rules.monitor.rule_error import RuleError
 from bnmonitor.rules.monitor.sink_error import SinkError
 from bnmonitor.rules.numerics.half_precision_buffers import HalfPrecisionBuffers
@@ -65,7 +72,14 @@ CATALOGUE: tuple[type[Rule], ...] = (
     StaleStatistics,
     EvalModeInTraining,
     LeakingFreeze,
+    SplitFreeze,
+    InitialStatisticsInUse,
+    UnfreezeShock,
+    EvaluationUpdatesStatistics,
+    BatchDependentEvaluation,
+    DoubleUpdate,
     RankDivergence,
+    LayerNeverCalled,
     DeadChannels,
 )
 

@@ -1,0 +1,80 @@
+"""Who ran and updated each layer, by phase: what rules on modes and bookkeeping judge by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PHASES = ("training", "recompute", "validation", "test", "predict", "sanity")
+"""When a layer can run; ``recompute`` is a forward within the backward, as of activation checkpointing."""
+
+EVALUATIONS = slice(PHASES.index("validation"), None)
+"""The phases in which nothing is trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """Who ran and updated each layer since watching began, by phase: a row for each of :data:`PHASES`.
+
+    In the rows of training and recompute only the sampled steps count, where it is known who called; in those of the
+    evaluations, everything.
+
+    Attributes:
+        steps: Training steps seen.
+        seen: ``[P, L]`` int64, updates of the running statistics.
+        expected: ``[P, L]`` int64, updates that there should have been; in an evaluation or a recomputation none.
+        latest: ``[P, L]`` int64, updates in the latest sampled step, or the latest evaluation of that kind.
+        evaluated: ``[P, L]`` bool, whether the layer ran in evaluation mode in an evaluation of that kind.
+        called: ``[L]`` bool, whether the layer ran in training, in whatever mode.
+        initial: ``[L]`` bool, whether the latest evaluation but a sanity check found statistics of exactly 0 and 1.
+        tracks: ``[L]`` bool, whether ``track_running_stats`` is set.
+        averaged: ``[L]`` bool, whether the layer belongs to an average of the weights, such as an ``AveragedModel``.
+    """
+
+    steps: int
+    seen: Tensor
+    expected: Tensor
+    latest: Tensor
+    evaluated: Tensor
+    called: Tensor
+    initial: Tensor
+    tracks: Tensor
+    averaged: Tensor
+
+    @classmethod
+    def blank(cls, layers: int) -> Ledger:
+        """Return the ledger of layers of which nothing is known yet."""
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device="cpu")
+
+        return cls(
+            steps=0,
+            **{name: zeros(len(PHASES), layers) for name in ("seen", "expected", "latest")},
+            evaluated=zeros(len(PHASES), layers, dtype=torch.bool),
+            called=zeros(layers, dtype=torch.bool),
+            initial=zeros(layers, dtype=torch.bool),
+            tracks=~zeros(layers, dtype=torch.bool),
+            averaged=zeros(layers, dtype=torch.bool),
+        )
+
+    def of(self, name: str, phase: str) -> Tensor:
+        """Return one row: ``ledger.of("seen", "validation")``, ``[L]``."""
+        row: Tensor = getattr(self, name)[PHASES.index(phase)]
+        return row
+
+    def copied(self, *, steps: int) -> Ledger:
+        """Return a copy of everything, after so many steps."""
+        tensors: dict[str, Any] = {k: v.clone() for k, v in self._tensors().items()}
+        return replace(self, steps=steps, **tensors)
+
+    def taken(self, order: list[int]) -> Ledger:
+        """Return the ledger of some of the layers, in an order."""
+        tensors: dict[str, Any] = {k: v[..., order] for k, v in self._tensors().items()}
+        return replace(self, **tensors)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}

@@ -1,0 +1,84 @@
+"""BN501: running statistics updated once more by a recomputation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bnmonitor._text import count, number
+from bnmonitor.frame import Window
+from bnmonitor.rules.base import Finding, Rule, Severity
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoubleUpdate(Rule):
+    """Activation checkpointing runs the layer again in the backward, and that updates the statistics again.
+
+    ## What it does
+    In a sampled step, counts the layer's forwards within the backward, and the updates of its statistics beyond those
+    that its other forwards explain. Flags layers with such updates.
+
+    ## Why is this bad?
+    Each batch counts twice: momentum .1 acts like .19, so the running statistics are noisier and remember half as long.
+    Loss and gradients are exactly those of a training without it, so nothing else shows it. ``SyncBatchNorm`` also
+    synchronizes twice.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> [finding] = DoubleUpdate().check(make_window(updates=2, ledger={"latest": {"training": 2, "recompute": 1}}))
+    >>> str(finding.severity), finding.value
+    ('warning', 1.0)
+
+    A layer that is called twice a step, and updated by both calls, stays quiet:
+
+    >>> DoubleUpdate().check(make_window(updates=2, ledger={"latest": {"training": 2}}))
+    []
+
+    ## What to do
+    Set the momentum to ``1 - sqrt(1 - m)`` in the layers concerned: .0513 for .1. Or leave normalization out of the
+    checkpointed part, or use a checkpoint that does not track in one of its passes, as fairscale's does.
+
+    ## Thresholds
+    None: updates and calls are counted.
+
+    ## Look-alikes
+    Several forwards a step (ghost batches, two views) are no recomputation. A recomputation in evaluation mode, or with
+    ``track_running_stats`` switched off, updates nothing.
+
+    ## References
+    pytorch/pytorch#96136, #62471; facebookresearch/fairscale#1035; pfnet/pytorch-pfn-extras#117;
+    deepinsight/insightface#2053.
+    """
+
+    code: ClassVar[str] = "BN501"
+    name: ClassVar[str] = "double-update"
+    severity: ClassVar[Severity] = Severity.WARNING
+    needs: ClassVar[frozenset[str]] = frozenset({"buffers", "ledger", "samples"})
+    exact: ClassVar[bool] = True
+
+    def check(self, window: Window) -> list[Finding]:
+        """Find the layers that a backward updated."""
+        again = window.ledger.of("latest", "recompute")
+        sampled = window.sample.step if window.sample is not None else window.steps[0]
+        return [
+            self._finding(window, layer, int(again[layer]), max(sampled, window.steps[0]))
+            for layer in (again > 0).nonzero().flatten().tolist()
+        ]
+
+    def _finding(self, window: Window, layer: int, again: int, step: int) -> Finding:
+        momentum = float(window.momentum[-1, layer])
+        acts = "" if not 0 < momentum < 1 else f", so momentum {number(momentum)} acts like "
+        acts += number(1 - (1 - momentum) ** (1 + again)) if acts else ""
+        advice = "leave normalization out of the checkpointed part"
+        if acts:
+            advice = f"set its momentum to {number(1 - (1 - momentum) ** (1 / (1 + again)))}, or {advice}"
+        return Finding(
+            severity=Severity.WARNING,
+            layer=layer,
+            first_step=step,
+            value=float(again),
+            threshold=0.0,
+            message=f"the backward runs it again and makes {count(again, 'more update')} a step of the running "
+            f"statistics (activation checkpointing){acts}",
+            advice=advice,
+        )

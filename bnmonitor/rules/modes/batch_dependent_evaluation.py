@@ -1,0 +1,79 @@
+"""BN408: a layer without running statistics that is evaluated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from bnmonitor.frame import Window
+from bnmonitor.ledger import EVALUATIONS
+from bnmonitor.rules.base import Finding, Rule, Severity
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchDependentEvaluation(Rule):
+    """A layer keeps no running statistics, so what the model answers depends on what else is in the batch.
+
+    ## What it does
+    Flags layers without running statistics that ran in an evaluation.
+
+    ## Why is this bad?
+    ``track_running_stats=False`` makes the layer use the batch's own statistics in evaluation mode as well. A
+    prediction then changes with batch size and order; a batch of one has no variance; a test set sorted by class tells
+    the model the class. It is often set to hide a gap between training and evaluation, whose cause stays.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> import dataclasses
+    >>> window = make_window(ledger={"evaluated": {"validation": 1}})
+    >>> without = dataclasses.replace(window, layers=dataclasses.replace(window.layers, tracking=(False,)))
+    >>> [finding] = BatchDependentEvaluation().check(without)
+    >>> str(finding.severity)
+    'warning'
+
+    With running statistics it stays quiet:
+
+    >>> BatchDependentEvaluation().check(window)
+    []
+
+    ## What to do
+    Keep running statistics; if training and evaluation differ too much with them, look for the cause (BN304, BN305), or
+    estimate them anew before evaluation: ``torch.optim.swa_utils.update_bn``. If each sample is to be normalized by
+    itself, use ``InstanceNorm`` or ``GroupNorm``.
+
+    ## Thresholds
+    None: that the layer has no running statistics and was evaluated is a fact.
+
+    ## Look-alikes
+    Meta-learning evaluates on the statistics of the support set on purpose, and test-time adaptation on those of the
+    batch: ignore it there. A layer that is only trained, such as a discriminator's, stays quiet.
+
+    ## References
+    pytorch/pytorch#156051, #20967; ArdhenduBehera/cap#8; TengdaHan/DPC#21.
+    """
+
+    code: ClassVar[str] = "BN408"
+    name: ClassVar[str] = "batch-dependent-evaluation"
+    severity: ClassVar[Severity] = Severity.WARNING
+    needs: ClassVar[frozenset[str]] = frozenset({"ledger", "validation"})
+    exact: ClassVar[bool] = True
+
+    def check(self, window: Window) -> list[Finding]:
+        """Find the layers without running statistics that were evaluated."""
+        bare = ~torch.tensor(window.layers.tracking, dtype=torch.bool, device="cpu")
+        evaluated = window.ledger.evaluated[EVALUATIONS].any(0)
+        at = (bare & window.layers.of_family("batch") & evaluated).nonzero().flatten().tolist()
+        return [
+            Finding(
+                severity=Severity.WARNING,
+                layer=layer,
+                first_step=window.steps[-1],
+                value=0.0,
+                threshold=0.0,
+                message="it keeps no running statistics, so its answers in evaluation depend on the rest of the batch",
+                advice="keep running statistics (track_running_stats=True), or use InstanceNorm or GroupNorm",
+            )
+            for layer in at
+        ]

@@ -1,0 +1,89 @@
+"""BN406: running statistics that move while nothing is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bnmonitor._text import count, number
+from bnmonitor.frame import Window
+from bnmonitor.ledger import EVALUATIONS, PHASES
+from bnmonitor.rules.base import Finding, Rule, Severity
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationUpdatesStatistics(Rule):
+    """The running statistics are updated during validation, test, prediction or the sanity check.
+
+    ## What it does
+    Compares the number of updates of each layer before and after an evaluation. Flags the layers whose own forwards
+    moved their statistics in the latest one; an error once such updates are more than a hundredth of all.
+
+    ## Why is this bad?
+    The layer ran in training mode: its output depended on the batch, and the data that was to be held out is now in
+    the running statistics. ``torch.no_grad()`` does not stop the updates.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> leak = {"seen": {"validation": 6}, "latest": {"validation": 6}}
+    >>> [finding] = EvaluationUpdatesStatistics().check(make_window(ledger=leak))
+    >>> str(finding.severity), finding.value
+    ('warning', 6.0)
+
+    An evaluation that leaves the statistics alone stays quiet, whatever happened in training:
+
+    >>> EvaluationUpdatesStatistics().check(make_window(ledger={"seen": {"training": 6}}))
+    []
+
+    ## What to do
+    Call ``model.eval()`` before the evaluation. For Monte Carlo dropout put only the dropout layers back into training
+    mode. Look for a ``self.train()`` in the validation step, in a helper that probes shapes, or in a rollout.
+
+    ## Thresholds
+    That statistics move is a fact. ``error_share = .01``: more than one update in a hundred was of held-out data.
+
+    ## Look-alikes
+    Estimating the statistics anew for new data (AdaBN, ``update_bn``): where the counters are reset first, or only the
+    normalization layers are in training mode while the modules around them are not, it is taken as meant. Weights that
+    are swapped for the evaluation, or a checkpoint that is loaded in it, write to the statistics without an update.
+
+    ## References
+    jurgisp/pydreamer#7; lightning-uq-box/lightning-uq-box#173; milesial/Pytorch-UNet#31; sbi-dev/sbi#785.
+    """
+
+    code: ClassVar[str] = "BN406"
+    name: ClassVar[str] = "evaluation-updates-statistics"
+    severity: ClassVar[Severity] = Severity.WARNING
+    needs: ClassVar[frozenset[str]] = frozenset({"buffers", "ledger"})
+    exact: ClassVar[bool] = True
+
+    error_share: float = 0.01
+
+    def check(self, window: Window) -> list[Finding]:
+        """Find the layers that the latest evaluations updated."""
+        ledger = window.ledger
+        latest, total = ledger.latest[EVALUATIONS], ledger.seen[EVALUATIONS].sum(0)
+        share = total / (total + window.baseline.updates).clamp(min=1)
+        found = []
+        for layer in (latest > 0).any(0).nonzero().flatten().tolist():
+            phases = [p for p, k in zip(PHASES[EVALUATIONS], latest[:, layer].tolist(), strict=True) if k > 0]
+            error = float(share[layer]) > self.error_share
+            found.append(
+                Finding(
+                    severity=Severity.ERROR if error else Severity.WARNING,
+                    layer=layer,
+                    first_step=window.steps[-1],
+                    value=float(total[layer]),
+                    threshold=0.0,
+                    message=f"the running statistics are updated during {_named(phases)}: "
+                    f"{count(int(total[layer]), 'update')} so far, {number(100 * float(share[layer]))} % of all",
+                    advice="call model.eval() before the evaluation, and put only dropout back into training mode "
+                    "where that is wanted; torch.no_grad() does not stop the updates",
+                )
+            )
+        return found
+
+
+def _named(phases: list[str]) -> str:
+    words = {"predict": "prediction", "sanity": "the sanity check"}
+    return " and ".join(words.get(phase, phase) for phase in phases)

@@ -1,0 +1,90 @@
+"""BN404: a layer that normalizes with the statistics it was made with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bnmonitor.frame import Window
+from bnmonitor.rules.base import Finding, Rule, Severity, last_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitialStatisticsInUse(Rule):
+    """A layer is evaluated, or runs frozen, with running statistics of exactly 0 and 1.
+
+    ## What it does
+    Flags layers whose running mean is 0 and running variance 1 in every channel, which no data ever gives, if an
+    evaluation after the first training step used them, or training runs through the layer in evaluation mode.
+
+    ## Why is this bad?
+    The layer does not normalize at all: it only applies gamma and beta. Everything behind it sees a distribution that
+    it was not trained on. Frozen layers on a network that was never trained, a checkpoint loaded with ``strict=False``
+    that lacks the statistics, and a copy of a network that got the parameters but not the buffers end like this.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> [finding] = InitialStatisticsInUse().check(make_window(training=False, updates=0))
+    >>> str(finding.severity)
+    'error'
+
+    Frozen with statistics of real data stays quiet:
+
+    >>> InitialStatisticsInUse().check(make_window(training=False, updates=0, running_mean=[0.2, -0.1]))
+    []
+
+    ## What to do
+    Load the statistics with the weights, and look at what ``load_state_dict(strict=False)`` returns; or estimate them:
+    ``torch.optim.swa_utils.update_bn(loader, model)``. When a network is copied, copy its buffers as well.
+
+    ## Thresholds
+    None: the values are compared exactly.
+
+    ## Look-alikes
+    The sanity check, and a validation before the first training step, evaluate such layers in every training from
+    scratch: neither counts.
+
+    ## References
+    pytorch/vision#5443; odegeasslbc/FastGAN-pytorch#4; boschresearch/OASIS#21.
+    """
+
+    code: ClassVar[str] = "BN404"
+    name: ClassVar[str] = "initial-statistics-in-use"
+    severity: ClassVar[Severity] = Severity.ERROR
+    needs: ClassVar[frozenset[str]] = frozenset({"buffers", "ledger"})
+    exact: ClassVar[bool] = True
+    yields_to: ClassVar[frozenset[str]] = frozenset({"BN302", "BN403"})
+
+    def check(self, window: Window) -> list[Finding]:
+        """Find the layers that normalize with 0 and 1."""
+        ledger = window.ledger
+        initial = self._initial(window, window.last(1))[-1]
+        frozen = initial & ~window.training[-1] & ledger.called
+        evaluated = ledger.initial & initial
+        found = []
+        for layer in (frozen | evaluated).nonzero().flatten().tolist():
+            how = "training runs through it in evaluation mode" if frozen[layer] else "it is evaluated"
+            found.append(
+                Finding(
+                    severity=Severity.ERROR,
+                    layer=layer,
+                    first_step=self._began(window, layer) if frozen[layer] else window.steps[-1],
+                    value=0.0,
+                    threshold=0.0,
+                    message=f"{how} with running statistics of exactly 0 and 1, as it was made: it does not normalize",
+                    advice="load the statistics with the weights (see what load_state_dict(strict=False) returns), or "
+                    "estimate them: torch.optim.swa_utils.update_bn(loader, model)",
+                )
+            )
+        return found
+
+    def _initial(self, window: Window, part: Window) -> Tensor:
+        other = (part.running_mean != 0) | (part.running_var != 1)
+        return torch.stack([~window.layers.segments.any(row) for row in other])
+
+    def _began(self, window: Window, layer: int) -> int:
+        """The step since which it runs in evaluation mode."""
+        return window.steps[len(window) - max(1, int(last_run(~window.training[:, layer]).sum()))]

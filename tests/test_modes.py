@@ -1,0 +1,406 @@
+"""Faults of mode and bookkeeping put into real trainings, and the healthy trainings that look like them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from bnmonitor import Alert, Monitor, Severity
+from tests.test_ledger import in_eval
+
+MINE = ("BN4", "BN5")
+
+
+def net(**arguments: Any) -> nn.Sequential:
+    """Two layers, at 1 and 4."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8, **arguments),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.BatchNorm2d(8, **arguments),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 2),
+    )
+
+
+def data(number: int = 32, *, shift: float = 0.0) -> tuple[Tensor, Tensor]:
+    y = torch.arange(number) % 2
+    return torch.randn(number, 3, 8, 8) + shift + y[:, None, None, None], y
+
+
+class Trial:
+    """A training under watch, whose steps a test arranges."""
+
+    def __init__(self, model: Any, optimizer: Any = None, **settings: Any) -> None:
+        torch.manual_seed(0)
+        self.model = model
+        given = (p for p in model.parameters() if p.requires_grad) if isinstance(model, nn.Module) else None
+        self.optimizer = optimizer or (torch.optim.SGD(given, lr=0.05) if given is not None else None)
+        usual = {"sample_every_n_steps": 20, "select": ("all",)}
+        self.monitor = Monitor(model, optimizer=self.optimizer, sinks=[], on_alert="log", **{**usual, **settings})
+
+    def steps(self, number: int = 40, forward: Callable[[Tensor], Tensor] | None = None, shift: float = 0.0) -> None:
+        for _ in range(number):
+            x, y = data(shift=shift)
+            self.optimizer.zero_grad()
+            loss = nn.functional.cross_entropy((forward or self.model)(x), y)
+            if loss.requires_grad:
+                loss.backward()
+                self.optimizer.step()
+            self.monitor.step()
+
+    def evaluate(self, phase: Any = "validation", *, mode: bool = False, shift: float = 0.0) -> None:
+        with self.monitor.evaluation(phase), torch.no_grad():
+            self.model.train(mode)
+            for _ in range(3):
+                self.model(data(shift=shift)[0])
+            self.model.train()
+
+    @property
+    def told(self) -> dict[str, Alert]:
+        """Warnings and errors of the families of this file, by code."""
+        self.monitor.close()
+        return {a.code: a for a in self.monitor.alerts if a.code.startswith(MINE) and a.severity > Severity.INFO}
+
+
+def assert_only(trial: Trial, code: str, layers: tuple[str, ...], severity: Severity, first: int | None = None) -> None:
+    told = trial.told
+    assert list(told) == [code]
+    assert told[code].layers == layers
+    assert told[code].severity is severity
+    assert told[code].layer == layers[0]
+    if first is not None:
+        assert told[code].first_step == first
+
+
+# -- faults ------------------------------------------------------------------------------------------------------------
+
+
+def test_bn403_training_and_evaluation_with_different_statistics() -> None:
+    model = net()
+    trial = Trial(model)
+    with trial.monitor:
+        trial.steps(50)
+        model[1].track_running_stats = False
+        trial.steps(30)
+        assert_only(trial, "BN403", ("1",), Severity.WARNING, 50)
+
+
+def test_bn403_is_an_error_where_the_data_has_moved_away() -> None:
+    model = net()
+    trial = Trial(model)
+    with trial.monitor:
+        trial.steps(50)
+        model[1].track_running_stats = False
+        trial.steps(40, shift=5.0)
+        assert_only(trial, "BN403", ("1",), Severity.ERROR)
+
+
+def test_bn404_frozen_on_a_network_that_was_never_trained() -> None:
+    model = net()
+    for layer in (model[1], model[4]):
+        layer.eval().requires_grad_(False)
+    trial = Trial(model)
+    with trial.monitor:
+        trial.steps()
+        assert_only(trial, "BN404", ("1", "4"), Severity.ERROR, 0)
+
+
+def test_bn404_a_copy_without_its_buffers_is_evaluated() -> None:
+    model, average = net(), net().eval().requires_grad_(False)
+    trial = Trial({"net": model, "average": average}, torch.optim.SGD(model.parameters(), lr=0.05))
+    trial.model = model
+    with trial.monitor:
+        trial.steps(30)
+        average.load_state_dict(dict(model.named_parameters()), strict=False)
+        with trial.monitor.evaluation():
+            average(data()[0])
+        trial.steps(1)
+        assert_only(trial, "BN404", ("average.1", "average.4"), Severity.ERROR)
+
+
+def test_bn405_unfrozen_where_the_data_is_another() -> None:
+    model = net()
+    trial = Trial(model)
+    with trial.monitor:
+        trial.steps(40)
+        model[1].eval().requires_grad_(False)
+        trial.steps(20)
+        model[1].train().requires_grad_(True)
+        trial.steps(20, shift=4.0)
+        assert_only(trial, "BN405", ("1",), Severity.WARNING, 60)
+
+
+@pytest.mark.parametrize("phase", ["validation", "test", "predict", "sanity"])
+def test_bn406_evaluation_in_training_mode(phase: Any) -> None:
+    trial = Trial(net())
+    with trial.monitor:
+        trial.steps(20)
+        trial.evaluate(phase, mode=True)
+        assert_only(trial, "BN406", ("1", "4"), Severity.ERROR, 19)
+
+
+def test_bn406_is_a_warning_while_it_is_rare_and_is_over_once_it_was_mended() -> None:
+    trial = Trial(net())
+    with trial.monitor:
+        trial.steps(400)
+        trial.evaluate(mode=True)
+        assert_only(trial, "BN406", ("1", "4"), Severity.WARNING)
+        with trial.monitor:
+            for _ in range(5):
+                trial.evaluate()
+                trial.steps(10)
+        assert trial.told["BN406"].state == "cleared"
+
+
+def test_bn406_sees_monte_carlo_dropout_by_training_mode() -> None:
+    model = net()
+    model.insert(8, nn.Dropout(0.2))
+    trial = Trial(model)
+    with trial.monitor:
+        trial.steps(20)
+        trial.evaluate("test", mode=True)
+        assert "BN406" in trial.told
+
+
+def test_bn408_evaluated_without_statistics() -> None:
+    trial = Trial(net(track_running_stats=False))
+    with trial.monitor:
+        trial.steps(20)
+        trial.evaluate()
+        assert_only(trial, "BN408", ("1", "4"), Severity.WARNING)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_bn501_activation_checkpointing(reentrant: bool) -> None:
+    model = net()
+
+    def forward(x: Tensor) -> Tensor:
+        first: Any = checkpoint(model[:3], x.requires_grad_(), use_reentrant=reentrant)
+        result: Tensor = model[3:](first)
+        return result
+
+    trial = Trial(model)
+    with trial.monitor:
+        trial.steps(forward=forward)
+        assert_only(trial, "BN501", ("1",), Severity.WARNING, 0)
+    assert "momentum 0.1 acts like 0.19" in trial.told["BN501"].message
+    assert "set its momentum to 0.0513" in trial.told["BN501"].advice
+
+
+def test_bn506_a_layer_that_nothing_calls() -> None:
+    model = net()
+    model.spare = nn.BatchNorm2d(4)
+    trial = Trial(model)
+    with trial.monitor:
+        trial.steps(forward=lambda x: model[8](model[:8](x)))
+    [alert] = [a for a in trial.monitor.alerts if a.code == "BN506"]
+    assert (alert.layers, alert.severity, alert.first_step) == (("spare",), Severity.INFO, 0)
+
+
+# -- look-alikes -------------------------------------------------------------------------------------------------------
+
+
+def nothing(trial: Trial) -> None:
+    assert {code: str(alert) for code, alert in trial.told.items()} == {}
+
+
+def test_an_ordinary_training_with_all_kinds_of_evaluation() -> None:
+    trial = Trial(net())
+    with trial.monitor:
+        trial.evaluate("sanity")
+        for _ in range(3):
+            trial.steps(30)
+            for phase in ("validation", "test", "predict"):
+                trial.evaluate(phase)
+    nothing(trial)
+
+
+def test_a_validation_before_training() -> None:
+    trial = Trial(net())
+    with trial.monitor:
+        trial.evaluate()
+        trial.steps(30)
+    nothing(trial)
+
+
+def frozen_backbone() -> nn.Sequential:
+    """Trained for a while, then frozen as it should be: parameters and mode."""
+    model = net()
+    for _ in range(30):
+        model(data()[0])
+    for module in model[:6]:
+        module.requires_grad_(False).eval()
+    return model
+
+
+def test_a_deliberately_frozen_batchnorm() -> None:
+    trial = Trial(frozen_backbone())
+    with trial.monitor:
+        trial.steps()
+    nothing(trial)
+
+
+def test_linear_probing_in_evaluation_mode() -> None:
+    model = frozen_backbone()
+    trial = Trial(model)
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = model[:8](x)
+        result: Tensor = model[8](features)
+        return result
+
+    with trial.monitor:
+        trial.steps(forward=forward)
+    nothing(trial)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_statistics_estimated_anew_for_other_data(inside: bool) -> None:
+    model = net()
+    trial = Trial(model)
+    loader = [data(shift=2.0)[0] for _ in range(10)]
+    with trial.monitor:
+        trial.steps(40)
+        if inside:
+            with trial.monitor.evaluation("test"):
+                torch.optim.swa_utils.update_bn(loader, model)
+                with in_eval(model):
+                    model(loader[0])
+        else:
+            torch.optim.swa_utils.update_bn(loader, model)
+        trial.evaluate("test", shift=2.0)
+    nothing(trial)
+
+
+def test_adaptive_batchnorm_with_only_the_layers_in_training_mode() -> None:
+    model = net()
+    trial = Trial(model)
+    with trial.monitor:
+        trial.steps(40)
+        with trial.monitor.evaluation("test"), in_eval(model), torch.no_grad():
+            for layer in (model[1], model[4]):
+                layer.train()
+            for _ in range(20):
+                model(data(shift=2.0)[0])
+    nothing(trial)
+
+
+def test_monte_carlo_dropout_done_right() -> None:
+    model = net()
+    model.insert(8, nn.Dropout(0.2))
+    trial = Trial(model)
+    with trial.monitor:
+        trial.steps(20)
+        with trial.monitor.evaluation("test"), in_eval(model), torch.no_grad():
+            model[8].train()
+            for _ in range(5):
+                model(data()[0])
+    nothing(trial)
+
+
+def test_two_views_ghost_batches_and_accumulation() -> None:
+    def views(x: Tensor) -> Tensor:
+        return (model(x) + model(x + 0.1 * torch.randn_like(x))) / 2
+
+    def ghosts(x: Tensor) -> Tensor:
+        return torch.cat([model(part) for part in x.chunk(2)])
+
+    for forward in (views, ghosts):
+        model = net()
+        trial = Trial(model, accumulate_grad_batches=2)
+        with trial.monitor:
+            trial.steps(40, forward)
+            trial.evaluate()
+        nothing(trial)
+
+
+def test_gradual_unfreezing_on_the_same_data() -> None:
+    model = frozen_backbone()
+    trial = Trial(model, torch.optim.SGD(model.parameters(), lr=0.01))
+    with trial.monitor:
+        trial.steps(20)
+        for module in model:
+            module.requires_grad_(True).train()
+        trial.steps(20)
+    nothing(trial)
+
+
+def test_checkpointing_in_which_only_one_pass_tracks() -> None:
+    model = net()
+
+    def part(x: Tensor) -> Tensor:
+        model[1].track_running_stats = torch._C._current_graph_task_id() == -1
+        result: Tensor = model[:3](x)
+        model[1].track_running_stats = True
+        return result
+
+    trial = Trial(model)
+    with trial.monitor:
+        trial.steps(forward=lambda x: model[3:](checkpoint(part, x.requires_grad_(), use_reentrant=True)))
+    nothing(trial)
+
+
+def test_test_time_augmentation_and_adaptation_on_the_batch() -> None:
+    model = net()
+    trial = Trial(model)
+    with trial.monitor:
+        trial.steps(40)
+        with trial.monitor.evaluation("test"), in_eval(model), torch.no_grad():
+            x = data()[0]
+            (model(x) + model(x.flip(-1))) / 2
+    nothing(trial)
+
+
+def test_an_average_of_the_weights_with_averaged_buffers() -> None:
+    model = net()
+    ema = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    trial = Trial({"net": model, "ema": ema}, optimizer)
+    with trial.monitor:
+        for _ in range(40):
+            x, y = data()
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            ema.update_parameters(model)
+            trial.monitor.step()
+        with trial.monitor.evaluation(), in_eval(ema), torch.no_grad():
+            ema(data()[0])
+    nothing(trial)
+
+
+def test_a_generator_and_its_critic() -> None:
+    generator = nn.Sequential(nn.Linear(4, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 8))
+    critic = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.LeakyReLU(0.2), nn.Linear(32, 1))
+    optimizers = [torch.optim.Adam(m.parameters(), lr=1e-3) for m in (generator, critic)]
+    trial = Trial({"generator": generator, "critic": critic}, optimizers)
+    bce = nn.functional.binary_cross_entropy_with_logits
+    with trial.monitor:
+        for _ in range(60):
+            real, fake = torch.randn(64, 8) * 2 + 3, generator(torch.randn(64, 4))
+            critic.requires_grad_(True)
+            loss = bce(critic(real), torch.ones(64, 1)) + bce(critic(fake.detach()), torch.zeros(64, 1))
+            optimizers[1].zero_grad()
+            loss.backward()
+            optimizers[1].step()
+            critic.requires_grad_(False)
+            optimizers[0].zero_grad()
+            bce(critic(fake), torch.ones(64, 1)).backward()
+            optimizers[0].step()
+            trial.monitor.step()
+        with trial.monitor.evaluation(), torch.no_grad():
+            generator.eval()(torch.randn(16, 4))
+            generator.train()
+    nothing(trial)
