@@ -1,0 +1,41 @@
+"""Every injection once, each on one network; benchmarks/detection.py runs them on all."""
+
+import pytest
+
+from tests.faults.catalogue import INJECTIONS, example
+from tests.faults.injection import Injection
+from tests.faults.networks import ALL, Network
+from tests.faults.trial import Outcome, Trial
+
+
+@pytest.mark.parametrize("fault", INJECTIONS.values(), ids=INJECTIONS)
+def test_a_fault_is_found_in_its_layer(fault: Injection) -> None:
+    outcome = Trial(example(fault), injection=fault).run()
+    told = [f"{a['code']} {a['severity']} {a['layer']} {a['channels']} at {a['opened']}" for a in outcome.told]
+    assert outcome.took_place, "the injection itself did not work"
+    assert not outcome.skipped
+    assert outcome.detected, told
+    assert outcome.right_layer, (outcome.blamed, told)
+    assert outcome.right_channels, (outcome.channels, told)
+
+
+def test_the_same_seed_gives_the_same_outcome() -> None:
+    first, second = (Trial(example(f), injection=f).run() for f in [INJECTIONS["weights-x30"]] * 2)
+    assert first == second
+    assert Outcome.from_dict(first.to_dict()) == first
+
+
+@pytest.mark.parametrize("network", ALL, ids=lambda n: n.name)
+def test_a_network_learns(network: Network) -> None:
+    """A suite of networks that do not train would prove nothing."""
+    losses = []
+
+    class Listening(Injection):
+        def backward(self, trial, loss):
+            losses.append(float(loss.detach()))
+            loss.backward()
+
+    outcome = Trial(network, injection=Listening(steps=60)).run()
+    assert outcome.steps == 60
+    if network.name != "gan":
+        assert sum(losses[-10:]) < 0.8 * sum(losses[:10])

@@ -1,0 +1,19 @@
+"""A part of the healthy suite, a run of each kind; benchmarks/detection.py runs all of it."""
+
+import pytest
+
+from tests.faults.healthy import HEALTHY, Case
+
+_KINDS = {case.name: [other for other in HEALTHY if other.name == case.name] for case in HEALTHY}
+CHOSEN = [cases[i % len(cases)] for i, cases in enumerate(_KINDS.values()) if cases[0].injection.steps < 300]
+
+
+@pytest.mark.parametrize("case", CHOSEN, ids=lambda case: case.key)
+def test_a_sound_training_is_left_in_peace(case: Case) -> None:
+    outcome = case.run()
+    assert not [f"{a['code']} {a['severity']} {a['layer']}: {a['message']}" for a in outcome.alarms()]
+
+
+def test_the_healthy_suite_is_as_long_as_it_says() -> None:
+    assert sum(case.injection.steps for case in HEALTHY) >= 20_000
+    assert len({case.key for case in HEALTHY}) == len(HEALTHY)
