@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -158,6 +158,10 @@ class Injection:
     def crossed(self, trial: Trial) -> bool:
         """Whether the injected value is beyond its threshold; asked after each step from the onset on."""
         return True
+
+    def over(self, trial: Trial) -> Sequence[int]:
+        """The channels at fault whose value is beyond the threshold now."""
+        return trial.channels or ()
 
     def took_place(self, trial: Trial) -> bool:
         """Whether the fault is there, by its own evidence; asked at the end."""

@@ -189,13 +189,20 @@ class ZeroWeights(Injection):
     def before(self, trial: Trial) -> None:
         trial.site.producer.weight[list(trial.channels or ())] = 0
 
-    def crossed(self, trial: Trial) -> bool:
+    @property
+    def _judged(self) -> float:
+        return 0.25 if self.severity is Severity.ERROR else 0.05
+
+    def over(self, trial: Trial) -> list[int]:
         norm, chosen = trial.site.norm, list(trial.channels or ())
         # A single channel counts once it is below eps itself, a share of the layer from ten times that on.
-        share = 0.25 if self.severity is Severity.ERROR else 0.05
-        alone = len(chosen) <= share * norm.num_features
+        alone = len(chosen) <= self._judged * norm.num_features
         low = torch.maximum(norm.running_var, trial.notes["spy"].var[-1]) < norm.eps * (1 if alone else 10)
-        return int(low[chosen].sum()) > (0 if alone else share * norm.num_features)
+        return [c for c in chosen if low[c]]
+
+    def crossed(self, trial: Trial) -> bool:
+        count, size = len(trial.channels or ()), trial.site.norm.num_features
+        return len(self.over(trial)) > min(count - 1, self._judged * size)
 
     def took_place(self, trial: Trial) -> bool:
         return self.crossed(trial)
