@@ -67,9 +67,12 @@ class MixedMomentum(Injection):
 
 @dataclass(frozen=True, kw_only=True)
 class DegenerateMomentum(Momentum):
-    """A momentum of nought, of one, or none at all."""
+    """A momentum of nought, of one, or none at all, which is no fault before the second epoch."""
 
     code: ClassVar[str] = "BN302"
+
+    def crossed(self, trial: Trial) -> bool:
+        return self.value is not None or trial.step >= len(trial.loader)
 
 
 @dataclass(frozen=True, kw_only=True)
