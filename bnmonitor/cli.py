@@ -1,19 +1,27 @@
-"""The command line: ``bnmonitor demo | rules | explain``."""
+"""The command line: ``bnmonitor demo | report | compare | rules | explain``."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bnmonitor import __version__
+
+if TYPE_CHECKING:
+    from bnmonitor.verdict import Alert
 
 FINE, FOUND, USAGE = 0, 1, 2
 """Exit codes: nothing to say, something was found, the input cannot be used."""
 
 _EXAMPLES = """examples:
   bnmonitor demo                      three short trainings on real data, two of them with a planted fault
+  bnmonitor report lightning_logs     what the newest run there says, and a line for each of the others
+  bnmonitor report RUN --markdown     the same for a pull request; --json for a script
+  bnmonitor compare BEFORE AFTER      did the fix work? 1 if a layer got worse or an alert came
   bnmonitor rules                     every rule in a line
   bnmonitor explain BN304             what a rule means, why it matters, what to do
   bnmonitor explain stale-statistics  the same by name
@@ -45,6 +53,24 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--log-dir", type=Path, default=Path("bnmonitor_demo"), help="where the logs go (%(default)s)")
     demo.set_defaults(run=_demo)
 
+    report = commands.add_parser("report", help="show what a recorded run says, be it finished, running or broken off")
+    report.add_argument("path", type=Path, metavar="RUN", help="a run's directory, one of runs, or an event file")
+    report.add_argument("--run", dest="run_name", help="only the run of this name, where there are several")
+    report.add_argument("--rows", type=_positive, default=8, help="layers that the table shows (%(default)s)")
+    form = report.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--markdown", action="store_true", help="print Markdown")
+    _add_fail_on(report)
+    report.set_defaults(run=_report)
+
+    compare = commands.add_parser("compare", help="show which layers and alerts of two runs differ")
+    compare.add_argument("before", type=Path, help="a run's directory or event file")
+    compare.add_argument("after", type=Path, help="another")
+    compare.add_argument("--rows", type=_positive, default=12, help="changes that the table shows (%(default)s)")
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    _add_fail_on(compare, "exit with 1 if an alert of this severity or worse came, or a layer got worse (%(default)s)")
+    compare.set_defaults(run=_compare)
+
     rules = commands.add_parser("rules", help="list every rule")
     rules.set_defaults(run=_rules)
 
@@ -65,6 +91,48 @@ def _demo(parsed: argparse.Namespace) -> int:
         return FINE if demo(parsed.log_dir) else FOUND
     except OSError as error:
         return _fail(f"cannot write to {parsed.log_dir}: {error.strerror or error}")
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from bnmonitor.report.read import SCHEMA, NoHistoryError, read
+    from bnmonitor.report.show import markdown, terminal
+
+    try:
+        reports = read(parsed.path, parsed.run_name)
+    except NoHistoryError as error:
+        return _fail(str(error))
+    if parsed.json:
+        print(json.dumps({"schema": SCHEMA, "runs": [each.to_dict() for each in reports]}, indent=2, allow_nan=False))
+    elif parsed.markdown:
+        print(markdown(reports, rows=parsed.rows), end="")
+    else:
+        from rich import get_console
+
+        get_console().print(terminal(reports, rows=parsed.rows))
+    return _verdict(parsed, reports[0].alerts)
+
+
+def _compare(parsed: argparse.Namespace) -> int:
+    from bnmonitor.report.compare import compare, terminal
+    from bnmonitor.report.read import NoHistoryError, find
+
+    pair = []
+    for path in (parsed.before, parsed.after):
+        try:
+            history, names = find(path)
+        except NoHistoryError as error:
+            return _fail(str(error))
+        if len(names) > 1:
+            return _fail(f"{path} holds {len(names)} runs: give the directory of one, such as {path / names[0]}")
+        pair.append((history, names[0]))
+    found = compare(*pair)
+    if parsed.json:
+        print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
+    else:
+        from rich import get_console
+
+        get_console().print(terminal(found, rows=parsed.rows))
+    return FOUND if found.worse and parsed.fail_on != "never" else _verdict(parsed, found.came)
 
 
 def _rules(parsed: argparse.Namespace) -> int:
@@ -92,6 +160,28 @@ def _explain(parsed: argparse.Namespace) -> int:
         return _fail(str(error))
     print(plain(rule))
     return FINE
+
+
+def _add_fail_on(
+    parser: argparse.ArgumentParser,
+    meaning: str = "exit with 1 if an alert of this severity or worse is open (%(default)s)",
+) -> None:
+    parser.add_argument("--fail-on", choices=("info", "warning", "error", "never"), default="warning", help=meaning)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
+    return value
+
+
+def _verdict(parsed: argparse.Namespace, alerts: Sequence[Alert]) -> int:
+    if parsed.fail_on == "never":
+        return FINE
+    open_ones = {str(alert.severity) for alert in alerts if alert.state == "open"}
+    order = ("info", "warning", "error")
+    return FOUND if open_ones & set(order[order.index(parsed.fail_on) :]) else FINE
 
 
 def _fail(message: str) -> int:

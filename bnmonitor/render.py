@@ -86,7 +86,10 @@ def health_table(summary: State, *, rows: int = 8, final: bool = False) -> Rende
             parts.append(Text(f"{rest}{f', {ill} of them with alerts' if ill else ' ✓'}", style="dim"))
     if final:
         parts += [alert_block(alert) for alert in warnings]
-        parts += [Text(f"not checked: {rule}: {why}", style="dim") for rule, why in summary.skipped.items()]
+        reasons = dict.fromkeys(summary.skipped.values())
+        for why in reasons:
+            rules = ", ".join(rule for rule, reason in summary.skipped.items() if reason == why)
+            parts.append(Text(f"not checked: {rules}: {why}", style="dim"))
         missing = sorted({row.recovery for row in summary.rows if row.recovery})
         for why in missing:
             names = listing([row.name for row in summary.rows if row.recovery == why], 3)

@@ -58,6 +58,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("remedies.callbacks",),
     ("remedies",),
     ("testing",),
+    ("report.read",),
+    ("report.show", "report.compare"),
     ("demo", "manual"),
     ("cli",),
     ("__main__",),

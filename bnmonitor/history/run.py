@@ -13,7 +13,7 @@ import numpy as np
 
 from bnmonitor._text import listing
 from bnmonitor.history import catalogue
-from bnmonitor.history.schema import ALERT, CHANNELS, FACTS, FRAME, Schema
+from bnmonitor.history.schema import ABOUT, ALERT, CHANNELS, FACTS, FRAME, Schema
 from bnmonitor.history.source import Array, Files, Record, Source, Tag
 
 _ORDER = {statistic.name: place for place, statistic in enumerate(catalogue.LAYER)}
@@ -106,6 +106,12 @@ class Run:
         read = self._source.read(self.name, self._named(ALERT))
         found = [a for records in read.values() if records and (a := _object(records[-1].value)) and "code" in a]
         return tuple(sorted(found, key=lambda a: (_number(a.get("first_step")), str(a["code"]))))
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """What was last said of the run as a whole: ``state`` (``running`` or ``ended``), ``version``, ``skipped``."""
+        records = self._source.read(self.name, [ABOUT] if ABOUT in self._tags else []).get(ABOUT, ())
+        return (records and _object(records[-1].value)) or {}
 
     @cached_property
     def facts(self) -> dict[str, dict[str, Any]]:

@@ -21,6 +21,8 @@ FACTS = "bnmonitor/facts/"
 """A JSON list with an object per layer: what does not change from step to step."""
 ALERT = "bnmonitor/alert/"
 """A JSON object per alert, under a tag of its own; the last one is its state."""
+ABOUT = "bnmonitor/about"
+"""A JSON object on the run as a whole: its state, and the rules that could not judge it."""
 
 KEPT = 5000
 """Values of each tag that TensorBoard is asked to keep. Left alone it keeps 10 or 100 of a plugin's."""

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bnmonitor import __version__
 from bnmonitor._text import listing
 from bnmonitor.alerts import Alert
 from bnmonitor.history import encode
-from bnmonitor.history.schema import FRAME, Schema, alert_tag
+from bnmonitor.history.schema import ABOUT, FRAME, Schema, alert_tag
 from bnmonitor.sinks.base import Run, Sink
 from bnmonitor.sinks.detail import ChannelDetail, Facts
 from bnmonitor.sinks.loggers import torch_writer, totals
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 ALERTS_TAG = "bnmonitor/alerts"
 PER_LAYER = {"bn_health": "health", "bn_batch_var": "batch_var", "bn_running_gap": "mean_lag"}
 """Scalars with a value per layer: group of tags, and the metric it shows."""
+
+FLUSH_SECONDS = 10
+"""What a killed run loses at most of an event file of our own; a logger's writer has an interval of its own."""
 
 MANY = 64
 """With more layers than this only those that have had an alert get scalars of their own; the tab shows all."""
@@ -52,6 +56,7 @@ class TensorBoard(Sink):
         self._alerts: dict[tuple[str, str, int], Alert] = {}
         self._written: dict[tuple[str, str, int], Alert] = {}
         self._described: set[str] = set()
+        self._told: dict[str, Any] = {}
         self._channels, self._facts = ChannelDetail(channel_bytes), Facts()
         self._step = 0
 
@@ -62,8 +67,9 @@ class TensorBoard(Sink):
         elif self._own is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._own = SummaryWriter(str(self._log_dir))
+            self._own = SummaryWriter(str(self._log_dir), flush_secs=FLUSH_SECONDS)
             self._writers = [self._own]
+        self._told = {}
         self._described.clear()
         self._channels.reopen()
         self._facts.reopen()
@@ -80,6 +86,7 @@ class TensorBoard(Sink):
                 *self._facts.values(summary, schema.key),
                 *self._channels.values(summary, schema.key),
                 *self._news(),
+                *self._about("running", summary),
             ]
         )
 
@@ -98,11 +105,18 @@ class TensorBoard(Sink):
             writer.flush()
 
     def close(self, summary: Summary) -> None:
-        """Flush; an event file of our own is closed."""
+        """Say that the run has ended, and flush; an event file of our own is closed."""
+        self._add(self._about("ended", summary))
         self.epoch(summary)
         if self._own is not None:
             self._own.close()
             self._own, self._writers = None, ()
+
+    def _about(self, state: str, summary: Summary) -> list[SummaryProto.Value]:
+        """What is said of the run as a whole, if it is news."""
+        about = {"version": __version__, "state": state, "epoch": summary.epoch, "skipped": dict(summary.skipped)}
+        told, self._told = self._told, {**about, "epoch": None}
+        return [] if told == self._told else [encode.plain(ABOUT, about)]
 
     def _take(self, summary: Summary) -> None:
         """Take over how the alerts are now: those of before a resume, and layers that joined one since it was told."""

@@ -1,0 +1,1 @@
+"""What a recorded run says: read from its history, without torch."""

@@ -1,0 +1,212 @@
+"""Whether a fix worked: two recorded runs side by side, layer by layer and alert by alert."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from bnmonitor._text import count, listing, number, shorten
+from bnmonitor.history.run import Frames, History
+from bnmonitor.history.source import Array
+from bnmonitor.render import alert_block
+from bnmonitor.report.read import Report, report
+from bnmonitor.verdict import Alert, Severity
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+LARGE = 0.474
+"""Cliff's delta from which an effect counts as large (Romano et al. 2006)."""
+
+LEAST_FRAMES = 4
+"""Frames of each run below which nothing is compared."""
+
+JUDGED: Mapping[str, tuple[str, float, int]] = {
+    "health": ("health", 5.0, 1),
+    "mean_lag": ("running gap", 0.02, -1),
+    "log_lag": ("running gap of the deviation", 0.04, -1),
+    "dead": ("dead share", 0.02, -1),
+}
+"""What decides whether a layer got better: its name for people, the least difference of the medians that matters (a
+fifth of what the rules warn of), and which way is better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """How one statistic of one layer differs between two runs, over the second half of their frames.
+
+    Attributes:
+        layer: Dotted path of the layer.
+        statistic: One of :data:`JUDGED`.
+        before: Median in the first run.
+        after: Median in the second run.
+        delta: Cliff's delta, from -1 to 1: how much more often a frame of the second run is above one of the first
+            than below.
+        verdict: ``"better"`` or ``"worse"``.
+    """
+
+    layer: str
+    statistic: str
+    before: float
+    after: float
+    delta: float
+    verdict: Literal["better", "worse"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two runs side by side.
+
+    Attributes:
+        before: The first run.
+        after: The second run.
+        changes: What differs by a large effect, the largest first.
+        came: Alerts that only the second run has.
+        went: Alerts that only the first run has.
+        stayed: Alerts of both, as the second has them.
+        only_before: Layers that only the first has.
+        only_after: Layers that only the second has.
+    """
+
+    before: Report
+    after: Report
+    changes: tuple[Change, ...]
+    came: tuple[Alert, ...]
+    went: tuple[Alert, ...]
+    stayed: tuple[Alert, ...]
+    only_before: tuple[str, ...]
+    only_after: tuple[str, ...]
+
+    @property
+    def worse(self) -> tuple[Change, ...]:
+        """Changes for the worse."""
+        return tuple(change for change in self.changes if change.verdict == "worse")
+
+    def headline(self) -> str:
+        """One line: did it get better?"""
+        better = len({c.layer for c in self.changes} - {c.layer for c in self.worse})
+        parts = [
+            count(len(self.went), "alert") + " went",
+            count(len(self.came), "alert") + " came",
+            f"{count(better, 'layer')} better",
+            f"{count(len({c.layer for c in self.worse}), 'layer')} worse",
+        ]
+        bad = bool(self.worse) or any(alert.severity > Severity.INFO for alert in self.came)
+        return f"BatchNorm {'✗' if bad else '✓'} {', '.join(parts)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types that JSON can hold."""
+        return {
+            "schema": 1,
+            "before": {"run": self.before.run, "path": str(self.before.path), "step": self.before.step},
+            "after": {"run": self.after.run, "path": str(self.after.path), "step": self.after.step},
+            "changes": [asdict(change) for change in self.changes],
+            **{name: [alert.to_dict() for alert in getattr(self, name)] for name in ("came", "went", "stayed")},
+            "only_before": list(self.only_before),
+            "only_after": list(self.only_after),
+        }
+
+
+def compare(before: tuple[History, str], after: tuple[History, str]) -> Comparison:
+    """Compare two runs, each given as a history and a run's name in it.
+
+    A layer counts as better or worse only if the effect is large and the medians differ by more than is worth a word.
+    The frames of one run resemble each other, so the effect says how cleanly the runs differ, not how surely the fix
+    was the reason.
+    """
+    runs = [history.run(name).frames for history, name in (before, after)]
+    old, new = (report(*each) for each in (before, after))
+    names = [tuple(row.name for row in each.rows) for each in (old, new)]
+    found = {alert_key(a): a for a in old.alerts}, {alert_key(a): a for a in new.alerts}
+    changes = [c for name in names[1] if name in names[0] for c in _changes(name, runs[0], runs[1])]
+    return Comparison(
+        before=old,
+        after=new,
+        changes=tuple(sorted(changes, key=lambda c: (-abs(c.delta), c.verdict != "worse"))),
+        came=tuple(a for key, a in found[1].items() if key not in found[0]),
+        went=tuple(a for key, a in found[0].items() if key not in found[1]),
+        stayed=tuple(a for key, a in found[1].items() if key in found[0]),
+        only_before=tuple(name for name in names[0] if name not in names[1]),
+        only_after=tuple(name for name in names[1] if name not in names[0]),
+    )
+
+
+def alert_key(alert: Alert) -> tuple[str, str | None]:
+    """What makes two alerts of two runs the same."""
+    return alert.code, alert.layer
+
+
+def cliffs_delta(before: Array, after: Array) -> float:
+    """Share of pairs in which ``after`` is above ``before`` less the share in which it is below (Cliff 1993).
+
+    >>> cliffs_delta(np.array([1.0, 2.0]), np.array([2.0, 3.0]))
+    0.75
+    """
+    ordered = np.sort(before)
+    below, upto = np.searchsorted(ordered, after, "left"), np.searchsorted(ordered, after, "right")
+    return float((below + upto - len(before)).mean() / len(before))
+
+
+def _changes(layer: str, before: Frames, after: Frames) -> list[Change]:
+    found = []
+    for statistic, (_, least, good) in JUDGED.items():
+        rows = [_second_half(frames.of(statistic)[frames.layers.index(layer)]) for frames in (before, after)]
+        if min(map(len, rows)) < LEAST_FRAMES:
+            continue
+        delta, middles = cliffs_delta(*rows), [float(np.median(row)) for row in rows]
+        if abs(delta) >= LARGE and abs(middles[1] - middles[0]) >= least:
+            found.append(
+                Change(
+                    layer=layer,
+                    statistic=statistic,
+                    before=middles[0],
+                    after=middles[1],
+                    delta=delta,
+                    verdict="better" if delta * good > 0 else "worse",
+                )
+            )
+    return found
+
+
+def _second_half(row: Array) -> Array:
+    """What is known of the second half of a run: by then the warm-up is over."""
+    late = row[len(row) // 2 :]
+    known: Array = late[np.isfinite(late)]
+    return known
+
+
+def terminal(found: Comparison, *, rows: int = 12) -> RenderableType:
+    """The comparison for a terminal.
+
+    Args:
+        found: The comparison.
+        rows: Changes that are shown; the rest is counted.
+    """
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[RenderableType] = [Text(found.headline(), style="bold", overflow="fold")]
+    for mark, each in (("before", found.before), ("after ", found.after)):
+        parts.append(Text(f"{mark} {each.about()[0]}", style="dim", overflow="fold"))
+    if found.changes:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
+        for title in ("layer", "statistic", "before", "after", "effect", ""):
+            table.add_column(title, justify="right" if title in ("before", "after", "effect") else "left")
+        for change in found.changes[:rows]:
+            sign = Text("✗ worse", style="red") if change.verdict == "worse" else Text("✓ better")
+            cells = [JUDGED[change.statistic][0], number(change.before), number(change.after), f"{change.delta:+.2f}"]
+            table.add_row(Text(shorten(change.layer, 40)), *cells, sign)
+        parts.append(table)
+        rest = len(found.changes) - rows
+        parts += [Text(f"{count(rest, 'more change')}", style="dim")] if rest > 0 else []
+    for title, alerts in (("came", found.came), ("went", found.went), ("stayed", found.stayed)):
+        if alerts:
+            parts += [Text(f"{title}:", style="bold"), *(alert_block(a, again=title != "came") for a in alerts)]
+    for title, names in (("only before", found.only_before), ("only after", found.only_after)):
+        parts += [Text(f"{title}: {listing(names)}", style="dim", overflow="fold")] if names else []
+    return Group(*parts)

@@ -1,0 +1,90 @@
+"""A report for people: in the terminal, and as Markdown for a pull request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from bnmonitor._text import count, listing, number
+from bnmonitor.render import alert_block, health_table, sparkline
+from bnmonitor.report.read import Report
+from bnmonitor.verdict import Alert, Severity
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_MARKS = {Severity.INFO: "·", Severity.WARNING: "!", Severity.ERROR: "✗"}
+
+
+def terminal(reports: Sequence[Report], *, rows: int = 8) -> RenderableType:
+    """The newest run in full, and a line for each of the others.
+
+    Args:
+        reports: The runs, the newest first.
+        rows: Layers that the table shows; the rest is counted.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    newest, *others = reports
+    parts: list[RenderableType] = [Text(line, style="dim", overflow="fold") for line in newest.about()]
+    parts.append(health_table(newest, rows=rows, final=True))
+    quiet = [a for a in newest.alerts if a.state == "cleared" or a.severity is Severity.INFO]
+    if quiet:
+        parts += [Text(""), Text("cleared, or only worth knowing:", style="dim")]
+        parts += [alert_block(alert, again=alert.state == "open") for alert in quiet]
+    if others:
+        parts += [Text(""), Text(f"{count(len(others), 'older run')} (--run NAME shows one):", style="dim")]
+        parts += [Text(f"{each.run}: {each.headline()}", overflow="fold") for each in others]
+    return Group(*parts)
+
+
+def markdown(reports: Sequence[Report], *, rows: int = 8) -> str:
+    """The same for a pull request: a section for each run, the newest first."""
+    return "\n\n".join(_section(each, rows) for each in reports) + "\n"
+
+
+def _section(report: Report, rows: int) -> str:
+    lines = [f"### {_plain(report.headline())}", "", f"`{report.run}`: {_plain(report.about()[0])}"]
+    ill = [row for row in sorted(report.rows, key=lambda row: row.health) if row.health <= 60]
+    if ill:
+        lines += ["", "| layer | health | batch σ² | | running gap | γ min | alerts |", "|---|--:|---|--:|--:|--:|---|"]
+        for row in ill[:rows]:
+            now = number(row.batch_var[-1]) if row.batch_var else "–"
+            cells = [
+                _plain(row.name),
+                f"{row.health:.0f}",
+                sparkline(row.batch_var),
+                now,
+                f"{row.running_gap:.2f}σ",
+                f"{row.gamma_min:.2f}",
+                _plain(", ".join(row.alerts)),
+            ]
+            lines.append("| " + " | ".join("–" if cell in ("nan", "nanσ") else cell for cell in cells) + " |")
+        rest = len(report.rows) - len(ill[:rows])
+        lines += ["", f"{count(rest, 'more layer')}."] if rest else []
+    told = sorted(report.alerts, key=lambda a: (a.state != "open", -a.severity, a.first_step))
+    lines += ["", *(_item(alert) for alert in told)] if told else []
+    skipped = [f"`{rule}` ({_plain(why)})" for rule, why in report.skipped.items()]
+    lines += ["", f"<details><summary>{count(len(skipped), 'rule')} not checked</summary>", ""] if skipped else []
+    lines += [*(f"- {each}" for each in skipped), "", "</details>"] if skipped else []
+    return "\n".join(lines)
+
+
+def _item(alert: Alert) -> str:
+    more = f" and {count(len(alert.layers) - 1, 'more layer')}" if len(alert.layers) > 1 else ""
+    channels = f", channels {listing(alert.channels)}" if alert.channels else ""
+    where = f" in {_plain(alert.layer)}{more}{channels}" if alert.layer is not None else ""
+    code = f"[{alert.code}]({alert.url})" if alert.url else alert.code
+    head = f"- {_MARKS[alert.severity]} **{code} {_plain(alert.rule)}**{where}, since step {alert.first_step}"
+    if alert.state == "cleared":
+        return f"{head}; cleared, last seen at step {alert.last_step}: {_plain(alert.message)}"
+    return f"{head}: {_plain(alert.message)}  \n  fix: {_plain(alert.advice)}"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is; a line break, and what would begin HTML, cannot come through."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for sign in "\\`*_[]|":
+        text = text.replace(sign, f"\\{sign}")
+    return text
