@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from bnmonitor._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from bnmonitor.alerts import Alert
     from bnmonitor.callback import BatchNormMonitor
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from bnmonitor.rules import Finding, Rule, Severity, all_rules, default_rules
     from bnmonitor.sinks import Sink
     from bnmonitor.summary import Summary
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Alert": "alerts",

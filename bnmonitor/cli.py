@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnmonitor import __version__
+from bnmonitor._version import __version__
 
 if TYPE_CHECKING:
     from bnmonitor.verdict import Alert

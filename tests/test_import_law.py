@@ -15,7 +15,7 @@ PACKAGE = Path(bnmonitor.__file__).parent
 
 # From left to right; a module imports only from groups on the left of its own.
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("_text", "_lightning"),
+    ("_version", "_text", "_lightning"),
     ("verdict",),
     ("render",),
     ("history.catalogue", "history.schema"),

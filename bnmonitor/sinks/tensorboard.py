@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnmonitor import __version__
 from bnmonitor._text import listing
+from bnmonitor._version import __version__
 from bnmonitor.alerts import Alert
 from bnmonitor.history import encode
 from bnmonitor.history.schema import ABOUT, FRAME, Schema, alert_tag
