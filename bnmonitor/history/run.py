@@ -110,7 +110,7 @@ class Run:
     @cached_property
     def about(self) -> dict[str, Any]:
         """What was last said of the run as a whole: ``state`` (``running`` or ``ended``), ``version``, ``skipped``."""
-        records = self._source.read(self.name, [ABOUT] if ABOUT in self._tags else []).get(ABOUT, ())
+        records = self._source.read(self.name, [ABOUT] if ABOUT in self.tags else []).get(ABOUT, ())
         return (records and _object(records[-1].value)) or {}
 
     @cached_property
