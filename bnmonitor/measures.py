@@ -54,8 +54,17 @@ def mean(values: Tensor, window: Window) -> Tensor:
 
 def share(mask: Tensor, window: Window) -> Tensor:
     """Share of each layer's channels that are set in a ``[C]`` mask: ``[L]``."""
-    sizes = torch.tensor(window.layers.channels, device="cpu")
-    return window.layers.segments.count(mask).double() / sizes.clamp(min=1)
+    return window.layers.segments.count(mask).double() / window.layers.segments.sizes
+
+
+@once
+def averages(window: Window) -> tuple[Tensor, Tensor, Tensor]:
+    """Means over the window, ``[C]`` each: of the shift, of the batch variance, and of the running one before it."""
+    return (
+        mean_over_steps(window.shift),
+        mean_over_steps(window.batch_var[1:]),
+        mean_over_steps(window.running_var[:-1]),
+    )
 
 
 @once
@@ -68,8 +77,7 @@ def lag(window: Window) -> tuple[Tensor, Tensor]:
         before the log: the log of a small batch's variance is biased, which would look like a lag. Channels whose
         variance eps decides are left out of it.
     """
-    apart = mean_over_steps(window.shift).abs()
-    return median(apart, window), median(_log_ratio(window).abs(), window)
+    return median(averages(window)[0].abs(), window), median(_log_ratio(window).abs(), window)
 
 
 @once
@@ -78,8 +86,7 @@ def _log_ratio(window: Window) -> Tensor:
     if len(window) < 2:
         return torch.full((window.layers.total,), torch.nan, device="cpu")
     eps = window.layers.eps_by_channel
-    batch = mean_over_steps(window.batch_var[1:])
-    running = mean_over_steps(window.running_var[:-1])
+    _, batch, running = averages(window)
     return (0.5 * ((batch + eps) / (running + eps)).log()).where(batch > FLAT * eps, torch.nan)
 
 
@@ -126,8 +133,7 @@ def settled(window: Window) -> Tensor:
 @once
 def normalizing(window: Window) -> Tensor:
     """Layers that normalize with their batch's own statistics now, as far as their updates or samples tell: ``[L]``."""
-    tracking = torch.tensor(window.layers.tracking, dtype=torch.bool, device="cpu")
-    ran = torch.where(tracking, (window.updates > 0).any(0), window.baseline.sizes.isfinite())
+    ran = torch.where(window.layers.tracked, (window.updates > 0).any(0), window.baseline.sizes.isfinite())
     return ran & window.training[-1] & window.layers.of_family("batch")
 
 

@@ -248,10 +248,8 @@ class Recorder:
         mean, var, *_ = tape[old].unbind(1)
         instance = self.layers.of_family("instance")
         momentum = _stacked([row.momentum for row in meta], _momentum)
-        identity, means, variances = (
-            torch.stack([torch.frombuffer(getattr(row, name), dtype=torch.int64) for row in rows])
-            for name in ("identity", "means_written", "variances_written")
-        )
+        identity = _table([row.identity for row in rows])
+        means, variances = _table([row.means_written for row in rows]), _table([row.variances_written for row in rows])
         same = identity[now] == identity[old]
         # InstanceNorm leaves its counter alone, but each of its forwards is one write to its buffers, if nobody else's.
         counts = torch.where(instance, means, counts)
@@ -302,6 +300,11 @@ def _stacked(values: Sequence[T], convert: Callable[[T], Tensor]) -> Tensor:
         if id(value) not in made:
             made[id(value)] = convert(value)
     return torch.stack([made[id(value)] for value in values])
+
+
+def _table(rows: Sequence[array[int]]) -> Tensor:
+    """Lay arrays of one length below each other: ``[T, L]`` int64."""
+    return torch.frombuffer(bytearray().join(rows), dtype=torch.int64).view(len(rows), -1)
 
 
 def _momentum(momenta: list[float | None]) -> Tensor:

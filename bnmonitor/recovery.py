@@ -65,6 +65,31 @@ def recover_rows(
             ``updates``, ``recovery``, ``momentum`` and ``variance`` (``[T, L]``), as described at
             :class:`bnmonitor.frame.Frame`.
     """
+    updates = counts[1] - counts[0]
+    usual = (updates == 1) & counted & ~foreign & (momentum > 0)
+    if bool(usual.all()) and bool(layers.tracked.all()):
+        channels = _Channels(layers, before, after, momentum, out)
+        if channels.finite and not channels.negative and channels.coarse(half_ulp / momentum) is None:
+            out["updates"].copy_(updates)
+            out["recovery"].fill_(Recovery.EXACT)
+            out["momentum"].copy_(momentum)
+            out["variance"].copy_(layers.segments.mean(out["batch_var"]))
+            return
+    _recover_unusual(layers, before, after, counts, counted, foreign, momentum, half_ulp, out)
+
+
+def _recover_unusual(
+    layers: LayerTable,
+    before: tuple[Tensor, Tensor],
+    after: tuple[Tensor, Tensor],
+    counts: tuple[Tensor, Tensor],
+    counted: Tensor,
+    foreign: Tensor,
+    momentum: Tensor,
+    half_ulp: Tensor,
+    out: Mapping[str, Tensor],
+) -> None:
+    """The same where a layer was not updated exactly once in each step, or something is wrong with a value."""
     (old_mean, old_var), (new_mean, new_var) = before, after
     segments, owner = layers.segments, layers.owner
     updates = counts[1] - counts[0]

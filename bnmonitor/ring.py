@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,11 +21,29 @@ _LAYER_DTYPES = {
 }
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Sums over some rows that lie one after the other: ``[C]`` each."""
+
+    rows: int
+    shift: Tensor
+    batch: Tensor
+    batch_but_first: Tensor
+    running_but_last: Tensor
+    running_last: Tensor
+
+    @classmethod
+    def of(cls, rows: Mapping[str, Tensor]) -> _Block:
+        shift, batch, running = rows["shift"], rows["batch_var"], rows["running_var"]
+        but_first = batch[1:].sum(0)
+        return cls(len(shift), shift.sum(0), but_first + batch[0], but_first, running[:-1].sum(0), running[-1].clone())
+
+
 class Ring:
     """Keeps the newest ``size`` rows of every statistic.
 
-    Each statistic lives in one tensor half as long again as the window. Rows are appended; when the tensor is
-    full, the newest window moves to its front. The window is therefore always one contiguous view.
+    Each statistic lives in one tensor twice as long as the window. Rows are appended; when the tensor is full, the
+    newest window moves to its front. The window is therefore always one contiguous view, and a row moves once.
 
     Args:
         layers: Whose statistics these are.
@@ -33,10 +53,12 @@ class Ring:
 
     def __init__(self, layers: LayerTable, size: int, dtype: torch.dtype) -> None:
         self.size = size
-        self._length = size + (size + 1) // 2
+        self._length = 2 * size
         self._end = 0
         self.steps: list[int] = []
         self.rates: list[float] = []
+        self._blocks: deque[_Block] = deque()
+        self._unsummed = 0
         self._rows = {
             **{name: torch.empty(self._length, layers.total, dtype=dtype, device="cpu") for name in CHANNEL_STATISTICS},
             **{
@@ -59,9 +81,33 @@ class Ring:
                 _move(store, start, self._end)
             self._end -= start
         self._end += new
+        self._unsummed += new
         self.steps = [*self.steps, *steps][-self.size :]
         self.rates = [*self.rates, *rates][-self.size :]
         return {name: store[self._end - new : self._end] for name, store in self._rows.items()}
+
+    def averages(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What :func:`bnmonitor.measures.averages` says of the window, from sums that are carried along.
+
+        Only the new rows are read, and the oldest few: those of a block that the window has left in part. None where
+        some are unknown, or in a window of one row.
+        """
+        rows, count = self.view(), len(self.steps)
+        if self._unsummed:
+            self._blocks.append(_Block.of({name: store[-self._unsummed :] for name, store in rows.items()}))
+            self._unsummed = 0
+        # One row at least is not in a block, as the first batch is left out of the variances.
+        while self._blocks and sum(block.rows for block in self._blocks) >= count:
+            self._blocks.popleft()
+        if not self._blocks:
+            return None
+        old = _Block.of({name: store[: count - sum(b.rows for b in self._blocks)] for name, store in rows.items()})
+        first, *later = (old, *self._blocks)
+        shift = first.shift + sum(b.shift for b in later)
+        batch = first.batch_but_first + sum(b.batch for b in later)
+        running = sum((b.running_but_last + b.running_last for b in (first, *later[:-1])), later[-1].running_but_last)
+        means = shift.div_(count), batch.div_(count - 1), running.div_(count - 1)
+        return None if bool(torch.stack([mean.sum() for mean in means]).isnan().any()) else means
 
     def view(self) -> dict[str, Tensor]:
         """Return the window of every statistic, oldest step first, as views."""

@@ -126,7 +126,8 @@ class Segments:
         counts = torch.tensor(channels, dtype=torch.int64, device="cpu")
         self._layers, self._total = len(channels), int(counts.sum())
         self._offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        self._sizes = counts.clamp(min=1)
+        self.sizes = counts.clamp(min=1)
+        """Channels of each layer, 1 at least: ``[L]`` int64."""
         # Layers of one width are one matrix, so that a median is one call for all of them.
         self._by_width: list[tuple[Tensor, Tensor]] = []
         for width in sorted(set(channels) - {0}):
@@ -150,7 +151,7 @@ class Segments:
     def mean(self, values: Tensor) -> Tensor:
         """Mean of each layer's values. NaN is passed over; a layer of only NaN gives NaN."""
         if _complete(values):
-            return (self._reduce(values, "sum", 0.0) / self._sizes).where(self._offsets.diff() > 0, torch.nan)
+            return (self._reduce(values, "sum", 0.0) / self.sizes).where(self._offsets.diff() > 0, torch.nan)
         known = self.count(~values.isnan())
         return (self.sum(values) / known.clamp(min=1)).where(known > 0, torch.nan)
 

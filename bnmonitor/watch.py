@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bnmonitor import baseline
+from bnmonitor import baseline, measures
 from bnmonitor.bookkeeper import Bookkeeper
 from bnmonitor.compiled import is_compiled
 from bnmonitor.facts import distributed, facts
@@ -22,6 +22,8 @@ from bnmonitor.ring import Ring
 from bnmonitor.runfacts import RunFacts
 from bnmonitor.sampling import Sampling
 from bnmonitor.series import series
+
+_MANY_CHANNELS = 10_000
 
 
 class Watch:
@@ -228,7 +230,7 @@ class Watch:
         known = replace(known, epoch_steps=self.epoch_steps)
         if evaluation:
             known = replace(known, evaluation=evaluation, rewritten=self._recorder.rewritten())
-        return Window(
+        window = Window(
             layers=self.layers,
             steps=tuple(self.steps),
             baseline=baseline.sampled(self._baseline, samples),
@@ -238,6 +240,11 @@ class Watch:
             fresh=min(self._fresh, len(self.steps)),
             **self._ring.view(),
         )
+        # To carry sums along is dearer than to read what fits into a processor's cache.
+        averages = self._ring.averages() if self.layers.total >= _MANY_CHANNELS else None
+        if averages is not None:
+            window.memo[measures.averages.__name__] = averages
+        return window
 
     @property
     def news(self) -> bool:
@@ -250,7 +257,11 @@ class Watch:
 
     def counted(self, window: Window) -> Window:
         """Count the new steps of a window that is about to be judged."""
-        return replace(window, baseline=baseline.counted(window))
+        counted = replace(window, baseline=baseline.counted(window))
+        # What does not depend on the baseline need not be computed again.
+        kept = (measures.averages.__name__, measures.typical_variance.__name__)
+        counted.memo.update((name, window.memo[name]) for name in kept if name in window.memo)
+        return counted
 
     def judged(self, window: Window, held: Tensor) -> None:
         """Let the baseline follow the new steps of a window that has been judged, but for the layers that are held."""

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 from torch.distributions import Normal, kl_divergence
 
+from bnmonitor import Monitor
 from bnmonitor.measures import affine_update, covariate_shift, lag, silent
 from bnmonitor.testing import make_window
 
@@ -40,3 +44,17 @@ def test_an_update_is_told_as_a_part_of_gamma_itself() -> None:
 
 def test_an_update_is_unknown_after_one_step() -> None:
     assert all(update.isnan().all() for update in affine_update(make_window(steps=1)))
+
+
+def test_a_window_with_averages_carried_along_is_judged_as_one_without() -> None:
+    layers = nn.Sequential(*[nn.BatchNorm1d(6000) for _ in range(2)])
+    with Monitor(layers, sinks=[], on_alert="log", sample_every_n_steps=0, window=24) as monitor:
+        for step in range(40):
+            layers(torch.randn(4, 6000) * (1 + step) + step)
+            monitor.step()
+        window = monitor._watch.window([])
+    assert window is not None
+    assert "averages" in window.memo
+    carried, own = lag(window), lag(replace(window))
+    for a, b in zip(carried, own, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -83,5 +83,41 @@ def test_the_window_is_one_contiguous_view_and_the_memory_is_bounded() -> None:
         view = ring.view()["gamma"]
         assert view.is_contiguous()
         storages.add(view.untyped_storage().data_ptr())
-        assert view.untyped_storage().nbytes() == 12 * LAYERS.total * 4
+        assert view.untyped_storage().nbytes() == 16 * LAYERS.total * 4
     assert len(storages) == 1
+
+
+@settings(max_examples=80, deadline=None)
+@given(size=st.integers(2, 12), blocks=st.lists(st.integers(1, 9), min_size=1, max_size=25), seed=st.integers(0, 999))
+def test_averages_that_are_carried_along_are_those_of_the_window(size: int, blocks: list[int], seed: int) -> None:
+    ring, generator = Ring(LAYERS, size, torch.float64), torch.Generator().manual_seed(seed)
+    for count in blocks:
+        steps = list(range(min(count, size)))
+        for room in ring.room(steps, [0.1] * len(steps)).values():
+            room.copy_(torch.rand(room.shape, generator=generator) * 100)
+        carried = ring.averages()
+        if carried is None:
+            assert len(ring.steps) == len(steps)
+            continue
+        rows = ring.view()
+        expected = rows["shift"].mean(0), rows["batch_var"][1:].mean(0), rows["running_var"][:-1].mean(0)
+        for got, truth in zip(carried, expected, strict=True):
+            torch.testing.assert_close(got, truth, rtol=1e-12, atol=0)
+
+
+def test_averages_are_not_carried_over_what_is_unknown_and_forget_what_has_left_the_window() -> None:
+    ring = Ring(LAYERS, 6, torch.float32)
+
+    def add(value: float) -> None:
+        for name, room in ring.room([0, 0], [0.1, 0.1]).items():
+            room.fill_(value if name in CHANNEL_STATISTICS else 0)
+
+    for value in (1.0, 1.0, torch.nan, 1.0):
+        add(value)
+        averages = ring.averages()
+    assert averages is None
+    for value in (1.0, 1.0, 1e30, 1.0, 1.0, 1.0):
+        add(value)
+        averages = ring.averages()
+    assert averages is not None
+    assert all((mean == 1).all() for mean in averages)

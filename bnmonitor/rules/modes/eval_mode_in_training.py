@@ -56,10 +56,11 @@ class EvalModeInTraining(Rule):
 
     def check(self, window: Window) -> list[Finding]:
         """Find the layers that trained in evaluation mode in every new step."""
-        fresh = window.last(max(1, window.fresh))
-        still = ~fresh.training.any(0) & (fresh.updates == 0).all(0)
+        new = slice(-max(1, window.fresh), None)
+        still = ~window.training[new].any(0) & (window.updates[new] == 0).all(0)
         if not still.any():
             return []
+        fresh = window.last(max(1, window.fresh))
         at = (still & self._trains(window) & self._took_part(fresh)).nonzero().flatten().tolist()
         if not at:
             return []

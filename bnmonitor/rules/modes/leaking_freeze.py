@@ -68,8 +68,8 @@ class LeakingFreeze(Rule):
 
     def check(self, window: Window) -> list[Finding]:
         """Find the frozen layers whose statistics are updated."""
-        fresh = window.last(max(self.least_steps, window.fresh))
-        moving = self._frozen(window) & fresh.training[-1] & (fresh.updates > 0).any(0)
+        new = slice(-max(self.least_steps, window.fresh), None)
+        moving = self._frozen(window) & window.training[-1] & (window.updates[new] > 0).any(0)
         if len(window) < self.least_steps or not moving.any():
             return []
         recent = window.last(self.least_steps)

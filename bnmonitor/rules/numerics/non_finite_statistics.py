@@ -58,12 +58,12 @@ class NonFiniteStatistics(Rule):
 
     def check(self, window: Window) -> list[Finding]:
         """Find the layers with a running value that is no finite number, or a negative variance."""
-        fresh = window.last(max(1, window.fresh))
-        tracked = torch.tensor(window.layers.tracking, dtype=torch.bool, device="cpu")[window.layers.owner]
-        finite = bool((fresh.running_mean.sum() + fresh.running_var.sum()).isfinite())
-        if finite and not (fresh.running_var < 0).any():
+        new = slice(-max(1, window.fresh), None)
+        mean, var = window.running_mean[new], window.running_var[new]
+        if bool((mean.sum() + var.sum()).isfinite()) and bool(var.amin() >= 0):
             return []
-        bad = ~(fresh.running_mean.isfinite() & (fresh.running_var >= 0) & fresh.running_var.isfinite()) & tracked
+        tracked = window.layers.tracked[window.layers.owner]
+        bad = ~(mean.isfinite() & (var >= 0) & var.isfinite()) & tracked
         hit = window.layers.segments.any(bad.any(0))
         return [self._finding(window, layer) for layer in hit.nonzero().flatten().tolist()]
 

@@ -72,6 +72,8 @@ class VarianceCollapse(Rule):
         """Find the layers with collapsed channels."""
         layers, eps = window.layers, window.layers.eps_by_channel
         batch = typical_variance(window)
+        if bool((batch - self.eps_factor * eps).amin() >= 0):
+            return []
         running = window.running_var[-1]
         low = batch < self.eps_factor * eps
         settled = low & (running < self.eps_factor * eps)

@@ -91,9 +91,12 @@ class VarianceExplosion(Rule):
 
     def _growth(self, window: Window) -> torch.Tensor | None:
         """Log factor by which each channel has grown, at each new step: ``[T', C]``; None before it can be told."""
-        if window.baseline.log_var.isnan().all():
-            return None
         new, row, rate = max(1, window.fresh), self.steps_in_a_row, window.momentum[-1]
+        # No growth is larger than that of the largest value since over its own past, which takes one pass to find.
+        top = window.batch_var[-(new + row - 1) :].amax(0).log_() - window.baseline.log_var
+        if bool(top.amax() <= math.log(self.warn_factor)) or bool(window.baseline.log_var.isnan().all()):
+            return None
+        reference = self._reference(window)
         reach = (1 / rate.clamp(min=1e-3)).nan_to_num(10.0).round().clamp(10, max(10, len(window) // 2)).long()
         growth = None
         for back in sorted(set(reach.tolist())):
@@ -101,7 +104,7 @@ class VarianceExplosion(Rule):
             lasting = _floor(window.batch_var[-(new + row - 1) :], row)
             if len(past) < new or len(lasting) < new:
                 continue
-            level = torch.maximum(past.log(), self._reference(window))
+            level = torch.maximum(past.log(), reference)
             grown = (lasting.log() - level).nan_to_num(-torch.inf, torch.inf, -torch.inf)
             mine = grown.where((reach == back)[window.layers.owner], -torch.inf)
             growth = mine if growth is None else torch.maximum(growth, mine)
