@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bnmonitor.compiled import when_compiling
-from bnmonitor.dataflow import tensors_of, trace
-from bnmonitor.frame import Moments, Sample, Structure
+from bnmonitor.frame import Moments, Sample
 from bnmonitor.hooks import Hook, recomputing
 from bnmonitor.layers import LayerTable
 from bnmonitor.moments import between, finish, merge, merge_between, reduce
+from bnmonitor.structure import Structure
+from bnmonitor.tracing import Tracer
 
 
 @dataclass
@@ -29,7 +30,6 @@ class _Seen:
     size: int = 0
     values: int = 0
     dtype: torch.dtype | None = None
-    node: Any = None
     reduced: dict[str, Tensor] = field(default_factory=dict)
     between: Tensor | None = None
 
@@ -40,8 +40,7 @@ class Sampler:
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
         self._seen: dict[int, _Seen] = {}
-        self._modules: tuple[nn.Module, ...] = ()
-        self._traced: dict[int, tuple[bool | None, tuple[str, ...] | None]] = {}
+        self._tracer = Tracer()
         self._forget: Callable[[], None] = lambda: None
         self.interrupted = False
         """Whether a compilation began while the hooks were in place, which ended the sample."""
@@ -56,20 +55,19 @@ class Sampler:
         """Position in the forward by ``id(module)``, of the layers that were called."""
         return {key: position for position, key in enumerate(self._seen)}
 
-    def attach(self, modules: Sequence[nn.Module], roots: Sequence[nn.Module]) -> None:
+    def attach(self, modules: Sequence[nn.Module], models: Mapping[str, nn.Module]) -> None:
         """Place the hooks; what was gathered before is gone.
 
         Args:
             modules: The layers.
-            roots: The models, at whose outputs the autograd graph is walked.
+            models: The models by prefix of the layers' names, whose autograd graph is described.
         """
         self.detach()
-        self._seen, self._modules, self.interrupted = {}, tuple(modules), False
+        self._seen, self.interrupted = {}, False
         self._forget = when_compiling(self._interrupt)
         for module in modules:
             self._handles.append(module.register_forward_hook(Hook(module, self._saw)))
-        for root in roots:
-            self._handles.append(root.register_forward_hook(Hook(root, self._finished)))
+        self._tracer.attach(modules, models)
 
     def detach(self) -> None:
         """Take every hook away."""
@@ -80,6 +78,7 @@ class Sampler:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._tracer.detach()
 
     def _interrupt(self) -> None:
         # What is traced with hooks in place is guarded by their number, and compiled again once they are gone.
@@ -98,7 +97,6 @@ class Sampler:
             seen.idle += 1  # an evaluation, or a network that is not being trained
             return
         x = args[0]
-        seen.node = seen.node or output.grad_fn
         seen.calls += 1
         seen.eval_calls += not module.training
         seen.size, seen.dtype = x.shape[0], x.dtype
@@ -111,34 +109,23 @@ class Sampler:
             spread = between(x)
             seen.between = spread if seen.between is None else merge_between(seen.between, spread)
 
-    def _finished(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.walk(output)
+    @property
+    def structure(self) -> Structure | None:
+        """What the graphs told so far of the layers; None if nothing."""
+        return self._tracer.structure
 
     def walk(self, outputs: Any) -> None:
-        """Walk the autograd graph from the outputs of a step, or its loss, while it is there."""
-        if not self.attached:
-            return
-        ends = tensors_of(outputs)
-        nodes = {i: s.node for i, m in enumerate(self._modules) if (s := self._seen.get(id(m))) and s.node is not None}
-        if not ends or not nodes:
-            return
-        structure = trace(ends, nodes, len(self._modules))
-        for i, module in enumerate(self._modules):
-            if structure.consumers[i] is not None:
-                self._traced[id(module)] = (structure.producer_trains[i], structure.consumers[i])
-
-    def structure(self, modules: Sequence[nn.Module]) -> Structure | None:
-        """What the graphs told so far of the layers; None if nothing."""
-        if not self._traced:
-            return None
-        known = [self._traced.get(id(m), (None, None)) for m in modules]
-        return Structure(producer_trains=tuple(k[0] for k in known), consumers=tuple(k[1] for k in known))
+        """Note the end of a step's autograd graph, such as its loss, while it is there."""
+        if self.attached:
+            self._tracer.walk(outputs)
 
     def take(self, step: int, layers: LayerTable, modules: Sequence[nn.Module]) -> Sample | None:
         """Remove the hooks and return what they saw, in the order of ``modules``.
 
         None if no layer was called, or if a compilation began before all were.
         """
+        if not self.interrupted:
+            self._tracer.take(modules, layers.names)
         self.detach()
         seen = [self._seen.get(id(m), _Seen()) for m in modules]
         cut, self.interrupted, self._seen = self.interrupted, False, {}

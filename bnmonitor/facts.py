@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from bnmonitor.frame import Facts, RankStatistics, Structure
+from bnmonitor.frame import Facts, RankStatistics
 from bnmonitor.runfacts import RunFacts
+from bnmonitor.structure import Structure
 
 
 def distributed() -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bnmonitor.layers import LayerTable
 from bnmonitor.ledger import Ledger
+from bnmonitor.structure import Structure
 
 CHANNEL_STATISTICS = (
     "batch_mean",
@@ -137,23 +138,6 @@ class Sample:
     input_dtypes: tuple[torch.dtype | None, ...] = ()
     idle: Tensor = field(default_factory=_none)
     recomputed: Tensor = field(default_factory=_none)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Structure:
-    """What the autograd graph of one step told of each layer; None where it could not be seen.
-
-    Attributes:
-        producer_trains: Whether the operation that feeds the layer has parameters that get a gradient.
-        consumers: Names of the operations that read the layer's output, such as ``relu`` or ``add``.
-    """
-
-    producer_trains: tuple[bool | None, ...]
-    consumers: tuple[tuple[str, ...] | None, ...]
-
-    def relu_only(self) -> Tensor:
-        """``[L]`` bool: every reader of the layer's output is a ReLU or ReLU6, which let nothing negative through."""
-        return torch.tensor([bool(c) and set(c or ()) <= {"relu", "relu6"} for c in self.consumers], device="cpu")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ from bnmonitor.settings import WARN, Action, Settings, as_models, as_optimizers
 from bnmonitor.sinks.base import Run, Sink, checked
 from bnmonitor.sinks.console import Console
 from bnmonitor.sinks.tensorboard import TensorBoard
+from bnmonitor.structure import Structure
 from bnmonitor.summary import Summary, empty, summarize
 from bnmonitor.watch import Watch
 
@@ -224,6 +225,14 @@ class Monitor:
     def summary(self, epoch: int | None = None) -> Summary:
         """Return how every layer is now: what the console's table shows."""
         return self._summarize(self._watch.window(self._optimizers, self._facts), epoch)
+
+    def structure(self) -> Structure:
+        """Return where each layer sits in the network, as the autograd graphs of the sampled steps told.
+
+        Printed, it is a tree: a line a layer with what feeds it and what reads it. A layer that no graph showed says
+        why in ``places[i].blind``.
+        """
+        return self._watch.structure
 
     # -- what a training loop calls ------------------------------------------------------------------------------------
 

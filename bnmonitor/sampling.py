@@ -61,7 +61,7 @@ class Sampling:
             return
         self.blocked = self._why_blocked()
         if not self.blocked:
-            self.sampler.attach(modules, list(self._models.values()))
+            self.sampler.attach(modules, self._models)
 
     def take(self, step: int, layers: LayerTable, modules: Sequence[nn.Module]) -> None:
         """Take the sample of the step that has just ended, if it was one to be sampled."""

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnmonitor.frame import Baseline, Facts, Moments, Sample, Structure, Window
+from bnmonitor.frame import Baseline, Facts, Moments, Sample, Window
 from bnmonitor.layers import LayerTable
 from bnmonitor.ledger import PHASES, Ledger
 from bnmonitor.rules.base import Rule
 from bnmonitor.sinks.base import Sink
+from bnmonitor.structure import Structure
 
 Values = float | Sequence[float] | Tensor
 

@@ -22,6 +22,7 @@ from bnmonitor.ring import Ring
 from bnmonitor.runfacts import RunFacts
 from bnmonitor.sampling import Sampling
 from bnmonitor.series import series
+from bnmonitor.structure import Structure
 
 _MANY_CHANNELS = 10_000
 
@@ -92,9 +93,14 @@ class Watch:
         return self._sampling.unsampled
 
     @property
+    def structure(self) -> Structure:
+        """What the autograd graphs told so far; of each layer why nothing is known, where it is not."""
+        return self._sampling.sampler.structure or Structure.unknown(self.layers.names, self.untraced)
+
+    @property
     def untraced(self) -> str:
         """Why no autograd graph is known; empty if one is."""
-        if self._sampling.sampler.structure(self._recorder.modules) is not None:
+        if self._sampling.sampler.structure is not None:
             return ""
         unsampled = self.unsampled.replace("activation samples", "the autograd graph of a sampled step")
         return unsampled or "needs the autograd graph of a training step, and none was seen yet"
@@ -223,7 +229,7 @@ class Watch:
             optimizers,
             steps=self.steps,
             rates=self._ring.rates,
-            structure=self._sampling.sampler.structure(modules),
+            structure=self._sampling.sampler.structure,
             run=run or RunFacts(),
             ranks=self.heard,
         )

@@ -12,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from bnmonitor import Monitor
 from bnmonitor.activations import Sampler
-from bnmonitor.frame import Moments, Sample, Structure
+from bnmonitor.frame import Moments, Sample
 from bnmonitor.layers import discover
+from bnmonitor.structure import Structure
 from tests.models import ARCHITECTURES, train
 
 
@@ -26,7 +27,7 @@ def hooks(model: nn.Module) -> int:
 def sampled(model: nn.Module, step: Callable[[], Any]) -> Sample:
     """Run one step with the hooks in place."""
     found, sampler = discover({"": model}), Sampler()
-    sampler.attach(found.modules, [model])
+    sampler.attach(found.modules, {"": model})
     step()
     sample = sampler.take(3, found.table, found.modules)
     assert sample is not None
@@ -36,10 +37,10 @@ def sampled(model: nn.Module, step: Callable[[], Any]) -> Sample:
 
 def structure(model: nn.Module, *inputs: Tensor) -> Structure:
     found, sampler = discover({"": model}), Sampler()
-    sampler.attach(found.modules, [model])
+    sampler.attach(found.modules, {"": model})
     model(*inputs)
-    sampler.detach()
-    told = sampler.structure(found.modules)
+    sampler.take(0, found.table, found.modules)
+    told = sampler.structure
     assert told is not None
     return told
 
@@ -126,7 +127,7 @@ def test_a_layer_that_was_not_called_is_unknown() -> None:
 def test_a_step_without_any_call_gives_no_sample() -> None:
     model = nn.Sequential(nn.BatchNorm1d(2))
     found, sampler = discover({"": model}), Sampler()
-    sampler.attach(found.modules, [model])
+    sampler.attach(found.modules, {"": model})
     assert sampler.take(0, found.table, found.modules) is None
     assert hooks(model) == 0
 
@@ -177,7 +178,7 @@ def test_recompute_under_checkpoint_is_not_counted(reentrant: bool) -> None:
         checkpoint(block, x, use_reentrant=reentrant).sum().backward()
 
     found, sampler = discover({"": block}), Sampler()
-    sampler.attach(found.modules, [block])
+    sampler.attach(found.modules, {"": block})
     step()
     sample = sampler.take(0, found.table, found.modules)
     assert len(ran) == 2
@@ -291,10 +292,11 @@ def test_the_graph_tells_who_reads_the_output(name: str) -> None:
 def test_an_output_that_nothing_reads_is_unknown() -> None:
     found, sampler = discover({"": nn.Sequential(nn.BatchNorm1d(2))}), Sampler()
     model = found.modules[0]
-    sampler.attach(found.modules, [model])
+    sampler.attach(found.modules, {"": model})
     model(torch.randn(4, 2))
-    sampler.detach()
-    assert sampler.structure(found.modules) is None
+    sampler.take(0, found.table, found.modules)
+    assert sampler.structure is not None
+    assert sampler.structure.consumers == (None,)
 
 
 def frozen(module: nn.Module) -> nn.Module:
