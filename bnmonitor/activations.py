@@ -87,6 +87,7 @@ class Sampler:
 
     @torch.no_grad()
     def _saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._tracer.saw(module, args, output)
         if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
             return
         seen = self._seen.setdefault(id(module), _Seen())

@@ -18,7 +18,7 @@ from bnmonitor.structure import Structure
 
 
 class Tracer:
-    """Hooks the layers and every other module without children for one step, and describes its graph at the end.
+    """Hooks every module without children but the layers for one step, and describes its graph at the end.
 
     Once every layer is described it does so again only when modes or ``requires_grad`` have changed.
     What one step does not show, such as a network that trains every other step, is kept from those before.
@@ -51,8 +51,9 @@ class Tracer:
                 if id(module) not in self._names:
                     self._names[id(module)] = ".".join(part for part in (prefix, path) if part)
                     self._own(module, model, path, prefix)
-                    if id(module) in watched or isinstance(module, WHOLE) or not any(module._modules.values()):
-                        self._handles.append(module.register_forward_hook(Hook(module, self._saw)))
+                    simple = isinstance(module, WHOLE) or not any(module._modules.values())
+                    if simple and id(module) not in watched:
+                        self._handles.append(module.register_forward_hook(Hook(module, self.saw)))
             self._handles.append(model.register_forward_hook(Hook(model, self._finished)))
 
     def _own(self, module: nn.Module, model: nn.Module, path: str, prefix: str) -> None:
@@ -84,7 +85,10 @@ class Tracer:
             self.structure = new if self.structure is None else new.completed(self.structure)
         self.detach()
 
-    def _saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Note one call; whoever hooks the layers passes theirs on."""
+        if not self._handles:
+            return
         x = args[0] if args else None
         out = output[0] if isinstance(output, tuple) and output else output
         if not isinstance(x, Tensor) or not isinstance(out, Tensor) or recomputing():
