@@ -13,13 +13,19 @@ from torch import Tensor
 
 from bnmonitor.frame import Baseline, Sample, Window
 from bnmonitor.layers import LayerTable
-from bnmonitor.measures import forgetting, offset, typical_variance, warm
+from bnmonitor.measures import forgetting, jump, offset, typical_variance, unrest, warm
 from bnmonitor.statistics import middle_over_steps
 
 MEMORY = 500
 """Steps in which a baseline follows a lasting change by two thirds."""
 
-_BY_LAYER = ("offset", "initial", "updates", "forgotten", "sizes", "values")
+_BY_LAYER = ("offset", "unrest", "jump", "rate", "initial", "updates", "forgotten", "sizes", "values")
+
+CALMING = 30
+"""Steps in which the level of calm times follows a layer that calms down by two thirds."""
+
+RECENT = 30
+"""Steps for which a learning rate counts as new."""
 
 ALIVE = 100
 """A channel is alive once its batch variance has been this many times eps."""
@@ -32,6 +38,9 @@ def begin(layers: LayerTable, gamma: Tensor, mean: Tensor, var: Tensor, counts: 
         log_var=torch.full((layers.total,), torch.nan, device="cpu"),
         spread=torch.full((layers.total,), torch.nan, device="cpu"),
         offset=unknown,
+        unrest=unknown.clone(),
+        jump=unknown.clone(),
+        rate=torch.zeros(len(layers), device="cpu"),
         alive=torch.zeros(layers.total, dtype=torch.bool, device="cpu"),
         gamma=gamma.clone(),
         mean=mean.clone(),
@@ -100,6 +109,9 @@ def followed(window: Window, held: Tensor) -> Baseline:
         log_var=_follow(base.log_var, log_var, moving[layers.owner], rate),
         spread=_follow(base.spread, spread, moving[layers.owner], rate),
         offset=_follow(base.offset, offset(window).float(), moving, rate),
+        unrest=_calm(base.unrest, unrest(window).float(), moving, window),
+        jump=_calm(base.jump, jump(window).float(), moving, window),
+        rate=torch.fmax(base.rate, torch.tensor(max(window.facts.learning_rates[:-RECENT], default=math.nan))),
     )
 
 
@@ -122,6 +134,14 @@ def _initial(layers: LayerTable, mean: Tensor, var: Tensor, counts: Tensor) -> T
     untouched = ~layers.segments.any((mean != 0) | (var != 1))
     left = (1 - momentum).clamp(min=0).pow(counts).where(counts > 0, 0.0)
     return left.where(~untouched, 1.0)
+
+
+def _calm(old: Tensor, new: Tensor, moving: Tensor, window: Window) -> Tensor:
+    """Follow quickly down and slowly up: the level of calm times."""
+    steps = max(1, window.fresh)
+    down, up = 1 - math.exp(-steps / CALMING), 1 - math.exp(-steps / MEMORY)
+    target = torch.where(old.isnan(), new, old + torch.where(new < old, down, up) * (new - old))
+    return torch.where(moving & new.isfinite(), target, old)
 
 
 def _follow(old: Tensor, new: Tensor, moving: Tensor, rate: float) -> Tensor:

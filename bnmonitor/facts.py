@@ -52,6 +52,7 @@ def facts(
         )
         for m in modules
     ]
+    decays = [_decay(m, optimizers) for m in modules]
     scales, skipped = run.scales(steps)
     kept = [m._buffers.get("running_mean") for m in modules]
     return Facts(
@@ -60,6 +61,8 @@ def facts(
         learning_rates=tuple(rates),
         world_size=world_size(),
         structure=structure,
+        decay=torch.tensor([d for d, _ in decays], device="cpu"),
+        decoupled=torch.tensor([apart for _, apart in decays], dtype=torch.bool, device="cpu"),
         buffer_dtypes=tuple(None if t is None else t.dtype for t in kept),
         train_loader=run.train_loader,
         val_loader=run.val_loader,
@@ -68,3 +71,22 @@ def facts(
         skipped_steps=skipped,
         ranks=ranks,
     )
+
+
+def _decay(module: nn.Module, optimizers: Sequence[Optimizer]) -> tuple[float, bool]:
+    """The largest weight decay on a layer's gamma or beta, and whether it is decoupled from the gradient."""
+    affine = [p for p in (module._parameters.get("weight"), module._parameters.get("bias")) if p is not None]
+    mine = {id(p) for p in affine if p.requires_grad}
+    found = [
+        (float(g.get("weight_decay") or 0.0), bool(g.get("decoupled_weight_decay")) or _decouples(o))
+        for o in optimizers
+        for g in o.param_groups
+        if any(id(p) in mine for p in g["params"])
+    ]
+    return max(found, default=(0.0, False))
+
+
+def _decouples(optimizer: Optimizer) -> bool:
+    """Whether an optimizer is by name one that takes weight decay off the parameters, not through the gradient."""
+    names = [kind.__name__ for kind in type(optimizer).__mro__]
+    return any(word in name for name in names for word in ("AdamW", "SGDW", "Lion", "Lamb"))

@@ -206,6 +206,8 @@ class Facts:
         learning_rates: The largest learning rate in force at each step of the window; NaN where unknown.
         world_size: Processes that train together; 1 where unknown.
         structure: What the autograd graph told, once a step has been seen.
+        decay: ``[L]`` largest weight decay on gamma or beta, 0 without; None where unknown.
+        decoupled: ``[L]`` bool, whether it acts on the parameters themselves, as in AdamW, not through the gradient.
         buffer_dtypes: Type of each layer's running statistics; None for a layer without, empty where unknown.
         train_loader: What the training loader tells; None where unknown.
         val_loader: What the validation loader tells; None where unknown.
@@ -224,6 +226,8 @@ class Facts:
     learning_rates: tuple[float, ...] = ()
     world_size: int = 1
     structure: Structure | None = None
+    decay: Tensor | None = None
+    decoupled: Tensor | None = None
     buffer_dtypes: tuple[torch.dtype | None, ...] = ()
     train_loader: Loader | None = None
     val_loader: Loader | None = None
@@ -243,6 +247,10 @@ class Baseline:
     Attributes:
         log_var: ``[C]`` robust log of the batch variance after warm-up; NaN before.
         spread: ``[C]`` median absolute deviation of that log from step to step, alike.
+        unrest: ``[L]`` how far the batches were from the running statistics while the layer was calm, in deviations;
+            NaN before warm-up.
+        jump: ``[L]`` how far the mean moved from batch to batch in such times, likewise.
+        rate: ``[L]`` highest learning rate so far, but for the newest steps; 0 where unknown.
         offset: ``[L]`` robust median of ``abs(mean) / sigma`` after warm-up; NaN before.
         alive: ``[C]`` bool, the batch variance was once well above eps.
         gamma: ``[C]`` gamma at the start.
@@ -259,6 +267,9 @@ class Baseline:
     log_var: Tensor
     spread: Tensor
     offset: Tensor
+    unrest: Tensor
+    jump: Tensor
+    rate: Tensor
     alive: Tensor
     gamma: Tensor
     mean: Tensor

@@ -154,6 +154,33 @@ def synced(window: Window) -> Tensor:
     return torch.tensor([kind == "SyncBatchNorm" for kind in window.layers.kinds], dtype=torch.bool, device="cpu")
 
 
+SHORT = 10
+"""Steps over which a layer's unrest is measured, if fewer are new."""
+
+
+@once
+def unrest(window: Window) -> Tensor:
+    """How far the batches are from the running statistics, in the middle channel and the middle of the new steps.
+
+    In deviations, the larger of the distance of the means and the log ratio of the deviations (as its hyperbolic sine,
+    which needs no logarithm): ``[L]``.
+    """
+    recent = slice(-max(SHORT, window.fresh), None)
+    ratio = window.ratio[recent]
+    apart = torch.maximum(window.shift[recent].abs(), (ratio - 1 / ratio).abs() / 2)
+    return median(middle_over_steps(apart), window)
+
+
+@once
+def jump(window: Window) -> Tensor:
+    """How far the batch mean moves from one step to the next, in deviations; the middle likewise: ``[L]``."""
+    if len(window) < 2:
+        return torch.full((len(window.layers),), torch.nan, device="cpu")
+    mean = window.batch_mean[-max(SHORT, window.fresh) - 1 :]
+    moved = middle_over_steps(mean.diff(dim=0).abs())
+    return median(moved / (window.running_var[-1] + window.layers.eps_by_channel).sqrt(), window)
+
+
 def noise(window: Window) -> Tensor:
     """Spread of the batch mean around the running mean from step to step, in deviations."""
     shift = window.shift

@@ -190,4 +190,4 @@ def _middle(rows: Tensor) -> Tensor:
     import numpy as np
 
     at = (rows.shape[1] - 1) // 2
-    return torch.from_numpy(np.partition(rows.numpy(), at, axis=1)[:, at].copy())
+    return torch.from_numpy(np.partition(rows.detach().numpy(), at, axis=1)[:, at].copy())

@@ -38,6 +38,8 @@ def make_window(
     sample: Sample | None = None,
     evaluation: str = "",
     seen: int | None = None,
+    decay: float = 0.0,
+    decoupled: bool = False,
     facts: Mapping[str, Any] | None = None,
     ledger: Mapping[str, Mapping[str, int] | bool] | None = None,
     **statistics: Values,
@@ -64,6 +66,8 @@ def make_window(
         sample: Activation statistics.
         evaluation: Phase of the evaluation that is about to begin.
         seen: Updates since the start, which was at mean 0 and variance 1; None: long forgotten.
+        decay: Weight decay on gamma and beta.
+        decoupled: Whether it acts on the parameters themselves, as in AdamW.
         facts: Other fields of :class:`~bnmonitor.frame.Facts`, such as ``{"accumulate": 4}``.
         ledger: Fields of :class:`~bnmonitor.frame.Ledger`, the same for all layers: ``{"initial": True}``, or by phase
             ``{"seen": {"validation": 3}}``.
@@ -123,6 +127,9 @@ def make_window(
             log_var=torch.zeros(width),
             spread=torch.full((width,), 0.1),
             offset=torch.full((count,), offset),
+            unrest=torch.full((count,), 0.05),
+            jump=torch.full((count,), 0.05),
+            rate=torch.full((count,), learning_rate),
             alive=torch.ones(width, dtype=torch.bool),
             gamma=spread(start_gamma)[0],
             mean=spread(start_mean)[0],
@@ -140,6 +147,8 @@ def make_window(
                 learning_rates=(learning_rate,) * steps,
                 structure=structure,
                 evaluation=evaluation,
+                decay=torch.full((count,), decay),
+                decoupled=torch.full((count,), decoupled),
             ),
             **(facts or {}),
         ),

@@ -28,7 +28,7 @@ from bnmonitor.frame import (
 )
 from bnmonitor.layers import LayerTable
 from bnmonitor.ledger import PHASES, Ledger
-from bnmonitor.testing import check_rule
+from bnmonitor.testing import check_rule, make_window
 
 RULES = [pytest.param(rule, id=rule.name) for rule in all_rules()]
 JUDGING = [pytest.param(rule, id=rule.name) for rule in all_rules() if not rule.code.startswith("BN0")]
@@ -138,6 +138,9 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
             log_var=sprinkled(torch.where(coin(0.9, width), 0.0, 3.0)),
             spread=torch.full((width,), 0.1),
             offset=sprinkled(torch.rand(width, generator=rng))[:count],
+            unrest=torch.where(torch.arange(count) == 0, torch.nan, 0.02),
+            jump=torch.where(torch.arange(count) == 0, torch.nan, 0.02),
+            rate=torch.full((count,), 0.5),
             alive=coin(0.8, width),
             gamma=torch.where(coin(0.8, width), 1.0, 0.0),
             mean=sprinkled(torch.zeros(width)),
@@ -154,6 +157,8 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
             learning_rates=tuple(torch.rand(steps, generator=of_run).tolist()),
             ranks=ranks,
             evaluation="validation" if seed % 3 else "",
+            decay=torch.where(torch.arange(count) % 2 == seed % 2, 0.05, 0.0) * (seed % 5 > 0),
+            decoupled=torch.full((count,), seed % 4 < 2),
             buffer_dtypes=typed(torch.bfloat16, count, seed + 1),
             **of_the_run(steps, seed if run is None else run),
             structure=Structure(
@@ -248,6 +253,8 @@ def beside(a: Window, b: Window) -> Window:
         facts=replace(
             a.facts,
             affine_trains=joined("affine_trains", a.facts, b.facts),
+            decay=joined("decay", a.facts, b.facts),
+            decoupled=joined("decoupled", a.facts, b.facts),
             ranks=replace(a.facts.ranks, **of_ranks),
             buffer_dtypes=a.facts.buffer_dtypes + b.facts.buffer_dtypes,
             structure=Structure(
@@ -320,6 +327,8 @@ def test_random_windows_make_the_rule_fire_and_stay_quiet_so_that_the_contract_i
     fired = [bool(rule.check(window)) for window in gallery()]
     if rule.code in ("BN301", "BN302"):  # need another momentum, tested on their own
         fired.append(bool(rule.check(_with_momentum(gallery()[1], 0.99 if rule.code == "BN301" else 0.0))))
+    if rule.code == "BN705":  # needs a long window in which nothing moves
+        fired.append(bool(rule.check(make_window(learning_rate=1e-8))))
     assert any(fired)
     assert not all(fired)
 

@@ -27,6 +27,11 @@ from bnmonitor.rules.numerics.skipped_step_poisoning import SkippedStepPoisoning
 from bnmonitor.rules.numerics.variance_collapse import VarianceCollapse
 from bnmonitor.rules.numerics.variance_explosion import VarianceExplosion
 from bnmonitor.rules.parameters.dead_channels import DeadChannels
+from bnmonitor.rules.parameters.folding_hazard import FoldingHazard
+from bnmonitor.rules.parameters.gamma_explosion import GammaExplosion
+from bnmonitor.rules.parameters.learning_rate_too_high import LearningRateTooHigh
+from bnmonitor.rules.parameters.learning_rate_too_low import LearningRateTooLow
+from bnmonitor.rules.parameters.weight_decay_on_affine import WeightDecayOnAffine
 from bnmonitor.rules.running_average.cold_statistics import ColdStatistics
 from bnmonitor.rules.running_average.degenerate_momentum import DegenerateMomentum
 from bnmonitor.rules.running_average.inverted_momentum import InvertedMomentum
@@ -81,6 +86,11 @@ CATALOGUE: tuple[type[Rule], ...] = (
     RankDivergence,
     LayerNeverCalled,
     DeadChannels,
+    GammaExplosion,
+    WeightDecayOnAffine,
+    LearningRateTooHigh,
+    LearningRateTooLow,
+    FoldingHazard,
 )
 
 FAMILIES = {

@@ -56,7 +56,7 @@ class MeanExplosion(Rule):
     name: ClassVar[str] = "mean-explosion"
     severity: ClassVar[Severity] = Severity.WARNING
     holds: ClassVar[bool] = True
-    follows: ClassVar[frozenset[str]] = frozenset({"BN106"})
+    follows: ClassVar[frozenset[str]] = frozenset({"BN106", "BN704"})
 
     limit: float = 10.0
     growth: float = 2.0

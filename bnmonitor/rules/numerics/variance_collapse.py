@@ -61,7 +61,7 @@ class VarianceCollapse(Rule):
     name: ClassVar[str] = "variance-collapse"
     severity: ClassVar[Severity] = Severity.WARNING
     holds: ClassVar[bool] = True
-    follows: ClassVar[frozenset[str]] = frozenset({"BN106"})
+    follows: ClassVar[frozenset[str]] = frozenset({"BN106", "BN704"})
 
     eps_factor: float = 10.0
     warn_share: float = 0.05

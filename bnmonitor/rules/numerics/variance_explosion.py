@@ -64,6 +64,8 @@ class VarianceExplosion(Rule):
     The first steps, before the baseline exists, are not judged. Weights before a normalization grow in healthy
     training, fast while the learning rate warms up: the second level is for that.
 
+    If half of the layers jump at once it is the learning rate's fault, and BN704 speaks for all of them.
+
     ## References
     Bjorck et al., Understanding Batch Normalization, 2018; matterport/Mask_RCNN#573.
     """
@@ -72,6 +74,7 @@ class VarianceExplosion(Rule):
     name: ClassVar[str] = "variance-explosion"
     severity: ClassVar[Severity] = Severity.WARNING
     holds: ClassVar[bool] = True
+    follows: ClassVar[frozenset[str]] = frozenset({"BN704"})
 
     warn_factor: float = 100.0
     error_factor: float = 1e4

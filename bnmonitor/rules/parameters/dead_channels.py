@@ -61,6 +61,7 @@ class DeadChannels(Rule):
     code: ClassVar[str] = "BN701"
     name: ClassVar[str] = "dead-channels"
     severity: ClassVar[Severity] = Severity.WARNING
+    follows: ClassVar[frozenset[str]] = frozenset({"BN704"})
 
     gamma_share: float = 0.01
     beta_ratio: float = -3.1
@@ -91,7 +92,7 @@ class DeadChannels(Rule):
         sample = window.sample
         if not now.any() or sample is None:
             return now
-        since = torch.tensor(window.steps)[self._negative(window).long().argmax(0)]
+        since = torch.tensor(window.steps, device="cpu")[self._negative(window).long().argmax(0)]
         return now & ~((sample.output.nonpositive < self.zero_share) & (sample.step >= since))
 
     def _negative(self, window: Window) -> torch.Tensor:

@@ -50,7 +50,8 @@ class ColdStatistics(Rule):
     ``w / (1 - w)`` of itself, and the variance is ``(1 - w) v + w`` instead of ``v``. Between the two thresholds it is
     a warning if that moves the middle channel of a layer by more than BN304 allows a lag (``least_mean = .1``
     deviations, ``least_log_deviation = .2``), and an info if not: a layer whose input has about variance 1 does not
-    feel it.
+    feel it. On digits, an evaluation after 22 steps at .1 (a weight of .098) gave six networks 10 to 60 % accuracy
+    where fresh statistics gave 60 to 79 %; where the middle channel moved by less than .1, the two agreed.
 
     ## Look-alikes
     Fine-tuning, where the statistics began as those of another training: BN304 is the rule for them.

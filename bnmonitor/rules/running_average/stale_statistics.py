@@ -66,7 +66,7 @@ class StaleStatistics(Rule):
     severity: ClassVar[Severity] = Severity.WARNING
     confirm: ClassVar[int] = 64
     yields_to: ClassVar[frozenset[str]] = frozenset({"BN105", "BN106", "BN107"})
-    follows: ClassVar[frozenset[str]] = frozenset({"BN106"})
+    follows: ClassVar[frozenset[str]] = frozenset({"BN106", "BN704"})
 
     warn_mean: float = 0.1
     warn_log_deviation: float = 0.2

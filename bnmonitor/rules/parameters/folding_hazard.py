@@ -1,0 +1,86 @@
+"""BN707: a layer that quantizes badly once it is folded into the one before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from bnmonitor._text import count, number
+from bnmonitor.frame import Window
+from bnmonitor.measures import median
+from bnmonitor.rules.base import Finding, Moment, Rule, Severity
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldingHazard(Rule):
+    """The scales by which a layer multiplies its channels in evaluation differ so much that 8 bits cannot hold them.
+
+    ## What it does
+    Compares, at the end of training, each channel's ``abs(gamma) / sqrt(running_var + eps)`` with the middle one of its
+    layer. That is the factor by which the weights of the producer are multiplied when the layer is folded into it.
+
+    ## Why is this bad?
+    Quantization with one scale for the whole tensor gives 127 steps to the largest weight. One channel with next to no
+    variance is multiplied by up to ``gamma / sqrt(eps)``, 316 times gamma, and takes the steps of all others:
+    MobileNet fell from 70 % to 2 % that way. Training and evaluation in floating point do not notice.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> [finding] = FoldingHazard().check(make_window(running_var=[1.0, 1.2, 0.9, 0.0]))
+    >>> str(finding.severity), finding.channels, round(finding.value)
+    ('warning', (3,), 316)
+
+    >>> FoldingHazard().check(make_window(running_var=[1.0, 4.0, 0.1]))
+    []
+
+    ## What to do
+    Quantize per channel. Or set gamma of the named channels to 0 and put what they say into beta, before folding: a
+    channel that does not vary is a constant. Cross-layer equalization helps where they do vary.
+
+    ## Thresholds
+    ``info_ratio = 20``: the middle channel is left with 6 steps of 127. ``warn_ratio = 127``: it is left with one or
+    none.
+
+    ## Look-alikes
+    A layer right on the input cannot be folded into anything. Who quantizes per channel, or not at all, may ignore it.
+
+    ## References
+    Sheng et al., A Quantization-Friendly Separable Convolution for MobileNets, 2018; Nagel et al., Data-Free
+    Quantization, 2019; tensorflow/tensorflow#43882.
+    """
+
+    code: ClassVar[str] = "BN707"
+    name: ClassVar[str] = "folding-hazard"
+    severity: ClassVar[Severity] = Severity.WARNING
+    needs: ClassVar[frozenset[str]] = frozenset({"buffers", "affine"})
+    moment: ClassVar[Moment] = "end"
+
+    info_ratio: float = 20.0
+    warn_ratio: float = 127.0
+
+    def check(self, window: Window) -> list[Finding]:
+        """Find the layers whose scales are far apart."""
+        scale = window.gamma[-1].abs() / (window.running_var[-1] + window.layers.eps_by_channel).sqrt()
+        ratio = scale / median(scale, window)[window.layers.owner]
+        ratio = ratio.where(ratio.isfinite(), 0.0)
+        over = window.layers.segments.any(ratio > self.info_ratio)
+        return [self._finding(window, layer, ratio) for layer in over.nonzero().flatten().tolist()]
+
+    def _finding(self, window: Window, layer: int, ratio: Tensor) -> Finding:
+        value = ratio[window.layers.span(layer)].max().item()
+        warn = value > self.warn_ratio
+        limit = self.warn_ratio if warn else self.info_ratio
+        channels = window.layers.locate(ratio > limit, layer)
+        return Finding(
+            severity=Severity.WARNING if warn else Severity.INFO,
+            layer=layer,
+            channels=channels,
+            first_step=window.steps[-1],
+            value=value,
+            threshold=limit,
+            message=f"folded into the layer before, {count(len(channels), 'channel')} would be multiplied by up to "
+            f"{number(value)} times what the middle one is, which in 8 bits keeps {int(127 / value)} of 127 steps",
+            advice="quantize per channel, or set gamma of these channels to 0 before folding",
+        )

@@ -1,0 +1,135 @@
+"""BN704: a learning rate that is too high for the whole model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bnmonitor._text import count, number
+from bnmonitor.frame import Window
+from bnmonitor.measures import jump, unrest
+from bnmonitor.rules.base import Finding, Rule, Severity, first, onset, rate_note
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRateTooHigh(Rule):
+    """The batch statistics of many layers at once jump about, in layers that were calm before.
+
+    ## What it does
+    Measures the unrest of each layer: how far its batches are from its running statistics, and how far their mean moves
+    from one step to the next, in the middle channel. Speaks if half of the layers or more have left the level of their
+    own calm times behind: the weights take steps after which every layer is another one. One alert for all layers.
+
+    ## Why is this bad?
+    Batch normalization lets a network train at rates that would make it diverge without, because the scale of the
+    weights before it does not matter. It does not make every rate a good one: what was learned is lost within a few
+    steps, channels die (BN701), and the running statistics describe no network that ever was.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> import torch
+    >>> wild = torch.zeros(64, 6)
+    >>> wild[-12:] = torch.tensor([0.6, -0.5] * 6)[:, None]
+    >>> [finding] = LearningRateTooHigh().check(make_window(channels=(3, 3), batch_mean=wild))
+    >>> len(finding.layers), round(finding.value, 2)
+    (2, 0.6)
+
+    One layer of several may have a fault of its own, which is not the learning rate's:
+
+    >>> wild[:, 2:] = 0.0
+    >>> LearningRateTooHigh().check(make_window(channels=(2, 2, 2), batch_mean=wild))
+    []
+
+    ## What to do
+    Go back to the rate that was in force before, or lower the peak of the schedule to a third; lengthen the warm-up, or
+    clip gradients (``Trainer(gradient_clip_val=1.0)``). Look at it where the message says it began.
+
+    ## Thresholds
+    ``least_unrest = .3`` deviations and ``growth = 4`` times the calm level. The running statistics of momentum ``m``
+    are ``(1 - m) / m`` steps behind, nine at .1: an unrest of .3 is one that BN304 would call a stale average, were it
+    always to one side. ``sudden_unrest = .1`` and ``sudden_growth = 3`` if the learning rate was raised ``sudden_from =
+    4``- to ``sudden_to = 30``-fold at once, above all rates so far: that needs less of a proof. From a rate near zero,
+    as before a warm-up by epochs, a rise is no sign. ``jump_growth = 1.5``: the mean must also move more from batch to
+    batch, which it does not after a single change of the data.
+
+    Measured in the middle layer: 45,000 healthy steps of 125 trainings and 20 more schedules (warm-up over 20 to 500
+    steps and by epochs, one-cycle to .4, restarts, triangles, Adam to .01) reached .32 where the rate rose to its peak,
+    never more than 3 times the calm level at once with .1; a tenfold rate in the middle of training took the same
+    networks to .15 to .49 and 4 to 18 times within 20 steps.
+
+    ## Look-alikes
+    The first steps, which are not judged. Restarts and one-cycle peaks, which stay below. New data in the middle of
+    training move every layer once. A fault of one layer is told by BN106 or BN702, which count as followers
+    where all layers jump.
+
+    ## References
+    Ioffe and Szegedy, Batch Normalization, 2015, section 3.3; Bjorck et al., Understanding Batch Normalization, 2018;
+    Arora, Li and Lyu, Theoretical Analysis of Auto Rate-Tuning by Batch Normalization, 2019.
+    """
+
+    code: ClassVar[str] = "BN704"
+    name: ClassVar[str] = "learning-rate-too-high"
+    severity: ClassVar[Severity] = Severity.WARNING
+    needs: ClassVar[frozenset[str]] = frozenset({"buffers"})
+
+    least_unrest: float = 0.3
+    growth: float = 4.0
+    sudden_unrest: float = 0.1
+    sudden_growth: float = 3.0
+    sudden_from: float = 4.0
+    sudden_to: float = 30.0
+    jump_growth: float = 1.5
+    least_share: float = 0.5
+
+    def check(self, window: Window) -> list[Finding]:
+        """Judge all layers together."""
+        now, calm = unrest(window), window.baseline.unrest
+        judged = window.training[-1] & now.isfinite() & calm.isfinite()
+        raised = self._raised(window)
+        least = torch.where(raised, self.sudden_unrest, self.least_unrest)
+        growth = torch.where(raised, self.sudden_growth, self.growth)
+        wild = judged & (now > least) & (now > growth * calm)
+        wild &= jump(window) > self.jump_growth * window.baseline.jump
+        if not wild.any() or int(wild.sum()) < self.least_share * int(judged.sum()):
+            return []
+        return [self._finding(window, wild, judged, bool((raised & wild).any()))]
+
+    def _raised(self, window: Window) -> Tensor:
+        """Layers for which the learning rate was raised at once, to where it never was: ``[L]`` bool."""
+        before, now = window.baseline.rate, window.learning_rate()
+        return (before > 0) & (now >= self.sudden_from * before) & (now <= self.sudden_to * before)
+
+    def _finding(self, window: Window, wild: Tensor, judged: Tensor, raised: bool) -> Finding:
+        layers = judged.nonzero().flatten().tolist()
+        lead = int(wild.long().argmax())
+        value, calm = (float(values[wild].median()) for values in (unrest(window), window.baseline.unrest))
+        before = float(window.baseline.rate[lead])
+        if raised:
+            rates = torch.tensor(window.facts.learning_rates)
+            step = first(rates >= self.sudden_from * before, window)
+            advice = f"go back to a learning rate of {number(before)}, or raise it step by step"
+        else:
+            step = self._since(window, lead, calm)
+            advice = "lower the learning rate to a third, or lengthen its warm-up"
+        return Finding(
+            severity=Severity.WARNING,
+            layer=lead,
+            layers=tuple(layers),
+            first_step=step,
+            value=value,
+            threshold=self.sudden_unrest if raised else self.least_unrest,
+            message=f"in {int(wild.sum())} of {count(len(layers), 'layer')} the batches are {number(value)} deviations "
+            f"from the running statistics, {number(value / calm)} times as far as in calm times"
+            f"{rate_note(window, step)}",
+            advice=f"{advice}; clip gradients: Trainer(gradient_clip_val=1.0)",
+        )
+
+    def _since(self, window: Window, layer: int, calm: float) -> int:
+        """The step since when a layer has been restless."""
+        span = window.layers.span(layer)
+        shift, ratio = window.shift[:, span].abs(), window.ratio[:, span]
+        course = torch.maximum(shift, (ratio - 1 / ratio).abs() / 2).nanmedian(1).values
+        return onset(course > 2 * calm, window)

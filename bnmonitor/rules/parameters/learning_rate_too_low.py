@@ -1,0 +1,130 @@
+"""BN705: a learning rate at which nothing moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bnmonitor._text import count, number
+from bnmonitor.frame import Window
+from bnmonitor.measures import median
+from bnmonitor.rules.base import Finding, Rule, Severity, rate_note
+from bnmonitor.statistics import mean_over_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRateTooLow(Rule):
+    """Gamma, beta and the batch statistics of every layer stand still, although gradients arrive.
+
+    ## What it does
+    Compares the first and the last step of a long window: how far gamma and beta have gone per step, against the size
+    of gamma, and how far the batch means have drifted, against what the noise of the batches allows to tell. Speaks if
+    no layer that trains has moved, and either gamma has hardly moved since the start or the rate is far below its peak.
+
+    ## Why is this bad?
+    The run costs as much as one that learns. Batch normalization bears higher rates than the same network without:
+    the usual mistake is to keep the rate of the network without it.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> [finding] = LearningRateTooLow().check(make_window(learning_rate=1e-8))
+    >>> str(finding.severity), finding.value
+    ('info', 0.0)
+
+    >>> import torch
+    >>> moving = torch.linspace(0.9, 1.0, 64)[:, None].expand(64, 3)
+    >>> LearningRateTooLow().check(make_window(gamma=moving))
+    []
+
+    ## What to do
+    Raise the learning rate tenfold, and again, until the loss moves; with a warm-up of a few hundred steps it may go as
+    high as the loss bears. If a schedule has brought it there, end the run or restart the schedule.
+
+    ## Thresholds
+    ``least_ratio = 1e-6`` of gamma per step: 100,000 steps would change it by a tenth; below 6e-8 a number near 1 does
+    not change at all in float32. ``least_drift = 1e-4`` deviations per step, or three standard errors of the batch
+    means if that is more. ``moved = 1e-3`` since the start, ``lowered = 30`` below the peak: a network that has learned
+    and stands still at an unchanged rate has converged. At least ``least_steps = 50``, with a rate that a schedule does
+    not move meanwhile, and four optimizer steps.
+
+    ## Look-alikes
+    The tail of a cosine, where the rate still moves; a converged network; frozen layers, which are not judged.
+
+    ## References
+    Ioffe and Szegedy, Batch Normalization, 2015, section 4.2.1; Santurkar et al., How Does Batch Normalization Help
+    Optimization, 2018.
+    """
+
+    code: ClassVar[str] = "BN705"
+    name: ClassVar[str] = "learning-rate-too-low"
+    severity: ClassVar[Severity] = Severity.INFO
+    needs: ClassVar[frozenset[str]] = frozenset({"affine"})
+
+    least_ratio: float = 1e-6
+    least_drift: float = 1e-4
+    moved: float = 1e-3
+    lowered: float = 30.0
+    schedule: float = 0.01
+    least_steps: int = 50
+
+    def check(self, window: Window) -> list[Finding]:
+        """Judge all layers that train together."""
+        if len(window) < max(self.least_steps, 4 * window.facts.accumulate) or self._scheduled(window):
+            return []
+        gradient = window.layers.segments.max(window.gamma_grad[-1].abs())
+        judged = window.facts.affine_trains & (gradient > 0)
+        if not judged.any():
+            return []
+        ratio = self._ratio(window)
+        if not (ratio[judged] < self.least_ratio).all() or not self._low(window)[judged].all():
+            return []
+        if (self._drifts(window) & judged).any():
+            return []
+        return [self._finding(window, judged, ratio)]
+
+    def _scheduled(self, window: Window) -> bool:
+        rates = window.facts.learning_rates
+        return bool(rates) and not min(rates) >= (1 - self.schedule) * max(rates)
+
+    def _ratio(self, window: Window) -> Tensor:
+        """How far gamma and beta have gone per step, against the size of gamma: ``[L]``."""
+        size = self._size(window, window.gamma[-1])
+        gone = torch.maximum(*(self._size(window, rows[-1] - rows[0]) for rows in (window.gamma, window.beta)))
+        return gone / size.clamp(min=1e-12) / (len(window) - 1)
+
+    def _size(self, window: Window, values: Tensor) -> Tensor:
+        return window.layers.segments.sum(values.square()).sqrt()
+
+    def _low(self, window: Window) -> Tensor:
+        """Layers that have not learned yet, or no longer do because the rate was lowered: ``[L]`` bool."""
+        gamma, start = window.gamma[-1], window.baseline.gamma
+        moved = self._size(window, gamma - start) > self.moved * self._size(window, gamma)
+        return ~moved | (window.baseline.rate > self.lowered * window.learning_rate())
+
+    def _drifts(self, window: Window) -> Tensor:
+        """Layers whose batch means have drifted by more than can be noise: ``[L]`` bool."""
+        half = len(window) // 2
+        halves = [mean_over_steps(rows) for rows in (window.batch_mean[:half], window.batch_mean[-half:])]
+        spread = (window.running_var[-1] + window.layers.eps_by_channel).sqrt()
+        drift = (halves[1] - halves[0]).abs() / spread
+        noise = window.batch_mean.diff(dim=0).square().nanmean(0).sqrt() / spread * (2 / half) ** 0.5
+        allowed = torch.maximum(3 * median(noise, window), torch.tensor(self.least_drift * half))
+        return median(drift, window) > allowed
+
+    def _finding(self, window: Window, judged: Tensor, ratio: Tensor) -> Finding:
+        layers = judged.nonzero().flatten().tolist()
+        value, rate = float(ratio[judged].max()), window.learning_rate()
+        return Finding(
+            severity=Severity.INFO,
+            layer=layers[0],
+            layers=tuple(layers),
+            first_step=window.steps[0],
+            value=value,
+            threshold=self.least_ratio,
+            message=f"gamma and beta of {count(len(layers), 'layer')} move by {number(value)} of gamma per step "
+            f"at most, and the batch statistics stand still{rate_note(window, window.steps[-1])}",
+            advice=f"raise the learning rate{f' to {number(10 * rate)}' * (rate > 0)} and see whether the loss moves",
+        )
