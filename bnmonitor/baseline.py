@@ -24,7 +24,7 @@ _BY_LAYER = ("offset", "unrest", "jump", "rate", "initial", "updates", "forgotte
 CALMING = 30
 """Steps in which the level of calm times follows a layer that calms down by two thirds."""
 
-RECENT = 30
+RECENT = 20
 """Steps for which a learning rate counts as new."""
 
 ALIVE = 100

@@ -15,7 +15,7 @@ from bnmonitor.layers import LayerTable
 from bnmonitor.ledger import PHASES, Ledger
 from bnmonitor.rules.base import Rule
 from bnmonitor.sinks.base import Sink
-from bnmonitor.structure import Structure
+from bnmonitor.structure import Place, Structure
 
 Values = float | Sequence[float] | Tensor
 
@@ -38,6 +38,7 @@ def make_window(
     sample: Sample | None = None,
     evaluation: str = "",
     seen: int | None = None,
+    chain: bool = False,
     decay: float = 0.0,
     decoupled: bool = False,
     facts: Mapping[str, Any] | None = None,
@@ -66,6 +67,7 @@ def make_window(
         sample: Activation statistics.
         evaluation: Phase of the evaluation that is about to begin.
         seen: Updates since the start, which was at mean 0 and variance 1; None: long forgotten.
+        chain: Whether each layer follows the one before without a skip connection.
         decay: Weight decay on gamma and beta.
         decoupled: Whether it acts on the parameters themselves, as in AdamW.
         facts: Other fields of :class:`~bnmonitor.frame.Facts`, such as ``{"accumulate": 4}``.
@@ -114,7 +116,11 @@ def make_window(
     )
     known["ratio"] = spread(given["ratio"]) if "ratio" in given else (known["batch_var"] + eps).sqrt() / scale
     count = len(layers)
-    structure = Structure(producer_trains=(True,) * count, consumers=(("relu",) if relu else ("add",),) * count)
+    structure = Structure(
+        producer_trains=(True,) * count,
+        consumers=(("relu",) if relu else ("add",),) * count,
+        places=tuple(Place(follows=i - 1 if i else None, root=not i, depth=i) for i in range(count)) if chain else (),
+    )
     return Window(
         layers=layers,
         steps=tuple(range(steps)),

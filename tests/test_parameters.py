@@ -272,3 +272,78 @@ def test_bn707_is_judged_at_the_end_only() -> None:
     [alert] = of("BN707", train(96, at=dict.fromkeys(range(96), flatten)))
     assert (alert.layer, alert.channels, alert.first_step) == ("1.1", (3,), 95)
     assert not of("BN707", train(40))
+
+
+def test_bn707_leaves_a_layer_on_the_input_alone() -> None:
+    """The digits have pixels that never vary: their scale is far from the others', but nothing can be folded."""
+    net = nn.Sequential(nn.BatchNorm1d(64), *a_net())
+    assert not of("BN707", train(96, net=net))
+    assert findings("BN707", make_window(running_var=[1.0, 1.0, 1.0, 1e-7]))
+
+
+# -- BN706 -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layers", "growth", "chain", "fires"),
+    [
+        (12, 1.3, True, True),
+        (9, 1.5, True, False),
+        (12, 1.2, True, False),
+        (12, 1.3, False, False),
+        (30, 1.14, True, False),
+    ],
+)
+def test_bn706_judges_the_slope_along_a_chain(layers: int, growth: float, chain: bool, fires: bool) -> None:
+    gradient = growth ** -torch.arange(float(layers))
+    found = findings("BN706", make_window(channels=(1,) * layers, gamma_grad=gradient, chain=chain))
+    assert [(f.layer, f.layers) for f in found] == ([(0, tuple(range(layers)))] if fires else [])
+    for finding in found:
+        assert finding.value == pytest.approx(growth, rel=1e-3)
+
+
+def test_bn706_is_not_misled_by_one_layer_or_by_gradients_that_shrink_or_are_missing() -> None:
+    gradient = torch.ones(12)
+    gradient[0] = 1e4
+    assert not findings("BN706", make_window(channels=(1,) * 12, gamma_grad=gradient, chain=True))
+    assert not findings("BN706", make_window(channels=(1,) * 12, gamma_grad=1.3 ** torch.arange(12.0), chain=True))
+    assert not findings("BN706", make_window(channels=(1,) * 12, gamma_grad=float("nan"), chain=True))
+
+
+class Grows(torch.autograd.Function):
+    """The identity, but for a gradient that it makes larger."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * 1.4
+
+
+class Skip(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.inner(x)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_bn706_finds_the_chain_whose_gradients_grow_and_no_other(skip: bool) -> None:
+    torch.manual_seed(0)
+    blocks: list[nn.Module] = []
+    for _ in range(12):
+        block = nn.Sequential(nn.Linear(64, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU())
+        if not skip:
+            block.register_forward_hook(lambda _, __, y: Grows.apply(y))
+        blocks.append(Skip(block) if skip else block)
+    net = nn.Sequential(*blocks, nn.Linear(64, 10))
+    alerts = of("BN706", train(60, net=net, optimizer=lambda net: sgd(net, 1e-4)))
+    if skip:
+        assert not alerts
+    else:
+        [alert] = alerts
+        assert (alert.layer, len(alert.layers)) == ("0.1", 12)

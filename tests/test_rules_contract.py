@@ -329,6 +329,10 @@ def test_random_windows_make_the_rule_fire_and_stay_quiet_so_that_the_contract_i
         fired.append(bool(rule.check(_with_momentum(gallery()[1], 0.99 if rule.code == "BN301" else 0.0))))
     if rule.code == "BN705":  # needs a long window in which nothing moves
         fired.append(bool(rule.check(make_window(learning_rate=1e-8))))
+    if rule.code == "BN706":  # needs a chain
+        fired.append(
+            bool(rule.check(make_window(channels=(1,) * 12, gamma_grad=1.3 ** -torch.arange(12.0), chain=True)))
+        )
     assert any(fired)
     assert not all(fired)
 

@@ -29,6 +29,7 @@ from bnmonitor.rules.numerics.variance_explosion import VarianceExplosion
 from bnmonitor.rules.parameters.dead_channels import DeadChannels
 from bnmonitor.rules.parameters.folding_hazard import FoldingHazard
 from bnmonitor.rules.parameters.gamma_explosion import GammaExplosion
+from bnmonitor.rules.parameters.gradient_growth_with_depth import GradientGrowthWithDepth
 from bnmonitor.rules.parameters.learning_rate_too_high import LearningRateTooHigh
 from bnmonitor.rules.parameters.learning_rate_too_low import LearningRateTooLow
 from bnmonitor.rules.parameters.weight_decay_on_affine import WeightDecayOnAffine
@@ -90,6 +91,7 @@ CATALOGUE: tuple[type[Rule], ...] = (
     WeightDecayOnAffine,
     LearningRateTooHigh,
     LearningRateTooLow,
+    GradientGrowthWithDepth,
     FoldingHazard,
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from bnmonitor._text import count, number
@@ -44,7 +45,8 @@ class FoldingHazard(Rule):
     none.
 
     ## Look-alikes
-    A layer right on the input cannot be folded into anything. Who quantizes per channel, or not at all, may ignore it.
+    A layer right on the input cannot be folded into anything and is not judged. Who quantizes per channel, or not at
+    all, may ignore it.
 
     ## References
     Sheng et al., A Quantization-Friendly Separable Convolution for MobileNets, 2018; Nagel et al., Data-Free
@@ -64,9 +66,16 @@ class FoldingHazard(Rule):
         """Find the layers whose scales are far apart."""
         scale = window.gamma[-1].abs() / (window.running_var[-1] + window.layers.eps_by_channel).sqrt()
         ratio = scale / median(scale, window)[window.layers.owner]
-        ratio = ratio.where(ratio.isfinite(), 0.0)
+        ratio = ratio.where(ratio.isfinite() & self._foldable(window)[window.layers.owner], 0.0)
         over = window.layers.segments.any(ratio > self.info_ratio)
         return [self._finding(window, layer, ratio) for layer in over.nonzero().flatten().tolist()]
+
+    def _foldable(self, window: Window) -> Tensor:
+        """Layers that something with weights feeds, or of which that is not known: ``[L]`` bool."""
+        structure = window.facts.structure
+        places = structure.places if structure is not None else ()
+        on_input = [not place.blind and place.distance == 0 and place.root for place in places]
+        return ~torch.tensor(on_input or [False] * len(window.layers), dtype=torch.bool, device="cpu")
 
     def _finding(self, window: Window, layer: int, ratio: Tensor) -> Finding:
         value = ratio[window.layers.span(layer)].max().item()

@@ -72,21 +72,25 @@ class GammaExplosion(Rule):
 
     def check(self, window: Window) -> list[Finding]:
         """Find the layers with an exploded gamma."""
-        now = window.gamma[-1].abs()
+        now, segments = window.gamma[-1].abs(), window.layers.segments
+        middle = median(now, window)
+        room = self.spread * self.least_spread * middle.clamp(min=self.least_start)
+        # Nearly always nothing is that large, and the rest need not be computed.
+        if not (segments.max(now) > (middle + room).clamp(max=self.growth * self.least_start)).any():
+            return []
         grown = now / self._start(window)
-        outside = self._outside(window, now)
+        outside = self._outside(window, now, middle)
         over = (grown > self.growth) | (outside > self.spread)
-        layers = window.layers.segments.any(over).nonzero().flatten().tolist()
+        layers = segments.any(over).nonzero().flatten().tolist()
         return [self._finding(window, layer, over, grown, outside) for layer in layers]
 
     def _start(self, window: Window) -> Tensor:
         start = window.baseline.gamma.abs()
         return torch.fmax(start, median(start, window)[window.layers.owner]).nan_to_num(0.0).clamp(min=self.least_start)
 
-    def _outside(self, window: Window, now: Tensor) -> Tensor:
+    def _outside(self, window: Window, now: Tensor, middle: Tensor) -> Tensor:
         """Distance from the layer's middle, in its deviations, of the channels that still grow; 0 for the others."""
         owner = window.layers.owner
-        middle = median(now, window)
         spread = 1.4826 * median((now - middle[owner]).abs(), window)
         spread = torch.maximum(spread, self.least_spread * middle.clamp(min=self.least_start))
         grows = now > (1 + self.growing) * window.gamma[0].abs()
