@@ -20,6 +20,7 @@ FINE, FOUND, USAGE = 0, 1, 2
 _EXAMPLES = """examples:
   bnmonitor demo                      three short trainings on real data, two of them with a planted fault
   bnmonitor report lightning_logs     what the newest run there says, and a line for each of the others
+  bnmonitor report RUN --html page.html   one page with maps and alerts, to send to a colleague
   bnmonitor report RUN --markdown     the same for a pull request; --json for a script
   bnmonitor compare BEFORE AFTER      did the fix work? 1 if a layer got worse or an alert came
   bnmonitor rules                     every rule in a line
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     form = report.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--markdown", action="store_true", help="print Markdown")
+    form.add_argument("--html", type=Path, metavar="FILE", help="write one page with the views of the BatchNorm tab")
     _add_fail_on(report)
     report.set_defaults(run=_report)
 
@@ -94,15 +96,24 @@ def _demo(parsed: argparse.Namespace) -> int:
 
 
 def _report(parsed: argparse.Namespace) -> int:
-    from bnmonitor.report.read import SCHEMA, NoHistoryError, read
+    from bnmonitor.report.read import SCHEMA, NoHistoryError, find, read_all
     from bnmonitor.report.show import markdown, terminal
 
     try:
-        reports = read(parsed.path, parsed.run_name)
+        history, names = find(parsed.path, parsed.run_name)
     except NoHistoryError as error:
         return _fail(str(error))
+    reports = read_all(history, names)
     if parsed.json:
         print(json.dumps({"schema": SCHEMA, "runs": [each.to_dict() for each in reports]}, indent=2, allow_nan=False))
+    elif parsed.html:
+        from bnmonitor.report.page import page
+
+        try:
+            parsed.html.write_text(page(history, reports[0].run), encoding="utf-8")
+        except OSError as error:
+            return _fail(f"cannot write {parsed.html}: {error.strerror or error}")
+        print(f"{reports[0].headline()}\nwritten to {parsed.html}")
     elif parsed.markdown:
         print(markdown(reports, rows=parsed.rows), end="")
     else:

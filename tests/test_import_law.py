@@ -62,7 +62,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("remedies",),
     ("testing",),
     ("report.read",),
-    ("report.show", "report.compare"),
+    ("report.show", "report.compare", "report.page"),
     ("demo", "manual"),
     ("cli",),
     ("__main__",),

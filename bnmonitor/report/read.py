@@ -102,7 +102,11 @@ def read(path: str | Path, run: str | None = None) -> list[Report]:
     Raises:
         NoHistoryError: There is no history of bnmonitor.
     """
-    history, names = find(path, run)
+    return read_all(*find(path, run))
+
+
+def read_all(history: History, names: Sequence[str]) -> list[Report]:
+    """Read some runs of a history, the one written to last first."""
     return sorted((report(history, name) for name in names), key=lambda each: -each.written)
 
 

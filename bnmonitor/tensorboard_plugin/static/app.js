@@ -18,11 +18,12 @@ const POLL = 10_000;
 export class App {
   /**
    * @param {import("./types.js").Source} source
-   * @param {{words: Record<string, string>, changed?: (words: Record<string, string>) => void, live?: boolean}} options
+   * @param {{words: Record<string, string>, changed?: (words: Record<string, string>) => void, live?: boolean, least?: number}} options
    */
   constructor(source, options) {
     this.source = source;
     this.changed = options.changed;
+    this.least = options.least ?? 160;
     /** @type {State} */
     this.state = fromWords(options.words);
     /** @type {import("./types.js").Index|null} */
@@ -162,7 +163,7 @@ export class App {
     const scale = (this.scale = scaleOf(statistic, slices.map((s) => s.extent), document.documentElement.classList.contains("dark")));
     this.bar.set(this.index, state, statistic, scale, view);
     const rows = [...new Set(runs.flatMap((r) => r.layers.map((l) => l.name)))];
-    const room = Math.max(160, window.innerHeight - this.room.getBoundingClientRect().top - 84 - Math.max(...runs.map((r) => Math.min(6, r.alerts.length))) * 20 - (runs.length > 1 ? 20 : 0));
+    const room = Math.max(this.least, window.innerHeight - this.room.getBoundingClientRect().top - 84 - Math.max(...runs.map((r) => Math.min(6, r.alerts.length))) * 20 - (runs.length > 1 ? 20 : 0));
     this.maps[1].el.hidden = runs.length < 2;
     runs.forEach((run, i) => this.maps[i].set({ run, rows, slice: slices[i], statistic, scale, view, full, state, focused: run.name === this.focused, room, titled: runs.length > 1 }));
   }

@@ -1,0 +1,282 @@
+"""A report as one HTML page: a summary for anyone, and the views of the BatchNorm tab with their numbers inside."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bnmonitor import tensorboard_plugin
+from bnmonitor._text import count, listing, number
+from bnmonitor.history import catalogue
+from bnmonitor.history.pool import extent, pool
+from bnmonitor.history.run import Channels, Frames, History, Run
+from bnmonitor.history.source import Array
+from bnmonitor.render import sparkline
+from bnmonitor.report.read import Report, report
+from bnmonitor.verdict import Alert, Severity
+
+BUDGET = 780_000
+"""Bytes of numbers in the page, as they are written; with the drawing code and the text it stays below a megabyte."""
+
+LEAST_COLUMNS = 160
+"""A map of fewer columns says little: a model of more than about 80 layers makes a larger page instead."""
+
+COLUMNS = 1200
+"""Most columns of a map: more than most screens can tell apart."""
+
+CHANNEL_COLUMNS = 96
+_KEPT_BITS = 12
+_STATIC = Path(tensorboard_plugin.__file__).parent / "static"
+_MARKS = {Severity.INFO: "·", Severity.WARNING: "!", Severity.ERROR: "✗"}
+_LOGARITHMIC = {s.name for s in (*catalogue.LAYER, *catalogue.CHANNEL) if s.scale == "log"}
+
+# The page needs nothing from anywhere, and may get nothing.
+_POLICY = "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def page(history: History, name: str) -> str:
+    """Return a page that shows a run, needs no network, and has less than a megabyte for up to about 80 layers.
+
+    Histories that are longer than fits are thinned, so that of every column the value furthest from the usual one
+    stays; numbers keep three to four significant digits.
+    """
+    run, state = history.run(name), report(history, name)
+    content, numbers = _content(run, state)
+    return _TEMPLATE.format(
+        policy=_POLICY,
+        title=escape(f"BatchNorm: {_called(state)}"),
+        style=(_STATIC / "style.css").read_text(encoding="utf-8") + _STYLE,
+        summary=_summary(state),
+        content=_json(content),
+        numbers=base64.b64encode(numbers).decode(),
+        modules=_json({"imports": _modules()}),
+    )
+
+
+# -- the numbers -------------------------------------------------------------------------------------------------------
+
+
+class _Sheets:
+    """Blocks of numbers laid end to end."""
+
+    def __init__(self) -> None:
+        self._blocks: list[Array] = []
+        self._length = 0
+
+    def add(self, names: tuple[str, ...], steps: Array, values: Array, columns: int) -> dict[str, Any]:
+        """Add ``[sheets, rows, steps]`` thinned to some columns; return what describes it."""
+        thin, edges = [], np.arange(1)
+        for sheet, rows in zip(names, values, strict=True):
+            pooled, edges = pool(rows, columns, logarithmic=sheet in _LOGARITHMIC)
+            thin.append(pooled)
+        block = np.ascontiguousarray(np.stack(thin), "<f4")
+        about = {
+            "at": self._length,
+            "shape": block.shape,
+            "sheets": names,
+            "ends": steps[edges[1:] - 1].tolist(),
+            "before": max(-1, int(steps[0]) - (int(np.median(np.diff(steps))) if len(steps) > 1 else 1)),
+            "frames": len(steps),
+            "extents": [extent(v, logarithmic=s in _LOGARITHMIC) for s, v in zip(names, values, strict=True)],
+        }
+        self._blocks.append(block.ravel())
+        self._length += block.size
+        return about
+
+    def packed(self) -> bytes:
+        """All numbers, rounded to 12 bits of mantissa, byte by byte in planes, compressed."""
+        values = np.concatenate(self._blocks) if self._blocks else np.zeros(0, "<f4")
+        bits = values.view("<u4")
+        cut = 23 - _KEPT_BITS
+        finite = np.isfinite(values)
+        rounded = np.where(finite, (bits + np.uint32(1 << (cut - 1))) & np.uint32(~((1 << cut) - 1) & 0xFFFFFFFF), bits)
+        # The planes of sign and exponent repeat themselves, which the numbers as they are do not.
+        planes = rounded.astype("<u4").view(np.uint8).reshape(-1, 4).T
+        return gzip.compress(planes.tobytes(), 6, mtime=0)
+
+
+def _content(run: Run, state: Report) -> tuple[dict[str, Any], bytes]:
+    frames = run.frames
+    columns = min(COLUMNS, max(1, len(frames)))
+    sheets = _Sheets()
+    layers = _layers(sheets, frames, columns)
+    while (size := _size(sheets)) > BUDGET and columns > LEAST_COLUMNS:
+        columns = max(LEAST_COLUMNS, int(columns * min(0.9, 0.97 * BUDGET / size)))
+        sheets = _Sheets()
+        layers = _layers(sheets, frames, columns)
+    channels = _channels(sheets, run, state)
+    facts = run.facts
+    content = {
+        "index": {
+            "runs": [{"name": _called(state), "layers": len(frames.layers), "last": state.step, "wall": state.written}],
+            "statistics": [s.to_dict() for s in catalogue.LAYER],
+            "channelStatistics": [s.to_dict() for s in catalogue.CHANNEL],
+        },
+        "run": {
+            "name": _called(state),
+            "layers": [
+                {"name": name, "channels": of, **facts.get(name, {}), "detailed": name in channels}
+                for name, of in zip(frames.layers, frames.channels, strict=True)
+            ],
+            "metrics": frames.metrics,
+            "frames": len(frames),
+            "steps": [max(0, state.first_step), max(0, state.step)],
+            "alerts": [alert.to_dict() for alert in state.alerts],
+            "boxes": [],
+        },
+        "layers": layers,
+        "channels": channels,
+    }
+    return content, sheets.packed()
+
+
+def _called(state: Report) -> str:
+    """The run's name; that of its directory where it was given by this."""
+    return state.run if state.run != "." else state.path.resolve().name
+
+
+def _layers(sheets: _Sheets, frames: Frames, columns: int) -> dict[str, Any]:
+    if not len(frames):
+        return {"at": 0, "shape": (0, 0, 0), "sheets": (), "ends": [], "before": -1, "frames": 0, "extents": []}
+    return sheets.add(frames.metrics, frames.steps, frames.values, columns)
+
+
+def _channels(sheets: _Sheets, run: Run, state: Report) -> dict[str, Any]:
+    """The channels of as many layers as fit: those with alerts first."""
+    told = {name: i for i, name in enumerate(n for a in state.alerts for n in a.layers)}
+    order = sorted(run.detailed, key=lambda name: (told.get(name, len(told)), run.frames.layers.index(name)))
+    spent, found = _size(sheets), {}
+    for name in order:
+        detail: Channels | None = run.channels(name)
+        if detail is None or not len(detail.steps):
+            continue
+        thin = min(CHANNEL_COLUMNS, len(detail.steps))
+        # Two bytes and a half is what a number takes, a third more in base64.
+        spent += int(detail.values.shape[0] * detail.values.shape[1] * thin * 2.5 * 4 / 3)
+        if spent > BUDGET:
+            break
+        found[name] = sheets.add(detail.statistics, detail.steps, detail.values, thin)
+    return found
+
+
+def _size(sheets: _Sheets) -> int:
+    return len(sheets.packed()) * 4 // 3
+
+
+# -- the code ----------------------------------------------------------------------------------------------------------
+
+
+def _modules() -> dict[str, str]:
+    """The drawing code by bare names, which a page can hold: relative ones need an address to be relative to."""
+    found = {}
+    for path in sorted(_STATIC.glob("*.js")):
+        code = re.sub(r'(from|import)(\s*\(?\s*)"\./([\w.]+)"', r'\1\2"bn/\3"', path.read_text(encoding="utf-8"))
+        found[f"bn/{path.name}"] = "data:text/javascript;base64," + base64.b64encode(code.encode()).decode()
+    found.pop("bn/index.js", None)
+    found.pop("bn/source.js", None)
+    return found
+
+
+def _json(thing: object) -> str:
+    """JSON that can stand inside a script element."""
+    text = json.dumps(thing, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+# -- the words ---------------------------------------------------------------------------------------------------------
+
+
+def _summary(state: Report) -> str:
+    lines = [f"<h1>{escape(state.headline())}</h1>"]
+    lines += [f'<p class="quiet">{escape(line)}</p>' for line in state.about()]
+    told = sorted(state.alerts, key=lambda a: (a.state != "open", -a.severity, a.first_step))
+    lines += [_alert(alert) for alert in told]
+    ill = [row for row in sorted(state.rows, key=lambda row: row.health) if row.health <= 60]
+    if ill:
+        head = "".join(f"<th>{t}</th>" for t in ("layer", "health", "batch σ²", "", "running gap", "γ min", "alerts"))
+        body = "".join(
+            "<tr>"
+            + "".join(
+                f"<td>{escape(cell)}</td>"
+                for cell in (
+                    row.name,
+                    f"{row.health:.0f}",
+                    sparkline(row.batch_var),
+                    number(row.batch_var[-1]) if row.batch_var else "–",
+                    f"{row.running_gap:.2f}σ" if row.running_gap == row.running_gap else "–",
+                    f"{row.gamma_min:.2f}" if row.gamma_min == row.gamma_min else "–",
+                    ", ".join(row.alerts),
+                )
+            )
+            + "</tr>"
+            for row in ill[:12]
+        )
+        lines.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+        rest = len(state.rows) - len(ill[:12])
+        lines += [f'<p class="quiet">{count(rest, "more layer")}</p>'] if rest else []
+    if state.skipped:
+        items = "".join(f"<li>{escape(rule)}: {escape(why)}</li>" for rule, why in state.skipped.items())
+        lines.append(
+            f"<details><summary>{count(len(state.skipped), 'rule')} not checked</summary><ul>{items}</ul></details>"
+        )
+    return "\n".join(lines)
+
+
+def _alert(alert: Alert) -> str:
+    where = escape(alert.layer or "the model")
+    if len(alert.layers) > 1:
+        where += f" and {count(len(alert.layers) - 1, 'more layer')}"
+    if alert.channels:
+        where += f", channels {listing(alert.channels)}"
+    name = f"{escape(alert.code)} {escape(alert.rule)}"
+    if alert.url.startswith("https://"):
+        name = f'<a href="{escape(alert.url)}" rel="noreferrer">{name}</a>'
+    over = f", cleared, last seen at step {alert.last_step}" if alert.state == "cleared" else ""
+    return (
+        f'<article class="said {alert.severity}"><h2>{_MARKS[alert.severity]} {alert.severity}: {name}</h2>'
+        f"<p><b>{where}</b>, since step {alert.first_step}{over}</p>"
+        f"<p>{escape(alert.message)}</p><p><b>fix:</b> {escape(alert.advice)}</p></article>"
+    )
+
+
+_STYLE = """
+body > header { padding: 20px 24px 8px; max-width: 1100px; }
+h1 { font-size: 20px; margin: 0 0 4px; font-weight: 600; overflow-wrap: anywhere; }
+.said { border-left: 3px solid var(--info); padding: 2px 0 2px 12px; margin: 14px 0; }
+.said.error { border-color: var(--error); } .said.warning { border-color: var(--warning); }
+.said p { margin: 3px 0; overflow-wrap: anywhere; }
+header table { border-collapse: collapse; margin: 16px 0 6px; }
+header th { text-align: left; font-weight: 400; color: var(--muted); border-bottom: 1px solid var(--line); }
+header th, header td { padding: 3px 14px 3px 0; vertical-align: top; overflow-wrap: anywhere; }
+@media print { #view { break-before: page; } .said, tr { break-inside: avoid; } html, body { height: auto; } }
+"""
+
+_TEMPLATE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<header>
+{summary}
+</header>
+<div id="view"><p class="quiet" style="padding: 0 24px">The maps need JavaScript.</p></div>
+<script type="application/json" id="content">{content}</script>
+<script type="text/plain" id="numbers">{numbers}</script>
+<script type="importmap">{modules}</script>
+<script type="module">import "bn/report.js";</script>
+</body>
+</html>
+"""
