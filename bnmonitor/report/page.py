@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from bnmonitor import tensorboard_plugin
 from bnmonitor._text import count, listing, number
 from bnmonitor.history import catalogue
 from bnmonitor.history.pool import extent, pool
@@ -33,7 +32,7 @@ COLUMNS = 1200
 
 CHANNEL_COLUMNS = 96
 _KEPT_BITS = 12
-_STATIC = Path(tensorboard_plugin.__file__).parent / "static"
+_STATIC = Path(__file__).parents[1] / "tensorboard_plugin" / "static"
 _MARKS = {Severity.INFO: "·", Severity.WARNING: "!", Severity.ERROR: "✗"}
 _LOGARITHMIC = {s.name for s in (*catalogue.LAYER, *catalogue.CHANNEL) if s.scale == "log"}
 
