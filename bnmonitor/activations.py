@@ -14,7 +14,9 @@ from bnmonitor.compiled import when_compiling
 from bnmonitor.frame import Moments, Sample
 from bnmonitor.hooks import Hook, recomputing
 from bnmonitor.layers import LayerTable
+from bnmonitor.mixture import MOST_CALLS, CallMoments, apart
 from bnmonitor.moments import between, finish, merge, merge_between, reduce
+from bnmonitor.roles import Strays
 from bnmonitor.structure import Structure
 from bnmonitor.tracing import Tracer
 
@@ -32,12 +34,14 @@ class _Seen:
     dtype: torch.dtype | None = None
     reduced: dict[str, Tensor] = field(default_factory=dict)
     between: Tensor | None = None
+    inputs: list[CallMoments] = field(default_factory=list)
 
 
 class Sampler:
     """Hooks every layer for one step and reduces what passes, on its device."""
 
-    def __init__(self) -> None:
+    def __init__(self, strays: Strays | None = None) -> None:
+        self.strays = strays
         self._handles: list[RemovableHandle] = []
         self._seen: dict[int, _Seen] = {}
         self._tracer = Tracer()
@@ -67,6 +71,8 @@ class Sampler:
         self._forget = when_compiling(self._interrupt)
         for module in modules:
             self._handles.append(module.register_forward_hook(Hook(module, self._saw)))
+        for root in models.values():
+            self._handles.append(root.register_forward_hook(Hook(root, self._ended)))
         self._tracer.attach(modules, models)
 
     def detach(self) -> None:
@@ -106,9 +112,11 @@ class Sampler:
             if tensor.numel():
                 new, old = reduce(tensor), seen.reduced.get(side)
                 seen.reduced[side] = new if old is None else merge(old, new)
-        if x.numel():
-            spread = between(x)
-            seen.between = spread if seen.between is None else merge_between(seen.between, spread)
+                if side == "input":
+                    spread = between(x)
+                    seen.between = spread if seen.between is None else merge_between(seen.between, spread)
+                    if module.training and len(seen.inputs) < MOST_CALLS:
+                        seen.inputs.append(CallMoments(x.shape[0], new, spread))
 
     @property
     def structure(self) -> Structure | None:
@@ -116,9 +124,15 @@ class Sampler:
         return self._tracer.structure
 
     def walk(self, outputs: Any) -> None:
-        """Note the end of a step's autograd graph, such as its loss, while it is there."""
+        """Look at the end of a step's autograd graph, such as its loss, while it is there."""
         if self.attached:
             self._tracer.walk(outputs)
+            if self.strays is not None:
+                self.strays.walk(outputs)
+
+    def _ended(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.strays is not None:
+            self.strays.walk(output)
 
     def take(self, step: int, layers: LayerTable, modules: Sequence[nn.Module]) -> Sample | None:
         """Remove the hooks and return what they saw, in the order of ``modules``.
@@ -144,6 +158,7 @@ class Sampler:
             output=Moments(**finish(_flat(layers, [s.reduced.get("output") for s in seen], 11))),
             between=_unbiased(_flat(layers, [s.between for s in seen], 3)),
             input_dtypes=tuple(s.dtype for s in seen),
+            apart=torch.tensor([apart(s.inputs) for s in seen], dtype=torch.float64, device="cpu").T,
         )
 
 

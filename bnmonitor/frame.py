@@ -116,6 +116,8 @@ class Sample:
         calls: ``[L]`` int64, how often each layer was called.
         eval_calls: ``[L]`` int64, how many of these calls were in evaluation mode.
         idle: ``[L]`` int64, calls besides, in evaluation mode and without a gradient, as of a teacher.
+        apart: ``[4, L]``, how far apart the inputs of the layer's calls in training mode are, as described at
+            :func:`bnmonitor.mixture.apart`; NaN for a layer that was called once.
         recomputed: ``[L]`` int64, calls besides, within the backward and in training mode.
         size: ``[L]`` int64, samples that were normalized together in the layer's last call (``x.shape[0]``).
         values: ``[L]`` int64, values per channel in that call.
@@ -138,6 +140,7 @@ class Sample:
     input_dtypes: tuple[torch.dtype | None, ...] = ()
     idle: Tensor = field(default_factory=_none)
     recomputed: Tensor = field(default_factory=_none)
+    apart: Tensor = field(default_factory=lambda: torch.full((4, 1), torch.nan, dtype=torch.float64, device="cpu"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +220,10 @@ class Facts:
         ranks: What all processes had at the last step at which they told each other.
         epoch_steps: Training steps in the first epoch that was seen to end; 0 before.
         evaluation: The phase of the evaluation that is about to begin; empty in the middle of training.
+        auxiliary: Of each layer the sub-network it belongs to, if no optimizer trains any of it; else, and where that
+            is not known, empty.
+        strays: Descriptions of normalization layers that ran in training mode and are part of no model.
+        optimizer_count: Number of optimizers that are known.
         rewritten: ``[L]`` bool, something other than a training step has set the running statistics since the last one;
             None where that was not looked at.
     """
@@ -238,6 +245,9 @@ class Facts:
     epoch_steps: int = 0
     evaluation: str = ""
     rewritten: Tensor | None = None
+    auxiliary: tuple[str, ...] = ()
+    strays: tuple[str, ...] = ()
+    optimizer_count: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,6 +345,11 @@ class Window:
         """Return the same window with only its newest steps."""
         rows = {name: getattr(self, name)[-steps:] for name in CHANNEL_STATISTICS + LAYER_STATISTICS}
         return replace(self, steps=self.steps[-steps:], fresh=min(self.fresh, steps), **rows)
+
+    def ran_in_training(self) -> Tensor:
+        """``[L]`` bool: the layer's own forward ran in training, as far as the last sample tells."""
+        called = self.ledger.called
+        return called if self.sample is None else called & (self.sample.calls > self.sample.eval_calls)
 
     def learning_rate(self, position: int = -1) -> float:
         """The learning rate in force at a step of the window; NaN where unknown."""

@@ -11,6 +11,7 @@ from bnmonitor.activations import Sampler
 from bnmonitor.compiled import is_compiled
 from bnmonitor.frame import Sample
 from bnmonitor.layers import LayerTable
+from bnmonitor.roles import Strays
 
 KEPT = 9
 """Samples kept."""
@@ -26,7 +27,8 @@ class Sampling:
 
     def __init__(self, models: Mapping[str, nn.Module], every: int) -> None:
         self._models, self._every = models, every
-        self.sampler = Sampler()
+        self.strays = Strays(models)
+        self.sampler = Sampler(self.strays)
         self.begin()
         self.renew()
 
@@ -51,7 +53,7 @@ class Sampling:
     def renew(self) -> None:
         """Forget all samples: the layers are others now."""
         self.sampler.detach()
-        self.sampler = Sampler()
+        self.sampler = Sampler(self.strays)
         self.samples: list[Sample] = []
         self._again = self._paused = False
 

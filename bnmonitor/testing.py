@@ -246,9 +246,9 @@ def check_rule(rule: Rule, window: Window) -> None:
     # By their text, since a NaN does not equal itself.
     assert repr(findings) == repr(rule.check(window)), f"{rule.code} is not deterministic"
     for finding in findings:
-        assert finding.layer is not None
-        assert 0 <= finding.layer < len(window.layers)
-        size = window.layers.channels[finding.layer]
+        at = finding.layer
+        assert at is None or 0 <= at < len(window.layers), f"{rule.code} names a layer that there is not"
+        size = 0 if at is None else window.layers.channels[at]
         assert all(0 <= c < size for c in finding.channels), f"{rule.code} names a channel that the layer has not"
         assert finding.first_step in window.steps, f"{rule.code} names a step outside the window"
         assert finding.message, f"{rule.code} says nothing"

@@ -19,6 +19,7 @@ from bnmonitor.observer import Observer
 from bnmonitor.ranks import RankExchange
 from bnmonitor.recorder import Recorder, ResizedError
 from bnmonitor.ring import Ring
+from bnmonitor.roles import auxiliary
 from bnmonitor.runfacts import RunFacts
 from bnmonitor.sampling import Sampling
 from bnmonitor.series import series
@@ -67,6 +68,9 @@ class Watch:
         """What it heard last."""
         self.epoch_steps = 0
         """Training steps in the first epoch; 0 before its end."""
+        self._role_key: tuple[tuple[int, int], ...] | None = None
+        self._trained: set[int] = set()
+        self._auxiliary: tuple[str, ...] = ()
         self._baseline: Baseline | None = None
         self._take(discover(models, include=include, exclude=exclude))
 
@@ -233,7 +237,7 @@ class Watch:
             run=run or RunFacts(),
             ranks=self.heard,
         )
-        known = replace(known, epoch_steps=self.epoch_steps)
+        known = replace(known, epoch_steps=self.epoch_steps, **self._roles(optimizers))
         if evaluation:
             known = replace(known, evaluation=evaluation, rewritten=self._recorder.rewritten())
         window = Window(
@@ -251,6 +255,17 @@ class Watch:
         if averages is not None:
             window.memo[measures.averages.__name__] = averages
         return window
+
+    def _roles(self, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+        """What part the layers play in the training, as far as the optimizers tell: fields of the facts."""
+        groups = [g["params"] for o in optimizers for g in o.param_groups]
+        key = tuple((id(g), len(g)) for g in groups)
+        if key != self._role_key:
+            trained = {id(p) for g in groups for p in g}
+            beside = auxiliary(self._models, self._recorder.modules, trained) if groups else ()
+            self._role_key, self._trained, self._auxiliary = key, trained, beside
+        strays = self._sampling.strays.known(self._trained)
+        return {"auxiliary": self._auxiliary, "strays": strays, "optimizer_count": len(optimizers)}
 
     @property
     def news(self) -> bool:
@@ -312,6 +327,7 @@ class Watch:
         self._recorder = Recorder(found.table, found.modules, self._tape)
         self._books = Bookkeeper(found.table, found.modules, self._models.values())
         self._ring = Ring(found.table, self._size, self._recorder.dtype)
+        self._role_key = None
         self._baseline = self.heard = None
         self._fresh = 0
 
@@ -357,6 +373,7 @@ class Watch:
             if set(found.modules) == set(self._recorder.modules):
                 self._recorder = self._recorder.reordered(found.table, found.modules)
                 self._books = self._books.reordered(found.table, found.modules)
+                self._role_key = None
                 self._ring = Ring(found.table, self._size, self._recorder.dtype)
 
     def _first_baseline(self) -> Baseline:

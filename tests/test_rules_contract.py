@@ -117,6 +117,7 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         output=moments(),
         between=sprinkled(torch.rand(width, generator=rng)),
         input_dtypes=typed(torch.float16, count, seed),
+        apart=random_apart(seed, count),
     )
     apart = sprinkled(signed(0.5, 1.0)[0].abs())
     ranks = RankStatistics(
@@ -161,6 +162,7 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
             decoupled=torch.full((count,), seed % 4 < 2),
             buffer_dtypes=typed(torch.bfloat16, count, seed + 1),
             **of_the_run(steps, seed if run is None else run),
+            auxiliary=tuple("teacher" if bool(c) else "" for c in bare | ledger.initial),
             structure=Structure(
                 producer_trains=tuple(bool(c) for c in coin(0.6, count)),
                 consumers=tuple(("relu",) if bool(c) else ("add",) for c in coin(0.8, count)),
@@ -171,6 +173,12 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         fresh=min(10, steps),
         **{name: sprinkled(row) for name, row in rows.items()},
     )
+
+
+def random_apart(seed: int, layers: int) -> Tensor:
+    """Calls that differ or not, by chance or not."""
+    scale = torch.tensor([[1.0], [9.0], [2.0], [9.0]])
+    return torch.rand(4, layers, generator=torch.Generator().manual_seed(seed + 2)) * scale
 
 
 def typed(dtype: torch.dtype, count: int, seed: int) -> tuple[torch.dtype, ...]:
@@ -191,6 +199,8 @@ def of_the_run(steps: int, seed: int) -> dict[str, Any]:
         "accumulate": one_of(1, 8),
         "train_loader": one_of(None, Loader(batch_size=8, samples=one_of(801, 804), drop_last=False), Loader()),
         "skipped_steps": one_of((), tuple(torch.rand(steps, generator=rng).lt(0.1).tolist())),
+        "strays": one_of((), ("8 channels, behind conv",)),
+        "optimizer_count": one_of(1, 2),
     }
 
 
@@ -238,7 +248,8 @@ def beside(a: Window, b: Window) -> Window:
             for side in ("input", "output")
         }
         per_layer = {
-            name: joined(name, a.sample, b.sample) for name in ("calls", "eval_calls", "size", "values", "between")
+            name: joined(name, a.sample, b.sample)
+            for name in ("calls", "eval_calls", "size", "values", "between", "apart")
         }
         dtypes = a.sample.input_dtypes + b.sample.input_dtypes
         sample = Sample(step=a.sample.step, input_dtypes=dtypes, **per_layer, **sides)
@@ -257,6 +268,7 @@ def beside(a: Window, b: Window) -> Window:
             decoupled=joined("decoupled", a.facts, b.facts),
             ranks=replace(a.facts.ranks, **of_ranks),
             buffer_dtypes=a.facts.buffer_dtypes + b.facts.buffer_dtypes,
+            auxiliary=a.facts.auxiliary + b.facts.auxiliary,
             structure=Structure(
                 producer_trains=a.facts.structure.producer_trains + b.facts.structure.producer_trains,
                 consumers=a.facts.structure.consumers + b.facts.structure.consumers,
@@ -376,7 +388,9 @@ def test_two_models_side_by_side_give_the_findings_of_each(rule: Rule, seed: int
         for f in rule.check(b)
     ]
     together = rule.check(beside(a, b))
-    if any(f.layers for f in (*of_a, *of_b, *together)):  # a fault of the whole model is told once, for all its layers
+    if any(
+        f.layers or f.layer is None for f in (*of_a, *of_b, *together)
+    ):  # a fault of the whole model is told once, for all its layers
         assert len(together) <= 1
         if rule.code == "BN401":
             assert {i for f in together for i in f.layers} == {i for f in (*of_a, *of_b) for i in f.layers}
@@ -444,7 +458,7 @@ def test_rule_says_nothing_of_a_model_that_never_ran(rule: Rule) -> None:
         "updates": torch.zeros(12, 2, dtype=torch.int64),
         "training": torch.ones(12, 2, dtype=torch.bool),
     }
-    facts = replace(window.facts, ranks=None)
+    facts = replace(window.facts, strays=(), ranks=None)
     unknown = replace(window.baseline, sizes=torch.full((2,), math.nan), gamma=torch.ones(8))
     blank = Ledger.blank(2)
     assert rule.check(replace(window, baseline=unknown, facts=facts, sample=None, ledger=blank, **rows)) == []

@@ -9,7 +9,10 @@ from bnmonitor.needs import NEEDS
 from bnmonitor.rules.base import Finding, Rule, Severity
 from bnmonitor.rules.bookkeeping.double_update import DoubleUpdate
 from bnmonitor.rules.bookkeeping.layer_never_called import LayerNeverCalled
+from bnmonitor.rules.bookkeeping.mixed_calls import MixedCalls
 from bnmonitor.rules.bookkeeping.rank_divergence import RankDivergence
+from bnmonitor.rules.bookkeeping.unregistered_layer import UnregisteredLayer
+from bnmonitor.rules.modes.auxiliary_network_updates import AuxiliaryNetworkUpdates
 from bnmonitor.rules.modes.batch_dependent_evaluation import BatchDependentEvaluation
 from bnmonitor.rules.modes.eval_mode_in_training import EvalModeInTraining
 from bnmonitor.rules.modes.evaluation_updates_statistics import EvaluationUpdatesStatistics
@@ -82,10 +85,13 @@ CATALOGUE: tuple[type[Rule], ...] = (
     InitialStatisticsInUse,
     UnfreezeShock,
     EvaluationUpdatesStatistics,
+    AuxiliaryNetworkUpdates,
     BatchDependentEvaluation,
     DoubleUpdate,
+    MixedCalls,
     RankDivergence,
     LayerNeverCalled,
+    UnregisteredLayer,
     DeadChannels,
     GammaExplosion,
     WeightDecayOnAffine,

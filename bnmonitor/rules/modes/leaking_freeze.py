@@ -51,7 +51,8 @@ class LeakingFreeze(Rule):
 
     ## Look-alikes
     Estimating statistics anew for new data (AdaBN) does this on purpose: ignore it there. A GAN switches
-    ``requires_grad`` back and forth, so gamma and beta must also have stood still in the last five steps.
+    ``requires_grad`` back and forth, so gamma and beta must also have stood still in the last five steps. The buffers
+    of an averaged copy are moved by the averaging, not by its forward.
 
     ## References
     Lightning-AI/pytorch-lightning#18930, #2551; chemprop/chemprop#952; huggingface/peft#1732.
@@ -70,6 +71,7 @@ class LeakingFreeze(Rule):
         """Find the frozen layers whose statistics are updated."""
         new = slice(-max(self.least_steps, window.fresh), None)
         moving = self._frozen(window) & window.training[-1] & (window.updates[new] > 0).any(0)
+        moving &= window.ran_in_training()
         if len(window) < self.least_steps or not moving.any():
             return []
         recent = window.last(self.least_steps)

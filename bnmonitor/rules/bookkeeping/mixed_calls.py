@@ -1,0 +1,114 @@
+"""BN502: running statistics that mix the inputs of several calls."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bnmonitor._text import number
+from bnmonitor.frame import Window
+from bnmonitor.ledger import EVALUATIONS
+from bnmonitor.rules.base import Finding, Rule, Severity
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedCalls(Rule):
+    """A layer is called several times in a step with inputs of different distributions.
+
+    ## What it does
+    In a sampled step, compares the inputs of a layer's calls in training mode: how many deviations the means are apart,
+    and the log of the ratio of the variances, in the middle channel. Only layers with no other normalization upstream
+    are judged, as further down each call has been normalized by itself.
+
+    ## Why is this bad?
+    Each call is normalized with its own statistics, but the running statistics become a mixture of all kinds of calls,
+    the last one weighted most. Evaluation normalizes with a distribution that no call had.
+
+    ## Example
+    >>> from bnmonitor.testing import make_sample, make_window
+    >>> import dataclasses, torch
+    >>> window = make_window(channels=[4], updates=2)
+    >>> sample = make_sample(window.layers, calls=2)
+    >>> def two_calls(shift):
+    ...     apart = torch.tensor([[shift], [9.0], [0.0], [0.0]])
+    ...     return dataclasses.replace(window, sample=dataclasses.replace(sample, apart=apart))
+    >>> [finding] = MixedCalls().check(two_calls(0.6))
+    >>> str(finding.severity), round(finding.value, 1)
+    ('warning', 0.6)
+
+    Two calls whose inputs are alike stay quiet:
+
+    >>> MixedCalls().check(two_calls(0.02))
+    []
+
+    ## What to do
+    Concatenate the inputs to one batch, give each kind its own normalization (split or auxiliary BatchNorm), or let
+    only the kind that evaluation sees update the statistics.
+
+    ## Thresholds
+    ``warn_shift = .25`` deviations between the means, or ``warn_log_ratio = .5`` in the log of the variances (a factor
+    1.65); ``error_shift = 1`` and ``error_log_ratio = 1.4`` (a factor 4). Two domains in one training were .43 and 1.2
+    apart at the first layer, two calls with the same distribution .02. Besides, the difference must be
+    ``least_noise = 3`` times what samples of this size differ by chance.
+
+    ## Look-alikes
+    Ghost batches and twin views have the same distribution. A discriminator that is never evaluated does not use its
+    running statistics: with several optimizers, and before an evaluation has reached the layer, this is an info.
+
+    ## References
+    davda54/sam#17, #30; PatrickHua/SimSiam#1; soumith/ganhacks#52; keras-team/keras#11927.
+    """
+
+    code: ClassVar[str] = "BN502"
+    name: ClassVar[str] = "mixed-calls"
+    severity: ClassVar[Severity] = Severity.WARNING
+    needs: ClassVar[frozenset[str]] = frozenset({"buffers", "ledger", "samples"})
+    exact: ClassVar[bool] = True
+
+    warn_shift: float = 0.25
+    error_shift: float = 1.0
+    warn_log_ratio: float = 0.5
+    error_log_ratio: float = 1.4
+    least_noise: float = 3.0
+
+    def check(self, window: Window) -> list[Finding]:
+        """Find the first layers whose calls see different inputs."""
+        if window.sample is None:
+            return []
+        shift, shift_noise, ratio, ratio_noise = window.sample.apart.expand(4, len(window.layers))
+        shift = shift.where(shift_noise > self.least_noise, 0.0)
+        ratio = ratio.where(ratio_noise > self.least_noise, 0.0)
+        tracking = torch.tensor(window.layers.tracking, dtype=torch.bool, device="cpu")
+        mixed = (shift > self.warn_shift) | (ratio > self.warn_log_ratio)
+        mixed &= self._roots(window) & tracking & window.training[-1]
+        return [self._finding(window, i, float(shift[i]), float(ratio[i])) for i in mixed.nonzero().flatten().tolist()]
+
+    def _roots(self, window: Window) -> Tensor:
+        """Layers without another upstream; where no graph tells, all of them."""
+        everywhere = torch.ones(len(window.layers), dtype=torch.bool, device="cpu")
+        structure = window.facts.structure
+        roots: Tensor = everywhere if structure is None else structure.roots()
+        return roots if roots.numel() == len(window.layers) else everywhere
+
+    def _finding(self, window: Window, layer: int, shift: float, ratio: float) -> Finding:
+        error = shift > self.error_shift or ratio > self.error_log_ratio
+        unused = window.facts.optimizer_count > 1 and not window.ledger.evaluated[EVALUATIONS, layer].any()
+        by_mean = shift / self.warn_shift >= ratio / self.warn_log_ratio
+        limits = (self.error_shift, self.error_log_ratio) if error else (self.warn_shift, self.warn_log_ratio)
+        severity = Severity.INFO if unused else Severity.ERROR if error else Severity.WARNING
+        step = window.sample.step if window.sample is not None else window.steps[0]
+        return Finding(
+            severity=severity,
+            layer=layer,
+            first_step=max(step, window.steps[0]),
+            value=shift if by_mean else ratio,
+            threshold=limits[0] if by_mean else limits[1],
+            message=f"its calls in one step have different inputs: the means are {number(shift)} deviations apart, "
+            f"the variances by a factor {number(math.exp(ratio))}; the running statistics are a mixture that none has",
+            advice="concatenate the inputs to one batch, give each kind its own normalization, or let only the kind "
+            "that evaluation sees update the statistics",
+        )

@@ -1,0 +1,81 @@
+"""BN407: a network beside the trained one, whose running statistics follow its own forwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bnmonitor.frame import Window
+from bnmonitor.rules.base import Finding, Rule, Severity, first
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuxiliaryNetworkUpdates(Rule):
+    """A sub-network that no optimizer trains, such as a teacher or a target network, updates its running statistics.
+
+    ## What it does
+    Flags layers in training mode whose statistics are updated by their own forwards, in a sub-network of which no
+    parameter is in any optimizer.
+
+    ## Why is this bad?
+    The parameters of a teacher or a target network are loaded, or follow those of another network; its statistics come
+    from whatever it was last given. In evaluation mode the two no longer belong together, and in training mode its
+    answers depend on the batch.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> [finding] = AuxiliaryNetworkUpdates().check(make_window(facts={"auxiliary": ("teacher",)}))
+    >>> str(finding.severity), "teacher" in finding.message
+    ('warning', True)
+
+    A teacher in evaluation mode stays quiet:
+
+    >>> AuxiliaryNetworkUpdates().check(make_window(facts={"auxiliary": ("teacher",)}, training=False, updates=0))
+    []
+
+    ## What to do
+    Put it into evaluation mode after every ``model.train()``, and copy or average the buffers together with the
+    parameters (``AveragedModel(use_buffers=True)``; in a Polyak update, loop over ``buffers()`` as well).
+
+    ## Thresholds
+    None: that no optimizer has its parameters, and that its statistics move, are facts.
+
+    ## Look-alikes
+    Some methods run the teacher or target in training mode on purpose (BYOL, overhaul distillation): ignore it there.
+    An ``AveragedModel`` whose buffers are averaged is not called in training, so it stays quiet. A part whose gamma and
+    beta stand still is BN402's.
+
+    ## References
+    DLR-RM/stable-baselines3#1004, #553; clovaai/overhaul-distillation#37; facebookresearch/unbiased-teacher#47.
+    """
+
+    code: ClassVar[str] = "BN407"
+    name: ClassVar[str] = "auxiliary-network-updates"
+    severity: ClassVar[Severity] = Severity.WARNING
+    needs: ClassVar[frozenset[str]] = frozenset({"buffers", "ledger", "optimizer"})
+    exact: ClassVar[bool] = True
+    yields_to: ClassVar[frozenset[str]] = frozenset({"BN402"})
+
+    least_steps: int = 5
+
+    def check(self, window: Window) -> list[Finding]:
+        """Find the layers of untrained sub-networks that their own forwards update."""
+        beside = window.facts.auxiliary
+        if not any(beside) or len(window) < self.least_steps:
+            return []
+        recent = window.last(self.least_steps)
+        moving = recent.training[-1] & (recent.updates > 0).any(0) & window.ran_in_training()
+        return [
+            Finding(
+                severity=Severity.WARNING,
+                layer=layer,
+                first_step=first((window.updates[:, layer] > 0) & window.training[:, layer], window),
+                value=float(recent.updates[:, layer].sum()),
+                threshold=0.0,
+                message=f"no optimizer trains {beside[layer]!r}, but its forwards update its running statistics",
+                advice=f"put {beside[layer]!r} into evaluation mode after every model.train(), and copy or average its "
+                "buffers together with its parameters",
+            )
+            for layer in moving.nonzero().flatten().tolist()
+            if beside[layer]
+        ]
