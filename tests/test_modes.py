@@ -404,3 +404,160 @@ def test_a_generator_and_its_critic() -> None:
             generator.eval()(torch.randn(16, 4))
             generator.train()
     nothing(trial)
+
+
+# -- networks beside the trained one, layers that no model has, calls that differ --------------------------------------
+
+
+class Distilled(nn.Module):
+    """A network and its teacher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.teacher = net(), net()
+        self.teacher.load_state_dict(self.student.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = self.teacher(x)
+        result: Tensor = self.student(x) + 0.01 * target
+        return result
+
+    def follow(self) -> None:
+        """Let the teacher's parameters, but not its buffers, follow."""
+        with torch.no_grad():
+            for mine, theirs in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+                mine.lerp_(theirs, 0.1)
+
+
+def distill(model: Distilled, steps: int = 40) -> Trial:
+    trial = Trial(model, torch.optim.SGD(model.student.parameters(), lr=0.05))
+    with trial.monitor:
+        for _ in range(steps):
+            trial.steps(1)
+            model.follow()
+    return trial
+
+
+def test_bn407_a_teacher_that_follows_by_its_parameters_and_updates_by_itself() -> None:
+    trial = distill(Distilled())
+    assert_only(trial, "BN407", ("teacher.1", "teacher.4"), Severity.WARNING, 0)
+    assert "'teacher'" in trial.told["BN407"].message
+
+
+def test_bn407_leaves_a_teacher_that_stands_still_to_bn402() -> None:
+    model = Distilled()
+    trial = Trial(model, torch.optim.SGD(model.student.parameters(), lr=0.05))
+    with trial.monitor:
+        trial.steps(40)
+    told = trial.told
+    assert list(told) == ["BN402"]
+    assert told["BN402"].layers == ("teacher.1", "teacher.4")
+
+
+def test_a_teacher_in_evaluation_mode() -> None:
+    model = Distilled()
+    for _ in range(20):
+        model.teacher(data()[0])
+    model.teacher.eval()
+    nothing(distill(model))
+
+
+class Stray(nn.Module):
+    """Its second normalization is in a plain list, or made in every forward."""
+
+    def __init__(self, made: str, **arguments: Any) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.deep, self.head = nn.Conv2d(8, 8, 3), nn.Linear(8, 2)
+        self.made, self.listed = made, [nn.BatchNorm2d(8, **arguments)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.deep(self.bn(self.conv(x)).relu())
+        if self.made == "forward":
+            x = nn.BatchNorm2d(8)(x)
+        elif self.made == "listed":
+            x = self.listed[0](x)
+        result: Tensor = self.head(x.relu().mean((2, 3)))
+        return result
+
+
+@pytest.mark.parametrize("made", ["forward", "listed"])
+def test_bn507_a_layer_that_the_model_does_not_know(made: str) -> None:
+    trial = Trial(Stray(made))
+    with trial.monitor:
+        trial.steps()
+    told = trial.told
+    assert list(told) == ["BN507"]
+    assert (told["BN507"].severity, told["BN507"].layer, told["BN507"].first_step) == (Severity.ERROR, None, 0)
+    assert told["BN507"].message.endswith(": 8 channels, behind deep")
+
+
+def test_functional_normalizations_and_a_network_of_its_own_are_no_strays() -> None:
+    other = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    model = Stray("nowhere")
+    perceptual = [net().eval()]
+
+    def forward(x: Tensor) -> Tensor:
+        x = nn.functional.instance_norm(other(x)) + nn.functional.batch_norm(x, None, None, training=True)
+        result: Tensor = model(x) + 0 * perceptual[0](x)
+        return result
+
+    trial = Trial(model, torch.optim.SGD([*model.parameters(), *other.parameters()], lr=0.05))
+    with trial.monitor:
+        for _ in range(20):
+            x, y = data()
+            loss = nn.functional.cross_entropy(forward(x), y)
+            trial.monitor.saw_loss(loss)
+            loss.backward()
+            trial.monitor.step()
+    nothing(trial)
+
+
+@pytest.mark.parametrize(("shift", "severity"), [(1.0, Severity.WARNING), (6.0, Severity.ERROR)])
+def test_bn502_two_domains_in_two_calls(shift: float, severity: Severity) -> None:
+    model = net()
+    trial = Trial(model)
+    with trial.monitor:
+        trial.steps(40, lambda x: (model(x) + model(x + shift)) / 2)
+        assert_only(trial, "BN502", ("1",), severity, 0)
+
+
+def test_bn502_two_scales_in_two_calls() -> None:
+    model = net()
+    trial = Trial(model)
+    with trial.monitor:
+        trial.steps(40, lambda x: (model(x) + model(x * 3)) / 2)
+        assert_only(trial, "BN502", ("1",), Severity.ERROR, 0)
+
+
+def test_bn502_says_that_a_critic_sees_real_and_fake_apart_and_warns_once_it_is_evaluated() -> None:
+    critic = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 1))
+    generator = nn.Linear(4, 8)
+    optimizers = [torch.optim.Adam(m.parameters(), lr=1e-4) for m in (generator, critic)]
+    monitor = Monitor({"generator": generator, "critic": critic}, optimizer=optimizers, sinks=[], on_alert="log")
+    with monitor:
+        for _ in range(30):
+            fake, real = critic(generator(torch.randn(64, 4))), critic(torch.randn(64, 8) + 4)
+            (fake.mean() - real.mean()).backward()
+            monitor.step()
+        [alert] = [a for a in monitor.alerts if a.code == "BN502"]
+        assert (alert.layer, alert.severity) == ("critic.0", Severity.INFO)
+        with monitor.evaluation(), in_eval(critic):
+            critic(torch.randn(64, 8))
+    assert next(a for a in monitor.alerts if a.code == "BN502").severity is Severity.ERROR
+
+
+@pytest.mark.parametrize("size", [16, 32])
+@pytest.mark.parametrize("build", [net, lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.BatchNorm1d(6))])
+def test_many_small_calls_with_one_distribution(build: Callable[[], nn.Sequential], size: int) -> None:
+    for seed in range(3):
+        model = build()
+        trial = Trial(model, sample_every_n_steps=2)
+        torch.manual_seed(seed)
+        with trial.monitor:
+            for _ in range(15):
+                x, _ = data(8 * size)
+                torch.stack([model(part).square().mean() for part in x.split(size)]).mean().backward()
+                trial.monitor.step()
+        nothing(trial)
