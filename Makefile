@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint format bench docs pictures clean
+.PHONY: help demo test lint format bench detection docs pictures clean
 
 help:
 	@echo "make demo      install, then train three small networks and see what is found"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint      ruff and mypy"
 	@echo "make docs      write the generated pages anew: the rules, the kinds of layers"
 	@echo "make bench     measure what bnmonitor costs"
+	@echo "make detection inject faults, train sound networks, and write down what was found"
 	@echo "make pictures  make the pictures of the README anew from a real run (needs chromium)"
 
 $(BIN)/pip:
@@ -51,6 +52,9 @@ bench: $(VENV)/dev.stamp
 	@$(BIN)/python benchmarks/overhead.py
 	@$(BIN)/python benchmarks/scaling.py
 	@$(BIN)/python benchmarks/recalibrate.py
+
+detection: $(VENV)/dev.stamp
+	@$(BIN)/python benchmarks/detection.py
 
 pictures: $(VENV)/dev.stamp
 	@$(BIN)/python docs/gen_pictures.py
