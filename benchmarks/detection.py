@@ -26,7 +26,8 @@ from detection_page import matrix, page  # noqa: E402
 from tests.faults.catalogue import INJECTIONS, fitting  # noqa: E402
 from tests.faults.healthy import HEALTHY  # noqa: E402
 from tests.faults.networks import NETWORKS  # noqa: E402
-from tests.faults.trial import Outcome, Trial  # noqa: E402
+from tests.faults.ranks import tried  # noqa: E402
+from tests.faults.trial import Outcome  # noqa: E402
 
 CACHE = ROOT / "build" / "detection.jsonl"
 PAGE, PICTURE = ROOT / "docs" / "detection.md", ROOT / "docs" / "pictures" / "confusion.svg"
@@ -57,7 +58,7 @@ def run(task: Task) -> tuple[Task, dict[str, Any]]:
         if kind == "sound":
             outcome = CASES[name].run()
         else:
-            outcome = Trial(NETWORKS[network], injection=INJECTIONS[name], seed=seed).run()
+            outcome = tried(NETWORKS[network], INJECTIONS[name], seed)
         return task, outcome.to_dict()
     except Exception:
         return task, {"error": traceback.format_exc()}

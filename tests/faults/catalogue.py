@@ -11,6 +11,7 @@ from tests.faults.modes import MODES
 from tests.faults.networks import ALL, Network
 from tests.faults.numerics import NUMERICS
 from tests.faults.parameters import PARAMETERS
+from tests.faults.ranks import RANKS
 from tests.faults.running_average import RUNNING_AVERAGE
 from tests.faults.sample_size import SAMPLE_SIZE
 
@@ -23,6 +24,7 @@ EVERY: tuple[Injection, ...] = (
     *BATCHES,
     *PARAMETERS,
     *ARCHITECTURE,
+    *RANKS,
 )
 """All faults, whether there is a rule for them yet or not."""
 

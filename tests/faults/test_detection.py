@@ -5,12 +5,13 @@ import pytest
 from tests.faults.catalogue import INJECTIONS, example
 from tests.faults.injection import Injection
 from tests.faults.networks import ALL, Network
+from tests.faults.ranks import tried
 from tests.faults.trial import Outcome, Trial
 
 
 @pytest.mark.parametrize("fault", INJECTIONS.values(), ids=INJECTIONS)
 def test_a_fault_is_found_in_its_layer(fault: Injection) -> None:
-    outcome = Trial(example(fault), injection=fault).run()
+    outcome = tried(example(fault), fault)
     told = [f"{a['code']} {a['severity']} {a['layer']} {a['channels']} at {a['opened']}" for a in outcome.told]
     assert outcome.took_place, "the injection itself did not work"
     assert not outcome.skipped
