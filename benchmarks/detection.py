@@ -55,10 +55,7 @@ def run(task: Task) -> tuple[Task, dict[str, Any]]:
     torch.set_num_threads(1)
     kind, name, network, seed = task
     try:
-        if kind == "sound":
-            outcome = CASES[name].run()
-        else:
-            outcome = tried(NETWORKS[network], INJECTIONS[name], seed)
+        outcome = CASES[name].run() if kind == "sound" else tried(NETWORKS[network], INJECTIONS[name], seed)
         return task, outcome.to_dict()
     except Exception:
         return task, {"error": traceback.format_exc()}

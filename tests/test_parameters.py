@@ -233,6 +233,13 @@ def test_bn705_finds_a_rate_at_which_nothing_moves_and_one_that_was_lowered_too_
     assert alert.first_step >= 120
 
 
+def test_bn705_measures_a_gamma_that_began_at_zero_against_one() -> None:
+    creeping = torch.linspace(0, 1e-9, 64)[:, None].expand(64, 3)
+    assert findings("BN705", make_window(learning_rate=1e-10, gamma=creeping, start_gamma=0.0))
+    growing = torch.linspace(0, 0.1, 64)[:, None].expand(64, 3)
+    assert not findings("BN705", make_window(learning_rate=1e-10, gamma=growing, start_gamma=0.0))
+
+
 @pytest.mark.parametrize("rate", [1e-3, 0.05])
 def test_bn705_stays_quiet_where_the_network_learns(rate: float) -> None:
     assert not of("BN705", train(120, optimizer=lambda net: sgd(net, rate)))

@@ -174,7 +174,7 @@ class ForgottenEval(Injection):
         norm = trial.site.norm
         with evaluation_mode(trial.model):
             if self.which == "one":
-                norm.train()
+                trial.site.unit.train()
             elif self.which == "all" or trial.step == 0:
                 trial.model.train()
             before = norm.running_mean.clone()

@@ -138,7 +138,7 @@ class RateTooLow(Injection):
         trial.notes["gamma"] = trial.site.norm.weight.detach().clone()
 
     def took_place(self, trial: Trial) -> bool:
-        moved = float((trial.site.norm.weight - trial.notes["gamma"]).abs().max())
+        moved = float((trial.site.norm.weight.detach() - trial.notes["gamma"]).abs().max())
         gradient = trial.site.norm.weight.grad
         return moved < 1e-6 and gradient is not None and bool(gradient.abs().max() > 0)
 

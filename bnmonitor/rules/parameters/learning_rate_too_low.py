@@ -44,11 +44,11 @@ class LearningRateTooLow(Rule):
     high as the loss bears. If a schedule has brought it there, end the run or restart the schedule.
 
     ## Thresholds
-    ``least_ratio = 1e-6`` of gamma per step: 100,000 steps would change it by a tenth; below 6e-8 a number near 1 does
-    not change at all in float32. ``least_drift = 1e-4`` deviations per step, or three standard errors of the batch
-    means if that is more. ``moved = 1e-3`` since the start, ``lowered = 30`` below the peak: a network that has learned
-    and stands still at an unchanged rate has converged. At least ``least_steps = 50``, with a rate that a schedule does
-    not move meanwhile, and four optimizer steps.
+    ``least_ratio = 1e-6`` of gamma per step, or of 1 where gamma began at zero: 100,000 steps would change it by a
+    tenth; below 6e-8 a number near 1 does not change at all in float32. ``least_drift = 1e-4`` deviations per step, or
+    three standard errors of the batch means if that is more. ``moved = 1e-3`` since the start, ``lowered = 30`` below
+    the peak: a network that has learned and stands still at an unchanged rate has converged. At least ``least_steps =
+    50``, with a rate that a schedule does not move meanwhile, and four optimizer steps.
 
     ## Look-alikes
     The tail of a cosine, where the rate still moves; a converged network; frozen layers, which are not judged.
@@ -91,17 +91,22 @@ class LearningRateTooLow(Rule):
 
     def _ratio(self, window: Window) -> Tensor:
         """How far gamma and beta have gone per step, against the size of gamma: ``[L]``."""
-        size = self._size(window, window.gamma[-1])
+        size = self._scale(window)
         gone = torch.maximum(*(self._size(window, rows[-1] - rows[0]) for rows in (window.gamma, window.beta)))
         return gone / size.clamp(min=1e-12) / (len(window) - 1)
+
+    def _scale(self, window: Window) -> Tensor:
+        """What a move is measured against: the size of gamma, and 1 for each gamma that began at zero: ``[L]``."""
+        gamma = window.gamma[-1].abs()
+        return self._size(window, gamma.where(window.baseline.gamma != 0, gamma.clamp(min=1.0)))
 
     def _size(self, window: Window, values: Tensor) -> Tensor:
         return window.layers.segments.sum(values.square()).sqrt()
 
     def _low(self, window: Window) -> Tensor:
         """Layers that have not learned yet, or no longer do because the rate was lowered: ``[L]`` bool."""
-        gamma, start = window.gamma[-1], window.baseline.gamma
-        moved = self._size(window, gamma - start) > self.moved * self._size(window, gamma)
+        gone = self._size(window, window.gamma[-1] - window.baseline.gamma)
+        moved = gone > self.moved * self._scale(window)
         return ~moved | (window.baseline.rate > self.lowered * window.learning_rate())
 
     def _drifts(self, window: Window) -> Tensor:
