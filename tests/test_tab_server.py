@@ -352,6 +352,7 @@ def test_the_entry_point_loads_next_to_nothing_and_the_plugin_no_torch() -> None
     own = {name for name in found - before if name.split(".")[0] not in sys.stdlib_module_names}
     assert own == {
         "bnmonitor",
+        "bnmonitor._version",
         "bnmonitor.history",
         "bnmonitor.history.schema",
         "bnmonitor.tensorboard_plugin",
