@@ -16,6 +16,7 @@ from bnmonitor.hooks import Hook, recomputing
 from bnmonitor.layers import LayerTable
 from bnmonitor.mixture import MOST_CALLS, CallMoments, apart
 from bnmonitor.moments import between, finish, merge, merge_between, reduce
+from bnmonitor.probe import Probe
 from bnmonitor.roles import Strays
 from bnmonitor.structure import Structure
 from bnmonitor.tracing import Tracer
@@ -40,8 +41,8 @@ class _Seen:
 class Sampler:
     """Hooks every layer for one step and reduces what passes, on its device."""
 
-    def __init__(self, strays: Strays | None = None) -> None:
-        self.strays = strays
+    def __init__(self, strays: Strays | None = None, probe: Probe | None = None) -> None:
+        self.strays, self.probe = strays, probe
         self._handles: list[RemovableHandle] = []
         self._seen: dict[int, _Seen] = {}
         self._tracer = Tracer()
@@ -73,6 +74,8 @@ class Sampler:
             self._handles.append(module.register_forward_hook(Hook(module, self._saw)))
         for root in models.values():
             self._handles.append(root.register_forward_hook(Hook(root, self._ended)))
+        if self.probe is not None:
+            self.probe.attach(modules)
         self._tracer.attach(modules, models)
 
     def detach(self) -> None:
@@ -84,6 +87,8 @@ class Sampler:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self.probe is not None:
+            self.probe.detach()
         self._tracer.detach()
 
     def _interrupt(self) -> None:

@@ -144,6 +144,22 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gaps:
+    """What an extra forward at the start of an evaluation told of each layer.
+
+    Attributes:
+        step: The last training step before it.
+        gap: ``[L]`` relative difference of the layer's outputs with batch statistics and with running statistics; NaN
+            for a layer that was not compared.
+        size: ``[L]`` int64, samples in the batch.
+    """
+
+    step: int
+    gap: Tensor
+    size: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Loader:
     """What a loader tells of its batches; None where it does not.
 
@@ -223,6 +239,7 @@ class Facts:
         auxiliary: Of each layer the sub-network it belongs to, if no optimizer trains any of it; else, and where that
             is not known, empty.
         strays: Descriptions of normalization layers that ran in training mode and are part of no model.
+        gaps: What an extra forward told; None in the middle of training, and without ``probe=True``.
         optimizer_count: Number of optimizers that are known.
         rewritten: ``[L]`` bool, something other than a training step has set the running statistics since the last one;
             None where that was not looked at.
@@ -248,6 +265,7 @@ class Facts:
     auxiliary: tuple[str, ...] = ()
     strays: tuple[str, ...] = ()
     optimizer_count: int = 0
+    gaps: Gaps | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,6 +130,7 @@ class Monitor:
             tape=check_every_n_steps,
             window=window,
             sample_every=sample_every_n_steps,
+            probe=probe,
         )
         if not self._watch.waiting:
             check_patterns(self.settings.special_rules(), self.layers)
@@ -365,7 +366,7 @@ class Monitor:
     def _absent(self) -> dict[str, str]:
         """What rules may need and is not there now, with the reason."""
         loader = None if self._facts.unreadable else self._facts.train_loader is not None
-        return missing(
+        absent = missing(
             tracking=not len(self.layers) or any(self.layers.tracking),
             affine=not len(self.layers) or any(self.layers.affine),
             unsampled=self._watch.unsampled,
@@ -378,6 +379,7 @@ class Monitor:
             ranks=world_size() > 1,
             exchange=self._watch.exchange is not None,
         )
+        return {**absent, "probe": self._watch.unprobed} if self._watch.unprobed else absent
 
     def _guard(self, call: Callable[..., object], *args: Any, idle: bool = False) -> None:
         """Run a part of the monitor; should it fail, say so once and let training go on without it.

@@ -11,6 +11,7 @@ from bnmonitor.activations import Sampler
 from bnmonitor.compiled import is_compiled
 from bnmonitor.frame import Sample
 from bnmonitor.layers import LayerTable
+from bnmonitor.probe import Probe
 from bnmonitor.roles import Strays
 
 KEPT = 9
@@ -23,12 +24,14 @@ class Sampling:
     Args:
         models: The models, at whose outputs the autograd graph is walked.
         every: Steps from one sample to the next; 0: never.
+        probe: Whether to keep the inputs of sampled steps for an extra forward.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module], every: int) -> None:
+    def __init__(self, models: Mapping[str, nn.Module], every: int, *, probe: bool = False) -> None:
         self._models, self._every = models, every
         self.strays = Strays(models)
-        self.sampler = Sampler(self.strays)
+        self.probe = Probe(models) if probe else None
+        self.sampler = Sampler(self.strays, self.probe)
         self.begin()
         self.renew()
 
@@ -53,7 +56,7 @@ class Sampling:
     def renew(self) -> None:
         """Forget all samples: the layers are others now."""
         self.sampler.detach()
-        self.sampler = Sampler(self.strays)
+        self.sampler = Sampler(self.strays, self.probe)
         self.samples: list[Sample] = []
         self._again = self._paused = False
 

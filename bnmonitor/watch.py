@@ -13,7 +13,7 @@ from bnmonitor import baseline, measures
 from bnmonitor.bookkeeper import Bookkeeper
 from bnmonitor.compiled import is_compiled
 from bnmonitor.facts import distributed, facts
-from bnmonitor.frame import Baseline, RankStatistics, Sample, Window
+from bnmonitor.frame import Baseline, Gaps, RankStatistics, Sample, Window
 from bnmonitor.layers import Discovery, LayerTable, channels_of, discover, norms, same_layer
 from bnmonitor.observer import Observer
 from bnmonitor.ranks import RankExchange
@@ -38,6 +38,7 @@ class Watch:
         tape: Steps between two reads of the tape.
         window: Steps kept at full resolution.
         sample_every: Cadence of activation samples; 0: never.
+        probe: Whether an extra forward may be run at the start of an evaluation.
 
     Raises:
         ValueError: A pattern matches no layer.
@@ -52,11 +53,12 @@ class Watch:
         tape: int,
         window: int,
         sample_every: int,
+        probe: bool = False,
     ) -> None:
         self._models = models
         self._include, self._exclude = include, exclude
         self._tape, self._size = tape, max(window, tape)
-        self._sampling = Sampling(models, sample_every)
+        self._sampling = Sampling(models, sample_every, probe=probe)
         self._observer = Observer()
         self._evaluations = 0
         self._restored: Mapping[str, Any] | None = None
@@ -239,6 +241,7 @@ class Watch:
         )
         known = replace(known, epoch_steps=self.epoch_steps, **self._roles(optimizers))
         if evaluation:
+            known = replace(known, gaps=self._gaps(evaluation))
             known = replace(known, evaluation=evaluation, rewritten=self._recorder.rewritten())
         window = Window(
             layers=self.layers,
@@ -255,6 +258,21 @@ class Watch:
         if averages is not None:
             window.memo[measures.averages.__name__] = averages
         return window
+
+    @property
+    def unprobed(self) -> str:
+        """Why no extra forward can be run, although it is wanted; empty if it can."""
+        probe = self._sampling.probe
+        return "" if probe is None else self._sampling.unsampled or probe.failed
+
+    def _gaps(self, evaluation: str) -> Gaps | None:
+        """Compare the modes of the layers on a kept batch, where that is wanted."""
+        probe = self._sampling.probe
+        if probe is None or evaluation not in ("validation", "test") or probe.failed or self._sampling.blocked:
+            return None
+        trained = self._ring.view()["training"][-1].tolist()
+        self._sampling.pause()
+        return probe.run(self.steps[-1], self._recorder.modules, trained)
 
     def _roles(self, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
         """What part the layers play in the training, as far as the optimizers tell: fields of the facts."""

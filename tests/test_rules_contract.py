@@ -19,6 +19,7 @@ from bnmonitor.frame import (
     LAYER_STATISTICS,
     Baseline,
     Facts,
+    Gaps,
     Loader,
     Moments,
     RankStatistics,
@@ -162,6 +163,7 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
             decoupled=torch.full((count,), seed % 4 < 2),
             buffer_dtypes=typed(torch.bfloat16, count, seed + 1),
             **of_the_run(steps, seed if run is None else run),
+            gaps=Gaps(step=sampled_at, gap=random_apart(seed + 1, count)[0], size=torch.full((count,), 64)),
             auxiliary=tuple("teacher" if bool(c) else "" for c in bare | ledger.initial),
             structure=Structure(
                 producer_trains=tuple(bool(c) for c in coin(0.6, count)),
@@ -269,6 +271,7 @@ def beside(a: Window, b: Window) -> Window:
             ranks=replace(a.facts.ranks, **of_ranks),
             buffer_dtypes=a.facts.buffer_dtypes + b.facts.buffer_dtypes,
             auxiliary=a.facts.auxiliary + b.facts.auxiliary,
+            gaps=Gaps(step=0, **{name: joined(name, a.facts.gaps, b.facts.gaps) for name in ("gap", "size")}),
             structure=Structure(
                 producer_trains=a.facts.structure.producer_trains + b.facts.structure.producer_trains,
                 consumers=a.facts.structure.consumers + b.facts.structure.consumers,
@@ -458,7 +461,7 @@ def test_rule_says_nothing_of_a_model_that_never_ran(rule: Rule) -> None:
         "updates": torch.zeros(12, 2, dtype=torch.int64),
         "training": torch.ones(12, 2, dtype=torch.bool),
     }
-    facts = replace(window.facts, strays=(), ranks=None)
+    facts = replace(window.facts, strays=(), gaps=None, ranks=None)
     unknown = replace(window.baseline, sizes=torch.full((2,), math.nan), gamma=torch.ones(8))
     blank = Ledger.blank(2)
     assert rule.check(replace(window, baseline=unknown, facts=facts, sample=None, ledger=blank, **rows)) == []

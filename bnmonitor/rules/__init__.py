@@ -40,6 +40,7 @@ from bnmonitor.rules.running_average.cold_statistics import ColdStatistics
 from bnmonitor.rules.running_average.degenerate_momentum import DegenerateMomentum
 from bnmonitor.rules.running_average.inverted_momentum import InvertedMomentum
 from bnmonitor.rules.running_average.stale_statistics import StaleStatistics
+from bnmonitor.rules.running_average.train_eval_gap import TrainEvalGap
 from bnmonitor.rules.sample_size.accumulation_keeps_small_batch import AccumulationKeepsSmallBatch
 from bnmonitor.rules.sample_size.pooled_to_few_values import PooledToFewValues
 from bnmonitor.rules.sample_size.ragged_last_batch import RaggedLastBatch
@@ -79,6 +80,7 @@ CATALOGUE: tuple[type[Rule], ...] = (
     DegenerateMomentum,
     ColdStatistics,
     StaleStatistics,
+    TrainEvalGap,
     EvalModeInTraining,
     LeakingFreeze,
     SplitFreeze,
