@@ -8,6 +8,9 @@ from difflib import get_close_matches
 DOCS = "https://github.com/bnmonitor/bnmonitor/blob/main/docs"
 """Where the manual lives; every link that bnmonitor prints begins here."""
 
+CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+"""What the names of checkpoints end with."""
+
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest known word, or nothing.

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-"""Files that a directory is searched for."""
+from bnmonitor._text import CHECKPOINTS
 
 _PARTS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
@@ -58,7 +57,7 @@ def read(path: str | Path) -> dict[str, nn.Module]:
 
 def files(directory: Path) -> list[Path]:
     """Return the checkpoints anywhere under a directory, in the natural order of their names."""
-    there = (p for p in directory.rglob("*") if p.suffix in SUFFIXES and p.is_file())
+    there = (p for p in directory.rglob("*") if p.suffix in CHECKPOINTS and p.is_file())
     return sorted(there, key=lambda p: _natural(str(p)))
 
 

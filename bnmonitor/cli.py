@@ -1,4 +1,4 @@
-"""The command line: ``bnmonitor demo | report | compare | rules | explain``."""
+"""The command line: ``bnmonitor demo | report | compare | audit | rules | explain``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bnmonitor._text import CHECKPOINTS
 from bnmonitor._version import __version__
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bnmonitor.verdict import Alert
 
 FINE, FOUND, USAGE = 0, 1, 2
@@ -23,6 +26,8 @@ _EXAMPLES = """examples:
   bnmonitor report RUN --html page.html   one page with maps and alerts, to send to a colleague
   bnmonitor report RUN --markdown     the same for a pull request; --json for a script
   bnmonitor compare BEFORE AFTER      did the fix work? 1 if a layer got worse or an alert came
+  bnmonitor audit model.ckpt          what is wrong with a checkpoint; nothing in the file is executed
+  bnmonitor audit package.models:make what is wrong with a model before it is trained
   bnmonitor rules                     every rule in a line
   bnmonitor explain BN304             what a rule means, why it matters, what to do
   bnmonitor explain stale-statistics  the same by name
@@ -66,12 +71,25 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
 
     compare = commands.add_parser("compare", help="show which layers and alerts of two runs differ")
-    compare.add_argument("before", type=Path, help="a run's directory or event file")
+    compare.add_argument("before", type=Path, help="a run's directory or event file, or a checkpoint")
     compare.add_argument("after", type=Path, help="another")
     compare.add_argument("--rows", type=_positive, default=12, help="changes that the table shows (%(default)s)")
     compare.add_argument("--json", action="store_true", help="print JSON")
     _add_fail_on(compare, "exit with 1 if an alert of this severity or worse came, or a layer got worse (%(default)s)")
     compare.set_defaults(run=_compare)
+
+    audit = commands.add_parser(
+        "audit",
+        help="judge a checkpoint or a model without training it",
+        description="Judge a checkpoint, every one in a directory, or a model that package.module:factory is or makes. "
+        "Of a checkpoint only tensors are read, and nothing in it is executed.",
+    )
+    audit.add_argument("what", metavar="CHECKPOINT_OR_MODEL")
+    audit.add_argument("--input", type=_shape, metavar="2,3,224,224", help="shape that the model's forward takes")
+    audit.add_argument("--rows", type=_positive, default=8, help="layers that the table shows (%(default)s)")
+    audit.add_argument("--json", action="store_true", help="print JSON")
+    _add_fail_on(audit, "exit with 1 if something of this severity or worse is found (%(default)s)")
+    audit.set_defaults(run=_audit)
 
     rules = commands.add_parser("rules", help="list every rule")
     rules.set_defaults(run=_rules)
@@ -124,6 +142,8 @@ def _report(parsed: argparse.Namespace) -> int:
 
 
 def _compare(parsed: argparse.Namespace) -> int:
+    if all(path.is_file() and path.suffix in CHECKPOINTS for path in (parsed.before, parsed.after)):
+        return _drift(parsed)
     from bnmonitor.report.compare import compare, terminal
     from bnmonitor.report.read import NoHistoryError, find
 
@@ -144,6 +164,80 @@ def _compare(parsed: argparse.Namespace) -> int:
 
         get_console().print(terminal(found, rows=parsed.rows))
     return FOUND if found.worse and parsed.fail_on != "never" else _verdict(parsed, found.came)
+
+
+def _drift(parsed: argparse.Namespace) -> int:
+    from bnmonitor.audit.drift import drift, terminal
+    from bnmonitor.checkpoint import UnreadableError, read
+
+    pair = []
+    for path in (parsed.before, parsed.after):
+        try:
+            models = read(path)
+        except UnreadableError as error:
+            return _fail(str(error))
+        if not models:
+            return _fail(f"{path} holds no normalization layer with running statistics")
+        pair.append(next(iter(models.values())))
+    found = drift(*pair)
+    if parsed.json:
+        print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
+    else:
+        from rich import get_console
+
+        get_console().print(terminal(found, rows=parsed.rows))
+    return _verdict(parsed, found.came)
+
+
+def _audit(parsed: argparse.Namespace) -> int:
+    from bnmonitor.audit.find import locate
+    from bnmonitor.audit.judge import audit
+    from bnmonitor.audit.show import line, terminal
+    from bnmonitor.checkpoint import UnreadableError, files
+
+    directory = Path(parsed.what).is_dir()
+    paths = [str(p) for p in files(Path(parsed.what))] if directory else [parsed.what]
+    if not paths:
+        return _fail(f"no checkpoint in {parsed.what}: files that end with {', '.join(CHECKPOINTS)}")
+    audits, failed = [], False
+    for path in paths:
+        try:
+            found = locate(path)
+        except UnreadableError as error:
+            failed = True
+            _fail(str(error))
+            continue
+        if not found and not directory:
+            return _fail(f"{path} holds no normalization layer with running statistics")
+        audits += [(each.name, audit(each.model, settings=each.real, inputs=_example(parsed.input))) for each in found]
+    if parsed.json:
+        told = [{"name": name, **found.to_dict()} for name, found in audits]
+        print(json.dumps({"schema": 1, "audits": told}, indent=2, allow_nan=False))
+    elif directory:
+        for name, one in audits:
+            print(line(one, name))
+    else:
+        from rich import get_console
+
+        for name, one in audits:
+            get_console().print(terminal(one, name, rows=parsed.rows))
+    return USAGE if failed else _verdict(parsed, [alert for _, one in audits for alert in one.alerts])
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be sizes such as 2,3,224,224")
+    return sizes
+
+
+def _example(shape: tuple[int, ...] | None) -> Tensor | None:
+    import torch
+
+    return None if shape is None else torch.randn(*shape)
 
 
 def _rules(parsed: argparse.Namespace) -> int:

@@ -16,12 +16,13 @@ _MARKS = {Severity.INFO: ("·", "none"), Severity.WARNING: ("!", "yellow"), Seve
 BARS = "▁▂▃▄▅▆▇█"
 
 
-def alert_block(alert: Alert, *, again: bool = False) -> RenderableType:
+def alert_block(alert: Alert, *, again: bool = False, since: bool = True) -> RenderableType:
     """An alert in a few lines: what and where, the message, the fix, where to read more.
 
     Args:
         alert: The alert.
         again: It was shown before and got worse: the fix need not be repeated.
+        since: Say since when; an audit knows no steps.
     """
     from rich.console import Group
     from rich.padding import Padding
@@ -41,7 +42,8 @@ def alert_block(alert: Alert, *, again: bool = False) -> RenderableType:
         head.append(alert.extent, style="dim")
     if alert.channels:
         head.append(f" · channels {listing(alert.channels)}")
-    head.append(f" · since step {alert.first_step}")
+    if since:
+        head.append(f" · since step {alert.first_step}")
     lines = [Text(alert.message)]
     if not again:
         lines.append(Text.assemble(("fix: ", "bold"), alert.advice))

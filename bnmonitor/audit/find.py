@@ -1,0 +1,71 @@
+"""From what is named on the command line to models: a checkpoint, a directory of them, or an importable model."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from bnmonitor import checkpoint
+from bnmonitor._text import nearest
+from bnmonitor.checkpoint import UnreadableError
+
+_SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A model to audit.
+
+    Attributes:
+        name: How it is called in what is shown.
+        model: The model; for a checkpoint, one of nothing but its normalization layers.
+        real: Whether it is the model itself.
+    """
+
+    name: str
+    model: nn.Module
+    real: bool
+
+
+def locate(what: str) -> list[Found]:
+    """Find what is to be audited.
+
+    Args:
+        what: A checkpoint, or ``package.module:factory``, where the factory is a model, or makes one without arguments.
+
+    Raises:
+        UnreadableError: It is neither, or cannot be read or made; the message is one sentence.
+    """
+    if not Path(what).exists() and _SPEC.fullmatch(what):
+        return [Found(name=what, model=_made(what), real=True)]
+    if not Path(what).exists():
+        raise UnreadableError(f"{what!r} is neither a file nor a directory nor package.module:factory")
+    found = checkpoint.read(what)
+    return [Found(name=f"{what}:{key}" if key else what, model=model, real=False) for key, model in found.items()]
+
+
+def _made(spec: str) -> nn.Module:
+    module_name, _, path = spec.partition(":")
+    if "" not in sys.path and "." not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        thing = importlib.import_module(module_name)
+    except Exception as error:
+        raise UnreadableError(f"cannot import {module_name!r}: {type(error).__name__}: {error}") from None
+    for part in path.split("."):
+        if not hasattr(thing, part):
+            raise UnreadableError(f"{module_name!r} has no {path!r}{nearest(part, dir(thing))}")
+        thing = getattr(thing, part)
+    if not isinstance(thing, nn.Module):
+        try:
+            thing = thing()  # type: ignore[operator]
+        except Exception as error:
+            raise UnreadableError(f"{spec} could not be called: {type(error).__name__}: {error}") from None
+    if not isinstance(thing, nn.Module):
+        raise UnreadableError(f"{spec} makes a {type(thing).__name__}, and must be or make a torch.nn.Module")
+    return thing

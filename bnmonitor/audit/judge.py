@@ -1,0 +1,271 @@
+"""The rules that can judge layers as they are, on a window of one step that is made of nothing but their state."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bnmonitor import baseline
+from bnmonitor._text import DOCS
+from bnmonitor.frame import Facts, Window
+from bnmonitor.layers import LayerTable, discover
+from bnmonitor.ledger import EVALUATIONS, Ledger
+from bnmonitor.monitor import Monitor
+from bnmonitor.rules import Finding, Rule, Severity, all_rules
+from bnmonitor.statistics import Recovery
+from bnmonitor.verdict import Alert, LayerSummary, State
+
+STATE = ("BN101", "BN104", "BN105", "BN404", "BN707")
+"""Rules that a layer's tensors are enough for."""
+
+SETTINGS = ("BN301", "BN302", "BN408", "BN504")
+"""Rules that ask for the module besides: its momentum, its mode, its class."""
+
+PLACES = ("BN801", "BN802", "BN803", "BN804", "BN806")
+"""Rules that ask how the layers are connected, which one forward shows."""
+
+UNTRAINED = "BN404"
+"""The rule that has nothing to say of a model that was only just made."""
+
+_CAPS = {Severity.INFO: 100.0, Severity.WARNING: 60.0, Severity.ERROR: 20.0}
+_UPDATES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit(State):
+    """What the rules say of layers as they are.
+
+    Attributes:
+        spread: By layer the smallest, the middle and the largest running variance; NaN for a layer without.
+        offset: By layer the middle distance of the running mean from zero, in deviations.
+        kinds: Class name of each layer; empty where only tensors are known.
+    """
+
+    spread: tuple[tuple[float, float, float], ...]
+    offset: tuple[float, ...]
+    kinds: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types that JSON can hold."""
+        keys = ("name", "channels", "health", "gamma_min")
+        rows = [{key: _plain(getattr(row, key)) for key in keys} for row in self.rows]
+        more = zip(self.kinds, self.spread, self.offset, strict=True)
+        for row, (kind, spread, offset) in zip(rows, more, strict=True):
+            row |= {"kind": kind or None, "running_var": [_plain(v) for v in spread], "offset": _plain(offset)}
+        return {
+            "health": self.health,
+            "layers": rows,
+            "alerts": [alert.to_dict() for alert in self.alerts],
+            "skipped": dict(self.skipped),
+        }
+
+
+@torch.no_grad()
+def audit(model: nn.Module, *, settings: bool = True, inputs: Tensor | Sequence[Tensor] | None = None) -> Audit:
+    """Judge the normalization layers of a model as they are; nothing is trained and nothing changed.
+
+    Args:
+        model: A model, or what :func:`bnmonitor.checkpoint.read` made of a checkpoint.
+        settings: Whether the modules are the real ones, with momentum, eps and class; False for a checkpoint.
+        inputs: What a forward takes, for the rules that ask how the layers are connected. None: for a model whose first
+            layer says what it takes, something of that shape; where that does not work these rules are skipped.
+    """
+    found = discover({"": model})
+    window = _window(found.table, found.modules)
+    skipped: dict[str, str] = {}
+    alerts = _judge(_rules(STATE), window)
+    if settings:
+        if len(window.layers) and bool(window.ledger.initial.all()):
+            alerts = [alert for alert in alerts if alert.code != UNTRAINED]
+            skipped |= {
+                rule.name: "the model is untrained: all its statistics are initial" for rule in _rules((UNTRAINED,))
+            }
+        alerts += _judge(_rules(SETTINGS), window)
+        with torch.random.fork_rng(devices=[]):
+            placed, why = _placed(model, inputs)
+        alerts += placed
+        skipped |= {rule.name: why for rule in _rules(PLACES)} if why else {}
+    else:
+        why = "needs the model itself: bnmonitor audit package.module:factory"
+        skipped |= {rule.name: why for rule in _rules((*SETTINGS, *PLACES))}
+    return _report(window, alerts, skipped, settings)
+
+
+def _rules(codes: Sequence[str]) -> list[Rule]:
+    return [rule for rule in all_rules() if rule.code in codes]
+
+
+def _window(layers: LayerTable, modules: Sequence[nn.Module]) -> Window:
+    """One step in which every layer saw exactly what its running statistics say, and was evaluated with it."""
+
+    def column(part: str, fill: float) -> Tensor:
+        rows = [m._parameters.get(part, m._buffers.get(part)) for m in modules]
+        known = [torch.full((n,), fill) if t is None else t for t, n in zip(rows, layers.channels, strict=True)]
+        return torch.cat([t.detach().reshape(-1).to("cpu", torch.float32) for t in known] or [torch.zeros(0)])[None]
+
+    mean, var = column("running_mean", math.nan), column("running_var", math.nan)
+    gamma, beta = column("weight", 1.0), column("bias", 0.0)
+    count = len(layers)
+    one = torch.ones(1, count, dtype=torch.bool)
+    nothing = torch.full_like(mean, torch.nan)
+    tracks = torch.tensor(layers.tracking, dtype=torch.bool)
+    initial = ~layers.segments.any(((mean != 0) | (var != 1))[0]) & tracks
+    ledger = Ledger.blank(count)
+    ledger.evaluated[EVALUATIONS] = True
+    counts = torch.full((count,), _UPDATES)
+    momentum = torch.tensor([[math.nan if m is None else m for m in layers.momentum]])
+    known = baseline.begin(layers, gamma[0], mean[0], var[0], counts)
+    return Window(
+        layers=layers,
+        steps=(0,),
+        batch_mean=mean,
+        batch_var=var,
+        running_mean=mean,
+        running_var=var,
+        gamma=gamma,
+        beta=beta,
+        gamma_grad=nothing,
+        beta_grad=nothing,
+        shift=torch.zeros_like(mean),
+        ratio=torch.ones_like(mean),
+        updates=(one & tracks).long(),
+        training=one & ~layers.of_family("frozen"),
+        recovery=torch.full((1, count), int(Recovery.EXACT)),
+        momentum=momentum,
+        variance=(layers.segments.sum(var) / torch.tensor(layers.channels)),
+        baseline=replace(known, updates=counts, forgotten=torch.full((count,), 100.0, dtype=torch.float64)),
+        facts=Facts(
+            affine_trains=torch.ones(count, dtype=torch.bool),
+            buffer_dtypes=tuple(None if (t := m._buffers.get("running_mean")) is None else t.dtype for m in modules),
+        ),
+        ledger=replace(ledger, initial=initial),
+        fresh=1,
+    )
+
+
+def _judge(rules: Sequence[Rule], window: Window) -> list[Alert]:
+    """One alert for each rule and severity, with all its layers."""
+    alerts = []
+    for rule in rules:
+        by_severity: dict[Severity, list[Finding]] = {}
+        for finding in rule.check(window):
+            by_severity.setdefault(finding.severity, []).append(finding)
+        for severity in sorted(by_severity, reverse=True):
+            findings = by_severity[severity]
+            first = min(findings, key=lambda f: -1 if f.layer is None else f.layer)
+            told = [i for f in findings for i in (f.layer, *f.layers) if i is not None]
+            names = [window.layers.names[i] for i in dict.fromkeys(told)]
+            alerts.append(_alert(rule, first, names))
+    return alerts
+
+
+def _alert(rule: Rule, finding: Finding, names: Sequence[str]) -> Alert:
+    return Alert(
+        code=rule.code,
+        rule=rule.name,
+        severity=finding.severity,
+        layer=names[0] if names else None,
+        layers=tuple(names),
+        channels=finding.channels,
+        first_step=0,
+        last_step=0,
+        state="open",
+        value=finding.value,
+        threshold=finding.threshold,
+        message=finding.message,
+        advice=finding.advice,
+        url=f"{DOCS}/rules/{rule.code}.md",
+    )
+
+
+# -- how the layers are connected --------------------------------------------------------------------------------------
+
+
+def _placed(model: nn.Module, inputs: Tensor | Sequence[Tensor] | None) -> tuple[list[Alert], str]:
+    """What one training step of a copy shows of the connections; and why, where that is not possible."""
+    given = [inputs] if isinstance(inputs, Tensor) else list(inputs) if inputs is not None else None
+    tried = [given] if given is not None else [[x] for x in _guesses(model)]
+    why = "its first layer does not tell what a forward takes"
+    for each in tried:
+        try:
+            return _step(copy.deepcopy(model), each), ""
+        except Exception as error:
+            why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return [], f"needs a forward, give what it takes with --input 2,3,224,224: {why}"
+
+
+def _step(model: nn.Module, inputs: Sequence[Tensor]) -> list[Alert]:
+    model.train()
+    monitor = Monitor(model, select=PLACES, sinks=[], on_alert="log")
+    with torch.enable_grad(), monitor:
+        model(*inputs)
+        monitor.step()
+    return [replace(alert, first_step=0, last_step=0) for alert in monitor.alerts if alert.code in PLACES]
+
+
+def _guesses(model: nn.Module) -> list[Tensor]:
+    """What a model may take, by its first layer with weights."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            axes = len(module.kernel_size)
+            sizes = {1: (64, 1024), 2: (64, 224), 3: (16, 32)}[axes]
+            return [torch.randn(4, module.in_channels, *(size,) * axes) for size in sizes]
+        if isinstance(module, nn.Linear):
+            return [torch.randn(4, module.in_features), torch.randn(4, 8, module.in_features)]
+        if isinstance(module, nn.Embedding):
+            return [torch.randint(module.num_embeddings, (4, 16))]
+    return []
+
+
+# -- what is shown -----------------------------------------------------------------------------------------------------
+
+
+def _report(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str], settings: bool) -> Audit:
+    layers = window.layers
+    worst: dict[str, Severity] = {}
+    told: dict[str, tuple[str, ...]] = {}
+    for alert in alerts:
+        for name in alert.layers:
+            worst[name] = max(worst.get(name, Severity.INFO), alert.severity)
+            told[name] = (*told.get(name, ()), alert.code)
+    var, mean = window.running_var[0], window.running_mean[0]
+    scale = (var + layers.eps_by_channel).sqrt()
+    offset, middle = layers.segments.median(mean.abs() / scale), layers.segments.median(var)
+    low, high = -layers.segments.max(-var), layers.segments.max(var)
+    gamma_min = -layers.segments.max(-window.gamma[0].abs())
+    rows = tuple(
+        LayerSummary(
+            name=name,
+            channels=layers.channels[i],
+            health=_CAPS[worst.get(name, Severity.INFO)],
+            training=False,
+            settled=True,
+            batch_var=(),
+            running_gap=math.nan,
+            gamma_min=float(gamma_min[i]),
+            silent=math.nan,
+            alerts=told.get(name, ()),
+            recovery="",
+        )
+        for i, name in enumerate(layers.names)
+    )
+    return Audit(
+        step=-1,
+        epoch=None,
+        rows=rows,
+        alerts=tuple(sorted(alerts, key=lambda a: (-a.severity, a.code))),
+        skipped=dict(skipped),
+        spread=tuple(zip(low.tolist(), middle.tolist(), high.tolist(), strict=True)),
+        offset=tuple(offset.tolist()),
+        kinds=layers.kinds if settings else ("",) * len(layers),
+    )
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

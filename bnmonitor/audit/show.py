@@ -1,0 +1,55 @@
+"""An audit in the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bnmonitor._text import count, number, shorten
+from bnmonitor.audit.judge import Audit
+from bnmonitor.render import alert_block
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_BLANK = "–"
+
+
+def terminal(found: Audit, name: str, *, rows: int = 8) -> RenderableType:
+    """The verdict, the worst layers, the alerts, and what was not checked.
+
+    Args:
+        found: The audit.
+        name: What was audited.
+        rows: Layers that the table shows; the rest is counted.
+    """
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[RenderableType] = [Text(name, style="dim", overflow="fold")]
+    parts.append(Text(found.headline(), style="bold", overflow="fold"))
+    order = sorted(range(len(found.rows)), key=lambda i: found.rows[i].health)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
+    for title in ("layer", "channels", "least σ²", "middle σ²", "most σ²", "mean/σ", "γ min", "found"):
+        table.add_column(title, justify="left" if title in ("layer", "found") else "right", overflow="fold")
+    for i in order[:rows]:
+        row = found.rows[i]
+        numbers = [*found.spread[i], found.offset[i], row.gamma_min]
+        cells = [_BLANK if value != value else number(value) for value in numbers]
+        table.add_row(Text(shorten(row.name, 28)), str(row.channels), *cells, Text(", ".join(row.alerts)))
+    if found.rows:
+        parts.append(table)
+    rest = len(found.rows) - rows
+    parts += [Text(count(rest, "more layer"), style="dim")] if rest > 0 else []
+    parts += [alert_block(alert, since=False) for alert in found.alerts]
+    for why in dict.fromkeys(found.skipped.values()):
+        rules = ", ".join(rule for rule, reason in found.skipped.items() if reason == why)
+        parts.append(Text(f"not checked: {rules}: {why}", style="dim", overflow="fold"))
+    return Group(*parts)
+
+
+def line(found: Audit, name: str) -> str:
+    """One line: the verdict and the rules that speak."""
+    rules = ", ".join(dict.fromkeys(f"{alert.code} {alert.rule}" for alert in found.alerts))
+    return f"{name}: {found.headline()}{f' · {rules}' if rules else ''}"
