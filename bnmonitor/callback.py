@@ -7,6 +7,7 @@ from typing import Any
 
 from bnmonitor._lightning import CallbackBase
 from bnmonitor.alerts import Alert
+from bnmonitor.answers import Answers, step_number
 from bnmonitor.monitor import Monitor
 from bnmonitor.rules import Rule, Thresholds
 from bnmonitor.settings import Action, Settings
@@ -32,8 +33,9 @@ class BatchNormMonitor(CallbackBase):
         select: Rules to run: codes, prefixes, names, "default" or "all".
         ignore: Rules to leave out, likewise.
         rules: Own rules, or thresholds by rule, such as {"small-batch": {"warn_below": 8}}.
-        on_alert: "log", "warn", "stop" (ask the Trainer to stop), "raise" or a callable that takes the alert; or a
-            mapping of these by severity. A single word leaves infos to the log.
+        on_alert: "log", "warn", "stop" (ask the Trainer to stop), "raise", "checkpoint" (save one now), "wandb", or a
+            callable that takes the alert, such as a bnmonitor.notify.Webhook; a list of these; or a mapping of them by
+            severity. Without a mapping, words leave infos to the log.
         sinks: Where findings go; None: the Trainer's loggers and the console; []: nowhere.
 
     Raises:
@@ -54,7 +56,7 @@ class BatchNormMonitor(CallbackBase):
         select: Sequence[str] = ("default",),
         ignore: Sequence[str] = (),
         rules: Sequence[Rule] | Mapping[str, Thresholds] | None = None,
-        on_alert: Mapping[str, Action] | Action = "warn",
+        on_alert: Action | Mapping[str, Action] = "warn",
         sinks: Sequence[Sink] | None = None,
     ) -> None:
         super().__init__()
@@ -71,14 +73,12 @@ class BatchNormMonitor(CallbackBase):
             "rules": rules,
             "on_alert": on_alert,
         }
-        Settings(**self._settings)
+        self._answers = Answers(Settings(**self._settings).actions(), check_every_n_steps)
         self._patterns = (list(include), list(exclude))
         self._sinks = None if sinks is None else checked(sinks)
         self._monitor: Monitor | None = None
         self._module: Any = None
         self._state: dict[str, Any] | None = None
-        self._may_stop = "stop" in (on_alert.values() if isinstance(on_alert, Mapping) else [on_alert])
-        self._batches = 0
 
     @property
     def monitor(self) -> Monitor:
@@ -125,6 +125,7 @@ class BatchNormMonitor(CallbackBase):
         """Take the optimizers, the loaders and the scaler as they are once training begins."""
         self.monitor.watch_optimizers(trainer.optimizers)
         self.monitor.learn(scaler=getattr(trainer.precision_plugin, "scaler", None), **_loaders(trainer))
+        self._answers.publish(trainer, self.monitor)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Take what another callback or a data module has changed between epochs."""
@@ -137,25 +138,25 @@ class BatchNormMonitor(CallbackBase):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Look at the batch that has just ended."""
-        self.monitor.step(_step_number(trainer))
-        stop = self.monitor.should_stop
-        if trainer.world_size > 1:
-            # Only the first process judges, and all have to stop at the same step. They count the same batches.
-            self._batches += 1
-            due = self._may_stop and self._batches % self._settings["check_every_n_steps"] == 0
-            stop = due and trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop:
-            trainer.should_stop = True
+        try:
+            self.monitor.step(step_number(trainer))
+        finally:
+            self._answers.batch_ended(trainer, self.monitor)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Show the state."""
         self.monitor.end_epoch(trainer.current_epoch)
+        self._answers.act(trainer, self.monitor)
+        self._answers.publish(trainer, self.monitor)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """What comes now is no training."""
         if self._monitor is not None:
             trial = trainer.sanity_checking or trainer.fast_dev_run
             self._monitor.begin_evaluation("sanity" if trial else "validation")
+            if self._monitor.running:
+                self._answers.act(trainer, self._monitor)
+                self._answers.publish(trainer, self._monitor)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Training goes on."""
@@ -165,6 +166,7 @@ class BatchNormMonitor(CallbackBase):
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Show the summary and leave no hook behind."""
         self._close()
+        self._answers.act(trainer, self.monitor)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Do the same when the fit ends by an exception or Ctrl-C."""
@@ -195,6 +197,7 @@ class BatchNormMonitor(CallbackBase):
         if settings["log_every_n_steps"] is None:
             settings["log_every_n_steps"] = max(0, int(trainer.log_every_n_steps))
         sinks: Sequence[Sink] = [TensorBoard(), Loggers(), Console()] if self._sinks is None else self._sinks
+        settings["on_alert"] = self._answers.actions
         if not trainer.is_global_zero:
             # The first process judges and writes; the others tell it what they see.
             sinks = []
@@ -215,10 +218,3 @@ def _loaders(trainer: Any) -> dict[str, Any]:
         "val_loader": trainer.val_dataloaders,
         "batches": trainer.num_training_batches,
     }
-
-
-def _step_number(trainer: Any) -> int:
-    """The number that Lightning itself logs under; with several optimizers ``global_step`` runs ahead of it."""
-    loop = getattr(trainer.fit_loop, "epoch_loop", None)
-    number = getattr(loop, "_batches_that_stepped", trainer.global_step)
-    return int(number)

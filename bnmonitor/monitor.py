@@ -29,6 +29,7 @@ from bnmonitor.series import SERIES
 from bnmonitor.settings import WARN, Action, Settings, as_models, as_optimizers
 from bnmonitor.sinks.base import Run, Sink, checked
 from bnmonitor.sinks.console import Console
+from bnmonitor.sinks.loggers import totals
 from bnmonitor.sinks.tensorboard import TensorBoard
 from bnmonitor.structure import Structure
 from bnmonitor.summary import Summary, empty, summarize
@@ -72,8 +73,9 @@ class Monitor:
         ignore: Rules to leave out, likewise.
         rules: Own rules, or thresholds by rule: ``{"small-batch": {"warn_below": 8}}``; under ``"layers"`` a rule takes
             other thresholds for some layers: ``{"small-batch": {"layers": {"head.*": {"warn_below": 4}}}}``.
-        on_alert: ``"log"``, ``"warn"`` (in the console; without one, a Python warning), ``"stop"``, ``"raise"`` or a
-            callable that takes the alert; or a mapping of these by severity. A single word leaves infos to the log.
+        on_alert: ``"log"``, ``"warn"`` (in the console; without one, a Python warning), ``"stop"``, ``"raise"``,
+            ``"wandb"``, or a callable that takes the alert, such as a :class:`bnmonitor.notify.Webhook`; a list of
+            these; or a mapping of them by severity. Without a mapping, words leave infos to the log.
         sinks: Where findings go; None: the console for alerts, and the history if ``log_dir`` is given; []: nowhere.
 
     Raises:
@@ -101,7 +103,7 @@ class Monitor:
         select: Sequence[str] = ("default",),
         ignore: Sequence[str] = (),
         rules: Sequence[Rule] | Mapping[str, Thresholds] | None = None,
-        on_alert: Mapping[str, Action] | Action = WARN,
+        on_alert: Action | Mapping[str, Action] = WARN,
         sinks: Sequence[Sink] | None = None,
     ) -> None:
         self.settings = Settings(
@@ -117,6 +119,11 @@ class Monitor:
             rules=rules,
             on_alert=on_alert,
         )
+        if "checkpoint" in self.settings.words():
+            raise ValueError(
+                'on_alert="checkpoint" needs a Lightning Trainer, which knows what a checkpoint holds: '
+                "in plain PyTorch pass a callable that saves"
+            )
         self._facts = RunFacts(
             train_loader=train_loader,
             val_loader=val_loader,
@@ -346,6 +353,12 @@ class Monitor:
     def saw_loss(self, loss: Any) -> None:
         """Look at the graph behind a loss, before its backward; of use where the model's own forward is not called."""
         self._guard(self._watch.saw_loss, loss)
+
+    def totals(self) -> dict[str, float]:
+        """Return the few numbers that a stopping or saving callback may watch; none once watching has failed."""
+        found: dict[str, float] = {}
+        self._guard(lambda: found.update(totals(self.summary())), idle=True)
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters, baselines and alerts as plain types and tensors."""

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from bnmonitor.alerts import Alert
+from bnmonitor.notify import Notifier, tell_wandb, wandb_runs
 from bnmonitor.rules import Finding, Rule, Severity
 from bnmonitor.rules.monitor.rule_error import RuleError
 from bnmonitor.rules.monitor.sink_error import SinkError
-from bnmonitor.settings import Action, unsaid
-from bnmonitor.sinks.base import FanOut, Sink
+from bnmonitor.settings import OneAction, unsaid
+from bnmonitor.sinks.base import FanOut, Run, Sink
 
 logger = logging.getLogger("bnmonitor")
 
@@ -55,12 +56,13 @@ class Responder:
     def __init__(
         self,
         sinks: Sequence[Sink],
-        actions: Mapping[Severity, Action],
+        actions: Mapping[Severity, tuple[OneAction, ...]],
         tell: Callable[[Finding, Rule], Alert],
         now: Callable[[], int],
     ) -> None:
         self._sinks = FanOut(sinks, lambda sink, error: self.report(f"sink {type(sink).__name__}", error))
         self._actions = dict(actions)
+        self._wandb: list[Any] = []
         self._silent = not sinks
         self._tell_book, self._now = tell, now
         self.should_stop = False
@@ -68,7 +70,15 @@ class Responder:
 
     def tell(self, what: Literal["open", "frame", "epoch", "close"], argument: Any) -> None:
         """Tell every sink something other than an alert."""
+        if what == "open":
+            self._meet(argument)
         self._sinks.tell(what, argument)
+        for notifier in self._notifiers:
+            if what == "close":
+                notifier.flush()
+            failed = notifier.failure()
+            if failed is not None:
+                self.report("on_alert", failed)
 
     def announce(self, events: Sequence[Alert]) -> None:
         """Tell the sinks of all alerts, then act on each that is open: an action may raise."""
@@ -76,14 +86,26 @@ class Responder:
             self._sinks.tell("alert", alert)
         for alert in events:
             if alert.state == "open":
-                self._act(alert)
+                for action in sorted(self._actions[alert.severity], key=lambda action: action == "raise"):
+                    self._act(action, alert)
 
     def report(self, who: str, error: Exception) -> None:
         """Open an alert about something of the user's, or of ours, that raised."""
         self.announce([self._tell_book(SinkError.report(who, error, self._now()), SinkError())])
 
-    def _act(self, alert: Alert) -> None:
-        action = self._actions[alert.severity]
+    @property
+    def _notifiers(self) -> list[Notifier]:
+        every = [action for actions in self._actions.values() for action in actions if isinstance(action, Notifier)]
+        return list(dict.fromkeys(every))
+
+    def _meet(self, run: Run) -> None:
+        """Find who the word ``"wandb"`` means in this run."""
+        if any("wandb" in actions for actions in self._actions.values()):
+            self._wandb = wandb_runs(run.loggers)
+            if not self._wandb:
+                warn('on_alert="wandb" finds no run: give the Trainer a WandbLogger, or call wandb.init() first')
+
+    def _act(self, action: OneAction, alert: Alert) -> None:
         if alert.code in _OWN_FAULTS and action in ("stop", "raise"):
             action = "warn"
         if callable(action):
@@ -92,6 +114,8 @@ class Responder:
             raise AlertError(alert)
         elif action == "stop":
             self.should_stop = True
+        elif action == "wandb":
+            self._call(self._tell_wandb, alert)
         elif action == "log":
             logger.log(_LEVELS[alert.severity], "%s. Fix: %s", alert, alert.advice)
         elif not self._sinks.shows_alerts and not (self._silent and unsaid(action)):
@@ -102,5 +126,12 @@ class Responder:
         try:
             action(alert)
         except Exception as error:
-            self._actions = {s: "log" if a is action else a for s, a in self._actions.items()}
+            known = "wandb" if action == self._tell_wandb else action
+            self._actions = {
+                severity: tuple("log" if each is known or each == known else each for each in actions)
+                for severity, actions in self._actions.items()
+            }
             self.report("on_alert", error)
+
+    def _tell_wandb(self, alert: Alert) -> None:
+        tell_wandb(self._wandb, alert)

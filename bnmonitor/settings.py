@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from torch import nn
 from torch.optim import Optimizer
@@ -14,8 +14,10 @@ from bnmonitor.alerts import Alert
 from bnmonitor.rules import Rule, Severity, Thresholds, by_layer, choose
 from bnmonitor.rules.thresholds import ForLayers
 
-Action = Literal["log", "warn", "stop", "raise"] | Callable[[Alert], object]
-"""What to do when an alert opens or gets worse."""
+Word = Literal["log", "warn", "stop", "raise", "checkpoint", "wandb"]
+OneAction = Word | Callable[[Alert], object]
+Action = OneAction | Sequence[OneAction]
+"""What to do when an alert opens or gets worse: one thing, or several."""
 
 
 class _Unsaid(str):
@@ -33,7 +35,7 @@ def unsaid(action: object) -> bool:
     return isinstance(action, _Unsaid)
 
 
-_ACTIONS = ("log", "warn", "stop", "raise")
+_ACTIONS = get_args(Word)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class Settings:
     select: Sequence[str] = ("default",)
     ignore: Sequence[str] = ()
     rules: Sequence[Rule] | Mapping[str, Thresholds] | None = None
-    on_alert: Mapping[str, Action] | Action = WARN
+    on_alert: Action | Mapping[str, Action] = WARN
 
     def __post_init__(self) -> None:
         for name, least, meaning in (
@@ -90,19 +92,18 @@ class Settings:
         """The rules that have other thresholds in some layers, by code."""
         return by_layer(self.rules)
 
-    def actions(self) -> dict[Severity, Action]:
-        """What to do by severity. A single word does not apply to infos, which are only logged."""
+    def actions(self) -> dict[Severity, tuple[OneAction, ...]]:
+        """What to do by severity. Without a mapping, words do not apply to infos, which are only logged."""
         if isinstance(self.on_alert, Mapping):
-            actions: dict[Severity, Action] = {Severity.INFO: "log", Severity.WARNING: "warn", Severity.ERROR: "warn"}
-            for key, action in self.on_alert.items():
-                actions[_severity(key)] = _action(action)
-            return actions
-        action = _action(self.on_alert)
-        return {
-            Severity.INFO: action if callable(action) else "log",
-            Severity.WARNING: action,
-            Severity.ERROR: action,
-        }
+            given = {_severity(key): _actions(action) for key, action in self.on_alert.items()}
+            return {Severity.INFO: ("log",), Severity.WARNING: ("warn",), Severity.ERROR: ("warn",), **given}
+        actions = _actions(self.on_alert)
+        calls = tuple(action for action in actions if callable(action))
+        return {Severity.INFO: calls or ("log",), Severity.WARNING: actions, Severity.ERROR: actions}
+
+    def words(self) -> set[str]:
+        """The words among the actions."""
+        return {str(action) for actions in self.actions().values() for action in actions if not callable(action)}
 
 
 def _severity(key: object) -> Severity:
@@ -114,14 +115,16 @@ def _severity(key: object) -> Severity:
     raise ValueError(f"on_alert has no severity {key!r}{nearest(str(key), names)}; there are {', '.join(names)}")
 
 
-def _action(action: object) -> Action:
-    if callable(action) or action in _ACTIONS:
-        return action  # type: ignore[return-value]
-    hint = nearest(action, _ACTIONS) if isinstance(action, str) else ""
-    raise ValueError(
-        f"on_alert={action!r} is not an action{hint}; it takes {', '.join(map(repr, _ACTIONS))}, "
-        "a callable, or a mapping of these by severity"
-    )
+def _actions(given: Any) -> tuple[OneAction, ...]:
+    several = isinstance(given, Sequence) and not isinstance(given, str) and len(given) > 0
+    for action in given if several else (given,):
+        if not (callable(action) or (isinstance(action, str) and action in _ACTIONS)):
+            hint = nearest(action, _ACTIONS) if isinstance(action, str) else ""
+            raise ValueError(
+                f"on_alert={action!r} is not an action{hint}; it takes {', '.join(map(repr, _ACTIONS))}, "
+                "a callable, a list of these, or a mapping of these by severity"
+            )
+    return tuple(given) if several else (given,)
 
 
 def as_models(model: object) -> dict[str, nn.Module]:

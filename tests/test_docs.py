@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GENERATED = [path for path in PAGES if path.parent.name == "rules"]
 WALKED = [
-    ROOT / "docs" / f"{name}.md" for name in ("getting-started", "interface", "how-it-works", "extending", "remedies")
+    ROOT / "docs" / f"{name}.md"
+    for name in ("getting-started", "interface", "how-it-works", "extending", "remedies", "notifications")
 ]
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

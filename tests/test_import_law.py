@@ -17,6 +17,7 @@ PACKAGE = Path(bnmonitor.__file__).parent
 ORDER: tuple[tuple[str, ...], ...] = (
     ("_version", "_text", "_lightning"),
     ("verdict",),
+    ("notify",),
     ("render",),
     ("history.catalogue", "history.schema"),
     ("history.encode", "history.source"),
@@ -55,6 +56,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("settings",),
     ("responder",),
     ("monitor",),
+    ("answers",),
     ("callback",),
     ("remedies._layers",),
     ("remedies.freezing", "remedies.population"),

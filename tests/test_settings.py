@@ -200,10 +200,11 @@ def test_rules_of_a_wrong_shape_are_refused_in_one_clear_sentence(door: Door, ba
 
 
 @both_doors
-@pytest.mark.parametrize("bad", ["warning", 5, None, ["warn"], {"error": "explode"}])
+@pytest.mark.parametrize("bad", ["warning", 5, None, [], ["warn", "panic"], {"error": "explode"}, {"error": []}])
 def test_unknown_action_is_refused_with_what_there_is(door: Door, bad: object) -> None:
     message = (
-        r"^on_alert=.* is not an action.*it takes 'log', 'warn', 'stop', 'raise', a callable, or a mapping of these"
+        r"^on_alert=.* is not an action.*it takes 'log', 'warn', 'stop', 'raise', 'checkpoint', 'wandb', a callable, "
+        "a list of these, or a mapping of these"
     )
     with pytest.raises(ValueError, match=message):
         door(on_alert=bad)
@@ -227,12 +228,15 @@ def test_actions_by_severity_fill_up_with_the_default_and_a_single_word_leaves_i
     def call(alert: Alert) -> None: ...
 
     info, warning, error = Severity
-    assert Settings(on_alert="stop").actions() == {info: "log", warning: "stop", error: "stop"}
-    assert Settings(on_alert=call).actions() == {info: call, warning: call, error: call}
-    assert Settings(on_alert={"ERROR": "raise"}).actions() == {info: "log", warning: "warn", error: "raise"}
+    assert Settings(on_alert="stop").actions() == {info: ("log",), warning: ("stop",), error: ("stop",)}
+    assert Settings(on_alert=call).actions() == {info: (call,), warning: (call,), error: (call,)}
+    assert Settings(on_alert={"ERROR": "raise"}).actions() == {info: ("log",), warning: ("warn",), error: ("raise",)}
     by_enum: Any = {Severity.INFO: "warn", "warning": call}
-    assert Settings(on_alert=by_enum).actions() == {info: "warn", warning: call, error: "warn"}
-    assert Settings(on_alert={}).actions() == {info: "log", warning: "warn", error: "warn"}
+    assert Settings(on_alert=by_enum).actions() == {info: ("warn",), warning: (call,), error: ("warn",)}
+    assert Settings(on_alert={}).actions() == {info: ("log",), warning: ("warn",), error: ("warn",)}
+    several: Any = ["stop", call]
+    assert Settings(on_alert=several).actions() == {info: (call,), warning: ("stop", call), error: ("stop", call)}
+    assert Settings(on_alert={"error": several}).words() == {"log", "warn", "stop"}
 
 
 # -- model, optimizer, sinks -------------------------------------------------------------------------------------------

@@ -1,0 +1,272 @@
+"""Telling somebody who is not at the terminal: a webhook, and Weights & Biases. They stand where ``on_alert`` does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import queue
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+from urllib import error as errors
+from urllib import request as requests
+from urllib.parse import urlsplit
+
+from bnmonitor.verdict import Alert, Severity
+
+logger = logging.getLogger("bnmonitor")
+
+_PAYLOADS = ("text", "json")
+_WAITING = 100
+_LONGEST_WAIT = 60.0
+
+
+class DeliveryError(RuntimeError):
+    """An alert could not be delivered."""
+
+
+class Notifier:
+    """An action that delivers alerts in its own time."""
+
+    def __call__(self, alert: Alert) -> None:
+        """Take an alert; returns at once."""
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Wait for what is under way, but not for long."""
+
+    def failure(self) -> DeliveryError | None:
+        """Return what went wrong since, once; None if nothing did."""
+        return None
+
+
+class Webhook(Notifier):
+    """Posts alerts to an HTTP address, from a thread of its own.
+
+    What chat tools such as Slack, Mattermost, Google Chat and Teams accept (``{"text": ...}``), or the alert as JSON
+    (``{"version": 1, "host": ..., "alert": {...}, "withheld": 0}``). An answer of 408, 429 or 5xx and a connection that
+    fails are tried again, each time after twice as long, or when the server says; any other answer is final, and
+    redirections are not followed. Secrets come from environment variables and are never shown::
+
+        BatchNormMonitor(on_alert={"error": ["stop", Webhook(url_env="SLACK_URL")]})
+
+    Args:
+        url_env: Name of the environment variable that holds the address.
+        url: The address itself, where it is no secret; it wins over ``url_env``.
+        token_env: Name of the environment variable with a token, sent as ``Authorization: Bearer``; None: none is sent.
+        payload: "text" for chat tools, or "json".
+        timeout: Seconds to wait for the server.
+        attempts: How often an alert is tried at most.
+        backoff: Seconds before the second attempt.
+        per_minute: Alerts sent in a minute at most; what is beyond is counted in the next one.
+
+    Raises:
+        ValueError: An argument has a value it does not accept, or an environment variable is not set.
+    """
+
+    def __init__(
+        self,
+        *,
+        url_env: str = "BNMONITOR_WEBHOOK_URL",
+        url: str | None = None,
+        token_env: str | None = None,
+        payload: Literal["text", "json"] = "text",
+        timeout: float = 5.0,
+        attempts: int = 4,
+        backoff: float = 1.0,
+        per_minute: int = 20,
+    ) -> None:
+        if payload not in _PAYLOADS:
+            raise ValueError(f"payload={payload!r} must be 'text' or 'json'")
+        for name, value in (("timeout", timeout), ("backoff", backoff)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 3600:
+                raise ValueError(f"{name}={value!r} must be a number of seconds, more than 0")
+        for name, number in (("attempts", attempts), ("per_minute", per_minute)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"{name}={number!r} must be an int, 1 or more")
+        self._given, self._url_env, self._token_env = (None if url is None else _Secret(url)), url_env, token_env
+        self._read_secrets()
+        self._payload, self._timeout, self._attempts = payload, float(timeout), attempts
+        self._backoff, self._per_minute = float(backoff), per_minute
+        address = urlsplit(self._url.text)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            where = f"the environment variable {url_env}" if url is None else "url"
+            raise ValueError(f"{where} holds no address: it must begin with https:// or http://")
+        self._host = address.hostname
+        self._courier = _Courier(self._deliver, per_minute)
+
+    def __repr__(self) -> str:
+        return f"Webhook(host={self._host!r}, payload={self._payload!r})"
+
+    def __call__(self, alert: Alert) -> None:
+        """Take an alert to be posted."""
+        self._courier.put(alert)
+
+    def flush(self) -> None:
+        """Wait until everything is posted, for twice the time-out at most."""
+        self._courier.flush(2 * self._timeout)
+
+    def failure(self) -> DeliveryError | None:
+        """Return the first failure, once."""
+        why, self._courier.failed = self._courier.failed, ""
+        return DeliveryError(f"an alert was not delivered to {self._host}: {why}") if why else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What came from the environment is read there again, rather than written to wherever this goes.
+        return {name: value for name, value in vars(self).items() if name not in ("_courier", "_url", "_token")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._read_secrets()
+        self._courier = _Courier(self._deliver, self._per_minute)
+
+    def _read_secrets(self) -> None:
+        self._url = self._given or _environment(self._url_env)
+        self._token = None if self._token_env is None else _environment(self._token_env)
+
+    # -- on the courier's thread ---------------------------------------------------------------------------------------
+
+    def _deliver(self, alert: Alert, withheld: int) -> None:
+        body = json.dumps(self._body(alert, withheld), allow_nan=False).encode()
+        for attempt in range(self._attempts):
+            try:
+                self._post(body)
+                return
+            except OSError as error:
+                final = isinstance(error, errors.HTTPError) and error.code not in (408, 429) and error.code < 500
+                if final or attempt == self._attempts - 1:
+                    raise
+                time.sleep(min(_LONGEST_WAIT, _asked_wait(error) or self._backoff * 2**attempt))
+
+    def _body(self, alert: Alert, withheld: int) -> dict[str, Any]:
+        if self._payload == "json":
+            return {"version": 1, "host": platform.node(), "alert": alert.to_dict(), "withheld": withheld}
+        more = f"\n{withheld} more alerts were withheld: too many in a minute" if withheld else ""
+        return {"text": f"{str(alert.severity).upper()} on {platform.node()}: {alert}\nfix: {alert.advice}{more}"}
+
+    def _post(self, body: bytes) -> None:
+        headers = {"Content-Type": "application/json", "User-Agent": "bnmonitor"}
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token.text}"
+        request = requests.Request(self._url.text, data=body, headers=headers, method="POST")
+        with requests.build_opener(_NoRedirection).open(request, timeout=self._timeout) as answer:
+            answer.read(1)
+
+
+class _Courier:
+    """Hands alerts to a function on a thread of its own, so many in a minute.
+
+    Args:
+        deliver: Takes an alert, and how many were withheld before it.
+        per_minute: Alerts in a minute at most.
+    """
+
+    def __init__(self, deliver: Callable[[Alert, int], None], per_minute: int) -> None:
+        self._deliver, self._per_minute = deliver, per_minute
+        self._waiting: queue.Queue[Alert | threading.Event] = queue.Queue(_WAITING)
+        self._thread: threading.Thread | None = None
+        self._withheld = 0
+        self.failed = ""
+        """What went wrong first, until it is taken."""
+        self._told = False
+
+    def put(self, alert: Alert) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="bnmonitor-webhook", daemon=True)
+            self._thread.start()
+        try:
+            self._waiting.put_nowait(alert)
+        except queue.Full:
+            self._withheld += 1
+
+    def flush(self, seconds: float) -> None:
+        done = threading.Event()
+        if self._thread is None:
+            return
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(done, timeout=seconds)
+        if not done.wait(seconds):
+            self._fail("it did not take everything in time")
+
+    def _work(self) -> None:
+        sent: deque[float] = deque(maxlen=self._per_minute)
+        while True:
+            item = self._waiting.get()
+            if isinstance(item, threading.Event):
+                item.set()
+            elif len(sent) == self._per_minute and time.monotonic() - sent[0] < 60:
+                self._withheld += 1
+            else:
+                sent.append(time.monotonic())
+                withheld, self._withheld = self._withheld, 0
+                try:
+                    self._deliver(item, withheld)
+                except Exception as error:
+                    self._fail(_plainly(error))
+
+    def _fail(self, why: str) -> None:
+        logger.warning("an alert was not delivered: %s", why)
+        if not self._told:
+            self.failed, self._told = why, True
+
+
+class _Secret:
+    """A text that is not shown."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return "***"
+
+
+class _NoRedirection(requests.HTTPRedirectHandler):
+    """A redirection would take the token elsewhere, and the alert to nowhere."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _environment(name: str) -> _Secret:
+    value = os.environ.get(name, "").strip()
+    if not value:
+        raise ValueError(f"the environment variable {name} is not set: it must hold what the webhook needs")
+    return _Secret(value)
+
+
+def _plainly(error: Exception) -> str:
+    """What went wrong, without the address that some messages quote."""
+    if isinstance(error, errors.HTTPError):
+        return f"HTTP {error.code}"
+    reason = getattr(error, "reason", error)
+    return getattr(reason, "strerror", None) or (
+        "timed out" if isinstance(reason, TimeoutError) else type(reason).__name__
+    )
+
+
+def _asked_wait(error: OSError) -> float:
+    """Seconds that the server asked for; 0 if it did not."""
+    asked = error.headers.get("Retry-After", "") if isinstance(error, errors.HTTPError) and error.headers else ""
+    return float(asked) if asked.isdecimal() else 0.0
+
+
+def wandb_runs(loggers: Sequence[Any]) -> list[Any]:
+    """Return the Weights & Biases runs of a Trainer's loggers; without one, the run that is active, if any."""
+    found = [each.experiment for each in loggers if any(c.__name__ == "WandbLogger" for c in type(each).__mro__)]
+    active = getattr(sys.modules.get("wandb"), "run", None)
+    return found or ([active] if active is not None else [])
+
+
+def tell_wandb(runs: Sequence[Any], alert: Alert) -> None:
+    """Send an alert through Weights & Biases, which mails it or posts it as its user has set."""
+    levels = {Severity.INFO: "INFO", Severity.WARNING: "WARN", Severity.ERROR: "ERROR"}
+    for run in runs:
+        run.alert(
+            title=f"{alert.code} {alert.rule}", text=f"{alert}\nfix: {alert.advice}", level=levels[alert.severity]
+        )
