@@ -46,16 +46,15 @@ class Answers:
     def batch_ended(self, trainer: Any, monitor: Monitor) -> None:
         """Act, and publish where something has changed."""
         self._batches += 1
-        self.act(trainer, monitor)
+        self.act(trainer, monitor, due=self._batches % self._every == 0)
         if trainer.is_last_batch or (trainer.world_size == 1 and self._published != _open(monitor)):
             self.publish(trainer, monitor)
 
-    def act(self, trainer: Any, monitor: Monitor) -> None:
-        """Stop or save a checkpoint, if an alert has asked for it."""
+    def act(self, trainer: Any, monitor: Monitor, *, due: bool = True) -> None:
+        """Stop or save a checkpoint, if an alert has asked for it; several processes only where it is ``due``."""
         stop, save = monitor.should_stop, self._save
         if trainer.world_size > 1:
             # Only the first process judges, and all have to do it at the same step. They count the same batches.
-            due = trainer.training and self._batches % self._every == 0
             stop = due and "stop" in self._words and trainer.strategy.reduce_boolean_decision(stop, all=False)
             save = due and "checkpoint" in self._words and trainer.strategy.reduce_boolean_decision(save, all=False)
         if stop:

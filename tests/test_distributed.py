@@ -80,6 +80,15 @@ def test_all_processes_stop_at_the_same_step(runs: Path) -> None:
     assert first["steps"] == second["steps"] < STEPS
 
 
+def test_other_callbacks_and_checkpoints_act_in_all_processes_together(runs: Path) -> None:
+    """EarlyStopping and ModelCheckpoint watch what the first process judged; a checkpoint needs all of them."""
+    assert [process["steps"] for process in seen(runs, "answers")] == [12, 12]
+    [saved] = (runs / "answers").rglob("bnmonitor-step=*.ckpt")
+    assert torch.load(saved, weights_only=False)["global_step"] == 12
+    [best] = (runs / "answers" / "best").iterdir()
+    assert torch.load(best, weights_only=False)["global_step"] == 6
+
+
 def test_an_error_that_is_raised_ends_every_process(runs: Path) -> None:
     assert "AlertError: BN101" in (runs / "raise" / "error.txt").read_text()
 

@@ -462,17 +462,6 @@ def test_model_checkpoint_keeps_the_healthiest(tmp_path: Path) -> None:
     assert torch.load(saving.best_model_path, weights_only=False)["epoch"] <= 1
 
 
-def test_two_processes_save_and_stop_together(tmp_path: Path) -> None:
-    stopping = an_early_stopping()
-    saving = ModelCheckpoint(tmp_path / "best", monitor="bnmonitor/health", mode="max")
-    trainer = fit(
-        quiet(check_every_n_steps=5, on_alert=["checkpoint", "log"]), stopping, saving, root=tmp_path, max_epochs=4,
-        enable_checkpointing=True, devices=2, strategy="ddp_spawn",
-    )  # fmt: skip
-    assert trainer.current_epoch < 4
-    assert len(list((tmp_path / "checkpoints").glob("bnmonitor-*.ckpt"))) == 1
-
-
 def test_configuration_file_takes_a_webhook_and_a_list(server: Server, tmp_path: Path) -> None:
     jsonargparse = pytest.importorskip("jsonargparse")
     parser = jsonargparse.ArgumentParser(exit_on_error=False)

@@ -18,6 +18,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -118,6 +119,7 @@ def case(
     net: dict[str, Any] | None = None,
     strategy: dict[str, Any] | None = None,
     monitor: dict[str, Any] | None = None,
+    others: tuple[Any, ...] = (),
     **trainer: Any,
 ) -> None:
     directory.mkdir(parents=True, exist_ok=True)
@@ -135,7 +137,7 @@ def case(
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        callbacks=[*([callback] if callback else []), Keep(directory, callback)],
+        callbacks=[*others, *([callback] if callback else []), Keep(directory, callback)],
         **{"num_sanity_val_steps": 0, "limit_val_batches": 0, **trainer},
     ).fit(Net(**(net or {})))
 
@@ -181,6 +183,17 @@ CASES: dict[str, Callable[[Path], None]] = {
     "apart": lambda d: case(d, strategy=OWN, net={"apart": 3.0}),
     "apart-broadcast": lambda d: case(d, strategy=BROADCAST, net={"apart": 30.0}),
     "stop": lambda d: case(d, net={"poison": 9}, monitor={"on_alert": "stop"}),
+    "answers": lambda d: case(
+        d,
+        net={"poison": 9},
+        monitor={"on_alert": ["checkpoint", "log"], "ignore": ["BN303"]},
+        others=(
+            EarlyStopping("bnmonitor/errors", divergence_threshold=0.5, patience=99),
+            ModelCheckpoint(d / "best", monitor="bnmonitor/health", mode="max"),
+        ),
+        limit_val_batches=2,
+        val_check_interval=6,
+    ),
     "silent": silent,
     "raise": lambda d: case(d, net={"poison": 9}, monitor={"on_alert": "raise"}),
 }
