@@ -33,6 +33,11 @@ class Answers:
         self._published: list[tuple[str, Severity]] | None = None
 
     @property
+    def saves(self) -> bool:
+        """Whether an alert may save a checkpoint."""
+        return "checkpoint" in self._words
+
+    @property
     def actions(self) -> dict[str, list[OneAction]]:
         """The actions for a monitor, which knows no Trainer: ``"checkpoint"`` has become a callable."""
         return {
@@ -56,7 +61,7 @@ class Answers:
         if trainer.world_size > 1:
             # Only the first process judges, and all have to do it at the same step. They count the same batches.
             stop = due and "stop" in self._words and trainer.strategy.reduce_boolean_decision(stop, all=False)
-            save = due and "checkpoint" in self._words and trainer.strategy.reduce_boolean_decision(save, all=False)
+            save = due and self.saves and trainer.strategy.reduce_boolean_decision(save, all=False)
         if stop:
             trainer.should_stop = True
         if save:

@@ -197,7 +197,8 @@ class BatchNormMonitor(CallbackBase):
         if settings["log_every_n_steps"] is None:
             settings["log_every_n_steps"] = max(0, int(trainer.log_every_n_steps))
         sinks: Sequence[Sink] = [TensorBoard(), Loggers(), Console()] if self._sinks is None else self._sinks
-        settings["on_alert"] = self._answers.actions
+        if self._answers.saves:
+            settings["on_alert"] = self._answers.actions
         if not trainer.is_global_zero:
             # The first process judges and writes; the others tell it what they see.
             sinks = []

@@ -103,7 +103,7 @@ def test_yaml_config_sets_every_argument_and_the_fit_is_watched(lightning: Any, 
     assert find("small-batch", settings.chosen_rules()) == type(find("small-batch"))(warn_below=40, error_below=3)
     [special] = settings.special_rules()["BN201"]
     assert (special.pattern, vars(special.rule)["warn_below"], vars(special.rule)["error_below"]) == ("body.*", 40, 4)
-    assert settings.actions() == {Severity.INFO: "log", Severity.WARNING: "log", Severity.ERROR: "stop"}
+    assert settings.actions() == {Severity.INFO: ("log",), Severity.WARNING: ("log",), Severity.ERROR: ("stop",)}
     assert callback.monitor.steps == tuple(range(8))
     [line] = path.read_text().splitlines()
     assert (json.loads(line)["code"], json.loads(line)["value"]) == ("BN201", 32.0)
