@@ -194,3 +194,17 @@ def test_bn303_finds_a_layer_that_training_never_updates() -> None:
     [alert] = of("BN303", train(net, 40))
     assert (alert.severity, alert.value) == (ERROR, 1.0)
     assert "never updated" in alert.message
+
+
+# -- BN304 -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("momentum", "lag", "severity"),
+    [(0.1, 0.09, None), (0.1, 0.11, WARNING), (0.1, 0.26, ERROR), (None, 0.24, None), (None, 0.26, ERROR)],
+)
+def test_bn304_takes_the_lag_of_a_cumulative_average_for_granted_until_it_does_harm(
+    momentum: float | None, lag: float, severity: Severity | None
+) -> None:
+    found = findings("BN304", make_window(batch_mean=lag, momentum=momentum))
+    assert [f.severity for f in found] == ([] if severity is None else [severity])

@@ -54,6 +54,10 @@ class StaleStatistics(Rule):
     its average, not by the average of its log: the log of a small batch's variance is biased (by -.29 at three
     values), which would look like a lag.
 
+    A cumulative average (momentum None) lags by construction: of a network that moves as the log of time it is always
+    one deviation of the last e-fold of training behind, and BN302 says so. It is judged from the error levels on: on
+    digits, lags up to .23 cost at most 3 points of accuracy, and lags from .27 on 3 to 56.
+
     ## Look-alikes
     The jump after a restart of the learning rate, which is over within a window; the first steps, which are not judged.
 
@@ -81,7 +85,10 @@ class StaleStatistics(Rule):
         if len(window) < 8 or not judged.any():
             return []
         mean_lag, log_lag = lag(window)
-        over = judged & ((mean_lag > self.warn_mean) | (log_lag > self.warn_log_deviation))
+        cumulative = window.momentum[-1].isnan()
+        least_mean = torch.where(cumulative, self.error_mean, self.warn_mean)
+        least_log = torch.where(cumulative, self.error_log_deviation, self.warn_log_deviation)
+        over = judged & ((mean_lag > least_mean) | (log_lag > least_log))
         findings = (self._finding(window, layer) for layer in over.nonzero().flatten().tolist())
         return [finding for finding in findings if finding is not None]
 
@@ -94,9 +101,10 @@ class StaleStatistics(Rule):
         mean = min(mean_lag, float(_steady(shift)))
         log = min(log_lag, float(_steady(log_ratio.where(batch > FLAT * eps, torch.nan))))
         mean, log = (0.0 if math.isnan(value) else value for value in (mean, log))
-        if not (mean > self.warn_mean or log > self.warn_log_deviation):
-            return None
         error = mean > self.error_mean or log > self.error_log_deviation
+        warned = not math.isnan(float(window.momentum[-1, layer]))
+        if not error and not (warned and (mean > self.warn_mean or log > self.warn_log_deviation)):
+            return None
         limits = (self.error_mean, self.error_log_deviation) if error else (self.warn_mean, self.warn_log_deviation)
         by_mean = mean / limits[0] >= log / limits[1]
         momentum = float(window.momentum[-1, layer])
