@@ -142,7 +142,7 @@ def make_window(
             var=torch.ones(width),
             initial=torch.ones(count, dtype=torch.float64),
             updates=torch.full((count,), 1000 if seen is None else seen),
-            forgotten=torch.full((count,), 100.0 if seen is None else -seen * math.log1p(-(momentum or 0.0))).double(),
+            forgotten=torch.full((count,), 1e4 if seen is None else -seen * math.log1p(-(momentum or 0.0))).double(),
             sizes=torch.as_tensor(sizes).float().expand(count).clone(),
             values=torch.as_tensor(sizes if values is None else values).float().expand(count).clone(),
         ),
