@@ -48,7 +48,12 @@ docs: $(VENV)/dev.stamp
 	@$(BIN)/python docs/gen_rules.py
 	@$(BIN)/python docs/gen_kinds.py
 
-bench: $(VENV)/dev.stamp
+$(VENV)/bench.stamp: $(VENV)/dev.stamp
+	@echo "installing what bnmonitor is compared with into $(VENV) ..."
+	@$(PIP) --editable '.[bench]'
+	@touch $@
+
+bench: $(VENV)/bench.stamp
 	@$(BIN)/python benchmarks/overhead.py
 	@$(BIN)/python benchmarks/scaling.py
 	@$(BIN)/python benchmarks/recalibrate.py

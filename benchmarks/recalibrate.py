@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from overhead import resnet18
+from resnet import resnet18
 
 from bnmonitor.remedies import recalibrate
 

@@ -1,23 +1,34 @@
 """How the cost of a step grows with layers and channels, on layers that are updated without a network around them.
 
-For each size: the bare multi-tensor copy of the same buffers, a step without a check, and the average over all steps
-with checks every 10. Run ``python benchmarks/scaling.py``.
+For each size: the bare multi-tensor copy of the same tensors, a step without a check, one with a check, the average
+with a check every 10, and the memory of the record. All on one thread, and in processor time, which other work on the
+machine disturbs less. Prints Markdown. Run ``python benchmarks/scaling.py``.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bnmonitor import Monitor
 
-SIZES = ((20, 240), (53, 501), (100, 100), (1000, 26), (1000, 256), (10000, 100))
-"""Layers, and channels of each: ResNet-18, ResNet-50, and beyond."""
-STEPS = 100
+SIZES = (
+    (10, 100),
+    (20, 240),
+    (53, 501),
+    (100, 1000),
+    (1000, 1),
+    (1000, 10),
+    (1000, 256),
+    (10000, 100),
+)
+"""Layers, and channels of each; 20 x 240 and 53 x 501 are ResNet-18 and ResNet-50."""
+WARM_UP = 40
+STEPS = 60
 
 
 class Layers(nn.Module):
@@ -27,54 +38,79 @@ class Layers(nn.Module):
         super().__init__()
         self.norms = nn.ModuleList(nn.BatchNorm1d(channels) for _ in range(layers))
         for norm in self.norms:
-            norm.weight.grad = torch.randn(channels)
+            norm.weight.grad, norm.bias.grad = torch.randn(channels), torch.randn(channels)
+        self._means = [norm.running_mean for norm in self.norms]
+        self._variances = [norm.running_var for norm in self.norms]
+        self._affine = [t.detach() for norm in self.norms for t in (norm.weight, norm.bias)]
+        self._counts = [norm.num_batches_tracked for norm in self.norms]
 
     @torch.no_grad()
     def update(self) -> None:
-        """Update the running statistics as a training step does."""
-        for norm in self.norms:
-            norm.running_mean.mul_(0.9).add_(torch.randn_like(norm.running_mean), alpha=0.1)
-            norm.running_var.mul_(0.9).add_(torch.rand_like(norm.running_var).add_(0.5), alpha=0.1)
-            norm.num_batches_tracked.add_(1)
+        """Update the running statistics, gamma and beta as a training step does."""
+        torch._foreach_add_(self._affine, [torch.rand_like(t).sub_(0.5) for t in self._affine], alpha=0.01)
+        for statistic, low in ((self._means, -0.5), (self._variances, 0.5)):
+            torch._foreach_mul_(statistic, 0.9)
+            torch._foreach_add_(statistic, [torch.rand_like(t).add_(low) for t in statistic], alpha=0.1)
+        torch._foreach_add_(self._counts, 1)
 
 
 def clock(call: Callable[[], object]) -> float:
-    """Return the seconds that a call takes."""
-    begin = time.perf_counter()
+    """Return the seconds of processor time that a call takes."""
+    begin = time.process_time()
     call()
-    return time.perf_counter() - begin
+    return time.process_time() - begin
 
 
 def bare_copy(model: Layers) -> Callable[[], object]:
-    """Return a copy of the running statistics, gamma and beta of all layers into flat tensors."""
-    tensors = [[n.running_mean, n.running_var, n.weight, n.bias] for n in model.norms]
+    """Return a copy of what is recorded of all layers into one flat tensor: the least that any recorder must do."""
+    norms = model.norms
+    tensors = [[n.running_mean, n.running_var, n.weight, n.bias, n.weight.grad, n.bias.grad] for n in norms]
     source = [t.detach() for group in tensors for t in group]
     flat = torch.empty(sum(t.numel() for t in source))
     target = list(flat.split([t.numel() for t in source]))
     return lambda: torch._foreach_copy_(target, source)
 
 
+def tensors(holder: object) -> Iterator[Tensor]:
+    """Every tensor that an object holds directly, in a list or in a dict."""
+    for value in vars(holder).values():
+        found = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        yield from (t for t in found if isinstance(t, Tensor))
+
+
+def memory(monitor: Monitor) -> int:
+    """Bytes of the tape and of the window."""
+    watch = monitor._watch
+    kept = {t.untyped_storage().data_ptr(): t for part in (watch._recorder, watch._ring) for t in tensors(part)}
+    return sum(t.untyped_storage().nbytes() for t in kept.values())
+
+
 def main() -> None:
-    torch.set_num_threads(2)
-    print(
-        f"{'layers':>7} {'channels':>9} {'bare copy':>11} {'no check':>11} {'ratio':>6} {'average':>11} {'check':>11}"
+    torch.set_num_threads(1)
+    columns = (
+        "layers | channels | bare copy | step without a check | of the copy | per layer | check | average | memory"
     )
+    print(f"| {columns} |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for layers, channels in SIZES:
         model = Layers(layers, channels)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        copy = bare_copy(model)
+        copies, copy = [], bare_copy(model)
+        for _ in range(STEPS):
+            model.update()
+            copies.append(clock(copy))
         with Monitor(model, optimizer=optimizer, sample_every_n_steps=0, log_every_n_steps=0, sinks=[]) as monitor:
-            plain, checked, copies = [], [], []
-            for step in range(STEPS + 80):
+            plain, checked = [], []
+            for step in range(WARM_UP + STEPS):
                 model.update()
-                copies.append(clock(copy))
                 seconds = clock(monitor.step)
-                if step >= 80:
+                if step >= WARM_UP:
                     (checked if (step + 1) % 10 == 0 else plain).append(seconds)
+            size = memory(monitor)
         bare, quiet, check = (1e6 * statistics.median(t) for t in (copies, plain, checked))
-        average = 1e6 * (sum(plain) + sum(checked)) / STEPS
-        head = f"{layers:7} {layers * channels:9} {bare:8.0f} us"
-        print(f"{head} {quiet:8.0f} us {quiet / bare:6.2f} {average:8.0f} us {check:8.0f} us", flush=True)
+        row = [layers, layers * channels, f"{bare:.0f} us", f"{quiet:.0f} us", f"{quiet / bare:.1f}"]
+        row += [f"{quiet / layers:.1f} us", f"{check:.0f} us", f"{(9 * quiet + check) / 10:.0f} us"]
+        print("|", " | ".join(map(str, row)), f"| {size / 1e6:.0f} MB |", flush=True)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ class LearningRateTooLow(Rule):
         halves = [mean_over_steps(rows) for rows in (window.batch_mean[:half], window.batch_mean[-half:])]
         spread = (window.running_var[-1] + window.layers.eps_by_channel).sqrt()
         drift = (halves[1] - halves[0]).abs() / spread
-        noise = window.batch_mean.diff(dim=0).square().nanmean(0).sqrt() / spread * (2 / half) ** 0.5
+        noise = mean_over_steps(window.batch_mean.diff(dim=0).square_()).sqrt() / spread * (2 / half) ** 0.5
         allowed = torch.maximum(3 * median(noise, window), torch.tensor(self.least_drift * half))
         return median(drift, window) > allowed
 

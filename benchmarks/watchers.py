@@ -1,0 +1,150 @@
+"""Who watches a training: bnmonitor, and what people use or write instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bnmonitor import Monitor
+from bnmonitor.sinks import TensorBoard
+
+
+class Nobody:
+    """Nothing is watched; whoever watches is told of each step before the optimizer's step and after it."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+        pass
+
+    def before(self, loss: Tensor) -> None:
+        """The gradients are there."""
+
+    def after(self) -> None:
+        """The step has ended."""
+
+    def close(self) -> None:
+        """Training has ended."""
+
+
+class BnMonitor(Nobody):
+    """bnmonitor with its defaults, writing to TensorBoard."""
+
+    settings: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+        self.monitor = Monitor(model, optimizer=optimizer, sinks=[TensorBoard(folder)], **self.settings).start()
+        self.after = self.monitor.step  # type: ignore[method-assign]
+
+    def close(self) -> None:
+        """End the run."""
+        self.monitor.close()
+
+
+class BnMonitorSampling(BnMonitor):
+    """The same with activation statistics every 10 steps instead of every 100."""
+
+    settings: ClassVar[Mapping[str, Any]] = {"sample_every_n_steps": 10}
+
+
+class BnMonitorBuffers(BnMonitor):
+    """The same without activation statistics: a step beside it tells what a sample costs."""
+
+    settings: ClassVar[Mapping[str, Any]] = {"sample_every_n_steps": 0}
+
+
+class Hooks(Nobody):
+    """What one would write by hand: mean and variance of each layer's input, in a forward hook."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+        self.rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        for name, module in model.named_modules():
+            if isinstance(module, nn.BatchNorm2d):
+                self.rows[name] = []
+                module.register_forward_hook(self._hook(name))
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            with torch.no_grad():
+                x = args[0]
+                self.rows[name] = [*self.rows[name][-63:], (x.mean((0, 2, 3)), x.var((0, 2, 3)))]
+
+        return hook
+
+
+class Histograms(Nobody):
+    """TensorBoard histograms of each layer's running statistics, gamma and beta, every 10 steps."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer, self.step = SummaryWriter(str(folder)), 0
+        self.layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+
+    def after(self) -> None:
+        """Write the histograms of this step, if it is its turn."""
+        if self.step % 10 == 0:
+            for name, layer in self.layers.items():
+                for key in ("running_mean", "running_var", "weight", "bias"):
+                    self.writer.add_histogram(f"{name}/{key}", getattr(layer, key).detach(), self.step)
+        self.step += 1
+
+    def close(self) -> None:
+        """End the run."""
+        self.writer.close()
+
+
+class WandbWatch(Nobody):
+    """``wandb.watch(model, log="all", log_freq=100)``, offline."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+        import wandb
+
+        folder.mkdir(parents=True)
+        settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
+        self.run = wandb.init(mode="offline", dir=str(folder), project="benchmark", settings=settings)
+        self.run.watch(model, log="all", log_freq=100)
+        self.loss = torch.zeros(())
+
+    def before(self, loss: Tensor) -> None:
+        """Keep the loss to be logged."""
+        self.loss = loss.detach()
+
+    def after(self) -> None:
+        """Log the loss, with which the histograms go."""
+        self.run.log({"loss": float(self.loss)})
+
+    def close(self) -> None:
+        """End the run."""
+        self.run.finish()
+
+
+class Ormas(Nobody):
+    """``ormas_monitor.Monitor`` with its defaults."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+        import ormas_monitor
+
+        self.monitor = ormas_monitor.Monitor(model, optimizer, out=str(folder))
+
+    def before(self, loss: Tensor) -> None:
+        """Its step comes before that of the optimizer."""
+        self.monitor.step(loss)
+
+    def close(self) -> None:
+        """End the run."""
+        self.monitor.close()
+
+
+WATCHERS: dict[str, type[Nobody]] = {
+    "nothing": Nobody,
+    "bnmonitor": BnMonitor,
+    "bnmonitor, activations every 10 steps": BnMonitorSampling,
+    "bnmonitor, no activations": BnMonitorBuffers,
+    "forward hooks, mean and variance per channel": Hooks,
+    "TensorBoard histograms every 10 steps": Histograms,
+    '`wandb.watch(log="all", log_freq=100)`, offline': WandbWatch,
+    "`ormas-monitor`": Ormas,
+}
