@@ -79,6 +79,7 @@ def test_facts_say_what_each_layer_is_and_is_next_to(trained: tuple[Path, list[S
     assert (first["kind"], first["channels"], first["eps"], first["momentum"]) == ("BatchNorm1d", 8, 1e-5, 0.1)
     assert first["training"] is first["trains"] is first["affine"] is True
     assert first["consumers"] == ["relu"]
+    assert first["producer"] == "0 (linear)"
 
 
 def test_channel_detail_holds_the_last_step_of_each_channel(trained: tuple[Path, list[Summary], Monitor]) -> None:

@@ -120,7 +120,8 @@ def facts_of(window: Window) -> list[dict[str, Any]]:
     layers, structure = window.layers, window.facts.structure
     momenta = window.momentum[-1].tolist()
     consumers = (None,) * len(layers) if structure is None else structure.consumers
-    producers = getattr(structure, "producers", None) or [None] * len(layers)
+    places = structure.places if structure is not None else ()
+    producers = [tuple(map(str, place.producers)) for place in places] or [()] * len(layers)
     return [
         {
             "name": layers.names[i],
@@ -133,7 +134,7 @@ def facts_of(window: Window) -> list[dict[str, Any]]:
             "tracking": layers.tracking[i],
             "training": bool(window.training[-1, i]),
             "trains": bool(window.facts.affine_trains[i]),
-            "producer": None if producers[i] is None else str(producers[i]),
+            "producer": ", ".join(producers[i]) or None,
             "consumers": None if (readers := consumers[i]) is None else list(readers),
         }
         for i in range(len(layers))

@@ -14,6 +14,7 @@ import { fromWords, keyOf, toWords } from "./state.js";
 /** @typedef {import("./state.js").State} State */
 
 const POLL = 10_000;
+const PAUSE = 120;
 
 export class App {
   /**
@@ -62,8 +63,19 @@ export class App {
   /** Change a part of what is looked at. @param {Partial<State>} part */
   change(part) {
     Object.assign(this.state, part);
+    clearTimeout(this.waiting);
+    if (this.shown && "from" in part && Object.keys(part).length === 2) return void this.glide();
     this.changed?.(toWords(this.state));
-    return this.load();
+    this.load();
+  }
+
+  /** Draw another range of what is there at once, and ask for a finer look when the hand rests. */
+  glide() {
+    const { runs, slices } = /** @type {NonNullable<App["shown"]>} */ (this.shown);
+    this.token = {};
+    this.shown = { runs, slices: runs.map((run, i) => this.slices.get(JSON.stringify([run.name, this.state.statistic])) ?? slices[i]) };
+    this.show();
+    this.waiting = setTimeout(() => this.change({}), PAUSE);
   }
 
   /** Read everything anew; what is looked at stays. */

@@ -25,8 +25,18 @@ export function columnsOf(slice, view, width) {
   return { first, after };
 }
 
+/** @type {WeakMap<import("./types.js").Slice, Float32Array>} */
+const known = new WeakMap();
+
 /** The usual value of each row: its median. @param {import("./types.js").Slice} slice */
 export function middles(slice) {
+  const found = known.get(slice) ?? medians(slice);
+  known.set(slice, found);
+  return found;
+}
+
+/** @param {import("./types.js").Slice} slice */
+function medians(slice) {
   const { rows, columns, values } = slice;
   const out = new Float32Array(rows);
   const every = Math.max(1, Math.floor(columns / 256));
@@ -75,13 +85,13 @@ export function image(slice, view, width, scale, missing, infinite) {
   const { colours, place } = scale;
   for (let r = 0; r < slice.rows; r++) {
     const line = r * width;
-    let known = -1;
+    let last = -1;
     let colour = missing;
     for (let x = 0; x < width; x++) {
       if (after[x] <= first[x]) continue; // transparent: no step was logged there
       const c = after[x] - first[x] === 1 ? first[x] : shown(slice, r, first[x], after[x], usual[r], scale.log);
-      if (c !== known) {
-        known = c;
+      if (c !== last) {
+        last = c;
         const v = slice.values[r * slice.columns + c];
         const t = place(v);
         colour = Number.isNaN(v) ? missing : !Number.isFinite(v) ? infinite : colours[t <= 0 ? 0 : t >= 1 ? 255 : (t * 255 + 0.5) | 0];

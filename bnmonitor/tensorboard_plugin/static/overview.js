@@ -29,7 +29,9 @@ export class Overview {
 
   /** Give the names the width they need, and both runs plots of one width. @param {string[]} rows @param {boolean} two */
   fit(rows, two) {
-    if (this.most) {
+    const fitted = rows.join("\n");
+    if (this.most && fitted !== this.fitted) {
+      this.fitted = fitted;
       const context = /** @type {CanvasRenderingContext2D} */ (h("canvas").getContext("2d"));
       context.font = theme().small;
       const placed = layout(rows, 1000, { grouped: true, least: 11, most: 26 });
