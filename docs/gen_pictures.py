@@ -1,4 +1,4 @@
-"""Make the pictures of the README from a real run: the terminal's table as SVG, TensorBoard as PNG.
+"""Make the pictures of the documentation from real runs: the terminal's table as SVG, TensorBoard as PNG.
 
 Needs Chromium (Debian: ``apt install chromium``) for TensorBoard's picture. Run ``make pictures``.
 """
@@ -6,6 +6,7 @@ Needs Chromium (Debian: ``apt install chromium``) for TensorBoard's picture. Run
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import socket
 import subprocess
@@ -13,12 +14,15 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import pytorch_lightning as pl
 import rich
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console as RichConsole
 
@@ -45,8 +49,9 @@ def train(log_dir: Path) -> None:
             (OUT / "table.svg").write_text(svg)
 
 
-def tensorboard(log_dir: Path) -> None:
-    """Photograph stock TensorBoard on the runs."""
+@contextmanager
+def served(log_dir: Path) -> Iterator[str]:
+    """Run TensorBoard on the runs; gives its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -60,20 +65,61 @@ def tensorboard(log_dir: Path) -> None:
                 break
             except OSError:
                 time.sleep(0.3)
-        with sync_playwright() as play:
-            chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-            browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-            page = browser.new_page(viewport={"width": 1400, "height": 860})
-            page.goto(address + "?darkMode=false&tagFilter=bn_batch_var%7Cbnmonitor%2F(errors%7Chealth)#timeseries")
-            page.wait_for_timeout(6000)
-            page.get_by_role("button", name="Settings").click()
-            page.wait_for_timeout(3000)
-            shot = Image.open(io.BytesIO(page.screenshot()))
-            shot.convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(OUT / "tensorboard.png", optimize=True)
-            browser.close()
+        yield address
     finally:
         server.terminate()
         server.wait()
+
+
+def save(shot: bytes, name: str, colors: int = 64) -> None:
+    """Keep a picture small."""
+    picture = Image.open(io.BytesIO(shot))
+    picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=colors).save(OUT / name, optimize=True)
+
+
+def stock(page: Page, address: str) -> None:
+    """Photograph what every TensorBoard shows."""
+    page.set_viewport_size({"width": 1400, "height": 860})
+    page.goto(address + "?darkMode=false&tagFilter=bn_batch_var%7Cbnmonitor%2F(errors%7Chealth)#timeseries")
+    page.wait_for_timeout(6000)
+    page.get_by_role("button", name="Settings").click()
+    page.wait_for_timeout(3000)
+    save(page.screenshot(), "tensorboard.png")
+
+
+VIEWS = {
+    "tab-health": {"run": "learning_rate"},
+    "tab-layer": {"run": "learning_rate", "statistic": "batch_var", "layer": "backbone.2.1"},
+    "tab-compare": {"run": "learning_rate", "compare": "healthy", "statistic": "gamma_update"},
+}
+"""Pictures of the tab, and what each looks at."""
+
+
+def tab(page: Page, address: str) -> None:
+    """Photograph the BatchNorm tab, light and dark."""
+    for name, words in VIEWS.items():
+        for mode in ("light", "dark"):
+            view = "".join(f"&p.bnmonitor.{key}={quote(word, safe='')}" for key, word in words.items())
+            page.set_viewport_size({"width": 1280, "height": 1000 if "layer" in words else 620})
+            page.goto("about:blank")
+            page.goto(f"{address}?darkMode={'true' if mode == 'dark' else 'false'}#bnmonitor{view}")
+            page.wait_for_selector("iframe")
+            frame = page.frame(url=re.compile("plugin_entry"))
+            assert frame is not None
+            frame.wait_for_function("document.documentElement.dataset.drawn")
+            page.wait_for_timeout(500)
+            save(page.screenshot(), f"{name}-{mode}.png", 256)
+
+
+def photograph(log_dir: Path) -> None:
+    """Take all pictures of TensorBoard."""
+    with served(log_dir) as address, sync_playwright() as play:
+        chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        stock(page, address)
+        tab(page, address)
+        browser.close()
 
 
 if __name__ == "__main__":
@@ -81,4 +127,4 @@ if __name__ == "__main__":
     rich.reconfigure(file=io.StringIO())
     with tempfile.TemporaryDirectory() as folder:
         train(Path(folder))
-        tensorboard(Path(folder))
+        photograph(Path(folder))

@@ -229,6 +229,7 @@ export class HeatMap {
 
   /** @param {CanvasRenderingContext2D} context @param {Mark} mark @param {import("./layout.js").Layout} placed @param {any} colours */
   mark(context, mark, placed, colours) {
+    if (mark.severity === "info") return;
     const { names } = this.options;
     const y = placed.tops[mark.row] + placed.height / 2;
     const from = names + this.xOf(mark.from);
@@ -236,7 +237,6 @@ export class HeatMap {
     const colour = colours[mark.severity] ?? colours.info;
     context.fillStyle = colour;
     if (placed.height >= 6) context.fillRect(from, placed.tops[mark.row] + placed.height - 3, to - from, 2);
-    if (mark.severity === "info") return;
     const size = Math.max(5, Math.min(7, placed.height / 2));
     context.beginPath();
     context.arc(from, y, size + 1.5, 0, 7);
