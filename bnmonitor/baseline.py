@@ -101,13 +101,14 @@ def followed(window: Window, held: Tensor) -> Baseline:
     moving = warm(window)[-1] & ~held
     rate = 1 - math.exp(-max(1, window.fresh) / MEMORY)
     least = 1e-3 * layers.eps_by_channel
-    log_var = (typical_variance(window) + least).log().float()
-    fresh = (window.batch_var[-max(1, window.fresh) :] + least).log().float()
-    spread = middle_over_steps((fresh - log_var).abs_())
+    middle = typical_variance(window) + least
+    # A median goes through a log unchanged: one log per channel will do.
+    factor = (window.batch_var[-max(1, window.fresh) :] + least) / middle
+    spread = middle_over_steps(torch.maximum(factor, factor.reciprocal())).log()
     return replace(
         base,
-        log_var=_follow(base.log_var, log_var, moving[layers.owner], rate),
-        spread=_follow(base.spread, spread, moving[layers.owner], rate),
+        log_var=_follow(base.log_var, middle.log().float(), moving[layers.owner], rate),
+        spread=_follow(base.spread, spread.float(), moving[layers.owner], rate),
         offset=_follow(base.offset, offset(window).float(), moving, rate),
         unrest=_calm(base.unrest, unrest(window).float(), moving, window),
         jump=_calm(base.jump, jump(window).float(), moving, window),

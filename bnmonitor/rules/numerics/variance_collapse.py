@@ -76,6 +76,8 @@ class VarianceCollapse(Rule):
             return []
         running = window.running_var[-1]
         low = batch < self.eps_factor * eps
+        if not low.any():
+            return []
         settled = low & (running < self.eps_factor * eps)
         gone = (batch < eps) & (running < eps)
         fell, flat = settled & window.baseline.alive, settled & ~window.baseline.alive & warm(window)[-1][layers.owner]
