@@ -34,8 +34,13 @@ class AlertError(RuntimeError):
     """
 
     def __init__(self, alert: Alert) -> None:
-        super().__init__(f"{alert}. Fix: {alert.advice}")
+        super().__init__(_sentence(alert))
         self.alert = alert
+
+
+def _sentence(alert: Alert) -> str:
+    """All that there is to say of an alert where there is no room for a table."""
+    return f"{alert}. Fix: {alert.advice}" + (f". See {alert.url}" if alert.url else "")
 
 
 def warn(message: str) -> None:
@@ -117,9 +122,9 @@ class Responder:
         elif action == "wandb":
             self._call(self._tell_wandb, alert)
         elif action == "log":
-            logger.log(_LEVELS[alert.severity], "%s. Fix: %s", alert, alert.advice)
+            logger.log(_LEVELS[alert.severity], "%s", _sentence(alert))
         elif not self._sinks.shows_alerts and not (self._silent and unsaid(action)):
-            warn(f"{alert}. Fix: {alert.advice}")
+            warn(_sentence(alert))
 
     def _call(self, action: Callable[[Alert], object], alert: Alert) -> None:
         """Call the user's function; should it raise, alerts are only logged from then on."""

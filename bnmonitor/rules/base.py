@@ -110,6 +110,14 @@ def sampled(window: Window) -> int:
     return step if step in window.steps else window.steps[0]
 
 
+def run_note(window: Window, layer: int, step: int) -> str:
+    """Say under which learning rate, batch size and momentum it happened, as far as they are known."""
+    samples, momentum = float(window.baseline.sizes[layer]), float(window.momentum[-1, layer])
+    batches = f"; batches of {number(samples)}" if samples == samples else ""
+    average = f"; momentum {number(momentum)}" if momentum == momentum else "; a cumulative average"
+    return f"{rate_note(window, step)}{batches}{average}"
+
+
 def rate_note(window: Window, step: int) -> str:
     """Say which learning rate was in force at a step, and whether it had just changed; empty if unknown."""
     rates = window.facts.learning_rates

@@ -10,7 +10,7 @@ import torch
 from bnmonitor._text import number
 from bnmonitor.frame import Window
 from bnmonitor.measures import offset, offsets
-from bnmonitor.rules.base import Finding, Rule, Severity, onset, rate_note
+from bnmonitor.rules.base import Finding, Rule, Severity, onset, run_note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +81,8 @@ class MeanExplosion(Rule):
             first_step=step,
             value=value,
             threshold=float(limit[layer]),
-            message=f"the running mean is {number(value)} deviations in the middle channel, it was {number(before)}"
-            f"{rate_note(window, step)}",
+            message=f"the running mean is {number(value)} deviations in the middle channel, it was {number(before)} "
+            f"(limit {number(float(limit[layer]))}){run_note(window, layer, step)}",
             advice="drop the bias of the layer before (bias=False) or lower its learning rate; "
             "in half precision use precision='bf16-mixed'",
         )

@@ -10,7 +10,7 @@ import torch
 from bnmonitor._text import count, number
 from bnmonitor.frame import Window
 from bnmonitor.measures import share, typical_variance, warm
-from bnmonitor.rules.base import Finding, Rule, Severity, first
+from bnmonitor.rules.base import Finding, Rule, Severity, first, run_note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,17 +115,20 @@ class VarianceCollapse(Rule):
         low = window.batch_var[:, span] < self.eps_factor * window.layers.eps[layer]
         part = len(channels) / window.layers.channels[layer]
         lowest = window.running_var[-1, span][list(channels)].min()
+        step = first(low[:, list(channels)].any(1), window)
         was = "" if severity is Severity.INFO or limit == self.flat_share else "that were alive "
         return Finding(
             severity=severity,
             layer=layer,
             channels=channels,
-            first_step=first(low[:, list(channels)].any(1), window),
+            first_step=step,
             value=part,
             threshold=limit,
             certain=settled,
-            message=f"{count(len(channels), 'channel')} {was}({number(100 * part)} %) no longer vary: "
-            f"running variance {number(float(lowest))} at eps {number(window.layers.eps[layer])}",
+            message=f"{count(len(channels), 'channel')} {was}({number(100 * part)} %, limit {number(100 * limit)} %) "
+            "no "
+            f"longer vary: running variance {number(float(lowest))} at eps {number(window.layers.eps[layer])}"
+            f"{run_note(window, layer, step)}",
             advice="look at what feeds the layer (a ReLU that is never positive, weights decayed to zero, a constant); "
             "lower the learning rate or the weight decay of the layer before",
         )

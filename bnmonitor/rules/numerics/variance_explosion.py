@@ -10,7 +10,7 @@ import torch
 
 from bnmonitor._text import count, number
 from bnmonitor.frame import Window
-from bnmonitor.rules.base import Finding, Rule, Severity, rate_note
+from bnmonitor.rules.base import Finding, Rule, Severity, run_note
 
 MAD = 1.4826
 """A Gaussian's standard deviation in units of its median absolute deviation."""
@@ -138,7 +138,7 @@ class VarianceExplosion(Rule):
             threshold=self.error_factor if error else self.warn_factor,
             message=f"batch variance of {count(len(channels), 'channel')} is up to {number(factor)} times what it was "
             f"(limit {number(self.error_factor if error else self.warn_factor)})"
-            f"{rate_note(window, step)}",
+            f"{run_note(window, layer, step)}",
             advice="lower the peak learning rate or clip gradients: Trainer(gradient_clip_val=1.0); "
             "if only the first layer is concerned, look at the data of that step",
         )

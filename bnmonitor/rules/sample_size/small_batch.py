@@ -90,6 +90,7 @@ class SmallBatch(Rule):
         if many and not self._spread(window.last(past), judged) > self.spread:
             severity = Severity.WARNING if severity is Severity.ERROR else Severity.INFO
         noise = 100 / typical**0.5
+        limit = self.error_below if typical < self.error_below else self.warn_below
         return [
             Finding(
                 severity=severity,
@@ -97,8 +98,9 @@ class SmallBatch(Rule):
                 layers=tuple(at),
                 first_step=window.steps[0],
                 value=typical,
-                threshold=float(self.error_below if typical < self.error_below else self.warn_below),
-                message=f"{number(typical)} samples are normalized together: the mean of a batch is off by "
+                threshold=float(limit),
+                message=f"{number(typical)} samples are normalized together (fewer than {limit}): the mean of a "
+                "batch is off by "
                 f"{number(noise)} % of a deviation if the values of a sample go together",
                 advice="a larger batch, Trainer(sync_batchnorm=True) on several devices (with subclasses, "
                 "bnmonitor.remedies.convert_sync), or GroupNorm; accumulating gradients does not help",
