@@ -33,6 +33,7 @@ def make_window(
     relu: bool = False,
     learning_rate: float = 0.1,
     offset: float = 0.0,
+    level: float = 1.0,
     start_gamma: Values = 1.0,
     start_mean: Values = 0.0,
     sample: Sample | None = None,
@@ -62,6 +63,7 @@ def make_window(
         relu: Whether a ReLU is all that reads each layer's output.
         learning_rate: In force throughout.
         offset: The baseline's middle ``abs(mean) / sigma``.
+        level: The baseline's batch variance.
         start_gamma: Gamma at the start.
         start_mean: Running mean at the start.
         sample: Activation statistics.
@@ -119,7 +121,7 @@ def make_window(
     structure = Structure(
         producer_trains=(True,) * count,
         consumers=(("relu",) if relu else ("add",),) * count,
-        places=tuple(Place(follows=i - 1 if i else None, root=not i, depth=i) for i in range(count)) if chain else (),
+        places=in_a_row(count) if chain else (),
     )
     return Window(
         layers=layers,
@@ -130,7 +132,7 @@ def make_window(
         momentum=torch.full((steps, count), float("nan") if momentum is None else momentum),
         variance=torch.stack([v.mean(-1) for v in torch.split(known["batch_var"], list(sizes_of), -1)], -1),
         baseline=Baseline(
-            log_var=torch.zeros(width),
+            log_var=torch.full((width,), math.log(level)),
             spread=torch.full((width,), 0.1),
             offset=torch.full((count,), offset),
             unrest=torch.full((count,), 0.05),
@@ -162,6 +164,22 @@ def make_window(
         ledger=_ledger(count, steps, ledger or {}),
         fresh=min(10, steps),
         **known,
+    )
+
+
+def in_a_row(count: int) -> tuple[Place, ...]:
+    """Places of layers that lie in one chain, an operation with weights before each."""
+    return tuple(
+        Place(
+            order=i,
+            calls=1,
+            predecessors=(i - 1,) if i else (),
+            follows=i - 1 if i else None,
+            root=not i,
+            depth=i,
+            distance=i + 1,
+        )
+        for i in range(count)
     )
 
 

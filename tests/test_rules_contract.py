@@ -29,7 +29,8 @@ from bnmonitor.frame import (
 )
 from bnmonitor.layers import LayerTable
 from bnmonitor.ledger import PHASES, Ledger
-from bnmonitor.testing import check_rule, make_window
+from bnmonitor.structure import Place
+from bnmonitor.testing import check_rule, in_a_row, make_window
 
 RULES = [pytest.param(rule, id=rule.name) for rule in all_rules()]
 JUDGING = [pytest.param(rule, id=rule.name) for rule in all_rules() if not rule.code.startswith("BN0")]
@@ -168,6 +169,7 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
             structure=Structure(
                 producer_trains=tuple(bool(c) for c in coin(0.6, count)),
                 consumers=tuple(("relu",) if bool(c) else ("add",) for c in coin(0.8, count)),
+                places=in_a_row(count),
             ),
         ),
         sample=sample if bool(torch.rand((), generator=of_run) < 0.7) else None,
@@ -229,6 +231,16 @@ def random_ledger(seed: int, layers: int, steps: int) -> tuple[Ledger, Tensor]:
     return ledger, coin(0.2, layers) & wrong & ~ledger.initial
 
 
+def moved(places: tuple[Place, ...], by: int) -> tuple[Place, ...]:
+    """The places of layers that other layers now come before."""
+    return tuple(
+        replace(
+            p, predecessors=tuple(i + by for i in p.predecessors), follows=None if p.follows is None else p.follows + by
+        )
+        for p in places
+    )
+
+
 def beside(a: Window, b: Window) -> Window:
     """Lay two windows of the same run end to end."""
     table = {
@@ -275,6 +287,7 @@ def beside(a: Window, b: Window) -> Window:
             structure=Structure(
                 producer_trains=a.facts.structure.producer_trains + b.facts.structure.producer_trains,
                 consumers=a.facts.structure.consumers + b.facts.structure.consumers,
+                places=a.facts.structure.places + moved(b.facts.structure.places, len(a.layers)),
             ),
         ),
         sample=sample,
@@ -348,6 +361,12 @@ def test_random_windows_make_the_rule_fire_and_stay_quiet_so_that_the_contract_i
         fired.append(
             bool(rule.check(make_window(channels=(1,) * 12, gamma_grad=1.3 ** -torch.arange(12.0), chain=True)))
         )
+    if rule.code == "BN108":  # raw data, before there is a baseline
+        window = gallery()[1]
+        young = replace(window.baseline, log_var=torch.full_like(window.baseline.log_var, math.nan))
+        fired.append(bool(rule.check(replace(window, baseline=young, batch_var=torch.full_like(window.gamma, 5e3)))))
+    if rule.code == "BN206":  # needs a chain as well
+        fired.append(bool(rule.check(make_window(channels=(1,) * 12, sizes=16, chain=True))))
     assert any(fired)
     assert not all(fired)
 

@@ -194,6 +194,64 @@ def test_bn205_judges_what_one_process_normalizes(size: float, ranks: int, says:
     assert severity("BN205", replace(window, layers=layers)) is None
 
 
+@pytest.mark.parametrize(
+    ("layers", "values", "says"),
+    [(20, 64.0, WARNING), (20, 16.0, ERROR), (10, 100.0, None), (10, 90.0, WARNING), (4, 8.0, None), (5, 8.0, ERROR)],
+)
+def test_bn206_multiplies_over_the_chain(layers: int, values: float, says: Severity | None) -> None:
+    window = make_window(channels=(1,) * layers, sizes=values, chain=True)
+    assert severity("BN206", window) is says
+    if says:
+        [finding] = found("BN206", window)
+        assert finding.value == pytest.approx(((values - 1) / values) ** (layers / 2), rel=1e-5)
+        assert finding.layers == tuple(range(layers))
+    frozen = make_window(channels=(1,) * layers, sizes=values, training=False, updates=0, chain=True)
+    assert severity("BN206", frozen) is None
+
+
+def test_bn206_begins_anew_behind_a_skip_connection() -> None:
+    window = make_window(channels=(1,) * 20, sizes=32, chain=True)
+    structure = window.facts.structure
+    assert structure is not None
+    places = tuple(replace(p, follows=None) if i % 4 == 0 else p for i, p in enumerate(structure.places))
+    facts = replace(window.facts, structure=replace(structure, places=places))
+    assert severity("BN206", window) is ERROR
+    assert severity("BN206", replace(window, facts=facts)) is None
+
+
+@pytest.mark.parametrize(
+    ("statistics", "says"),
+    [
+        ({"batch_var": 900.0}, None),
+        ({"batch_var": 1100.0}, INFO),
+        ({"batch_mean": 4.9}, None),
+        ({"batch_mean": -5.1}, INFO),
+    ],
+)
+def test_bn108_judges_the_first_layer_before_and_after_it_is_warm(
+    statistics: dict[str, float], says: Severity | None
+) -> None:
+    window = make_window(channels=(2, 2), chain=True, **statistics)  # type: ignore[arg-type]
+    young = replace(window.baseline, log_var=torch.full((4,), torch.nan), offset=torch.full((2,), torch.nan))
+    findings = found("BN108", replace(window, baseline=young))
+    assert [(f.severity, f.layer) for f in findings] == ([(says, 0)] if says else [])
+    assert found("BN108", window) == [], "it was not so when the baseline was taken: it has grown since"
+
+
+def test_bn108_warns_in_fp16_and_of_frozen_statistics_of_other_data() -> None:
+    raw = {"batch_var": 5e3, "running_var": 5e3}
+    window = make_window(chain=True, **raw)
+    window = replace(window, baseline=replace(window.baseline, log_var=torch.full((3,), 8.5)))
+    assert severity("BN108", window) is INFO
+    assert severity("BN108", replace(window, sample=make_sample(window.layers, dtype=torch.float16))) is WARNING
+    unread = torch.full((64, 3), torch.nan)
+    frozen = make_window(training=False, updates=0, batch_mean=unread, batch_var=unread, running_var=5e3, chain=True)
+    frozen = replace(frozen, baseline=replace(frozen.baseline, log_var=torch.full((3,), torch.nan)))
+    same, other = ({"var": value} for value in (5e3, 5e4))
+    assert severity("BN108", replace(frozen, sample=make_sample(frozen.layers, input=same))) is INFO
+    assert severity("BN108", replace(frozen, sample=make_sample(frozen.layers, input=other))) is WARNING
+
+
 # -- faults planted in trainings ---------------------------------------------------------------------------------------
 
 
@@ -295,3 +353,17 @@ def test_bn203_finds_a_rest_of_one_before_the_epoch_ends() -> None:
 def test_bn204_finds_micro_batches() -> None:
     _, alerts = train(a_model(), 3, size=16, accumulate_grad_batches=4)
     assert [(a.code, a.value) for a in alerts] == [("BN204", 16.0)]
+
+
+def test_bn206_finds_a_deep_perceptron() -> None:
+    parts: list[nn.Module] = [nn.Flatten()]
+    for width in [100] + [16] * 9:
+        parts += [nn.Linear(width, 16), nn.BatchNorm1d(16), nn.ReLU()]
+    _, alerts = train(nn.Sequential(*parts), 5, size=16)
+    assert [(a.code, a.severity, a.layer) for a in alerts if a.code == "BN206"] == [("BN206", ERROR, "2")]
+
+
+def test_bn108_finds_raw_pixels_once() -> None:
+    monitor, alerts = train(a_model(), 20, before=lambda step, x: (x * 64 + 128).clamp(0, 255))
+    assert alerts == []
+    assert [(a.code, a.layer) for a in monitor.alerts if a.code == "BN108"] == [("BN108", "1")]

@@ -27,6 +27,7 @@ from bnmonitor.rules.numerics.half_precision_headroom import HalfPrecisionHeadro
 from bnmonitor.rules.numerics.mean_explosion import MeanExplosion
 from bnmonitor.rules.numerics.non_finite_statistics import NonFiniteStatistics
 from bnmonitor.rules.numerics.skipped_step_poisoning import SkippedStepPoisoning
+from bnmonitor.rules.numerics.unnormalized_input import UnnormalizedInput
 from bnmonitor.rules.numerics.variance_collapse import VarianceCollapse
 from bnmonitor.rules.numerics.variance_explosion import VarianceExplosion
 from bnmonitor.rules.parameters.dead_channels import DeadChannels
@@ -42,6 +43,7 @@ from bnmonitor.rules.running_average.inverted_momentum import InvertedMomentum
 from bnmonitor.rules.running_average.stale_statistics import StaleStatistics
 from bnmonitor.rules.running_average.train_eval_gap import TrainEvalGap
 from bnmonitor.rules.sample_size.accumulation_keeps_small_batch import AccumulationKeepsSmallBatch
+from bnmonitor.rules.sample_size.biased_variance_chain import BiasedVarianceChain
 from bnmonitor.rules.sample_size.pooled_to_few_values import PooledToFewValues
 from bnmonitor.rules.sample_size.ragged_last_batch import RaggedLastBatch
 from bnmonitor.rules.sample_size.small_batch import SmallBatch
@@ -71,11 +73,13 @@ CATALOGUE: tuple[type[Rule], ...] = (
     VarianceCollapse,
     VarianceExplosion,
     MeanExplosion,
+    UnnormalizedInput,
     SmallBatch,
     PooledToFewValues,
     RaggedLastBatch,
     AccumulationKeepsSmallBatch,
     UnsynchronizedRanks,
+    BiasedVarianceChain,
     InvertedMomentum,
     DegenerateMomentum,
     ColdStatistics,

@@ -1,0 +1,136 @@
+"""BN108: data that nobody normalized."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from bnmonitor._text import number
+from bnmonitor.frame import Window
+from bnmonitor.measures import median, typical_variance
+from bnmonitor.rules.base import Finding, Rule, Severity
+from bnmonitor.statistics import middle_over_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnnormalizedInput(Rule):
+    """The first layer of the network sees what looks like data that was not normalized.
+
+    ## What it does
+    Looks at the layers that have no other normalization upstream and at most one operation with weights between the
+    network's input and themselves. An info if the middle channel has a large batch variance, or a mean of many
+    deviations, from the start. A warning where that does harm: in fp16, or if the layer is frozen with running
+    statistics of other data.
+
+    ## Why is this bad?
+    The layer divides any scale away, which hides a forgotten ``/ 255`` or ``Normalize`` from the loss. But the
+    convolution before it gets gradients of that scale, fp16 ends at 65 504, and frozen statistics of a pretrained
+    network describe data that were normalized.
+
+    ## Example
+    >>> from bnmonitor.testing import make_window
+    >>> [finding] = UnnormalizedInput().check(make_window(batch_var=4.6e3, level=4.6e3, chain=True))
+    >>> str(finding.severity), finding.value
+    ('info', 4600.0)
+
+    The scale that a default initialization gives normalized data stays quiet:
+
+    >>> UnnormalizedInput().check(make_window(batch_var=2.0, running_var=2.0, chain=True))
+    []
+
+    ## What to do
+    Normalize the input by the mean and deviation of the training data, or by those that a pretrained network was
+    trained with: ``torchvision.transforms.v2.Normalize``. Look for a division by 255 that is missing, or done twice.
+
+    ## Thresholds
+    ``limit_variance = 1e3``: data of deviation 1 through a default initialization give a variance of the order of 1;
+    images from 0 to 255 some 5e3. ``limit_offset = 5`` deviations between the mean and zero. ``frozen_shift = .5``
+    deviations, or ``frozen_log_ratio = .7`` in the log of the deviation, between a frozen layer and what it sees.
+
+    ## Look-alikes
+    Some networks take raw pixels by design, and some use the layer itself to normalize their input: hence an info. A
+    variance that has grown during training is for BN106 and BN107 to judge.
+
+    ## References
+    Megvii-BaseDetection/YOLOX#736; matterport/Mask_RCNN#573; TuSimple/mx-maskrcnn#127; tensorflow/tensorflow#44371.
+    """
+
+    code: ClassVar[str] = "BN108"
+    name: ClassVar[str] = "unnormalized-input"
+    severity: ClassVar[Severity] = Severity.INFO
+    needs: ClassVar[frozenset[str]] = frozenset({"dataflow"})
+
+    limit_variance: float = 1e3
+    limit_offset: float = 5.0
+    frozen_shift: float = 0.5
+    frozen_log_ratio: float = 0.7
+
+    def check(self, window: Window) -> list[Finding]:
+        """Find the first layers with a large variance or mean."""
+        structure = window.facts.structure
+        if structure is None or len(structure.places) != len(window.layers):
+            return []
+        first = structure.roots() & torch.tensor([0 <= p.distance <= 1 for p in structure.places], device="cpu")
+        if not first.any():
+            return []
+        mean, var = self._seen(window)
+        eps = window.layers.eps_by_channel
+        variance = median(var, window)
+        offset = median((mean.abs() / (var + eps).sqrt()).where(var > 10 * eps, torch.nan), window)
+        # From the start: the baseline follows growth slowly, and is unknown before the layer is warm.
+        level = median(window.baseline.log_var, window).nan_to_num(torch.inf)
+        large = (variance > self.limit_variance) & (level > math.log(self.limit_variance / 2))
+        far = (offset > self.limit_offset) & (window.baseline.offset.nan_to_num(torch.inf) > self.limit_offset / 2)
+        hit = first & (large | far)
+        return [
+            self._finding(window, i, float(variance[i]), float(offset[i]), bool(large[i]), mean, var)
+            for i in hit.nonzero().flatten().tolist()
+        ]
+
+    def _seen(self, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance of what comes in, ``[C]`` each: from the buffers or, if they stand still, the sample."""
+        mean, var = middle_over_steps(window.batch_mean[-max(1, window.fresh) :]), typical_variance(window)
+        if window.sample is None:
+            return mean, var
+        unknown = (mean + var).isnan()
+        return torch.where(unknown, window.sample.input.mean, mean), torch.where(unknown, window.sample.input.var, var)
+
+    def _finding(
+        self,
+        window: Window,
+        layer: int,
+        variance: float,
+        offset: float,
+        large: bool,
+        mean: torch.Tensor,
+        var: torch.Tensor,
+    ) -> Finding:
+        sample, span = window.sample, window.layers.span(layer)
+        half = sample is not None and sample.input_dtypes[layer : layer + 1] == (torch.float16,)
+        frozen = not bool(window.training[-1, layer]) and self._differs(window, span, mean, var)
+        harm = ", in fp16, which ends at 65 504" if half else ""
+        harm = f"{harm}, and its frozen statistics are of other data" if frozen else harm
+        offset_says = f"the batch mean is {number(offset)} deviations from zero"
+        what = f"batch variance is {number(variance)}" if large else offset_says
+        limit = self.limit_variance if large else self.limit_offset
+        return Finding(
+            severity=Severity.WARNING if half or frozen else Severity.INFO,
+            layer=layer,
+            first_step=window.steps[0],
+            value=round(variance if large else offset, 6),
+            threshold=limit,
+            message=f"the input of the network looks unnormalized: {what} in the middle channel "
+            f"(limit {number(limit)}){harm}",
+            advice="normalize the input by the mean and deviation of the training data "
+            "(transforms.Normalize(mean, std)); look for a missing division by 255",
+        )
+
+    def _differs(self, window: Window, span: slice, mean: torch.Tensor, var: torch.Tensor) -> bool:
+        eps = window.layers.eps_by_channel[span]
+        own_mean, own_var = window.running_mean[-1, span], window.running_var[-1, span] + eps
+        shift = ((mean[span] - own_mean) / own_var.sqrt()).abs().nanmedian()
+        ratio = (0.5 * ((var[span] + eps) / own_var).log()).abs().nanmedian()
+        return bool(shift > self.frozen_shift) or bool(ratio > self.frozen_log_ratio)
