@@ -24,6 +24,7 @@ import torch  # noqa: E402
 from detection_page import matrix, page  # noqa: E402
 
 from tests.faults.catalogue import INJECTIONS, fitting  # noqa: E402
+from tests.faults.fits import FITS  # noqa: E402
 from tests.faults.healthy import HEALTHY  # noqa: E402
 from tests.faults.networks import NETWORKS  # noqa: E402
 from tests.faults.ranks import tried  # noqa: E402
@@ -34,20 +35,22 @@ PAGE, PICTURE = ROOT / "docs" / "detection.md", ROOT / "docs" / "pictures" / "co
 CASES = {case.key: case for case in HEALTHY}
 
 Task = tuple[str, str, str, int]
-"""``fault`` or ``sound``, the name of the injection or the key of the case, the network, the seed."""
+"""``fault``, ``sound`` or ``fit``, the name of the injection, case or fit, the network, the seed."""
 
 
-def tasks(*, seeds: int, quick: bool, only: str) -> Iterator[Task]:
+def tasks(*, seeds: int, networks: int, quick: bool, only: str) -> Iterator[Task]:
     """Yield every training there is to run."""
     for fault in INJECTIONS.values():
-        networks = fitting(fault)
-        for network in networks[:: max(1, len(networks) // 3)][:3] if quick else networks:
-            for seed in range(1 if quick else seeds):
+        fit = fitting(fault)
+        for network in fit[:: max(1, len(fit) // networks)][:networks] if networks else fit:
+            for seed in range(seeds):
                 if only in fault.code or only == fault.name:
                     yield "fault", fault.name, network.name, seed
     for i, case in enumerate(HEALTHY):
         if (only in ("", "healthy") or only in case.key) and not (quick and i % 6):
             yield "sound", case.key, case.network, case.seed
+    if only in ("", "healthy"):
+        yield from (("fit", name, "residual", 0) for name in FITS)
 
 
 def run(task: Task) -> tuple[Task, dict[str, Any]]:
@@ -55,8 +58,9 @@ def run(task: Task) -> tuple[Task, dict[str, Any]]:
     torch.set_num_threads(1)
     kind, name, network, seed = task
     try:
-        outcome = CASES[name].run() if kind == "sound" else tried(NETWORKS[network], INJECTIONS[name], seed)
-        return task, outcome.to_dict()
+        if kind == "fault":
+            return task, tried(NETWORKS[network], INJECTIONS[name], seed).to_dict()
+        return task, (FITS[name]() if kind == "fit" else CASES[name].run()).to_dict()
     except Exception:
         return task, {"error": traceback.format_exc()}
 
@@ -85,14 +89,17 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=2, help="seeds for each fault and network")
     parser.add_argument("--only", default="", help="a code, the beginning of one, the name of a fault, or healthy")
     parser.add_argument("--keep", action="store_true", help="trust what was run in another state of the code")
+    parser.add_argument("--networks", type=int, default=0, help="networks for each fault; 0: all that it fits")
     args = parser.parse_args()
+    if args.quick:
+        args.seeds, args.networks = 1, 3
 
     now = state()
     done = known(now)
     if args.keep and CACHE.exists():
         rows = (json.loads(line) for line in CACHE.read_text(encoding="utf-8").splitlines())
         done = {tuple(row["task"]): row["outcome"] for row in rows}
-    wanted = list(tasks(seeds=args.seeds, quick=args.quick, only=args.only))
+    wanted = list(tasks(seeds=args.seeds, networks=args.networks, quick=args.quick, only=args.only))
     missing = [task for task in wanted if task not in done]
     print(f"{len(wanted)} trainings, {len(wanted) - len(missing)} of them known", flush=True)
     CACHE.parent.mkdir(exist_ok=True)
@@ -113,7 +120,7 @@ def main() -> int:
     crashed = sum("error" in done[task] for task in wanted)
     outcomes = {task: Outcome.from_dict(done[task]) for task in wanted if "error" not in done[task]}
     faults = [outcome for task, outcome in outcomes.items() if task[0] == "fault"]
-    sound = [(task[1], outcome) for task, outcome in outcomes.items() if task[0] == "sound"]
+    sound = [(task[1], outcome) for task, outcome in outcomes.items() if task[0] != "fault"]
     text = page(faults, sound)
     print(text)
     if crashed:

@@ -79,6 +79,7 @@ class RealAndFake(Injection):
     code: ClassVar[str] = "BN502"
     only: ClassVar[tuple[str, ...]] = ("gan",)
     name: str = "real-and-fake-apart"
+    severity: Severity = Severity.INFO
     steps: int = 130
 
     def build(self, trial: Trial) -> None:

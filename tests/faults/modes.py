@@ -193,6 +193,7 @@ class Teacher(Injection):
     """A teacher that nobody optimizes updates its statistics with the student's batches."""
 
     code: ClassVar[str] = "BN407"
+    also: ClassVar[tuple[str, ...]] = ("BN402",)
     needs: ClassVar[str] = "supervised"
     name: str = "teacher"
     steps: int = 90

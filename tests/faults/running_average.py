@@ -80,6 +80,7 @@ class EarlyEvaluation(Injection):
     """Evaluated while the statistics are still mostly zero and one."""
 
     code: ClassVar[str] = "BN303"
+    needs: ClassVar[str] = "once"
     steps: int = 60
     evaluate_every: int = 8
     momentum: float = 0.1
@@ -100,9 +101,10 @@ class EarlyEvaluation(Injection):
 
 @dataclass(frozen=True, kw_only=True)
 class LaggingLayer(Injection):
-    """What comes into a layer has changed for good, and its momentum is too small to follow."""
+    """Late in a run: what comes into a layer has changed for good, and its momentum is too small to follow."""
 
     code: ClassVar[str] = "BN304"
+    needs: ClassVar[str] = "once"
     onset: int = 100
     steps: int = 320
     factor: float = 2.0
@@ -118,6 +120,8 @@ class LaggingLayer(Injection):
             for layer in batchnorms(trial.model).values():
                 layer.momentum = self.momentum
             trial.site.producer.weight *= self.factor
+            for scheduler in trial.schedulers:
+                scheduler.base_lrs = [rate / 100 for rate in scheduler.base_lrs]
         trial.notes["running"] = trial.site.norm.running_var.clone()
 
     def after(self, trial: Trial) -> None:
@@ -188,7 +192,7 @@ RUNNING_AVERAGE: tuple[Injection, ...] = (
     DegenerateMomentum(name="momentum-1", value=1.0),
     DegenerateMomentum(name="momentum-none", value=None, everywhere=True, steps=120, severity=Severity.INFO),
     EarlyEvaluation(name="evaluated-after-8", severity=Severity.ERROR),
-    EarlyEvaluation(name="evaluated-after-20", evaluate_every=20),
+    EarlyEvaluation(name="evaluated-after-20", evaluate_every=20, severity=Severity.INFO),
     EarlyEvaluation(
         name="momentum-.01-too-short", momentum=0.01, evaluate_every=80, steps=100, severity=Severity.ERROR
     ),

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.faults.fits import FITS
 from tests.faults.healthy import HEALTHY, Case
 
 _KINDS = {case.name: [other for other in HEALTHY if other.name == case.name] for case in HEALTHY}
@@ -17,3 +18,8 @@ def test_a_sound_training_is_left_in_peace(case: Case) -> None:
 def test_the_healthy_suite_is_as_long_as_it_says() -> None:
     assert sum(case.injection.steps for case in HEALTHY) >= 20_000
     assert len({case.key for case in HEALTHY}) == len(HEALTHY)
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_a_sound_fit_is_left_in_peace(name: str) -> None:
+    assert not [f"{a['code']} {a['severity']} {a['layer']}: {a['message']}" for a in FITS[name]().alarms()]

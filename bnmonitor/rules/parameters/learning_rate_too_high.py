@@ -20,8 +20,9 @@ class LearningRateTooHigh(Rule):
 
     ## What it does
     Measures the unrest of each layer: how far its batches are from its running statistics, and how far their mean moves
-    from one step to the next, in the middle channel. Speaks if half of the layers or more have left the level of their
-    own calm times behind: the weights take steps after which every layer is another one. One alert for all layers.
+    from one step to the next, in the middle channel. Speaks if half of the layers or more, and not just one of two,
+    have left the level of their own calm times behind: the weights take steps after which every layer is another one.
+    One alert for all layers.
 
     ## Why is this bad?
     Batch normalization lets a network train at rates that would make it diverge without, because the scale of the
@@ -95,7 +96,9 @@ class LearningRateTooHigh(Rule):
         growth = torch.where(raised, self.sudden_growth, self.growth)
         wild = judged & (now > least) & (now > growth * calm)
         wild &= raised | (jump(window) > self.jump_growth * window.baseline.jump)
-        if not wild.any() or int(wild.sum()) < self.least_share * int(judged.sum()):
+        count_wild, count_judged = int(wild.sum()), int(judged.sum())
+        # One layer of two is a fault of that layer, however large its share.
+        if not count_wild or count_wild < max(self.least_share * count_judged, min(2, count_judged)):
             return []
         return [self._finding(window, wild, judged, bool((raised & wild).any()))]
 
