@@ -17,7 +17,7 @@ from bnmonitor.layers import LayerTable
 from bnmonitor.ledger import PHASES, Ledger
 
 _TRAINING, _RECOMPUTE = PHASES.index("training"), PHASES.index("recompute")
-_KEPT = ("seen", "expected", "latest", "evaluated", "called", "initial")
+_KEPT = ("seen", "expected", "latest", "evaluated", "called", "initial", "borrowed")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,11 @@ class Bookkeeper:
         initial = self._initial() & evaluated
         if PHASES[phase] != "sanity" and trained:
             ledger.initial.copy_(torch.where(evaluated, initial, ledger.initial))
-        self.news = bool((moved > 0).any() or (evaluated & ~ledger.evaluated[phase]).any() or initial.any())
+        if ledger.averaged.any():
+            ledger.borrowed.copy_(torch.where(evaluated, self._borrowed(), ledger.borrowed))
+        self.news = bool(ledger.borrowed.any()) or bool(
+            (moved > 0).any() or (evaluated & ~ledger.evaluated[phase]).any() or initial.any()
+        )
         ledger.seen[phase] += moved
         ledger.latest[phase] = moved
         ledger.evaluated[phase] |= evaluated
@@ -179,6 +183,20 @@ class Bookkeeper:
             initial[list(moved)] = ~torch.stack([m.to(device) for m in moved.values()]).cpu()
         return initial
 
+    @torch.no_grad()
+    def _borrowed(self) -> Tensor:
+        """Averaged layers with the very statistics of a layer that is none, and another gamma or beta: ``[L]`` bool."""
+        averaged = self._ledger.averaged.tolist()
+        own = [m for m, average in zip(self._modules, averaged, strict=True) if not average]
+        return torch.tensor(
+            [
+                average and any(_same(layer, m, "_buffers") and not _same(layer, m, "_parameters") for m in own)
+                for layer, average in zip(self._modules, averaged, strict=True)
+            ],
+            dtype=torch.bool,
+            device="cpu",
+        )
+
     # -- a training ----------------------------------------------------------------------------------------------------
 
     def stepped(self, steps: Sequence[int], rows: Mapping[str, Tensor], new: int, sample: Sample | None) -> None:
@@ -255,6 +273,14 @@ class Bookkeeper:
 def _is_average(module: nn.Module) -> bool:
     """Whether a module holds averaged weights: ``AveragedModel``, timm's ``ModelEma`` and their like."""
     return any(c.__name__ == "AveragedModel" or c.__name__.startswith("ModelEma") for c in type(module).__mro__)
+
+
+def _same(a: nn.Module, b: nn.Module, registry: str) -> bool:
+    """Whether two layers have the same numbers in their running statistics, or in gamma and beta."""
+    names = ("running_mean", "running_var") if registry == "_buffers" else ("weight", "bias")
+    pairs = [(getattr(a, registry).get(name), getattr(b, registry).get(name)) for name in names]
+    there = [(x, y) for x, y in pairs if x is not None and y is not None]
+    return bool(there) and all(x.shape == y.shape and x.device == y.device and torch.equal(x, y) for x, y in there)
 
 
 def _stacked(counters: Sequence[Tensor | None]) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 from bnmonitor._lightning import CallbackBase
 from bnmonitor.alerts import Alert
 from bnmonitor.answers import Answers, step_number
+from bnmonitor.layers import own_forwards
 from bnmonitor.monitor import Monitor
 from bnmonitor.rules import Rule, Thresholds
 from bnmonitor.settings import Action, Settings
@@ -77,6 +78,7 @@ class BatchNormMonitor(CallbackBase):
         self._patterns = (list(include), list(exclude))
         self._sinks = None if sinks is None else checked(sinks)
         self._monitor: Monitor | None = None
+        self._own_forwards: dict[str, str] = {}
         self._module: Any = None
         self._state: dict[str, Any] | None = None
 
@@ -103,6 +105,10 @@ class BatchNormMonitor(CallbackBase):
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Note what a conversion to SyncBatchNorm, which comes after this, would lose."""
+        self._own_forwards = own_forwards(pl_module.named_modules())
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Find the layers, now that the model is built, moved and converted, and begin to watch."""
         if self._monitor is None or self._module is not pl_module or self._state is not None:
@@ -125,6 +131,7 @@ class BatchNormMonitor(CallbackBase):
         """Take the optimizers, the loaders and the scaler as they are once training begins."""
         self.monitor.watch_optimizers(trainer.optimizers)
         self.monitor.learn(scaler=getattr(trainer.precision_plugin, "scaler", None), **_loaders(trainer))
+        self.monitor.learn(own_forwards=self._own_forwards, **_conversions(trainer))
         self._answers.publish(trainer, self.monitor)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -218,4 +225,15 @@ def _loaders(trainer: Any) -> dict[str, Any]:
         "train_loader": trainer.train_dataloader,
         "val_loader": trainer.val_dataloaders,
         "batches": trainer.num_training_batches,
+    }
+
+
+def _conversions(trainer: Any) -> dict[str, bool]:
+    """What the Trainer's plugins and callbacks do to the model: facts of a run by name."""
+    # The strategy of a single device does not convert, but the next run may have more of them.
+    sync = getattr(getattr(trainer, "_accelerator_connector", None), "_layer_sync", None)
+    averages = [c for c in trainer.callbacks if any(k.__name__ == "WeightAveraging" for k in type(c).__mro__)]
+    return {
+        "converts": type(sync).__name__ == "TorchSyncBatchNorm",
+        "averages_without_buffers": any(not getattr(c, "_use_buffers", True) for c in averages),
     }

@@ -156,6 +156,11 @@ def writes_pairwise(module: nn.Module) -> bool:
     return "forward" not in vars(module) and type(module).forward in own
 
 
+def own_forwards(named: Iterable[tuple[str, nn.Module]]) -> dict[str, str]:
+    """Return the class of every BatchNorm, by name, that does something of its own in its forward."""
+    return {name: type(m).__name__ for name, m in named if isinstance(m, _BatchNorm) and not writes_pairwise(m)}
+
+
 def norms(models: Iterable[nn.Module]) -> list[nn.Module]:
     """Return every normalization layer of the models in some order, quickly: every check asks."""
     found: list[nn.Module] = []

@@ -32,6 +32,8 @@ class Ledger:
         initial: ``[L]`` bool, whether the latest evaluation but a sanity check found statistics of exactly 0 and 1.
         tracks: ``[L]`` bool, whether ``track_running_stats`` is set.
         averaged: ``[L]`` bool, whether the layer belongs to an average of the weights, such as an ``AveragedModel``.
+        borrowed: ``[L]`` bool, whether the latest evaluation ran such a layer with the running statistics of another
+            layer, whose gamma and beta are not its own.
     """
 
     steps: int
@@ -43,6 +45,7 @@ class Ledger:
     initial: Tensor
     tracks: Tensor
     averaged: Tensor
+    borrowed: Tensor
 
     @classmethod
     def blank(cls, layers: int) -> Ledger:
@@ -59,6 +62,7 @@ class Ledger:
             initial=zeros(layers, dtype=torch.bool),
             tracks=~zeros(layers, dtype=torch.bool),
             averaged=zeros(layers, dtype=torch.bool),
+            borrowed=zeros(layers, dtype=torch.bool),
         )
 
     def of(self, name: str, phase: str) -> Tensor:

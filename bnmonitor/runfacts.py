@@ -43,6 +43,8 @@ class RunFacts:
         """Whether a training loader was given that tells nothing."""
         self.val_loader: Loader | None = None
         self.accumulate = 1
+        self.converts = self.averages_without_buffers = False
+        self.own_forwards: Mapping[str, str] = {}
         self.scaler: Any = None
         self._scales: dict[int, float] = {}
         self._unread: list[tuple[int, Any]] = []
@@ -61,6 +63,9 @@ class RunFacts:
         accumulate_grad_batches: int | None = None,
         scaler: Any = None,
         batches: float | None = None,
+        converts: bool | None = None,
+        own_forwards: Mapping[str, str] | None = None,
+        averages_without_buffers: bool | None = None,
     ) -> None:
         """Take over what has become known since; None leaves a fact as it is.
 
@@ -70,7 +75,14 @@ class RunFacts:
             accumulate_grad_batches: As at construction.
             scaler: As at construction.
             batches: Batches that an epoch takes from the training loader; None: all it has.
+            converts: Whether the model is to be converted to SyncBatchNorm.
+            own_forwards: What :func:`bnmonitor.layers.own_forwards` found before such a conversion.
+            averages_without_buffers: Whether averaged weights are evaluated whose buffers are not averaged.
         """
+        self.converts = self.converts if converts is None else converts
+        self.own_forwards = self.own_forwards if own_forwards is None else own_forwards
+        if averages_without_buffers is not None:
+            self.averages_without_buffers = averages_without_buffers
         if accumulate_grad_batches is not None:
             number = accumulate_grad_batches
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:

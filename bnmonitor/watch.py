@@ -14,7 +14,7 @@ from bnmonitor.bookkeeper import Bookkeeper
 from bnmonitor.compiled import is_compiled
 from bnmonitor.facts import distributed, facts
 from bnmonitor.frame import Baseline, Gaps, RankStatistics, Sample, Window
-from bnmonitor.layers import Discovery, LayerTable, channels_of, discover, norms, same_layer
+from bnmonitor.layers import Discovery, LayerTable, channels_of, discover, norms, own_forwards, same_layer
 from bnmonitor.observer import Observer
 from bnmonitor.ranks import RankExchange
 from bnmonitor.recorder import Recorder, ResizedError
@@ -73,6 +73,7 @@ class Watch:
         self._role_key: tuple[tuple[int, int], ...] | None = None
         self._trained: set[int] = set()
         self._auxiliary: tuple[str, ...] = ()
+        self._own_forwards: dict[str, str] = {}
         self._baseline: Baseline | None = None
         self._take(discover(models, include=include, exclude=exclude))
 
@@ -239,7 +240,7 @@ class Watch:
             run=run or RunFacts(),
             ranks=self.heard,
         )
-        known = replace(known, epoch_steps=self.epoch_steps, **self._roles(optimizers))
+        known = replace(known, epoch_steps=self.epoch_steps, **self._roles(optimizers, run or RunFacts()))
         if evaluation:
             known = replace(known, gaps=self._gaps(evaluation))
             known = replace(known, evaluation=evaluation, rewritten=self._recorder.rewritten())
@@ -274,7 +275,7 @@ class Watch:
         self._sampling.pause()
         return probe.run(self.steps[-1], self._recorder.modules, trained)
 
-    def _roles(self, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+    def _roles(self, optimizers: Sequence[Optimizer], run: RunFacts) -> dict[str, Any]:
         """What part the layers play in the training, as far as the optimizers tell: fields of the facts."""
         groups = [g["params"] for o in optimizers for g in o.param_groups]
         key = tuple((id(g), len(g)) for g in groups)
@@ -283,7 +284,15 @@ class Watch:
             beside = auxiliary(self._models, self._recorder.modules, trained) if groups else ()
             self._role_key, self._trained, self._auxiliary = key, trained, beside
         strays = self._sampling.strays.known(self._trained)
-        return {"auxiliary": self._auxiliary, "strays": strays, "optimizer_count": len(optimizers)}
+        was = {**run.own_forwards, **self._own_forwards}
+        return {
+            "auxiliary": self._auxiliary,
+            "strays": strays,
+            "optimizer_count": len(optimizers),
+            "own_forward": tuple(was.get(name, "") for name in self.layers.names),
+            "converts": run.converts,
+            "averages_without_buffers": run.averages_without_buffers,
+        }
 
     @property
     def news(self) -> bool:
@@ -342,6 +351,7 @@ class Watch:
         self._sampling.renew()
         self._norms = norms(self._models.values())
         self._lazy = found.lazy
+        self._own_forwards |= own_forwards(zip(found.table.names, found.modules, strict=True))
         self._recorder = Recorder(found.table, found.modules, self._tape)
         self._books = Bookkeeper(found.table, found.modules, self._models.values())
         self._ring = Ring(found.table, self._size, self._recorder.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -561,3 +562,84 @@ def test_many_small_calls_with_one_distribution(build: Callable[[], nn.Sequentia
                 torch.stack([model(part).square().mean() for part in x.split(size)]).mean().backward()
                 trial.monitor.step()
         nothing(trial)
+
+
+# -- averaged weights, and conversions ---------------------------------------------------------------------------------
+
+
+def average(model: nn.Module, *, use_buffers: bool, refresh: bool = False, steps: int = 40) -> Trial:
+    """Train with an exponential average that is evaluated at the end."""
+    swa = torch.optim.swa_utils
+    ema = swa.AveragedModel(model, multi_avg_fn=swa.get_ema_multi_avg_fn(0.9), use_buffers=use_buffers)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    trial = Trial({"net": model, "ema": ema}, optimizer)
+    with trial.monitor:
+        for _ in range(steps):
+            x, y = data()
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            ema.update_parameters(model)
+            trial.monitor.step()
+        if refresh:
+            swa.update_bn([data()[0] for _ in range(10)], ema)
+        with trial.monitor.evaluation(), in_eval(ema), torch.no_grad():
+            ema(data()[0])
+    return trial
+
+
+def test_bn505_averaged_weights_with_the_statistics_of_the_others() -> None:
+    trial = average(net(), use_buffers=False)
+    assert_only(trial, "BN505", ("ema.module.1", "ema.module.4"), Severity.WARNING)
+
+
+def test_averaged_weights_whose_statistics_were_estimated() -> None:
+    nothing(average(net(), use_buffers=False, refresh=True))
+
+
+def test_bn505_a_copy_that_follows_without_its_buffers() -> None:
+    model = net()
+    for _ in range(20):
+        model(data()[0])
+    follower = copy.deepcopy(model).eval().requires_grad_(False)
+    trial = Trial({"net": model, "copy": follower}, torch.optim.SGD(model.parameters(), lr=0.05))
+    trial.model = model
+    with trial.monitor:
+        for _ in range(40):
+            trial.steps(1)
+            with torch.no_grad():
+                for mine, theirs in zip(follower.parameters(), model.parameters(), strict=True):
+                    mine.lerp_(theirs, 0.1)
+        with trial.monitor.evaluation(), torch.no_grad():
+            follower(data()[0])
+    assert_only(trial, "BN505", ("copy.1", "copy.4"), Severity.ERROR)
+
+
+class Fused(nn.BatchNorm2d):
+    """Applies a ReLU in its forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+class Renamed(nn.BatchNorm2d):
+    """Has only another default."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, momentum=0.2)
+
+
+@pytest.mark.parametrize("kind", [Fused, Renamed])
+def test_bn504_a_conversion_that_drops_a_forward(kind: Any) -> None:
+    model = net()
+    model[4] = kind(8)
+    trial = Trial(model)
+    with trial.monitor:
+        trial.steps(5)
+        trial.model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        trial.steps(20)
+        if kind is Renamed:
+            return nothing(trial)
+        assert_only(trial, "BN504", ("4",), Severity.ERROR)
+    assert "a Fused, which has a forward of its own, has been replaced" in trial.told["BN504"].message
+    return None

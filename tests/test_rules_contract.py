@@ -165,6 +165,7 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
             buffer_dtypes=typed(torch.bfloat16, count, seed + 1),
             **of_the_run(steps, seed if run is None else run),
             gaps=Gaps(step=sampled_at, gap=random_apart(seed + 1, count)[0], size=torch.full((count,), 64)),
+            own_forward=tuple("BatchNorm2d" if bool(c) else "" for c in bare),
             auxiliary=tuple("teacher" if bool(c) else "" for c in bare | ledger.initial),
             structure=Structure(
                 producer_trains=tuple(bool(c) for c in coin(0.6, count)),
@@ -205,6 +206,7 @@ def of_the_run(steps: int, seed: int) -> dict[str, Any]:
         "skipped_steps": one_of((), tuple(torch.rand(steps, generator=rng).lt(0.1).tolist())),
         "strays": one_of((), ("8 channels, behind conv",)),
         "optimizer_count": one_of(1, 2),
+        "converts": one_of(False, True),
     }
 
 
@@ -227,6 +229,7 @@ def random_ledger(seed: int, layers: int, steps: int) -> tuple[Ledger, Tensor]:
         initial=coin(0.3, layers) & wrong,
         tracks=~(coin(0.3, layers) & wrong),
         averaged=coin(0.1, layers),
+        borrowed=coin(0.2, layers) & wrong,
     )
     return ledger, coin(0.2, layers) & wrong & ~ledger.initial
 
@@ -283,6 +286,7 @@ def beside(a: Window, b: Window) -> Window:
             ranks=replace(a.facts.ranks, **of_ranks),
             buffer_dtypes=a.facts.buffer_dtypes + b.facts.buffer_dtypes,
             auxiliary=a.facts.auxiliary + b.facts.auxiliary,
+            own_forward=a.facts.own_forward + b.facts.own_forward,
             gaps=Gaps(step=0, **{name: joined(name, a.facts.gaps, b.facts.gaps) for name in ("gap", "size")}),
             structure=Structure(
                 producer_trains=a.facts.structure.producer_trains + b.facts.structure.producer_trains,
@@ -480,7 +484,7 @@ def test_rule_says_nothing_of_a_model_that_never_ran(rule: Rule) -> None:
         "updates": torch.zeros(12, 2, dtype=torch.int64),
         "training": torch.ones(12, 2, dtype=torch.bool),
     }
-    facts = replace(window.facts, strays=(), gaps=None, ranks=None)
+    facts = replace(window.facts, strays=(), gaps=None, converts=False, ranks=None)
     unknown = replace(window.baseline, sizes=torch.full((2,), math.nan), gamma=torch.ones(8))
     blank = Ledger.blank(2)
     assert rule.check(replace(window, baseline=unknown, facts=facts, sample=None, ledger=blank, **rows)) == []

@@ -9,8 +9,10 @@ from bnmonitor.needs import NEEDS
 from bnmonitor.rules.base import Finding, Rule, Severity
 from bnmonitor.rules.bookkeeping.double_update import DoubleUpdate
 from bnmonitor.rules.bookkeeping.layer_never_called import LayerNeverCalled
+from bnmonitor.rules.bookkeeping.lossy_sync_conversion import LossySyncConversion
 from bnmonitor.rules.bookkeeping.mixed_calls import MixedCalls
 from bnmonitor.rules.bookkeeping.rank_divergence import RankDivergence
+from bnmonitor.rules.bookkeeping.stale_averaged_weights import StaleAveragedWeights
 from bnmonitor.rules.bookkeeping.unregistered_layer import UnregisteredLayer
 from bnmonitor.rules.modes.auxiliary_network_updates import AuxiliaryNetworkUpdates
 from bnmonitor.rules.modes.batch_dependent_evaluation import BatchDependentEvaluation
@@ -96,6 +98,8 @@ CATALOGUE: tuple[type[Rule], ...] = (
     DoubleUpdate,
     MixedCalls,
     RankDivergence,
+    LossySyncConversion,
+    StaleAveragedWeights,
     LayerNeverCalled,
     UnregisteredLayer,
     DeadChannels,
