@@ -63,3 +63,12 @@ def shorten(name: str, width: int) -> str:
         return name
     head = max(1, (width - 1) // 2)
     return f"{name[:head]}…{name[len(name) - (width - 1 - head) :]}"
+
+
+def printable(text: str) -> str:
+    r"""Write control characters as escapes, so that a name from a model or a file can not steer a terminal.
+
+    >>> printable("layer\x1b[2J.bn")
+    'layer\\x1b[2J.bn'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from bnmonitor._text import count, listing, number, shorten
+from bnmonitor._text import count, listing, number, printable, shorten
 from bnmonitor.verdict import Alert, LayerSummary, Severity, State
 
 if TYPE_CHECKING:
@@ -33,20 +33,22 @@ def alert_block(alert: Alert, *, again: bool = False, since: bool = True) -> Ren
     if alert.state == "cleared":
         head.append("✓ ", style="bold")
         head.append(f"{alert.code} {alert.rule}", style="bold")
-        head.append(f" · {alert.layer or 'model'} · cleared, last seen at step {alert.last_step}", style="dim")
+        head.append(
+            f" · {printable(alert.layer or 'model')} · cleared, last seen at step {alert.last_step}", style="dim"
+        )
         return head
     head.append(f"{mark} {'now ' if again else ''}{alert.severity} ", style=f"bold {style}")
     head.append(f"{alert.code} {alert.rule}", style="bold")
     if alert.layer is not None:
-        head.append(f" · {alert.layer}")
+        head.append(f" · {printable(alert.layer)}")
         head.append(alert.extent, style="dim")
     if alert.channels:
         head.append(f" · channels {listing(alert.channels)}")
     if since:
         head.append(f" · since step {alert.first_step}")
-    lines = [Text(alert.message)]
+    lines = [Text(printable(alert.message))]
     if not again:
-        lines.append(Text.assemble(("fix: ", "bold"), alert.advice))
+        lines.append(Text.assemble(("fix: ", "bold"), printable(alert.advice)))
         if alert.url:
             lines.append(Text(f"more: bnmonitor explain {alert.code}", style="dim"))
     return Group(head, *(Padding(line, (0, 0, 0, 2), expand=False) for line in lines))
@@ -94,7 +96,7 @@ def health_table(summary: State, *, rows: int = 8, final: bool = False) -> Rende
             parts.append(Text(f"not checked: {rules}: {why}", style="dim"))
         missing = sorted({row.recovery for row in summary.rows if row.recovery})
         for why in missing:
-            names = listing([row.name for row in summary.rows if row.recovery == why], 3)
+            names = listing([printable(row.name) for row in summary.rows if row.recovery == why], 3)
             parts.append(Text(f"no batch statistics: {names}: {why}", style="dim"))
     return Group(*parts)
 
@@ -139,7 +141,7 @@ def _cells(row: LayerSummary, width: int) -> list[Any]:
     blank = "–"
     now = row.batch_var[-1] if row.batch_var else float("nan")
     return [
-        Text(shorten(row.name, width)),
+        Text(shorten(printable(row.name), width)),
         Text(f"{mark} {row.health:.0f}", style=style),
         Text(sparkline(row.batch_var)),
         number(now) if now == now else blank,

@@ -225,6 +225,21 @@ def test_markup_in_a_layer_name_is_shown_as_it_is(name: str) -> None:
     assert any(line.startswith(name) for line in screen.lines)
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_control_characters_in_a_name_are_shown_and_not_obeyed(terminal: bool) -> None:
+    name = "bn\x1b[2J\x07\x9b31m\u202e"
+    screen = Screen(200, terminal=terminal)
+    summary = a_summary(an_alert(name, message=f"see {name}", advice=f"mend {name}"), names=(name, "other"))
+    sink = screen.sink(summary)
+    for alert in summary.alerts:
+        sink.alert(alert)
+        sink.alert(replace(alert, state="cleared"))
+    sink.epoch(summary)
+    sink.close(summary)
+    assert not [part for part in ("\x1b[2J", "\x07", "\x9b", "\u202e") if part in screen.text]
+    assert r"bn\x1b[2J\x07\x9b31m\u202e" in screen.text
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_no_line_is_longer_than_the_console_and_the_essentials_are_still_there(width: int) -> None:
     screen = Screen(width)
