@@ -38,7 +38,8 @@ def main() -> None:
     pl.seed_everything(0)
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-    loader = DataLoader(TensorDataset(images, torch.tensor(digits.target)), batch_size=64, shuffle=True)
+    data = TensorDataset(images, torch.tensor(digits.target))
+    loader = DataLoader(data, batch_size=64, shuffle=True, drop_last=True)
     monitor = BatchNormMonitor()
     trainer = pl.Trainer(max_epochs=3, default_root_dir=log_dir, accelerator="cpu", callbacks=[monitor])
     trainer.fit(Digits(), loader)
