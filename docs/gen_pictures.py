@@ -6,7 +6,6 @@ Needs Chromium (Debian: ``apt install chromium``) for TensorBoard's picture. Run
 from __future__ import annotations
 
 import io
-import re
 import shutil
 import socket
 import subprocess
@@ -103,9 +102,10 @@ def tab(page: Page, address: str) -> None:
             page.set_viewport_size({"width": 1280, "height": 1000 if "layer" in words else 620})
             page.goto("about:blank")
             page.goto(f"{address}?darkMode={'true' if mode == 'dark' else 'false'}#bnmonitor{view}")
-            page.wait_for_selector("iframe")
-            frame = page.frame(url=re.compile("plugin_entry"))
+            iframe = page.wait_for_selector("iframe")
+            frame = iframe and iframe.content_frame()
             assert frame is not None
+            frame.wait_for_url("**/plugin_entry*")
             frame.wait_for_function("document.documentElement.dataset.drawn")
             page.wait_for_timeout(500)
             save(page.screenshot(), f"{name}-{mode}.png", 256)

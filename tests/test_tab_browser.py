@@ -147,9 +147,8 @@ class Tab:
         hash_ = "".join(f"&p.bnmonitor.{name}={quote(str(word), safe='')}" for name, word in words.items())
         self.page.goto("about:blank")
         self.page.goto(f"{self.address}?darkMode=false#bnmonitor{hash_}")
-        self.page.wait_for_selector("iframe", timeout=30_000)
-        wait_for(lambda: any("plugin_entry" in frame.url for frame in self.page.frames))
-        self.frame = next(frame for frame in self.page.frames if "plugin_entry" in frame.url)
+        self.frame = self.page.wait_for_selector("iframe", timeout=30_000).content_frame()
+        self.frame.wait_for_url("**/plugin_entry*", timeout=30_000)
         self.frame.wait_for_function(READY, timeout=30_000)
         return self.frame
 
@@ -285,7 +284,9 @@ def test_the_black_box_opens_at_full_resolution(tab: Tab) -> None:
     place = frame.locator(".box-view .over").bounding_box()
     tab.page.mouse.move(place["x"] + place["width"] / 2, place["y"] + 3)
     assert "channel 0" in text(frame, ".box-view .tip")
-    tab.drawn(lambda: tab.page.keyboard.press("Escape")) if frame.locator(".box-view").is_hidden() else None
+    tab.page.mouse.click(place["x"] + place["width"] / 2, place["y"] + 3)
+    tab.drawn(lambda: tab.page.keyboard.press("Escape"))
+    assert frame.locator(".box-view").is_hidden()
 
 
 def test_dark_mode_is_that_of_tensorboard(tab: Tab) -> None:

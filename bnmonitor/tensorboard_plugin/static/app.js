@@ -50,8 +50,9 @@ export class App {
     this.notice = h("div", { class: "notice-place" });
     this.room = h("section", { class: "maps" }, ...this.maps.map((m) => m.el));
     this.main = h("main", { class: "split", hidden: true }, this.room, this.panel.el);
-    this.el = h("div", { class: "bn", onkeydown: (/** @type {KeyboardEvent} */ e) => this.key(e) }, this.bar.el, this.notice, this.main);
+    this.el = h("div", { class: "bn" }, this.bar.el, this.notice, this.main);
     new ResizeObserver(() => this.resized()).observe(this.room);
+    document.addEventListener("keydown", (e) => this.key(e));
     if (options.live) setInterval(() => this.poll(), POLL);
   }
 

@@ -1,6 +1,7 @@
 /** A map of rows × steps: hover for values, drag to zoom, click to select, all of it also by keyboard. */
 
 import { h, once, surface, theme } from "./dom.js";
+import { Gestures } from "./gestures.js";
 import { columnsOf, image, middles, shown } from "./heat.js";
 import { layout, rowAt } from "./layout.js";
 import { ticks } from "./scale.js";
@@ -42,10 +43,6 @@ export class HeatMap {
     this.options = options;
     /** @type {Shown|null} */
     this.shown = null;
-    /** @type {{x: number, y: number}|null} */
-    this.pointer = null;
-    /** @type {{x: number, now: number}|null} */
-    this.drag = null;
     this.base = h("canvas");
     this.over = h("canvas", { class: "over" });
     this.axis = h("canvas", { class: "axis" });
@@ -55,16 +52,10 @@ export class HeatMap {
       "div",
       {
         class: "map", tabindex: 0, role: "application", "aria-label": options.label,
-        onkeydown: (/** @type {KeyboardEvent} */ e) => this.key(e),
-        onwheel: (/** @type {WheelEvent} */ e) => this.wheel(e),
       },
       this.scroll, this.axis, this.tip,
     );
-    this.over.addEventListener("pointermove", (/** @type {PointerEvent} */ e) => this.move(e));
-    this.over.addEventListener("pointerleave", () => this.leave());
-    this.over.addEventListener("pointerdown", (/** @type {PointerEvent} */ e) => this.down(e));
-    this.over.addEventListener("pointerup", (/** @type {PointerEvent} */ e) => this.up(e));
-    this.over.addEventListener("dblclick", () => this.options.zoom(null));
+    this.gestures = new Gestures(this);
     this.draw = once(() => this.paint());
     this.redraw = once(() => this.paintOver());
     new ResizeObserver(this.draw).observe(this.el);
@@ -98,9 +89,9 @@ export class HeatMap {
   /** Row and column under the pointer, of a column that is thinned the one that is shown. */
   under() {
     const s = this.shown;
-    if (!s || !s.slice || !this.pointer || !this.placed) return null;
-    const row = rowAt(this.placed, this.pointer.y);
-    const x = Math.floor(this.pointer.x);
+    if (!s || !s.slice || !this.gestures.pointer || !this.placed) return null;
+    const row = rowAt(this.placed, this.gestures.pointer.y);
+    const x = Math.floor(this.gestures.pointer.x);
     if (row < 0 || row >= s.slice.rows || x < 0 || x >= this.width) return null;
     const at = this.columns ?? columnsOf(s.slice, s.view, this.width);
     this.columns = at;
@@ -201,10 +192,10 @@ export class HeatMap {
       context.fillStyle = colours.accent;
       context.fillRect(names + this.xOf(s.step) - 0.5, 0, 1, placed.total);
     }
-    if (this.drag) {
+    if (this.gestures.drag) {
       context.globalAlpha = 0.2;
       context.fillStyle = colours.accent;
-      context.fillRect(names + Math.min(this.drag.x, this.drag.now), 0, Math.abs(this.drag.now - this.drag.x), placed.total);
+      context.fillRect(names + Math.min(this.gestures.drag.x, this.gestures.drag.now), 0, Math.abs(this.gestures.drag.now - this.gestures.drag.x), placed.total);
       context.globalAlpha = 1;
     }
     context.restore();
@@ -213,11 +204,11 @@ export class HeatMap {
       context.lineWidth = 2;
       context.strokeRect(1, placed.tops[s.selected] - 0.5, names + width - 2, Math.max(placed.height, 3));
     }
-    if (this.pointer && !this.drag) {
-      const row = rowAt(placed, this.pointer.y);
+    if (this.gestures.pointer && !this.gestures.drag) {
+      const row = rowAt(placed, this.gestures.pointer.y);
       context.fillStyle = colours.text;
       context.globalAlpha = 0.55;
-      if (this.pointer.x >= 0) context.fillRect(names + this.pointer.x, 0, 1, placed.total);
+      if (this.gestures.pointer.x >= 0) context.fillRect(names + this.gestures.pointer.x, 0, 1, placed.total);
       if (row >= 0 && row !== s.selected) {
         context.strokeStyle = colours.text;
         context.lineWidth = 1;
@@ -252,122 +243,6 @@ export class HeatMap {
     context.textBaseline = "middle";
     context.fillText(severity(mark.severity).glyph, from, y + 0.5);
     context.textAlign = "left";
-  }
-
-  // -- the pointer ----------------------------------------------------------------------------------------------------
-
-  /** @param {PointerEvent} e */
-  move(e) {
-    const box = this.over.getBoundingClientRect();
-    this.pointer = { x: e.clientX - box.left - this.options.names, y: e.clientY - box.top };
-    if (this.drag) this.drag.now = Math.max(0, Math.min(this.width, this.pointer.x));
-    this.redraw();
-    this.tell(e.clientX, e.clientY);
-  }
-
-  /** @param {number} clientX @param {number} clientY */
-  tell(clientX, clientY) {
-    const at = this.drag ? null : this.under();
-    const s = this.shown;
-    this.tip.hidden = !at;
-    this.options.hover?.(at && s?.slice ? s.slice.ends[at.column] : null, at ? at.row : -1);
-    if (!at || !s) return;
-    this.tip.replaceChildren(...s.describe(at.row, at.column).map((line, i) => h("div", { class: i ? "" : "tip-head" }, line)));
-    const box = this.el.getBoundingClientRect();
-    const x = clientX - box.left;
-    const y = clientY - box.top;
-    this.tip.style.left = `${Math.max(0, x + 14 + this.tip.offsetWidth > box.width ? x - this.tip.offsetWidth - 14 : x + 14)}px`;
-    this.tip.style.top = `${y + 18 + this.tip.offsetHeight > box.height + 40 ? Math.max(0, y - this.tip.offsetHeight - 10) : y + 18}px`;
-  }
-
-  leave() {
-    if (this.drag) return;
-    this.pointer = null;
-    this.tip.hidden = true;
-    this.options.hover?.(null, -1);
-    this.redraw();
-  }
-
-  /** @param {PointerEvent} e */
-  down(e) {
-    if (e.button !== 0 || !this.shown) return;
-    this.move(e);
-    const x = this.pointer?.x ?? 0;
-    if (x >= 0) {
-      this.drag = { x, now: x };
-      this.over.setPointerCapture(e.pointerId);
-    }
-  }
-
-  /** @param {PointerEvent} e */
-  up(e) {
-    const drag = this.drag;
-    this.drag = null;
-    if (!this.shown || !this.placed || e.button !== 0) return;
-    if (drag && Math.abs(drag.now - drag.x) > 4) {
-      this.options.zoom({ from: this.stepAt(Math.min(drag.x, drag.now)), to: this.stepAt(Math.max(drag.x, drag.now)) });
-      return;
-    }
-    const at = this.under();
-    const row = this.pointer ? rowAt(this.placed, this.pointer.y) : -1;
-    if (row >= 0) this.options.select(row, at && this.shown.slice ? this.shown.slice.ends[at.column] : null);
-  }
-
-  /** @param {WheelEvent} e */
-  wheel(e) {
-    const s = this.shown;
-    if (!s) return;
-    const sideways = e.shiftKey ? e.deltaY || e.deltaX : e.deltaX;
-    if (e.ctrlKey || e.metaKey) {
-      e.preventDefault();
-      this.scale(Math.exp(Math.max(-60, Math.min(60, e.deltaY)) / 150), this.pointer && this.pointer.x >= 0 ? this.stepAt(this.pointer.x) : null);
-    } else if (sideways && s.view.to - s.view.from < s.full.to - s.full.from) {
-      e.preventDefault();
-      this.pan(sideways / this.width);
-    }
-  }
-
-  /** @param {number} factor  Of the width of the view. @param {number|null} about  Step that stays where it is. */
-  scale(factor, about) {
-    const { view, full } = /** @type {Shown} */ (this.shown);
-    const middle = about ?? (view.from + view.to) / 2;
-    const from = Math.max(full.from, middle - (middle - view.from) * factor);
-    const to = Math.min(full.to, middle + (view.to - middle) * factor);
-    if (to - from >= Math.min(4, full.to - full.from)) this.options.zoom(from <= full.from && to >= full.to ? null : { from, to });
-  }
-
-  /** @param {number} part  Of the width of the view. */
-  pan(part) {
-    const { view, full } = /** @type {Shown} */ (this.shown);
-    const width = view.to - view.from;
-    const from = Math.max(full.from, Math.min(full.to - width, view.from + part * width));
-    this.options.zoom({ from, to: from + width });
-  }
-
-  /** @param {KeyboardEvent} e */
-  key(e) {
-    const s = this.shown;
-    if (!s || e.altKey || e.ctrlKey || e.metaKey) return;
-    const rows = s.rows.length;
-    const steps = s.slice?.ends ?? [];
-    const at = s.step === null ? steps.length - 1 : steps.findIndex((end) => end >= /** @type {number} */ (s.step));
-    const go = (/** @type {number} */ by) => steps.length && this.options.select(s.selected, steps[Math.max(0, Math.min(steps.length - 1, (at < 0 ? steps.length - 1 : at) + by))]);
-    /** @type {Record<string, () => unknown>} */
-    const does = {
-      ArrowDown: () => this.options.select(Math.min(rows - 1, s.selected + 1), s.step),
-      ArrowUp: () => this.options.select(Math.max(0, s.selected - 1), s.step),
-      ArrowLeft: () => (e.shiftKey ? this.pan(-0.2) : go(-1)),
-      ArrowRight: () => (e.shiftKey ? this.pan(0.2) : go(1)),
-      "+": () => this.scale(0.6, s.step),
-      "=": () => this.scale(0.6, s.step),
-      "-": () => this.scale(1 / 0.6, s.step),
-      0: () => this.options.zoom(null),
-    };
-    if (!(e.key in does)) return;
-    e.preventDefault();
-    e.stopPropagation();
-    does[e.key]();
-    this.reveal();
   }
 
   /** Scroll the selected row into sight. */
