@@ -66,7 +66,7 @@ LAYER = (
     ),
     Statistic(
         "var_gap",
-        "direction of that gap",
+        "gap of the deviation, with its sign",
         "nats",
         "signed",
         "Log ratio of batch and running deviation over the window: above 0 the batches vary more; middle channel.",
