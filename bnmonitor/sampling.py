@@ -53,11 +53,12 @@ class Sampling:
         compiled = any(is_compiled(model) for model in self._models.values())
         return "needs activation samples, which torch.compile does not let through" if compiled else ""
 
-    def renew(self) -> None:
-        """Forget all samples: the layers are others now."""
+    def renew(self, samples: Sequence[Sample] = ()) -> None:
+        """Forget all samples, as the layers are others now; or go on from those that a checkpoint kept."""
         self.sampler.detach()
         self.sampler = Sampler(self.strays, self.probe)
-        self.samples: list[Sample] = []
+        self.samples: list[Sample] = list(samples)
+        self._resumed = bool(samples)
         self._again = self._paused = False
 
     def place(self, modules: Sequence[nn.Module], count: int | None) -> None:
@@ -68,14 +69,16 @@ class Sampling:
         if not self.blocked:
             self.sampler.attach(modules, self._models)
 
-    def take(self, step: int, layers: LayerTable, modules: Sequence[nn.Module]) -> None:
-        """Take the sample of the step that has just ended, if it was one to be sampled."""
+    def take(self, step: int, count: int, layers: LayerTable, modules: Sequence[nn.Module]) -> None:
+        """Take the sample of the step that has just ended, the ``count``-th, if it was one to be sampled."""
         self._again = False
         if not self.sampler.attached:
             return
         self._again = self.sampler.interrupted
         sample = self.sampler.take(step, layers, modules)
-        if sample is not None:
+        # The first step of a resumed run is sampled for what no checkpoint keeps, the graph: its numbers are not due.
+        extra, self._resumed = self._resumed and (count - 1) % self._every != 0, False
+        if sample is not None and not extra:
             self.samples = [*self.samples, sample][-KEPT:]
         self._unseen = not self.samples and not self._again
 

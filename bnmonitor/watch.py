@@ -14,6 +14,7 @@ from bnmonitor.bookkeeper import Bookkeeper
 from bnmonitor.compiled import is_compiled
 from bnmonitor.facts import distributed, facts
 from bnmonitor.frame import Baseline, Gaps, RankStatistics, Sample, Window
+from bnmonitor.keepsake import keep, restore
 from bnmonitor.layers import Discovery, LayerTable, channels_of, discover, norms, own_forwards, same_layer
 from bnmonitor.observer import Observer
 from bnmonitor.ranks import RankExchange
@@ -158,7 +159,7 @@ class Watch:
         if not len(self.layers):
             return
         self._reorder()
-        self._sampling.take(number, self.layers, self._recorder.modules)
+        self._sampling.take(number, self.count, self.layers, self._recorder.modules)
         if self._baseline is None:
             self._baseline = self._first_baseline()
         try:
@@ -319,30 +320,38 @@ class Watch:
         self._fresh = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return counters and baseline as plain types and tensors."""
+        """Return counters, baseline and, if it is not too large, the window, as plain types and tensors."""
         if self._baseline is None and self._restored is not None:
             return {**self._restored, "count": self.count}
+        self.collect()
         return {
             "count": self.count,
             "layers": list(self.layers.names),
             "channels": list(self.layers.channels),
             "baseline": self._baseline.save() if self._baseline is not None else None,
             "ledger": self._books.state_dict(),
+            "window": keep(self._ring, self._sampling.samples),
+            "fresh": self._fresh,
+            "epoch_steps": self.epoch_steps,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned."""
         self.count = state["count"]
-        self._restored = state
-        self._baseline = None
+        self.epoch_steps = state.get("epoch_steps", 0)
+        self._take(self._find(names=state["layers"]))
+        self._restored, self._baseline = state, None
+        same = list(self.layers.names) == state["layers"] and list(self.layers.channels) == state["channels"]
+        if same and state.get("window") is not None:
+            self._sampling.renew(restore(state["window"], self._ring))
+            self._fresh = state["fresh"]
 
     # -- the parts -----------------------------------------------------------------------------------------------------
 
-    def _find(self, order: Mapping[int, int] | None = None) -> Discovery:
-        """Discover again, in an order or in that of the names so far: what was replaced keeps its place."""
-        return discover(
-            self._models, include=self._include, exclude=self._exclude, order=order, names=self.layers.names
-        )
+    def _find(self, order: Mapping[int, int] | None = None, names: Sequence[str] | None = None) -> Discovery:
+        """Discover again, in an order or in that of names, else of those so far: what was replaced keeps its place."""
+        names = self.layers.names if names is None else names
+        return discover(self._models, include=self._include, exclude=self._exclude, order=order, names=names)
 
     def _take(self, found: Discovery) -> None:
         """Make everything that depends on the layers anew, but for what is known of those that stay."""
