@@ -15,7 +15,7 @@ from bnmonitor.frame import Moments, Sample
 from bnmonitor.hooks import Hook, recomputing
 from bnmonitor.layers import LayerTable
 from bnmonitor.mixture import MOST_CALLS, CallMoments, apart
-from bnmonitor.moments import between, finish, merge, merge_between, reduce
+from bnmonitor.moments import between, finish, merge, merge_between, padding, reduce
 from bnmonitor.probe import Probe
 from bnmonitor.roles import Strays
 from bnmonitor.structure import Structure
@@ -36,6 +36,7 @@ class _Seen:
     reduced: dict[str, Tensor] = field(default_factory=dict)
     between: Tensor | None = None
     inputs: list[CallMoments] = field(default_factory=list)
+    padding: Tensor | None = None
 
 
 class Sampler:
@@ -122,6 +123,9 @@ class Sampler:
                     seen.between = spread if seen.between is None else merge_between(seen.between, spread)
                     if module.training and len(seen.inputs) < MOST_CALLS:
                         seen.inputs.append(CallMoments(x.shape[0], new, spread))
+        if x.dim() == 3 and x.numel():
+            ends = padding(x)
+            seen.padding = ends if seen.padding is None else seen.padding + ends
 
     @property
     def structure(self) -> Structure | None:
@@ -162,6 +166,7 @@ class Sampler:
             input=Moments(**finish(_flat(layers, [s.reduced.get("input") for s in seen], 11))),
             output=Moments(**finish(_flat(layers, [s.reduced.get("output") for s in seen], 11))),
             between=_unbiased(_flat(layers, [s.between for s in seen], 3)),
+            padding=_shares([s.padding for s in seen]),
             input_dtypes=tuple(s.dtype for s in seen),
             apart=torch.tensor([apart(s.inputs) for s in seen], dtype=torch.float64, device="cpu").T,
         )
@@ -176,6 +181,11 @@ def _flat(layers: LayerTable, parts: Sequence[Tensor | None], rows: int) -> Tens
         for r, c in zip(parts, layers.channels, strict=True)
     ]
     return torch.cat(known, 1)
+
+
+def _shares(counts: Sequence[Tensor | None]) -> Tensor:
+    """First of each two numbers over the second, NaN where there are none: ``[L]``."""
+    return torch.tensor([torch.nan if c is None else float(c[0] / c[1]) for c in counts], device="cpu")
 
 
 def _unbiased(spread: Tensor) -> Tensor:

@@ -206,7 +206,7 @@ class AlertBook:
         alert = self.alerts[index]
         worse = finding.severity > alert.severity
         # A fault of the whole model tells its layers each time; a layer that falls ill later was added as it opened.
-        layers = _joined(alert, finding, names) if finding.layers else alert.layers
+        layers = _joined(alert, finding, names) if finding.layers and not finding.modules else alert.layers
         self._stories[index].own += len(layers) - len(alert.layers)
         changes: dict[str, Any] = {"last_step": now, "severity": max(alert.severity, finding.severity)}
         if worse and finding.layer is not None and names[finding.layer] == alert.layer:
@@ -251,8 +251,8 @@ class AlertBook:
         index = self._followed(rule, lead, lead_case, window)
         if index is None:
             ordered = [i for i in (lead.layer, *members) if i is not None]
-            layers = tuple(names[i] for i in dict.fromkeys(ordered))
-            index = self._add(self._alert(rule, lead, layers, now), max(1, len(lead.layers)))
+            layers = lead.modules or tuple(names[i] for i in dict.fromkeys(ordered))
+            index = self._add(self._alert(rule, lead, layers, now), max(1, len(lead.modules or lead.layers)))
             more = (
                 f"; worse in {names[worst.layer]}" if worst.severity > lead.severity and worst.layer is not None else ""
             )

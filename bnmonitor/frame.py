@@ -126,6 +126,7 @@ class Sample:
         between: ``[C]`` unbiased variance, over the samples of a batch, of each sample's own mean. Were the samples
             drawn independently, the batch mean would vary by ``between / size`` from batch to batch. NaN for a single
             sample.
+        padding: ``[L]`` share of positions at constant ends of the sequences of an input ``[N, C, L]``; NaN for others.
         input_dtypes: Type of each layer's input in that call; None for a layer not called, empty where unknown.
     """
 
@@ -141,6 +142,7 @@ class Sample:
     idle: Tensor = field(default_factory=_none)
     recomputed: Tensor = field(default_factory=_none)
     apart: Tensor = field(default_factory=lambda: torch.full((4, 1), torch.nan, dtype=torch.float64, device="cpu"))
+    padding: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +159,27 @@ class Gaps:
     step: int
     gap: Tensor
     size: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """What the layers that see the data, or have dropout before them, were given in a validation or test.
+
+    Attributes:
+        step: The last training step before it.
+        size: ``[L]`` int64, samples that were looked at; 0 where none was.
+        mean: ``[C]`` mean of the layer's input; NaN where it was not looked at.
+        var: ``[C]`` its variance.
+        running_mean: ``[C]`` the running mean that was in force.
+        running_var: ``[C]`` the running variance that was in force.
+    """
+
+    step: int
+    size: Tensor
+    mean: Tensor
+    var: Tensor
+    running_mean: Tensor
+    running_var: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +268,7 @@ class Facts:
         converts: Whether the Trainer converts the model to SyncBatchNorm.
         averages_without_buffers: Whether the Trainer evaluates averaged weights whose buffers are not averaged.
         optimizer_count: Number of optimizers that are known.
+        held_out: The latest validations and tests, two at most, the newest last.
         rewritten: ``[L]`` bool, something other than a training step has set the running statistics since the last one;
             None where that was not looked at.
     """
@@ -265,6 +289,7 @@ class Facts:
     ranks: RankStatistics | None = None
     epoch_steps: int = 0
     evaluation: str = ""
+    held_out: tuple[HeldOut, ...] = ()
     rewritten: Tensor | None = None
     auxiliary: tuple[str, ...] = ()
     strays: tuple[str, ...] = ()

@@ -19,6 +19,9 @@ R = TypeVar("R")
 LEAST_WARM_UP = 30
 """Updates before which no layer is judged."""
 
+LEAST_HELD_OUT = 64
+"""Samples of a validation below which its variance says little."""
+
 FLAT = 10
 """A variance below so many eps is decided by eps: the output is a twentieth smaller than it should be."""
 
@@ -249,6 +252,19 @@ def dead(window: Window) -> Tensor:
     if window.facts.structure is not None:
         off |= window.facts.structure.relu_only()[window.layers.owner] & (beta < -3.1 * gamma)
     return share(off, window)
+
+
+@once
+def held_out_ratio(window: Window) -> Tensor:
+    """Variance of each layer's input in the latest validation over the running one, in the middle channel: ``[L]``.
+
+    NaN where it was not measured, or over fewer than 64 samples.
+    """
+    if not window.facts.held_out:
+        return torch.full((len(window.layers),), torch.nan, device="cpu")
+    seen, eps = window.facts.held_out[-1], window.layers.eps_by_channel
+    ratio = ((seen.var + eps) / (seen.running_var + eps)).where(seen.running_var > FLAT * eps, torch.nan)
+    return median(ratio, window).where(seen.size >= LEAST_HELD_OUT, torch.nan)
 
 
 def silent(window: Window) -> Tensor:

@@ -116,6 +116,22 @@ def between(x: Tensor) -> Tensor:
     return torch.stack([torch.full_like(mean, len(means)), origin + mean, squares])
 
 
+def padding(x: Tensor) -> Tensor:
+    """Count the positions of ``[N, C, L]`` at constant ends, where all channels stay as they are to the last position.
+
+    An end is two positions long at least; a sequence that is constant throughout is none. Of large batches a part is
+    looked at, as :func:`reduce` does.
+
+    Returns:
+        ``[2]``: positions at constant ends, and all positions.
+    """
+    x = _part(x, min(x.shape[0], x.shape[0] * x.shape[2] // MOST_VALUES))
+    still = (x == x[..., -1:]).all(1)
+    ends = still.flip(-1).cumprod(-1).sum(-1)
+    ends = ends.where((ends > 1) & (ends < x.shape[2]), 0)
+    return torch.stack([ends.sum(), torch.full_like(ends[0], x.shape[0] * x.shape[2])])
+
+
 def merge_between(a: Tensor, b: Tensor) -> Tensor:
     """Merge two results of :func:`between`, by the formula of Chan, Golub and LeVeque."""
     total = a[0] + b[0]

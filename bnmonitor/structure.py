@@ -94,6 +94,12 @@ class Place:
     dropout: float = 0.0
     per_sample: bool = False
 
+    @property
+    def activation(self) -> Operation | None:
+        """The nonlinearity that the layer's input comes straight from, changes of shape looked through."""
+        last = next((operation for operation in reversed(self.between) if operation.role != "shape"), None)
+        return last if last is not None and last.role == "nonlinearity" else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bare:

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnmonitor.frame import Baseline, Facts, Moments, Sample, Window
+from bnmonitor.frame import Baseline, Facts, HeldOut, Moments, Sample, Window
 from bnmonitor.layers import LayerTable
 from bnmonitor.ledger import PHASES, Ledger
 from bnmonitor.rules.base import Rule
 from bnmonitor.sinks.base import Sink
-from bnmonitor.structure import Place, Structure
+from bnmonitor.structure import Bare, Place, Structure
 
 Values = float | Sequence[float] | Tensor
 
@@ -181,6 +181,66 @@ def in_a_row(count: int) -> tuple[Place, ...]:
         )
         for i in range(count)
     )
+
+
+def make_structure(*, layers: int = 1, bare: Sequence[Bare] = (), normalized: int = 0, **place: Any) -> Structure:
+    """Make the structure of layers that all sit alike.
+
+    Args:
+        layers: Number of layers.
+        bare: Convolutions without a normalization.
+        normalized: Number of convolutions with one.
+        place: Fields of :class:`~bnmonitor.structure.Place`.
+    """
+    return Structure(
+        producer_trains=(True,) * layers,
+        consumers=(("add",),) * layers,
+        places=(Place(**place),) * layers,
+        names=tuple(f"layer{i}" for i in range(layers)),
+        bare=tuple(bare),
+        normalized=normalized,
+    )
+
+
+def drawn_window(*, spread: float = 1.0, turns: float = 0.0, drift: float = 0.0, steps: int = 64) -> Window:
+    """Make a window of one layer that sees the data, whose batches are 64 samples each.
+
+    Args:
+        spread: Variance of the batch mean, over what independent samples give.
+        turns: How far every other batch is shifted, in deviations.
+        drift: How far the mean moves over the window, in deviations.
+        steps: Steps in the window.
+    """
+    size, channels = 64, 16
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(steps, channels, generator=generator) * (spread / size) ** 0.5
+    time = torch.arange(steps)[:, None]
+    means = noise + turns * (time % 2) + drift * time / steps
+    window = make_window(steps=steps, batch_mean=means, facts={"structure": make_structure(root=True)})
+    sample = make_sample(window.layers, size=size, between=1.0)
+    return replace(window, sample=sample)
+
+
+def held_out_window(*, mean: float = 0.0, var: float = 1.0, size: int = 512, evaluations: int = 1) -> Window:
+    """Make a window of one layer that sees the data, after validations in which it had a mean and a variance."""
+    window = make_window(facts={"structure": make_structure(root=True)})
+    zeros, ones = torch.zeros(window.layers.total), torch.ones(window.layers.total)
+    seen = HeldOut(
+        step=window.steps[-1],
+        size=torch.full((len(window.layers),), size),
+        mean=zeros + mean,
+        var=ones * var,
+        running_mean=zeros,
+        running_var=ones,
+    )
+    return replace(window, facts=replace(window.facts, held_out=(seen,) * evaluations))
+
+
+def padded_window(share: float) -> Window:
+    """Make a window of one layer over sequences, a share of whose positions was padding in the last sample."""
+    window = make_window()
+    sample = make_sample(window.layers, step=window.steps[-1])
+    return replace(window, sample=replace(sample, padding=torch.full((len(window.layers),), share)))
 
 
 def make_sample(

@@ -14,6 +14,7 @@ from bnmonitor.bookkeeper import Bookkeeper
 from bnmonitor.compiled import is_compiled
 from bnmonitor.facts import distributed, facts
 from bnmonitor.frame import Baseline, Gaps, RankStatistics, Sample, Window
+from bnmonitor.heldout import HeldOutSampler
 from bnmonitor.keepsake import keep, restore
 from bnmonitor.layers import Discovery, LayerTable, channels_of, discover, norms, own_forwards, same_layer
 from bnmonitor.observer import Observer
@@ -61,6 +62,7 @@ class Watch:
         self._tape, self._size = tape, max(window, tape)
         self._sampling = Sampling(models, sample_every, probe=probe)
         self._observer = Observer()
+        self._held_out = HeldOutSampler()
         self._evaluations = 0
         self._restored: Mapping[str, Any] | None = None
         self.count = 0
@@ -144,6 +146,7 @@ class Watch:
         """Leave no hook behind."""
         self._sampling.end()
         self._observer.detach()
+        self._held_out.detach()
         self._books.abandon()
 
     def step(self, number: int, rate: float) -> None:
@@ -183,6 +186,8 @@ class Watch:
         self._evaluations += 1
         self._sampling.pause()
         self._observer.detach()
+        if self._evaluations == 1 and phase in ("validation", "test") and not self._sampling.blocked:
+            self._held_out.attach(self._recorder.modules, self._wanted())
         if self._evaluations == 1:
             self._books.begin(phase, hooks=not self._sampling.blocked)
 
@@ -192,6 +197,8 @@ class Watch:
         if self._evaluations:
             return
         compiled = any(is_compiled(model) for model in self._models.values())
+        if self.steps:
+            self._held_out.take(self.steps[-1], self.layers)
         self._books.end(trained=self.count > 0, compiled=compiled)
         if self._woke() or self.renewed():
             self._mark()
@@ -241,7 +248,8 @@ class Watch:
             run=run or RunFacts(),
             ranks=self.heard,
         )
-        known = replace(known, epoch_steps=self.epoch_steps, **self._roles(optimizers, run or RunFacts()))
+        known = replace(known, epoch_steps=self.epoch_steps, held_out=self._held_out.latest)
+        known = replace(known, **self._roles(optimizers, run or RunFacts()))
         if evaluation:
             known = replace(known, gaps=self._gaps(evaluation))
             known = replace(known, evaluation=evaluation, rewritten=self._recorder.rewritten())
@@ -298,7 +306,11 @@ class Watch:
     @property
     def news(self) -> bool:
         """Whether an evaluation has shown something that no rule has judged yet."""
-        return self._books.news
+        return self._books.news or self._held_out.news
+
+    def _wanted(self) -> list[int]:
+        """The layers whose input is looked at in an evaluation: those that see the data or follow dropout."""
+        return [i for i, place in enumerate(self.structure.places) if place.root or place.dropouts]
 
     @property
     def _sample(self) -> Sample | None:
@@ -314,7 +326,7 @@ class Watch:
 
     def judged(self, window: Window, held: Tensor) -> None:
         """Let the baseline follow the new steps of a window that has been judged, but for the layers that are held."""
-        self._books.news = False
+        self._books.news = self._held_out.news = False
         if window.fresh:
             self._baseline = baseline.followed(window, held)
         self._fresh = 0
@@ -362,6 +374,8 @@ class Watch:
         self._lazy = found.lazy
         self._own_forwards |= own_forwards(zip(found.table.names, found.modules, strict=True))
         self._recorder = Recorder(found.table, found.modules, self._tape)
+        self._held_out.detach()
+        self._held_out = HeldOutSampler()
         self._books = Bookkeeper(found.table, found.modules, self._models.values())
         self._ring = Ring(found.table, self._size, self._recorder.dtype)
         self._role_key = None

@@ -201,7 +201,7 @@ def test_hooks_are_there_on_sampled_steps_only(every: int) -> None:
         train(model, architecture.batches(10), monitor=monitor, evaluate_every=2)
     own.remove()
     assert [bool(count) for count in during] == [step == 0 or step % every == 0 for step in range(10)]
-    assert evaluating == [len(monitor.layers)] * 5
+    assert evaluating == [len(monitor.layers) + 1] * 5  # one more on the layer that sees the data
     assert hooks(model) == 0
 
 
@@ -211,9 +211,11 @@ def test_hooks_of_an_evaluation_go_with_the_first_call_of_each_layer() -> None:
     with Monitor(model, sinks=[], on_alert="log", sample_every_n_steps=3) as monitor:
         train(model, architecture.batches(2), monitor=monitor)
         with monitor.evaluation():
-            assert hooks(model) == len(monitor.layers)
+            assert hooks(model) == len(monitor.layers) + 1
             model.eval()(architecture.batches(1)[0])
-            assert hooks(model) == 0
+            assert hooks(model) == 1, "that of the layer that sees the data stays to the end"
+        monitor.close()
+        assert hooks(model) == 0
 
 
 def test_no_step_is_sampled_when_sampling_is_off() -> None:

@@ -20,17 +20,17 @@ from bnmonitor.frame import (
     Baseline,
     Facts,
     Gaps,
+    HeldOut,
     Loader,
     Moments,
     RankStatistics,
     Sample,
-    Structure,
     Window,
 )
 from bnmonitor.layers import LayerTable
 from bnmonitor.ledger import PHASES, Ledger
-from bnmonitor.structure import Place
-from bnmonitor.testing import check_rule, in_a_row, make_window
+from bnmonitor.structure import Bare, Operation, Place, Producer, Structure
+from bnmonitor.testing import check_rule, drawn_window, in_a_row, make_window
 
 RULES = [pytest.param(rule, id=rule.name) for rule in all_rules()]
 JUDGING = [pytest.param(rule, id=rule.name) for rule in all_rules() if not rule.code.startswith("BN0")]
@@ -43,6 +43,7 @@ anything = settings(
 
 
 OF_RANKS = ("batch_mean", "batch_var", "batch_spread", "mean_spread", "var_spread")
+OF_HELD_OUT = ("mean", "var", "running_mean", "running_var")
 
 
 def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = True, run: int | None = None) -> Window:
@@ -120,6 +121,7 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         between=sprinkled(torch.rand(width, generator=rng)),
         input_dtypes=typed(torch.float16, count, seed),
         apart=random_apart(seed, count),
+        padding=torch.rand(count, generator=torch.Generator().manual_seed(seed)) ** 4,
     )
     apart = sprinkled(signed(0.5, 1.0)[0].abs())
     ranks = RankStatistics(
@@ -170,8 +172,11 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
             structure=Structure(
                 producer_trains=tuple(bool(c) for c in coin(0.6, count)),
                 consumers=tuple(("relu",) if bool(c) else ("add",) for c in coin(0.8, count)),
-                places=in_a_row(count),
+                places=tuple(some_place(p, seed + i, channels[i]) for i, p in enumerate(in_a_row(count))),
+                bare=(Bare(name="conv", nonlinearity="relu", first=False, near=0),) * (seed % 3 == 0),
+                normalized=seed % 7,
             ),
+            held_out=tuple(some_evaluation(seed + i, channels, sampled_at) for i in range(2)),
         ),
         sample=sample if bool(torch.rand((), generator=of_run) < 0.7) else None,
         ledger=ledger,
@@ -244,6 +249,42 @@ def moved(places: tuple[Place, ...], by: int) -> tuple[Place, ...]:
     )
 
 
+def some_place(place: Place, seed: int, channels: int) -> Place:
+    """Put anything around a layer."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def coin() -> bool:
+        return bool(torch.rand((), generator=rng) < 0.4)
+
+    relu = Operation(kind="relu", role="nonlinearity")
+    drop = Operation(kind="dropout", role="dropout", name="drop")
+    producer = Producer(
+        kind="convolution",
+        role="weights",
+        name="conv",
+        features=channels,
+        bias=coin(),
+        shared=coin(),
+        features_last=coin(),
+    )
+    return replace(
+        place,
+        shape=(4, channels, 7),
+        producers=(producer,),
+        between=(relu,) * coin(),
+        dropouts=(drop,) * coin(),
+        dropout=0.5,
+        per_sample=coin(),
+    )
+
+
+def some_evaluation(seed: int, channels: list[int], step: int) -> HeldOut:
+    """Make an evaluation of anything."""
+    rng = torch.Generator().manual_seed(seed)
+    rows = {name: torch.rand(sum(channels), generator=rng) for name in OF_HELD_OUT}
+    return HeldOut(step=step, size=torch.full((len(channels),), 512), **rows)
+
+
 def beside(a: Window, b: Window) -> Window:
     """Lay two windows of the same run end to end."""
     table = {
@@ -266,7 +307,7 @@ def beside(a: Window, b: Window) -> Window:
         }
         per_layer = {
             name: joined(name, a.sample, b.sample)
-            for name in ("calls", "eval_calls", "size", "values", "between", "apart")
+            for name in ("calls", "eval_calls", "size", "values", "between", "apart", "padding")
         }
         dtypes = a.sample.input_dtypes + b.sample.input_dtypes
         sample = Sample(step=a.sample.step, input_dtypes=dtypes, **per_layer, **sides)
@@ -292,6 +333,13 @@ def beside(a: Window, b: Window) -> Window:
                 producer_trains=a.facts.structure.producer_trains + b.facts.structure.producer_trains,
                 consumers=a.facts.structure.consumers + b.facts.structure.consumers,
                 places=a.facts.structure.places + moved(b.facts.structure.places, len(a.layers)),
+                bare=a.facts.structure.bare
+                + tuple(replace(c, near=c.near + len(a.layers)) for c in b.facts.structure.bare),
+                normalized=a.facts.structure.normalized + b.facts.structure.normalized,
+            ),
+            held_out=tuple(
+                HeldOut(step=one.step, **{name: joined(name, one, other) for name in ("size", *OF_HELD_OUT)})
+                for one, other in zip(a.facts.held_out, b.facts.held_out, strict=True)
             ),
         ),
         sample=sample,
@@ -324,7 +372,11 @@ def shuffled(window: Window, seed: int) -> tuple[Window, list[list[int]]]:
         sample = replace(sample, between=sample.between[flat], **sides)
     ranks = window.facts.ranks
     assert ranks is not None
-    facts = replace(window.facts, ranks=replace(ranks, **{name: getattr(ranks, name)[flat] for name in OF_RANKS}))
+    held_out = tuple(
+        replace(seen, **{name: getattr(seen, name)[flat] for name in OF_HELD_OUT}) for seen in window.facts.held_out
+    )
+    of_ranks = {name: getattr(ranks, name)[flat] for name in OF_RANKS}
+    facts = replace(window.facts, ranks=replace(ranks, **of_ranks), held_out=held_out)
     rows = {name: getattr(window, name)[:, flat] for name in CHANNEL_STATISTICS}
     return replace(window, baseline=baseline, facts=facts, sample=sample, **rows), [
         o.argsort().tolist() for o in orders
@@ -371,6 +423,8 @@ def test_random_windows_make_the_rule_fire_and_stay_quiet_so_that_the_contract_i
         fired.append(bool(rule.check(replace(window, baseline=young, batch_var=torch.full_like(window.gamma, 5e3)))))
     if rule.code == "BN206":  # needs a chain as well
         fired.append(bool(rule.check(make_window(channels=(1,) * 12, sizes=16, chain=True))))
+    if rule.code in ("BN601", "BN602"):  # need more steps, and batches that go together
+        fired.append(bool(rule.check(drawn_window(spread=4.0) if rule.code == "BN601" else drawn_window(turns=2.0))))
     assert any(fired)
     assert not all(fired)
 
@@ -484,7 +538,7 @@ def test_rule_says_nothing_of_a_model_that_never_ran(rule: Rule) -> None:
         "updates": torch.zeros(12, 2, dtype=torch.int64),
         "training": torch.ones(12, 2, dtype=torch.bool),
     }
-    facts = replace(window.facts, strays=(), gaps=None, converts=False, ranks=None)
+    facts = replace(window.facts, strays=(), gaps=None, converts=False, ranks=None, structure=None, held_out=())
     unknown = replace(window.baseline, sizes=torch.full((2,), math.nan), gamma=torch.ones(8))
     blank = Ledger.blank(2)
     assert rule.check(replace(window, baseline=unknown, facts=facts, sample=None, ledger=blank, **rows)) == []

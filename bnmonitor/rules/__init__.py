@@ -6,6 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from bnmonitor._text import nearest
 from bnmonitor.needs import NEEDS
+from bnmonitor.rules.architecture.dropout_before_norm import DropoutBeforeNorm
+from bnmonitor.rules.architecture.missing_norm import MissingNorm
+from bnmonitor.rules.architecture.norm_after_activation import NormAfterActivation
+from bnmonitor.rules.architecture.norm_under_per_sample_gradients import NormUnderPerSampleGradients
+from bnmonitor.rules.architecture.redundant_bias import RedundantBias
+from bnmonitor.rules.architecture.wrong_axis import WrongAxis
 from bnmonitor.rules.base import Finding, Rule, Severity
 from bnmonitor.rules.bookkeeping.double_update import DoubleUpdate
 from bnmonitor.rules.bookkeeping.layer_never_called import LayerNeverCalled
@@ -14,6 +20,10 @@ from bnmonitor.rules.bookkeeping.mixed_calls import MixedCalls
 from bnmonitor.rules.bookkeeping.rank_divergence import RankDivergence
 from bnmonitor.rules.bookkeeping.stale_averaged_weights import StaleAveragedWeights
 from bnmonitor.rules.bookkeeping.unregistered_layer import UnregisteredLayer
+from bnmonitor.rules.data.alternating_domains import AlternatingDomains
+from bnmonitor.rules.data.correlated_batches import CorrelatedBatches
+from bnmonitor.rules.data.padding_contamination import PaddingContamination
+from bnmonitor.rules.data.validation_shift import ValidationShift
 from bnmonitor.rules.modes.auxiliary_network_updates import AuxiliaryNetworkUpdates
 from bnmonitor.rules.modes.batch_dependent_evaluation import BatchDependentEvaluation
 from bnmonitor.rules.modes.eval_mode_in_training import EvalModeInTraining
@@ -102,6 +112,10 @@ CATALOGUE: tuple[type[Rule], ...] = (
     StaleAveragedWeights,
     LayerNeverCalled,
     UnregisteredLayer,
+    CorrelatedBatches,
+    AlternatingDomains,
+    ValidationShift,
+    PaddingContamination,
     DeadChannels,
     GammaExplosion,
     WeightDecayOnAffine,
@@ -109,6 +123,12 @@ CATALOGUE: tuple[type[Rule], ...] = (
     LearningRateTooLow,
     GradientGrowthWithDepth,
     FoldingHazard,
+    NormAfterActivation,
+    DropoutBeforeNorm,
+    RedundantBias,
+    WrongAxis,
+    NormUnderPerSampleGradients,
+    MissingNorm,
 )
 
 FAMILIES = {
@@ -118,7 +138,9 @@ FAMILIES = {
     "BN3": "running average",
     "BN4": "modes and freezing",
     "BN5": "bookkeeping",
+    "BN6": "data",
     "BN7": "parameters and learning rate",
+    "BN8": "architecture",
 }
 
 

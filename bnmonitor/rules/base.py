@@ -30,6 +30,7 @@ class Finding:
         advice: One concrete fix.
         channels: Channels within ``layer``; empty means the whole layer.
         layers: All layers concerned, if one fault of the whole model is told once; ``layer`` is its first.
+        modules: Dotted paths of other modules, to be named in place of the layers.
         certain: False for the first sign of a fault that nobody should be told of yet; it dates the alert.
     """
 
@@ -42,6 +43,7 @@ class Finding:
     advice: str
     channels: tuple[int, ...] = ()
     layers: tuple[int, ...] = ()
+    modules: tuple[str, ...] = ()
     certain: bool = True
 
 

@@ -1,0 +1,1 @@
+"""BN8: where normalization sits in the network."""

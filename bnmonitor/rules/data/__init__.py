@@ -1,0 +1,1 @@
+"""BN6: what the data does to the statistics of a batch."""

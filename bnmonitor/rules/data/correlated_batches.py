@@ -1,0 +1,90 @@
+"""BN601: batches whose samples belong together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bnmonitor._text import number
+from bnmonitor.frame import Window
+from bnmonitor.independence import independence
+from bnmonitor.rules.base import Finding, Rule, Severity
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrelatedBatches(Rule):
+    """The batches differ more from one another than batches of independent samples would.
+
+    ## What it does
+    At the layers that see the data, with no other layer before them, it compares how much the batch mean changes from
+    batch to batch with what the spread of single samples would give if they were drawn independently. A drift of the
+    weights cancels in the differences, and batches four steps apart are compared as well, which shows blocks of batches
+    that are alike.
+
+    ## Why is this bad?
+    Samples in order of their class, windows that overlap, patches of one volume, several copies of one image: each
+    batch has statistics of its own, which tell the network what the batch is made of. It learns to rely on that, and
+    in evaluation it gets an average that no batch ever had. Ioffe (2017) names it as the failure of batch
+    normalization.
+
+    ## Example
+    >>> from bnmonitor.testing import drawn_window
+    >>> [finding] = CorrelatedBatches().check(drawn_window(spread=3.0))
+    >>> str(finding.severity)
+    'warning'
+
+    Independent samples stay quiet:
+
+    >>> CorrelatedBatches().check(drawn_window())
+    []
+
+    ## What to do
+    ``shuffle=True`` in the training loader; mix windows and volumes within a batch; a larger batch. If the batches have
+    to be so, GroupNorm or LayerNorm; or estimate the running statistics over shuffled data before evaluating
+    (:func:`bnmonitor.remedies.recalibrate`).
+
+    ## Thresholds
+    ``warn_above = 3`` and ``error_above = 10`` times the variance that independent samples give. Over at least 50 pairs
+    that number has a deviation of about .23 around 1, so that 3 is eight deviations away; two classes in each batch
+    give 7, eight copies of each sample 9.
+
+    ## Look-alikes
+    Samplers for metric learning draw some classes with several samples each, on purpose: what is said is true, and
+    wanted. Batches that differ in what was done to all their samples alike, as in training at several image sizes, are
+    correlated, too.
+
+    ## References
+    Ioffe, Batch Renormalization, 2017; pytorch/pytorch#4741; facebookarchive/C3D#277.
+    """
+
+    code: ClassVar[str] = "BN601"
+    name: ClassVar[str] = "correlated-batches"
+    severity: ClassVar[Severity] = Severity.WARNING
+    needs: ClassVar[frozenset[str]] = frozenset({"buffers", "samples", "dataflow"})
+    confirm: ClassVar[int] = 20
+    yields_to: ClassVar[frozenset[str]] = frozenset({"BN602"})
+
+    warn_above: float = 3.0
+    error_above: float = 10.0
+
+    def check(self, window: Window) -> list[Finding]:
+        """Find the layers that see batches unlike one another."""
+        excess = independence(window).excess
+        found = []
+        for layer in (excess > self.warn_above).nonzero().flatten().tolist():
+            value = float(excess[layer])
+            error = value > self.error_above
+            found.append(
+                Finding(
+                    severity=Severity.ERROR if error else Severity.WARNING,
+                    layer=layer,
+                    first_step=window.steps[0],
+                    value=value,
+                    threshold=self.error_above if error else self.warn_above,
+                    message=f"the means of its batches vary {number(value)} times as much as those of independent "
+                    "samples would: samples of a batch belong together, as by class, source or time",
+                    advice="shuffle the training data, or mix what belongs together over the batches; else GroupNorm "
+                    "or LayerNorm",
+                )
+            )
+        return found

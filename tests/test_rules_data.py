@@ -1,0 +1,264 @@
+"""The rules for the data and for the architecture, in real trainings: faults, and what looks like one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from bnmonitor import Alert, Monitor, Severity
+from tests.models import ResidualBlock
+
+Batch = tuple[Tensor, Tensor]
+
+
+def images(count: int, generator: torch.Generator, classes: Tensor | None = None) -> Batch:
+    """Images of four classes that differ in color and in texture."""
+    y = torch.randint(4, (count,), generator=generator) if classes is None else classes
+    color = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [-1, -1, -1]])[y][:, :, None, None]
+    x = torch.randn(count, 3, 8, 8, generator=generator) + 0.3 * torch.randn(count, 3, 1, 1, generator=generator)
+    return x + color, y
+
+
+def net(*extra: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        ResidualBlock(8, 0.1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        *extra,
+        nn.Linear(8, 4),
+    )
+
+
+def fit(
+    model: nn.Module,
+    draw: Callable[[int, torch.Generator], Batch],
+    *,
+    steps: int = 140,
+    lr: float = 0.05,
+    validate: Callable[[torch.Generator], Tensor] | None = None,
+    seed: int = 1,
+    **settings: Any,
+) -> tuple[Alert, ...]:
+    """Train, validate every 50 steps, and return the alerts."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    with Monitor(model, optimizer=optimizer, sinks=[], on_alert="log", **settings) as monitor:
+        for step in range(steps):
+            x, y = draw(step, generator)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            monitor.step()
+            if validate is not None and step % 50 == 49:
+                model.eval()
+                with monitor.evaluation(), torch.no_grad():
+                    for _ in range(8):
+                        model(validate(generator))
+                model.train()
+        return monitor.alerts
+
+
+def of(alerts: tuple[Alert, ...], *codes: str) -> list[tuple[str, str | None, Severity]]:
+    return [(a.code, a.layer, a.severity) for a in alerts if a.code in codes or a.code[:3] in codes]
+
+
+def independent(step: int, generator: torch.Generator) -> Batch:
+    return images(32, generator)
+
+
+def one_class_for_four_batches(step: int, generator: torch.Generator) -> Batch:
+    return images(32, generator, torch.full((32,), step // 4 % 4))
+
+
+def two_classes_a_batch(step: int, generator: torch.Generator) -> Batch:
+    pair = torch.randperm(4, generator=generator)[:2]
+    return images(32, generator, pair[torch.randint(2, (32,), generator=generator)])
+
+
+def copies(step: int, generator: torch.Generator) -> Batch:
+    x, y = images(4, generator)
+    return x.repeat_interleave(8, 0), y.repeat_interleave(8)
+
+
+def domains(step: int, generator: torch.Generator) -> Batch:
+    x, y = images(32, generator)
+    return (x + 1.5 if step % 2 else x), y
+
+
+def ragged(step: int, generator: torch.Generator) -> Batch:
+    return images(2 if step % 10 == 9 else 32, generator)
+
+
+@pytest.mark.parametrize("draw", [one_class_for_four_batches, two_classes_a_batch, copies])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_batches_of_samples_that_belong_together_are_found_at_the_layer_that_sees_them(
+    draw: Callable[[int, torch.Generator], Batch], seed: int
+) -> None:
+    found = of(fit(net(), draw, seed=seed), "BN601", "BN602")
+    assert [(code, layer) for code, layer, _ in found] == [("BN601", "1")]
+    assert found[0][2] >= Severity.WARNING
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_domains_that_take_turns_are_found(seed: int) -> None:
+    assert of(fit(net(), domains, seed=seed), "BN601", "BN602") == [("BN602", "1", Severity.WARNING)]
+
+
+@pytest.mark.parametrize("lr", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize("draw", [independent, ragged])
+def test_independent_samples_raise_no_alarm_at_any_learning_rate(
+    draw: Callable[[int, torch.Generator], Batch], lr: float
+) -> None:
+    assert of(fit(net(), draw, lr=lr), "BN6") == []
+
+
+def test_drift_of_the_data_is_no_correlation() -> None:
+    def drifting(step: int, generator: torch.Generator) -> Batch:
+        x, y = images(32, generator)
+        return x + 0.01 * step, y
+
+    assert of(fit(net(), drifting), "BN601", "BN602") == []
+
+
+def test_validation_data_of_another_scale_is_found_and_of_the_same_kind_is_not() -> None:
+    def same(generator: torch.Generator) -> Tensor:
+        return images(64, generator)[0]
+
+    def scaled(generator: torch.Generator) -> Tensor:
+        return images(64, generator)[0] * 4
+
+    def brighter(generator: torch.Generator) -> Tensor:
+        return images(64, generator)[0] + 2
+
+    assert of(fit(net(), independent, validate=same), "BN603") == []
+    for other in (scaled, brighter):
+        assert of(fit(net(), independent, validate=other), "BN603") == [("BN603", "1", Severity.WARNING)]
+
+
+def test_validation_in_order_of_the_classes_is_no_shift() -> None:
+    calls = iter(range(10**6))
+
+    def ordered(generator: torch.Generator) -> Tensor:
+        return images(64, generator, torch.full((64,), next(calls) // 2 % 4))[0]
+
+    assert of(fit(net(), independent, validate=ordered), "BN603") == []
+
+
+def sequences(padded: float) -> Callable[[int, torch.Generator], Batch]:
+    def draw(step: int, generator: torch.Generator) -> Batch:
+        x = torch.randn(16, 3, 20, generator=generator) + 1
+        for row, length in enumerate((20 * (1 - 2 * padded * torch.rand(16, generator=generator))).round().int()):
+            x[row, :, int(length) :] = 0
+        return x, torch.randint(4, (16,), generator=generator)
+
+    return draw
+
+
+@pytest.mark.parametrize(
+    ("padded", "severity"), [(0.0, None), (0.03, None), (0.25, Severity.WARNING), (0.45, Severity.ERROR)]
+)
+def test_padding_is_found_by_its_share(padded: float, severity: Severity | None) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 6, 1, bias=False), nn.BatchNorm1d(6), nn.ReLU(), nn.Flatten(), nn.Linear(120, 4))
+    found = of(fit(model, sequences(padded), steps=20), "BN604")
+    assert found == ([] if severity is None else [("BN604", "1", severity)])
+
+
+# -- architecture ------------------------------------------------------------------------------------------------------
+
+
+def told(*modules: nn.Module, steps: int = 12) -> list[tuple[str, str | None, Severity]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(4))
+    model(torch.randn(2, 3, 8, 8))
+    return of(fit(model, independent, steps=steps), "BN8")
+
+
+def conv(given: int = 4, bias: bool = False) -> nn.Module:
+    return nn.Conv2d(given, 4, 3, padding=1, bias=bias)
+
+
+def test_a_sound_network_hears_nothing_of_its_architecture() -> None:
+    assert told(conv(3), nn.BatchNorm2d(4), nn.ReLU(), conv(), nn.BatchNorm2d(4), nn.ReLU()) == []
+    assert of(fit(net(), independent, steps=12), "BN8") == []
+
+
+def test_normalization_behind_nonlinearities_is_one_info() -> None:
+    assert told(conv(3), nn.ReLU(), nn.BatchNorm2d(4), conv(), nn.SiLU(), nn.BatchNorm2d(4)) == [
+        ("BN801", "2", Severity.INFO)
+    ]
+
+
+def test_dropout_in_front_is_told_and_behind_is_not() -> None:
+    front = (conv(3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), conv(), nn.BatchNorm2d(4))
+    assert told(*front) == [("BN802", "5", Severity.INFO)]
+    behind = (conv(3), nn.BatchNorm2d(4), nn.Dropout(0.3), nn.ReLU(), conv(), nn.BatchNorm2d(4))
+    assert told(*behind) == []
+
+
+def test_dropout_that_a_validation_measures_is_a_warning() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.7), nn.Linear(8, 8, bias=False),
+        nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4),
+    )  # fmt: skip
+
+    def draw(step: int, generator: torch.Generator) -> Batch:
+        return torch.randn(64, 8, generator=generator), torch.randint(4, (64,), generator=generator)
+
+    found = of(fit(model, draw, validate=lambda g: draw(0, g)[0]), "BN8")
+    assert [(code, layer) for code, layer, _ in found] == [("BN802", "5")]
+    assert found[0][2] >= Severity.WARNING
+
+
+def test_biases_before_a_normalization_are_one_info() -> None:
+    layers = (conv(3, bias=True), nn.BatchNorm2d(4), nn.ReLU(), conv(bias=True), nn.BatchNorm2d(4))
+    assert told(*layers) == [("BN803", "1", Severity.INFO)]
+
+
+def test_a_frozen_bias_or_one_in_front_of_a_frozen_layer_is_none() -> None:
+    frozen = conv(3, bias=True)
+    assert frozen.bias is not None
+    frozen.bias.requires_grad_(False)
+    assert told(frozen, nn.BatchNorm2d(4), nn.ReLU()) == []
+
+
+def test_a_forgotten_normalization_is_named_by_its_convolution() -> None:
+    def block() -> list[nn.Module]:
+        return [conv(), nn.BatchNorm2d(4), nn.ReLU()]
+
+    found = told(conv(3), nn.BatchNorm2d(4), nn.ReLU(), *block(), conv(), nn.ReLU(), *block())
+    assert found == [("BN806", "6", Severity.INFO)]
+
+
+def test_positions_taken_for_channels_are_found() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(7), nn.ReLU(), nn.Flatten(), nn.Linear(42, 4))
+
+    def draw(step: int, generator: torch.Generator) -> Batch:
+        return torch.randn(32, 7, 5, generator=generator), torch.randint(4, (32,), generator=generator)
+
+    assert of(fit(model, draw, steps=12), "BN804", "BN803") == [("BN804", "1", Severity.WARNING)]
+
+
+@pytest.mark.parametrize("create_graph", [True, False])
+def test_a_gradient_penalty_is_found(create_graph: bool) -> None:
+    torch.manual_seed(0)
+    critic = nn.Sequential(conv(3), nn.BatchNorm2d(4), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(256, 1))
+    with Monitor(critic, sinks=[], on_alert="log") as monitor:
+        for _ in range(12):
+            x = torch.randn(32, 3, 8, 8, requires_grad=True)
+            out = critic(x)
+            (slope,) = torch.autograd.grad(out.sum(), x, create_graph=create_graph, retain_graph=True)
+            (out.mean() + ((slope.flatten(1).norm(dim=1) - 1) ** 2).mean() * create_graph).backward()
+            monitor.step()
+    assert of(monitor.alerts, "BN805") == ([("BN805", "1", Severity.WARNING)] if create_graph else [])
