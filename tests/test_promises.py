@@ -460,7 +460,7 @@ def test_it_is_honest_and_history_cannot_be_written_through() -> None:
 def with_a_fault(**arguments: Any) -> Monitor:
     """A training whose momentum is upside down, watched with no sink at all."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, momentum=0.99), nn.ReLU(), nn.Linear(8, 2))
+    model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8, momentum=0.99), nn.ReLU(), nn.Linear(8, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with Monitor(model, optimizer=optimizer, sinks=[], **arguments) as monitor:
         for _ in range(12):
