@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint format bench detection docs pictures clean
+.PHONY: help demo test lint format bench detection docs golden pictures clean
 
 help:
 	@echo "make demo      install, then train three small networks and see what is found"
 	@echo "make test      install, then run the whole test suite"
 	@echo "make lint      ruff and mypy"
 	@echo "make docs      write the generated pages anew: the rules, the kinds of layers"
+	@echo "make golden    write the expected texts of the terminal anew, and show what changed"
 	@echo "make bench     measure what bnmonitor costs"
 	@echo "make detection inject faults, train sound networks, and write down what was found"
 	@echo "make pictures  make the pictures of the README anew from a real run (needs chromium)"
@@ -47,6 +48,10 @@ format: $(VENV)/dev.stamp
 docs: $(VENV)/dev.stamp
 	@$(BIN)/python docs/gen_rules.py
 	@$(BIN)/python docs/gen_kinds.py
+
+golden: $(VENV)/dev.stamp
+	@GOLDEN=write $(BIN)/python -m pytest -q tests/test_console.py
+	@git diff --stat tests/golden
 
 $(VENV)/bench.stamp: $(VENV)/dev.stamp
 	@echo "installing what bnmonitor is compared with into $(VENV) ..."

@@ -13,7 +13,7 @@ from bnmonitor.monitor import Monitor
 from bnmonitor.rules import Rule, Thresholds
 from bnmonitor.settings import Action, Settings
 from bnmonitor.sinks import Console, Loggers, Sink, TensorBoard, checked
-from bnmonitor.sinks.console import beside_bar
+from bnmonitor.sinks.console import beside_bar, inside_bar
 
 
 class BatchNormMonitor(CallbackBase):
@@ -119,7 +119,12 @@ class BatchNormMonitor(CallbackBase):
         loggers = [] if trainer.fast_dev_run or not trainer.is_global_zero else list(trainer.loggers)
         self._monitor.should_stop = False
         where = trainer.log_dir if trainer.loggers else None
-        self._monitor.connect(loggers=loggers, emit=beside_bar(trainer), log_dir=where if loggers else None)
+        self._monitor.connect(
+            loggers=loggers,
+            emit=beside_bar(trainer),
+            status=inside_bar(trainer),
+            log_dir=where if loggers else None,
+        )
         self._monitor.watch_optimizers(trainer.optimizers)
         if trainer.world_size > 1:
             self._monitor.share_ranks(getattr(trainer.model, "will_sync_module_buffers", None))

@@ -421,7 +421,7 @@ class Monitor:
         chosen = self.settings.chosen_rules()
         self._book.rules = [rule for rule in chosen if rule.code not in self._book.broken]
         self._book.special = self.settings.special_rules()
-        self._responder.tell("open", Run(layers=self.layers, **run))
+        self._responder.tell("open", Run(layers=self.layers, sinks=self._responder.sinks, **run))
 
     def _step(self, number: int) -> None:
         self._watch.step(number, _learning_rate(self._optimizers))
@@ -493,7 +493,7 @@ class Monitor:
 
 
 def _default_sinks(log_dir: Path | None) -> list[Sink]:
-    return [Console(epochs=False), *([TensorBoard(log_dir)] if log_dir is not None else [])]
+    return [Console(), *([TensorBoard(log_dir)] if log_dir is not None else [])]
 
 
 def _learning_rate(optimizers: Sequence[Optimizer]) -> float:

@@ -99,6 +99,11 @@ class Responder:
         self.announce([self._tell_book(SinkError.report(who, error, self._now()), SinkError())])
 
     @property
+    def sinks(self) -> Sequence[Sink]:
+        """The sinks; one that failed is not among them any more."""
+        return self._sinks.sinks
+
+    @property
     def _notifiers(self) -> list[Notifier]:
         every = [action for actions in self._actions.values() for action in actions if isinstance(action, Notifier)]
         return list(dict.fromkeys(every))

@@ -41,9 +41,9 @@ def train(log_dir: Path) -> None:
         logger = TensorBoardLogger(log_dir, name=run.name, version="")
         trainer(logger, run.epochs, monitor).fit(model, data, validation)
         if run.planted == "BN106":
-            from bnmonitor.render import health_table
+            from bnmonitor.render import final_summary
 
-            console.print(health_table(monitor.monitor.summary(run.epochs - 1), final=True))
+            console.print(final_summary(monitor.monitor.summary(run.epochs - 1)))
             svg = console.export_svg(title="BatchNormMonitor()")
             (OUT / "table.svg").write_text(svg)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bnmonitor._text import count, number, shorten
 from bnmonitor.audit.judge import Audit
-from bnmonitor.render import alert_block
+from bnmonitor.render import alert_block, unchecked
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -43,9 +43,7 @@ def terminal(found: Audit, name: str, *, rows: int = 8) -> RenderableType:
     rest = len(found.rows) - rows
     parts += [Text(count(rest, "more layer"), style="dim")] if rest > 0 else []
     parts += [alert_block(alert, since=False) for alert in found.alerts]
-    for why in dict.fromkeys(found.skipped.values()):
-        rules = ", ".join(rule for rule, reason in found.skipped.items() if reason == why)
-        parts.append(Text(f"not checked: {rules}: {why}", style="dim", overflow="fold"))
+    parts += [Text(f"not checked: {line}", style="dim", overflow="fold") for line in unchecked(found.skipped)]
     return Group(*parts)
 
 

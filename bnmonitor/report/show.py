@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bnmonitor._text import count, listing, number
-from bnmonitor.render import alert_block, health_table, sparkline
+from bnmonitor.render import final_summary, sparkline
 from bnmonitor.report.read import Report
 from bnmonitor.verdict import Alert, Severity
 
@@ -28,11 +28,7 @@ def terminal(reports: Sequence[Report], *, rows: int = 8) -> RenderableType:
 
     newest, *others = reports
     parts: list[RenderableType] = [Text(line, style="dim", overflow="fold") for line in newest.about()]
-    parts.append(health_table(newest, rows=rows, final=True))
-    quiet = [a for a in newest.alerts if a.state == "cleared" or a.severity is Severity.INFO]
-    if quiet:
-        parts += [Text(""), Text("cleared, or only worth knowing:", style="dim")]
-        parts += [alert_block(alert, again=alert.state == "open") for alert in quiet]
+    parts.append(final_summary(newest, rows=rows))
     if others:
         parts += [Text(""), Text(f"{count(len(others), 'older run')} (--run NAME shows one):", style="dim")]
         parts += [Text(f"{each.run}: {each.headline()}", overflow="fold") for each in others]

@@ -24,12 +24,21 @@ class Run:
         log_dir: Where files of the run belong; None: nowhere.
         loggers: The loggers of a Lightning Trainer.
         emit: Prints a rich renderable without tearing the progress bar; None: print to rich's own console.
+        status: Shows a word on the state inside the progress bar; None: there is no bar.
+        sinks: All sinks of the run, but for those that failed.
     """
 
     layers: LayerTable
     log_dir: Path | None = None
     loggers: Sequence[Any] = ()
     emit: Callable[[RenderableType], None] | None = None
+    status: Callable[[str], None] | None = None
+    sinks: Sequence[Sink] = ()
+
+    @property
+    def history(self) -> tuple[str, ...]:
+        """Directories that the history goes to, once all sinks are open."""
+        return tuple(dict.fromkeys(place for sink in self.sinks for place in sink.history))
 
 
 class Sink:
@@ -39,9 +48,11 @@ class Sink:
 
     Attributes:
         shows_alerts: Whether a person sees the alerts here; then ``on_alert="warn"`` needs no Python warning.
+        history: Directories it writes a history to that ``bnmonitor report`` can read; known once it is open.
     """
 
     shows_alerts: bool = False
+    history: Sequence[str] = ()
 
     def open(self, run: Run) -> None:
         """Begin; called at each ``start()``."""

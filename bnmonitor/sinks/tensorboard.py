@@ -69,6 +69,7 @@ class TensorBoard(Sink):
 
             self._own = SummaryWriter(str(self._log_dir), flush_secs=FLUSH_SECONDS)
             self._writers = [self._own]
+        self.history = [str(writer.log_dir) for writer in self._writers]
         self._told = {}
         self._described.clear()
         self._channels.reopen()
