@@ -77,7 +77,7 @@ def structure_of(
                 readers=tuple(dict.fromkeys(graph.at(node).operation for node in read)),
                 root=each[0].root and not any(id(c.module) in layers and c.training for c in dark),
                 distance=-1 if frozen else each[0].distance,
-                per_sample=bool(doubled and doubled.get(id(seen[0].module)) and above[seen[0].top].wanted),
+                per_sample=bool(doubled and doubled.get(id(seen[0].module)) and any(above[c.top].wanted for c in seen)),
             )
         )
         trains.append(_trains(graph, seen[0].bottom))

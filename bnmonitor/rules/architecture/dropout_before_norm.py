@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from bnmonitor._text import number
 from bnmonitor.frame import Window
-from bnmonitor.measures import held_out_ratio
+from bnmonitor.measures import held_out_ratio, median, warm
 from bnmonitor.rules.base import Finding, Rule, Severity
+from bnmonitor.statistics import mean_over_steps
 from bnmonitor.structure import Place
+
+RECENT = 8
+"""Steps whose batches say what variance training has now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,8 @@ class DropoutBeforeNorm(Rule):
 
     ## Thresholds
     ``warn_below = .8`` of the running variance: the output is a tenth too small. ``error_below = .5``: the ratio that
-    dropout of one half in front of a value with mean 0 gives by the formula above.
+    dropout of one half in front of a value with mean 0 gives by the formula above. Not before the statistics are warm;
+    and where the last batches of training are below the running variance too, only what is beyond that counts.
 
     ## Look-alikes
     Wide layers in front average much of it out: then the measured variance hardly differs, and it remains an info.
@@ -72,10 +78,10 @@ class DropoutBeforeNorm(Rule):
         """Find the layers with dropout in front, each with the ratio of variances that a validation measured."""
         structure = window.facts.structure
         places = structure.places if structure is not None else ()
-        at = [i for i, place in enumerate(places) if place.dropouts and window.training[-1, i]]
+        at = [i for i, place in enumerate(places) if _drops(place) and window.training[-1, i]]
         if not at:
             return []
-        ratio = held_out_ratio(window).tolist()
+        ratio = _left_of(window).tolist()
         return [self._finding(window, i, torch.nan if self._of_data(places, i, ratio) else ratio[i]) for i in at]
 
     def _of_data(self, places: tuple[Place, ...], layer: int, ratio: list[float]) -> bool:
@@ -98,13 +104,29 @@ class DropoutBeforeNorm(Rule):
             severity, limit = Severity.ERROR, self.error_below
         measured = ratio == ratio
         seen = f": in validation its input has {number(ratio)} of the running variance" if measured else ""
+        amount = f" of {number(place.dropout)}" if place.dropout else ""
         return Finding(
             severity=severity,
             layer=layer,
             first_step=window.steps[0],
             value=ratio if measured else place.dropout,
             threshold=limit if measured else 0.0,
-            message=f"dropout of {number(place.dropout)} ({place.dropouts[0]}) lies in front of it with only linear "
+            message=f"dropout{amount} ({place.dropouts[0]}) lies in front of it with only linear "
             f"operations between, and adds variance in training that evaluation does not have{seen}",
             advice="put dropout behind the last normalization, or lower its probability",
         )
+
+
+def _drops(place: Place) -> bool:
+    """Whether dropout that drops anything is upstream; of what has no module the probability is not known."""
+    return bool(place.dropouts) and (place.dropout > 0 or any(not operation.name for operation in place.dropouts))
+
+
+def _left_of(window: Window) -> Tensor:
+    """Variance of each layer's input in validation over that in training, as far as its statistics are warm: ``[L]``.
+
+    While the running variance still follows a fall, the batches of training are below it as well.
+    """
+    trained = median(mean_over_steps(window.batch_var[-RECENT:]) / window.running_var[-1], window)
+    ratio = held_out_ratio(window) / trained.nan_to_num(1.0).clamp(0.0, 1.0)
+    return ratio.where(warm(window)[-1], torch.nan)

@@ -82,6 +82,7 @@ class RedundantBias(Rule):
 
 def _redundant(place: Place, channels: int) -> list[Producer]:
     """What feeds a layer with a bias to no effect."""
-    if any(operation.role not in ("shape", "pooling") for operation in place.between):
+    # What lies between is known of the first place where the layer is called.
+    if len(place.producers) > 1 or any(operation.role not in ("shape", "pooling") for operation in place.between):
         return []
     return [p for p in place.producers if p.bias and not p.shared and not p.features_last and p.features == channels]

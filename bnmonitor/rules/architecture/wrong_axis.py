@@ -64,7 +64,7 @@ class WrongAxis(Rule):
         for layer, place in enumerate(structure.places if structure is not None else ()):
             producer = next((p for p in place.producers if p.features_last), None)
             if producer is not None:
-                positions, features = place.shape[1:]
+                positions, features = window.layers.channels[layer], producer.features
                 found.append(
                     Finding(
                         severity=Severity.WARNING,
