@@ -663,7 +663,7 @@ def test_resumed_monitor_goes_on_with_its_alerts_and_counters() -> None:
     assert again.alerts == monitor.alerts
     with again:
         train(again, model, 2)
-        assert again.steps == (3, 4)
+        assert again.steps == tuple(range(5))
         [alert] = again.alerts
         assert (alert.first_step, alert.last_step, alert.state) == (0, 4, "open")
 
