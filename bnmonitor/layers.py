@@ -47,6 +47,7 @@ class LayerTable:
         tracking: Whether the layer has running statistics.
         family: Whether the layer normalizes over the batch, each sample alone, or with fixed statistics, as
             torchvision's ``FrozenBatchNorm2d`` does, whatever its mode.
+        synced: Positions of the layers that normalize over all processes: SyncBatchNorm and its subclasses.
     """
 
     names: tuple[str, ...]
@@ -57,6 +58,7 @@ class LayerTable:
     affine: tuple[bool, ...]
     tracking: tuple[bool, ...]
     family: tuple[Family, ...]
+    synced: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -260,6 +262,7 @@ def discover(
             affine=tuple(getattr(m, "weight", None) is not None for m in modules),
             tracking=tuple(m.running_mean is not None for m in modules),
             family=tuple(family_of(m) or "batch" for m in modules),
+            synced=tuple(i for i, m in enumerate(modules) if isinstance(m, nn.SyncBatchNorm)),
         ),
         modules=modules,
         lazy=len(lazy & chosen.keys()),

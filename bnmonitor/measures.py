@@ -154,7 +154,9 @@ def together(window: Window) -> Tensor:
 
 def synced(window: Window) -> Tensor:
     """Layers that normalize over all processes: ``[L]`` bool."""
-    return torch.tensor([kind == "SyncBatchNorm" for kind in window.layers.kinds], dtype=torch.bool, device="cpu")
+    mask = torch.zeros(len(window.layers), dtype=torch.bool, device="cpu")
+    mask[list(window.layers.synced)] = True
+    return mask
 
 
 SHORT = 10

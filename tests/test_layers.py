@@ -60,6 +60,7 @@ def test_every_kind_of_batchnorm_is_found_with_its_facts() -> None:
         names=("0", "1", "2", "3", "4", "6"),
         channels=(2, 3, 4, 5, 6, 7),
         kinds=("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "OwnNorm", "InstanceNorm2d"),
+        synced=(3,),
         eps=(1e-3, 1e-5, 1e-5, 1e-5, 1e-5, 1e-5),
         momentum=(0.1, None, 0.1, 0.1, 0.25, 0.0),
         affine=(True, True, False, True, True, False),

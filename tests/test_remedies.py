@@ -6,7 +6,8 @@ import copy
 import io
 import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch.utils.data import DataLoader
 
 from bnmonitor import Alert, BatchNormWarning, Monitor
 from bnmonitor.remedies import convert_sync, freeze, parameter_groups, restore_last_finite, set_momentum, thaw
+from bnmonitor.rules.sample_size.small_batch import SmallBatch
+from bnmonitor.testing import make_window
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +161,25 @@ def test_leaking_freeze_is_cleared_by_it() -> None:
         assert told(monitor, "BN402")[0].state == "cleared"
 
 
+@pytest.mark.parametrize("remedy", [lambda model: freeze(model, include=["0.1"]), nn.Module.train])
+def test_evaluation_mode_in_training_is_cleared_by_meaning_it_or_by_train(
+    remedy: Callable[[nn.Module], object],
+) -> None:
+    model = a_model()
+    with watching(model) as monitor:
+        train(monitor, model, 20)
+        model[0][1].eval()
+        train(monitor, model, 20)
+        [alert] = told(monitor, "BN401")
+        assert (alert.layer, alert.state) == ("0.1", "open")
+        assert "bnmonitor.remedies.freeze(" in alert.advice
+        assert "model.train()" in alert.advice
+        remedy(model)
+        train(monitor, model, 60)
+        assert told(monitor, "BN401")[0].state == "cleared"
+        assert not told(monitor, "BN402")
+
+
 def test_callback_freezes_for_the_first_epochs_and_leaves_everything_as_it_was() -> None:
     import lightning.pytorch as pl
 
@@ -278,6 +300,38 @@ def test_decay_by_groups_leaves_gamma_alone() -> None:
     same = {n for n, p in model.named_parameters() if torch.equal(p, before[n])}
     assert "0.1.weight" in same
     assert "0.0.weight" not in same
+
+
+def test_decay_of_gamma_is_cleared_by_groups() -> None:
+    model = a_model()
+    with watching(model, optimizer=torch.optim.AdamW(model.parameters(), weight_decay=0.01), select=["all"]) as monitor:
+        train(monitor, model, 20)
+        [alert] = told(monitor, "BN703")
+        assert alert.state == "open"
+        assert "bnmonitor.remedies.parameter_groups(" in alert.advice
+        monitor.watch_optimizers(torch.optim.AdamW(parameter_groups(model, weight_decay=0.01)))
+        train(monitor, model, 60)
+        assert told(monitor, "BN703")[0].state == "cleared"
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_channels_without_a_gradient_die_of_decay_and_live_with_groups(grouped: bool) -> None:
+    """What is dead gets no gradient to come back: the groups keep it from dying, which is what there is to show."""
+    model = a_model()
+    decay = 0.5
+    optimizer = torch.optim.SGD(
+        parameter_groups(model[0], decay) if grouped else model[0].parameters(),
+        lr=0.1,
+        **({} if grouped else {"weight_decay": decay}),
+    )
+    with watching(model, optimizer=optimizer, sample_every_n_steps=10) as monitor:
+        for _ in range(160):
+            optimizer.zero_grad()
+            # Nothing downstream of the first block uses the first half of its channels.
+            model[0](torch.randn(64, 6))[:, 8:].square().mean().backward()
+            optimizer.step()
+            monitor.step()
+        assert bool(told(monitor, "BN701")) is not grouped
 
 
 def test_groups_that_would_be_empty_are_left_out_or_refused() -> None:
@@ -406,6 +460,17 @@ def test_subclasses_keep_their_forward_and_torchs_own_conversion_loses_it() -> N
     assert list(model.state_dict()) == list(a_sync_model().state_dict())
     assert convert_sync(model) is model, "a second time changes nothing"
     assert convert_sync(nn.BatchNorm2d(3)).__class__ is nn.SyncBatchNorm
+
+
+def test_small_batch_is_no_alert_any_more_where_all_processes_share_it() -> None:
+    """On CPUs SyncBatchNorm does not train, so the rule looks at the converted layers in a window made to order."""
+    model = nn.Sequential(nn.BatchNorm2d(3), WithRelu(3), Deeper(3))
+    found = []
+    for layers in (Monitor(model, sinks=[]).layers, Monitor(convert_sync(model), sinks=[]).layers):
+        window = make_window(channels=(3, 3, 3), sizes=8)
+        window = replace(window, layers=layers, facts=replace(window.facts, world_size=4))
+        found.append([finding.layers for finding in SmallBatch().check(window)])
+    assert found == [[(0, 1, 2)], []]
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])

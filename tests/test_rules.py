@@ -311,7 +311,7 @@ def test_bn201_counts_the_samples_of_all_processes_for_synchronized_layers() -> 
     window = make_window(sizes=8)
     window = replace(window, facts=replace(window.facts, world_size=4))
     assert one("BN201", window).value == 8.0
-    assert rule("BN201").check(with_layers(window, kinds=("SyncBatchNorm",))) == []
+    assert rule("BN201").check(with_layers(window, synced=(0,))) == []
 
 
 def test_bn201_is_quiet_without_samples_in_evaluation_mode_and_with_thresholds_dropped() -> None:

@@ -136,7 +136,7 @@ def test_bn202_compares_a_layer_with_the_trunk(values: list[float], says: Severi
 def test_bn202_counts_the_values_of_all_processes_where_they_are_synchronized() -> None:
     window = make_window(channels=(2, 2, 2), values=torch.tensor([1e3, 1e3, 8.0]), facts={"world_size": 4})
     assert severity("BN202", window) is WARNING
-    layers = replace(window.layers, kinds=("SyncBatchNorm",) * 3)
+    layers = replace(window.layers, synced=(0, 1, 2))
     assert severity("BN202", replace(window, layers=layers)) is None
 
 
@@ -190,7 +190,7 @@ def test_bn204_takes_the_batch_size_of_the_loader_where_no_sample_told_it() -> N
 def test_bn205_judges_what_one_process_normalizes(size: float, ranks: int, says: Severity | None) -> None:
     window = make_window(sizes=size, facts={"world_size": ranks})
     assert severity("BN205", window) is says
-    layers = replace(window.layers, kinds=("SyncBatchNorm",))
+    layers = replace(window.layers, synced=(0,))
     assert severity("BN205", replace(window, layers=layers)) is None
 
 

@@ -36,8 +36,8 @@ class WeightDecayOnAffine(Rule):
     []
 
     ## What to do
-    Give gamma and beta a group of their own: ``[{"params": weights}, {"params": affine, "weight_decay": 0}]``, where
-    ``affine`` are the parameters with one dimension.
+    Give gamma and beta a group of their own: ``bnmonitor.remedies.parameter_groups(model, weight_decay=...)`` makes the
+    groups for the optimizer.
 
     ## Thresholds
     A warning from ``warn_decay = 1e-3`` through the gradient, as in SGD, and ``warn_decoupled = .05`` beside it, as in
@@ -86,6 +86,7 @@ class WeightDecayOnAffine(Rule):
                 value=value,
                 threshold=limit if dying.any() else 0.0,
                 message=message,
-                advice='put gamma and beta into a parameter group of their own with "weight_decay": 0',
+                advice='put gamma and beta into a parameter group of their own with "weight_decay": 0: '
+                "bnmonitor.remedies.parameter_groups(model, weight_decay=...)",
             )
         ]
