@@ -24,7 +24,7 @@ import rich.console
 import torch
 from rich.cells import cell_len
 
-from bnmonitor import Alert, Monitor, Severity, Summary
+from bnmonitor import Alert, BatchNormMonitor, Monitor, Severity, Summary
 from bnmonitor.frame import Window
 from bnmonitor.sinks import Console, JsonLines, Run, TensorBoard
 from bnmonitor.sinks.console import inside_bar
@@ -302,3 +302,65 @@ def test_the_word_joins_the_metrics_of_a_bar_in_signs_that_it_can_write(monkeypa
         assert trainer.progress_bar_metrics == {"loss": 1.0, "bn": word}
     assert inside_bar(_Trainer(None)) is None
     assert inside_bar(_Trainer(types.SimpleNamespace(is_disabled=True))) is None
+
+
+# -- in a fit of Lightning ---------------------------------------------------------------------------------------------
+
+
+def a_lightning_fit(root: Path, bar: str, momentum: float, capsys: pytest.CaptureFixture[str]) -> tuple[Any, str]:
+    """Fit for two epochs, and return the Trainer with what was printed by us; the output is no terminal here."""
+    import pytorch_lightning as pl
+    from pytorch_lightning.callbacks import RichProgressBar, TQDMProgressBar
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8, momentum=momentum))
+
+        def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
+            loss: torch.Tensor = self.net(batch).square().mean()
+            self.log("loss", loss, prog_bar=True)
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    torch.manual_seed(0)
+    bars = {"rich": [RichProgressBar()], "tqdm": [TQDMProgressBar()], "none": []}[bar]
+    loader = torch.utils.data.DataLoader(torch.randn(640, 4), batch_size=32)
+    trainer = pl.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        default_root_dir=root,
+        enable_progress_bar=bar != "none",
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[*bars, BatchNormMonitor(sinks=[Console()])],
+    )
+    capsys.readouterr()
+    trainer.fit(Module(), loader)
+    said = capsys.readouterr().out
+    return trainer, "".join(f"{line}\n" for line in said.splitlines() if "it/s" not in line and "━" not in line)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bar", ["rich", "tqdm", "none"])
+def test_lightnings_bars_show_the_word_and_what_is_printed_beside_them_is_the_same(
+    bar: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rich, "_console", None)
+    monkeypatch.setenv("COLUMNS", "100")
+    for momentum, word in ((0.1, "✓"), (0.99, "✗1")):
+        trainer, said = a_lightning_fit(tmp_path, bar, momentum, capsys)
+        metrics = trainer.progress_bar_metrics
+        assert metrics.get("bn") == (None if bar == "none" else word)
+        assert set(metrics) - {"bn"} == {"loss"}
+        if bar == "none":
+            _, again = a_lightning_fit(tmp_path, bar, momentum, capsys)
+            assert said == again, "the same run prints the same lines"
+        assert "\x1b" not in said
+        ours = [line for line in said.splitlines() if line.startswith("BatchNorm")]
+        assert [line.split(" ·")[0] for line in ours] == [
+            "BatchNorm ✓ 1 layer, 8 channels healthy" if momentum == 0.1 else "BatchNorm ✗ 1 error in 1 layer"
+        ] * 3
