@@ -1,4 +1,4 @@
-"""The command line: ``bnmonitor demo | report | compare | audit | rules | explain``."""
+"""The command line: ``bnmonitor demo | report | compare | audit | structure | rules | explain``."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ _EXAMPLES = """examples:
   bnmonitor compare BEFORE AFTER      did the fix work? 1 if a layer got worse or an alert came
   bnmonitor audit model.ckpt          what is wrong with a checkpoint; nothing in the file is executed
   bnmonitor audit package.models:make what is wrong with a model before it is trained
+  bnmonitor structure package.models:make  what feeds each layer of it, and what reads it
   bnmonitor rules                     every rule in a line
   bnmonitor explain BN304             what a rule means, why it matters, what to do
   bnmonitor explain stale-statistics  the same by name
@@ -90,6 +91,16 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--json", action="store_true", help="print JSON")
     _add_fail_on(audit, "exit with 1 if something of this severity or worse is found (%(default)s)")
     audit.set_defaults(run=_audit)
+
+    structure = commands.add_parser(
+        "structure",
+        help="show what feeds each layer of a model, and what reads it",
+        description="Show the layers of a model that package.module:factory is or makes, a line each in the order of "
+        "execution, with what feeds it and what reads it. One training step of a copy is run for that.",
+    )
+    structure.add_argument("what", metavar="MODEL", help="package.module:factory")
+    structure.add_argument("--input", type=_shape, metavar="2,3,224,224", help="shape that the model's forward takes")
+    structure.set_defaults(run=_structure)
 
     rules = commands.add_parser("rules", help="list every rule")
     rules.set_defaults(run=_rules)
@@ -222,6 +233,28 @@ def _audit(parsed: argparse.Namespace) -> int:
         for name, one in audits:
             get_console().print(terminal(one, name, rows=parsed.rows))
     return USAGE if failed else _verdict(parsed, [alert for _, one in audits for alert in one.alerts])
+
+
+def _structure(parsed: argparse.Namespace) -> int:
+    from bnmonitor.audit.find import locate
+    from bnmonitor.audit.forward import forward
+    from bnmonitor.checkpoint import UnreadableError
+    from bnmonitor.layers import discover
+
+    try:
+        found = locate(parsed.what)
+    except UnreadableError as error:
+        return _fail(str(error))
+    if not found or not found[0].real:
+        return _fail(f"{parsed.what} is a checkpoint, which does not say how layers are connected: give module:factory")
+    model = found[0].model
+    if not len(discover({"": model}).table):
+        return _fail(f"{parsed.what} has no BatchNorm layer")
+    monitor, why = forward(model, _example(parsed.input), select=())
+    if monitor is None:
+        return _fail(f"{parsed.what} {why}")
+    print(monitor.structure())
+    return FINE
 
 
 def _shape(text: str) -> tuple[int, ...]:

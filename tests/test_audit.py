@@ -215,6 +215,35 @@ def test_a_model_is_made_by_its_factory(tmp_path: Path) -> None:
         assert said.count("\n") == 1
 
 
+def test_structure_is_printed_layer_by_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "several_models.py").write_text(
+        "from torch import nn\n"
+        "def make():\n    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 2))\n"
+        "def alone():\n    return nn.BatchNorm1d(4)\n"
+        "def bare():\n    return nn.Linear(3, 4)\n"
+    )
+    torch.save({"step": torch.ones(3)}, tmp_path / "empty.pt")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main(["structure", "several_models:make"]) == 0
+    assert capsys.readouterr().out == "●  0 (linear) → 1 (relu) → [2] → 3 (linear)\n"
+    assert main(["structure", "several_models:alone", "--input", "8,4"]) == 0
+    assert capsys.readouterr().out == "●  input → [(root)] → nothing\n"
+    for arguments, why in (
+        (["several_models:bare"], "has no BatchNorm layer"),
+        (["several_models:alone"], "does not tell what a forward takes"),
+        (["several_models:make", "--input", "8,4"], "RuntimeError: "),
+        (["empty.pt"], "is a checkpoint"),
+        (["nowhere:make"], "cannot import"),
+    ):
+        assert main(["structure", *arguments]) == 2
+        said = capsys.readouterr().err
+        assert why in said
+        assert said.count("\n") == 1
+
+
 def test_checkpoints_are_compared(checkpoints: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pair = [str(checkpoints / "sound.pt"), str(checkpoints / "spoiled.ckpt")]
     assert main(["compare", *pair]) == 1

@@ -65,6 +65,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("remedies.callbacks",),
     ("remedies",),
     ("testing",),
+    ("audit.forward",),
     ("audit.judge", "audit.find"),
     ("audit.show", "audit.drift"),
     ("audit",),

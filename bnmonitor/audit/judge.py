@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 
 from bnmonitor import baseline
 from bnmonitor._text import DOCS
+from bnmonitor.audit.forward import forward
 from bnmonitor.frame import Facts, Window
 from bnmonitor.layers import LayerTable, discover
 from bnmonitor.ledger import EVALUATIONS, Ledger
-from bnmonitor.monitor import Monitor
 from bnmonitor.rules import Finding, Rule, Severity, all_rules
 from bnmonitor.statistics import Recovery
 from bnmonitor.verdict import Alert, LayerSummary, State
@@ -87,9 +86,9 @@ def audit(model: nn.Module, *, settings: bool = True, inputs: Tensor | Sequence[
                 rule.name: "the model is untrained: all its statistics are initial" for rule in _rules((UNTRAINED,))
             }
         alerts += _judge(_rules(SETTINGS), window)
-        with torch.random.fork_rng(devices=[]):
-            placed, why = _placed(model, inputs)
-        alerts += placed
+        monitor, why = forward(model, inputs, select=PLACES)
+        placed = monitor.alerts if monitor is not None else ()
+        alerts += [replace(alert, first_step=0, last_step=0) for alert in placed if alert.code in PLACES]
         skipped |= {rule.name: why for rule in _rules(PLACES)} if why else {}
     else:
         why = "needs the model itself: bnmonitor audit package.module:factory"
@@ -182,45 +181,6 @@ def _alert(rule: Rule, finding: Finding, names: Sequence[str]) -> Alert:
         advice=finding.advice,
         url=f"{DOCS}/rules/{rule.code}.md",
     )
-
-
-# -- how the layers are connected --------------------------------------------------------------------------------------
-
-
-def _placed(model: nn.Module, inputs: Tensor | Sequence[Tensor] | None) -> tuple[list[Alert], str]:
-    """What one training step of a copy shows of the connections; and why, where that is not possible."""
-    given = [inputs] if isinstance(inputs, Tensor) else list(inputs) if inputs is not None else None
-    tried = [given] if given is not None else [[x] for x in _guesses(model)]
-    why = "its first layer does not tell what a forward takes"
-    for each in tried:
-        try:
-            return _step(copy.deepcopy(model), each), ""
-        except Exception as error:
-            why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    return [], f"needs a forward, give what it takes with --input 2,3,224,224: {why}"
-
-
-def _step(model: nn.Module, inputs: Sequence[Tensor]) -> list[Alert]:
-    model.train()
-    monitor = Monitor(model, select=PLACES, sinks=[], on_alert="log")
-    with torch.enable_grad(), monitor:
-        model(*inputs)
-        monitor.step()
-    return [replace(alert, first_step=0, last_step=0) for alert in monitor.alerts if alert.code in PLACES]
-
-
-def _guesses(model: nn.Module) -> list[Tensor]:
-    """What a model may take, by its first layer with weights."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
-            axes = len(module.kernel_size)
-            sizes = {1: (64, 1024), 2: (64, 224), 3: (16, 32)}[axes]
-            return [torch.randn(4, module.in_channels, *(size,) * axes) for size in sizes]
-        if isinstance(module, nn.Linear):
-            return [torch.randn(4, module.in_features), torch.randn(4, 8, module.in_features)]
-        if isinstance(module, nn.Embedding):
-            return [torch.randint(module.num_embeddings, (4, 16))]
-    return []
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------
