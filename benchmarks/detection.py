@@ -88,7 +88,6 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--seeds", type=int, default=2, help="seeds for each fault and network")
     parser.add_argument("--only", default="", help="a code, the beginning of one, the name of a fault, or healthy")
-    parser.add_argument("--keep", action="store_true", help="trust what was run in another state of the code")
     parser.add_argument("--networks", type=int, default=0, help="networks for each fault; 0: all that it fits")
     args = parser.parse_args()
     if args.quick:
@@ -96,9 +95,6 @@ def main() -> int:
 
     now = state()
     done = known(now)
-    if args.keep and CACHE.exists():
-        rows = (json.loads(line) for line in CACHE.read_text(encoding="utf-8").splitlines())
-        done = {tuple(row["task"]): row["outcome"] for row in rows}
     wanted = list(tasks(seeds=args.seeds, networks=args.networks, quick=args.quick, only=args.only))
     missing = [task for task in wanted if task not in done]
     print(f"{len(wanted)} trainings, {len(wanted) - len(missing)} of them known", flush=True)

@@ -58,6 +58,10 @@ def _plain() -> list[Case]:
     cases = []
     for i, recipe in enumerate(ROTATION):
         for network in ALL:
+            # The gate of this one normalizes 16 values then, and lags: evaluated with re-estimated statistics it is up
+            # to 36 points better in the middle of the training, which BN304 says. It is not sound.
+            if network.name == "squeeze" and recipe.batch < 32:
+                continue
             lr = 0.02 if network.name == "patients" and recipe.optimizer == "sgd" else recipe.lr
             lr = min(lr, 2e-3) if network.name in ("gan", "transformer") and recipe.optimizer == "sgd" else lr
             chosen = replace(_batch(network, recipe), lr=lr)

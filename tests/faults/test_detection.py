@@ -4,7 +4,7 @@ import pytest
 
 from tests.faults.catalogue import INJECTIONS, example
 from tests.faults.injection import Injection
-from tests.faults.networks import ALL, Network
+from tests.faults.networks import ALL, NETWORKS, Network
 from tests.faults.ranks import tried
 from tests.faults.trial import Outcome, Trial
 
@@ -18,6 +18,12 @@ def test_a_fault_is_found_in_its_layer(fault: Injection) -> None:
     assert outcome.detected, told
     assert outcome.right_layer, (outcome.blamed, told)
     assert outcome.right_channels, (outcome.channels, told)
+
+
+def test_one_layer_of_two_that_jumps_is_not_taken_for_a_learning_rate() -> None:
+    outcome = Trial(NETWORKS["wine"], injection=INJECTIONS["weights-x30"]).run()
+    assert outcome.right_layer
+    assert "BN704" not in outcome.others()
 
 
 def test_the_same_seed_gives_the_same_outcome() -> None:
