@@ -99,6 +99,14 @@ class EarlyEvaluation(Injection):
         return weight > (0.3 if self.severity is Severity.ERROR else 0.05)
 
 
+def _calm(trial: Trial, momentum: float) -> None:
+    """Late in a run: the network hardly moves any more, and a small momentum makes the statistics steady."""
+    for layer in batchnorms(trial.model).values():
+        layer.momentum = momentum
+    for scheduler in trial.schedulers:
+        scheduler.base_lrs = [rate / 100 for rate in scheduler.base_lrs]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LaggingLayer(Injection):
     """Late in a run: what comes into a layer has changed for good, and its momentum is too small to follow."""
@@ -117,11 +125,8 @@ class LaggingLayer(Injection):
     @torch.no_grad()
     def before(self, trial: Trial) -> None:
         if trial.fresh:
-            for layer in batchnorms(trial.model).values():
-                layer.momentum = self.momentum
+            _calm(trial, self.momentum)
             trial.site.producer.weight *= self.factor
-            for scheduler in trial.schedulers:
-                scheduler.base_lrs = [rate / 100 for rate in scheduler.base_lrs]
         trial.notes["running"] = trial.site.norm.running_var.clone()
 
     def after(self, trial: Trial) -> None:
@@ -168,8 +173,7 @@ class ForeignStatistics(Injection):
     def after(self, trial: Trial) -> None:
         norm = trial.site.norm
         if trial.fresh:
-            for layer in batchnorms(trial.model).values():
-                layer.momentum = 0.001
+            _calm(trial, 0.001)
             trial.notes["before"] = norm.running_var.clone()
             norm.running_mean += 2 * norm.running_var.sqrt()
             norm.running_var *= 16
