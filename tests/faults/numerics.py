@@ -242,6 +242,10 @@ class ScaledData(Injection):
     steps: int = 150
     factor: float = 30.0
 
+    def fits(self, network: Network) -> bool:
+        """Where the network is calm before; plain SGD leaves the two of a GAN restless."""
+        return super().fits(network) and network.name != "gan"
+
     def build(self, trial: Trial) -> None:
         trial.notes["spy"] = trial.spy(trial.root)
         trial.blame(trial.root)

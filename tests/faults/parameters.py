@@ -58,10 +58,10 @@ class GammaJump(Injection):
             trial.blame(trial.site.name, channels=[1])
 
     def crossed(self, trial: Trial) -> bool:
-        return float(trial.site.norm.weight[1]) > 10
+        return float(trial.site.norm.weight[1].detach()) > 10
 
     def took_place(self, trial: Trial) -> bool:
-        return float(trial.site.norm.weight[1]) > 10
+        return float(trial.site.norm.weight[1].detach()) > 10
 
 
 @dataclass(frozen=True, kw_only=True)
