@@ -133,7 +133,7 @@ def leaking() -> tuple[Digits, Loaders]:
 
 RUNS = (
     Run("healthy", "a small network, a sound learning rate", None, "", healthy, 12),
-    Run("learning_rate", "at step 66 the learning rate goes from 0.1 to 10", "BN106", "backbone.", too_fast, 5),
+    Run("learning_rate", "at step 66 the learning rate goes from 0.1 to 10", "BN704", "backbone.", too_fast, 5),
     Run("frozen_backbone", "fine-tuning on brighter images, backbone frozen", "BN402", "backbone.0.1", leaking, 6),
 )
 

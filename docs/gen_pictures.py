@@ -40,7 +40,7 @@ def train(log_dir: Path) -> None:
         monitor = BatchNormMonitor()
         logger = TensorBoardLogger(log_dir, name=run.name, version="")
         trainer(logger, run.epochs, monitor).fit(model, data, validation)
-        if run.planted == "BN106":
+        if run.planted == "BN704":
             from bnmonitor.render import final_summary
 
             console.print(final_summary(monitor.monitor.summary(run.epochs - 1)))
