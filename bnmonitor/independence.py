@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bnmonitor.frame import Window
-from bnmonitor.measures import FLAT, once, settled, synced
+from bnmonitor.measures import FLAT, once, settled, together
+from bnmonitor.moments import looked_at
 
-LAGS = (1, 4)
-"""Steps between the batches that are compared; the longer one sees blocks of batches that are alike."""
+LAG = 4
+"""Steps between the batches that show blocks of batches that are alike."""
 
 LEAST_PAIRS = 50
 """Differences of batches that a number rests on."""
 
 FEW_BATCHES = 8
-"""Batches in an epoch below which an incomplete last one is too large a part of all."""
+"""Batches in an epoch up to which an incomplete last one is too large a part of all to be left out."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,20 @@ class Independence:
 
     Attributes:
         excess: Variance of the batch mean from batch to batch, over what independent samples would give: about 1 if
-        they
-            are, at most, as what is behind a median is a little less.
+            they are.
+        chance: What that may be by chance, 3.5 standard errors of its log away from 1.
+        share: Part of the variance between samples that their batches explain (the intraclass correlation).
         alternation: Correlation of the means of two successive batches, a trend removed.
     """
 
     excess: Tensor
+    chance: Tensor
+    share: Tensor
     alternation: Tensor
+
+    def beyond(self, limit: float, share: float) -> Tensor:
+        """``[L]`` bool: the excess is above a limit and above chance, and batches explain more than a share."""
+        return (self.excess > self.chance.clamp(min=limit)) & (self.share > share)
 
 
 @once
@@ -40,39 +49,104 @@ def independence(window: Window) -> Independence:
     """Judge the layers with no other upstream, whose batch means are the data's own.
 
     Samples that are drawn independently give a batch mean a variance of ``between / N``: ``between`` is the variance of
-    the samples' own means, ``N`` their number. What the batch means really vary by is taken from second differences,
-    ``(x[t + k] - 2 x[t] + x[t - k])^2 / 6``, in which a drift at any constant speed cancels: the weights before the
-    layer move while it is watched. All channels of a layer are taken together, then the median over the steps, which
-    an incomplete batch at the end of each epoch does not move.
+    the samples' own means, ``N`` their number. What the batch means really vary by is taken from successive differences
+    (von Neumann 1941), and from second differences four steps apart, in which a drift at any constant speed cancels:
+    the weights before the layer move while it is watched. Blocks of like batches show in these, at most four times as
+    much as in successive ones, since the edge of a block is one pair of neighbors and four pairs four steps apart. What
+    is beyond that is a drift, but for a layer on the input itself, before which nothing moves. For any other layer the
+    samples must have been taken within the window: how much of the variance lies between samples changes with what the
+    weights before it look at.
     """
     layers, sample, structure = window.layers, window.sample, window.facts.structure
-    unknown = torch.full((len(layers),), torch.nan, dtype=torch.float64, device="cpu")
-    result = Independence(unknown, unknown.clone())
-    if sample is None or structure is None or not structure.places or len(window) < LEAST_PAIRS + 2 * max(LAGS):
+    rows = torch.full((4, len(layers)), torch.nan, dtype=torch.float64, device="cpu")
+    result = Independence(*rows)
+    if sample is None or structure is None or not structure.places or len(window) < LEAST_PAIRS + 2 * LAG:
         return result
-    loader = window.facts.train_loader
-    ragged = loader is None or loader.leftover != 0
-    if ragged and 0 < ((loader.batches if loader else None) or window.facts.epoch_steps) < FEW_BATCHES:
-        return result
+    sizes = together(window)
     judged = structure.roots() & layers.of_family("batch") & settled(window)
-    judged &= (window.updates == 1).all(0) & window.training.all(0) & (sample.calls == 1)
+    judged &= (window.updates == 1).all(0) & window.training.all(0) & sizes.isfinite() & (sample.calls == 1)
+    still = torch.tensor([place.distance == 0 for place in structure.places], device="cpu")
+    judged &= still | (sample.step >= window.steps[0])
     for layer in judged.nonzero().flatten().tolist():
-        span = layers.span(layer)
-        size = float(sample.size[layer]) * (window.facts.world_size if synced(window)[layer] else 1)
+        plan = _plan(window, layer)
+        if plan is None:
+            continue
+        span, size = layers.span(layer), float(sizes[layer])
         var = window.batch_var[:, span].double().mean(0)
-        expected = sample.between[span].double() / sample.input.var[span].double() / size
+        one_value = bool(sample.size[layer] == sample.values[layer])
+        between = 1.0 if one_value else sample.between[span].double() / sample.input.var[span].double()
+        expected = between / size * plan.factor + _rounding(window, layer) / var
         x = window.batch_mean[:, span].double() / var.sqrt()
         good = (var > FLAT * layers.eps[layer]) & expected.isfinite() & (expected > 0) & x.isfinite().all(0)
-        if good.any():
-            x, expected = x[:, good], expected[good]
-            result.excess[layer] = max(_excess(x, expected, lag) for lag in LAGS)
-            result.alternation[layer] = _alternation(x)
+        if not good.any():
+            continue
+        x, expected = x[:, good], expected[good]
+        successive = (x[1:] - x[:-1]).square() / 2
+        near = plan.ratio(successive, expected, 2)
+        far = plan.ratio((x[2 * LAG :] - 2 * x[LAG:-LAG] + x[: -2 * LAG]).square() / 6, expected, 3)
+        if not still[layer]:
+            edges = near if plan.left_out is not None else float((successive.mean(0) / expected).median())
+            far = min(far, 1 + LAG * (edges - 1))
+        excess = max(near, far)
+        draws = len(x) * (size - 1) if one_value else looked_at(int(sample.size[layer])) - 1
+        # A variance over n values is off by (kurtosis - 1) / n, relative and squared; successive differences have two
+        # thirds of the degrees of freedom of as many independent values.
+        tails = float(sample.input.kurtosis[span].double()[good].nan_to_num(3.0).clamp(min=3.0).median())
+        result.chance[layer] = math.exp(3.5 * math.sqrt(3 / len(x) + (tails - 1) / max(draws, 1)))
+        result.excess[layer], result.alternation[layer] = excess, _alternation(x)
+        result.share[layer] = max(excess - 1, 0) / (max(excess - 1, 0) + size)
     return result
 
 
-def _excess(x: Tensor, expected: Tensor, lag: int) -> float:
-    differences = x[2 * lag :] - 2 * x[lag:-lag] + x[: -2 * lag]
-    return float((differences.square().sum(1) / 6 / expected.sum()).median())
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be done about batches that are smaller than the others.
+
+    Attributes:
+        factor: What they make of the expected variance.
+        left_out: How many of them there may be among the steps, to be left out; None: unknown.
+    """
+
+    factor: float
+    left_out: int | None
+
+    def ratio(self, squares: Tensor, expected: Tensor, each: int) -> float:
+        """Compare ``[T, C]`` with what is expected; ``each`` is how many of its rows a step is part of."""
+        if self.left_out is None:
+            # The median over the steps is not moved by a small batch at the end of each epoch.
+            return float((squares.sum(1) / expected.sum()).median())
+        ratios = squares / expected
+        if self.left_out:
+            ratios = ratios[ratios.mean(1).argsort()[: max(1, len(ratios) - each * self.left_out)]]
+        return float(ratios.mean(0).median())
+
+
+def _plan(window: Window, layer: int) -> _Plan | None:
+    """Look at how batches are drawn; None if an incomplete one is too large a part of all, and of unknown size."""
+    loader, sample = window.facts.train_loader, window.sample
+    if loader is None:
+        # Nothing is known of the sizes: a small batch now and then does not move a median over the steps.
+        return None if 0 < window.facts.epoch_steps <= FEW_BATCHES else _Plan(1.0, None)
+    if loader.batch_size is None:
+        # A batch sampler of one's own: as a rule its batches are of one size, but for the last.
+        same = sample is not None and bool(sample.size[layer] == window.baseline.sizes[layer])
+        return _Plan(1.0, 1 if same else None)
+    left = loader.leftover
+    if left is None:
+        return _Plan(1.0, 1)
+    if not left or loader.batches is None:
+        return _Plan(1.0, 0)
+    if left < loader.batch_size / 2 and loader.batches > FEW_BATCHES:
+        return _Plan(1.0, math.ceil(len(window) / loader.batches))
+    return _Plan(1 + (loader.batch_size / left - 1) / loader.batches, 0)
+
+
+def _rounding(window: Window, layer: int) -> Tensor:
+    """Variance that the rounding of the running mean leaves in the batch mean that was recovered from it: ``[C]``."""
+    momentum = float(window.momentum[-1, layer])
+    weight = momentum if momentum > 0 else 1 / max(1, int(window.baseline.updates[layer]))
+    span = window.layers.span(layer)
+    return (torch.finfo(torch.float32).eps * window.running_mean[-1, span].double() / weight).square()
 
 
 def _alternation(x: Tensor) -> float:

@@ -139,9 +139,18 @@ def merge_between(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([total, a[1] + delta * b[0] / total, a[2] + b[2] + delta * delta * a[0] * b[0] / total])
 
 
+def looked_at(samples: int) -> int:
+    """How many samples of a batch :func:`between` looks at."""
+    return -(-samples // _step(samples // LEAST_SAMPLES))
+
+
 def _part(x: Tensor, stride: int) -> Tensor:
+    return x.detach()[:: _step(stride)]
+
+
+def _step(stride: int) -> int:
     """About every ``stride``-th sample; never every second, which would see half of what comes in pairs."""
-    return x.detach()[:: max(1, stride - 1 + stride % 2)]
+    return max(1, stride - 1 + stride % 2)
 
 
 def _finite(values: Tensor) -> Tensor:

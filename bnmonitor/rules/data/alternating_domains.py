@@ -41,8 +41,9 @@ class AlternatingDomains(Rule):
     (:func:`bnmonitor.remedies.recalibrate`).
 
     ## Thresholds
-    ``correlation = -.5`` between successive batch means (independent ones: 0, turns of two: -1) and ``excess = 10``
-    times the variance of independent batch means.
+    ``correlation = -.5`` between successive batch means (independent ones: 0, turns of two: -1) and ``excess = 3``
+    times the variance of independent batch means, the limit of BN601: in batches of 32, two domains measured around 10.
+    ``least_share = .01`` as for BN601.
 
     ## Look-alikes
     Augmentation that is strong in every other batch is two kinds as well. Two kinds in one step, by two calls, are for
@@ -60,12 +61,13 @@ class AlternatingDomains(Rule):
     confirm: ClassVar[int] = 10
 
     correlation: float = -0.5
-    excess: float = 10.0
+    excess: float = 3.0
+    least_share: float = 0.01
 
     def check(self, window: Window) -> list[Finding]:
         """Find the layers whose batches take turns."""
         known = independence(window)
-        turns = (known.alternation < self.correlation) & (known.excess > self.excess)
+        turns = (known.alternation < self.correlation) & known.beyond(self.excess, self.least_share)
         return [
             Finding(
                 severity=Severity.WARNING,

@@ -1,0 +1,214 @@
+"""How batches are drawn: made windows, and real trainings whose batches are drawn well or badly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from sklearn import datasets
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from bnmonitor import Alert, Monitor, Severity
+from bnmonitor.frame import Loader, Window
+from bnmonitor.rules.data.alternating_domains import AlternatingDomains
+from bnmonitor.rules.data.correlated_batches import CorrelatedBatches
+from bnmonitor.testing import make_sample, make_window
+
+torch.set_num_threads(1)
+NOISE = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)) / 8
+"""Means of batches of 64 independent samples of variance 1."""
+TURNS = torch.tensor([[1.0], [-1.0]]).repeat(32, 1)
+SLOPE = torch.linspace(0, 1, 64)[:, None]
+EVEN = Loader(batch_size=64, samples=6400)
+
+
+def made(mean: Tensor, loader: Loader | None = EVEN, **given: Any) -> Window:
+    window = make_window(
+        **{
+            "batch_mean": mean,
+            "chain": True,
+            "sizes": 64,
+            "facts": {"train_loader": loader},
+            "steps": len(mean),
+            **given,
+        }
+    )
+    return replace(window, sample=make_sample(window.layers, size=int(window.baseline.sizes[0])))
+
+
+def runs(length: int, height: float) -> Tensor:
+    """Batches that stay at a level of their own for some steps."""
+    levels = torch.randn(64, 1, generator=torch.Generator().manual_seed(1)) * height
+    return levels.repeat_interleave(length, 0)[:64]
+
+
+@pytest.mark.parametrize("loader", [EVEN, Loader(), None], ids=["loader", "own batch sampler", "unknown"])
+@pytest.mark.parametrize(
+    ("mean", "severity"),
+    [
+        (NOISE * 2.4, Severity.WARNING),
+        (NOISE * 5, Severity.ERROR),
+        (NOISE + runs(1, 0.8), Severity.ERROR),
+        (NOISE + runs(4, 1.0), Severity.ERROR),
+    ],
+)
+def test_batches_that_differ_too_much_are_found(mean: Tensor, severity: Severity, loader: Loader | None) -> None:
+    [finding] = CorrelatedBatches().check(made(mean, loader))
+    assert finding.severity is severity
+    assert finding.layer == 0
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        pytest.param(made(NOISE), id="independent"),
+        pytest.param(made(NOISE + 6 * SLOPE), id="drift"),
+        pytest.param(made(NOISE + 3 * SLOPE.square()), id="accelerating"),
+        pytest.param(made(NOISE + 0.3 * torch.sin(10 * SLOPE)), id="swinging"),
+        pytest.param(made(NOISE[:48] * 5), id="few steps"),
+        pytest.param(made(NOISE * 5, chain=False), id="unknown structure"),
+        pytest.param(made(NOISE * 5, training=False), id="frozen"),
+        pytest.param(made(NOISE * 2.4 / 8, sizes=4096), id="large batches that differ little"),
+        pytest.param(made(NOISE * 5, batch_var=1e-7), id="flat"),
+        pytest.param(made(NOISE * 5, None, facts={"epoch_steps": 3}), id="short epochs of unknown batches"),
+    ],
+)
+def test_what_looks_like_correlation_is_none(window: Window) -> None:
+    assert CorrelatedBatches().check(window) == []
+    assert AlternatingDomains().check(window) == []
+
+
+@pytest.mark.parametrize(("batches", "left"), [(2, 8), (3, 2), (8, 2), (29, 5), (200, 1)])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_incomplete_last_batch_is_counted_in_or_left_out(batches: int, left: int, seed: int) -> None:
+    loader = Loader(batch_size=64, samples=64 * (batches - 1) + left, drop_last=False)
+    sizes = torch.tensor([left if t % batches == batches - 1 else 64 for t in range(20, 84)])
+    noise = torch.randn(64, 8, generator=torch.Generator().manual_seed(seed)) / sizes[:, None].sqrt()
+    assert CorrelatedBatches().check(made(noise, loader)) == []
+
+
+def test_small_samples_and_heavy_tails_are_trusted_less() -> None:
+    window = made(NOISE * 3.0, values=6400)
+    assert window.sample is not None
+
+    def told(**given: Any) -> bool:
+        sample = make_sample(window.layers, values=6400, **given)
+        return bool(CorrelatedBatches().check(replace(window, sample=sample)))
+
+    assert told(size=64)
+    assert not told(size=6)
+    assert not told(size=64, input={"kurtosis": 60.0})
+
+
+def test_a_sample_from_before_the_window_says_nothing_once_weights_have_moved() -> None:
+    window = made(NOISE * 5)
+    later = replace(window, steps=tuple(range(200, 264)))
+    assert CorrelatedBatches().check(window)
+    assert CorrelatedBatches().check(later) == []
+
+
+def test_only_layers_that_see_the_data_are_judged() -> None:
+    mean = torch.cat([NOISE, 5 * NOISE], 1)
+    assert CorrelatedBatches().check(made(mean, channels=(8, 8))) == []
+    [finding] = CorrelatedBatches().check(made(mean.flip(1), channels=(8, 8)))
+    assert finding.layer == 0
+
+
+@pytest.mark.parametrize(
+    ("mean", "fires"),
+    [(NOISE + TURNS * 0.5, True), (NOISE * 5, False), (NOISE + 0.1 * TURNS, False), (NOISE + runs(8, 1.0), False)],
+)
+def test_turns_are_told_from_other_correlation(mean: Tensor, fires: bool) -> None:
+    assert bool(AlternatingDomains().check(made(mean))) is fires
+
+
+# -- real trainings ----------------------------------------------------------------------------------------------------
+
+
+def data(name: str) -> tuple[Tensor, Tensor]:
+    found = getattr(datasets, f"load_{name}")()
+    x, y = torch.tensor(found.data).float(), torch.tensor(found.target)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    x, y = x[order], y[order]
+    x = (x - x.mean(0)) / (x.std(0) + 1e-3)
+    return (x.view(-1, 1, 8, 8), y) if name == "digits" else (x, y)
+
+
+def network(x: Tensor, *, first: bool = False) -> nn.Module:
+    if x.dim() == 4:
+        stem: list[nn.Module] = [nn.BatchNorm2d(1)] if first else [nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)]
+    else:
+        stem = [nn.BatchNorm1d(x.shape[1])] if first else [nn.Linear(x.shape[1], 16), nn.BatchNorm1d(16)]
+    return nn.Sequential(*stem, nn.ReLU(), nn.Flatten(), nn.LazyLinear(10))
+
+
+def fit(
+    name: str = "digits", *, batch: int = 32, how: str = "", first: bool = False, lr: float = 0.05
+) -> dict[str, Alert]:
+    """Train, and return the alerts about data by code."""
+    torch.manual_seed(0)
+    x, y = data(name)
+    if how == "sorted":
+        x, y = x[y.argsort(stable=True)], y.sort().values
+    ordered = how in ("sorted", "unshuffled")
+    loader = DataLoader(TensorDataset(x, y), batch, shuffle=not ordered, drop_last=how == "sorted")
+    model = network(x, first=first)
+    model(x[:4])
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    with Monitor(model, optimizer=optimizer, train_loader=loader, sinks=[], on_alert="log") as monitor:
+        step = 0
+        while step < 160:
+            for inputs, target in loader:
+                seen = 0.5 * inputs + 1.0 if how == "in turn" and step % 2 else inputs
+                if how == "augmented":
+                    seen = seen.flip(-1) if step % 3 == 0 else seen + 0.1 * torch.randn_like(seen)
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(seen), target).backward()
+                optimizer.step()
+                monitor.step()
+                step += 1
+    return {a.code: a for a in monitor.alerts if a.code.startswith("BN6")}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"how": "unshuffled"},
+        {"how": "augmented"},
+        {"first": True},
+        {"batch": 256},
+        {"batch": 8},
+        {"batch": 8, "first": True},
+        {"batch": 8, "lr": 0.5},
+        {"lr": 0.5},
+        {"batch": 500, "lr": 0.5},
+        {"name": "wine", "batch": 16},
+        {"name": "wine", "batch": 100},
+        {"name": "breast_cancer", "batch": 64, "first": True},
+        {"name": "breast_cancer", "batch": 500},
+    ],
+    ids=str,
+)
+def test_batches_in_no_order_are_left_in_peace(given: dict[str, Any]) -> None:
+    assert {code: alert.message for code, alert in fit(**given).items()} == {}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"name": "wine", "batch": 16},
+        {"name": "wine", "batch": 16, "first": True},
+        {"name": "breast_cancer", "batch": 32},
+    ],
+    ids=str,
+)
+def test_data_sorted_by_class_is_found(given: dict[str, Any]) -> None:
+    assert list(fit(how="sorted", **given)) == ["BN601"]
+
+
+@pytest.mark.parametrize("given", [{}, {"first": True}, {"name": "wine", "batch": 32}], ids=str)
+def test_domains_in_turn_are_found_and_not_called_correlated(given: dict[str, Any]) -> None:
+    assert list(fit(how="in turn", **given)) == ["BN602"]
