@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor.frame import Window
-from bnmonitor.measures import FLAT, once, settled, together
+from bnmonitor.measures import FLAT, LEAST_WARM_UP, once, settled, together
 from bnmonitor.moments import looked_at
 
 LAG = 4
@@ -54,8 +54,8 @@ def independence(window: Window) -> Independence:
     the weights before the layer move while it is watched. Blocks of like batches show in these, at most four times as
     much as in successive ones, since the edge of a block is one pair of neighbors and four pairs four steps apart. What
     is beyond that is a drift, but for a layer on the input itself, before which nothing moves. For any other layer the
-    samples must have been taken within the window: how much of the variance lies between samples changes with what the
-    weights before it look at.
+    samples must have been taken after its warm-up: how much of the variance lies between samples changes with what the
+    weights before it look at, and most in the first steps.
     """
     layers, sample, structure = window.layers, window.sample, window.facts.structure
     rows = torch.full((4, len(layers)), torch.nan, dtype=torch.float64, device="cpu")
@@ -66,7 +66,8 @@ def independence(window: Window) -> Independence:
     judged = structure.roots() & layers.of_family("batch") & settled(window)
     judged &= (window.updates == 1).all(0) & window.training.all(0) & sizes.isfinite() & (sample.calls == 1)
     still = torch.tensor([place.distance == 0 for place in structure.places], device="cpu")
-    judged &= still | (sample.step >= window.steps[0])
+    updates = window.baseline.updates - (window.steps[-1] - sample.step)
+    judged &= still | (updates >= LEAST_WARM_UP)
     for layer in judged.nonzero().flatten().tolist():
         plan = _plan(window, layer)
         if plan is None:
