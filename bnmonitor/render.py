@@ -53,7 +53,9 @@ def alert_block(alert: Alert, *, again: bool = False, since: bool = True) -> Ren
         if alert.channels:
             head.append(f" · channels {listing(alert.channels)}")
         if gone:
-            head.append(f" · cleared: steps {alert.first_step} to {alert.last_step}")
+            lasted = alert.last_step > alert.first_step
+            head.append(f" · cleared: step{'s' if lasted else ''} {alert.first_step}")
+            head.append(f" to {alert.last_step}" if lasted else "")
         elif since:
             head.append(f" · since step {alert.first_step}")
         lines = [head, Text(printable(alert.message))]
@@ -128,7 +130,7 @@ def final_summary(summary: State, *, rows: int = 8, well: bool = False, history:
     parts += [alert_block(a) for a in sorted(summary.open(Severity.WARNING), key=lambda a: (-a.severity, a.first_step))]
     quiet = [a for a in summary.alerts if a.state == "cleared" or a.severity is Severity.INFO]
     if quiet:
-        parts += [Text("cleared, or only worth knowing:", style="dim")]
+        parts += [Text(""), Text("cleared, or only worth knowing:", style="dim")]
         parts += [alert_block(alert) for alert in quiet[-rows:]]
         if len(quiet) > rows:
             parts.append(Text(f"{count(len(quiet) - rows, 'earlier alert')} of this kind", style="dim"))
