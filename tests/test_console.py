@@ -12,8 +12,9 @@ import math
 import os
 import re
 import sys
+import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,14 @@ from typing import Any
 import pytest
 import rich
 import rich.console
+import rich.live
 import torch
 from rich.cells import cell_len
 
 from bnmonitor import Alert, BatchNormMonitor, Monitor, Severity, Summary
 from bnmonitor.frame import Window
 from bnmonitor.sinks import Console, JsonLines, Run, TensorBoard
-from bnmonitor.sinks.console import inside_bar
+from bnmonitor.sinks.console import beside_bar, inside_bar
 from bnmonitor.statistics import Recovery
 from bnmonitor.summary import empty, summarize
 from bnmonitor.testing import make_window
@@ -302,6 +304,28 @@ def test_the_word_joins_the_metrics_of_a_bar_in_signs_that_it_can_write(monkeypa
         assert trainer.progress_bar_metrics == {"loss": 1.0, "bn": word}
     assert inside_bar(_Trainer(None)) is None
     assert inside_bar(_Trainer(types.SimpleNamespace(is_disabled=True))) is None
+
+
+def test_rich_draws_no_bar_amid_a_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rich, "_console", rich.console.Console(file=io.StringIO(), force_terminal=True, width=60))
+    live = rich.live.Live("a bar", console=rich.get_console(), auto_refresh=False)
+    drawn = threading.Event()
+
+    def draw() -> None:
+        live.refresh()
+        drawn.set()
+
+    class Slow:
+        def __rich_console__(self, *_: object) -> Iterator[str]:
+            thread.start()
+            assert not drawn.wait(0.2), "the bar was drawn while something was printed"
+            yield "printed"
+
+    thread = threading.Thread(target=draw, daemon=True)
+    with live:
+        trainer = _Trainer(types.SimpleNamespace(progress=types.SimpleNamespace(live=live)))
+        beside_bar(trainer)(Slow())  # type: ignore[arg-type]
+        assert drawn.wait(5)
 
 
 # -- in a fit of Lightning ---------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -156,7 +157,8 @@ def beside_bar(trainer: Any) -> Callable[[RenderableType], None]:
         console = rich.get_console()
         bar = getattr(trainer, "progress_bar_callback", None)
         if not any(c.__name__ == "TQDMProgressBar" for c in type(bar).__mro__):
-            _show(console, renderable)
+            with _still(bar):
+                _show(console, renderable)
             return
         from tqdm import tqdm
 
@@ -168,6 +170,14 @@ def beside_bar(trainer: Any) -> Callable[[RenderableType], None]:
         tqdm.write(buffer.file.getvalue().rstrip("\n"))
 
     return emit
+
+
+def _still(bar: Any) -> AbstractContextManager[Any]:
+    """Keep the thread that draws a bar of rich's from drawing amid a print: a bar of several lines would be torn."""
+    live = getattr(getattr(bar, "progress", None), "live", None)
+    lock: Any = getattr(live, "_lock", nullcontext())
+    held: AbstractContextManager[Any] = lock
+    return held
 
 
 def inside_bar(trainer: Any) -> Callable[[str], None] | None:
