@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -44,7 +45,11 @@ class BlackBox:
         rows = {name: getattr(window, name).clone() for name in CHANNEL_STATISTICS + LAYER_STATISTICS}
         about = {"steps": window.steps, "layers": window.layers.names, "channels": window.layers.channels}
         thread = Thread(target=self._save, args=(path, rows, about, alert), daemon=False)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # no more threads can be started, or the interpreter is about to end
+            self._failed.append(error)
+            return None
         self._writing.append(thread)
         self.files.append(path)
         return path
@@ -63,9 +68,9 @@ class BlackBox:
     def _save(self, path: Path, rows: dict[str, torch.Tensor], about: dict[str, Any], alert: Alert) -> None:
         import numpy as np
 
+        part = path.with_suffix(".part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
             with part.open("wb") as file:
                 np.savez(
                     file,
@@ -77,6 +82,9 @@ class BlackBox:
             part.replace(path)
         except Exception as error:
             self._failed.append(error)
+            self.files.remove(path)
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 def read(path: str | Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from bnmonitor._lightning import CallbackBase
@@ -10,6 +11,7 @@ from bnmonitor.alerts import Alert
 from bnmonitor.answers import Answers, step_number
 from bnmonitor.layers import own_forwards
 from bnmonitor.monitor import Monitor
+from bnmonitor.responder import AlertError
 from bnmonitor.rules import Rule, Thresholds
 from bnmonitor.settings import Action, Settings
 from bnmonitor.sinks import Console, Loggers, Sink, TensorBoard, checked
@@ -181,8 +183,9 @@ class BatchNormMonitor(CallbackBase):
         self._answers.act(trainer, self.monitor)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Do the same when the fit ends by an exception or Ctrl-C."""
-        self._close()
+        """Do the same when the fit ends by an exception or Ctrl-C, which no alert may take the place of."""
+        with suppress(AlertError):
+            self._close()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Do the same, should neither have been called."""

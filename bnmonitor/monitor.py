@@ -152,7 +152,8 @@ class Monitor:
         )
         self._run: dict[str, Any] = {}
         self._black_box: BlackBox | None = None
-        self._running = self._broken = self._validated = False
+        self._running = self._validated = False
+        self._broken = ""
         self._log_every = _LOG_EVERY if log_every_n_steps is None else log_every_n_steps
         self._framed = 0
         if not self._watching:
@@ -247,7 +248,7 @@ class Monitor:
     def start(self) -> Monitor:
         """Begin to watch, or begin again; layers that were replaced since are found anew."""
         if not self._running:
-            self._running, self._broken = True, False
+            self._running, self._broken = True, ""
             self._guard(self._start, idle=True)
         return self
 
@@ -308,6 +309,8 @@ class Monitor:
             self._watch.end()
             try:
                 self._guard(self._close_sinks)
+                if self._running and self._broken:
+                    self._responder.tell("close", empty(self.layers, self.alerts, {"every rule": self._broken}))
             finally:
                 self._running = False
 
@@ -406,10 +409,10 @@ class Monitor:
         except (AlertError, BatchNormWarning):
             raise
         except Exception as error:
-            self._broken = True
+            self._broken = f"bnmonitor stopped watching, training goes on: {type(error).__name__}: {error}"
             self._watch.end()
             logger.debug("bnmonitor stopped watching", exc_info=True)
-            warn(f"bnmonitor stopped watching, training goes on: {type(error).__name__}: {error}")
+            warn(self._broken)
 
     def _start(self) -> None:
         self._watch.begin()

@@ -154,7 +154,7 @@ class TensorBoard(Sink):
     def _news(self, even_older: bool = False) -> list[SummaryProto.Value]:
         """The alerts that changed since they were written; that one still lasts is no news before the epoch ends."""
         values = []
-        for key, alert in self._alerts.items():
+        for key, alert in self._alerts.items() if self._writers else ():
             before = self._written.get(key)
             if before == alert or (before and not even_older and _same(before, alert)):
                 continue
