@@ -45,13 +45,14 @@ class BlackBox:
         rows = {name: getattr(window, name).clone() for name in CHANNEL_STATISTICS + LAYER_STATISTICS}
         about = {"steps": window.steps, "layers": window.layers.names, "channels": window.layers.channels}
         thread = Thread(target=self._save, args=(path, rows, about, alert), daemon=False)
+        self.files.append(path)
         try:
             thread.start()
         except RuntimeError as error:  # no more threads can be started, or the interpreter is about to end
+            self.files.remove(path)
             self._failed.append(error)
             return None
         self._writing.append(thread)
-        self.files.append(path)
         return path
 
     def failures(self) -> list[Exception]:
