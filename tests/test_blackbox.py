@@ -18,7 +18,8 @@ def poisoned(log_dir: Path | None, sinks: list[RecordingSink] | None = None) -> 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    monitor = Monitor(model, optimizer=optimizer, log_dir=log_dir, sinks=sinks or [], on_alert="log")
+    settings = {"log_dir": log_dir, "sinks": sinks or [], "on_alert": "log", "select": ("BN101",)}
+    monitor = Monitor(model, optimizer=optimizer, **settings)
     with monitor:
         for step in range(30):
             x = torch.randn(16, 1, 8, 8)
