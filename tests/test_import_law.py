@@ -51,7 +51,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("blackbox",),
     ("summary",),
     ("sinks.base",),
-    ("sinks.loggers", "sinks.detail"),
+    ("sinks.loggers", "sinks.detail", "sinks.thinning"),
     ("sinks.*",),
     ("sinks",),
     ("settings",),

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnmonitor._text import listing
+from bnmonitor._text import count, listing
 from bnmonitor._version import __version__
 from bnmonitor.alerts import Alert
 from bnmonitor.history import encode
@@ -16,6 +16,7 @@ from bnmonitor.history.schema import ABOUT, FRAME, Schema, alert_tag
 from bnmonitor.sinks.base import Run, Sink
 from bnmonitor.sinks.detail import ChannelDetail, Facts
 from bnmonitor.sinks.loggers import torch_writer, totals
+from bnmonitor.sinks.thinning import Thinning
 from bnmonitor.summary import METRICS, Summary
 
 if TYPE_CHECKING:
@@ -31,6 +32,15 @@ FLUSH_SECONDS = 10
 MANY = 64
 """With more layers than this only those that have had an alert get scalars of their own; the tab shows all."""
 
+_FRAMING = 48
+"""Bytes around a summary in the file: length, checksums, step and time."""
+
+ROWS = 50
+"""Alerts that the table for every TensorBoard shows; it is written anew each time, and the tab shows all."""
+
+RUN_BYTES = 512 * 2**20
+"""What the frames of a run take at most, unless another budget is given."""
+
 
 class TensorBoard(Sink):
     """Writes the state of all layers as event data.
@@ -42,14 +52,24 @@ class TensorBoard(Sink):
     Args:
         log_dir: Directory for an event file of our own; None: the files of the Trainer's TensorBoard loggers.
         channel_bytes: Bytes per frame for channels; 0: none are written. Layers with an open warning come first.
+        run_bytes: Bytes of all frames of a run, with their scalars and channels; None: no bound. Long before it is
+            reached only every 2nd, 4th, ... frame is written, and those at which a layer does something unusual or an
+            alert comes or goes: see :class:`bnmonitor.sinks.thinning.Thinning`. Counted anew when a run is resumed.
 
     Raises:
-        ValueError: ``channel_bytes`` is negative.
+        ValueError: ``channel_bytes`` is negative, or ``run_bytes`` is not positive.
     """
 
-    def __init__(self, log_dir: str | Path | None = None, channel_bytes: int = 32_768) -> None:
+    def __init__(
+        self,
+        log_dir: str | Path | None = None,
+        channel_bytes: int = 32_768,
+        run_bytes: int | None = RUN_BYTES,
+    ) -> None:
         if channel_bytes < 0:
             raise ValueError(f"channel_bytes={channel_bytes!r} must be 0 (no channels) or more")
+        if run_bytes is not None and run_bytes <= 0:
+            raise ValueError(f"run_bytes={run_bytes!r} must be 1 or more, or None for no bound")
         self._log_dir = log_dir
         self._own: Any = None
         self._writers: Sequence[Any] = ()
@@ -58,6 +78,8 @@ class TensorBoard(Sink):
         self._described: set[str] = set()
         self._told: dict[str, Any] = {}
         self._channels, self._facts = ChannelDetail(channel_bytes), Facts()
+        self._thinning = Thinning(run_bytes)
+        self._alerted = self._left_out = False
         self._step = 0
 
     def open(self, run: Run) -> None:
@@ -76,16 +98,27 @@ class TensorBoard(Sink):
         self._facts.reopen()
 
     def frame(self, summary: Summary) -> None:
-        """Write one frame, its scalars, and what is news of alerts and layers."""
+        """Write one frame, its scalars, and what is news of alerts and layers; in a long run not every frame."""
         self._step = max(0, summary.step)
         self._take(summary)
+        variance, health = (summary.table[:, METRICS.index(name)] for name in ("batch_var", "health"))
+        alerted, self._alerted = self._alerted, False
+        self._left_out = not self._thinning.wants(variance, health, alerted)
+        if self._left_out:
+            self._add([*self._news(), *self._about("running", summary)])
+        else:
+            self._thinning.wrote(self._whole(summary))
+
+    def _whole(self, summary: Summary) -> int:
+        """Write a frame and what goes with it, channels only at the stride; return its bytes."""
         schema = Schema(summary.layers.names, summary.layers.channels, METRICS)
-        self._add(
+        channels = self._channels.values(summary, schema.key) if self._thinning.on_stride else []
+        return self._add(
             [
                 *self._scalars(summary),
                 self._frame(summary, schema),
                 *self._facts.values(summary, schema.key),
-                *self._channels.values(summary, schema.key),
+                *channels,
                 *self._news(),
                 *self._about("running", summary),
             ]
@@ -94,6 +127,7 @@ class TensorBoard(Sink):
     def alert(self, alert: Alert) -> None:
         """Write the alert, and the table of all alerts anew."""
         self._alerts[alert.key] = alert
+        self._alerted = True
         self._step = max(self._step, alert.last_step)
         self._add(self._news())
         self._table()
@@ -106,7 +140,10 @@ class TensorBoard(Sink):
             writer.flush()
 
     def close(self, summary: Summary) -> None:
-        """Say that the run has ended, and flush; an event file of our own is closed."""
+        """Write the last frame if it was left out, and that the run has ended; an event file of our own is closed."""
+        if self._left_out and summary.step >= 0:
+            self._left_out = False
+            self._whole(summary)
         self._add(self._about("ended", summary))
         self.epoch(summary)
         if self._own is not None:
@@ -123,13 +160,16 @@ class TensorBoard(Sink):
         """Take over how the alerts are now: those of before a resume, and layers that joined one since it was told."""
         self._alerts.update((alert.key, alert) for alert in summary.alerts)
 
-    def _add(self, values: list[SummaryProto.Value]) -> None:
+    def _add(self, values: list[SummaryProto.Value]) -> int:
+        """Write values as one event, and return its bytes."""
         from tensorboard.compat.proto.summary_pb2 import Summary as SummaryProto
 
+        event = SummaryProto(value=values)
         # One event for all: a scalar of its own costs five times as much. The public `file_writer` is None after a
         # logger was finalized; this call opens it again.
         for writer in self._writers if values else ():
-            writer._get_file_writer().add_summary(SummaryProto(value=values), self._step)
+            writer._get_file_writer().add_summary(event, self._step)
+        return int(event.ByteSize()) + _FRAMING
 
     def _scalars(self, summary: Summary) -> list[SummaryProto.Value]:
         from tensorboard.compat.proto.summary_pb2 import Summary as SummaryProto
@@ -174,9 +214,9 @@ def _same(before: Alert, now: Alert) -> bool:
 
 
 def _markdown(alerts: list[Alert]) -> str:
-    """Every alert so far as one table, newest first."""
+    """The alerts so far as one table, newest first."""
     lines = ["| rule | severity | layer | since | state | what | fix |", "|---|---|---|---|---|---|---|"]
-    for a in sorted(alerts, key=lambda a: -a.first_step):
+    for a in sorted(alerts, key=lambda a: -a.first_step)[:ROWS]:
         more = f" (+{len(a.layers) - 1})" if len(a.layers) > 1 else ""
         channels = f" channels {listing(a.channels)}" if a.channels else ""
         cells = [
@@ -189,6 +229,7 @@ def _markdown(alerts: list[Alert]) -> str:
             a.advice,
         ]
         lines.append("| " + " | ".join(_cell(c) for c in cells) + " |")
+    lines += ["", f"{count(len(alerts) - ROWS, 'older alert')} in the BatchNorm tab."] if len(alerts) > ROWS else []
     return "\n".join(lines)
 
 
