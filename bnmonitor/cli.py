@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnmonitor._text import CHECKPOINTS
+from bnmonitor._text import CHECKPOINTS, printable
 from bnmonitor._version import __version__
 
 if TYPE_CHECKING:
@@ -323,5 +323,5 @@ def _verdict(parsed: argparse.Namespace, alerts: Sequence[Alert]) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"bnmonitor: {message}", file=sys.stderr)
+    print(f"bnmonitor: {printable(message)}", file=sys.stderr)
     return USAGE

@@ -42,7 +42,7 @@ def alert_block(alert: Alert, *, again: bool = False, since: bool = True) -> Ren
     head = Text()
     if not gone:
         head.append(f"now {alert.severity} " if again else f"{alert.severity} ", style=f"bold {style}")
-    head.append(f"{alert.code} {alert.rule}", style="bold")
+    head.append(printable(f"{alert.code} {alert.rule}"), style="bold")
     if alert.layer is not None or (gone and again):
         head.append(f" · {printable(alert.layer or 'model')}")
     if gone and again:
@@ -62,7 +62,7 @@ def alert_block(alert: Alert, *, again: bool = False, since: bool = True) -> Ren
     if not again:
         lines.append(Text.assemble(("fix: ", "bold"), printable(alert.advice)))
         if alert.url:
-            lines.append(Text(f"more: bnmonitor explain {alert.code}", style="dim"))
+            lines.append(Text(printable(f"more: bnmonitor explain {alert.code}"), style="dim"))
     block = Table.grid(padding=(0, 1))
     block.add_column()
     block.add_column(overflow="fold")
@@ -170,7 +170,7 @@ def _footer(summary: State, history: Sequence[str]) -> RenderableType:
     table.add_column(overflow="fold", style="dim")
     for label, lines in notes.items():
         for place, line in enumerate(lines):
-            table.add_row(Text("" if place else label), Text(line, overflow="fold"))
+            table.add_row(Text("" if place else label), Text(printable(line), overflow="fold"))
     return table
 
 

@@ -89,7 +89,18 @@ class Alert:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Alert:
-        """Return the alert that :meth:`to_dict` described."""
+        """Return the alert that :meth:`to_dict` described.
+
+        Raises:
+            KeyError: A field is missing, or the severity is none.
+            TypeError: A field is of another type, or there is one too many.
+            ValueError: A number is none.
+        """
+        texts = [plain[name] for name in ("code", "rule", "severity", "state", "message", "advice", "url")]
+        if not all(isinstance(each, str) for each in (*texts, plain["layer"] or "", *plain["layers"])):
+            raise TypeError("a text of the alert is none")
+        if not all(isinstance(each, int) for each in (plain["first_step"], plain["last_step"], *plain["channels"])):
+            raise TypeError("a step or a channel of the alert is no int")
         return cls(
             **{
                 **plain,

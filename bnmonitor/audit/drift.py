@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from bnmonitor._text import count, listing, number, shorten
+from bnmonitor._text import count, listing, number, printable, shorten
 from bnmonitor.audit.judge import Audit, audit
 from bnmonitor.layers import discover
 from bnmonitor.render import alert_block
@@ -143,7 +143,7 @@ def terminal(found: Drift, *, rows: int = 12) -> RenderableType:
         table.add_column(title, justify="left" if title == "layer" else "right")
     for each in found.moved[:rows]:
         cells = (f"{number(each.mean)}σ", number(each.deviation), f"{number(100 * each.gamma)} %")
-        table.add_row(Text(shorten(each.layer, 40)), *cells)
+        table.add_row(Text(shorten(printable(each.layer), 40)), *cells)
     parts: list[RenderableType] = [Text(found.headline(), style="bold", overflow="fold"), table]
     rest = len(found.moved) - rows
     parts += [Text(count(rest, "more layer"), style="dim")] if rest > 0 else []
@@ -154,5 +154,5 @@ def terminal(found: Drift, *, rows: int = 12) -> RenderableType:
                 *(alert_block(a, again=title == "went", since=False) for a in alerts),
             ]
     for title, names in (("only before", found.only_before), ("only after", found.only_after)):
-        parts += [Text(f"{title}: {listing(names)}", style="dim", overflow="fold")] if names else []
+        parts += [Text(printable(f"{title}: {listing(names)}"), style="dim", overflow="fold")] if names else []
     return Group(*parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bnmonitor._text import count, number, shorten
+from bnmonitor._text import count, number, printable, shorten
 from bnmonitor.audit.judge import Audit
 from bnmonitor.render import alert_block, unchecked
 
@@ -27,7 +27,7 @@ def terminal(found: Audit, name: str, *, rows: int = 8) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text(name, style="dim", overflow="fold")]
+    parts: list[RenderableType] = [Text(printable(name), style="dim", overflow="fold")]
     parts.append(Text(found.headline(), style="bold", overflow="fold"))
     order = sorted(range(len(found.rows)), key=lambda i: found.rows[i].health)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
@@ -37,17 +37,19 @@ def terminal(found: Audit, name: str, *, rows: int = 8) -> RenderableType:
         row = found.rows[i]
         numbers = [*found.spread[i], found.offset[i], row.gamma_min]
         cells = [_BLANK if value != value else number(value) for value in numbers]
-        table.add_row(Text(shorten(row.name, 28)), str(row.channels), *cells, Text(", ".join(row.alerts)))
+        table.add_row(Text(shorten(printable(row.name), 28)), str(row.channels), *cells, Text(", ".join(row.alerts)))
     if found.rows:
         parts.append(table)
     rest = len(found.rows) - rows
     parts += [Text(count(rest, "more layer"), style="dim")] if rest > 0 else []
     parts += [alert_block(alert, since=False) for alert in found.alerts]
-    parts += [Text(f"not checked: {line}", style="dim", overflow="fold") for line in unchecked(found.skipped)]
+    parts += [
+        Text(printable(f"not checked: {line}"), style="dim", overflow="fold") for line in unchecked(found.skipped)
+    ]
     return Group(*parts)
 
 
 def line(found: Audit, name: str) -> str:
     """One line: the verdict and the rules that speak."""
     rules = ", ".join(dict.fromkeys(f"{alert.code} {alert.rule}" for alert in found.alerts))
-    return f"{name}: {found.headline()}{f' · {rules}' if rules else ''}"
+    return f"{printable(name)}: {found.headline()}{f' · {rules}' if rules else ''}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,21 @@ from bnmonitor.history.source import Array
 
 NAME = re.compile(r"step\d+-[\w.-]+\.npz")
 """File names of black boxes."""
+
+_DAMAGE = (
+    KeyError,
+    TypeError,
+    ValueError,
+    EOFError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    NotImplementedError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+)
+"""What damaged and hostile files make the readers of Python and NumPy raise."""
 
 _ABOUT = ("steps", "layers", "channels")
 
@@ -61,6 +77,7 @@ def _read(path: str | Path, statistics: tuple[str, ...] | None) -> dict[str, Any
     import zipfile
 
     try:
+        _check(path)
         with np.load(path, allow_pickle=False) as arrays:
             names = [n for n in arrays.files if n not in (*_ABOUT, "alert")] if statistics is None else statistics
             return {
@@ -68,5 +85,27 @@ def _read(path: str | Path, statistics: tuple[str, ...] | None) -> dict[str, Any
                 **{name: arrays[name].tolist() for name in _ABOUT},
                 **{name: arrays[name] for name in names},
             }
-    except (KeyError, TypeError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no black box of bnmonitor: {error}") from None
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    except (*_DAMAGE, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no black box of bnmonitor: {str(error)[:200]}") from None
+
+
+def _check(path: str | Path) -> None:
+    """Refuse what would take more memory than the file has bytes.
+
+    Raises:
+        ValueError: It is compressed, which no black box is, or an array claims to be larger than it can be.
+    """
+    import zipfile
+
+    with zipfile.ZipFile(path) as archive:
+        for part in archive.infolist():
+            if part.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("it is compressed")
+            with archive.open(part) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, kind = read(file)
+                if math.prod(shape) * kind.itemsize > part.file_size:
+                    raise ValueError(f"{part.filename} claims {math.prod(shape) * kind.itemsize} bytes")

@@ -256,9 +256,15 @@ def _channels(rows: Iterable[tuple[Record, tuple[str, ...]]]) -> Channels:
 
 def _parsed(text: object) -> Any:
     try:
-        return json.loads(text, parse_constant=str) if isinstance(text, str) else None
-    except ValueError:
+        return json.loads(text, parse_constant=str, parse_float=_finite) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
         return None
+
+
+def _finite(text: str) -> float | str:
+    """A number; one beyond all floats stays a text, as words for what is not finite do."""
+    value = float(text)
+    return value if np.isfinite(value) else text
 
 
 def _object(text: object) -> dict[str, Any] | None:

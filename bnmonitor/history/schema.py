@@ -60,7 +60,7 @@ class Schema:
             plain = json.loads(content)
             layers, metrics = tuple(map(str, plain["layers"])), tuple(map(str, plain["metrics"]))
             channels = tuple(int(n) for n in plain["channels"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
             return None
         return cls(layers, channels, metrics) if len(layers) == len(channels) else None
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from bnmonitor._text import count, listing, number, shorten
+from bnmonitor._text import count, listing, number, printable, shorten
 from bnmonitor.history.run import Frames, History
 from bnmonitor.history.source import Array
 from bnmonitor.render import alert_block
@@ -192,7 +192,7 @@ def terminal(found: Comparison, *, rows: int = 12) -> RenderableType:
 
     parts: list[RenderableType] = [Text(found.headline(), style="bold", overflow="fold")]
     for mark, each in (("before", found.before), ("after ", found.after)):
-        parts.append(Text(f"{mark} {each.about()[0]}", style="dim", overflow="fold"))
+        parts.append(Text(printable(f"{mark} {each.about()[0]}"), style="dim", overflow="fold"))
     if found.changes:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
         for title in ("layer", "statistic", "before", "after", "effect", ""):
@@ -200,7 +200,7 @@ def terminal(found: Comparison, *, rows: int = 12) -> RenderableType:
         for change in found.changes[:rows]:
             sign = Text("✗ worse", style="red") if change.verdict == "worse" else Text("✓ better")
             cells = [JUDGED[change.statistic][0], number(change.before), number(change.after), f"{change.delta:+.2f}"]
-            table.add_row(Text(shorten(change.layer, 40)), *cells, sign)
+            table.add_row(Text(shorten(printable(change.layer), 40)), *cells, sign)
         parts.append(table)
         rest = len(found.changes) - rows
         parts += [Text(f"{count(rest, 'more change')}", style="dim")] if rest > 0 else []
@@ -208,5 +208,5 @@ def terminal(found: Comparison, *, rows: int = 12) -> RenderableType:
         if alerts:
             parts += [Text(f"{title}:", style="bold"), *(alert_block(a, again=title != "came") for a in alerts)]
     for title, names in (("only before", found.only_before), ("only after", found.only_after)):
-        parts += [Text(f"{title}: {listing(names)}", style="dim", overflow="fold")] if names else []
+        parts += [Text(printable(f"{title}: {listing(names)}"), style="dim", overflow="fold")] if names else []
     return Group(*parts)

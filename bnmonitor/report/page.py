@@ -150,7 +150,8 @@ def _layers(sheets: _Sheets, frames: Frames, columns: int) -> dict[str, Any]:
 def _channels(sheets: _Sheets, run: Run, state: Report) -> dict[str, Any]:
     """The channels of as many layers as fit: those with alerts first."""
     told = {name: i for i, name in enumerate(n for a in state.alerts for n in a.layers)}
-    order = sorted(run.detailed, key=lambda name: (told.get(name, len(told)), run.frames.layers.index(name)))
+    known = [name for name in run.frames.layers if name in run.detailed]
+    order = sorted(known, key=lambda name: told.get(name, len(told)))
     spent, found = _size(sheets), {}
     for name in order:
         detail: Channels | None = run.channels(name)

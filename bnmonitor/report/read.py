@@ -68,7 +68,7 @@ class Report(State):
 
     def about(self) -> list[str]:
         """Say in a line or two what was read, and how it ends."""
-        when = datetime.fromtimestamp(self.written, timezone.utc).strftime("%Y-%m-%d %H:%M UTC") if self.written else ""
+        when = _date(self.written)
         steps = f"steps {self.first_step} to {self.step}" if self.frames else "no frame yet"
         lines = [f"{self.path} · {count(self.frames, 'frame')}, {steps} · {self.ending()}{when and f' · {when}'}"]
         return lines + [f"black box: {path}" for path in self.black_boxes]
@@ -195,6 +195,14 @@ def _rows(run: Run, alerts: Sequence[Alert]) -> tuple[LayerSummary, ...]:
     return tuple(rows)
 
 
+def _date(seconds: float) -> str:
+    """When something was, in words; empty if unknown, or if a damaged file says nonsense."""
+    try:
+        return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC") if seconds else ""
+    except (OSError, OverflowError, ValueError):
+        return ""
+
+
 def _thinned(series: Array) -> Array:
     """At most :data:`COURSE` columns of ``[L, S]``, the largest value of each part: a spike stays."""
     parts = np.array_split(series, min(COURSE, max(1, series.shape[1])), axis=1)
@@ -208,7 +216,7 @@ def _alert(plain: Mapping[str, Any]) -> Alert | None:
     """The alert that was recorded; None for what is none."""
     try:
         return Alert.from_dict(plain)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bnmonitor._text import count, listing, number
+from bnmonitor._text import count, listing, number, printable
 from bnmonitor.render import final_summary, sparkline
 from bnmonitor.report.read import Report
 from bnmonitor.verdict import Alert, Severity
@@ -27,11 +27,11 @@ def terminal(reports: Sequence[Report], *, rows: int = 8) -> RenderableType:
     from rich.text import Text
 
     newest, *others = reports
-    parts: list[RenderableType] = [Text(line, style="dim", overflow="fold") for line in newest.about()]
+    parts: list[RenderableType] = [Text(printable(line), style="dim", overflow="fold") for line in newest.about()]
     parts.append(final_summary(newest, rows=rows))
     if others:
         parts += [Text(""), Text(f"{count(len(others), 'older run')} (--run NAME shows one):", style="dim")]
-        parts += [Text(f"{each.run}: {each.headline()}", overflow="fold") for each in others]
+        parts += [Text(printable(f"{each.run}: {each.headline()}"), overflow="fold") for each in others]
     return Group(*parts)
 
 
@@ -41,7 +41,7 @@ def markdown(reports: Sequence[Report], *, rows: int = 8) -> str:
 
 
 def _section(report: Report, rows: int) -> str:
-    lines = [f"### {_plain(report.headline())}", "", f"`{report.run}`: {_plain(report.about()[0])}"]
+    lines = [f"### {_plain(report.headline())}", "", f"`{printable(report.run)}`: {_plain(report.about()[0])}"]
     ill = [row for row in sorted(report.rows, key=lambda row: row.health) if row.health <= 60]
     if ill:
         lines += ["", "| layer | health | batch σ² | | running gap | γ min | alerts |", "|---|--:|---|--:|--:|--:|---|"]
@@ -61,7 +61,7 @@ def _section(report: Report, rows: int) -> str:
         lines += ["", f"{count(rest, 'more layer')}."] if rest else []
     told = sorted(report.alerts, key=lambda a: (a.state != "open", -a.severity, a.first_step))
     lines += ["", *(_item(alert) for alert in told)] if told else []
-    skipped = [f"`{rule}` ({_plain(why)})" for rule, why in report.skipped.items()]
+    skipped = [f"`{printable(rule)}` ({_plain(why)})" for rule, why in report.skipped.items()]
     lines += ["", f"<details><summary>{count(len(skipped), 'rule')} not checked</summary>", ""] if skipped else []
     lines += [*(f"- {each}" for each in skipped), "", "</details>"] if skipped else []
     return "\n".join(lines)
@@ -80,7 +80,7 @@ def _item(alert: Alert) -> str:
 
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is; a line break, and what would begin HTML, cannot come through."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = printable(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     for sign in "\\`*_[]|":
         text = text.replace(sign, f"\\{sign}")
     return text
