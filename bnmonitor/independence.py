@@ -18,6 +18,9 @@ LAG = 4
 LEAST_PAIRS = 50
 """Differences of batches that a number rests on."""
 
+LEAST_DRAWS = 15
+"""Degrees of freedom of the variance between samples below which nothing is judged: those of 16 samples."""
+
 FEW_BATCHES = 8
 """Batches in an epoch up to which an incomplete last one is too large a part of all to be left out."""
 
@@ -90,6 +93,8 @@ def independence(window: Window) -> Independence:
             far = min(far, 1 + LAG * (edges - 1))
         excess = max(near, far)
         draws = len(x) * (size - 1) if one_value else looked_at(int(sample.size[layer])) - 1
+        if draws < LEAST_DRAWS:
+            continue
         # A variance over n values is off by (kurtosis - 1) / n, relative and squared; successive differences have two
         # thirds of the degrees of freedom of as many independent values.
         tails = float(sample.input.kurtosis[span].double()[good].nan_to_num(3.0).clamp(min=3.0).median())

@@ -99,7 +99,7 @@ def test_small_samples_and_heavy_tails_are_trusted_less() -> None:
         return bool(CorrelatedBatches().check(replace(window, sample=sample)))
 
     assert told(size=64)
-    assert not told(size=6)
+    assert not told(size=15)
     assert not told(size=64, input={"kurtosis": 60.0})
 
 
