@@ -47,7 +47,7 @@ class CorrelatedBatches(Rule):
     ``warn_above = 3`` and ``error_above = 10`` times the variance that independent samples give, and more than chance
     may make of the pairs and samples that were seen: 3.5 standard errors of the log of a ratio of variances, with the
     kurtosis of the input. Two classes in each batch give 2 to 10, eight copies of each sample 9 to 15, sound trainings
-    up to 3; batches of fewer than 16 images tell too little of how samples differ, and are not judged. ``least_share = .01``
+    up to 3; fewer than 16 images in a batch tell too little of that, and are not judged. ``least_share = .01``
     of what tells samples apart must be their batch: in large batches the variance of independent samples is so small
     that differences which harm nobody exceed it.
 
