@@ -313,6 +313,7 @@ class Monitor:
                     self._responder.tell("close", empty(self.layers, self.alerts, {"every rule": self._broken}))
             finally:
                 self._running = False
+                self._watch.leave_ranks()
 
     def __enter__(self) -> Monitor:
         return self.start()
@@ -440,11 +441,11 @@ class Monitor:
             return empty(self.layers, self.alerts, self.skipped)
         return summarize(window, self.alerts, self.skipped, epoch)
 
-    def _frame(self) -> None:
+    def _frame(self, *, last: bool = False) -> None:
         self._framed = self._watch.count
         window = self._watch.window(self._optimizers, self._facts, wait=False)
         self._responder.tell("frame", self._summarize(window))
-        if self._watch.exchange is not None and window is not None:
+        if self._watch.exchange is not None and window is not None and not last:
             self._watch.exchange.offer(window)
 
     def _check(self, evaluation: str = "", *, wait: bool = False) -> None:
@@ -491,7 +492,7 @@ class Monitor:
             for error in self._black_box.failures():
                 self._responder.report("the black box", error)
         if self._log_every and self._framed < self._watch.count and self._watch.steps:
-            self._frame()
+            self._frame(last=True)
         self._responder.tell("close", self.summary())
 
 

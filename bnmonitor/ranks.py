@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -19,6 +20,10 @@ logger = logging.getLogger("bnmonitor")
 TIMEOUT = timedelta(minutes=10)
 """After this long without the others an exchange has failed."""
 
+PATIENCE = 5.0
+"""Seconds for which the end of a run waits for an exchange that is on its way."""
+
+_ABANDONED: list[Any] = []
 _CHANNEL_ROWS = 9
 _LAYER_ROWS = 2
 _HEAD = 3
@@ -83,6 +88,20 @@ class RankExchange:
         if found is None:
             self._fail("the processes were at different steps")
         return found
+
+    def close(self) -> None:
+        """Leave the group; nothing may be on its way on it then, so what is gets a few seconds to arrive."""
+        if self._pending is not None:
+            work, until = self._pending[0], time.monotonic() + PATIENCE
+            while not work.is_completed():
+                if time.monotonic() > until:
+                    # To end the group now would be to wait for the others; so it is left to its own time-out.
+                    _ABANDONED.append(self)
+                    return
+                time.sleep(0.01)
+        self._pending = None
+        if dist.is_initialized():
+            dist.destroy_process_group(self._group)
 
     def _fail(self, error: object) -> None:
         self.failure = f"the processes could not tell each other their statistics: {error}"

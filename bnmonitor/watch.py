@@ -142,6 +142,12 @@ class Watch:
         self._renew()
         return True
 
+    def leave_ranks(self) -> None:
+        """Tell the other processes nothing more."""
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.close()
+
     def end(self) -> None:
         """Leave no hook behind."""
         self._sampling.end()
