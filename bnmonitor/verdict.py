@@ -97,7 +97,8 @@ class Alert:
             ValueError: A number is none.
         """
         texts = [plain[name] for name in ("code", "rule", "severity", "state", "message", "advice", "url")]
-        if not all(isinstance(each, str) for each in (*texts, plain["layer"] or "", *plain["layers"])):
+        layer = [] if plain["layer"] is None else [plain["layer"]]
+        if not all(isinstance(each, str) for each in (*texts, *layer, *plain["layers"])):
             raise TypeError("a text of the alert is none")
         if not all(isinstance(each, int) for each in (plain["first_step"], plain["last_step"], *plain["channels"])):
             raise TypeError("a step or a channel of the alert is no int")
