@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import sys
 import time
 import traceback
@@ -36,6 +37,8 @@ CASES = {case.key: case for case in HEALTHY}
 
 Task = tuple[str, str, str, int]
 """``fault``, ``sound`` or ``fit``, the name of the injection, case or fit, the network, the seed."""
+
+logging.getLogger("bnmonitor").setLevel(logging.CRITICAL)
 
 
 def tasks(*, seeds: int, networks: int, quick: bool, only: str) -> Iterator[Task]:

@@ -352,7 +352,7 @@ class Monitor:
             overwrites: Says whether the coming forward takes over the buffers of the first process:
                 ``ddp.will_sync_module_buffers`` of a ``DistributedDataParallel``; None: it never does.
         """
-        self._watch.exchange = RankExchange(overwrites)
+        self._watch.exchange, self._watch.shares = RankExchange(overwrites), True
 
     def saw_loss(self, loss: Any) -> None:
         """Look at the graph behind a loss, before its backward; of use where the model's own forward is not called."""
@@ -394,7 +394,7 @@ class Monitor:
             validated=self._validated,
             probe=self.settings.probe,
             ranks=world_size() > 1,
-            exchange=self._watch.exchange is not None,
+            exchange=self._watch.shares,
         )
         return {**absent, "probe": self._watch.unprobed} if self._watch.unprobed else absent
 

@@ -69,6 +69,8 @@ class Watch:
         """Training steps seen."""
         self.exchange: RankExchange | None = None
         """How this process hears of the others, if it does."""
+        self.shares = False
+        """Whether it did, or does."""
         self.heard: RankStatistics | None = None
         """What it heard last."""
         self.epoch_steps = 0

@@ -46,7 +46,9 @@ def read(log_dir: Path) -> Run:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Summary], Monitor]:
     log_dir = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6), nn.BatchNorm1d(6))
+    model = nn.Sequential(
+        nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6, bias=False), nn.BatchNorm1d(6)
+    )
     sink = RecordingSink()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     monitor = Monitor(model, optimizer=optimizer, log_every_n_steps=2, sinks=[TensorBoard(log_dir), sink])

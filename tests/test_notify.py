@@ -231,7 +231,7 @@ def test_bad_argument_of_a_webhook_is_refused_without_the_secret(
 
 def a_model(momentum: float = 0.99) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=momentum), nn.ReLU(), nn.Linear(4, 2))
+    return nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4, momentum=momentum), nn.ReLU(), nn.Linear(4, 2))
 
 
 def trained(on_alert: Any, steps: int = 4, **more: Any) -> Monitor:

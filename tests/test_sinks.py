@@ -569,7 +569,7 @@ def train(monitor: Monitor, model: nn.Module, steps: int) -> None:
 
 
 def a_model(momentum: float = 0.1) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=momentum), nn.ReLU(), nn.Linear(4, 2))
+    return nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4, momentum=momentum), nn.ReLU(), nn.Linear(4, 2))
 
 
 def test_sinks_are_told_in_order_what_happens() -> None:

@@ -44,7 +44,11 @@ class Model(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6), nn.BatchNorm1d(6, momentum=0.95)
+            nn.Linear(4, 8, bias=False),
+            nn.BatchNorm1d(8),
+            nn.ReLU(),
+            nn.Linear(8, 6, bias=False),
+            nn.BatchNorm1d(6, momentum=0.95),
         )
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,8 +17,6 @@ from tests.faults.recipes import PLAIN, Recipe
 
 _CHECK = 10
 """Steps between checks."""
-
-logging.getLogger("bnmonitor").setLevel(logging.CRITICAL)
 
 
 @dataclass
