@@ -103,9 +103,14 @@ def tried(network: Network, fault: Injection, seed: int = 0) -> Outcome:
     if not isinstance(fault, Together):
         return Trial(network, injection=fault, seed=seed).run()
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.start_processes(
-            _process, (folder, network.name, fault, seed), nprocs=WORLD, start_method="spawn"
-        )
+        try:
+            multiprocessing.start_processes(
+                _process, (folder, network.name, fault, seed), nprocs=WORLD, start_method="spawn"
+            )
+        except multiprocessing.ProcessExitedException:
+            # How a process ends once its work is done is not what is tried here.
+            if not (Path(folder) / "outcome").exists():
+                raise
         return Outcome.from_dict(json.loads((Path(folder) / "outcome").read_text(encoding="utf-8")))
 
 
