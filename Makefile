@@ -61,6 +61,7 @@ $(VENV)/bench.stamp: $(VENV)/dev.stamp
 bench: $(VENV)/bench.stamp
 	@$(BIN)/python benchmarks/overhead.py
 	@$(BIN)/python benchmarks/scaling.py
+	@$(BIN)/python benchmarks/rules.py
 	@$(BIN)/python benchmarks/recalibrate.py
 
 detection: $(VENV)/dev.stamp

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +34,11 @@ STEPS = 60
 class Layers(nn.Module):
     """Nothing but normalization layers, with gradients."""
 
-    def __init__(self, layers: int, channels: int) -> None:
+    def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.BatchNorm1d(channels) for _ in range(layers))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(c) for c in channels)
         for norm in self.norms:
-            norm.weight.grad, norm.bias.grad = torch.randn(channels), torch.randn(channels)
+            norm.weight.grad, norm.bias.grad = torch.randn_like(norm.weight), torch.randn_like(norm.bias)
         self._means = [norm.running_mean for norm in self.norms]
         self._variances = [norm.running_var for norm in self.norms]
         self._affine = [t.detach() for norm in self.norms for t in (norm.weight, norm.bias)]
@@ -93,7 +93,7 @@ def main() -> None:
     print(f"| {columns} |")
     print("|---|---|---|---|---|---|---|---|---|")
     for layers, channels in SIZES:
-        model = Layers(layers, channels)
+        model = Layers([channels] * layers)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         copies, copy = [], bare_copy(model)
         for _ in range(STEPS):

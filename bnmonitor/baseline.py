@@ -103,12 +103,13 @@ def followed(window: Window, held: Tensor) -> Baseline:
     least = 1e-3 * layers.eps_by_channel
     middle = typical_variance(window) + least
     # A median goes through a log unchanged: one log per channel will do.
-    factor = (window.batch_var[-max(1, window.fresh) :] + least) / middle
-    spread = middle_over_steps(torch.maximum(factor, factor.reciprocal())).log()
+    factor = (window.batch_var[-max(1, window.fresh) :] + least).div_(middle)
+    spread = middle_over_steps(torch.maximum(factor, factor.reciprocal(), out=factor)).log()
+    by_channel = moving[layers.owner]
     return replace(
         base,
-        log_var=_follow(base.log_var, middle.log().float(), moving[layers.owner], rate),
-        spread=_follow(base.spread, spread.float(), moving[layers.owner], rate),
+        log_var=_follow(base.log_var, middle.log().float(), by_channel, rate),
+        spread=_follow(base.spread, spread.float(), by_channel, rate),
         offset=_follow(base.offset, offset(window).float(), moving, rate),
         unrest=_calm(base.unrest, unrest(window).float(), moving, window),
         jump=_calm(base.jump, jump(window).float(), moving, window),

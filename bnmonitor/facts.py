@@ -52,7 +52,8 @@ def facts(
         )
         for m in modules
     ]
-    decays = [_decay(m, optimizers) for m in modules]
+    known = _decays(optimizers)
+    decays = [_decay(m, known) for m in modules]
     scales, skipped = run.scales(steps)
     kept = [m._buffers.get("running_mean") for m in modules]
     return Facts(
@@ -73,16 +74,22 @@ def facts(
     )
 
 
-def _decay(module: nn.Module, optimizers: Sequence[Optimizer]) -> tuple[float, bool]:
-    """The largest weight decay on a layer's gamma or beta, and whether it is decoupled from the gradient."""
-    affine = [p for p in (module._parameters.get("weight"), module._parameters.get("bias")) if p is not None]
-    mine = {id(p) for p in affine if p.requires_grad}
-    found = [
-        (float(g.get("weight_decay") or 0.0), bool(g.get("decoupled_weight_decay")) or _decouples(o))
-        for o in optimizers
-        for g in o.param_groups
-        if any(id(p) in mine for p in g["params"])
-    ]
+def _decays(optimizers: Sequence[Optimizer]) -> dict[int, tuple[float, bool]]:
+    """The largest weight decay on each parameter, by its id, and whether it is decoupled from the gradient."""
+    found: dict[int, tuple[float, bool]] = {}
+    for optimizer in optimizers:
+        decouples = _decouples(optimizer)
+        for group in optimizer.param_groups:
+            decay = float(group.get("weight_decay") or 0.0), bool(group.get("decoupled_weight_decay")) or decouples
+            for p in group["params"]:
+                found[id(p)] = max(decay, found.get(id(p), decay))
+    return found
+
+
+def _decay(module: nn.Module, known: dict[int, tuple[float, bool]]) -> tuple[float, bool]:
+    """The largest weight decay on a layer's gamma or beta, and whether it is decoupled."""
+    affine = (module._parameters.get("weight"), module._parameters.get("bias"))
+    found = [known[id(p)] for p in affine if p is not None and p.requires_grad and id(p) in known]
     return max(found, default=(0.0, False))
 
 

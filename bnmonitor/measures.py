@@ -50,6 +50,12 @@ def median(values: Tensor, window: Window) -> Tensor:
     return window.layers.segments.median(values)
 
 
+def may_exceed(values: Tensor, limit: float, window: Window) -> bool:
+    """Whether the middle channel of a layer may be above a limit: False rules it out, for a third of its cost."""
+    segments = window.layers.segments
+    return bool((2 * segments.count(~(values <= limit)) >= segments.sizes).any())
+
+
 def mean(values: Tensor, window: Window) -> Tensor:
     """Mean of each layer's channels, those with NaN left out: ``[C]`` to ``[L]``; NaN where there is no other."""
     return window.layers.segments.sum(values) / window.layers.segments.count(~values.isnan())
@@ -83,6 +89,12 @@ def lag(window: Window) -> tuple[Tensor, Tensor]:
     return median(averages(window)[0].abs(), window), median(_log_ratio(window).abs(), window)
 
 
+def may_lag(window: Window, mean: float, log_ratio: float) -> bool:
+    """Whether a number of :func:`lag` may be above its limit in any layer: False rules it out, at a lower cost."""
+    distances = (averages(window)[0].abs(), mean), (_log_ratio(window).abs(), log_ratio)
+    return any(may_exceed(values, limit, window) for values, limit in distances)
+
+
 @once
 def _log_ratio(window: Window) -> Tensor:
     """Log of average batch deviation over average running deviation: ``[C]``."""
@@ -98,6 +110,7 @@ def variance_gap(window: Window) -> Tensor:
     return median(_log_ratio(window), window)
 
 
+@once
 def forgetting(window: Window) -> Tensor:
     """How much of their past each step makes the running statistics forget: ``[T, L]``, as minus a log.
 
@@ -172,7 +185,9 @@ def unrest(window: Window) -> Tensor:
     """
     recent = slice(-max(SHORT, window.fresh), None)
     ratio = window.ratio[recent]
-    apart = torch.maximum(window.shift[recent].abs(), (ratio - 1 / ratio).abs() / 2)
+    apart = ratio.reciprocal()
+    torch.sub(ratio, apart, out=apart).abs_().div_(2)
+    torch.maximum(window.shift[recent].abs(), apart, out=apart)
     return median(middle_over_steps(apart), window)
 
 
@@ -182,22 +197,25 @@ def jump(window: Window) -> Tensor:
     if len(window) < 2:
         return torch.full((len(window.layers),), torch.nan, device="cpu")
     mean = window.batch_mean[-max(SHORT, window.fresh) - 1 :]
-    moved = middle_over_steps(mean.diff(dim=0).abs())
+    moved = middle_over_steps(mean.diff(dim=0).abs_())
     return median(moved / (window.running_var[-1] + window.layers.eps_by_channel).sqrt(), window)
 
 
 def noise(window: Window) -> Tensor:
     """Spread of the batch mean around the running mean from step to step, in deviations."""
-    shift = window.shift
-    variance = mean_over_steps(shift.square()) - mean_over_steps(shift).square()
-    return median(variance.clamp(min=0).sqrt(), window)
+    return median(_deviation(window.shift), window)
 
 
 def variance_noise(window: Window) -> Tensor:
     """Spread of the log of the batch deviation against the running one from step to step; the middle channel."""
-    logs = window.ratio.clamp(min=torch.finfo(torch.float32).tiny).log()
-    variance = mean_over_steps(logs.square()) - mean_over_steps(logs).square()
-    return median(variance.clamp(min=0).sqrt(), window)
+    least = torch.finfo(torch.float32).tiny
+    return median(_deviation(window.ratio.clamp(min=least).log_()), window)
+
+
+def _deviation(rows: Tensor) -> Tensor:
+    """Standard deviation over the steps: ``[T, C]`` to ``[C]``."""
+    variance = mean_over_steps(rows.square()) - mean_over_steps(rows).square()
+    return variance.clamp(min=0).sqrt()
 
 
 def covariate_shift(window: Window) -> Tensor:

@@ -147,10 +147,24 @@ class Structure:
 
     def relu_only(self) -> Tensor:
         """``[L]`` bool: every reader of the layer's output is a ReLU or ReLU6, which let nothing negative through."""
+        return self._relu_only
+
+    @cached_property
+    def _relu_only(self) -> Tensor:
         return torch.tensor([bool(c) and set(c or ()) <= {"relu", "relu6"} for c in self.consumers], device="cpu")
 
     def roots(self) -> Tensor:
         """``[L]`` bool: no other layer is upstream, so that what the layer sees is the data."""
+        return self._roots
+
+    @cached_property
+    def near_input(self) -> Tensor:
+        """``[L]`` bool: roots with at most one operation with weights between the network's input and them."""
+        near = [0 <= place.distance <= 1 for place in self.places]
+        return self._roots & torch.tensor(near, dtype=torch.bool, device="cpu")
+
+    @cached_property
+    def _roots(self) -> Tensor:
         return torch.tensor([place.root for place in self.places], dtype=torch.bool, device="cpu")
 
     def completed(self, older: Structure) -> Structure:

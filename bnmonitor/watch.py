@@ -328,7 +328,7 @@ class Watch:
         """Count the new steps of a window that is about to be judged."""
         counted = replace(window, baseline=baseline.counted(window))
         # What does not depend on the baseline need not be computed again.
-        kept = (measures.averages.__name__, measures.typical_variance.__name__)
+        kept = [each.__name__ for each in (measures.averages, measures.typical_variance, measures.forgetting)]
         counted.memo.update((name, window.memo[name]) for name in kept if name in window.memo)
         return counted
 

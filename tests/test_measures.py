@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from bnmonitor import Monitor
-from bnmonitor.measures import affine_update, covariate_shift, lag, silent
+from bnmonitor.measures import affine_update, covariate_shift, lag, may_exceed, median, silent
 from bnmonitor.testing import make_window
 
 
@@ -58,3 +58,17 @@ def test_a_window_with_averages_carried_along_is_judged_as_one_without() -> None
     carried, own = lag(window), lag(replace(window))
     for a, b in zip(carried, own, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_what_may_exceed_a_limit_is_never_ruled_out_where_a_middle_channel_does() -> None:
+    rng = torch.Generator().manual_seed(0)
+    ruled_out = 0
+    for _ in range(300):
+        widths = torch.randint(1, 6, (3,), generator=rng).tolist()
+        window = make_window(channels=widths, steps=1)
+        values = torch.randint(0, 4, (sum(widths),), generator=rng).float()
+        values[torch.rand(len(values), generator=rng) < 0.1] = torch.nan
+        exceeds = bool((median(values, window) > 2).any())
+        assert may_exceed(values, 2.0, window) or not exceeds
+        ruled_out += not may_exceed(values, 2.0, window)
+    assert ruled_out > 30

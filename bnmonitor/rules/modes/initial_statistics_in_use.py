@@ -61,6 +61,9 @@ class InitialStatisticsInUse(Rule):
     def check(self, window: Window) -> list[Finding]:
         """Find the layers that normalize with 0 and 1."""
         ledger = window.ledger
+        suspects = ledger.initial | (~window.training[-1] & ledger.called)
+        if not suspects.any():
+            return []
         initial = self._initial(window, window.last(1))[-1]
         frozen = initial & ~window.training[-1] & ledger.called
         evaluated = ledger.initial & initial

@@ -70,6 +70,8 @@ class UnfreezeShock(Rule):
 
     def check(self, window: Window) -> list[Finding]:
         """Find the layers that were unfrozen in the window, with a jump."""
+        if window.training.all():
+            return []
         at = self._unfrozen(window)
         if not (at >= 0).any():
             return []

@@ -73,8 +73,8 @@ class UnnormalizedInput(Rule):
         structure = window.facts.structure
         if structure is None or len(structure.places) != len(window.layers):
             return []
-        first = structure.roots() & torch.tensor([0 <= p.distance <= 1 for p in structure.places], device="cpu")
-        if not first.any():
+        first = structure.near_input
+        if not first.any() or not self._suspicious(window, first):
             return []
         mean, var = self._seen(window)
         eps = window.layers.eps_by_channel
@@ -90,13 +90,22 @@ class UnnormalizedInput(Rule):
             for i in hit.nonzero().flatten().tolist()
         ]
 
-    def _seen(self, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and variance of what comes in, ``[C]`` each: from the buffers or, if they stand still, the sample."""
-        mean, var = middle_over_steps(window.batch_mean[-max(1, window.fresh) :]), typical_variance(window)
+    def _suspicious(self, window: Window, first: torch.Tensor) -> bool:
+        """Whether any channel of the first layers has a large variance or mean, which costs little to see."""
+        mine = first[window.layers.owner].nonzero().flatten()
+        mean, var = self._seen(window, mine)
+        far = mean.abs() / (var + window.layers.eps_by_channel[mine]).sqrt() > self.limit_offset
+        return bool(((var > self.limit_variance) | far).any())
+
+    def _seen(self, window: Window, at: slice | torch.Tensor = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance of what comes in, by channel: from the buffers or, if they stand still, the sample."""
+        mean = middle_over_steps(window.batch_mean[-max(1, window.fresh) :][:, at])
+        var = typical_variance(window)[at]
         if window.sample is None:
             return mean, var
         unknown = (mean + var).isnan()
-        return torch.where(unknown, window.sample.input.mean, mean), torch.where(unknown, window.sample.input.var, var)
+        seen = window.sample.input
+        return torch.where(unknown, seen.mean[at], mean), torch.where(unknown, seen.var[at], var)
 
     def _finding(
         self,

@@ -77,6 +77,8 @@ class DeadChannels(Rule):
         if len(window) < self.least_steps:
             return []
         dead = self._closed(window) | self._vanished(window)
+        if not dead.any():
+            return []
         part = share(dead, window)
         return [
             self._finding(window, dead, layer, float(part[layer]))
@@ -87,8 +89,10 @@ class DeadChannels(Rule):
         """Channels that a ReLU never lets through."""
         if window.facts.structure is None:
             return torch.zeros_like(window.gamma[-1], dtype=torch.bool)
-        relu = window.facts.structure.relu_only()[window.layers.owner]
-        now = relu & self._negative(window.last(1))[0]
+        now = window.beta[-1] < self.beta_ratio * window.gamma[-1].abs()
+        if not now.any():
+            return now
+        now &= window.facts.structure.relu_only()[window.layers.owner]
         sample = window.sample
         if not now.any() or sample is None:
             return now

@@ -76,7 +76,8 @@ class GammaExplosion(Rule):
         middle = median(now, window)
         room = self.spread * self.least_spread * middle.clamp(min=self.least_start)
         # Nearly always nothing is that large, and the rest need not be computed.
-        if not (segments.max(now) > (middle + room).clamp(max=self.growth * self.least_start)).any():
+        limit = (middle + room).clamp(max=self.growth * self.least_start)
+        if not (now > limit[window.layers.owner]).any():
             return []
         grown = now / self._start(window)
         outside = self._outside(window, now, middle)

@@ -85,9 +85,11 @@ class GradientGrowthWithDepth(Rule):
 
     def _size(self, window: Window) -> Tensor:
         """Log of the gradient of gamma: root mean square over the channels, middle of the new steps: ``[L]``."""
-        gradient = window.gamma_grad[-max(self.least_steps, window.fresh) :].double()
+        gradient = window.gamma_grad[-max(self.least_steps, window.fresh) :]
         width = torch.tensor(window.layers.channels, device="cpu")
-        logs = 0.5 * (window.layers.segments.sum(gradient.square()) / width).log()
+        # Row by row: in double precision all of them together would leave every cache.
+        sums = torch.stack([window.layers.segments.sum(row.double().square_()) for row in gradient])
+        logs = 0.5 * (sums / width).log()
         return logs.where(logs.isfinite(), torch.nan).nanmedian(0).values
 
     def _finding(self, window: Window, chain: list[int], logs: Tensor) -> Finding | None:

@@ -74,6 +74,8 @@ class LearningRateTooLow(Rule):
         """Judge all layers that train together."""
         if len(window) < max(self.least_steps, 4 * window.facts.accumulate) or self._scheduled(window):
             return []
+        if self._moves(window):
+            return []
         gradient = window.layers.segments.max(window.gamma_grad[-1].abs())
         judged = window.facts.affine_trains & (gradient > 0)
         if not judged.any():
@@ -88,6 +90,17 @@ class LearningRateTooLow(Rule):
     def _scheduled(self, window: Window) -> bool:
         rates = window.facts.learning_rates
         return bool(rates) and not min(rates) >= (1 - self.schedule) * max(rates)
+
+    def _moves(self, window: Window) -> bool:
+        """Whether the first layer that trains has clearly moved, so that the others need not be looked at."""
+        layer = int(window.facts.affine_trains.long().argmax())
+        span = window.layers.span(layer)
+        gradient, gamma = window.gamma_grad[-1, span], window.gamma[:, span]
+        if not bool(window.facts.affine_trains[layer]) or not bool((gradient.abs() > 0).any()):
+            return False
+        size = gamma[-1].abs().where(window.baseline.gamma[span] != 0, gamma[-1].abs().clamp(min=1.0)).norm()
+        gone = torch.maximum((gamma[-1] - gamma[0]).norm(), (window.beta[-1, span] - window.beta[0, span]).norm())
+        return bool(gone > 2 * self.least_ratio * (len(window) - 1) * size.clamp(min=1e-12))
 
     def _ratio(self, window: Window) -> Tensor:
         """How far gamma and beta have gone per step, against the size of gamma: ``[L]``."""

@@ -10,7 +10,7 @@ import torch
 
 from bnmonitor._text import number
 from bnmonitor.frame import Window
-from bnmonitor.measures import FLAT, lag, settled
+from bnmonitor.measures import FLAT, lag, may_lag, settled
 from bnmonitor.rules.base import Finding, Rule, Severity, onset, rate_note
 
 
@@ -83,6 +83,9 @@ class StaleStatistics(Rule):
         seen = window.updates.clamp(min=0).sum(0)
         judged = settled(window) & (seen >= min(self.least_steps, len(window))) & window.training[-1]
         if len(window) < 8 or not judged.any():
+            return []
+        least = min(self.warn_mean, self.error_mean), min(self.warn_log_deviation, self.error_log_deviation)
+        if not may_lag(window, *least):
             return []
         mean_lag, log_lag = lag(window)
         cumulative = window.momentum[-1].isnan()

@@ -70,7 +70,11 @@ class BiasedVarianceChain(Rule):
             return []
         values = window.baseline.values * torch.where(synced(window), window.facts.world_size, 1)
         counts = normalizing(window) & (values > 1)
-        log = torch.where(counts, 0.5 * torch.log1p(-1 / values.clamp(min=1.5)), 0.0).tolist()
+        logs = torch.where(counts, 0.5 * torch.log1p(-1 / values.clamp(min=1.5)), 0.0)
+        # No chain shrinks more than all layers together.
+        if float(logs.double().sum().exp()) > (1 + 1e-6) * self.warn_below:
+            return []
+        log = logs.tolist()
         members = [tuple(i for i in chain if counts[i]) for chain in structure.chains]
         shrunk = {layers: sum(log[i] for i in layers) for layers in members if len(layers) >= self.least_layers}
         if not shrunk:

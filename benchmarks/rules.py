@@ -1,0 +1,83 @@
+"""What a check costs, rule by rule, on layers that are updated without a network around them.
+
+Measured in a run in which nothing is wrong, with a window that is full, a sample and a chain of layers: processor time
+on one thread, medians over the checks. What several rules need is computed once, and counted where it is needed first.
+Prints Markdown. Run ``python benchmarks/rules.py``.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from scaling import Layers, clock
+
+from bnmonitor import Monitor
+from bnmonitor.structure import Structure
+from bnmonitor.testing import in_a_row, make_sample
+
+RESNET_50 = (
+    64,
+    *(3 * (64, 64, 256) + (256,)),
+    *(4 * (128, 128, 512) + (512,)),
+    *(6 * (256, 256, 1024) + (1024,)),
+    *(3 * (512, 512, 2048) + (2048,)),
+)
+"""Channels of its 53 layers, 26 560 in all."""
+SIZES = (RESNET_50, 1000 * (256,))
+WARM_UP = 100
+CHECKS = 30
+PARTS = {"window": "read the tape", "counted": "count the updates", "judged": "follow the baseline"}
+
+
+def timed(call: Callable[..., Any], into: list[float]) -> Callable[..., Any]:
+    """Return the call, which also notes its seconds of processor time."""
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        result = []
+        into.append(clock(lambda: result.append(call(*args, **kwargs))))
+        return result[0]
+
+    return noted
+
+
+def measure(channels: Sequence[int]) -> dict[str, float]:
+    """Return the milliseconds of each part of a check."""
+    model, seconds = Layers(channels), defaultdict[str, list[float]](list)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Monitor(model, optimizer=optimizer, sample_every_n_steps=0, log_every_n_steps=0, sinks=[]) as monitor:
+        watch, count = monitor._watch, len(channels)
+        watch._sampling.sampler._tracer.structure = Structure(
+            producer_trains=(True,) * count, consumers=(("relu",),) * count, places=in_a_row(count)
+        )
+        watch._sampling.samples.append(make_sample(watch.layers, values=100_000))
+        monitor._absent = dict
+        for rule in monitor._book.rules:
+            object.__setattr__(rule, "check", timed(rule.check, seconds[f"{rule.code} {rule.name}"]))
+        for name, part in PARTS.items():
+            setattr(watch, name, timed(getattr(watch, name), seconds[part]))
+        monitor._book.check = timed(monitor._book.check, seconds["all rules"])
+        monitor._check = timed(monitor._check, seconds["the check"])
+        for _ in range(WARM_UP + 10 * CHECKS):
+            model.update()
+            monitor.step()
+        assert not monitor.alerts, monitor.alerts[0]
+        medians = {part: 1e3 * statistics.median(each[-CHECKS:]) for part, each in seconds.items() if each}
+        monitor._book.rules.clear()
+    return medians
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    found = [measure(channels) for channels in SIZES]
+    print("| part | " + " | ".join(f"{len(c)} layers, {sum(c)} channels" for c in SIZES) + " |")
+    print("|---|" + "---|" * len(SIZES))
+    for part in sorted(found[0], key=lambda p: -found[0][p]):
+        print(f"| {part} | " + " | ".join(f"{each.get(part, 0.0):.2f} ms" for each in found) + " |")
+
+
+if __name__ == "__main__":
+    main()
