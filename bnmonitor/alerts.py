@@ -59,6 +59,7 @@ class AlertBook:
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self.rules = list(rules)
+        self._ordered: tuple[list[Rule], list[Rule]] = [], []
         self.special: Mapping[str, Sequence[ForLayers]] = {}
         """Rules that have other thresholds in some layers, by code."""
         self.broken: set[str] = set()
@@ -96,7 +97,7 @@ class AlertBook:
         self._clock += window.fresh
         events: list[Alert] = []
         broken_from = len(window.layers)
-        for rule in _leaders_first(self.rules):
+        for rule in self._in_order():
             if rule.moment not in moments or unmet(rule.needs, absent or {}):
                 continue
             try:
@@ -104,6 +105,8 @@ class AlertBook:
             except Exception as error:
                 events += self._retire(rule, window.steps[-1])
                 events.append(self.tell(RuleError.report(rule.code, error, window.steps[-1]), RuleError()))
+                continue
+            if not findings and not self._cases:
                 continue
             unjudged: tuple[str, ...] = ()
             if rule.code == _SILENCING:
@@ -115,6 +118,12 @@ class AlertBook:
             findings = [f for f in findings if f.layer is None or window.layers.names[f.layer] not in taken]
             events += self._update(rule, findings, window, (*unjudged, *taken))
         return events
+
+    def _in_order(self) -> list[Rule]:
+        """The rules in the order in which they are judged, found anew only where they have changed."""
+        if self._ordered[0] != self.rules:
+            self._ordered = list(self.rules), _leaders_first(self.rules)
+        return self._ordered[1]
 
     def tell(self, finding: Finding, rule: Rule) -> Alert:
         """Open an alert that belongs to no layer."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bnmonitor.frame import Facts, RankStatistics
@@ -23,9 +24,49 @@ def world_size() -> int:
     return torch.distributed.get_world_size() if distributed() else 1
 
 
+class AffineFacts:
+    """Which gammas and betas are trained, and decayed; read anew only where something about it has changed."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._known: dict[str, Any] = {}
+
+    def of(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+        """Return ``affine_trains``, ``decay`` and ``decoupled`` of :class:`~bnmonitor.frame.Facts`."""
+        affine = [m._parameters.get(name) for name in ("weight", "bias") for m in modules]
+        groups = [
+            (id(g["params"]), len(g["params"]), _decay_of(g), g.get("decoupled_weight_decay"))
+            for o in optimizers
+            for g in o.param_groups
+        ]
+        key = (groups, list(map(id, affine)), bytes(p is not None and p.requires_grad for p in affine))
+        if key != self._key:
+            self._key, self._known = key, _affine(modules, optimizers)
+        return self._known
+
+
+def _affine(modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+    trained = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
+    trains = [
+        any(
+            p is not None and p.requires_grad and (not optimizers or id(p) in trained)
+            for p in (m._parameters.get("weight"), m._parameters.get("bias"))
+        )
+        for m in modules
+    ]
+    known = _decays(optimizers)
+    decays = [_decay(m, known) for m in modules]
+    return {
+        "affine_trains": torch.tensor(trains, dtype=torch.bool, device="cpu"),
+        "decay": torch.tensor([d for d, _ in decays], device="cpu"),
+        "decoupled": torch.tensor([apart for _, apart in decays], dtype=torch.bool, device="cpu"),
+    }
+
+
 def facts(
     modules: Sequence[nn.Module],
     optimizers: Sequence[Optimizer],
+    affine: AffineFacts,
     *,
     steps: Sequence[int],
     rates: Sequence[float],
@@ -38,32 +79,21 @@ def facts(
     Args:
         modules: The layers.
         optimizers: The optimizers, as far as they are known.
+        affine: What is known of the layers' gammas and betas.
         steps: Numbers of the steps in the window.
         rates: The learning rate in force at each of them.
         structure: What the autograd graph told.
         run: What the run tells of itself.
         ranks: What all processes last told each other.
     """
-    trained = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
-    affine = [
-        any(
-            p is not None and p.requires_grad and (not optimizers or id(p) in trained)
-            for p in (m._parameters.get("weight"), m._parameters.get("bias"))
-        )
-        for m in modules
-    ]
-    known = _decays(optimizers)
-    decays = [_decay(m, known) for m in modules]
     scales, skipped = run.scales(steps)
     kept = [m._buffers.get("running_mean") for m in modules]
     return Facts(
-        affine_trains=torch.tensor(affine, dtype=torch.bool, device="cpu"),
+        **affine.of(modules, optimizers),
         optimizers=bool(optimizers),
         learning_rates=tuple(rates),
         world_size=world_size(),
         structure=structure,
-        decay=torch.tensor([d for d, _ in decays], device="cpu"),
-        decoupled=torch.tensor([apart for _, apart in decays], dtype=torch.bool, device="cpu"),
         buffer_dtypes=tuple(None if t is None else t.dtype for t in kept),
         train_loader=run.train_loader,
         val_loader=run.val_loader,
@@ -80,10 +110,14 @@ def _decays(optimizers: Sequence[Optimizer]) -> dict[int, tuple[float, bool]]:
     for optimizer in optimizers:
         decouples = _decouples(optimizer)
         for group in optimizer.param_groups:
-            decay = float(group.get("weight_decay") or 0.0), bool(group.get("decoupled_weight_decay")) or decouples
+            decay = _decay_of(group), bool(group.get("decoupled_weight_decay")) or decouples
             for p in group["params"]:
                 found[id(p)] = max(decay, found.get(id(p), decay))
     return found
+
+
+def _decay_of(group: Mapping[str, Any]) -> float:
+    return float(group.get("weight_decay") or 0.0)
 
 
 def _decay(module: nn.Module, known: dict[int, tuple[float, bool]]) -> tuple[float, bool]:

@@ -26,6 +26,9 @@ Family = Literal["batch", "instance", "frozen"]
 _FROZEN_BUFFERS = ("weight", "bias", "running_mean", "running_var")
 _USUAL_EPS = 1e-5
 
+FEW = 128
+"""Channels of a layer that are looked at where only the middle one counts."""
+
 ROOT = "(root)"
 """The name of a layer that is itself the whole model, whose dotted path is empty."""
 
@@ -80,6 +83,21 @@ class LayerTable:
     def segments(self) -> Segments:
         """Reductions over the channels of each layer."""
         return Segments(self.channels)
+
+    @cached_property
+    def some(self) -> tuple[Tensor, Segments] | None:
+        """Channels that stand for their layers where only the middle one counts, and the reductions over them.
+
+        They are :data:`FEW` of each layer at most, evenly spread: ``[S]`` int64 on the CPU; None if no layer has more.
+        The median of 128 lies, twice in three times, within 4.4 % of the ranks of the median of all.
+        """
+        if max(self.channels, default=0) <= FEW:
+            return None
+        spans = [
+            range(start, start + c, -(-c // FEW) or 1) for start, c in zip(self.offsets, self.channels, strict=False)
+        ]
+        at = [torch.arange(s.start, s.stop, s.step, device="cpu") for s in spans]
+        return torch.cat(at), Segments([len(each) for each in at])
 
     @cached_property
     def owner(self) -> Tensor:

@@ -172,6 +172,18 @@ def synced(window: Window) -> Tensor:
     return mask
 
 
+def _some(values: Tensor, window: Window) -> Tensor:
+    """The channels that stand for their layers: ``[..., C]`` to ``[..., S]``."""
+    some = window.layers.some
+    return values if some is None else values.index_select(-1, some[0])
+
+
+def _median_of_some(values: Tensor, window: Window) -> Tensor:
+    """Middle one of these channels: ``[S]`` to ``[L]``."""
+    some = window.layers.some
+    return (window.layers.segments if some is None else some[1]).median(values)
+
+
 SHORT = 10
 """Steps over which a layer's unrest is measured, if fewer are new."""
 
@@ -181,14 +193,12 @@ def unrest(window: Window) -> Tensor:
     """How far the batches are from the running statistics, in the middle channel and the middle of the new steps.
 
     In deviations, the larger of the distance of the means and the log ratio of the deviations (as its hyperbolic sine,
-    which needs no logarithm): ``[L]``.
+    which needs no logarithm), of some channels of each layer: ``[L]``.
     """
-    recent = slice(-max(SHORT, window.fresh), None)
-    ratio = window.ratio[recent]
+    ratio, shift = (_some(rows[-max(SHORT, window.fresh) :], window) for rows in (window.ratio, window.shift))
     apart = ratio.reciprocal()
     torch.sub(ratio, apart, out=apart).abs_().div_(2)
-    torch.maximum(window.shift[recent].abs(), apart, out=apart)
-    return median(middle_over_steps(apart), window)
+    return _median_of_some(middle_over_steps(torch.maximum(shift.abs(), apart, out=apart)), window)
 
 
 @once
@@ -196,9 +206,9 @@ def jump(window: Window) -> Tensor:
     """How far the batch mean moves from one step to the next, in deviations; the middle likewise: ``[L]``."""
     if len(window) < 2:
         return torch.full((len(window.layers),), torch.nan, device="cpu")
-    mean = window.batch_mean[-max(SHORT, window.fresh) - 1 :]
-    moved = middle_over_steps(mean.diff(dim=0).abs_())
-    return median(moved / (window.running_var[-1] + window.layers.eps_by_channel).sqrt(), window)
+    recent = _some(window.batch_mean[-max(SHORT, window.fresh) - 1 :], window)
+    var = _some(window.running_var[-1] + window.layers.eps_by_channel, window)
+    return _median_of_some(middle_over_steps(recent.diff(dim=0).abs_()) / var.sqrt(), window)
 
 
 def noise(window: Window) -> Tensor:

@@ -102,10 +102,14 @@ class Ring:
         if not self._blocks:
             return None
         old = _Block.of({name: store[: count - sum(b.rows for b in self._blocks)] for name, store in rows.items()})
-        first, *later = (old, *self._blocks)
-        shift = first.shift + sum(b.shift for b in later)
-        batch = first.batch_but_first + sum(b.batch for b in later)
-        running = sum((b.running_but_last + b.running_last for b in (first, *later[:-1])), later[-1].running_but_last)
+        # In place: at this size fresh memory is dearer than the sums.
+        shift, batch, running = old.shift, old.batch_but_first, old.running_but_last
+        last = old.running_last
+        for block in self._blocks:
+            shift += block.shift
+            batch += block.batch
+            running.add_(last).add_(block.running_but_last)
+            last = block.running_last
         means = shift.div_(count), batch.div_(count - 1), running.div_(count - 1)
         return None if bool(torch.stack([mean.sum() for mean in means]).isnan().any()) else means
 

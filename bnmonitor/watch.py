@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from bnmonitor import baseline, measures
 from bnmonitor.bookkeeper import Bookkeeper
 from bnmonitor.compiled import is_compiled
-from bnmonitor.facts import distributed, facts
+from bnmonitor.facts import AffineFacts, distributed, facts
 from bnmonitor.frame import Baseline, Gaps, RankStatistics, Sample, Window
 from bnmonitor.heldout import HeldOutSampler
 from bnmonitor.keepsake import keep, restore
@@ -79,6 +79,8 @@ class Watch:
         self._trained: set[int] = set()
         self._auxiliary: tuple[str, ...] = ()
         self._own_forwards: dict[str, str] = {}
+        self._affine = AffineFacts()
+        self._sized: Sample | None = None
         self._baseline: Baseline | None = None
         self._take(discover(models, include=include, exclude=exclude))
 
@@ -244,12 +246,15 @@ class Watch:
         self.collect(wait=wait)
         if self._baseline is None or not self.steps:
             return None
-        samples, modules = self._sampling.samples, self._recorder.modules
+        modules = self._recorder.modules
+        if self._sample is not self._sized:
+            self._sized, self._baseline = self._sample, baseline.sampled(self._baseline, self._sampling.samples)
         if self.exchange is not None:
             self.heard = self.exchange.result() or self.heard
         known = facts(
             modules,
             optimizers,
+            self._affine,
             steps=self.steps,
             rates=self._ring.rates,
             structure=self._sampling.sampler.structure,
@@ -264,7 +269,7 @@ class Watch:
         window = Window(
             layers=self.layers,
             steps=tuple(self.steps),
-            baseline=baseline.sampled(self._baseline, samples),
+            baseline=self._baseline,
             facts=known,
             sample=self._sample,
             ledger=self._books.ledger(self.count),
@@ -387,7 +392,7 @@ class Watch:
         self._books = Bookkeeper(found.table, found.modules, self._models.values())
         self._ring = Ring(found.table, self._size, self._recorder.dtype)
         self._role_key = None
-        self._baseline = self.heard = None
+        self._baseline = self.heard = self._sized = None
         self._fresh = 0
 
     def _known_of(self, found: Discovery) -> dict[str, Any]:

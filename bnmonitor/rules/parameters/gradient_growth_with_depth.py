@@ -13,6 +13,9 @@ from bnmonitor._text import number
 from bnmonitor.frame import Window
 from bnmonitor.rules.base import Finding, Rule, Severity, rate_note
 
+_CACHED = 1 << 16
+"""Numbers in double precision that fit into a core's cache."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GradientGrowthWithDepth(Rule):
@@ -84,11 +87,12 @@ class GradientGrowthWithDepth(Rule):
         return [finding for finding in findings if finding is not None]
 
     def _size(self, window: Window) -> Tensor:
-        """Log of the gradient of gamma: root mean square over the channels, middle of the new steps: ``[L]``."""
+        """Log of the gradient of gamma: root mean square over the channels, middle of some new steps: ``[L]``."""
         gradient = window.gamma_grad[-max(self.least_steps, window.fresh) :]
+        gradient = gradient[:: max(1, len(gradient) // self.least_steps)]
         width = torch.tensor(window.layers.channels, device="cpu")
-        # Row by row: in double precision all of them together would leave every cache.
-        sums = torch.stack([window.layers.segments.sum(row.double().square_()) for row in gradient])
+        some = torch.split(gradient, max(1, _CACHED // window.layers.total))
+        sums = torch.cat([window.layers.segments.sum(rows.double().square_()) for rows in some])
         logs = 0.5 * (sums / width).log()
         return logs.where(logs.isfinite(), torch.nan).nanmedian(0).values
 
