@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bnmonitor.compiled import when_compiling
-from bnmonitor.frame import Moments, Sample
 from bnmonitor.hooks import Hook, recomputing
 from bnmonitor.layers import LayerTable
 from bnmonitor.mixture import MOST_CALLS, CallMoments, apart
 from bnmonitor.moments import between, finish, merge, merge_between, padding, reduce
 from bnmonitor.probe import Probe
 from bnmonitor.roles import Strays
+from bnmonitor.samples import Moments, Sample
 from bnmonitor.structure import Structure
 from bnmonitor.tracing import Tracer
 

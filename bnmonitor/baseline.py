@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnmonitor.frame import Baseline, Sample, Window
+from bnmonitor.frame import Baseline, Window
 from bnmonitor.layers import LayerTable
 from bnmonitor.measures import forgetting, jump, offset, typical_variance, unrest, warm
+from bnmonitor.samples import Sample
 from bnmonitor.statistics import middle_over_steps
 
 MEMORY = 500

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bnmonitor.compiled import when_compiling
-from bnmonitor.frame import Sample
 from bnmonitor.hooks import Hook
 from bnmonitor.layers import LayerTable
 from bnmonitor.ledger import PHASES, Ledger
+from bnmonitor.samples import Sample
 
 _TRAINING, _RECOMPUTE = PHASES.index("training"), PHASES.index("recompute")
 _KEPT = ("seen", "expected", "latest", "evaluated", "called", "initial", "borrowed")

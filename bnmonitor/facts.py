@@ -2,132 +2,128 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from bnmonitor.frame import Facts, RankStatistics
-from bnmonitor.runfacts import RunFacts
+from bnmonitor.samples import Gaps, HeldOut
 from bnmonitor.structure import Structure
 
 
-def distributed() -> bool:
-    """Whether several processes may train together."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """What a loader tells of its batches; None where it does not.
 
-
-def world_size() -> int:
-    """Processes that train together; 1 where that is unknown."""
-    return torch.distributed.get_world_size() if distributed() else 1
-
-
-class AffineFacts:
-    """Which gammas and betas are trained, and decayed; read anew only where something about it has changed."""
-
-    def __init__(self) -> None:
-        self._key: object = None
-        self._known: dict[str, Any] = {}
-
-    def of(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> dict[str, Any]:
-        """Return ``affine_trains``, ``decay`` and ``decoupled`` of :class:`~bnmonitor.frame.Facts`."""
-        affine = [m._parameters.get(name) for name in ("weight", "bias") for m in modules]
-        groups = [
-            (id(g["params"]), len(g["params"]), _decay_of(g), g.get("decoupled_weight_decay"))
-            for o in optimizers
-            for g in o.param_groups
-        ]
-        key = (groups, list(map(id, affine)), bytes(p is not None and p.requires_grad for p in affine))
-        if key != self._key:
-            self._key, self._known = key, _affine(modules, optimizers)
-        return self._known
-
-
-def _affine(modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> dict[str, Any]:
-    trained = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
-    trains = [
-        any(
-            p is not None and p.requires_grad and (not optimizers or id(p) in trained)
-            for p in (m._parameters.get("weight"), m._parameters.get("bias"))
-        )
-        for m in modules
-    ]
-    known = _decays(optimizers)
-    decays = [_decay(m, known) for m in modules]
-    return {
-        "affine_trains": torch.tensor(trains, dtype=torch.bool, device="cpu"),
-        "decay": torch.tensor([d for d, _ in decays], device="cpu"),
-        "decoupled": torch.tensor([apart for _, apart in decays], dtype=torch.bool, device="cpu"),
-    }
-
-
-def facts(
-    modules: Sequence[nn.Module],
-    optimizers: Sequence[Optimizer],
-    affine: AffineFacts,
-    *,
-    steps: Sequence[int],
-    rates: Sequence[float],
-    structure: Structure | None,
-    run: RunFacts,
-    ranks: RankStatistics | None = None,
-) -> Facts:
-    """Return the facts of the layers' modules and of the run as they are now.
-
-    Args:
-        modules: The layers.
-        optimizers: The optimizers, as far as they are known.
-        affine: What is known of the layers' gammas and betas.
-        steps: Numbers of the steps in the window.
-        rates: The learning rate in force at each of them.
-        structure: What the autograd graph told.
-        run: What the run tells of itself.
-        ranks: What all processes last told each other.
+    Attributes:
+        batch_size: Samples in a batch, on each process.
+        samples: Samples that an epoch draws, on each process.
+        drop_last: Whether an incomplete last batch is left out.
+        shuffled: Whether samples are drawn in random order.
+        complete: Whether an epoch goes on to the last batch.
     """
-    scales, skipped = run.scales(steps)
-    kept = [m._buffers.get("running_mean") for m in modules]
-    return Facts(
-        **affine.of(modules, optimizers),
-        optimizers=bool(optimizers),
-        learning_rates=tuple(rates),
-        world_size=world_size(),
-        structure=structure,
-        buffer_dtypes=tuple(None if t is None else t.dtype for t in kept),
-        train_loader=run.train_loader,
-        val_loader=run.val_loader,
-        accumulate=run.accumulate,
-        scales=scales,
-        skipped_steps=skipped,
-        ranks=ranks,
-    )
+
+    batch_size: int | None = None
+    samples: int | None = None
+    drop_last: bool | None = None
+    shuffled: bool | None = None
+    complete: bool = True
+
+    @property
+    def batches(self) -> int | None:
+        """Batches in an epoch, an incomplete last one included; None if that is unknown."""
+        return -(-self.samples // self.batch_size) if self.samples and self.batch_size else None
+
+    @property
+    def leftover(self) -> int | None:
+        """Samples in an incomplete last batch that is trained on: 0 if there is none, None if that is unknown."""
+        if self.drop_last or not self.complete:
+            return 0
+        return self.samples % self.batch_size if self.samples and self.batch_size else None
 
 
-def _decays(optimizers: Sequence[Optimizer]) -> dict[int, tuple[float, bool]]:
-    """The largest weight decay on each parameter, by its id, and whether it is decoupled from the gradient."""
-    found: dict[int, tuple[float, bool]] = {}
-    for optimizer in optimizers:
-        decouples = _decouples(optimizer)
-        for group in optimizer.param_groups:
-            decay = _decay_of(group), bool(group.get("decoupled_weight_decay")) or decouples
-            for p in group["params"]:
-                found[id(p)] = max(decay, found.get(id(p), decay))
-    return found
+@dataclass(frozen=True, kw_only=True)
+class RankStatistics:
+    """What all processes that train together had at one step.
+
+    Attributes:
+        step: The step's number.
+        world_size: Number of processes.
+        size: ``[L]`` mean number of values per channel that one process normalized together; NaN where unknown.
+        batch_mean: ``[C]`` mean of the batches of all processes together.
+        batch_var: ``[C]`` unbiased variance of them all, by the parallel formula (Chan, Golub and LeVeque 1983).
+        batch_spread: ``[C]`` how far the batch means of two processes are apart, as a root mean square in deviations.
+        mean_spread: ``[C]`` the same of their running means.
+        var_spread: ``[C]`` the same of the logs of their running variances.
+    """
+
+    step: int
+    world_size: int
+    size: Tensor
+    batch_mean: Tensor
+    batch_var: Tensor
+    batch_spread: Tensor
+    mean_spread: Tensor
+    var_spread: Tensor
 
 
-def _decay_of(group: Mapping[str, Any]) -> float:
-    return float(group.get("weight_decay") or 0.0)
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of the run besides the statistics.
 
+    Attributes:
+        affine_trains: ``[L]`` bool, gamma or beta needs a gradient and, where optimizers are known, is in one.
+        optimizers: Whether the optimizers are known.
+        learning_rates: The largest learning rate in force at each step of the window; NaN where unknown.
+        world_size: Processes that train together; 1 where unknown.
+        structure: What the autograd graph told, once a step has been seen.
+        decay: ``[L]`` largest weight decay on gamma or beta, 0 without; None where unknown.
+        decoupled: ``[L]`` bool, whether it acts on the parameters themselves, as in AdamW, not through the gradient.
+        buffer_dtypes: Type of each layer's running statistics; None for a layer without, empty where unknown.
+        train_loader: What the training loader tells; None where unknown.
+        val_loader: What the validation loader tells; None where unknown.
+        accumulate: Micro-batches per optimizer step.
+        scales: The gradient scaler's scale after each step of the window, NaN where unknown; empty without a scaler.
+        skipped_steps: Whether the scaler skipped the optimizer at each step of the window; empty without one.
+        ranks: What all processes had at the last step at which they told each other.
+        epoch_steps: Training steps in the first epoch that was seen to end; 0 before.
+        evaluation: The phase of the evaluation that is about to begin; empty in the middle of training.
+        auxiliary: Of each layer the sub-network it belongs to, if no optimizer trains any of it; else, and where that
+            is not known, empty.
+        strays: Descriptions of normalization layers that ran in training mode and are part of no model.
+        gaps: What an extra forward told; None in the middle of training, and without ``probe=True``.
+        own_forward: Of each layer the subclass of BatchNorm with a forward of its own that it is, or was before a
+            conversion to SyncBatchNorm; else empty.
+        converts: Whether the Trainer converts the model to SyncBatchNorm.
+        averages_without_buffers: Whether the Trainer evaluates averaged weights whose buffers are not averaged.
+        optimizer_count: Number of optimizers that are known.
+        held_out: The latest validations and tests, two at most, the newest last.
+        rewritten: ``[L]`` bool, something other than a training step has set the running statistics since the last one;
+            None where that was not looked at.
+    """
 
-def _decay(module: nn.Module, known: dict[int, tuple[float, bool]]) -> tuple[float, bool]:
-    """The largest weight decay on a layer's gamma or beta, and whether it is decoupled."""
-    affine = (module._parameters.get("weight"), module._parameters.get("bias"))
-    found = [known[id(p)] for p in affine if p is not None and p.requires_grad and id(p) in known]
-    return max(found, default=(0.0, False))
-
-
-def _decouples(optimizer: Optimizer) -> bool:
-    """Whether an optimizer is by name one that takes weight decay off the parameters, not through the gradient."""
-    names = [kind.__name__ for kind in type(optimizer).__mro__]
-    return any(word in name for name in names for word in ("AdamW", "SGDW", "Lion", "Lamb"))
+    affine_trains: Tensor
+    optimizers: bool = False
+    learning_rates: tuple[float, ...] = ()
+    world_size: int = 1
+    structure: Structure | None = None
+    decay: Tensor | None = None
+    decoupled: Tensor | None = None
+    buffer_dtypes: tuple[torch.dtype | None, ...] = ()
+    train_loader: Loader | None = None
+    val_loader: Loader | None = None
+    accumulate: int = 1
+    scales: tuple[float, ...] = ()
+    skipped_steps: tuple[bool, ...] = ()
+    ranks: RankStatistics | None = None
+    epoch_steps: int = 0
+    evaluation: str = ""
+    held_out: tuple[HeldOut, ...] = ()
+    rewritten: Tensor | None = None
+    auxiliary: tuple[str, ...] = ()
+    strays: tuple[str, ...] = ()
+    optimizer_count: int = 0
+    gaps: Gaps | None = None
+    own_forward: tuple[str, ...] = ()
+    converts: bool = False
+    averages_without_buffers: bool = False

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bnmonitor.compiled import when_compiling
-from bnmonitor.frame import HeldOut
 from bnmonitor.hooks import Hook
 from bnmonitor.layers import LayerTable
 from bnmonitor.moments import merge, reduce
+from bnmonitor.samples import HeldOut
 
 MOST_BATCHES = 16
 """Batches of an evaluation that are kept; where there are more, every second of them goes and of the rest every other

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnmonitor.frame import Moments, Sample
 from bnmonitor.ring import Ring
+from bnmonitor.samples import Moments, Sample
 
 LIMIT = 32 * 2**20
 """Bytes above which the window is left out of a checkpoint: a resumed run then begins with an empty one."""

@@ -80,7 +80,7 @@ def merge(a: Tensor, b: Tensor) -> Tensor:
 
 
 def finish(reduced: Tensor) -> dict[str, Tensor]:
-    """Turn the result of :func:`reduce` into what :class:`bnmonitor.frame.Moments` holds."""
+    """Turn the result of :func:`reduce` into what :class:`bnmonitor.samples.Moments` holds."""
     count, mean, second, third, fourth, low, high, at_low, at_high, nonpositive, nonfinite = reduced
     var = second / count
     pinned = at_low - 1 + torch.where(high > low, at_high - 1, 0)

@@ -16,8 +16,9 @@ from torch.optim import Optimizer
 from bnmonitor._text import nearest
 from bnmonitor.alerts import Alert, AlertBook
 from bnmonitor.blackbox import BlackBox
-from bnmonitor.facts import world_size
-from bnmonitor.frame import RankStatistics, Window
+from bnmonitor.facts import RankStatistics
+from bnmonitor.frame import Window
+from bnmonitor.gathering import world_size
 from bnmonitor.layers import LayerTable
 from bnmonitor.needs import missing, unmet
 from bnmonitor.ranks import RankExchange
@@ -215,7 +216,7 @@ class Monitor:
             statistic: ``batch_mean``, ``batch_var``, ``running_mean``, ``running_var``, ``gamma``, ``beta``,
                 ``gamma_grad``, ``beta_grad``, ``shift`` or ``ratio``, as described at
                 :class:`bnmonitor.frame.Frame`; ``gamma_update`` or ``beta_update``, the change since the step before;
-                or of sampled steps what :class:`bnmonitor.frame.Moments` has with the side before it, such as
+                or of sampled steps what :class:`bnmonitor.samples.Moments` has with the side before it, such as
                 ``input_skewness`` or ``output_max``, and ``input_between``.
 
         Returns:

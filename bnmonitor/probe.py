@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from bnmonitor.frame import Gaps
 from bnmonitor.hooks import Hook, recomputing
 from bnmonitor.layers import family_of
+from bnmonitor.samples import Gaps
 
 MOST_ENTRIES = 4
 """Calls of a step that are kept: one where the model is called as a whole."""

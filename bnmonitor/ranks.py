@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bnmonitor.frame import RankStatistics, Window
+from bnmonitor.facts import RankStatistics
+from bnmonitor.frame import Window
 from bnmonitor.statistics import update_weight
 
 logger = logging.getLogger("bnmonitor")

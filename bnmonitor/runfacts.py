@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from bnmonitor.frame import Loader
+from bnmonitor.facts import Loader
 
 _KEPT = 4096
 """Readings of the scale that are kept; a window is much shorter."""

@@ -9,10 +9,10 @@ from torch import nn
 
 from bnmonitor.activations import Sampler
 from bnmonitor.compiled import is_compiled
-from bnmonitor.frame import Sample
 from bnmonitor.layers import LayerTable
 from bnmonitor.probe import Probe
 from bnmonitor.roles import Strays
+from bnmonitor.samples import Sample
 
 KEPT = 9
 """Samples kept."""

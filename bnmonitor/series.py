@@ -8,7 +8,8 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from bnmonitor.frame import CHANNEL_STATISTICS, Moments, Sample
+from bnmonitor.frame import CHANNEL_STATISTICS
+from bnmonitor.samples import Moments, Sample
 
 _UPDATES = {"gamma_update": "gamma", "beta_update": "beta"}
 _SAMPLED = tuple(f"{side}_{field.name}" for side in ("input", "output") for field in fields(Moments))

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnmonitor.frame import Baseline, Facts, HeldOut, Moments, Sample, Window
+from bnmonitor.facts import Facts
+from bnmonitor.frame import Baseline, Window
 from bnmonitor.layers import LayerTable
 from bnmonitor.ledger import PHASES, Ledger
 from bnmonitor.rules.base import Rule
+from bnmonitor.samples import HeldOut, Moments, Sample
 from bnmonitor.sinks.base import Sink
 from bnmonitor.structure import Bare, Place, Structure
 
@@ -72,7 +74,7 @@ def make_window(
         chain: Whether each layer follows the one before without a skip connection.
         decay: Weight decay on gamma and beta.
         decoupled: Whether it acts on the parameters themselves, as in AdamW.
-        facts: Other fields of :class:`~bnmonitor.frame.Facts`, such as ``{"accumulate": 4}``.
+        facts: Other fields of :class:`~bnmonitor.facts.Facts`, such as ``{"accumulate": 4}``.
         ledger: Fields of :class:`~bnmonitor.frame.Ledger`, the same for all layers: ``{"initial": True}``, or by phase
             ``{"seen": {"validation": 3}}``.
         statistics: Any statistic per channel of :class:`~bnmonitor.frame.Frame`.
@@ -266,7 +268,7 @@ def make_sample(
         size: Samples in each call.
         values: Values per channel in each call; ``size`` by default.
         between: Variance of the samples' means.
-        input: Fields of :class:`~bnmonitor.frame.Moments`, each a number or a value per channel.
+        input: Fields of :class:`~bnmonitor.samples.Moments`, each a number or a value per channel.
         output: The same of the output.
         dtype: Of each layer's input.
     """

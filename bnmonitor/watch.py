@@ -12,8 +12,9 @@ from torch.optim import Optimizer
 from bnmonitor import baseline, measures
 from bnmonitor.bookkeeper import Bookkeeper
 from bnmonitor.compiled import is_compiled
-from bnmonitor.facts import AffineFacts, distributed, facts
-from bnmonitor.frame import Baseline, Gaps, RankStatistics, Sample, Window
+from bnmonitor.facts import RankStatistics
+from bnmonitor.frame import Baseline, Window
+from bnmonitor.gathering import AffineFacts, distributed, facts
 from bnmonitor.heldout import HeldOutSampler
 from bnmonitor.keepsake import keep, restore
 from bnmonitor.layers import Discovery, LayerTable, channels_of, discover, norms, own_forwards, same_layer
@@ -23,6 +24,7 @@ from bnmonitor.recorder import Recorder, ResizedError
 from bnmonitor.ring import Ring
 from bnmonitor.roles import auxiliary
 from bnmonitor.runfacts import RunFacts
+from bnmonitor.samples import Gaps, Sample
 from bnmonitor.sampling import Sampling
 from bnmonitor.series import series
 from bnmonitor.structure import Structure

@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from bnmonitor import Monitor
 from bnmonitor.activations import Sampler
-from bnmonitor.frame import Moments, Sample
 from bnmonitor.layers import discover
+from bnmonitor.samples import Moments, Sample
 from bnmonitor.structure import Structure
 from tests.models import ARCHITECTURES, train
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnmonitor import Alert, Monitor, Severity
-from bnmonitor.frame import Loader, Window
+from bnmonitor.facts import Loader
+from bnmonitor.frame import Window
 from bnmonitor.rules.data.alternating_domains import AlternatingDomains
 from bnmonitor.rules.data.correlated_batches import CorrelatedBatches
 from bnmonitor.testing import make_sample, make_window

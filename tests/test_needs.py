@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset, WeightedRandomSampler
 
 from bnmonitor import Finding, Monitor, Rule, Severity
-from bnmonitor.frame import Loader, Window
+from bnmonitor.facts import Loader
+from bnmonitor.frame import Window
 from bnmonitor.needs import NEEDS, missing, unmet
 from bnmonitor.runfacts import RunFacts, describe
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bnmonitor import Monitor, Severity
-from bnmonitor.frame import Gaps
+from bnmonitor.samples import Gaps
 from tests.models import ARCHITECTURES, train
 from tests.test_modes import data, net
 from tests.test_promises import hooks, same

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from bnmonitor import Finding, Rule, Severity
-from bnmonitor.frame import Sample, Window
+from bnmonitor.frame import Window
 from bnmonitor.rules import find
+from bnmonitor.samples import Sample
 from bnmonitor.testing import make_sample, make_window
 
 INFO, WARNING, ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR

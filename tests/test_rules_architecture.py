@@ -13,8 +13,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from bnmonitor import Alert, Finding, Monitor, Severity
 from bnmonitor.audit import audit
-from bnmonitor.frame import HeldOut, Window
+from bnmonitor.frame import Window
 from bnmonitor.rules import find
+from bnmonitor.samples import HeldOut
 from bnmonitor.structure import Bare, Operation, Place, Producer, Structure
 from bnmonitor.testing import make_window
 from tests.models import ARCHITECTURES

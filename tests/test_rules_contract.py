@@ -14,21 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bnmonitor import Finding, Rule, all_rules
-from bnmonitor.frame import (
-    CHANNEL_STATISTICS,
-    LAYER_STATISTICS,
-    Baseline,
-    Facts,
-    Gaps,
-    HeldOut,
-    Loader,
-    Moments,
-    RankStatistics,
-    Sample,
-    Window,
-)
+from bnmonitor.facts import Facts, Loader, RankStatistics
+from bnmonitor.frame import CHANNEL_STATISTICS, LAYER_STATISTICS, Baseline, Window
 from bnmonitor.layers import LayerTable
 from bnmonitor.ledger import PHASES, Ledger
+from bnmonitor.samples import Gaps, HeldOut, Moments, Sample
 from bnmonitor.structure import Bare, Operation, Place, Producer, Structure
 from bnmonitor.testing import check_rule, drawn_window, in_a_row, make_window
 

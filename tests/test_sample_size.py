@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnmonitor import Alert, Finding, Monitor, Severity
-from bnmonitor.frame import Loader, Window
+from bnmonitor.facts import Loader
+from bnmonitor.frame import Window
 from bnmonitor.rules import find
 from bnmonitor.testing import make_sample, make_window
 

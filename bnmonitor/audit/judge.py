@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from bnmonitor import baseline
 from bnmonitor._text import DOCS
 from bnmonitor.audit.forward import forward
-from bnmonitor.frame import Facts, Window
+from bnmonitor.facts import Facts
+from bnmonitor.frame import Window
 from bnmonitor.layers import LayerTable, discover
 from bnmonitor.ledger import EVALUATIONS, Ledger
 from bnmonitor.rules import Finding, Rule, Severity, all_rules

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import number
-from bnmonitor.frame import RankStatistics, Window
+from bnmonitor.facts import RankStatistics
+from bnmonitor.frame import Window
 from bnmonitor.measures import median
 from bnmonitor.rules.base import Finding, Rule, Severity
 
@@ -31,7 +32,7 @@ class RankDivergence(Rule):
     ## Example
     >>> import torch
     >>> from dataclasses import replace
-    >>> from bnmonitor.frame import RankStatistics
+    >>> from bnmonitor.facts import RankStatistics
     >>> from bnmonitor.testing import make_window
     >>> def told(spread):
     ...     some = torch.full((3,), spread)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import number
-from bnmonitor.frame import HeldOut, Window
+from bnmonitor.frame import Window
 from bnmonitor.measures import FLAT, lag, median, warm
 from bnmonitor.rules.base import Finding, Rule, Severity
+from bnmonitor.samples import HeldOut
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ class TrainEvalGap(Rule):
 
     ## Example
     >>> from bnmonitor.testing import make_window
-    >>> from bnmonitor.frame import Gaps
+    >>> from bnmonitor.samples import Gaps
     >>> import torch
     >>> def probed(gap, size=64):
     ...     gaps = Gaps(step=63, gap=torch.tensor([gap]), size=torch.tensor([size]))

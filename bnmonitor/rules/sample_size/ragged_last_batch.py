@@ -30,7 +30,7 @@ class RaggedLastBatch(Rule):
     sample with itself.
 
     ## Example
-    >>> from bnmonitor.frame import Loader
+    >>> from bnmonitor.facts import Loader
     >>> from bnmonitor.testing import make_window
     >>> loader = Loader(batch_size=32, samples=1601, drop_last=False)
     >>> [finding] = RaggedLastBatch().check(make_window(facts={"train_loader": loader}))

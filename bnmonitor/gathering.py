@@ -1,0 +1,133 @@
+"""Gathers what is known of the run besides the statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from bnmonitor.facts import Facts, RankStatistics
+from bnmonitor.runfacts import RunFacts
+from bnmonitor.structure import Structure
+
+
+def distributed() -> bool:
+    """Whether several processes may train together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def world_size() -> int:
+    """Processes that train together; 1 where that is unknown."""
+    return torch.distributed.get_world_size() if distributed() else 1
+
+
+class AffineFacts:
+    """Which gammas and betas are trained, and decayed; read anew only where something about it has changed."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._known: dict[str, Any] = {}
+
+    def of(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+        """Return ``affine_trains``, ``decay`` and ``decoupled`` of :class:`~bnmonitor.facts.Facts`."""
+        affine = [m._parameters.get(name) for name in ("weight", "bias") for m in modules]
+        groups = [
+            (id(g["params"]), len(g["params"]), _decay_of(g), g.get("decoupled_weight_decay"))
+            for o in optimizers
+            for g in o.param_groups
+        ]
+        key = (groups, list(map(id, affine)), bytes(p is not None and p.requires_grad for p in affine))
+        if key != self._key:
+            self._key, self._known = key, _affine(modules, optimizers)
+        return self._known
+
+
+def _affine(modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+    trained = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
+    trains = [
+        any(
+            p is not None and p.requires_grad and (not optimizers or id(p) in trained)
+            for p in (m._parameters.get("weight"), m._parameters.get("bias"))
+        )
+        for m in modules
+    ]
+    known = _decays(optimizers)
+    decays = [_decay(m, known) for m in modules]
+    return {
+        "affine_trains": torch.tensor(trains, dtype=torch.bool, device="cpu"),
+        "decay": torch.tensor([d for d, _ in decays], device="cpu"),
+        "decoupled": torch.tensor([apart for _, apart in decays], dtype=torch.bool, device="cpu"),
+    }
+
+
+def facts(
+    modules: Sequence[nn.Module],
+    optimizers: Sequence[Optimizer],
+    affine: AffineFacts,
+    *,
+    steps: Sequence[int],
+    rates: Sequence[float],
+    structure: Structure | None,
+    run: RunFacts,
+    ranks: RankStatistics | None = None,
+) -> Facts:
+    """Return the facts of the layers' modules and of the run as they are now.
+
+    Args:
+        modules: The layers.
+        optimizers: The optimizers, as far as they are known.
+        affine: What is known of the layers' gammas and betas.
+        steps: Numbers of the steps in the window.
+        rates: The learning rate in force at each of them.
+        structure: What the autograd graph told.
+        run: What the run tells of itself.
+        ranks: What all processes last told each other.
+    """
+    scales, skipped = run.scales(steps)
+    kept = [m._buffers.get("running_mean") for m in modules]
+    return Facts(
+        **affine.of(modules, optimizers),
+        optimizers=bool(optimizers),
+        learning_rates=tuple(rates),
+        world_size=world_size(),
+        structure=structure,
+        buffer_dtypes=tuple(None if t is None else t.dtype for t in kept),
+        train_loader=run.train_loader,
+        val_loader=run.val_loader,
+        accumulate=run.accumulate,
+        scales=scales,
+        skipped_steps=skipped,
+        ranks=ranks,
+    )
+
+
+def _decays(optimizers: Sequence[Optimizer]) -> dict[int, tuple[float, bool]]:
+    """The largest weight decay on each parameter, by its id, and whether it is decoupled from the gradient."""
+    found: dict[int, tuple[float, bool]] = {}
+    for optimizer in optimizers:
+        decouples = _decouples(optimizer)
+        for group in optimizer.param_groups:
+            decay = _decay_of(group), bool(group.get("decoupled_weight_decay")) or decouples
+            for p in group["params"]:
+                found[id(p)] = max(decay, found.get(id(p), decay))
+    return found
+
+
+def _decay_of(group: Mapping[str, Any]) -> float:
+    return float(group.get("weight_decay") or 0.0)
+
+
+def _decay(module: nn.Module, known: dict[int, tuple[float, bool]]) -> tuple[float, bool]:
+    """The largest weight decay on a layer's gamma or beta, and whether it is decoupled."""
+    affine = (module._parameters.get("weight"), module._parameters.get("bias"))
+    found = [known[id(p)] for p in affine if p is not None and p.requires_grad and id(p) in known]
+    return max(found, default=(0.0, False))
+
+
+def _decouples(optimizer: Optimizer) -> bool:
+    """Whether an optimizer is by name one that takes weight decay off the parameters, not through the gradient."""
+    names = [kind.__name__ for kind in type(optimizer).__mro__]
+    return any(word in name for name in names for word in ("AdamW", "SGDW", "Lion", "Lamb"))
