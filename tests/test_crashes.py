@@ -310,7 +310,7 @@ class AtTheEnd(AlwaysFinds):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_what_is_killed_at_any_moment_is_read_up_to_its_last_frames() -> None:
+def test_it_loses_nothing_it_said_it_kept_killed_at_any_moment() -> None:
     script = Path(__file__).parents[1] / "benchmarks" / "kills.py"
     done = subprocess.run([sys.executable, script, "6"], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnmonitor import Alert, AlertError, BatchNormWarning, Finding, Monitor, Rule, Severity
 from bnmonitor.frame import Window
@@ -289,6 +290,52 @@ def test_it_does_not_change_training_a_shallow_copy_tells_nothing_either() -> No
         twin(torch.randn(4, 3) + 100)
         monitor.step()
         assert monitor._watch._sampling.samples == []
+
+
+class Operations(TorchDispatchMode):
+    """Lists the tensor operations that are carried out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def operations_of_a_step(layers: int, *, watched: bool = True) -> tuple[list[str], list[str]]:
+    """The operations of a training step between two checks and samples, and those of recording it."""
+    torch.manual_seed(0)
+    blocks = [m for _ in range(layers) for m in (nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU())]
+    model = nn.Sequential(*blocks)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    monitor = Monitor(model, optimizer=optimizer, sinks=[])
+    training, recording = Operations(), Operations()
+    with monitor if watched else contextlib.nullcontext():
+        for step in range(4):
+            with training if step == 3 else contextlib.nullcontext():
+                optimizer.zero_grad()
+                model(torch.randn(16, 8)).square().mean().backward()
+                optimizer.step()
+            if watched:
+                with recording if step == 3 else contextlib.nullcontext():
+                    monitor.step()
+                assert hooks(model) == 0
+    return training.seen, recording.seen
+
+
+def test_it_does_not_slow_training_a_step_is_recorded_by_two_operations_however_many_layers() -> None:
+    few, many = (operations_of_a_step(layers)[1] for layers in (2, 60))
+    copies = [op for op in few if op.startswith(("aten.cat", "aten.stack"))]
+    assert len(copies) == 2
+    assert few == many
+    # Nothing reads a number from a device, which would wait for it.
+    assert not [op for op in few if "_local_scalar_dense" in op or "_to_copy" in op or "nonzero" in op]
+
+
+def test_it_does_not_slow_training_the_step_itself_runs_the_same_operations() -> None:
+    assert operations_of_a_step(3)[0] == operations_of_a_step(3, watched=False)[0]
 
 
 def test_it_does_not_stop_training_when_a_rule_raises() -> None:

@@ -73,7 +73,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Training, Path]:
 
 
 @pytest.mark.parametrize("at", [1, 57, 85, 125])
-def test_a_resumed_run_equals_an_uninterrupted_one(whole: tuple[Training, Path], tmp_path: Path, at: int) -> None:
+def test_it_loses_nothing_it_said_it_kept_when_resumed(whole: tuple[Training, Path], tmp_path: Path, at: int) -> None:
     first = Training(tmp_path)
     with first.monitor:
         saved = b""

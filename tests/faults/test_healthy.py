@@ -10,7 +10,7 @@ CHOSEN = [cases[i % len(cases)] for i, cases in enumerate(_KINDS.values()) if ca
 
 
 @pytest.mark.parametrize("case", CHOSEN, ids=lambda case: case.key)
-def test_a_sound_training_is_left_in_peace(case: Case) -> None:
+def test_it_does_not_cry_wolf_over_a_sound_training(case: Case) -> None:
     outcome = case.run()
     assert not [f"{a['code']} {a['severity']} {a['layer']}: {a['message']}" for a in outcome.alarms()]
 
@@ -21,5 +21,5 @@ def test_the_healthy_suite_is_as_long_as_it_says() -> None:
 
 
 @pytest.mark.parametrize("name", ["rate-finder", "finetuning", "weights-averaged-late"])
-def test_a_sound_fit_is_left_in_peace(name: str) -> None:
+def test_it_does_not_cry_wolf_over_a_sound_fit(name: str) -> None:
     assert not [f"{a['code']} {a['severity']} {a['layer']}: {a['message']}" for a in FITS[name]().alarms()]
