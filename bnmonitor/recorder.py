@@ -133,11 +133,11 @@ class Recorder:
             # Layers on several devices, or counts that an average of the weights has turned into floats.
             here = [t.to(self._device) for t in source]
             self._copy(here, [c.to(self._device, torch.int64) for c in counts])
+        training, momentum = self._training(), self._momenta()
         last = self._meta[-1] if self._meta else None
-        row = _Row(step, rate, self._training(), self._momenta(), *_written(means, variances), seen)
-        if last is not None and last.training == row.training and last.momentum == row.momentum:
-            row = replace(row, training=last.training, momentum=last.momentum)
-        self._meta.append(row)
+        if last is not None and (last.training, last.momentum) == (training, momentum):
+            training, momentum = last.training, last.momentum
+        self._meta.append(_Row(step, rate, training, momentum, *_written(means, variances), seen))
 
     def _training(self) -> bytes:
         return bytes(map(dict.get, self._attributes, repeat("training")))  # type: ignore[arg-type]
