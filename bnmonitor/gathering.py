@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from bnmonitor.facts import Facts, RankStatistics
+from bnmonitor.facts import Facts
+from bnmonitor.layers import own_forwards
+from bnmonitor.roles import Strays, auxiliary
 from bnmonitor.runfacts import RunFacts
 from bnmonitor.structure import Structure
 
@@ -24,15 +26,86 @@ def world_size() -> int:
     return torch.distributed.get_world_size() if distributed() else 1
 
 
-class AffineFacts:
-    """Which gammas and betas are trained, and decayed; read anew only where something about it has changed."""
+class Gatherer:
+    """Gathers the facts; what seldom changes is read anew only where it may have changed.
 
-    def __init__(self) -> None:
-        self._key: object = None
-        self._known: dict[str, Any] = {}
+    Args:
+        models: The models by prefix of their layers' names.
+    """
 
-    def of(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> dict[str, Any]:
-        """Return ``affine_trains``, ``decay`` and ``decoupled`` of :class:`~bnmonitor.facts.Facts`."""
+    def __init__(self, models: Mapping[str, nn.Module]) -> None:
+        self._models = models
+        self._own_forwards: dict[str, str] = {}
+        self.renew()
+
+    def renew(self, named: Iterable[tuple[str, nn.Module]] = ()) -> None:
+        """Take in that the layers are others now, or in another order."""
+        # A conversion to SyncBatchNorm forgets what a layer was.
+        self._own_forwards |= own_forwards(named)
+        self._affine_key: object = None
+        self._affine: dict[str, Any] = {}
+        self._groups: object = None
+        self._trained: set[int] = set()
+        self._auxiliary: tuple[str, ...] = ()
+
+    def facts(
+        self,
+        names: Sequence[str],
+        modules: Sequence[nn.Module],
+        optimizers: Sequence[Optimizer],
+        run: RunFacts,
+        *,
+        steps: Sequence[int],
+        rates: Sequence[float],
+        structure: Structure | None,
+        strays: Strays,
+    ) -> Facts:
+        """Return the facts of the layers' modules and of the run as they are now.
+
+        Args:
+            names: The layers' names.
+            modules: The modules behind them.
+            optimizers: The optimizers, as far as they are known.
+            run: What the run tells of itself.
+            steps: Numbers of the steps in the window.
+            rates: The learning rate in force at each of them.
+            structure: What the autograd graph told.
+            strays: What it told of layers that no model knows.
+        """
+        scales, skipped = run.scales(steps)
+        kept = [m._buffers.get("running_mean") for m in modules]
+        was = {**run.own_forwards, **self._own_forwards}
+        self._see_groups(modules, optimizers)
+        return Facts(
+            **self._affine_facts(modules, optimizers),
+            optimizers=bool(optimizers),
+            optimizer_count=len(optimizers),
+            learning_rates=tuple(rates),
+            world_size=world_size(),
+            structure=structure,
+            buffer_dtypes=tuple(None if t is None else t.dtype for t in kept),
+            train_loader=run.train_loader,
+            val_loader=run.val_loader,
+            accumulate=run.accumulate,
+            scales=scales,
+            skipped_steps=skipped,
+            auxiliary=self._auxiliary,
+            strays=strays.known(self._trained),
+            own_forward=tuple(was.get(name, "") for name in names),
+            converts=run.converts,
+            averages_without_buffers=run.averages_without_buffers,
+        )
+
+    def _see_groups(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
+        """Find what no optimizer trains, if an optimizer has got or lost parameters."""
+        groups = [g["params"] for o in optimizers for g in o.param_groups]
+        key = [(id(g), len(g)) for g in groups]
+        if key != self._groups:
+            self._groups, self._trained = key, {id(p) for g in groups for p in g}
+            self._auxiliary = auxiliary(self._models, modules, self._trained) if groups else ()
+
+    def _affine_facts(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+        """Which gammas and betas are trained, and decayed, by the names of the facts."""
         affine = [m._parameters.get(name) for name in ("weight", "bias") for m in modules]
         groups = [
             (id(g["params"]), len(g["params"]), _decay_of(g), g.get("decoupled_weight_decay"))
@@ -40,9 +113,9 @@ class AffineFacts:
             for g in o.param_groups
         ]
         key = (groups, list(map(id, affine)), bytes(p is not None and p.requires_grad for p in affine))
-        if key != self._key:
-            self._key, self._known = key, _affine(modules, optimizers)
-        return self._known
+        if key != self._affine_key:
+            self._affine_key, self._affine = key, _affine(modules, optimizers)
+        return self._affine
 
 
 def _affine(modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> dict[str, Any]:
@@ -61,47 +134,6 @@ def _affine(modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> di
         "decay": torch.tensor([d for d, _ in decays], device="cpu"),
         "decoupled": torch.tensor([apart for _, apart in decays], dtype=torch.bool, device="cpu"),
     }
-
-
-def facts(
-    modules: Sequence[nn.Module],
-    optimizers: Sequence[Optimizer],
-    affine: AffineFacts,
-    *,
-    steps: Sequence[int],
-    rates: Sequence[float],
-    structure: Structure | None,
-    run: RunFacts,
-    ranks: RankStatistics | None = None,
-) -> Facts:
-    """Return the facts of the layers' modules and of the run as they are now.
-
-    Args:
-        modules: The layers.
-        optimizers: The optimizers, as far as they are known.
-        affine: What is known of the layers' gammas and betas.
-        steps: Numbers of the steps in the window.
-        rates: The learning rate in force at each of them.
-        structure: What the autograd graph told.
-        run: What the run tells of itself.
-        ranks: What all processes last told each other.
-    """
-    scales, skipped = run.scales(steps)
-    kept = [m._buffers.get("running_mean") for m in modules]
-    return Facts(
-        **affine.of(modules, optimizers),
-        optimizers=bool(optimizers),
-        learning_rates=tuple(rates),
-        world_size=world_size(),
-        structure=structure,
-        buffer_dtypes=tuple(None if t is None else t.dtype for t in kept),
-        train_loader=run.train_loader,
-        val_loader=run.val_loader,
-        accumulate=run.accumulate,
-        scales=scales,
-        skipped_steps=skipped,
-        ranks=ranks,
-    )
 
 
 def _decays(optimizers: Sequence[Optimizer]) -> dict[int, tuple[float, bool]]:

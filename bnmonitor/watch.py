@@ -14,15 +14,14 @@ from bnmonitor.bookkeeper import Bookkeeper
 from bnmonitor.compiled import is_compiled
 from bnmonitor.facts import RankStatistics
 from bnmonitor.frame import Baseline, Window
-from bnmonitor.gathering import AffineFacts, distributed, facts
+from bnmonitor.gathering import Gatherer, distributed
 from bnmonitor.heldout import HeldOutSampler
 from bnmonitor.keepsake import keep, restore
-from bnmonitor.layers import Discovery, LayerTable, channels_of, discover, norms, own_forwards, same_layer
+from bnmonitor.layers import Discovery, LayerTable, channels_of, discover, norms, same_layer
 from bnmonitor.observer import Observer
 from bnmonitor.ranks import RankExchange
 from bnmonitor.recorder import Recorder, ResizedError
 from bnmonitor.ring import Ring
-from bnmonitor.roles import auxiliary
 from bnmonitor.runfacts import RunFacts
 from bnmonitor.samples import Gaps, Sample
 from bnmonitor.sampling import Sampling
@@ -77,11 +76,7 @@ class Watch:
         """What it heard last."""
         self.epoch_steps = 0
         """Training steps in the first epoch; 0 before its end."""
-        self._role_key: tuple[tuple[int, int], ...] | None = None
-        self._trained: set[int] = set()
-        self._auxiliary: tuple[str, ...] = ()
-        self._own_forwards: dict[str, str] = {}
-        self._affine = AffineFacts()
+        self._gatherer = Gatherer(models)
         self._sized: Sample | None = None
         self._baseline: Baseline | None = None
         self._take(discover(models, include=include, exclude=exclude))
@@ -253,21 +248,21 @@ class Watch:
             self._sized, self._baseline = self._sample, baseline.sampled(self._baseline, self._sampling.samples)
         if self.exchange is not None:
             self.heard = self.exchange.result() or self.heard
-        known = facts(
+        known = self._gatherer.facts(
+            self.layers.names,
             modules,
             optimizers,
-            self._affine,
+            run or RunFacts(),
             steps=self.steps,
             rates=self._ring.rates,
             structure=self._sampling.sampler.structure,
-            run=run or RunFacts(),
-            ranks=self.heard,
+            strays=self._sampling.strays,
         )
-        known = replace(known, epoch_steps=self.epoch_steps, held_out=self._held_out.latest)
-        known = replace(known, **self._roles(optimizers, run or RunFacts()))
+        known = replace(
+            known, ranks=self.heard, epoch_steps=self.epoch_steps, held_out=self._held_out.latest, evaluation=evaluation
+        )
         if evaluation:
-            known = replace(known, gaps=self._gaps(evaluation))
-            known = replace(known, evaluation=evaluation, rewritten=self._recorder.rewritten())
+            known = replace(known, gaps=self._gaps(evaluation), rewritten=self._recorder.rewritten())
         window = Window(
             layers=self.layers,
             steps=tuple(self.steps),
@@ -298,25 +293,6 @@ class Watch:
         trained = self._ring.view()["training"][-1].tolist()
         self._sampling.pause()
         return probe.run(self.steps[-1], self._recorder.modules, trained)
-
-    def _roles(self, optimizers: Sequence[Optimizer], run: RunFacts) -> dict[str, Any]:
-        """What part the layers play in the training, as far as the optimizers tell: fields of the facts."""
-        groups = [g["params"] for o in optimizers for g in o.param_groups]
-        key = tuple((id(g), len(g)) for g in groups)
-        if key != self._role_key:
-            trained = {id(p) for g in groups for p in g}
-            beside = auxiliary(self._models, self._recorder.modules, trained) if groups else ()
-            self._role_key, self._trained, self._auxiliary = key, trained, beside
-        strays = self._sampling.strays.known(self._trained)
-        was = {**run.own_forwards, **self._own_forwards}
-        return {
-            "auxiliary": self._auxiliary,
-            "strays": strays,
-            "optimizer_count": len(optimizers),
-            "own_forward": tuple(was.get(name, "") for name in self.layers.names),
-            "converts": run.converts,
-            "averages_without_buffers": run.averages_without_buffers,
-        }
 
     @property
     def news(self) -> bool:
@@ -387,13 +363,12 @@ class Watch:
         self._sampling.renew()
         self._norms = norms(self._models.values())
         self._lazy = found.lazy
-        self._own_forwards |= own_forwards(zip(found.table.names, found.modules, strict=True))
+        self._gatherer.renew(zip(found.table.names, found.modules, strict=True))
         self._recorder = Recorder(found.table, found.modules, self._tape)
         self._held_out.detach()
         self._held_out = HeldOutSampler()
         self._books = Bookkeeper(found.table, found.modules, self._models.values())
         self._ring = Ring(found.table, self._size, self._recorder.dtype)
-        self._role_key = None
         self._baseline = self.heard = self._sized = None
         self._fresh = 0
 
@@ -439,7 +414,7 @@ class Watch:
             if set(found.modules) == set(self._recorder.modules):
                 self._recorder = self._recorder.reordered(found.table, found.modules)
                 self._books = self._books.reordered(found.table, found.modules)
-                self._role_key = None
+                self._gatherer.renew()
                 self._ring = Ring(found.table, self._size, self._recorder.dtype)
 
     def _first_baseline(self) -> Baseline:
