@@ -54,19 +54,19 @@ def measure(channels: Sequence[int]) -> dict[str, float]:
             producer_trains=(True,) * count, consumers=(("relu",),) * count, places=in_a_row(count)
         )
         watch._sampling.samples.append(make_sample(watch.layers, values=100_000))
-        monitor._absent = dict
-        for rule in monitor._book.rules:
+        monitor._session.absent = dict
+        for rule in monitor._session.book.rules:
             object.__setattr__(rule, "check", timed(rule.check, seconds[f"{rule.code} {rule.name}"]))
         for name, part in PARTS.items():
             setattr(watch, name, timed(getattr(watch, name), seconds[part]))
-        monitor._book.check = timed(monitor._book.check, seconds["all rules"])
-        monitor._check = timed(monitor._check, seconds["the check"])
+        monitor._session.book.check = timed(monitor._session.book.check, seconds["all rules"])
+        monitor._session.check = timed(monitor._session.check, seconds["the check"])
         for _ in range(WARM_UP + 10 * CHECKS):
             model.update()
             monitor.step()
         assert not monitor.alerts, monitor.alerts[0]
         medians = {part: 1e3 * statistics.median(each[-CHECKS:]) for part, each in seconds.items() if each}
-        monitor._book.rules.clear()
+        monitor._session.book.rules.clear()
     return medians
 
 

@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bnmonitor._text import nearest
-from bnmonitor.alerts import Alert, AlertBook
-from bnmonitor.blackbox import BlackBox
+from bnmonitor.alerts import Alert
 from bnmonitor.facts import RankStatistics
-from bnmonitor.frame import Window
-from bnmonitor.gathering import world_size
 from bnmonitor.layers import LayerTable
-from bnmonitor.needs import missing, unmet
 from bnmonitor.ranks import RankExchange
-from bnmonitor.responder import AlertError, BatchNormWarning, Responder, warn
-from bnmonitor.rules import Rule, Severity, Thresholds
+from bnmonitor.responder import AlertError, warn
+from bnmonitor.rules import Rule, Thresholds
 from bnmonitor.rules.thresholds import check_patterns
 from bnmonitor.runfacts import RunFacts
 from bnmonitor.series import SERIES
+from bnmonitor.session import Session
 from bnmonitor.settings import WARN, Action, Settings, as_models, as_optimizers
-from bnmonitor.sinks.base import Run, Sink, checked
+from bnmonitor.sinks.base import Sink, checked
 from bnmonitor.sinks.console import Console
 from bnmonitor.sinks.loggers import totals
 from bnmonitor.sinks.tensorboard import TensorBoard
 from bnmonitor.structure import Structure
-from bnmonitor.summary import Summary, empty, summarize
+from bnmonitor.summary import Summary
 from bnmonitor.watch import Watch
-
-logger = logging.getLogger("bnmonitor")
 
 Phase = Literal["validation", "test", "predict", "sanity"]
 _PHASES = ("validation", "test", "predict", "sanity")
-_LOG_EVERY = 50
 
 
 class Monitor:
@@ -142,22 +134,11 @@ class Monitor:
         )
         if not self._watch.waiting:
             check_patterns(self.settings.special_rules(), self.layers)
-        self._optimizers = as_optimizers(optimizer)
-        self._log_dir = None if log_dir is None else Path(log_dir)
-        self._book = AlertBook([])
-        self._responder = Responder(
-            _default_sinks(self._log_dir) if sinks is None else checked(sinks),
-            self.settings.actions(),
-            self._book.tell,
-            lambda: self._watch.steps[-1] if self._watch.steps else self._watch.count,
-        )
-        self._run: dict[str, Any] = {}
-        self._black_box: BlackBox | None = None
-        self._running = self._validated = False
-        self._broken = ""
-        self._log_every = _LOG_EVERY if log_every_n_steps is None else log_every_n_steps
-        self._framed = 0
-        if not self._watching:
+        folder = None if log_dir is None else Path(log_dir)
+        told = _default_sinks(folder) if sinks is None else checked(sinks)
+        self._session = Session(self.settings, self._watch, self._facts, told, folder)
+        self._session.optimizers = as_optimizers(optimizer)
+        if not self._session.watching:
             warn("the model has no BatchNorm layer: there is nothing to watch, training goes on without bnmonitor")
 
     # -- what it knows -------------------------------------------------------------------------------------------------
@@ -170,21 +151,21 @@ class Monitor:
     @property
     def alerts(self) -> tuple[Alert, ...]:
         """Every alert so far, in the order they opened; an index keeps its alert, whose state may change."""
-        return tuple(self._book.alerts)
+        return tuple(self._session.book.alerts)
 
     @property
     def running(self) -> bool:
         """Whether it was started and not yet closed."""
-        return self._running
+        return self._session.running
 
     @property
     def should_stop(self) -> bool:
         """Set by ``on_alert="stop"``: the training loop should end."""
-        return self._responder.should_stop
+        return self._session.responder.should_stop
 
     @should_stop.setter
     def should_stop(self, value: bool) -> None:
-        self._responder.should_stop = value
+        self._session.responder.should_stop = value
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -195,7 +176,8 @@ class Monitor:
     @property
     def black_boxes(self) -> tuple[Path, ...]:
         """Files with the whole window of all layers at the moment an error opened; :func:`bnmonitor.blackbox.read`."""
-        return () if self._black_box is None else tuple(self._black_box.files)
+        box = self._session.black_box
+        return () if box is None else tuple(box.files)
 
     @property
     def ranks(self) -> RankStatistics | None:
@@ -205,8 +187,7 @@ class Monitor:
     @property
     def skipped(self) -> dict[str, str]:
         """Rules whose needs are not met now, by name, with the reason; they run as soon as they are."""
-        absent = self._absent()
-        return {rule.name: why for rule in self.settings.chosen_rules() if (why := unmet(rule.needs, absent))}
+        return self._session.skipped()
 
     def history(self, layer: str, statistic: str) -> Tensor:
         """Return a statistic of a layer over the window.
@@ -234,7 +215,7 @@ class Monitor:
 
     def summary(self, epoch: int | None = None) -> Summary:
         """Return how every layer is now: what the console's table shows."""
-        return self._summarize(self._watch.window(self._optimizers, self._facts), epoch)
+        return self._session.summary(epoch)
 
     def structure(self) -> Structure:
         """Return where each layer sits in the network, as the autograd graphs of the sampled steps told.
@@ -248,9 +229,7 @@ class Monitor:
 
     def start(self) -> Monitor:
         """Begin to watch, or begin again; layers that were replaced since are found anew."""
-        if not self._running:
-            self._running, self._broken = True, ""
-            self._guard(self._start, idle=True)
+        self._session.begin()
         return self
 
     def step(self, global_step: int | None = None) -> None:
@@ -263,11 +242,11 @@ class Monitor:
             RuntimeError: The monitor was not started.
             AlertError: An alert opened whose action is ``"raise"``.
         """
-        if not self._running:
+        if not self.running:
             raise RuntimeError("Monitor.step() was called before start(): write `with monitor:`, or call start() first")
         if global_step is not None and (isinstance(global_step, bool) or not isinstance(global_step, int)):
             raise TypeError(f"global_step={global_step!r} must be an int, or None to count calls")
-        self._guard(self._step, self._watch.count if global_step is None else global_step)
+        self._session.guard(self._session.step, self._watch.count if global_step is None else global_step)
 
     @contextmanager
     def evaluation(self, phase: Phase = "validation") -> Iterator[None]:
@@ -290,31 +269,19 @@ class Monitor:
         if phase not in _PHASES:
             known = ", ".join(map(repr, _PHASES))
             raise ValueError(f"evaluation phase {phase!r} is not known{nearest(str(phase), _PHASES)}; it takes {known}")
-        self._validated |= phase in ("validation", "test")
-        self._guard(self._check, phase)
-        self._guard(self._watch.pause, phase)
+        self._session.begin_evaluation(phase)
 
     def end_evaluation(self) -> None:
         """Leave what :meth:`begin_evaluation` entered."""
-        self._guard(self._end_evaluation)
+        self._session.guard(self._session.end_evaluation)
 
     def end_epoch(self, epoch: int | None = None) -> None:
         """Check what is still unchecked, and let the sinks show the state."""
-        self._guard(self._end_epoch, epoch)
+        self._session.guard(self._session.end_epoch, epoch)
 
     def close(self) -> None:
         """Check what is still unchecked, show the summary, and leave no hook behind. May be called twice."""
-        try:
-            self._guard(self._judge, "", True)
-        finally:
-            self._watch.end()
-            try:
-                self._guard(self._close_sinks)
-                if self._running and self._broken:
-                    self._responder.tell("close", empty(self.layers, self.alerts, {"every rule": self._broken}))
-            finally:
-                self._running = False
-                self._watch.leave_ranks()
+        self._session.close()
 
     def __enter__(self) -> Monitor:
         return self.start()
@@ -330,18 +297,18 @@ class Monitor:
 
     def connect(self, **run: Any) -> None:
         """Tell the sinks of the run: fields of :class:`bnmonitor.sinks.Run`, before :meth:`start`."""
-        self._run = run
+        self._session.run |= run
 
     def watch_optimizers(self, optimizers: Optimizer | Sequence[Optimizer] | None) -> None:
         """Set the optimizers, where they are made later than the monitor."""
-        self._optimizers = as_optimizers(optimizers)
+        self._session.optimizers = as_optimizers(optimizers)
 
     def learn(self, **facts: Any) -> None:
         """Take over facts of the run that were not known at construction, by the names of its arguments.
 
         Besides, ``batches`` is how many batches an epoch takes from ``train_loader``. What is None stays as it is.
         """
-        self._guard(partial(self._facts.update, **facts), idle=True)
+        self._session.guard(partial(self._facts.update, **facts), idle=True)
 
     def share_ranks(self, overwrites: Callable[[], bool] | None = None) -> None:
         """Let the processes that train together tell each other their statistics at every logged step.
@@ -357,152 +324,24 @@ class Monitor:
 
     def saw_loss(self, loss: Any) -> None:
         """Look at the graph behind a loss, before its backward; of use where the model's own forward is not called."""
-        self._guard(self._watch.saw_loss, loss)
+        self._session.guard(self._watch.saw_loss, loss)
 
     def totals(self) -> dict[str, float]:
         """Return the few numbers that a stopping or saving callback may watch; none once watching has failed."""
         found: dict[str, float] = {}
-        self._guard(lambda: found.update(totals(self.summary())), idle=True)
+        self._session.guard(lambda: found.update(totals(self.summary())), idle=True)
         return found
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters, baselines and alerts as plain types and tensors."""
-        return {"version": 1, "watch": self._watch.state_dict(), "book": self._book.state_dict()}
+        return {"version": 1, "watch": self._watch.state_dict(), "book": self._session.book.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned."""
         self._watch.load_state_dict(state["watch"])
-        self._book.load_state_dict(state["book"])
-        self._guard(self._watch.begin)
-
-    # -- the wiring ----------------------------------------------------------------------------------------------------
-
-    @property
-    def _watching(self) -> bool:
-        return bool(len(self.layers)) or self._watch.waiting
-
-    def _absent(self) -> dict[str, str]:
-        """What rules may need and is not there now, with the reason."""
-        loader = None if self._facts.unreadable else self._facts.train_loader is not None
-        absent = missing(
-            tracking=not len(self.layers) or any(self.layers.tracking),
-            affine=not len(self.layers) or any(self.layers.affine),
-            unsampled=self._watch.unsampled,
-            untraced=self._watch.untraced,
-            optimizers=bool(self._optimizers),
-            loader=loader,
-            scaler=self._facts.scaler is not None,
-            validated=self._validated,
-            probe=self.settings.probe,
-            ranks=world_size() > 1,
-            exchange=self._watch.shares,
-        )
-        return {**absent, "probe": self._watch.unprobed} if self._watch.unprobed else absent
-
-    def _guard(self, call: Callable[..., object], *args: Any, idle: bool = False) -> None:
-        """Run a part of the monitor; should it fail, say so once and let training go on without it.
-
-        Without a layer to watch it is run only if ``idle``.
-        """
-        if self._broken or not self._running or not (idle or self._watching):
-            return
-        try:
-            call(*args)
-        except (AlertError, BatchNormWarning):
-            raise
-        except Exception as error:
-            self._broken = f"bnmonitor stopped watching, training goes on: {type(error).__name__}: {error}"
-            self._watch.end()
-            logger.debug("bnmonitor stopped watching", exc_info=True)
-            warn(self._broken)
-
-    def _start(self) -> None:
-        self._watch.begin()
-        if not self._watching:
-            return
-        run = {"log_dir": self._log_dir, **self._run}
-        if self._black_box is None and run["log_dir"] is not None:
-            self._black_box = BlackBox(Path(run["log_dir"]))
-        chosen = self.settings.chosen_rules()
-        self._book.rules = [rule for rule in chosen if rule.code not in self._book.broken]
-        self._book.special = self.settings.special_rules()
-        self._responder.tell("open", Run(layers=self.layers, sinks=self._responder.sinks, **run))
-
-    def _step(self, number: int) -> None:
-        self._watch.step(number, _learning_rate(self._optimizers))
-        self._facts.step(number)
-        count = self._watch.count
-        if self._watch.full or count == 1 or count % self.settings.check_every_n_steps == 0:
-            self._check()
-        if self._log_every and (count == 1 or count % self._log_every == 0) and self._watch.steps:
-            self._frame()
-
-    def _summarize(self, window: Window | None, epoch: int | None = None) -> Summary:
-        if window is None:
-            return empty(self.layers, self.alerts, self.skipped)
-        return summarize(window, self.alerts, self.skipped, epoch)
-
-    def _frame(self, *, last: bool = False) -> None:
-        self._framed = self._watch.count
-        window = self._watch.window(self._optimizers, self._facts, wait=False)
-        self._responder.tell("frame", self._summarize(window))
-        if self._watch.exchange is not None and window is not None and not last:
-            self._watch.exchange.offer(window)
-
-    def _check(self, evaluation: str = "", *, wait: bool = False) -> None:
-        """See whether the layers are still the same, and judge the steps since the last check.
-
-        Without ``wait``, those that are still on their way from an accelerator are left to the next check, but for an
-        evaluation, which is judged by the state it begins with.
-        """
-        if self._watch.renewed():
-            logger.info("the model's layers have changed: %d are watched from here on", len(self.layers))
-        else:
-            self._judge(evaluation, wait=wait or bool(evaluation))
-
-    def _end_evaluation(self) -> None:
-        self._watch.resume()
-        if self._watch.news:
-            self._judge()
-
-    @torch.no_grad()
-    def _judge(self, evaluation: str = "", end: bool = False, *, wait: bool = True) -> None:
-        window = self._watch.window(self._optimizers, self._facts, evaluation, wait=wait)
-        if window is None or not (window.fresh or self._watch.news or evaluation or end):
-            return
-        window = self._watch.counted(window)
-        news = bool(window.fresh) or self._watch.news
-        times = {"check": news, "evaluation": bool(evaluation), "end": end}
-        events = self._book.check(window, self._absent(), [moment for moment, now in times.items() if now])
-        self._watch.judged(window, self._book.held(self.layers))
-        if self._black_box is not None:
-            for alert in events:
-                if alert.state == "open" and alert.severity is Severity.ERROR:
-                    self._black_box.write(window, alert)
-        self._responder.announce(events)
-
-    def _end_epoch(self, epoch: int | None) -> None:
-        self._check(wait=True)
-        self._watch.epoch_steps = self._watch.epoch_steps or self._watch.count
-        if self._watch.steps:
-            self._responder.tell("epoch", self.summary(epoch))
-
-    def _close_sinks(self) -> None:
-        if self._black_box is not None:
-            self._black_box.close()
-            for error in self._black_box.failures():
-                self._responder.report("the black box", error)
-        if self._log_every and self._framed < self._watch.count and self._watch.steps:
-            self._frame(last=True)
-        self._responder.tell("close", self.summary())
+        self._session.book.load_state_dict(state["book"])
+        self._session.guard(self._watch.begin)
 
 
 def _default_sinks(log_dir: Path | None) -> list[Sink]:
     return [Console(), *([TensorBoard(log_dir)] if log_dir is not None else [])]
-
-
-def _learning_rate(optimizers: Sequence[Optimizer]) -> float:
-    """The largest learning rate in force; NaN if unknown, or on a device that reading it would have to wait for."""
-    rates = [g.get("lr") for o in optimizers for g in o.param_groups]
-    known = [float(r) for r in rates if r is not None and not (isinstance(r, Tensor) and r.device.type != "cpu")]
-    return max(known, default=float("nan"))

@@ -57,6 +57,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("sinks",),
     ("settings",),
     ("responder",),
+    ("session",),
     ("monitor",),
     ("answers",),
     ("callback",),

@@ -264,7 +264,7 @@ def test_trainer_tells_its_loaders_and_its_accumulation_by_itself() -> None:
     assert facts.train_loader == Loader(batch_size=16, samples=50, drop_last=False, shuffled=True)
     assert facts.train_loader.leftover == 2
     assert (facts.accumulate, facts.scaler) == (2, None)
-    assert "loader" not in monitor._absent()
+    assert "loader" not in monitor._session.absent()
     cut = fit(limit_train_batches=2)._facts.train_loader
     assert cut is not None
     assert cut.leftover == 0

@@ -322,7 +322,7 @@ def test_wandb_is_told_through_the_trainers_logger() -> None:
     monitor = Monitor(a_model(), sinks=[], on_alert={"error": ["wandb", "log"], "warning": "log"})
     monitor.connect(loggers=[object(), WandbLogger()])
     with monitor:
-        monitor._responder.announce([an_alert(severity=Severity.ERROR), an_alert(severity=Severity.WARNING)])
+        monitor._session.responder.announce([an_alert(severity=Severity.ERROR), an_alert(severity=Severity.WARNING)])
     [told] = WandbLogger.experiment.alerts
     assert (told["title"], told["level"]) == ("BN106 variance-explosion", "ERROR")
     assert "fix: lower the peak" in told["text"]
