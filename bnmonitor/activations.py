@@ -97,9 +97,12 @@ class Sampler:
         self.interrupted = True
         self._release()
 
-    @torch.no_grad()
     def _saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._tracer.saw(module, args, output)
+        self._reduce(module, args, output)
+
+    @torch.no_grad()
+    def _reduce(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
             return
         seen = self._seen.setdefault(id(module), _Seen())
