@@ -15,7 +15,7 @@ from bnmonitor.frame import Moments, Sample
 from bnmonitor.hooks import Hook, recomputing
 from bnmonitor.layers import LayerTable
 from bnmonitor.mixture import MOST_CALLS, CallMoments, apart
-from bnmonitor.moments import between, finish, merge, merge_between, padding, reduce
+from bnmonitor.moments import between, finish, merge, merge_between, padding, reduce, unevenness
 from bnmonitor.probe import Probe
 from bnmonitor.roles import Strays
 from bnmonitor.structure import Structure
@@ -125,7 +125,8 @@ class Sampler:
                     spread = between(x)
                     seen.between = spread if seen.between is None else merge_between(seen.between, spread)
                     if module.training and len(seen.inputs) < MOST_CALLS:
-                        seen.inputs.append(CallMoments(x.shape[0], new, spread))
+                        uneven = unevenness(x) if seen.inputs else None
+                        seen.inputs.append(CallMoments(x.shape[0], new, spread, uneven))
         if x.dim() == 3 and x.numel():
             ends = padding(x)
             seen.padding = ends if seen.padding is None else seen.padding + ends

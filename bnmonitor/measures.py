@@ -172,6 +172,12 @@ def synced(window: Window) -> Tensor:
     return mask
 
 
+def trunk(window: Window, judged: Tensor) -> Tensor:
+    """Those of the layers ``[L]`` that see several positions of each sample; all of them if none does."""
+    spread = judged & (window.baseline.values > window.baseline.sizes)
+    return spread if spread.any() else judged
+
+
 SHORT = 10
 """Steps over which a layer's unrest is measured, if fewer are new."""
 
