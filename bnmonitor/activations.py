@@ -14,7 +14,7 @@ from bnmonitor.compiled import when_compiling
 from bnmonitor.hooks import Hook, recomputing
 from bnmonitor.layers import LayerTable
 from bnmonitor.mixture import MOST_CALLS, CallMoments, apart
-from bnmonitor.moments import between, finish, merge, merge_between, padding, reduce
+from bnmonitor.moments import between, finish, merge, merge_between, padding, reduce, unevenness
 from bnmonitor.probe import Probe
 from bnmonitor.roles import Strays
 from bnmonitor.samples import Moments, Sample
@@ -97,9 +97,12 @@ class Sampler:
         self.interrupted = True
         self._release()
 
-    @torch.no_grad()
     def _saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._tracer.saw(module, args, output)
+        self._reduce(module, args, output)
+
+    @torch.no_grad()
+    def _reduce(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
             return
         seen = self._seen.setdefault(id(module), _Seen())
@@ -122,7 +125,8 @@ class Sampler:
                     spread = between(x)
                     seen.between = spread if seen.between is None else merge_between(seen.between, spread)
                     if module.training and len(seen.inputs) < MOST_CALLS:
-                        seen.inputs.append(CallMoments(x.shape[0], new, spread))
+                        uneven = unevenness(x) if seen.inputs else None
+                        seen.inputs.append(CallMoments(x.shape[0], new, spread, uneven))
         if x.dim() == 3 and x.numel():
             ends = padding(x)
             seen.padding = ends if seen.padding is None else seen.padding + ends

@@ -74,6 +74,7 @@ class Call:
         shape: Of its input.
         features: Last axis of its output.
         training: Its mode.
+        graded: Whether gradients were on, so that a call without a graph has nothing to train in it or before it.
     """
 
     module: nn.Module
@@ -83,6 +84,7 @@ class Call:
     shape: tuple[int, ...]
     features: int
     training: bool
+    graded: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -15,6 +15,12 @@ from bnmonitor.moments import looked_at
 LAG = 4
 """Steps between the batches that show blocks of batches that are alike."""
 
+EDGES_BENT = 1.5
+"""What a step shows in successive differences, over what it shows in second ones: 1 / 2 over 2 / 6."""
+
+WALK = 1.5
+"""Between 1 and 2: how much more second differences are over twice as many steps, in blocks and in a random walk."""
+
 LEAST_PAIRS = 50
 """Differences of batches that a number rests on."""
 
@@ -33,7 +39,7 @@ class Independence:
         excess: Variance of the batch mean from batch to batch, over what independent samples would give: about 1 if
             they are.
         chance: What that may be by chance, 3.5 standard errors of its log away from 1.
-        share: Part of the variance between samples that their batches explain (the intraclass correlation).
+        share: Part of the variance of the input that its batches explain beyond independence.
         alternation: Correlation of the means of two successive batches, a trend removed.
     """
 
@@ -56,9 +62,12 @@ def independence(window: Window) -> Independence:
     (von Neumann 1941), and from second differences four steps apart, in which a drift at any constant speed cancels:
     the weights before the layer move while it is watched. Blocks of like batches show in these, at most four times as
     much as in successive ones, since the edge of a block is one pair of neighbors and four pairs four steps apart. What
-    is beyond that is a drift, but for a layer on the input itself, before which nothing moves. For any other layer the
-    samples must have been taken after its warm-up: how much of the variance lies between samples changes with what the
-    weights before it look at, and most in the first steps.
+    is beyond that is a drift, but for a layer on the input itself, before which nothing moves.
+
+    For any other layer, what grows when it is taken over twice as many steps is a wander of the weights as well, which
+    dwarfs the rest where the mean of the input dwarfs what its samples differ by. And the samples must have been taken
+    after its warm-up: how much of the variance lies between samples changes with what the weights before it look at,
+    and most in the first steps.
     """
     layers, sample, structure = window.layers, window.sample, window.facts.structure
     rows = torch.full((4, len(layers)), torch.nan, dtype=torch.float64, device="cpu")
@@ -85,12 +94,10 @@ def independence(window: Window) -> Independence:
         if not good.any():
             continue
         x, expected = x[:, good], expected[good]
-        successive = (x[1:] - x[:-1]).square() / 2
-        near = plan.ratio(successive, expected, 2)
-        far = plan.ratio((x[2 * LAG :] - 2 * x[LAG:-LAG] + x[: -2 * LAG]).square() / 6, expected, 3)
+        near = plan.ratio((x[1:] - x[:-1]).square() / 2, expected, 2)
+        far = plan.ratio(_bends(x, LAG), expected, 3)
         if not still[layer]:
-            edges = near if plan.left_out is not None else float((successive.mean(0) / expected).median())
-            far = min(far, 1 + LAG * (edges - 1))
+            near, far = _without_drift(x, expected, plan, near, far)
         excess = max(near, far)
         draws = len(x) * (size - 1) if one_value else looked_at(int(sample.size[layer])) - 1
         if draws < LEAST_DRAWS:
@@ -100,7 +107,8 @@ def independence(window: Window) -> Independence:
         tails = float(sample.input.kurtosis[span].double()[good].nan_to_num(3.0).clamp(min=3.0).median())
         result.chance[layer] = math.exp(3.5 * math.sqrt(3 / len(x) + (tails - 1) / max(draws, 1)))
         result.excess[layer], result.alternation[layer] = excess, _alternation(x)
-        result.share[layer] = max(excess - 1, 0) / (max(excess - 1, 0) + size)
+        explained = max(excess - 1, 0) * float(expected.median())
+        result.share[layer] = explained / (1 + explained)
     return result
 
 
@@ -145,6 +153,31 @@ def _plan(window: Window, layer: int) -> _Plan | None:
     if left < loader.batch_size / 2 and loader.batches > FEW_BATCHES:
         return _Plan(1.0, math.ceil(len(window) / loader.batches))
     return _Plan(1 + (loader.batch_size / left - 1) / loader.batches, 0)
+
+
+def _bends(x: Tensor, lag: int) -> Tensor:
+    """Squares of the second differences of ``[T, C]``, which have the variance of independent rows as their mean."""
+    return (x[2 * lag :] - 2 * x[lag:-lag] + x[: -2 * lag]).square() / 6
+
+
+def _without_drift(x: Tensor, expected: Tensor, plan: _Plan, near: float, far: float) -> tuple[float, float]:
+    """Take the drift of the weights out of what ``[T, C]`` differ by between neighbors, and four steps apart.
+
+    Second differences of neighbors are free of constant speed; their growth from one step to two is that of a random
+    walk. Of what is seen four steps apart, blocks of batches explain no more than their edges; and most neighbors in a
+    block differ like independent batches, where a walk goes on at every step, and is twice as much eight steps apart.
+    """
+    steps, bends = (x[1:] - x[:-1]).square() / 2, _bends(x, 1)
+    bent = plan.ratio(bends, expected, 3)
+    if plan.left_out is None:  # in a median over the steps, the edges of blocks would be lost
+        edges, turns = (float((d.mean(0) / expected).median()) for d in (steps, bends))
+    else:
+        edges, turns = near, bent
+    near = min(near, bent) - max(0.0, plan.ratio(_bends(x, 2), expected, 3) - bent)
+    usual = float((steps.sum(1) / expected.sum()).median())
+    if usual > WALK and plan.ratio(_bends(x, 2 * LAG), expected, 3) > WALK * far:
+        return near, near
+    return near, min(far, 1 + LAG * (min(edges, EDGES_BENT * turns) - 1))
 
 
 def _rounding(window: Window, layer: int) -> Tensor:

@@ -172,6 +172,12 @@ def synced(window: Window) -> Tensor:
     return mask
 
 
+def trunk(window: Window, judged: Tensor) -> Tensor:
+    """Those of the layers ``[L]`` that see several positions of each sample; all of them if none does."""
+    spread = judged & (window.baseline.values > window.baseline.sizes)
+    return spread if spread.any() else judged
+
+
 def _some(values: Tensor, window: Window) -> Tensor:
     """The channels that stand for their layers: ``[..., C]`` to ``[..., S]``."""
     some = window.layers.some

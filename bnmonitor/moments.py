@@ -116,6 +116,19 @@ def between(x: Tensor) -> Tensor:
     return torch.stack([torch.full_like(mean, len(means)), origin + mean, squares])
 
 
+def unevenness(x: Tensor) -> Tensor | None:
+    """Variance, over its square, of what one sample of ``[N, C, ...]`` makes of the variance: ``[C]``.
+
+    Of as many samples as :func:`between` looks at; None for fewer than :data:`LEAST_SAMPLES`, or of one value each.
+    """
+    if x.dim() < 3 or x.shape[0] < LEAST_SAMPLES:
+        return None
+    x = _part(x, x.shape[0] // LEAST_SAMPLES).flatten(2)
+    x = x if x.dtype == torch.float64 else x.float()
+    own = (x - x.mean((0, 2), keepdim=True)).square_().mean(2)
+    return torch.div(own.var(0), own.mean(0).square())
+
+
 def padding(x: Tensor) -> Tensor:
     """Count the positions of ``[N, C, L]`` at constant ends, where all channels stay as they are to the last position.
 

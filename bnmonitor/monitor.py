@@ -22,7 +22,7 @@ from bnmonitor.rules.thresholds import check_patterns
 from bnmonitor.runfacts import RunFacts
 from bnmonitor.series import SERIES
 from bnmonitor.session import Session
-from bnmonitor.settings import WARN, Action, Settings, as_models, as_optimizers
+from bnmonitor.settings import WARN, Action, Settings, as_folder, as_models, as_optimizers
 from bnmonitor.sinks.base import Sink, checked
 from bnmonitor.sinks.console import Console
 from bnmonitor.sinks.loggers import totals
@@ -134,7 +134,7 @@ class Monitor:
         )
         if not self._watch.waiting:
             check_patterns(self.settings.special_rules(), self.layers)
-        folder = None if log_dir is None else Path(log_dir)
+        folder = as_folder(log_dir)
         told = _default_sinks(folder) if sinks is None else checked(sinks)
         self._session = Session(self.settings, self._watch, self._facts, told, folder)
         self._session.optimizers = as_optimizers(optimizer)
@@ -236,7 +236,7 @@ class Monitor:
         """Look at the training batch that has just ended.
 
         Args:
-            global_step: The number of the step; None: count calls from 0.
+            global_step: The number of the step; None: the one after the last, from 0.
 
         Raises:
             RuntimeError: The monitor was not started.
@@ -244,9 +244,12 @@ class Monitor:
         """
         if not self.running:
             raise RuntimeError("Monitor.step() was called before start(): write `with monitor:`, or call start() first")
-        if global_step is not None and (isinstance(global_step, bool) or not isinstance(global_step, int)):
-            raise TypeError(f"global_step={global_step!r} must be an int, or None to count calls")
-        self._session.guard(self._session.step, self._watch.count if global_step is None else global_step)
+        if global_step is not None:
+            if isinstance(global_step, bool) or not isinstance(global_step, int):
+                raise TypeError(f"global_step={global_step!r} must be an int, or None to count calls")
+            if global_step < 0:
+                raise ValueError(f"global_step={global_step!r} must be 0 or more, or None to count calls")
+        self._session.guard(self._session.step, self._watch.number if global_step is None else global_step)
 
     @contextmanager
     def evaluation(self, phase: Phase = "validation") -> Iterator[None]:
@@ -337,7 +340,15 @@ class Monitor:
         return {"version": 1, "watch": self._watch.state_dict(), "book": self._session.book.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned."""
+        """Go on from what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        if not {"watch", "book"} <= set(state):
+            raise ValueError(
+                f"the state is not one of Monitor.state_dict(), it has {sorted(map(str, state)) or 'nothing'}"
+            )
         self._watch.load_state_dict(state["watch"])
         self._session.book.load_state_dict(state["book"])
         self._session.guard(self._watch.begin)

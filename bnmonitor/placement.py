@@ -61,7 +61,7 @@ def structure_of(
         seen = [call for call in mine.get(i, ()) if call.top is not None]
         if not seen:
             places.append(Place(blind=_why_blind(mine.get(i, ()))))
-            trains.append(None)
+            trains.append(None if not mine.get(i) or any(not call.graded for call in mine[i]) else False)
             consumers.append(None)
             continue
         dark = [c for c in calls[: calls.index(seen[0])] if c.top is None]
@@ -105,9 +105,10 @@ def _calls_of(calls: Sequence[Call], layers: Mapping[int, int]) -> dict[int, lis
 def _why_blind(calls: Sequence[Call]) -> str:
     if not calls:
         return "not called in the sampled steps"
-    if calls[0].training:
+    if calls[0].training and not calls[0].graded:
         return "called without a graph, as in a reentrant checkpoint or under no_grad"
-    return "called in evaluation mode without a graph: nothing in it or before it is trained"
+    mode = "" if calls[0].training else "in evaluation mode "
+    return f"called {mode}without a graph: nothing in it or before it is trained"
 
 
 def _above(graph: Graph) -> dict[Any, _Above]:

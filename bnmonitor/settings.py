@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from torch import nn
@@ -138,6 +140,17 @@ def as_models(model: object) -> dict[str, nn.Module]:
     if isinstance(model, Mapping) and model and all(isinstance(m, nn.Module) for m in model.values()):
         return {str(name): module for name, module in model.items()}
     raise TypeError(f"model must be a torch.nn.Module or a mapping of names to modules, got {type(model).__name__}")
+
+
+def as_folder(log_dir: object) -> Path | None:
+    """Return where files go, or None for nowhere.
+
+    Raises:
+        TypeError: It is no path.
+    """
+    if log_dir is not None and not isinstance(log_dir, str | PathLike):
+        raise TypeError(f"log_dir={log_dir!r} must be a path, or None to write nothing")
+    return None if log_dir is None else Path(log_dir)
 
 
 def as_optimizers(optimizer: object) -> list[Optimizer]:

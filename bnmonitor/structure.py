@@ -177,10 +177,11 @@ class Structure:
             pairs = zip(old, getattr(self, name), getattr(older, name), strict=True)
             return tuple(then if blind else now for blind, now, then in pairs)
 
+        trains = zip(self.producer_trains, filled("producer_trains"), strict=True)
         bare = {b.name: b for b in (*older.bare, *self.bare)}
         return replace(
             self,
-            producer_trains=filled("producer_trains"),
+            producer_trains=tuple(then if now is None else now for now, then in trains),
             consumers=filled("consumers"),
             places=filled("places"),
             bare=tuple(bare.values()),

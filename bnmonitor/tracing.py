@@ -78,8 +78,9 @@ class Tracer:
     def take(self, layers: Sequence[nn.Module], names: Sequence[str]) -> None:
         """Describe the step that has just ended, and let go of its graph."""
         at = {id(module): i for i, module in enumerate(layers)}
-        tops = [c.top for c in self._calls if id(c.module) in at and c.top is not None]
-        if tops:
+        mine = [call for call in self._calls if id(call.module) in at]
+        tops = [call.top for call in mine if call.top is not None]
+        if tops or any(call.graded for call in mine):
             graph = Graph([*self._ends, *tops], at, self._calls, self._owners)
             new = structure_of(graph, self._calls, at, names=names, doubled=self._doubled)
             self.structure = new if self.structure is None else new.completed(self.structure)
@@ -104,6 +105,7 @@ class Tracer:
                 shape=tuple(x.shape),
                 features=out.shape[-1] if out.dim() else 0,
                 training=module.training,
+                graded=torch.is_grad_enabled(),
             )
         )
         if out.grad_fn is not None and module.training and module._buffers:

@@ -68,6 +68,8 @@ class Watch:
         self._restored: Mapping[str, Any] | None = None
         self.count = 0
         """Training steps seen."""
+        self.number = 0
+        """Number of the step after the last, unless it is given one."""
         self.exchange: RankExchange | None = None
         """How this process hears of the others, if it does."""
         self.shares = False
@@ -159,6 +161,7 @@ class Watch:
     def step(self, number: int, rate: float) -> None:
         """Record the training step that has just ended."""
         self.count += 1
+        self.number = number + 1
         self._evaluations = 0
         if self.exchange is not None:
             self.exchange.stepped()
@@ -325,10 +328,11 @@ class Watch:
     def state_dict(self) -> dict[str, Any]:
         """Return counters, baseline and, if it is not too large, the window, as plain types and tensors."""
         if self._baseline is None and self._restored is not None:
-            return {**self._restored, "count": self.count}
+            return {**self._restored, "count": self.count, "number": self.number}
         self.collect()
         return {
             "count": self.count,
+            "number": self.number,
             "layers": list(self.layers.names),
             "channels": list(self.layers.channels),
             "baseline": self._baseline.save() if self._baseline is not None else None,
@@ -341,6 +345,7 @@ class Watch:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned."""
         self.count = state["count"]
+        self.number = state.get("number", self.count)
         self.epoch_steps = state.get("epoch_steps", 0)
         self._take(self._find(names=state["layers"]))
         self._restored, self._baseline = state, None

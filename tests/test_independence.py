@@ -46,6 +46,11 @@ def runs(length: int, height: float) -> Tensor:
     return levels.repeat_interleave(length, 0)[:64]
 
 
+def walk(step: float) -> Tensor:
+    """What weights that wander add to the means, in each channel on its own."""
+    return step * torch.randn(64, 8, generator=torch.Generator().manual_seed(2)).cumsum(0)
+
+
 @pytest.mark.parametrize("loader", [EVEN, Loader(), None], ids=["loader", "own batch sampler", "unknown"])
 @pytest.mark.parametrize(
     ("mean", "severity"),
@@ -69,6 +74,8 @@ def test_batches_that_differ_too_much_are_found(mean: Tensor, severity: Severity
         pytest.param(made(NOISE + 6 * SLOPE), id="drift"),
         pytest.param(made(NOISE + 3 * SLOPE.square()), id="accelerating"),
         pytest.param(made(NOISE + 0.3 * torch.sin(10 * SLOPE)), id="swinging"),
+        pytest.param(made(NOISE + walk(0.3)), id="walk"),
+        pytest.param(made(NOISE + walk(0.15).cumsum(0) / 3), id="walk with momentum"),
         pytest.param(made(NOISE[:48] * 5), id="few steps"),
         pytest.param(made(NOISE * 5, chain=False), id="unknown structure"),
         pytest.param(made(NOISE * 5, training=False), id="frozen"),
@@ -195,6 +202,30 @@ def fit(
 )
 def test_batches_in_no_order_are_left_in_peace(given: dict[str, Any]) -> None:
     assert {code: alert.message for code, alert in fit(**given).items()} == {}
+
+
+@pytest.mark.parametrize(
+    ("mean", "optimizer"),
+    [(2.0, {"lr": 0.2}), (2.0, {"lr": 0.05, "momentum": 0.9}), (5.0, {"lr": 0.05, "momentum": 0.9})],
+)
+def test_weights_that_wander_on_an_input_that_is_not_centered_are_no_order(mean: float, optimizer: Any) -> None:
+    torch.manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
+    kinds = 0.5 * torch.randn(4, 3, 8, 8, generator=generator)
+    model = nn.Sequential()
+    for channels in (3, 16, 16):
+        model.extend([nn.Conv2d(channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()])
+    model.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)])
+    sgd = torch.optim.SGD(model.parameters(), **optimizer)
+    with Monitor(model, optimizer=sgd, sinks=[], on_alert="log") as monitor:
+        for _ in range(200):
+            target = torch.randint(4, (32,), generator=generator)
+            inputs = mean + kinds[target] + torch.randn(32, 3, 8, 8, generator=generator)
+            sgd.zero_grad()
+            nn.functional.cross_entropy(model(inputs), target).backward()
+            sgd.step()
+            monitor.step()
+    assert [alert.message for alert in monitor.alerts if alert.code == "BN601"] == []
 
 
 @pytest.mark.parametrize(

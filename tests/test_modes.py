@@ -517,6 +517,7 @@ def test_functional_normalizations_and_a_network_of_its_own_are_no_strays() -> N
 
 @pytest.mark.parametrize(("shift", "severity"), [(1.0, Severity.WARNING), (6.0, Severity.ERROR)])
 def test_bn502_two_domains_in_two_calls(shift: float, severity: Severity) -> None:
+    torch.manual_seed(1)
     model = net()
     trial = Trial(model)
     with trial.monitor:
@@ -530,6 +531,30 @@ def test_bn502_two_scales_in_two_calls() -> None:
     with trial.monitor:
         trial.steps(40, lambda x: (model(x) + model(x * 3)) / 2)
         assert_only(trial, "BN502", ("1",), Severity.ERROR, 0)
+
+
+@pytest.mark.parametrize(("contrast", "number", "says"), [(0.0, 32, True), (0.7, 32, False), (0.0, 8, False)])
+def test_bn502_tells_scales_apart_where_the_samples_of_a_call_are_alike(
+    contrast: float, number: int, says: bool
+) -> None:
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        x = x[:number] * torch.exp(contrast * torch.randn(number, 1, 1, 1))
+        result: Tensor = (model(x) + model(1.5 * x.roll(1, 0))) / 2
+        return result.repeat(32 // number, 1)
+
+    trial = Trial(net(), ignore=("small-batch",))
+    with trial.monitor:
+        trial.steps(40, lambda x: forward(trial.model, x))
+    assert ("BN502" in trial.told) is says
+
+
+def test_bn502_is_silent_where_single_samples_rule_the_variance() -> None:
+    trial = Trial(net(), sample_every_n_steps=5)
+    with trial.monitor:
+        for _ in range(120):
+            scales = torch.exp(0.7 * torch.randn(2, 32, 1, 1, 1))
+            trial.steps(1, lambda x, s=scales: (trial.model(x * s[0]) + trial.model(x.roll(1, 0) * s[1])) / 2)
+    assert "BN502" not in trial.told
 
 
 def test_bn502_says_that_a_critic_sees_real_and_fake_apart_and_warns_once_it_is_evaluated() -> None:

@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from bnmonitor import Monitor
 from bnmonitor.cli import main
-from bnmonitor.report.compare import cliffs_delta
+from bnmonitor.report.compare import Change, Comparison, cliffs_delta
 from bnmonitor.report.read import Report, read
 from bnmonitor.report.show import markdown, terminal
 from bnmonitor.sinks import TensorBoard
@@ -223,6 +225,17 @@ def test_a_fix_is_told_from_a_regression(runs: Path) -> None:
     assert "BN101" in said
     code, said = run("compare", runs / "healthy", runs / "sick", "--fail-on", "never")
     assert code == 0
+
+
+def test_a_layer_whose_health_got_better_is_not_worse() -> None:
+    def change(layer: str, statistic: str, verdict: Any) -> Change:
+        return Change(layer=layer, statistic=statistic, before=0.0, after=1.0, delta=1.0, verdict=verdict)
+
+    changes = (change("a", "health", "better"), change("a", "gap", "worse"), change("b", "gap", "worse"))
+    nothing: dict[str, Any] = {f.name: () for f in fields(Comparison)}
+    found = Comparison(**{**nothing, "changes": changes})
+    assert [c.layer for c in found.worse] == ["b"]
+    assert found.headline().endswith("1 layer better, 1 layer worse")
 
 
 def test_a_run_does_not_differ_from_itself(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,6 +122,7 @@ def test_bn104_sees_a_buffer_that_stands_still_beside_its_batch(mean: float, siz
         ([1024.0, 1024.0, 15.0], WARNING),
         ([1024.0, 1024.0, 4.0], WARNING),
         ([1024.0, 1024.0, 3.0], ERROR),
+        ([1024.0, 15.0, 15.0], WARNING),  # most of the model may be behind the pooling
         ([15.0, 15.0, 15.0], None),  # the whole model: BN201 speaks
         ([40.0, 40.0, 15.0], None),
         ([torch.nan, torch.nan, torch.nan], None),
@@ -131,7 +132,7 @@ def test_bn202_compares_a_layer_with_the_trunk(values: list[float], says: Severi
     window = make_window(channels=(2, 2, 2), sizes=16, values=torch.tensor(values))
     assert severity("BN202", window) is says
     if says:
-        assert found("BN202", window)[0].layers == (2,)
+        assert found("BN202", window)[0].layers == tuple(i for i, v in enumerate(values) if v < 16)
 
 
 def test_bn202_counts_the_values_of_all_processes_where_they_are_synchronized() -> None:
@@ -335,6 +336,11 @@ def test_bn104_finds_buffers_in_bf16() -> None:
         model[index].momentum = 0.01
     _, alerts = train(model.bfloat16(), 20)
     assert [(a.code, a.layer, a.layers) for a in alerts] == [("BN104", "1", ("1", "4"))]
+
+
+def test_bn201_leaves_a_small_batch_of_large_images_with_a_head_on_pooled_features_to_bn202() -> None:
+    window = make_window(channels=(2, 2), sizes=8, values=torch.tensor([12800.0, 8.0]))
+    assert (severity("BN201", window), severity("BN202", window)) == (Severity.INFO, WARNING)
 
 
 def test_bn202_finds_the_layer_behind_the_pooling() -> None:

@@ -181,6 +181,8 @@ def test_unknown_threshold_is_refused_with_the_nearest(door: Door) -> None:
 def test_threshold_of_a_wrong_type_is_refused(door: Door) -> None:
     with pytest.raises(ValueError, match=r"threshold 'warn_below' of rule 'small-batch' must be a number, got '8'"):
         door(rules={"small-batch": {"warn_below": "8"}})
+    with pytest.raises(ValueError, match=r"must be a number, got nan"):
+        door(rules={"small-batch": {"warn_below": float("nan")}})
 
 
 @both_doors
@@ -279,7 +281,7 @@ def test_number_of_micro_batches_that_is_none_is_refused(bad: Any) -> None:
 
 
 def test_log_dir_of_a_wrong_type_is_refused() -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"^log_dir=5 must be a path, or None to write nothing$"):
         a_monitor(log_dir=5)
 
 
@@ -303,6 +305,27 @@ def test_step_number_of_a_wrong_type_is_refused(bad: Any) -> None:
         pytest.raises(TypeError, match=r"^global_step=.* must be an int, or None to count calls$"),
     ):
         monitor.step(global_step=bad)
+
+
+def test_steps_are_counted_on_from_a_number_that_was_given() -> None:
+    with a_monitor() as monitor:
+        with pytest.raises(ValueError, match=r"^global_step=-1 must be 0 or more, or None to count calls$"):
+            monitor.step(global_step=-1)
+        monitor.step()
+        monitor.step(global_step=100)
+        monitor.step()
+        state = monitor.state_dict()
+    assert monitor.steps == (0, 100, 101)
+    with a_monitor() as monitor:
+        monitor.load_state_dict(state)
+        monitor.step()
+    assert monitor.steps == (0, 100, 101, 102)
+
+
+def test_state_of_something_else_is_refused() -> None:
+    for bad in ({}, {"state_dict": {}}):
+        with pytest.raises(ValueError, match=r"^the state is not one of Monitor.state_dict\(\), it has .+$"):
+            a_monitor().load_state_dict(bad)
 
 
 @pytest.mark.parametrize(("bad", "hint"), [("validate", "; did you mean 'validation'\\?"), (None, ""), (["test"], "")])

@@ -82,8 +82,9 @@ class Comparison:
 
     @property
     def worse(self) -> tuple[Change, ...]:
-        """Changes for the worse."""
-        return tuple(change for change in self.changes if change.verdict == "worse")
+        """Changes for the worse, but for layers whose health, which is the sum of all, got better."""
+        healed = {c.layer for c in self.changes if c.statistic == "health" and c.verdict == "better"}
+        return tuple(c for c in self.changes if c.verdict == "worse" and c.layer not in healed)
 
     def headline(self) -> str:
         """One line: did it get better?"""

@@ -97,7 +97,7 @@ def _set(rule: Rule, thresholds: Mapping[str, object]) -> Rule:
         if name not in known:
             has = f"it has {', '.join(known)}" if known else "it has none"
             raise ValueError(f"rule {rule.name!r} has no threshold {name!r}{nearest(str(name), known)}; {has}")
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
             raise ValueError(f"threshold {name!r} of rule {rule.name!r} must be a number, got {value!r}")
     return replace(rule, **dict(thresholds))
 

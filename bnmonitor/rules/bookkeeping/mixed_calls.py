@@ -53,7 +53,8 @@ class MixedCalls(Rule):
     ``warn_shift = .25`` deviations between the means, or ``warn_log_ratio = .5`` in the log of the variances (a factor
     1.65); ``error_shift = 1`` and ``error_log_ratio = 1.4`` (a factor 4). Two domains in one training were .43 and 1.2
     apart at the first layer, two calls with the same distribution .02. Besides, the difference must be
-    ``least_noise = 3`` times what samples of this size differ by chance.
+    ``least_noise = 3`` times what samples of this size differ by chance, which the spread between the samples tells if
+    there are 16 or more and they are alike.
 
     ## Look-alikes
     Ghost batches and twin views have the same distribution. A discriminator that is never evaluated does not use its

@@ -109,14 +109,15 @@ class LeakingFreeze(Rule):
         error = mean > self.error_drift or log_var > self.error_log_variance
         by_mean = mean / self.error_drift >= log_var / self.error_log_variance
         limit = self.error_drift if by_mean else self.error_log_variance
+        frozen = "gamma and beta are frozen" if window.layers.affine[layer] else "what feeds it is frozen"
         return Finding(
             severity=Severity.ERROR if error else Severity.WARNING,
             layer=layer,
             first_step=self._began(window, layer),
             value=mean if by_mean else log_var,
             threshold=limit if error else 0.0,
-            message=f"gamma and beta are frozen, but the running statistics are updated: the mean has drifted "
-            f"{number(mean)} deviations, the variance by a factor {number(math.exp(min(log_var, 80.0)))}",
+            message=f"{frozen}, but the running statistics are updated: the mean has drifted {number(mean)} "
+            f"deviations, the variance by a factor {number(math.exp(min(log_var, 80.0)))}",
             advice="bnmonitor.remedies.freeze(model, include=[...]), which lasts through every model.train(); "
             "requires_grad_(False) does not stop the statistics",
         )

@@ -9,7 +9,7 @@ import torch
 
 from bnmonitor._text import number
 from bnmonitor.frame import Window
-from bnmonitor.measures import normalizing, synced
+from bnmonitor.measures import normalizing, synced, trunk
 from bnmonitor.rules.base import Finding, Rule, Severity
 
 
@@ -19,7 +19,8 @@ class PooledToFewValues(Rule):
 
     ## What it does
     Takes the values per channel that each layer sees in a call: samples times positions. Flags the layers that see few
-    while the middle layer of the model sees enough. One alert, under the first of them.
+    while the middle layer of the trunk, which sees several positions of each sample, has enough. One alert, under the
+    first of them.
 
     ## Why is this bad?
     In the trunk of a convolutional network a batch of 8 images is thousands of values per channel. Behind a global
@@ -71,7 +72,7 @@ class PooledToFewValues(Rule):
         judged = normalizing(window) & values.isfinite()
         if not judged.any():
             return []
-        usual = float(values[judged].median())
+        usual = float(values[trunk(window, judged)].nanmedian())
         few = judged & (values < max(self.warn_below, self.error_below)) & (values * self.contrast <= usual)
         layers = tuple(few.nonzero().flatten().tolist())
         if not layers:
@@ -89,7 +90,7 @@ class PooledToFewValues(Rule):
                 threshold=float(limit),
                 message=f"only {number(least)} values per channel are normalized together (fewer than {limit}), "
                 "while the "
-                f"middle layer of the model sees {number(usual)}: the mean of a batch is off by "
+                f"middle layer of the trunk sees {number(usual)}: the mean of a batch is off by "
                 f"{number(100 / least**0.5)} %"
                 " of a deviation",
                 advice="leave the normalization out behind the pooling, or use GroupNorm(1, channels) there; else a "

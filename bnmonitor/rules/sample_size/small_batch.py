@@ -9,7 +9,7 @@ import torch
 
 from bnmonitor._text import number
 from bnmonitor.frame import Window
-from bnmonitor.measures import median, synced, warm
+from bnmonitor.measures import median, synced, trunk, warm
 from bnmonitor.rules.base import Finding, Rule, Severity
 
 
@@ -82,11 +82,12 @@ class SmallBatch(Rule):
         if severity is None:
             return []
         at = (judged & (size < max(self.warn_below, self.error_below))).nonzero().flatten().tolist()
-        many = bool((base.values[judged].median() >= self.many_values).item())
-        past = self._after_warm_up(window, judged)
+        wide = trunk(window, judged)
+        many = bool((base.values[wide].nanmedian() >= self.many_values).item())
+        past = self._after_warm_up(window, wide)
         if many and past < self.least_steps:
             return []
-        if many and not self._spread(window.last(past), judged) > self.spread:
+        if many and not self._spread(window.last(past), wide) > self.spread:
             severity = Severity.WARNING if severity is Severity.ERROR else Severity.INFO
         noise = 100 / typical**0.5
         limit = self.error_below if typical < self.error_below else self.warn_below
