@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bnmonitor.frame import Facts, RankStatistics
@@ -32,6 +32,7 @@ def facts(
     structure: Structure | None,
     run: RunFacts,
     ranks: RankStatistics | None = None,
+    shards: Mapping[int, tuple[Tensor, ...]] | None = None,
 ) -> Facts:
     """Return the facts of the layers' modules and of the run as they are now.
 
@@ -43,17 +44,14 @@ def facts(
         structure: What the autograd graph told.
         run: What the run tells of itself.
         ranks: What all processes last told each other.
+        shards: The parameters that hold a part of a layer's gamma and beta, by ``id(module)``, where these are split;
+            empty where they could not be found: such a layer is taken to train.
     """
     trained = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
-    affine = [
-        any(
-            p is not None and p.requires_grad and (not optimizers or id(p) in trained)
-            for p in (m._parameters.get("weight"), m._parameters.get("bias"))
-        )
-        for m in modules
-    ]
+    own = [_own(m, shards or {}) for m in modules]
+    affine = [of is None or any(p.requires_grad and (not optimizers or id(p) in trained) for p in of) for of in own]
     known = _decays(optimizers)
-    decays = [_decay(m, known) for m in modules]
+    decays = [_decay(of or (), known) for of in own]
     scales, skipped = run.scales(steps)
     kept = [m._buffers.get("running_mean") for m in modules]
     return Facts(
@@ -74,6 +72,13 @@ def facts(
     )
 
 
+def _own(module: nn.Module, shards: Mapping[int, tuple[Tensor, ...]]) -> tuple[Tensor, ...] | None:
+    """The parameters behind a layer's gamma and beta; None where they are somewhere, and nobody knows where."""
+    if id(module) in shards:
+        return shards[id(module)] or None
+    return tuple(p for p in (module._parameters.get("weight"), module._parameters.get("bias")) if p is not None)
+
+
 def _decays(optimizers: Sequence[Optimizer]) -> dict[int, tuple[float, bool]]:
     """The largest weight decay on each parameter, by its id, and whether it is decoupled from the gradient."""
     found: dict[int, tuple[float, bool]] = {}
@@ -86,10 +91,9 @@ def _decays(optimizers: Sequence[Optimizer]) -> dict[int, tuple[float, bool]]:
     return found
 
 
-def _decay(module: nn.Module, known: dict[int, tuple[float, bool]]) -> tuple[float, bool]:
+def _decay(affine: tuple[Tensor, ...], known: dict[int, tuple[float, bool]]) -> tuple[float, bool]:
     """The largest weight decay on a layer's gamma or beta, and whether it is decoupled."""
-    affine = (module._parameters.get("weight"), module._parameters.get("bias"))
-    found = [known[id(p)] for p in affine if p is not None and p.requires_grad and id(p) in known]
+    found = [known[id(p)] for p in affine if p.requires_grad and id(p) in known]
     return max(found, default=(0.0, False))
 
 

@@ -395,6 +395,7 @@ class Monitor:
             probe=self.settings.probe,
             ranks=world_size() > 1,
             exchange=self._watch.shares,
+            split=bool(self.layers.split),
         )
         return {**absent, "probe": self._watch.unprobed} if self._watch.unprobed else absent
 

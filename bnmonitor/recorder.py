@@ -16,6 +16,7 @@ from bnmonitor.courier import Courier
 from bnmonitor.layers import LayerTable, writes_pairwise
 from bnmonitor.recovery import Seen, fill_seen, recover_rows
 from bnmonitor.ring import Ring
+from bnmonitor.sharding import is_split
 
 _READ = ("running_mean", "running_var", "gamma", "beta", "gamma_grad", "beta_grad")
 _GRAD, _VERSION = attrgetter("grad"), attrgetter("_version")
@@ -41,7 +42,7 @@ class _Row:
 
 
 class ResizedError(ValueError):
-    """A layer no longer has the channels it was found with; its neighbors' would be misread."""
+    """A layer no longer has the tensors it was found with; its neighbors' would be misread."""
 
 
 class Recorder:
@@ -66,7 +67,9 @@ class Recorder:
         self._attributes = [vars(m) for m in self.modules]
         self._buffers = [m._buffers for m in self.modules]
         frozen = layers.of_family("frozen").tolist()
-        self._parameters = [m._buffers if f else m._parameters for m, f in zip(self.modules, frozen, strict=True)]
+        self._parameters: list[dict[str, Any]] = [
+            m._buffers if f else m._parameters for m, f in zip(self.modules, frozen, strict=True)
+        ]
         first = next((t for m in self.modules for t in (*m.buffers(False), *m.parameters(False))), None)
         self._device = first.device if first is not None else torch.device("cpu")
         self.dtype = torch.float64 if torch.float64 in self._dtypes() else torch.float32
@@ -79,6 +82,9 @@ class Recorder:
             value: [torch.full((c,), value, dtype=self.dtype, device=self._device) for c in layers.channels]
             for value in (torch.nan, 0.0, 1.0)
         }
+        unknown = self._fill[torch.nan]
+        for i in layers.split:
+            self._parameters[i] = {"weight": unknown[i], "bias": unknown[i]}
         self._native = torch.tensor([writes_pairwise(m) for m in self.modules], dtype=torch.bool, device="cpu")
         self.writes_count = True
         """Whether each write to the buffers of an InstanceNorm is one of its forwards; else there is one in a step."""
@@ -128,6 +134,8 @@ class Recorder:
         try:
             self._copy(columns, counts)
         except (RuntimeError, TypeError):
+            if any(map(is_split, (*gammas, *betas))):
+                raise ResizedError("gamma and beta have been split over the processes") from None
             # Layers on several devices, or counts that an average of the weights has turned into floats.
             here = [[t.to(self._device) for t in column] for column in columns]
             self._copy(here, [c.to(self._device, torch.int64) for c in counts])

@@ -79,6 +79,8 @@ class Watch:
         self._trained: set[int] = set()
         self._auxiliary: tuple[str, ...] = ()
         self._own_forwards: dict[str, str] = {}
+        self._shards: Mapping[int, tuple[Tensor, ...]] = {}
+        self._together = ""
         self._baseline: Baseline | None = None
         self._take(discover(models, include=include, exclude=exclude))
 
@@ -129,6 +131,7 @@ class Watch:
         found = self._find()
         if found.modules != self._recorder.modules or found.table != self.layers:
             self._take(found)
+        self._shards, self._together = found.shards, found.together
         self._sampling.begin()
         self._mark()
 
@@ -255,6 +258,7 @@ class Watch:
             structure=self._sampling.sampler.structure,
             run=run or RunFacts(),
             ranks=self.heard,
+            shards=self._shards,
         )
         known = replace(known, epoch_steps=self.epoch_steps, held_out=self._held_out.latest)
         known = replace(known, **self._roles(optimizers, run or RunFacts()))
@@ -281,12 +285,14 @@ class Watch:
     def unprobed(self) -> str:
         """Why no extra forward can be run, although it is wanted; empty if it can."""
         probe = self._sampling.probe
+        if probe is not None and self._together:
+            return f"needs an extra forward, which one process cannot make alone: {self._together}"
         return "" if probe is None else self._sampling.unsampled or probe.failed
 
     def _gaps(self, evaluation: str) -> Gaps | None:
         """Compare the modes of the layers on a kept batch, where that is wanted."""
         probe = self._sampling.probe
-        if probe is None or evaluation not in ("validation", "test") or probe.failed or self._sampling.blocked:
+        if probe is None or self.unprobed or evaluation not in ("validation", "test"):
             return None
         trained = self._ring.view()["training"][-1].tolist()
         self._sampling.pause()
@@ -298,7 +304,9 @@ class Watch:
         key = tuple((id(g), len(g)) for g in groups)
         if key != self._role_key:
             trained = {id(p) for g in groups for p in g}
-            beside = auxiliary(self._models, self._recorder.modules, trained) if groups else ()
+            beside = (
+                auxiliary(self._models, self._recorder.modules, trained) if groups and not self.layers.split else ()
+            )
             self._role_key, self._trained, self._auxiliary = key, trained, beside
         strays = self._sampling.strays.known(self._trained)
         was = {**run.own_forwards, **self._own_forwards}
@@ -379,7 +387,7 @@ class Watch:
             self._restored = self._known_of(found)
         self._sampling.renew()
         self._norms = norms(self._models.values())
-        self._lazy = found.lazy
+        self._lazy, self._shards, self._together = found.lazy, found.shards, found.together
         self._own_forwards |= own_forwards(zip(found.table.names, found.modules, strict=True))
         self._recorder = Recorder(found.table, found.modules, self._tape)
         self._held_out.detach()
