@@ -342,15 +342,15 @@ class Monitor:
         """
         self._guard(partial(self._facts.update, **facts), idle=True)
 
-    def share_ranks(self, overwrites: Callable[[], bool] | None = None) -> None:
+    def share_ranks(self, overwrites: Callable[[], bool] | nn.Module | None = None) -> None:
         """Let the processes that train together tell each other their statistics at every logged step.
 
         Every process has to call this, after ``torch.distributed`` was set up and before the first step; nobody waits
         for anybody in it later on. The Lightning callback calls it by itself.
 
         Args:
-            overwrites: Says whether the coming forward takes over the buffers of the first process:
-                ``ddp.will_sync_module_buffers`` of a ``DistributedDataParallel``; None: it never does.
+            overwrites: The ``DistributedDataParallel``, or what contains it, as Fabric's module does; or what says
+                whether the coming forward takes over the buffers of the first process; None: it never does.
         """
         self._watch.exchange, self._watch.shares = RankExchange(overwrites), True
 
@@ -383,6 +383,7 @@ class Monitor:
     def _absent(self) -> dict[str, str]:
         """What rules may need and is not there now, with the reason."""
         loader = None if self._facts.unreadable else self._facts.train_loader is not None
+        exchange = self._watch.exchange
         absent = missing(
             tracking=not len(self.layers) or any(self.layers.tracking),
             affine=not len(self.layers) or any(self.layers.affine),
@@ -394,7 +395,7 @@ class Monitor:
             validated=self._validated,
             probe=self.settings.probe,
             ranks=world_size() > 1,
-            exchange=self._watch.shares,
+            exchange=self._watch.shares and not (exchange is not None and exchange.failure),
             split=bool(self.layers.split),
         )
         return {**absent, "probe": self._watch.unprobed} if self._watch.unprobed else absent

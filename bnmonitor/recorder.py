@@ -39,6 +39,7 @@ class _Row:
     means_written: array[int]
     variances_written: array[int]
     seen: Mapping[int, Seen] | None
+    foreign: bool = False
 
 
 class ResizedError(ValueError):
@@ -111,15 +112,20 @@ class Recorder:
             moved = (self._tape[len(self._meta) - 1, :2] != before).any(0)
             self._moved = moved if self._moved is None else self._moved | moved
 
-    def step(self, step: int, rate: float = torch.nan, seen: Mapping[int, Seen] | None = None) -> None:
+    def step(
+        self, step: int, rate: float = torch.nan, seen: Mapping[int, Seen] | None = None, *, foreign: bool = False
+    ) -> None:
         """Record one training step that has just ended.
 
         Args:
             step: Its number.
             rate: The learning rate in force.
             seen: Statistics of layers without buffers, by ``id(module)``; None if nothing could be seen.
+            foreign: Whether it began with the buffers of another process, which are not on the tape.
         """
         self._read(step, rate, seen)
+        if foreign:
+            self._meta[-1] = replace(self._meta[-1], foreign=True)
 
     @torch.no_grad()
     def _read(self, step: int | None, rate: float, seen: Mapping[int, Seen] | None = None) -> None:
@@ -261,13 +267,19 @@ class Recorder:
         same = identity[now] == identity[old]
         # InstanceNorm leaves its counter alone, but each of its forwards is one write to its buffers, if nobody else's.
         counts = torch.where(instance, means, counts)
+        foreign = self._native & same & (means[now] - means[old] != variances[now] - variances[old])
+        if any(row.foreign for row in meta):
+            apart = torch.ones(len(self.layers), dtype=torch.bool, device="cpu")
+            apart[list(self.layers.synced)] = False  # these have the same statistics in all processes
+            updated = (counts[now] != counts[old]) | ~self._counted()
+            foreign |= torch.tensor([row.foreign for row in meta], device="cpu")[:, None] & apart & updated
         recover_rows(
             self.layers,
             before=(mean, var),
             after=(after["running_mean"], after["running_var"]),
             counts=(counts[old], counts[now]),
             counted=torch.where(instance, same & self.writes_count, self._counted()),
-            foreign=self._native & same & (means[now] - means[old] != variances[now] - variances[old]),
+            foreign=foreign,
             momentum=momentum.where(~(instance & momentum.isnan()), 0.0),
             half_ulp=self._half_ulp(),
             out=out,

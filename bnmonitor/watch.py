@@ -177,7 +177,8 @@ class Watch:
         if self._baseline is None:
             self._baseline = self._first_baseline()
         try:
-            self._recorder.step(number, rate, self._observer.take())
+            foreign = self.exchange is not None and self.exchange.foreign
+            self._recorder.step(number, rate, self._observer.take(), foreign=foreign)
         except ResizedError:
             self._renew()
         else:
