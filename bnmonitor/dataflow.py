@@ -18,7 +18,7 @@ _WITH_WEIGHTS = re.compile(r".*Conv(olution|\dd)|Addmm|MmB|Bmm|Linear|Embedding|
 _NORM = re.compile(r".*(Batch|Group|Layer|Rms|RMS|Instance)Norm")
 _SHAPE = re.compile(
     r".*(View|Reshape|Squeeze|Transpose|Permute|Clone|ToCopy|Slice|Select|Expand|Alias|AsStrided|Split|Unbind|Shuffle)"
-    r"|Unsafe|TBackward|Unfold|Flip"
+    r"|Unsafe|TBackward|Unfold|Flip|RegisterPostBackward"
 )
 _POOLING = re.compile(r".*Pool|Mean|Amax|Upsample|GridSampler")
 _NONLINEAR = re.compile(

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bnmonitor.facts import Facts
-from bnmonitor.layers import own_forwards
+from bnmonitor.layers import LayerTable, own_forwards
 from bnmonitor.roles import Strays, auxiliary
 from bnmonitor.runfacts import RunFacts
 from bnmonitor.structure import Structure
@@ -50,7 +50,7 @@ class Gatherer:
 
     def facts(
         self,
-        names: Sequence[str],
+        layers: LayerTable,
         modules: Sequence[nn.Module],
         optimizers: Sequence[Optimizer],
         run: RunFacts,
@@ -59,11 +59,12 @@ class Gatherer:
         rates: Sequence[float],
         structure: Structure | None,
         strays: Strays,
+        shards: Mapping[int, tuple[Tensor, ...]],
     ) -> Facts:
         """Return the facts of the layers' modules and of the run as they are now.
 
         Args:
-            names: The layers' names.
+            layers: The table of the layers.
             modules: The modules behind them.
             optimizers: The optimizers, as far as they are known.
             run: What the run tells of itself.
@@ -71,13 +72,15 @@ class Gatherer:
             rates: The learning rate in force at each of them.
             structure: What the autograd graph told.
             strays: What it told of layers that no model knows.
+            shards: The parameters that hold a part of a layer's gamma and beta, by ``id(module)``, where these are
+                split; empty where they could not be found: such a layer is taken to train.
         """
         scales, skipped = run.scales(steps)
         kept = [m._buffers.get("running_mean") for m in modules]
         was = {**run.own_forwards, **self._own_forwards}
-        self._see_groups(modules, optimizers)
+        self._see_groups(modules, optimizers, split=bool(layers.split))
         return Facts(
-            **self._affine_facts(modules, optimizers),
+            **self._affine_facts([_own(m, shards) for m in modules], optimizers),
             optimizers=bool(optimizers),
             optimizer_count=len(optimizers),
             learning_rates=tuple(rates),
@@ -91,44 +94,47 @@ class Gatherer:
             skipped_steps=skipped,
             auxiliary=self._auxiliary,
             strays=strays.known(self._trained),
-            own_forward=tuple(was.get(name, "") for name in names),
+            own_forward=tuple(was.get(name, "") for name in layers.names),
             converts=run.converts,
             averages_without_buffers=run.averages_without_buffers,
         )
 
-    def _see_groups(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> None:
+    def _see_groups(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer], *, split: bool) -> None:
         """Find what no optimizer trains, if an optimizer has got or lost parameters."""
         groups = [g["params"] for o in optimizers for g in o.param_groups]
         key = [(id(g), len(g)) for g in groups]
         if key != self._groups:
             self._groups, self._trained = key, {id(p) for g in groups for p in g}
-            self._auxiliary = auxiliary(self._models, modules, self._trained) if groups else ()
+            known = groups and not split
+            self._auxiliary = auxiliary(self._models, modules, self._trained) if known else ()
 
-    def _affine_facts(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+    def _affine_facts(
+        self, affine: Sequence[tuple[Tensor, ...] | None], optimizers: Sequence[Optimizer]
+    ) -> dict[str, Any]:
         """Which gammas and betas are trained, and decayed, by the names of the facts."""
-        affine = [m._parameters.get(name) for name in ("weight", "bias") for m in modules]
         groups = [
             (id(g["params"]), len(g["params"]), _decay_of(g), g.get("decoupled_weight_decay"))
             for o in optimizers
             for g in o.param_groups
         ]
-        key = (groups, list(map(id, affine)), bytes(p is not None and p.requires_grad for p in affine))
-        if key != self._affine_key:
-            self._affine_key, self._affine = key, _affine(modules, optimizers)
+        own = [None if of is None else [(id(p), p.requires_grad) for p in of] for of in affine]
+        if (groups, own) != self._affine_key:
+            self._affine_key, self._affine = (groups, own), _affine(affine, optimizers)
         return self._affine
 
 
-def _affine(modules: Sequence[nn.Module], optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+def _own(module: nn.Module, shards: Mapping[int, tuple[Tensor, ...]]) -> tuple[Tensor, ...] | None:
+    """The parameters behind a layer's gamma and beta; None where they are somewhere, and nobody knows where."""
+    if id(module) in shards:
+        return shards[id(module)] or None
+    return tuple(p for p in (module._parameters.get("weight"), module._parameters.get("bias")) if p is not None)
+
+
+def _affine(affine: Sequence[tuple[Tensor, ...] | None], optimizers: Sequence[Optimizer]) -> dict[str, Any]:
     trained = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
-    trains = [
-        any(
-            p is not None and p.requires_grad and (not optimizers or id(p) in trained)
-            for p in (m._parameters.get("weight"), m._parameters.get("bias"))
-        )
-        for m in modules
-    ]
+    trains = [of is None or any(p.requires_grad and (not optimizers or id(p) in trained) for p in of) for of in affine]
     known = _decays(optimizers)
-    decays = [_decay(m, known) for m in modules]
+    decays = [_decay(of or (), known) for of in affine]
     return {
         "affine_trains": torch.tensor(trains, dtype=torch.bool, device="cpu"),
         "decay": torch.tensor([d for d, _ in decays], device="cpu"),
@@ -152,10 +158,9 @@ def _decay_of(group: Mapping[str, Any]) -> float:
     return float(group.get("weight_decay") or 0.0)
 
 
-def _decay(module: nn.Module, known: dict[int, tuple[float, bool]]) -> tuple[float, bool]:
+def _decay(affine: tuple[Tensor, ...], known: dict[int, tuple[float, bool]]) -> tuple[float, bool]:
     """The largest weight decay on a layer's gamma or beta, and whether it is decoupled."""
-    affine = (module._parameters.get("weight"), module._parameters.get("bias"))
-    found = [known[id(p)] for p in affine if p is not None and p.requires_grad and id(p) in known]
+    found = [known[id(p)] for p in affine if p.requires_grad and id(p) in known]
     return max(found, default=(0.0, False))
 
 

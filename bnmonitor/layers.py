@@ -18,6 +18,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from bnmonitor._text import nearest
+from bnmonitor.sharding import flat_parameters, is_split, shards_of, together, unwrapped
 from bnmonitor.statistics import Segments
 
 Family = Literal["batch", "instance", "frozen"]
@@ -51,6 +52,7 @@ class LayerTable:
         family: Whether the layer normalizes over the batch, each sample alone, or with fixed statistics, as
             torchvision's ``FrozenBatchNorm2d`` does, whatever its mode.
         synced: Positions of the layers that normalize over all processes: SyncBatchNorm and its subclasses.
+        split: Positions of the layers whose gamma and beta are split over the processes, and not known to this one.
     """
 
     names: tuple[str, ...]
@@ -62,6 +64,7 @@ class LayerTable:
     tracking: tuple[bool, ...]
     family: tuple[Family, ...]
     synced: tuple[int, ...] = ()
+    split: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -146,11 +149,21 @@ class LayerTable:
 
 @dataclass(frozen=True)
 class Discovery:
-    """What a search of the model found: the table, the modules behind it, and how many are lazy yet."""
+    """What a search of the model found.
+
+    Attributes:
+        table: The table.
+        modules: The modules behind it.
+        lazy: How many more there are that are lazy yet.
+        shards: What :func:`bnmonitor.sharding.shards_of` says of each layer of ``table.split``, by ``id(module)``.
+        together: Why a forward of the models takes all processes, as :func:`bnmonitor.sharding.together` says.
+    """
 
     table: LayerTable
     modules: tuple[nn.Module, ...]
     lazy: int
+    shards: Mapping[int, tuple[Tensor, ...]]
+    together: str
 
 
 def family_of(module: nn.Module) -> Family | None:
@@ -200,7 +213,7 @@ def norms(models: Iterable[nn.Module]) -> list[nn.Module]:
 def channels_of(module: nn.Module) -> int:
     """Return a layer's channels by its tensors: pruning replaces these, and leaves ``num_features`` as it was."""
     there = (module._buffers.get("running_mean"), module._parameters.get("weight"))
-    known = next((t.numel() for t in there if t is not None), None)
+    known = next((t.numel() for t in there if t is not None and not is_split(t)), None)
     return int(module.num_features) if known is None else known  # type: ignore[arg-type]
 
 
@@ -245,7 +258,7 @@ def discover(
             if id(module) in seen or family_of(module) is None:
                 continue
             seen.add(id(module))
-            name = ".".join(part for part in (prefix, path) if part) or ROOT
+            name = ".".join(part for part in (prefix, unwrapped(path)) if part) or ROOT
             if name in found:
                 raise ValueError(f"two BatchNorm layers would both be named {name!r}: give the models other names")
             found[name] = module
@@ -270,6 +283,8 @@ def discover(
         place = {name: i for i, name in enumerate(names)}
         real.sort(key=lambda item: place.get(item[0], len(place)))
     modules = tuple(module for _, module in real)
+    flat = flat_parameters(models.values())
+    shards = {id(m): parts for m in modules if (parts := shards_of(m, flat)) is not None}
     return Discovery(
         table=LayerTable(
             names=tuple(name for name, _ in real),
@@ -281,9 +296,12 @@ def discover(
             tracking=tuple(m.running_mean is not None for m in modules),
             family=tuple(family_of(m) or "batch" for m in modules),
             synced=tuple(i for i, m in enumerate(modules) if isinstance(m, nn.SyncBatchNorm)),
+            split=tuple(i for i, m in enumerate(modules) if id(m) in shards),
         ),
         modules=modules,
         lazy=len(lazy & chosen.keys()),
+        shards=shards,
+        together=together(models.values()),
     )
 
 

@@ -313,15 +313,15 @@ class Monitor:
         """
         self._session.guard(partial(self._facts.update, **facts), idle=True)
 
-    def share_ranks(self, overwrites: Callable[[], bool] | None = None) -> None:
+    def share_ranks(self, overwrites: Callable[[], bool] | nn.Module | None = None) -> None:
         """Let the processes that train together tell each other their statistics at every logged step.
 
         Every process has to call this, after ``torch.distributed`` was set up and before the first step; nobody waits
         for anybody in it later on. The Lightning callback calls it by itself.
 
         Args:
-            overwrites: Says whether the coming forward takes over the buffers of the first process:
-                ``ddp.will_sync_module_buffers`` of a ``DistributedDataParallel``; None: it never does.
+            overwrites: The ``DistributedDataParallel``, or what contains it, as Fabric's module does; or what says
+                whether the coming forward takes over the buffers of the first process; None: it never does.
         """
         self._watch.exchange, self._watch.shares = RankExchange(overwrites), True
 

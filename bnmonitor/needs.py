@@ -7,7 +7,8 @@ from typing import Any
 
 NEEDS: Mapping[str, str] = {
     "buffers": "running statistics",
-    "affine": "gamma and beta",
+    "affine": "gamma and beta, whole in each process (no FSDP)",
+    "whole": "parameters that are whole in each process (no FSDP)",
     "ledger": "the count of who called each layer",
     "samples": "activation samples (sample_every_n_steps above 0, no torch.compile)",
     "optimizer": "the optimizer (optimizer=)",
@@ -23,6 +24,8 @@ NEEDS: Mapping[str, str] = {
 }
 """Every word of :attr:`bnmonitor.Rule.needs`, and what it stands for."""
 
+_SPLIT = "needs gamma and beta, of which each process has a part only (FSDP): the whole would have to be gathered"
+
 
 def missing(
     *,
@@ -37,6 +40,7 @@ def missing(
     probe: bool,
     ranks: bool,
     exchange: bool,
+    split: bool = False,
 ) -> dict[str, str]:
     """Return what is not there now, by the word of the vocabulary, each with the reason.
 
@@ -52,11 +56,16 @@ def missing(
         probe: Whether an extra forward is allowed.
         ranks: Whether several processes train together.
         exchange: Whether they tell each other what they see.
+        split: Whether gamma and beta of a layer are split over them.
     """
     told = "needs a DataLoader, whose batch size and length are known: what train_loader= got tells neither"
     reasons: dict[str, tuple[Any, str]] = {
         "buffers": (tracking, "needs running statistics, and no layer keeps any"),
-        "affine": (affine, "needs gamma and beta, and no layer has any"),
+        "affine": (affine and not split, _SPLIT if split else "needs gamma and beta, and no layer has any"),
+        "whole": (
+            not split,
+            "needs to know whose each parameter is, and FSDP puts others in their place in each forward",
+        ),
         "samples": (not unsampled, unsampled),
         "optimizer": (optimizers, "needs the optimizer: pass optimizer="),
         "loader": (loader, "needs the training loader: pass train_loader=" if loader is False else told),

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from bnmonitor.facts import RankStatistics
 from bnmonitor.frame import Window
@@ -24,7 +24,11 @@ TIMEOUT = timedelta(minutes=10)
 PATIENCE = 5.0
 """Seconds for which the end of a run waits for an exchange that is on its way."""
 
+GATHERING = 30.0
+"""Seconds for which a process waits at the beginning for the others; one that never calls must not hold up the rest."""
+
 _ABANDONED: list[Any] = []
+_made = 0
 _CHANNEL_ROWS = 9
 _LAYER_ROWS = 2
 _HEAD = 3
@@ -41,30 +45,45 @@ class RankExchange:
 
     Args:
         overwrites: Says whether the coming forward takes over the buffers of the first process, as
-            ``DistributedDataParallel`` does by default.
+            ``DistributedDataParallel`` does by default; or a module that is or contains one, which is asked.
         timeout: After how long an exchange has failed.
     """
 
-    def __init__(self, overwrites: Callable[[], bool] | None = None, *, timeout: timedelta = TIMEOUT) -> None:
-        self._group = dist.new_group(backend="gloo", timeout=timeout)
-        self._overwrites = overwrites or (lambda: False)
-        self._world = dist.get_world_size()
-        self._pending: tuple[Any, Tensor, Window, bool] | None = None
-        self._coming = self._overwrites()
-        self.overwritten = False
-        """Whether the last step began with the buffers of the first process."""
+    def __init__(
+        self,
+        overwrites: Callable[[], bool] | nn.Module | None = None,
+        *,
+        timeout: timedelta = TIMEOUT,
+    ) -> None:
         self.failure = ""
         """Why no more exchanges take place; empty if they do."""
+        self._group: Any = None
+        if _all_here(GATHERING):
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
+        else:
+            self._fail(f"not every one of them called share_ranks() within {GATHERING:g} seconds")
+        self._overwrites = broadcast_of(overwrites) if isinstance(overwrites, nn.Module) else overwrites
+        self._parallel = getattr(self._overwrites, "__self__", None)
+        self._world, self._first = dist.get_world_size(), dist.get_rank() == 0
+        self._pending: tuple[Any, Tensor, Window, bool] | None = None
+        self._coming = self._comes()
+        self.overwritten = False
+        """Whether the last step began with the buffers of another process in all but one of them."""
+        self.foreign = False
+        """Whether it did so in this one, so that the change of the buffers is not this process's batch."""
 
     def stepped(self) -> None:
         """A training step has ended: note what the coming one will begin with."""
-        self.overwritten, self._coming = self._coming, self._overwrites()
+        self.overwritten, self._coming = self._coming, self._comes()
+        self.foreign = self.overwritten and not (self._first and self._from_first())
 
     @torch.no_grad()
     def offer(self, window: Window) -> None:
         """Tell the others of the last step of a window, unless they have not answered the last time yet."""
         if self.failure or self._pending is not None:
             return
+        if self.overwritten and not self._from_first():
+            return  # in every process alike: none knows the state that all of them began with
         payload = pack(window, overwritten=self.overwritten)
         try:
             work = dist.all_reduce(payload, group=self._group, async_op=True)
@@ -101,12 +120,45 @@ class RankExchange:
                     return
                 time.sleep(0.01)
         self._pending = None
-        if dist.is_initialized():
+        if dist.is_initialized() and self._group is not None:
             dist.destroy_process_group(self._group)
+
+    def _comes(self) -> bool:
+        return self._overwrites is not None and bool(self._overwrites())
+
+    def _from_first(self) -> bool:
+        """Whether it is the first process whose buffers the others take over, before the forward.
+
+        Where processes may have uneven numbers of batches (``ddp.join()``) it is the last that is still there, and a
+        hook of the user's for the buffers may do anything.
+        """
+        join = getattr(self._parallel, "_join_config", None)
+        return not (getattr(join, "enable", False) or hasattr(self._parallel, "buffer_hook"))
 
     def _fail(self, error: object) -> None:
         self.failure = f"the processes could not tell each other their statistics: {error}"
         logger.info(self.failure)
+
+
+def _all_here(seconds: float) -> bool:
+    """Whether every process is about to make its group, as they all decide alike: to make one waits for all of them.
+
+    The last to come decides for it, the first whose patience ends against it, whichever is earlier.
+    """
+    global _made
+    _made += 1
+    key, until = f"bnmonitor/{_made}", time.monotonic() + seconds
+    store = dist.distributed_c10d._get_default_store()
+    complete = store.add(f"{key}/count", 1) == dist.get_world_size()
+    while not complete and time.monotonic() < until and not store.check([f"{key}/decision"]):
+        time.sleep(0.01)
+    return bool(store.compare_set(f"{key}/decision", "", "yes" if complete else "no") == b"yes")
+
+
+def broadcast_of(model: nn.Module) -> Callable[[], bool] | None:
+    """Return what says whether the coming forward of a model takes over buffers; None if it never does."""
+    parallel = next((m for m in model.modules() if hasattr(type(m), "will_sync_module_buffers")), None)
+    return None if parallel is None else parallel.will_sync_module_buffers  # type: ignore[return-value]
 
 
 def pack(window: Window, *, overwritten: bool) -> Tensor:
@@ -178,6 +230,9 @@ def unpack(total: Tensor, window: Window, *, world_size: int, overwritten: bool)
     n = values[layers.owner]
     together = n * world_size
     var = (within * (n - 1) / n + between) * together / (together - 1)
+    synced = torch.zeros(count, dtype=torch.bool, device="cpu")
+    synced[list(layers.synced)] = True
+    var = torch.where(synced[layers.owner], within, var)  # of all processes together already
     scale = (within.clamp(min=0) + layers.eps_by_channel.double()).sqrt()
     spread = _pairwise(between, world_size).sqrt() / scale
     of_means, of_logs = (

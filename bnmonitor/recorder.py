@@ -16,6 +16,7 @@ from bnmonitor.courier import Courier
 from bnmonitor.layers import LayerTable, writes_pairwise
 from bnmonitor.recovery import Seen, fill_seen, recover_rows
 from bnmonitor.ring import Ring
+from bnmonitor.sharding import is_split
 
 _READ = ("running_mean", "running_var", "gamma", "beta", "gamma_grad", "beta_grad")
 _GRAD, _VERSION = attrgetter("grad"), attrgetter("_version")
@@ -38,10 +39,11 @@ class _Row:
     means_written: array[int]
     variances_written: array[int]
     seen: Mapping[int, Seen] | None
+    foreign: bool = False
 
 
 class ResizedError(ValueError):
-    """A layer no longer has the channels it was found with; its neighbors' would be misread."""
+    """A layer no longer has the tensors it was found with; its neighbors' would be misread."""
 
 
 class Recorder:
@@ -67,7 +69,9 @@ class Recorder:
         self._attributes = [vars(m) for m in self.modules]
         self._buffers = [m._buffers for m in self.modules]
         frozen = layers.of_family("frozen").tolist()
-        self._parameters = [m._buffers if f else m._parameters for m, f in zip(self.modules, frozen, strict=True)]
+        self._parameters: list[dict[str, Any]] = [
+            m._buffers if f else m._parameters for m, f in zip(self.modules, frozen, strict=True)
+        ]
         first = next((t for m in self.modules for t in (*m.buffers(False), *m.parameters(False))), None)
         self._device = first.device if first is not None else torch.device("cpu")
         self.dtype = torch.float64 if torch.float64 in self._dtypes() else torch.float32
@@ -80,6 +84,9 @@ class Recorder:
             value: [torch.full((c,), value, dtype=self.dtype, device=self._device) for c in layers.channels]
             for value in (torch.nan, 0.0, 1.0)
         }
+        unknown = self._fill[torch.nan]
+        for i in layers.split:
+            self._parameters[i] = {"weight": unknown[i], "bias": unknown[i]}
         self._native = torch.tensor([writes_pairwise(m) for m in self.modules], dtype=torch.bool, device="cpu")
         self.writes_count = True
         """Whether each write to the buffers of an InstanceNorm is one of its forwards; else there is one in a step."""
@@ -106,15 +113,20 @@ class Recorder:
             moved = (self._tape[len(self._meta) - 1, :2] != before).any(0)
             self._moved = moved if self._moved is None else self._moved | moved
 
-    def step(self, step: int, rate: float = torch.nan, seen: Mapping[int, Seen] | None = None) -> None:
+    def step(
+        self, step: int, rate: float = torch.nan, seen: Mapping[int, Seen] | None = None, *, foreign: bool = False
+    ) -> None:
         """Record one training step that has just ended.
 
         Args:
             step: Its number.
             rate: The learning rate in force.
             seen: Statistics of layers without buffers, by ``id(module)``; None if nothing could be seen.
+            foreign: Whether it began with the buffers of another process, which are not on the tape.
         """
         self._read(step, rate, seen)
+        if foreign:
+            self._meta[-1] = replace(self._meta[-1], foreign=True)
 
     @torch.no_grad()
     def _read(self, step: int | None, rate: float, seen: Mapping[int, Seen] | None = None) -> None:
@@ -130,6 +142,8 @@ class Recorder:
         try:
             self._copy(source, counts)
         except (RuntimeError, TypeError):
+            if any(map(is_split, (*gammas, *betas))):
+                raise ResizedError("gamma and beta have been split over the processes") from None
             # Layers on several devices, or counts that an average of the weights has turned into floats.
             here = [t.to(self._device) for t in source]
             self._copy(here, [c.to(self._device, torch.int64) for c in counts])
@@ -255,13 +269,19 @@ class Recorder:
         same = identity[now] == identity[old]
         # InstanceNorm leaves its counter alone, but each of its forwards is one write to its buffers, if nobody else's.
         counts = torch.where(instance, means, counts)
+        foreign = self._native & same & (means[now] - means[old] != variances[now] - variances[old])
+        if any(row.foreign for row in meta):
+            apart = torch.ones(len(self.layers), dtype=torch.bool, device="cpu")
+            apart[list(self.layers.synced)] = False  # these have the same statistics in all processes
+            updated = (counts[now] != counts[old]) | ~self._counted()
+            foreign |= torch.tensor([row.foreign for row in meta], device="cpu")[:, None] & apart & updated
         recover_rows(
             self.layers,
             before=(mean, var),
             after=(after["running_mean"], after["running_var"]),
             counts=(counts[old], counts[now]),
             counted=torch.where(instance, same & self.writes_count, self._counted()),
-            foreign=self._native & same & (means[now] - means[old] != variances[now] - variances[old]),
+            foreign=foreign,
             momentum=momentum.where(~(instance & momentum.isnan()), 0.0),
             half_ulp=self._half_ulp(),
             out=out,

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bnmonitor.dataflow import tensors_of
+from bnmonitor.sharding import unwrapped
 
 _NORMS = ("NativeBatchNormBackward", "CudnnBatchNormBackward", "MiopenBatchNormBackward", "SyncBatchNormBackward")
 _LEAF = "AccumulateGrad"
@@ -38,7 +39,7 @@ def auxiliary(models: Mapping[str, nn.Module], modules: Sequence[nn.Module], tra
 
     for prefix, model in models.items():
         walk(model, prefix, alone)
-    return tuple(found.get(id(m), "") for m in modules)
+    return tuple(unwrapped(found.get(id(m), "")) for m in modules)
 
 
 class Strays:

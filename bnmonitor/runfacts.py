@@ -142,6 +142,8 @@ def describe(loader: Any, argument: str = "train_loader", batches: float | None 
     Raises:
         TypeError: It cannot be iterated over.
     """
+    if type(loader).__name__ == "_FabricDataLoader":
+        loader = loader._dataloader
     if not isinstance(loader, DataLoader):
         if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
             raise TypeError(f"{argument} must be a torch DataLoader or another iterable, got {type(loader).__name__}")

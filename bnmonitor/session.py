@@ -65,6 +65,7 @@ class Session:
     def absent(self) -> dict[str, str]:
         """What rules may need and is not there now, with the reason."""
         loader = None if self.facts.unreadable else self.facts.train_loader is not None
+        exchange = self.watch.exchange
         absent = missing(
             tracking=not len(self.watch.layers) or any(self.watch.layers.tracking),
             affine=not len(self.watch.layers) or any(self.watch.layers.affine),
@@ -76,7 +77,8 @@ class Session:
             validated=self.validated,
             probe=self.settings.probe,
             ranks=world_size() > 1,
-            exchange=self.watch.shares,
+            exchange=self.watch.shares and not (exchange is not None and exchange.failure),
+            split=bool(self.watch.layers.split),
         )
         return {**absent, "probe": self.watch.unprobed} if self.watch.unprobed else absent
 

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from bnmonitor.dataflow import WHOLE, Call, Graph, tensors_of
 from bnmonitor.hooks import Hook, recomputing
 from bnmonitor.placement import structure_of
+from bnmonitor.sharding import unwrapped
 from bnmonitor.structure import Structure
 
 
@@ -49,7 +50,7 @@ class Tracer:
         for prefix, model in models.items():
             for path, module in model.named_modules():
                 if id(module) not in self._names:
-                    self._names[id(module)] = ".".join(part for part in (prefix, path) if part)
+                    self._names[id(module)] = ".".join(part for part in (prefix, unwrapped(path)) if part)
                     self._own(module, model, path, prefix)
                     simple = isinstance(module, WHOLE) or not any(module._modules.values())
                     if simple and id(module) not in watched:
@@ -60,7 +61,7 @@ class Tracer:
         """Note whose a module's parameters are; those of a parametrization belong to what it parametrizes."""
         if module._parameters:
             owner = path.split(".parametrizations.")[0]
-            name = ".".join(part for part in (prefix, owner) if part)
+            name = ".".join(part for part in (prefix, unwrapped(owner)) if part)
             of = model.get_submodule(owner)
             self._owners |= {id(p): (name, of) for p in module._parameters.values() if p is not None}
 

@@ -80,6 +80,8 @@ class Watch:
         """Training steps in the first epoch; 0 before its end."""
         self._gatherer = Gatherer(models)
         self._sized: Sample | None = None
+        self._shards: Mapping[int, tuple[Tensor, ...]] = {}
+        self._together = ""
         self._baseline: Baseline | None = None
         self._take(discover(models, include=include, exclude=exclude))
 
@@ -130,6 +132,7 @@ class Watch:
         found = self._find()
         if found.modules != self._recorder.modules or found.table != self.layers:
             self._take(found)
+        self._shards, self._together = found.shards, found.together
         self._sampling.begin()
         self._mark()
 
@@ -176,7 +179,8 @@ class Watch:
         if self._baseline is None:
             self._baseline = self._first_baseline()
         try:
-            self._recorder.step(number, rate, self._observer.take())
+            foreign = self.exchange is not None and self.exchange.foreign
+            self._recorder.step(number, rate, self._observer.take(), foreign=foreign)
         except ResizedError:
             self._renew()
         else:
@@ -252,7 +256,7 @@ class Watch:
         if self.exchange is not None:
             self.heard = self.exchange.result() or self.heard
         known = self._gatherer.facts(
-            self.layers.names,
+            self.layers,
             modules,
             optimizers,
             run or RunFacts(),
@@ -260,6 +264,7 @@ class Watch:
             rates=self._ring.rates,
             structure=self._sampling.sampler.structure,
             strays=self._sampling.strays,
+            shards=self._shards,
         )
         known = replace(
             known, ranks=self.heard, epoch_steps=self.epoch_steps, held_out=self._held_out.latest, evaluation=evaluation
@@ -286,12 +291,14 @@ class Watch:
     def unprobed(self) -> str:
         """Why no extra forward can be run, although it is wanted; empty if it can."""
         probe = self._sampling.probe
+        if probe is not None and self._together:
+            return f"needs an extra forward, which one process cannot make alone: {self._together}"
         return "" if probe is None else self._sampling.unsampled or probe.failed
 
     def _gaps(self, evaluation: str) -> Gaps | None:
         """Compare the modes of the layers on a kept batch, where that is wanted."""
         probe = self._sampling.probe
-        if probe is None or evaluation not in ("validation", "test") or probe.failed or self._sampling.blocked:
+        if probe is None or self.unprobed or evaluation not in ("validation", "test"):
             return None
         trained = self._ring.view()["training"][-1].tolist()
         self._sampling.pause()
@@ -367,7 +374,7 @@ class Watch:
             self._restored = self._known_of(found)
         self._sampling.renew()
         self._norms = norms(self._models.values())
-        self._lazy = found.lazy
+        self._lazy, self._shards, self._together = found.lazy, found.shards, found.together
         self._gatherer.renew(zip(found.table.names, found.modules, strict=True))
         self._recorder = Recorder(found.table, found.modules, self._tape)
         self._held_out.detach()

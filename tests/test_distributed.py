@@ -93,6 +93,54 @@ def test_an_error_that_is_raised_ends_every_process(runs: Path) -> None:
     assert "AlertError: BN101" in (runs / "raise" / "error.txt").read_text()
 
 
+def test_what_a_process_cannot_know_under_a_broadcast_is_not_told(runs: Path) -> None:
+    """Its buffers change by a batch and by those of the first process: the difference is no batch of its own."""
+    for case in ("broadcast", "three", "validated"):
+        first, *others = seen(runs, case)
+        assert not any(rows.isnan().any() for rows in first["batch_mean"].values())
+        assert all(rows.isnan().all() for other in others for rows in other["batch_mean"].values())
+    _, second = seen(runs, "own")
+    for layer, rows in second["batch_mean"].items():
+        truth = torch.stack([second["inputs"][step][layer].mean(0) for step in second["recorded"]])
+        torch.testing.assert_close(rows.double(), truth, rtol=1e-4, atol=1e-5)
+
+
+def test_processes_that_may_run_out_of_batches_take_over_the_buffers_of_any(runs: Path) -> None:
+    first, second = seen(runs, "joined")
+    assert (len(first["history"]), len(second["history"])) == (8, 6)
+    assert first["history"].isnan().all()
+    assert second["history"].isnan().all()
+    assert first["ranks"] is None
+
+
+def test_synchronized_statistics_are_those_of_all_processes_in_each(runs: Path) -> None:
+    everyone = seen(runs, "synced")
+    assert everyone[0]["layers"] == ("SyncBatchNorm", "SyncBatchNorm")
+    heard = list(everyone[0]["ranks"].values())[-1]
+    for process in everyone:
+        start = 0
+        for layer in process["batch_mean"]:
+            for row, step in enumerate(process["recorded"]):
+                data = torch.cat([s["inputs"][step][layer] for s in everyone])
+                mean, var = (process[n][layer][row].double() for n in ("batch_mean", "batch_var"))
+                torch.testing.assert_close(mean, data.mean(0), rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(var, data.var(0), rtol=1e-4, atol=1e-5)
+                if step == heard["step"]:
+                    told = heard["batch_var"][start : start + data.shape[1]]
+                    torch.testing.assert_close(told, data.var(0), rtol=1e-4, atol=1e-5)
+            start += data.shape[1]
+    # Six samples a process would be too few each, and are said to be for those that do not synchronize.
+    assert {"BN205", "BN503", "BN504"}.isdisjoint(a["code"] for a in everyone[0]["alerts"])
+
+
+def test_a_process_without_a_monitor_is_not_waited_for(runs: Path) -> None:
+    first, second = seen(runs, "absent")
+    assert 0.5 <= first["waited"] < 5
+    assert len(first["steps"]) == 4
+    assert "share_ranks" in first["skipped"]["rank-divergence"]
+    assert "not every one of them called share_ranks()" in second["failure"]
+
+
 def test_a_process_that_never_answers_is_not_waited_for(runs: Path) -> None:
     (first,) = seen(runs, "silent")
     assert first["results"] == [None] * 40

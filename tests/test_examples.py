@@ -90,3 +90,10 @@ def test_custom_sink(tmp_path: Path) -> None:
     assert written[0] == "# BatchNorm layers: 1"
     assert written[1].startswith("- [ ] **error** BN101 non-finite-statistics, `1`, since step 10: ")
     assert len(written) == 2
+
+
+def test_fabric(tmp_path: Path) -> None:
+    printed = run("fabric.py", "logs", cwd=tmp_path)
+    assert "BN205 unsynchronized-ranks · 1 · since step 0" in printed
+    assert "2 processes normalize 8 values each, of one channel" in printed
+    assert len(event_files(tmp_path / "logs")) == 1

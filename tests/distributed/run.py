@@ -14,6 +14,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytorch_lightning as pl
 import torch
@@ -21,9 +22,10 @@ import torch.distributed as dist
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.utils.data import DataLoader, TensorDataset
 
-from bnmonitor import BatchNormMonitor
+from bnmonitor import BatchNormMonitor, Monitor, ranks
 from bnmonitor.ranks import RankExchange
 from bnmonitor.testing import make_window
 
@@ -103,6 +105,8 @@ class Keep(pl.Callback):
         }
         if self.watch is not None:
             monitor = self.watch.monitor
+            seen["layers"] = monitor.layers.kinds
+            seen["batch_var"] = {n: monitor.history(n, "batch_var") for n in monitor.layers.names}
             seen["alerts"] = [a.to_dict() for a in monitor.alerts]
             seen["recorded"] = monitor.steps
             seen["skipped"] = monitor.skipped
@@ -140,6 +144,83 @@ def case(
         callbacks=[*others, *([callback] if callback else []), Keep(directory, callback)],
         **{"num_sanity_val_steps": 0, "limit_val_batches": 0, **trainer},
     ).fit(Net(**(net or {})))
+
+
+def synchronized(layer: nn.SyncBatchNorm, x: Tensor) -> Tensor:
+    """What a forward of SyncBatchNorm does on a GPU, and refuses on a CPU: statistics of all processes together."""
+    if not layer.training:
+        return nn.functional.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias)
+    world = dist.get_world_size()
+    mean = all_reduce(x.mean(0)) / world
+    var = all_reduce((x - mean).square().mean(0)) / world
+    with torch.no_grad():
+        count = len(x) * world
+        layer.num_batches_tracked.add_(1)
+        layer.running_mean.lerp_(mean, layer.momentum)
+        layer.running_var.lerp_(var * count / (count - 1), layer.momentum)
+    return (x - mean) / (var + layer.eps).sqrt() * layer.weight + layer.bias
+
+
+def synced(directory: Path) -> None:
+    """The Trainer converts to SyncBatchNorm, which is lent a forward for the CPU."""
+    refuse = "_passing_sync_batchnorm_handle"
+    with (
+        patch.object(nn.SyncBatchNorm, "forward", synchronized),
+        patch.object(nn.parallel.DistributedDataParallel, refuse, lambda self, module: None),
+    ):
+        case(directory, net={"batch": 6}, sync_batchnorm=True)
+
+
+def joined(directory: Path) -> None:
+    """Uneven numbers of batches: the buffers broadcast are no more those of the first process."""
+    directory.mkdir(parents=True)
+    torch.multiprocessing.start_processes(_joined, args=(directory,), nprocs=2, start_method="fork")
+
+
+def _joined(rank: int, directory: Path) -> None:
+    store = dist.FileStore(str(directory / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    model = nn.parallel.DistributedDataParallel(net)
+    monitor = Monitor(net, sinks=[], on_alert="log", log_every_n_steps=2, check_every_n_steps=2)
+    monitor.share_ranks(model)
+    with monitor, model.join():
+        for _ in range(8 - 2 * rank):
+            model(torch.randn(16, 6)).square().mean().backward()
+            monitor.step()
+    torch.save({"history": monitor.history("1", "batch_mean"), "ranks": monitor.ranks}, directory / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def absent(directory: Path) -> None:
+    """The second process has no monitor: the first does not wait for it for long, and goes on."""
+    directory.mkdir(parents=True)
+    torch.multiprocessing.start_processes(_absent, args=(directory,), nprocs=2, start_method="fork")
+
+
+def _absent(rank: int, directory: Path) -> None:
+    store = dist.FileStore(str(directory / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    if rank == 0:
+        ranks.GATHERING = 0.5
+        net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8))
+        start = time.perf_counter()
+        monitor = Monitor(net, sinks=[], on_alert="log", log_every_n_steps=1)
+        monitor.share_ranks()
+        waited = time.perf_counter() - start
+        with monitor:
+            for _ in range(4):
+                net(torch.randn(16, 6)).square().mean().backward()
+                monitor.step()
+            skipped, steps = monitor.skipped, monitor.steps
+        torch.save({"skipped": skipped, "steps": steps, "waited": waited}, directory / "0.pt")
+    dist.barrier()
+    if rank == 1:
+        late = RankExchange()
+        torch.save({"failure": late.failure}, directory / "1.pt")
+        late.close()
+    dist.destroy_process_group()
 
 
 def silent(directory: Path) -> None:
@@ -194,6 +275,9 @@ CASES: dict[str, Callable[[Path], None]] = {
         limit_val_batches=2,
         val_check_interval=6,
     ),
+    "synced": synced,
+    "joined": joined,
+    "absent": absent,
     "silent": silent,
     "raise": lambda d: case(d, net={"poison": 9}, monitor={"on_alert": "raise"}),
 }

@@ -52,7 +52,7 @@ class UnregisteredLayer(Rule):
     code: ClassVar[str] = "BN507"
     name: ClassVar[str] = "unregistered-layer"
     severity: ClassVar[Severity] = Severity.ERROR
-    needs: ClassVar[frozenset[str]] = frozenset({"samples"})
+    needs: ClassVar[frozenset[str]] = frozenset({"samples", "whole"})
     exact: ClassVar[bool] = True
 
     def check(self, window: Window) -> list[Finding]:

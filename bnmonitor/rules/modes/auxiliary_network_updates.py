@@ -52,7 +52,7 @@ class AuxiliaryNetworkUpdates(Rule):
     code: ClassVar[str] = "BN407"
     name: ClassVar[str] = "auxiliary-network-updates"
     severity: ClassVar[Severity] = Severity.WARNING
-    needs: ClassVar[frozenset[str]] = frozenset({"buffers", "ledger", "optimizer"})
+    needs: ClassVar[frozenset[str]] = frozenset({"buffers", "ledger", "optimizer", "whole"})
     exact: ClassVar[bool] = True
     yields_to: ClassVar[frozenset[str]] = frozenset({"BN402"})
 

@@ -61,6 +61,7 @@ class DeadChannels(Rule):
     code: ClassVar[str] = "BN701"
     name: ClassVar[str] = "dead-channels"
     severity: ClassVar[Severity] = Severity.WARNING
+    needs: ClassVar[frozenset[str]] = frozenset({"affine"})
     follows: ClassVar[frozenset[str]] = frozenset({"BN704"})
 
     gamma_share: float = 0.01
