@@ -97,7 +97,8 @@ class AlertBook:
         events: list[Alert] = []
         broken_from = len(window.layers)
         for rule in _leaders_first(self.rules):
-            if rule.moment not in moments or unmet(rule.needs, absent or {}):
+            late = window.facts.untrained and not rule.untrained
+            if late or rule.moment not in moments or unmet(rule.needs, absent or {}):
                 continue
             try:
                 findings = judge(rule, self.special.get(rule.code, ()), window)

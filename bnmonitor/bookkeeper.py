@@ -84,7 +84,7 @@ class Bookkeeper:
         """The evaluation has ended.
 
         Args:
-            trained: Whether a training step came before it.
+            trained: Whether a training step came before it; else new layers may be evaluated, as a first measurement.
             compiled: Whether the model is compiled, and several updates may be one write to a counter.
         """
         phase, before, ran, meant = self._phase, self._before, self._ran, self._meant
@@ -98,7 +98,7 @@ class Bookkeeper:
         in_eval = [not ran[i] if i in ran else not ran and bool(ledger.called[i]) for i in range(len(self._layers))]
         evaluated = torch.tensor(in_eval, dtype=torch.bool, device="cpu")
         initial = self._initial() & evaluated
-        if PHASES[phase] != "sanity" and trained:
+        if PHASES[phase] != "sanity" and (trained or (initial.any() and self._weighted())):
             ledger.initial.copy_(torch.where(evaluated, initial, ledger.initial))
         if ledger.averaged.any():
             ledger.borrowed.copy_(torch.where(evaluated, self._borrowed(), ledger.borrowed))
@@ -184,6 +184,12 @@ class Bookkeeper:
         return initial
 
     @torch.no_grad()
+    def _weighted(self) -> bool:
+        """Whether a layer has a gamma or beta that no layer is made with: as made, all its values are the same."""
+        affine = [m._parameters.get(name) for m in self._modules for name in ("weight", "bias")]
+        return any(bool((p != p[0]).any()) for p in affine if p is not None)
+
+    @torch.no_grad()
     def _borrowed(self) -> Tensor:
         """Averaged layers with the very statistics of a layer that is none, and another gamma or beta: ``[L]`` bool."""
         averaged = self._ledger.averaged.tolist()
@@ -208,7 +214,10 @@ class Bookkeeper:
             new: How many of them are new.
             sample: The last sample, in whose step the hooks have seen who called.
         """
-        called = self._ledger.called
+        called, initial = self._ledger.called, self._ledger.initial
+        if initial.any():
+            mean, var = rows["running_mean"][-1], rows["running_var"][-1]
+            initial.logical_and_(~self._layers.segments.any((mean != 0) | (var != 1)))
         if not called.all():
             ran = (rows["updates"][-new:] > 0).any(0) | self._layers.segments.any(~rows["gamma_grad"][-1].isnan())
             if sample is not None:

@@ -269,6 +269,7 @@ class Facts:
         averages_without_buffers: Whether the Trainer evaluates averaged weights whose buffers are not averaged.
         optimizer_count: Number of optimizers that are known.
         held_out: The latest validations and tests, two at most, the newest last.
+        untrained: Whether there was no training step, but an evaluation only.
         rewritten: ``[L]`` bool, something other than a training step has set the running statistics since the last one;
             None where that was not looked at.
     """
@@ -298,6 +299,7 @@ class Facts:
     own_forward: tuple[str, ...] = ()
     converts: bool = False
     averages_without_buffers: bool = False
+    untrained: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -289,13 +289,15 @@ class Monitor:
         if phase not in _PHASES:
             known = ", ".join(map(repr, _PHASES))
             raise ValueError(f"evaluation phase {phase!r} is not known{nearest(str(phase), _PHASES)}; it takes {known}")
-        self._validated |= phase in ("validation", "test")
-        self._guard(self._check, phase)
-        self._guard(self._watch.pause, phase)
+        self._validated |= phase != "sanity"
+        with torch.inference_mode(False):  # what is made here is written to in training
+            self._guard(self._check, phase)
+            self._guard(self._watch.pause, phase)
 
     def end_evaluation(self) -> None:
         """Leave what :meth:`begin_evaluation` entered."""
-        self._guard(self._end_evaluation)
+        with torch.inference_mode(False):
+            self._guard(self._end_evaluation)
 
     def end_epoch(self, epoch: int | None = None) -> None:
         """Check what is still unchecked, and let the sinks show the state."""
@@ -467,6 +469,8 @@ class Monitor:
     @torch.no_grad()
     def _judge(self, evaluation: str = "", end: bool = False, *, wait: bool = True) -> None:
         window = self._watch.window(self._optimizers, self._facts, evaluation, wait=wait)
+        if window is None and end and self._watch.news and len(self.layers):
+            window = self._watch.standing(self._facts)
         if window is None or not (window.fresh or self._watch.news or evaluation or end):
             return
         window = self._watch.counted(window)

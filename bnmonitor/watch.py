@@ -25,6 +25,7 @@ from bnmonitor.roles import auxiliary
 from bnmonitor.runfacts import RunFacts
 from bnmonitor.sampling import Sampling
 from bnmonitor.series import series
+from bnmonitor.standing import standing
 from bnmonitor.structure import Structure
 
 _MANY_CHANNELS = 10_000
@@ -276,6 +277,12 @@ class Watch:
         if averages is not None:
             window.memo[measures.averages.__name__] = averages
         return window
+
+    def standing(self, run: RunFacts) -> Window:
+        """Return what an evaluation can be judged by that no training step came before."""
+        modules = self._recorder.modules
+        known = facts(modules, (), steps=(0,), rates=(), structure=None, run=run)
+        return standing(self.layers, modules, replace(known, untrained=True), self._books.ledger(0))
 
     @property
     def unprobed(self) -> str:

@@ -36,6 +36,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("series",),
     ("baseline", "ranks"),
     ("recovery",),
+    ("state",),
+    ("standing",),
     ("dataflow",),
     ("placement",),
     ("tracing",),
