@@ -40,7 +40,8 @@ class Frame:
         batch_var: ``[C]`` unbiased variance of the batch, recovered alike.
         running_mean: ``[C]`` after the step.
         running_var: ``[C]`` after the step (PyTorch keeps the unbiased variance).
-        gamma: ``[C]`` the layer's ``weight``; 1 for a layer without.
+        gamma: ``[C]`` the layer's ``weight``; 1 for a layer without, NaN where it is computed of something else, as by
+            pruning or a parametrization.
         beta: ``[C]`` the layer's ``bias``; 0 for a layer without.
         gamma_grad: ``[C]`` gradient of gamma; NaN where there was none.
         beta_grad: ``[C]`` gradient of beta, alike.
@@ -160,6 +161,13 @@ class Gaps:
     gap: Tensor
     size: Tensor
 
+    def joined(self, other: Gaps | None) -> Gaps:
+        """Return what both told, of a layer the other one's if it was compared there."""
+        if other is None:
+            return self
+        new = ~other.gap.isnan()
+        return replace(self, gap=other.gap.where(new, self.gap), size=other.size.where(new, self.size))
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
@@ -263,6 +271,7 @@ class Facts:
             is not known, empty.
         strays: Descriptions of normalization layers that ran in training mode and are part of no model.
         gaps: What an extra forward told; None in the middle of training, and without ``probe=True``.
+        averaged_gaps: The same of averaged weights, as the latest evaluation began to use them.
         own_forward: Of each layer the subclass of BatchNorm with a forward of its own that it is, or was before a
             conversion to SyncBatchNorm; else empty.
         converts: Whether the Trainer converts the model to SyncBatchNorm.
@@ -296,6 +305,7 @@ class Facts:
     strays: tuple[str, ...] = ()
     optimizer_count: int = 0
     gaps: Gaps | None = None
+    averaged_gaps: Gaps | None = None
     own_forward: tuple[str, ...] = ()
     converts: bool = False
     averages_without_buffers: bool = False
@@ -402,6 +412,19 @@ class Window:
         """``[L]`` bool: the layer's own forward ran in training, as far as the last sample tells."""
         called = self.ledger.called
         return called if self.sample is None else called & (self.sample.calls > self.sample.eval_calls)
+
+    @property
+    def beside(self) -> Tensor:
+        """``[L]`` bool: the layer is of an average of the weights, or of another network beside the trained one."""
+        named = torch.tensor([*map(bool, self.facts.auxiliary)] or False, dtype=torch.bool, device="cpu")
+        return self.ledger.averaged | named
+
+    @property
+    def copied(self) -> Tensor:
+        """``[L]`` bool: such a layer that no training step ran, as far as is known: its updates are another layer's."""
+        if self.sample is None:
+            return self.beside
+        return self.beside & (self.sample.calls == 0) & (self.sample.idle == 0)
 
     def learning_rate(self, position: int = -1) -> float:
         """The learning rate in force at a step of the window; NaN where unknown."""

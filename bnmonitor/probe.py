@@ -6,7 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bnmonitor.frame import Gaps
-from bnmonitor.hooks import Hook, recomputing
+from bnmonitor.hooks import Hook, own_forward, recomputing
 from bnmonitor.layers import family_of
 
 MOST_ENTRIES = 4
@@ -77,7 +77,9 @@ class Probe:
         if self._inside is module:
             self._inside = None
 
-    def run(self, step: int, layers: Sequence[nn.Module], trained: Sequence[bool]) -> Gaps | None:
+    def run(
+        self, step: int, layers: Sequence[nn.Module], trained: Sequence[bool], inside: nn.Module | None = None
+    ) -> Gaps | None:
         """Run the kept calls once more and compare; everything is left as it was found.
 
         Dropout is off. Each layer computes with the statistics of the batch, which go on to the next layers, and
@@ -87,6 +89,7 @@ class Probe:
             step: The last step.
             layers: The layers.
             trained: Which of them were in training mode in that step; the others are left alone.
+            inside: Call not what the step called but what stands for it in here: a copy, or the very same.
 
         Returns:
             None if nothing was kept, or the forward failed.
@@ -100,7 +103,10 @@ class Probe:
         }
         there = {id(module) for model in self._models.values() for module in model.modules()}
         self._entries = [entry for entry in self._entries if id(entry.module) in there]
-        if not self._entries or not chosen:
+        entries = self._entries
+        if inside is not None:
+            entries = [replace(entry, module=m) for entry in entries if (m := _stand_in(entry.module, inside))]
+        if not entries or not chosen:
             return None
         found: dict[int, Tensor] = {}
         sizes = [0] * len(layers)
@@ -119,14 +125,14 @@ class Probe:
             found[at] = (output - still).double().norm() / output.double().norm()
 
         try:
-            with _untouched(self._models.values()), torch.no_grad(), ExitStack() as hooks:
+            with _untouched(self._models.values()), torch.no_grad(), own_forward(), ExitStack() as hooks:
                 for model in self._models.values():
                     for module in model.modules():
                         vars(module)["training"] = False
                 for layer in (layers[i] for i in chosen.values()):
                     vars(layer)["training"], vars(layer)["track_running_stats"] = True, False
-                    hooks.callback(layer.register_forward_hook(Hook(layer, compare)).remove)
-                for entry in self._entries:
+                    hooks.callback(layer.register_forward_hook(Hook(layer, compare, own=True)).remove)
+                for entry in entries:
                     with ExitStack() as precision:
                         if entry.autocast is not None:
                             precision.enter_context(torch.autocast(entry.autocast[0], entry.autocast[1]))
@@ -138,6 +144,19 @@ class Probe:
         for at, value in found.items():
             gap[at] = value.cpu()
         return Gaps(step=step, gap=gap, size=torch.tensor(sizes, device="cpu"))
+
+
+def _stand_in(module: nn.Module, inside: nn.Module) -> nn.Module | None:
+    """What stands for a module in another: itself, or a part of the same class with the same parameters and buffers."""
+    parts = list(inside.modules())
+    if any(part is module for part in parts):
+        return module
+    shape = _shape(module)
+    return next((part for part in parts if type(part) is type(module) and _shape(part) == shape), None)
+
+
+def _shape(module: nn.Module) -> list[tuple[str, torch.Size]]:
+    return [(name, t.shape) for named in (module.named_parameters(), module.named_buffers()) for name, t in named]
 
 
 def _copied(value: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -13,6 +14,7 @@ from bnmonitor import baseline, measures
 from bnmonitor.bookkeeper import Bookkeeper
 from bnmonitor.compiled import is_compiled
 from bnmonitor.facts import distributed, facts
+from bnmonitor.firstcall import FirstCall
 from bnmonitor.frame import Baseline, Gaps, RankStatistics, Sample, Window
 from bnmonitor.heldout import HeldOutSampler
 from bnmonitor.keepsake import keep, restore
@@ -64,6 +66,9 @@ class Watch:
         self._sampling = Sampling(models, sample_every, probe=probe)
         self._observer = Observer()
         self._held_out = HeldOutSampler()
+        self._first_call = FirstCall()
+        self._averaged_gaps: Gaps | None = None
+        self._probed = False
         self._evaluations = 0
         self._restored: Mapping[str, Any] | None = None
         self.count = 0
@@ -79,6 +84,7 @@ class Watch:
         self._role_key: tuple[tuple[int, int], ...] | None = None
         self._trained: set[int] = set()
         self._auxiliary: tuple[str, ...] = ()
+        self._averaging = False
         self._own_forwards: dict[str, str] = {}
         self._baseline: Baseline | None = None
         self._take(discover(models, include=include, exclude=exclude))
@@ -156,6 +162,7 @@ class Watch:
         self._sampling.end()
         self._observer.detach()
         self._held_out.detach()
+        self._first_call.detach()
         self._books.abandon()
 
     def step(self, number: int, rate: float) -> None:
@@ -199,16 +206,27 @@ class Watch:
             self._held_out.attach(self._recorder.modules, self._wanted())
         if self._evaluations == 1:
             self._books.begin(phase, hooks=not self._sampling.blocked)
+            self._averaged_gaps = None
+            if self._may_probe(phase):
+                self._first_call.attach(self._models.values(), self._recorder.modules, self._probe_averages)
 
     def resume(self) -> None:
         """The evaluation has ended; what it did to the buffers belongs to no step."""
         self._evaluations = max(0, self._evaluations - 1)
         if self._evaluations:
             return
+        self._first_call.detach()
         compiled = any(is_compiled(model) for model in self._models.values())
         if self.steps:
             self._held_out.take(self.steps[-1], self.layers)
-        self._books.end(trained=self.count > 0, compiled=compiled)
+        self._books.end(
+            trained=self.count > 0,
+            compiled=compiled,
+            rows=self._ring.view(),
+            count=self.count,
+            beside=self._beside,
+            averaging=self._averaging,
+        )
         if self._woke() or self.renewed():
             self._mark()
         else:
@@ -258,6 +276,7 @@ class Watch:
             ranks=self.heard,
         )
         known = replace(known, epoch_steps=self.epoch_steps, held_out=self._held_out.latest)
+        known = replace(known, averaged_gaps=self._averaged_gaps)
         known = replace(known, **self._roles(optimizers, run or RunFacts()))
         if evaluation:
             known = replace(known, gaps=self._gaps(evaluation))
@@ -293,11 +312,33 @@ class Watch:
     def _gaps(self, evaluation: str) -> Gaps | None:
         """Compare the modes of the layers on a kept batch, where that is wanted."""
         probe = self._sampling.probe
-        if probe is None or evaluation not in ("validation", "test") or probe.failed or self._sampling.blocked:
+        if probe is None or not self._may_probe(evaluation):
             return None
         trained = self._ring.view()["training"][-1].tolist()
         self._sampling.pause()
         return probe.run(self.steps[-1], self._recorder.modules, trained)
+
+    def _may_probe(self, evaluation: str) -> bool:
+        """Whether an extra forward is wanted and possible."""
+        probe = self._sampling.probe
+        wanted = probe is not None and not probe.failed and evaluation in ("validation", "test") and bool(self.steps)
+        return wanted and not self._sampling.blocked
+
+    def _probe_averages(self, module: nn.Module, inside: Sequence[int]) -> None:
+        """Compare the modes of the layers of a model that is about to be evaluated, if its weights are an average."""
+        with torch.inference_mode(False):
+            training = self._ring.view()["training"][-1]
+            averaged, probe = self._books.averaged(inside, training, self._beside), self._sampling.probe
+            if averaged is None or probe is None:
+                return
+            found = probe.run(self.steps[-1], self._recorder.modules, averaged.tolist(), inside=module)
+            self._averaged_gaps = found if self._averaged_gaps is None else self._averaged_gaps.joined(found)
+            self._probed = found is not None
+
+    @property
+    def _beside(self) -> tuple[str, ...]:
+        """Of each layer the network beside the trained one that it is in, or an empty name; empty: unknown."""
+        return self._auxiliary if self._role_key is not None else ()
 
     def _roles(self, optimizers: Sequence[Optimizer], run: RunFacts) -> dict[str, Any]:
         """What part the layers play in the training, as far as the optimizers tell: fields of the facts."""
@@ -308,6 +349,7 @@ class Watch:
             beside = auxiliary(self._models, self._recorder.modules, trained) if groups else ()
             self._role_key, self._trained, self._auxiliary = key, trained, beside
         strays = self._sampling.strays.known(self._trained)
+        self._averaging = run.averages_without_buffers
         was = {**run.own_forwards, **self._own_forwards}
         return {
             "auxiliary": self._auxiliary,
@@ -315,13 +357,14 @@ class Watch:
             "optimizer_count": len(optimizers),
             "own_forward": tuple(was.get(name, "") for name in self.layers.names),
             "converts": run.converts,
-            "averages_without_buffers": run.averages_without_buffers,
+            # Where hooks are let through, the evaluation itself shows it.
+            "averages_without_buffers": run.averages_without_buffers and bool(self._sampling.blocked),
         }
 
     @property
     def news(self) -> bool:
         """Whether an evaluation has shown something that no rule has judged yet."""
-        return self._books.news or self._held_out.news
+        return self._books.news or self._held_out.news or self._probed
 
     def _wanted(self) -> list[int]:
         """The layers whose input is looked at in an evaluation: those that see the data or follow dropout."""
@@ -341,7 +384,7 @@ class Watch:
 
     def judged(self, window: Window, held: Tensor) -> None:
         """Let the baseline follow the new steps of a window that has been judged, but for the layers that are held."""
-        self._books.news = self._held_out.news = False
+        self._books.news = self._held_out.news = self._probed = False
         if window.fresh:
             self._baseline = baseline.followed(window, held)
         self._fresh = 0
