@@ -57,6 +57,52 @@ class Probe:
                 self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(leave, always_call=True))
 
+    def attach_compiled(self, layers: Sequence[nn.Module]) -> None:
+        """Place hooks on what ``torch.compile`` has wrapped layers in, which are outside of what is compiled."""
+        self.detach()
+        wanted = {id(module) for module in layers}
+        for module in {id(m): m for model in self._models.values() for m in model.modules()}.values():
+            if type(module).__name__ == "OptimizedModule" and any(id(m) in wanted for m in module.modules()):
+                enter = Hook(module, lambda m, args, kwargs: self._enter(_uncompiled(m), args, kwargs))
+                self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                leave = Hook(module, lambda m, args, out: self._leave(_uncompiled(m), args, out))
+                self._handles.append(module.register_forward_hook(leave, always_call=True))
+
+    @property
+    def kept(self) -> bool:
+        """Whether there is a call to run again."""
+        return bool(self._entries)
+
+    def trace(self, sampler: Any, step: int, table: Any, layers: Sequence[nn.Module], trained: Sequence[bool]) -> None:
+        """Run the kept calls again as the training step did, for the graph; everything is left as it was found.
+
+        Args:
+            sampler: Hooks what there is, and walks the graph.
+            step: The last step.
+            table: The table of the layers.
+            layers: The layers.
+            trained: Which of them were in training mode in that step.
+        """
+        there = {id(module) for model in self._models.values() for module in model.modules()}
+        calls, self._entries = [entry for entry in self._entries if id(entry.module) in there], []
+        frozen = {id(layer) for layer, training in zip(layers, trained, strict=True) if not training}
+        try:
+            with _untouched(self._models.values()), torch.inference_mode(False), torch.enable_grad():
+                for module in (m for model in self._models.values() for m in model.modules()):
+                    vars(module)["training"] = id(module) not in frozen
+                sampler.attach(layers, self._models)
+                for entry in calls:
+                    with ExitStack() as precision:
+                        if entry.autocast is not None:
+                            precision.enter_context(torch.autocast(entry.autocast[0], entry.autocast[1]))
+                        sampler.walk(entry.module(*_copied(entry.args), **_copied(entry.kwargs)))
+                sampler.take(step, table, layers)
+        except Exception as error:
+            self.failed = f"needs an extra forward, which failed: {type(error).__name__}: {error}"
+        finally:
+            sampler.detach()
+            self._entries = []
+
     def detach(self) -> None:
         """Take every hook away; what the step called is what is kept."""
         for handle in self._handles:
@@ -144,6 +190,11 @@ class Probe:
         for at, value in found.items():
             gap[at] = value.cpu()
         return Gaps(step=step, gap=gap, size=torch.tensor(sizes, device="cpu"))
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    inner: nn.Module = module._orig_mod  # type: ignore[assignment]
+    return inner
 
 
 def _stand_in(module: nn.Module, inside: nn.Module) -> nn.Module | None:

@@ -122,6 +122,8 @@ class Watch:
         if self._sampling.sampler.structure is not None:
             return ""
         unsampled = self.unsampled.replace("activation samples", "the autograd graph of a sampled step")
+        if "torch.compile" in unsampled and self._sampling.probe is None:
+            unsampled += "; with probe=True the uncompiled module of what torch.compile returned shows it"
         return unsampled or "needs the autograd graph of a training step, and none was seen yet"
 
     def rows(self, statistic: str, layer: str) -> Tensor:
@@ -204,6 +206,9 @@ class Watch:
         self._observer.detach()
         if self._evaluations == 1 and phase in ("validation", "test") and not self._sampling.blocked:
             self._held_out.attach(self._recorder.modules, self._wanted())
+        if self._evaluations == 1 and self.steps and phase in ("validation", "test"):
+            trained = self._ring.view()["training"][-1].tolist()
+            self._sampling.trace(self.steps[-1], self.layers, self._recorder.modules, trained)
         if self._evaluations == 1:
             self._books.begin(phase, hooks=not self._sampling.blocked)
             self._averaged_gaps = None
