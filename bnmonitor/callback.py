@@ -12,7 +12,7 @@ from bnmonitor._lightning import CallbackBase
 from bnmonitor.alerts import Alert
 from bnmonitor.answers import Answers, step_number
 from bnmonitor.layers import own_forwards
-from bnmonitor.monitor import Monitor
+from bnmonitor.monitor import Monitor, Phase
 from bnmonitor.responder import AlertError
 from bnmonitor.rules import Rule, Thresholds
 from bnmonitor.settings import Action, Settings
@@ -155,20 +155,18 @@ class BatchNormMonitor(CallbackBase):
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """What comes now is no training."""
-        monitor = self._evaluating(trainer, pl_module)
-        trial = trainer.sanity_checking or trainer.fast_dev_run
-        monitor.begin_evaluation("sanity" if trial else "validation")
+        monitor = self._evaluating(trainer, pl_module, "validation")
         if trainer.state.fn == "fit":
             self._answers.act(trainer, monitor)
             self._answers.publish(trainer, monitor)
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Nor is this."""
-        self._evaluating(trainer, pl_module).begin_evaluation("test")
+        self._evaluating(trainer, pl_module, "test")
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Nor is this."""
-        self._evaluating(trainer, pl_module).begin_evaluation("predict")
+        self._evaluating(trainer, pl_module, "predict")
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """The evaluation is over."""
@@ -224,15 +222,17 @@ class BatchNormMonitor(CallbackBase):
         )
         return self._monitor
 
-    def _evaluating(self, trainer: Any, pl_module: Any) -> Monitor:
-        """The monitor for an evaluation, which begins to watch if this one is not within a fit.
+    def _evaluating(self, trainer: Any, pl_module: Any, phase: Phase) -> Monitor:
+        """The monitor, to which an evaluation begins; outside a fit it begins to watch.
 
         What it knows of the fit before is more than a checkpoint, whose weights are evaluated now, can tell.
         """
-        if self._monitor is not None and self._monitor.running:
-            return self._monitor
-        with torch.inference_mode(False):  # in which the Trainer is by now
-            return self._ready(trainer, pl_module, fresh=False).start()
+        monitor = self._monitor
+        if monitor is None or not monitor.running:
+            with torch.inference_mode(False):  # in which the Trainer is by now
+                monitor = self._ready(trainer, pl_module, fresh=False).start()
+        monitor.begin_evaluation("sanity" if trainer.sanity_checking or trainer.fast_dev_run else phase)
+        return monitor
 
     def _make(self, trainer: Any, pl_module: Any) -> Monitor:
         settings = dict(self._settings)

@@ -331,14 +331,21 @@ class Watch:
 
     def _probe_averages(self, module: nn.Module, inside: Sequence[int]) -> None:
         """Compare the modes of the layers of a model that is about to be evaluated, if its weights are an average."""
-        with torch.inference_mode(False):
-            training = self._ring.view()["training"][-1]
-            averaged, probe = self._books.averaged(inside, training, self._beside), self._sampling.probe
-            if averaged is None or probe is None:
-                return
-            found = probe.run(self.steps[-1], self._recorder.modules, averaged.tolist(), inside=module)
-            self._averaged_gaps = found if self._averaged_gaps is None else self._averaged_gaps.joined(found)
-            self._probed = found is not None
+        probe = self._sampling.probe
+        if probe is None:
+            return
+        try:  # it is the forward of somebody else that waits here
+            with torch.inference_mode(False):
+                training = self._ring.view()["training"][-1]
+                averaged = self._books.averaged(inside, training, self._beside)
+                if averaged is None:
+                    return
+                found = probe.run(self.steps[-1], self._recorder.modules, averaged.tolist(), inside=module)
+        except Exception as error:
+            probe.failed = f"needs an extra forward, which failed: {type(error).__name__}: {error}"
+            return
+        self._averaged_gaps = found if self._averaged_gaps is None else self._averaged_gaps.joined(found)
+        self._probed |= found is not None
 
     @property
     def _beside(self) -> tuple[str, ...]:

@@ -235,6 +235,20 @@ def test_a_training_with_the_probe_of_averaged_weights_is_the_same_as_without() 
     assert same(trained(False), trained(True))
 
 
+def test_a_probe_that_fails_does_not_end_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("on purpose")
+
+    run = Run(watch_copy=False, probe=True)
+    with run.monitor:
+        run.steps(40)
+        monkeypatch.setattr(run.monitor._watch._books, "averaged", fail)
+        with run.swap():
+            assert run.model(data()[0]).isfinite().all()
+        assert "on purpose" in run.monitor.skipped["train-eval-gap"]
+    assert [a.layers for a in run.told] == [("1", "4")], "what needs no probe is seen all the same"
+
+
 def test_the_probe_says_how_much_it_matters() -> None:
     def judged(gap: float, **ledger: Any) -> list[Severity]:
         gaps = Gaps(step=63, gap=torch.tensor([gap]), size=torch.tensor([64]))

@@ -121,6 +121,15 @@ def test_bn303_tested_after_a_short_fit(lightning: Any) -> None:
     assert "the test begins after 4 updates" in told(callback)["BN303"].message
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_trial_run_of_the_script_is_no_evaluation(lightning: Any, way: str) -> None:
+    callback, module = a_callback(), a_tested(lightning)
+    trainer = a_trainer(lightning, callback, fast_dev_run=2)
+    trainer.fit(module, loader(4), loader(1))
+    getattr(trainer, way)(module, loader(1))
+    assert told(callback) == {}
+
+
 def test_bn101_a_model_that_is_tested_with_nan(lightning: Any) -> None:
     callback, module = a_callback(), weighted(a_tested(lightning))
     with torch.no_grad():
