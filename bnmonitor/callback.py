@@ -91,7 +91,7 @@ class BatchNormMonitor(CallbackBase):
         """The monitor behind the callback.
 
         Raises:
-            RuntimeError: No fit has begun yet.
+            RuntimeError: Neither a fit nor an evaluation has begun yet.
         """
         if self._monitor is None:
             raise RuntimeError("BatchNormMonitor.monitor is there once a fit has begun: call trainer.fit(...) first")
