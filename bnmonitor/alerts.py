@@ -98,7 +98,8 @@ class AlertBook:
         events: list[Alert] = []
         broken_from = len(window.layers)
         for rule in self._in_order():
-            if rule.moment not in moments or unmet(rule.needs, absent or {}):
+            late = window.facts.untrained and not rule.untrained
+            if late or rule.moment not in moments or unmet(rule.needs, absent or {}):
                 continue
             try:
                 findings = judge(rule, self.special.get(rule.code, ()), window)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from bnmonitor.averages import Averages
 from bnmonitor.compiled import when_compiling
 from bnmonitor.hooks import Hook
 from bnmonitor.layers import LayerTable
 from bnmonitor.ledger import PHASES, Ledger
 from bnmonitor.samples import Sample
-from bnmonitor.sharding import is_split
 
 _TRAINING, _RECOMPUTE = PHASES.index("training"), PHASES.index("recompute")
 _KEPT = ("seen", "expected", "latest", "evaluated", "called", "initial", "borrowed")
@@ -49,8 +49,12 @@ class Bookkeeper:
         self._parents = [parents.get(id(m), m) for m in self._modules]
         self._ledger = Ledger.blank(len(layers))
         averages = [m for model in self._models for m in model.modules() if _is_average(m)]
-        within = {id(m) for average in averages for m in average.modules()}
+        within = {id(m): k for k, average in enumerate(averages) for m in average.modules()}
         self._ledger.averaged.copy_(torch.tensor([id(m) in within for m in self._modules], dtype=torch.bool))
+        roots = {id(m): k - len(self._models) for k, model in enumerate(self._models) for m in model.modules()}
+        self._averages = Averages(
+            layers, self._modules, [within.get(id(m), roots.get(id(m), -1)) + len(self._models) for m in self._modules]
+        )
         self._counts = [
             m._buffers.get("num_batches_tracked") is not None and f != "instance"
             for m, f in zip(self._modules, layers.family, strict=True)
@@ -76,21 +80,36 @@ class Bookkeeper:
         """
         self.abandon()
         self._phase, self._before = PHASES.index(phase), self._state()
+        self._averages.begin()
         if hooks:
             self._forget = when_compiling(self._release)
             for i, module in enumerate(self._modules):
                 self._handles[i] = module.register_forward_hook(Hook(module, self._visit(i)))
 
-    def end(self, *, trained: bool, compiled: bool) -> None:
+    def end(
+        self,
+        *,
+        trained: bool,
+        compiled: bool,
+        rows: Mapping[str, Tensor],
+        count: int,
+        beside: Sequence[str] = (),
+        averaging: bool = False,
+    ) -> None:
         """The evaluation has ended.
 
         Args:
-            trained: Whether a training step came before it.
+            trained: Whether a training step came before it; else new layers may be evaluated, as a first measurement.
             compiled: Whether the model is compiled, and several updates may be one write to a counter.
+            rows: The window's statistics, ``[T, C]`` and ``[T, L]``.
+            count: Training steps seen.
+            beside: Of each layer the network beside the trained one that it is in, or an empty name; empty: unknown.
+            averaging: Whether something averages the weights without the buffers.
         """
         phase, before, ran, meant = self._phase, self._before, self._ran, self._meant
-        self.abandon()
+        self._before = None
         if phase is None or before is None:
+            self.abandon()
             return
         moved = self._moved(before, compiled=compiled)
         moved[list(meant)] = 0
@@ -99,11 +118,14 @@ class Bookkeeper:
         in_eval = [not ran[i] if i in ran else not ran and bool(ledger.called[i]) for i in range(len(self._layers))]
         evaluated = torch.tensor(in_eval, dtype=torch.bool, device="cpu")
         initial = self._initial() & evaluated
-        if PHASES[phase] != "sanity" and trained:
+        if PHASES[phase] != "sanity" and (trained or (initial.any() and self._weighted())):
             ledger.initial.copy_(torch.where(evaluated, initial, ledger.initial))
-        if ledger.averaged.any():
-            ledger.borrowed.copy_(torch.where(evaluated, self._borrowed(), ledger.borrowed))
-        self.news = bool(ledger.borrowed.any()) or bool(
+        found = self._averages.end(evaluated, self._copies(beside), rows, count, averaging)
+        self.abandon()
+        for name in ("borrowed", "swapped", "behind", "apart") if found is not None else ():
+            row = getattr(ledger, name)
+            row.copy_(torch.where(evaluated, getattr(found, name), row))
+        self.news = bool((ledger.borrowed | (ledger.behind > 0)).any()) or bool(
             (moved > 0).any() or (evaluated & ~ledger.evaluated[phase]).any() or initial.any()
         )
         ledger.seen[phase] += moved
@@ -114,11 +136,35 @@ class Bookkeeper:
         """Forget the evaluation that was going on, and take every hook away."""
         self._phase = self._before = None
         self._ran, self._meant = {}, set()
+        self._averages.abandon()
         self._release()
+
+    def averaged(self, which: Sequence[int], training: Tensor, beside: Sequence[str]) -> Tensor | None:
+        """Which layers of a model are about to be evaluated with averaged weights of layers that train: ``[L]`` bool.
+
+        Args:
+            which: The layers of the model.
+            training: ``[L]`` bool, layers in training mode at the last step.
+            beside: As in :meth:`end`.
+
+        Returns:
+            None if the model's weights are no average, as far as can be told.
+        """
+        inside = torch.zeros_like(training).index_fill(0, torch.tensor(which, device="cpu"), True)
+        copies = self._copies(beside) & inside
+        if copies.any():
+            return copies & (self._averages.twins(copies, training & ~inside) >= 0)
+        return inside & training if self._averages.swapped(which) else None
+
+    def _copies(self, beside: Sequence[str]) -> Tensor:
+        known = torch.tensor([*map(bool, beside)] or False, dtype=torch.bool, device="cpu")
+        return self._ledger.averaged | known
 
     def _visit(self, layer: int) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def visited(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             self._ran[layer] = module.training
+            if not module.training:
+                self._averages.visit(layer)
             if module.training and not self._parents[layer].training:
                 self._meant.add(layer)  # a model.train() sets both: this layer was picked to estimate anew
             self._handles.pop(layer).remove()
@@ -185,18 +231,10 @@ class Bookkeeper:
         return initial
 
     @torch.no_grad()
-    def _borrowed(self) -> Tensor:
-        """Averaged layers with the very statistics of a layer that is none, and another gamma or beta: ``[L]`` bool."""
-        averaged = self._ledger.averaged.tolist()
-        own = [m for m, average in zip(self._modules, averaged, strict=True) if not average]
-        return torch.tensor(
-            [
-                average and any(_same(layer, m, "_buffers") and not _same(layer, m, "_parameters") for m in own)
-                for layer, average in zip(self._modules, averaged, strict=True)
-            ],
-            dtype=torch.bool,
-            device="cpu",
-        )
+    def _weighted(self) -> bool:
+        """Whether a layer has a gamma or beta that no layer is made with: as made, all its values are the same."""
+        affine = [m._parameters.get(name) for m in self._modules for name in ("weight", "bias")]
+        return any(bool((p != p[0]).any()) for p in affine if p is not None)
 
     # -- a training ----------------------------------------------------------------------------------------------------
 
@@ -209,7 +247,10 @@ class Bookkeeper:
             new: How many of them are new.
             sample: The last sample, in whose step the hooks have seen who called.
         """
-        called = self._ledger.called
+        called, initial = self._ledger.called, self._ledger.initial
+        if initial.any():
+            mean, var = rows["running_mean"][-1], rows["running_var"][-1]
+            initial.logical_and_(~self._layers.segments.any((mean != 0) | (var != 1)))
         if not called.all():
             ran = (rows["updates"][-new:] > 0).any(0) | self._layers.segments.any(~rows["gamma_grad"][-1].isnan())
             if sample is not None:
@@ -274,16 +315,6 @@ class Bookkeeper:
 def _is_average(module: nn.Module) -> bool:
     """Whether a module holds averaged weights: ``AveragedModel``, timm's ``ModelEma`` and their like."""
     return any(c.__name__ == "AveragedModel" or c.__name__.startswith("ModelEma") for c in type(module).__mro__)
-
-
-def _same(a: nn.Module, b: nn.Module, registry: str) -> bool:
-    """Whether two layers have the same numbers in their running statistics, or in gamma and beta."""
-    names = ("running_mean", "running_var") if registry == "_buffers" else ("weight", "bias")
-    pairs = [(getattr(a, registry).get(name), getattr(b, registry).get(name)) for name in names]
-    there = [(x, y) for x, y in pairs if x is not None and y is not None]
-    if any(is_split(x) or is_split(y) for x, y in there):
-        return True  # to compare them would take all processes
-    return bool(there) and all(x.shape == y.shape and x.device == y.device and torch.equal(x, y) for x, y in there)
 
 
 def _stacked(counters: Sequence[Tensor | None]) -> Tensor:

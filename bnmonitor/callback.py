@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import torch
+
 from bnmonitor._lightning import CallbackBase
 from bnmonitor.alerts import Alert
 from bnmonitor.answers import Answers, step_number
 from bnmonitor.layers import own_forwards
-from bnmonitor.monitor import Monitor
+from bnmonitor.monitor import Monitor, Phase
 from bnmonitor.responder import AlertError
 from bnmonitor.rules import Rule, Thresholds
 from bnmonitor.settings import Action, Settings
@@ -89,7 +91,7 @@ class BatchNormMonitor(CallbackBase):
         """The monitor behind the callback.
 
         Raises:
-            RuntimeError: No fit has begun yet.
+            RuntimeError: Neither a fit nor an evaluation has begun yet.
         """
         if self._monitor is None:
             raise RuntimeError("BatchNormMonitor.monitor is there once a fit has begun: call trainer.fit(...) first")
@@ -113,24 +115,12 @@ class BatchNormMonitor(CallbackBase):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Find the layers, now that the model is built, moved and converted, and begin to watch."""
-        if self._monitor is None or self._module is not pl_module or self._state is not None:
-            self._monitor, self._module = self._make(trainer, pl_module), pl_module
-            if self._state is not None:
-                self._monitor.load_state_dict(self._state)
-        self._state = None
-        loggers = [] if trainer.fast_dev_run or not trainer.is_global_zero else list(trainer.loggers)
-        self._monitor.should_stop = False
-        where = trainer.log_dir if trainer.loggers else None
-        self._monitor.connect(
-            loggers=loggers,
-            emit=beside_bar(trainer),
-            status=inside_bar(trainer),
-            log_dir=where if loggers else None,
-        )
-        self._monitor.watch_optimizers(trainer.optimizers)
+        monitor = self._ready(trainer, pl_module, fresh=self._state is not None)
+        monitor.should_stop = False
+        monitor.watch_optimizers(trainer.optimizers)
         if trainer.world_size > 1:
-            self._monitor.share_ranks(getattr(trainer.model, "will_sync_module_buffers", None))
-        self._monitor.start()
+            monitor.share_ranks(getattr(trainer.model, "will_sync_module_buffers", None))
+        monitor.start()
         if self._sinks is None and not trainer.loggers and trainer.is_global_zero:
             beside_bar(trainer)("BatchNorm: the Trainer has no logger, so findings go to the console only")
 
@@ -165,17 +155,25 @@ class BatchNormMonitor(CallbackBase):
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """What comes now is no training."""
-        if self._monitor is not None:
-            trial = trainer.sanity_checking or trainer.fast_dev_run
-            self._monitor.begin_evaluation("sanity" if trial else "validation")
-            if self._monitor.running:
-                self._answers.act(trainer, self._monitor)
-                self._answers.publish(trainer, self._monitor)
+        monitor = self._evaluating(trainer, pl_module, "validation")
+        if trainer.state.fn == "fit":
+            self._answers.act(trainer, monitor)
+            self._answers.publish(trainer, monitor)
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        """Nor is this."""
+        self._evaluating(trainer, pl_module, "test")
+
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        """Nor is this."""
+        self._evaluating(trainer, pl_module, "predict")
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Training goes on."""
+        """The evaluation is over."""
         if self._monitor is not None:
             self._monitor.end_evaluation()
+
+    on_test_end = on_predict_end = on_validation_end
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Show the summary and leave no hook behind."""
@@ -206,6 +204,35 @@ class BatchNormMonitor(CallbackBase):
             self._state = state_dict or None
 
     # -- the parts -----------------------------------------------------------------------------------------------------
+
+    def _ready(self, trainer: Any, pl_module: Any, *, fresh: bool) -> Monitor:
+        """The monitor of this module, made anew if it is another one's or ``fresh``, and told where to write."""
+        if self._monitor is None or self._module is not pl_module or fresh:
+            self._monitor, self._module = self._make(trainer, pl_module), pl_module
+            if self._state is not None:
+                self._monitor.load_state_dict(self._state)
+        self._state = None
+        loggers = [] if trainer.fast_dev_run or not trainer.is_global_zero else list(trainer.loggers)
+        where = trainer.log_dir if trainer.loggers else None
+        self._monitor.connect(
+            loggers=loggers,
+            emit=beside_bar(trainer),
+            status=inside_bar(trainer),
+            log_dir=where if loggers else None,
+        )
+        return self._monitor
+
+    def _evaluating(self, trainer: Any, pl_module: Any, phase: Phase) -> Monitor:
+        """The monitor, to which an evaluation begins; outside a fit it begins to watch.
+
+        What it knows of the fit before is more than a checkpoint, whose weights are evaluated now, can tell.
+        """
+        monitor = self._monitor
+        if monitor is None or not monitor.running:
+            with torch.inference_mode(False):  # in which the Trainer is by now
+                monitor = self._ready(trainer, pl_module, fresh=False).start()
+        monitor.begin_evaluation("sanity" if trainer.sanity_checking or trainer.fast_dev_run else phase)
+        return monitor
 
     def _make(self, trainer: Any, pl_module: Any) -> Monitor:
         settings = dict(self._settings)

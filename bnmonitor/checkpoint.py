@@ -52,7 +52,8 @@ def read(path: str | Path) -> dict[str, nn.Module]:
     if path.suffix == ".safetensors":
         return {"": _stand_in(_safetensors(path))}
     found = dict(_state_dicts(_unpickled(path, zipped=head[:2] == b"PK")))
-    return {key: _stand_in(tensors) for key, tensors in found.items()}
+    models = {key: _stand_in(tensors) for key, tensors in found.items()}
+    return {key: model for key, model in models.items() if model._modules}
 
 
 def files(directory: Path) -> list[Path]:
@@ -115,17 +116,24 @@ def _check_sizes(path: Path) -> None:
         raise UnreadableError(f"{path} is refused: it has {size:,} bytes and claims to unpack to {claimed:,}")
 
 
-def _state_dicts(value: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every mapping of names to tensors, in a nest of mappings, that holds running statistics."""
-    if not isinstance(value, Mapping) or depth > 3:
+def _state_dicts(value: Any, key: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every mapping of names to tensors, in a nest of mappings and sequences, that holds running statistics."""
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping) or len(above) > 3 or id(value) in above:
         return
-    named = {str(name): t for name, t in value.items() if isinstance(t, Tensor)}
+    named = {str(name): t for name, t in value.items() if isinstance(t, Tensor) and _plain(t)}
     norms = _norm_names(named)
     if norms:
         yield key, {name: named[name] for name in norms}
         return
     for name, inner in value.items():
-        yield from _state_dicts(inner, f"{key}.{name}" if key else str(name), depth + 1)
+        yield from _state_dicts(inner, f"{key}.{name}" if key else str(name), (*above, id(value)))
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether its values can be looked at as they are: real, dense and there."""
+    return tensor.layout == torch.strided and not tensor.is_complex() and not tensor.is_meta and not tensor.is_quantized
 
 
 def _norm_names(names: Mapping[str, Any] | list[str]) -> list[str]:
@@ -140,12 +148,14 @@ def _norm_names(names: Mapping[str, Any] | list[str]) -> list[str]:
 def _stand_in(tensors: Mapping[str, Tensor]) -> nn.Module:
     """Make a model of nothing but normalization layers, under their names, that holds the tensors as they are."""
     root = nn.Module()
-    for name in tensors:
-        if not name.endswith("running_mean"):
-            continue
-        owner = name[: -len("running_mean")]
+    owners = [name[: -len("running_mean")] for name in tensors if name.endswith("running_mean")]
+    paths = {owner: _WRAPPERS.sub("", owner).rstrip(".").split(".") for owner in owners}
+    # What DistributedDataParallel and AveragedModel put before every name.
+    wrapped = all(len(path) > 1 and path[0] == "module" for path in paths.values())
+    for owner, path in paths.items():
         parts = {part: tensors[owner + part] for part in _PARTS if owner + part in tensors}
-        if parts["running_mean"].dim() != 1 or parts["running_mean"].shape != parts["running_var"].shape:
+        shapes = {tensor.shape for part, tensor in parts.items() if part != "num_batches_tracked"}
+        if parts["running_mean"].dim() != 1 or len(shapes) > 1 or not parts["running_mean"].numel():
             continue
         layer = nn.BatchNorm1d(parts["running_mean"].numel(), affine=False, device="meta")
         for part, tensor in parts.items():
@@ -155,15 +165,14 @@ def _stand_in(tensors: Mapping[str, Tensor]) -> nn.Module:
                 layer._buffers[part] = tensor
         if "num_batches_tracked" not in parts:
             layer._buffers["num_batches_tracked"] = None
-        path = _WRAPPERS.sub("", owner).rstrip(".").split(".")
-        _put(root, path, layer.eval())
+        _put(root, path[wrapped:], layer.eval())
     return root
 
 
 def _put(root: nn.Module, path: list[str], layer: nn.Module) -> None:
     for part in path[:-1]:
         if part not in root._modules:
-            root.add_module(part, nn.Module())
+            root._modules[part] = nn.Module()  # whatever it is called
         root = root._modules[part]  # type: ignore[assignment]
     root._modules[path[-1] or "norm"] = layer
 

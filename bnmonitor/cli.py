@@ -210,7 +210,7 @@ def _audit(parsed: argparse.Namespace) -> int:
     paths = [str(p) for p in files(Path(parsed.what))] if directory else [parsed.what]
     if not paths:
         return _fail(f"no checkpoint in {parsed.what}: files that end with {', '.join(CHECKPOINTS)}")
-    audits, failed = [], False
+    audits, failed, bare = [], False, []
     for path in paths:
         try:
             found = locate(path)
@@ -220,6 +220,7 @@ def _audit(parsed: argparse.Namespace) -> int:
             continue
         if not found and not directory:
             return _fail(f"{path} holds no normalization layer with running statistics")
+        bare += [] if found else [path]
         audits += [(each.name, audit(each.model, settings=each.real, inputs=_example(parsed.input))) for each in found]
     if parsed.json:
         told = [{"name": name, **found.to_dict()} for name, found in audits]
@@ -227,6 +228,8 @@ def _audit(parsed: argparse.Namespace) -> int:
     elif directory:
         for name, one in audits:
             print(line(one, name))
+        for path in bare:
+            print(f"{printable(path)}: no normalization layer with running statistics")
     else:
         from rich import get_console
 

@@ -92,12 +92,14 @@ class Facts:
             is not known, empty.
         strays: Descriptions of normalization layers that ran in training mode and are part of no model.
         gaps: What an extra forward told; None in the middle of training, and without ``probe=True``.
+        averaged_gaps: The same of averaged weights, as the latest evaluation began to use them.
         own_forward: Of each layer the subclass of BatchNorm with a forward of its own that it is, or was before a
             conversion to SyncBatchNorm; else empty.
         converts: Whether the Trainer converts the model to SyncBatchNorm.
         averages_without_buffers: Whether the Trainer evaluates averaged weights whose buffers are not averaged.
         optimizer_count: Number of optimizers that are known.
         held_out: The latest validations and tests, two at most, the newest last.
+        untrained: Whether there was no training step, but an evaluation only.
         rewritten: ``[L]`` bool, something other than a training step has set the running statistics since the last one;
             None where that was not looked at.
     """
@@ -124,6 +126,8 @@ class Facts:
     strays: tuple[str, ...] = ()
     optimizer_count: int = 0
     gaps: Gaps | None = None
+    averaged_gaps: Gaps | None = None
     own_forward: tuple[str, ...] = ()
     converts: bool = False
     averages_without_buffers: bool = False
+    untrained: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bnmonitor.facts import Facts
@@ -40,7 +41,8 @@ class Frame:
         batch_var: ``[C]`` unbiased variance of the batch, recovered alike.
         running_mean: ``[C]`` after the step.
         running_var: ``[C]`` after the step (PyTorch keeps the unbiased variance).
-        gamma: ``[C]`` the layer's ``weight``; 1 for a layer without.
+        gamma: ``[C]`` the layer's ``weight``; 1 for a layer without, NaN where it is computed of something else, as by
+            pruning or a parametrization.
         beta: ``[C]`` the layer's ``bias``; 0 for a layer without.
         gamma_grad: ``[C]`` gradient of gamma; NaN where there was none.
         beta_grad: ``[C]`` gradient of beta, alike.
@@ -172,6 +174,19 @@ class Window:
         """``[L]`` bool: the layer's own forward ran in training, as far as the last sample tells."""
         called = self.ledger.called
         return called if self.sample is None else called & (self.sample.calls > self.sample.eval_calls)
+
+    @property
+    def beside(self) -> Tensor:
+        """``[L]`` bool: the layer is of an average of the weights, or of another network beside the trained one."""
+        named = torch.tensor([*map(bool, self.facts.auxiliary)] or False, dtype=torch.bool, device="cpu")
+        return self.ledger.averaged | named
+
+    @property
+    def copied(self) -> Tensor:
+        """``[L]`` bool: such a layer that no training step ran, as far as is known: its updates are another layer's."""
+        if self.sample is None:
+            return self.beside
+        return self.beside & (self.sample.calls == 0) & (self.sample.idle == 0)
 
     def learning_rate(self, position: int = -1) -> float:
         """The learning rate in force at a step of the window; NaN where unknown."""

@@ -36,6 +36,8 @@ class Gatherer:
     def __init__(self, models: Mapping[str, nn.Module]) -> None:
         self._models = models
         self._own_forwards: dict[str, str] = {}
+        self.averaging = False
+        """Whether something averages the weights without the buffers."""
         self.renew()
 
     def renew(self, named: Iterable[tuple[str, nn.Module]] = ()) -> None:
@@ -47,6 +49,11 @@ class Gatherer:
         self._groups: object = None
         self._trained: set[int] = set()
         self._auxiliary: tuple[str, ...] = ()
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Of each layer the network beside the trained one that it is in, or an empty name; empty: unknown."""
+        return self._auxiliary if self._groups is not None else ()
 
     def facts(
         self,
@@ -78,6 +85,7 @@ class Gatherer:
         scales, skipped = run.scales(steps)
         kept = [m._buffers.get("running_mean") for m in modules]
         was = {**run.own_forwards, **self._own_forwards}
+        self.averaging = run.averages_without_buffers
         self._see_groups(modules, optimizers, split=bool(layers.split))
         return Facts(
             **self._affine_facts([_own(m, shards) for m in modules], optimizers),

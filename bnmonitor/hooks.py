@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -18,17 +18,37 @@ def recomputing() -> bool:
 
 
 class Hook:
-    """A forward hook on one module; a copy of the module gets an inert one."""
+    """A forward hook on one module; a copy of the module gets an inert one.
 
-    def __init__(self, module: nn.Module, call: Callable[[nn.Module, tuple[Any, ...], Any], None]) -> None:
-        self._module, self._call = module, call
+    Args:
+        module: The module.
+        call: What to do.
+        own: Whether it is meant for a forward that bnmonitor runs itself; the others do not see that.
+    """
+
+    deaf: ClassVar[bool] = False
+
+    def __init__(
+        self, module: nn.Module, call: Callable[[nn.Module, tuple[Any, ...], Any], None], *, own: bool = False
+    ) -> None:
+        self._module, self._call, self._own = module, call, own
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Pass the call on if it is the watched module's own, and real."""
-        if module is self._module and not torch.compiler.is_compiling():
+        if module is self._module and not torch.compiler.is_compiling() and (self._own or not Hook.deaf):
             self._call(module, args, output)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Copied or pickled, it becomes a function of the standard library that takes anything and does nothing: a
         # model that is saved while it is watched loads where bnmonitor is not installed.
         return getattr, (nullcontext(), "__exit__")
+
+
+@contextmanager
+def own_forward() -> Iterator[None]:
+    """Run a forward that no hook but those made for it sees."""
+    before, Hook.deaf = Hook.deaf, True
+    try:
+        yield
+    finally:
+        Hook.deaf = before

@@ -292,7 +292,7 @@ def discover(
             kinds=tuple(type(m).__name__ for m in modules),
             eps=tuple(float(getattr(m, "eps", _USUAL_EPS)) for m in modules),
             momentum=tuple(_momentum(m) for m in modules),
-            affine=tuple(getattr(m, "weight", None) is not None for m in modules),
+            affine=tuple(map(_has_gamma, modules)),
             tracking=tuple(m.running_mean is not None for m in modules),
             family=tuple(family_of(m) or "batch" for m in modules),
             synced=tuple(i for i, m in enumerate(modules) if isinstance(m, nn.SyncBatchNorm)),
@@ -303,6 +303,16 @@ def discover(
         shards=shards,
         together=together(models.values()),
     )
+
+
+def _has_gamma(module: nn.Module) -> bool:
+    """Whether a layer has a gamma: a parameter, a frozen one's buffer, what pruning left, or what is computed.
+
+    The last is not asked for: to compute it may change the training.
+    """
+    kept = (registry.get("weight") for registry in (module._parameters, module._buffers, vars(module)))
+    computed = module._modules.get("parametrizations")
+    return any(t is not None for t in kept) or (computed is not None and "weight" in computed._modules)
 
 
 def _momentum(module: nn.Module) -> float | None:

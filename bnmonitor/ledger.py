@@ -32,8 +32,13 @@ class Ledger:
         initial: ``[L]`` bool, whether the latest evaluation but a sanity check found statistics of exactly 0 and 1.
         tracks: ``[L]`` bool, whether ``track_running_stats`` is set.
         averaged: ``[L]`` bool, whether the layer belongs to an average of the weights, such as an ``AveragedModel``.
-        borrowed: ``[L]`` bool, whether the latest evaluation ran such a layer with the running statistics of another
-            layer, whose gamma and beta are not its own.
+        borrowed: ``[L]`` bool, whether the latest evaluation ran averaged weights of the layer, a copy's or swapped
+            into it, with the running statistics of the weights in training.
+        swapped: ``[L]`` bool, whether the latest evaluation ran with another gamma or beta than before and after it.
+        behind: ``[L]`` int64, training steps for which the statistics of the latest evaluation have stood still, while
+            gamma or beta of it moved.
+        apart: ``[2, L]`` distance of these statistics from those of the weights in training, where these are others: of
+            the means in deviations, of the deviations as a log; NaN elsewhere.
     """
 
     steps: int
@@ -46,6 +51,9 @@ class Ledger:
     tracks: Tensor
     averaged: Tensor
     borrowed: Tensor
+    swapped: Tensor
+    behind: Tensor
+    apart: Tensor
 
     @classmethod
     def blank(cls, layers: int) -> Ledger:
@@ -63,6 +71,9 @@ class Ledger:
             tracks=~zeros(layers, dtype=torch.bool),
             averaged=zeros(layers, dtype=torch.bool),
             borrowed=zeros(layers, dtype=torch.bool),
+            swapped=zeros(layers, dtype=torch.bool),
+            behind=zeros(layers),
+            apart=zeros(2, layers, dtype=torch.float64) + torch.nan,
         )
 
     def of(self, name: str, phase: str) -> Tensor:

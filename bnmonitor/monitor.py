@@ -276,7 +276,7 @@ class Monitor:
 
     def end_evaluation(self) -> None:
         """Leave what :meth:`begin_evaluation` entered."""
-        self._session.guard(self._session.end_evaluation)
+        self._session.end_evaluation()
 
     def end_epoch(self, epoch: int | None = None) -> None:
         """Check what is still unchecked, and let the sinks show the state."""

@@ -16,7 +16,7 @@ NEEDS: Mapping[str, str] = {
     "batch_size": "the number of samples in a batch (train_loader=, or activation samples)",
     "scaler": "the gradient scaler (scaler=)",
     "accumulation": "the number of micro-batches per optimizer step (accumulate_grad_batches=)",
-    "dataflow": "the autograd graph of a training step (no torch.compile)",
+    "dataflow": "the autograd graph of a training step (no torch.compile, or probe=True)",
     "validation": "a validation",
     "probe": "an extra forward at the start of a validation (probe=True)",
     "ranks": "several processes that train together",

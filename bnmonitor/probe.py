@@ -6,14 +6,14 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from bnmonitor.hooks import Hook, recomputing
+from bnmonitor.hooks import Hook, own_forward, recomputing
 from bnmonitor.layers import family_of
 from bnmonitor.samples import Gaps
 
@@ -57,6 +57,52 @@ class Probe:
                 self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(leave, always_call=True))
 
+    def attach_compiled(self, layers: Sequence[nn.Module]) -> None:
+        """Place hooks on what ``torch.compile`` has wrapped layers in, which are outside of what is compiled."""
+        self.detach()
+        wanted = {id(module) for module in layers}
+        for module in {id(m): m for model in self._models.values() for m in model.modules()}.values():
+            if type(module).__name__ == "OptimizedModule" and any(id(m) in wanted for m in module.modules()):
+                enter = Hook(module, lambda m, args, kwargs: self._enter(_uncompiled(m), args, kwargs))
+                self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                leave = Hook(module, lambda m, args, out: self._leave(_uncompiled(m), args, out))
+                self._handles.append(module.register_forward_hook(leave, always_call=True))
+
+    @property
+    def kept(self) -> bool:
+        """Whether there is a call to run again."""
+        return bool(self._entries)
+
+    def trace(self, sampler: Any, step: int, table: Any, layers: Sequence[nn.Module], trained: Sequence[bool]) -> None:
+        """Run the kept calls again as the training step did, for the graph; everything is left as it was found.
+
+        Args:
+            sampler: Hooks what there is, and walks the graph.
+            step: The last step.
+            table: The table of the layers.
+            layers: The layers.
+            trained: Which of them were in training mode in that step.
+        """
+        there = {id(module) for model in self._models.values() for module in model.modules()}
+        calls, self._entries = [entry for entry in self._entries if id(entry.module) in there], []
+        frozen = {id(layer) for layer, training in zip(layers, trained, strict=True) if not training}
+        try:
+            with _untouched(self._models.values()), torch.inference_mode(False), torch.enable_grad():
+                for module in (m for model in self._models.values() for m in model.modules()):
+                    vars(module)["training"] = id(module) not in frozen
+                sampler.attach(layers, self._models)
+                for entry in calls:
+                    with ExitStack() as precision:
+                        if entry.autocast is not None:
+                            precision.enter_context(torch.autocast(entry.autocast[0], entry.autocast[1]))
+                        sampler.walk(entry.module(*_copied(entry.args), **_copied(entry.kwargs)))
+                sampler.take(step, table, layers)
+        except Exception as error:
+            self.failed = f"needs an extra forward, which failed: {type(error).__name__}: {error}"
+        finally:
+            sampler.detach()
+            self._entries = []
+
     def detach(self) -> None:
         """Take every hook away; what the step called is what is kept."""
         for handle in self._handles:
@@ -77,7 +123,9 @@ class Probe:
         if self._inside is module:
             self._inside = None
 
-    def run(self, step: int, layers: Sequence[nn.Module], trained: Sequence[bool]) -> Gaps | None:
+    def run(
+        self, step: int, layers: Sequence[nn.Module], trained: Sequence[bool], inside: nn.Module | None = None
+    ) -> Gaps | None:
         """Run the kept calls once more and compare; everything is left as it was found.
 
         Dropout is off. Each layer computes with the statistics of the batch, which go on to the next layers, and
@@ -87,6 +135,7 @@ class Probe:
             step: The last step.
             layers: The layers.
             trained: Which of them were in training mode in that step; the others are left alone.
+            inside: Call not what the step called but what stands for it in here: a copy, or the very same.
 
         Returns:
             None if nothing was kept, or the forward failed.
@@ -100,7 +149,10 @@ class Probe:
         }
         there = {id(module) for model in self._models.values() for module in model.modules()}
         self._entries = [entry for entry in self._entries if id(entry.module) in there]
-        if not self._entries or not chosen:
+        entries = self._entries
+        if inside is not None:
+            entries = [replace(entry, module=m) for entry in entries if (m := _stand_in(entry.module, inside))]
+        if not entries or not chosen:
             return None
         found: dict[int, Tensor] = {}
         sizes = [0] * len(layers)
@@ -119,14 +171,14 @@ class Probe:
             found[at] = (output - still).double().norm() / output.double().norm()
 
         try:
-            with _untouched(self._models.values()), torch.no_grad(), ExitStack() as hooks:
+            with _untouched(self._models.values()), torch.no_grad(), own_forward(), ExitStack() as hooks:
                 for model in self._models.values():
                     for module in model.modules():
                         vars(module)["training"] = False
                 for layer in (layers[i] for i in chosen.values()):
                     vars(layer)["training"], vars(layer)["track_running_stats"] = True, False
-                    hooks.callback(layer.register_forward_hook(Hook(layer, compare)).remove)
-                for entry in self._entries:
+                    hooks.callback(layer.register_forward_hook(Hook(layer, compare, own=True)).remove)
+                for entry in entries:
                     with ExitStack() as precision:
                         if entry.autocast is not None:
                             precision.enter_context(torch.autocast(entry.autocast[0], entry.autocast[1]))
@@ -138,6 +190,24 @@ class Probe:
         for at, value in found.items():
             gap[at] = value.cpu()
         return Gaps(step=step, gap=gap, size=torch.tensor(sizes, device="cpu"))
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    inner: nn.Module = module._orig_mod  # type: ignore[assignment]
+    return inner
+
+
+def _stand_in(module: nn.Module, inside: nn.Module) -> nn.Module | None:
+    """What stands for a module in another: itself, or a part of the same class with the same parameters and buffers."""
+    parts = list(inside.modules())
+    if any(part is module for part in parts):
+        return module
+    shape = _shape(module)
+    return next((part for part in parts if type(part) is type(module) and _shape(part) == shape), None)
+
+
+def _shape(module: nn.Module) -> list[tuple[str, torch.Size]]:
+    return [(name, t.shape) for named in (module.named_parameters(), module.named_buffers()) for name, t in named]
 
 
 def _copied(value: Any) -> Any:

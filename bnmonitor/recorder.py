@@ -87,6 +87,9 @@ class Recorder:
         unknown = self._fill[torch.nan]
         for i in layers.split:
             self._parameters[i] = {"weight": unknown[i], "bias": unknown[i]}
+        # A gamma that pruning or a parametrization computes is no parameter, and not known.
+        which = zip(layers.affine, self._fill[torch.nan], self._fill[1.0], strict=True)
+        self._no_gamma = [unknown if affine else one for affine, unknown, one in which]
         self._native = torch.tensor([writes_pairwise(m) for m in self.modules], dtype=torch.bool, device="cpu")
         self.writes_count = True
         """Whether each write to the buffers of an InstanceNorm is one of its forwards; else there is one in a step."""
@@ -133,7 +136,7 @@ class Recorder:
         if not self.modules:
             return
         means, variances = self._running("running_mean"), self._running("running_var")
-        gammas = _column(self._parameters, "weight", self._fill[1.0])
+        gammas = _column(self._parameters, "weight", self._no_gamma)
         betas = _column(self._parameters, "bias", self._fill[0.0])
         grads = [_filled(list(map(_GRAD, column)), self._fill[torch.nan]) for column in (gammas, betas)]
         columns = [means, variances, gammas, betas, *grads]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -95,6 +95,13 @@ class Gaps:
     step: int
     gap: Tensor
     size: Tensor
+
+    def joined(self, other: Gaps | None) -> Gaps:
+        """Return what both told, of a layer the other one's if it was compared there."""
+        if other is None:
+            return self
+        new = ~other.gap.isnan()
+        return replace(self, gap=other.gap.where(new, self.gap), size=other.size.where(new, self.size))
 
 
 @dataclass(frozen=True, kw_only=True)

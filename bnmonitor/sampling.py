@@ -68,10 +68,20 @@ class Sampling:
         self.blocked = self._why_blocked()
         if not self.blocked:
             self.sampler.attach(modules, self._models)
+        elif self.probe is not None and self.sampler.structure is None and not self.probe.kept:
+            self.probe.attach_compiled(modules)
+
+    def trace(self, step: int, layers: LayerTable, modules: Sequence[nn.Module], trained: Sequence[bool]) -> None:
+        """Look at the graph of a compiled model, by one forward of what was compiled, if there is a kept batch."""
+        probe = self.probe
+        if probe is not None and self.blocked and self.sampler.structure is None and probe.kept and not probe.failed:
+            probe.trace(self.sampler, step, layers, modules, trained)
 
     def take(self, step: int, count: int, layers: LayerTable, modules: Sequence[nn.Module]) -> None:
         """Take the sample of the step that has just ended, the ``count``-th, if it was one to be sampled."""
         self._again = False
+        if self.blocked and self.probe is not None:
+            self.probe.detach()
         if not self.sampler.attached:
             return
         self._again = self.sampler.interrupted

@@ -161,12 +161,17 @@ class Session:
 
     def begin_evaluation(self, phase: str) -> None:
         """Judge what comes before an evaluation by the state that it begins with."""
-        self.validated |= phase in ("validation", "test")
-        self.guard(self.check, phase)
-        self.guard(self.watch.pause, phase)
+        self.validated |= phase != "sanity"
+        with torch.inference_mode(False):  # what is made here is written to in training
+            self.guard(self.check, phase)
+            self.guard(self.watch.pause, phase)
 
     def end_evaluation(self) -> None:
         """Judge what an evaluation has shown."""
+        with torch.inference_mode(False):
+            self.guard(self._end_evaluation)
+
+    def _end_evaluation(self) -> None:
         self.watch.resume()
         if self.watch.news:
             self._judge()
@@ -174,6 +179,8 @@ class Session:
     @torch.no_grad()
     def _judge(self, evaluation: str = "", end: bool = False, *, wait: bool = True) -> None:
         window = self.watch.window(self.optimizers, self.facts, evaluation, wait=wait)
+        if window is None and end and self.watch.news and len(self.watch.layers):
+            window = self.watch.standing(self.facts)
         if window is None or not (window.fresh or self.watch.news or evaluation or end):
             return
         window = self.watch.counted(window)

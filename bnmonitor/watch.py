@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bnmonitor import baseline, measures
 from bnmonitor.bookkeeper import Bookkeeper
 from bnmonitor.compiled import is_compiled
-from bnmonitor.facts import RankStatistics
+from bnmonitor.facts import Facts, RankStatistics
+from bnmonitor.firstcall import FirstCall
 from bnmonitor.frame import Baseline, Window
 from bnmonitor.gathering import Gatherer, distributed
 from bnmonitor.heldout import HeldOutSampler
@@ -26,6 +28,7 @@ from bnmonitor.runfacts import RunFacts
 from bnmonitor.samples import Gaps, Sample
 from bnmonitor.sampling import Sampling
 from bnmonitor.series import series
+from bnmonitor.standing import standing
 from bnmonitor.structure import Structure
 
 _MANY_CHANNELS = 10_000
@@ -64,6 +67,9 @@ class Watch:
         self._sampling = Sampling(models, sample_every, probe=probe)
         self._observer = Observer()
         self._held_out = HeldOutSampler()
+        self._first_call = FirstCall()
+        self._averaged_gaps: Gaps | None = None
+        self._probed = False
         self._evaluations = 0
         self._restored: Mapping[str, Any] | None = None
         self.count = 0
@@ -118,6 +124,8 @@ class Watch:
         if self._sampling.sampler.structure is not None:
             return ""
         unsampled = self.unsampled.replace("activation samples", "the autograd graph of a sampled step")
+        if "torch.compile" in unsampled and self._sampling.probe is None:
+            unsampled += "; with probe=True the uncompiled module of what torch.compile returned shows it"
         return unsampled or "needs the autograd graph of a training step, and none was seen yet"
 
     def rows(self, statistic: str, layer: str) -> Tensor:
@@ -159,6 +167,7 @@ class Watch:
         self._sampling.end()
         self._observer.detach()
         self._held_out.detach()
+        self._first_call.detach()
         self._books.abandon()
 
     def step(self, number: int, rate: float) -> None:
@@ -202,18 +211,32 @@ class Watch:
         self._observer.detach()
         if self._evaluations == 1 and phase in ("validation", "test") and not self._sampling.blocked:
             self._held_out.attach(self._recorder.modules, self._wanted())
+        if self._evaluations == 1 and self.steps and phase in ("validation", "test"):
+            trained = self._ring.view()["training"][-1].tolist()
+            self._sampling.trace(self.steps[-1], self.layers, self._recorder.modules, trained)
         if self._evaluations == 1:
             self._books.begin(phase, hooks=not self._sampling.blocked)
+            self._averaged_gaps = None
+            if self._may_probe(phase):
+                self._first_call.attach(self._models.values(), self._recorder.modules, self._probe_averages)
 
     def resume(self) -> None:
         """The evaluation has ended; what it did to the buffers belongs to no step."""
         self._evaluations = max(0, self._evaluations - 1)
         if self._evaluations:
             return
+        self._first_call.detach()
         compiled = any(is_compiled(model) for model in self._models.values())
         if self.steps:
             self._held_out.take(self.steps[-1], self.layers)
-        self._books.end(trained=self.count > 0, compiled=compiled)
+        self._books.end(
+            trained=self.count > 0,
+            compiled=compiled,
+            rows=self._ring.view(),
+            count=self.count,
+            beside=self._gatherer.beside,
+            averaging=self._gatherer.averaging,
+        )
         if self._woke() or self.renewed():
             self._mark()
         else:
@@ -250,24 +273,20 @@ class Watch:
         self.collect(wait=wait)
         if self._baseline is None or not self.steps:
             return None
-        modules = self._recorder.modules
         if self._sample is not self._sized:
             self._sized, self._baseline = self._sample, baseline.sampled(self._baseline, self._sampling.samples)
         if self.exchange is not None:
             self.heard = self.exchange.result() or self.heard
-        known = self._gatherer.facts(
-            self.layers,
-            modules,
-            optimizers,
-            run or RunFacts(),
-            steps=self.steps,
-            rates=self._ring.rates,
-            structure=self._sampling.sampler.structure,
-            strays=self._sampling.strays,
-            shards=self._shards,
-        )
+        known = self._facts(optimizers, run or RunFacts(), self.steps, self._ring.rates)
         known = replace(
-            known, ranks=self.heard, epoch_steps=self.epoch_steps, held_out=self._held_out.latest, evaluation=evaluation
+            known,
+            ranks=self.heard,
+            epoch_steps=self.epoch_steps,
+            held_out=self._held_out.latest,
+            evaluation=evaluation,
+            averaged_gaps=self._averaged_gaps,
+            # Where hooks are let through, the evaluation itself shows it.
+            averages_without_buffers=known.averages_without_buffers and bool(self._sampling.blocked),
         )
         if evaluation:
             known = replace(known, gaps=self._gaps(evaluation), rewritten=self._recorder.rewritten())
@@ -287,6 +306,26 @@ class Watch:
             window.memo[measures.averages.__name__] = averages
         return window
 
+    def standing(self, run: RunFacts) -> Window:
+        """Return what an evaluation can be judged by that no training step came before."""
+        known = replace(self._facts((), run, (0,), ()), untrained=True)
+        return standing(self.layers, self._recorder.modules, known, self._books.ledger(0))
+
+    def _facts(
+        self, optimizers: Sequence[Optimizer], run: RunFacts, steps: Sequence[int], rates: Sequence[float]
+    ) -> Facts:
+        return self._gatherer.facts(
+            self.layers,
+            self._recorder.modules,
+            optimizers,
+            run,
+            steps=steps,
+            rates=rates,
+            structure=self._sampling.sampler.structure,
+            strays=self._sampling.strays,
+            shards=self._shards,
+        )
+
     @property
     def unprobed(self) -> str:
         """Why no extra forward can be run, although it is wanted; empty if it can."""
@@ -298,16 +337,39 @@ class Watch:
     def _gaps(self, evaluation: str) -> Gaps | None:
         """Compare the modes of the layers on a kept batch, where that is wanted."""
         probe = self._sampling.probe
-        if probe is None or self.unprobed or evaluation not in ("validation", "test"):
+        if probe is None or not self._may_probe(evaluation):
             return None
         trained = self._ring.view()["training"][-1].tolist()
         self._sampling.pause()
         return probe.run(self.steps[-1], self._recorder.modules, trained)
 
+    def _may_probe(self, evaluation: str) -> bool:
+        """Whether an extra forward is wanted and possible."""
+        wanted = self._sampling.probe is not None and evaluation in ("validation", "test") and bool(self.steps)
+        return wanted and not self.unprobed
+
+    def _probe_averages(self, module: nn.Module, inside: Sequence[int]) -> None:
+        """Compare the modes of the layers of a model that is about to be evaluated, if its weights are an average."""
+        probe = self._sampling.probe
+        if probe is None:
+            return
+        try:  # it is the forward of somebody else that waits here
+            with torch.inference_mode(False):
+                training = self._ring.view()["training"][-1]
+                averaged = self._books.averaged(inside, training, self._gatherer.beside)
+                if averaged is None:
+                    return
+                found = probe.run(self.steps[-1], self._recorder.modules, averaged.tolist(), inside=module)
+        except Exception as error:
+            probe.failed = f"needs an extra forward, which failed: {type(error).__name__}: {error}"
+            return
+        self._averaged_gaps = found if self._averaged_gaps is None else self._averaged_gaps.joined(found)
+        self._probed |= found is not None
+
     @property
     def news(self) -> bool:
         """Whether an evaluation has shown something that no rule has judged yet."""
-        return self._books.news or self._held_out.news
+        return self._books.news or self._held_out.news or self._probed
 
     def _wanted(self) -> list[int]:
         """The layers whose input is looked at in an evaluation: those that see the data or follow dropout."""
@@ -327,7 +389,7 @@ class Watch:
 
     def judged(self, window: Window, held: Tensor) -> None:
         """Let the baseline follow the new steps of a window that has been judged, but for the layers that are held."""
-        self._books.news = self._held_out.news = False
+        self._books.news = self._held_out.news = self._probed = False
         if window.fresh:
             self._baseline = baseline.followed(window, held)
         self._fresh = 0

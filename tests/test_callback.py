@@ -283,18 +283,6 @@ def test_two_callbacks_with_other_patterns_live_in_one_trainer(lightning: Any, t
     assert first.state_key != second.state_key
 
 
-def test_validation_outside_of_a_fit_is_nobodys_business(one_lightning: Any) -> None:
-    sink, module = RecordingSink(), a_module(one_lightning)
-    callback = BatchNormMonitor(sinks=[sink])
-    trainer = a_trainer(one_lightning, callback)
-    trainer.validate(module, loader(2), verbose=False)
-    assert sink.events == []
-    trainer.fit(module, loader(2))
-    told = len(sink.events)
-    trainer.validate(module, loader(2), verbose=False)
-    assert len(sink.events) == told
-
-
 # -- on_alert ----------------------------------------------------------------------------------------------------------
 
 

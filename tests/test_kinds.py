@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.utils import parametrize, prune
 
 from bnmonitor import Monitor, observer
 from bnmonitor.layers import discover
@@ -163,6 +164,40 @@ def test_gamma_is_1_and_beta_0_where_there_are_none() -> None:
     monitor, _ = recorded(kind_named("bias=False"))
     assert len(monitor.history("layer", "gamma").unique()) > 1
     assert set(monitor.history("layer", "beta").flatten().tolist()) == {0.0}
+
+
+class Counted(nn.Module):
+    """A parametrization that keeps count of how often it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def forward(self, gamma: Tensor) -> Tensor:
+        self.asked += 1
+        return gamma.exp()
+
+
+@pytest.mark.parametrize("how", ["pruned", "pruned later", "computed"])
+def test_a_gamma_that_is_no_parameter_is_not_taken_for_1(how: str) -> None:
+    layer, later = nn.BatchNorm1d(4), how == "pruned later"
+    counted = Counted()
+    if how == "computed":
+        parametrize.register_parametrization(layer, "weight", counted)
+    elif not later:
+        prune.l1_unstructured(layer, "weight", 0.5)
+    model = nn.Sequential(nn.Linear(4, 4), layer)
+    before = counted.asked
+    with Monitor(model, sinks=[], on_alert="raise") as monitor:
+        for step in range(4):
+            if later and step == 2:
+                prune.l1_unstructured(layer, "weight", 0.5)
+            model(torch.randn(32, 4)).square().mean().backward()
+            monitor.step()
+        gamma = monitor.history("1", "gamma")
+        assert str(monitor.summary())
+    assert gamma.isnan().all(1).tolist() == [not later, not later, True, True]
+    assert counted.asked - before == (4 if how == "computed" else 0), "nobody else asked"
 
 
 @pytest.mark.parametrize("seen_as", ["training", "evaluation"])

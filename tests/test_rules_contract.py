@@ -225,6 +225,9 @@ def random_ledger(seed: int, layers: int, steps: int) -> tuple[Ledger, Tensor]:
         tracks=~(coin(0.3, layers) & wrong),
         averaged=coin(0.1, layers),
         borrowed=coin(0.2, layers) & wrong,
+        swapped=coin(0.2, layers),
+        behind=(coin(0.2, layers) & wrong).long() * 40,
+        apart=torch.rand(2, layers, generator=rng).double().where(wrong, 0.0),
     )
     return ledger, coin(0.2, layers) & wrong & ~ledger.initial
 

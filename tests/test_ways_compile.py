@@ -92,6 +92,62 @@ def test_compiling_is_left_alone_and_all_is_recorded(method: bool, fullgraph: bo
         assert any("torch.compile" in why for why in monitor.skipped.values())
 
 
+@pytest.mark.parametrize("fullgraph", [False, True])
+@pytest.mark.parametrize("mode", [False, True])
+def test_with_the_probe_the_graph_is_that_of_what_was_compiled(fullgraph: bool, mode: bool) -> None:
+    """One forward of the uncompiled module tells it, and neither the training nor the compiler is any the wiser."""
+
+    def trained(watch: bool, probe: bool, compiled: bool = True) -> tuple[list[Any], Any]:
+        dynamo.reset()
+        dynamo.utils.counters.clear()
+        model = Net()
+        net: Any = torch.compile(model, backend="eager", fullgraph=fullgraph) if compiled else model
+        monitor = quiet(net, sample_every_n_steps=2, probe=probe) if watch else None
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        torch.manual_seed(1)
+        for i, x in enumerate(DATA.batches(8)):
+            if i == 0 and monitor:
+                monitor.start()
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), torch.arange(len(x)) % 4).backward()
+            optimizer.step()
+            if monitor:
+                monitor.step()
+            if i == 4:
+                if not mode:
+                    net.eval()
+                if monitor:
+                    monitor.begin_evaluation()
+                net.eval()
+                net(x)
+                net.train()
+                if monitor:
+                    monitor.end_evaluation()
+        if monitor:
+            monitor.close()
+        counted = dynamo.utils.counters
+        graphs = (counted["stats"]["unique_graphs"], dict(counted["graph_break"]))
+        grads = [p.grad for p in model.parameters()]
+        assert hooks(net) == 0
+        return [dict(model.state_dict()), grads, torch.get_rng_state(), str(graphs)], monitor
+
+    alone, _ = trained(False, False)
+    watched, monitor = trained(True, True)
+    _, eager = trained(True, False, compiled=False)
+    _, unprobed = trained(True, False)
+    assert same(alone, watched)
+
+    def told(monitor: Any) -> dict[str, tuple[Any, ...]]:
+        names = [name.replace("_orig_mod.", "") for name in monitor.layers.names]
+        places = monitor.structure().places
+        return {n: (p.blind, p.root, p.depth, p.joins, p.shape) for n, p in zip(names, places, strict=True)}
+
+    assert told(monitor) == told(eager)
+    assert "torch.compile" in unprobed.structure().places[0].blind
+    assert "norm-after-activation" in unprobed.skipped
+    assert "norm-after-activation" not in monitor.skipped
+
+
 def test_autograd_compiled_ahead_of_time_is_recorded_as_well() -> None:
     alone, _ = run(AFTER_START, watch=False, method=False, backend="aot_eager")
     watched, monitor = run(AFTER_START, watch=True, method=False, backend="aot_eager")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from bnmonitor import checkpoint
 from bnmonitor._text import nearest
@@ -65,7 +66,10 @@ def _made(spec: str) -> nn.Module:
         try:
             thing = thing()  # type: ignore[operator]
         except Exception as error:
-            raise UnreadableError(f"{spec} could not be called: {type(error).__name__}: {error}") from None
+            why = (str(error).splitlines() or [""])[0]
+            raise UnreadableError(f"{spec} could not be called: {type(error).__name__}: {why}") from None
     if not isinstance(thing, nn.Module):
         raise UnreadableError(f"{spec} makes a {type(thing).__name__}, and must be or make a torch.nn.Module")
+    if any(t.is_meta for t in (*thing.parameters(), *thing.buffers()) if not is_lazy(t)):
+        raise UnreadableError(f"{spec} has no values to judge: its tensors are on the meta device")
     return thing

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from bnmonitor.monitor import Monitor
+from bnmonitor.responder import BatchNormWarning
 
 
 def forward(
@@ -26,7 +28,8 @@ def forward(
     """
     given = [inputs] if isinstance(inputs, Tensor) else inputs
     why = "its first layer does not tell what a forward takes"
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", BatchNormWarning)
         for each in [[x] for x in _guesses(model)] if given is None else [given]:
             try:
                 return _step(copy.deepcopy(model), each, select), ""

@@ -79,14 +79,14 @@ def audit(model: nn.Module, *, settings: bool = True, inputs: Tensor | Sequence[
     found = discover({"": model})
     window = _window(found.table, found.modules)
     skipped: dict[str, str] = {}
-    alerts = _judge(_rules(STATE), window)
+    alerts = _judge(_rules(STATE), window) if len(window.layers) else []
     if settings:
         if len(window.layers) and bool(window.ledger.initial.all()):
             alerts = [alert for alert in alerts if alert.code != UNTRAINED]
             skipped |= {
                 rule.name: "the model is untrained: all its statistics are initial" for rule in _rules((UNTRAINED,))
             }
-        alerts += _judge(_rules(SETTINGS), window)
+        alerts += _judge(_rules(SETTINGS), window) if len(window.layers) else []
         monitor, why = forward(model, inputs, select=PLACES)
         placed = monitor.alerts if monitor is not None else ()
         alerts += [replace(alert, first_step=0, last_step=0) for alert in placed if alert.code in PLACES]

@@ -71,6 +71,7 @@ class Rule(ABC):
         moment: When it is judged: at each ``"check"`` with new steps, when an ``"evaluation"`` begins, or at the
             ``"end"``.
         default: Whether it runs when nothing is selected.
+        untrained: Whether it can judge an evaluation without a training step before it.
     """
 
     code: ClassVar[str]
@@ -84,6 +85,7 @@ class Rule(ABC):
     follows: ClassVar[frozenset[str]] = frozenset()
     moment: ClassVar[Moment] = "check"
     default: ClassVar[bool] = True
+    untrained: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, window: Window) -> list[Finding]:

@@ -57,6 +57,7 @@ class Console(Sink):
         self._told: set[tuple[str, str, int]] = set()
         self._shown: set[tuple[object, Severity]] = set()
         self._open: dict[tuple[str, str, int], Severity] = {}
+        self._said: tuple[int, list[Any]] | None = None
 
     def open(self, run: Run) -> None:
         """Learn how to print beside the progress bar."""
@@ -91,7 +92,9 @@ class Console(Sink):
 
     def close(self, summary: Summary) -> None:
         """Print all there is to say of the run."""
-        if summary.step < 0:
+        state = summary.step, [(alert.key, alert.severity, alert.state) for alert in summary.alerts]
+        said, self._said = self._said, state
+        if summary.step < 0 or state == said:  # a test after the fit that told nothing new
             return
         if not self._quiet:
             every = len(summary.rows) if self._full else self._rows

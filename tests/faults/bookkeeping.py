@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from bnmonitor import Severity
-from tests.faults.injection import Injection, evaluation_mode
+from tests.faults.injection import Injection, evaluation_mode, swapped
 from tests.faults.networks import Losses, conv
 from tests.faults.trial import Trial
 
@@ -187,6 +187,37 @@ class StaleAverage(Injection):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SwappedAverage(StaleAverage):
+    """Averaged weights are swapped in for each evaluation, nobody knows from where; the statistics are not theirs."""
+
+    copied: bool = True
+
+    def watched(self, trial: Trial) -> Any:
+        return trial.model
+
+    def build(self, trial: Trial) -> None:
+        super().build(trial)
+        trial.blame(*(trial.order[:1] if self.copied else trial.order))
+
+    def took_place(self, trial: Trial) -> bool:
+        """Statistics of long ago are no fault if those of today are the same."""
+        pairs = [[m.get_submodule(n) for m in (trial.notes["average"].module, trial.model)] for n in trial.order]
+        apart = [
+            ((mine.running_mean - live.running_mean).abs() / live.running_var.sqrt()).median() for mine, live in pairs
+        ]
+        scale = [(mine.running_var / live.running_var).log().abs().median() for mine, live in pairs]
+        return super().took_place(trial) and (self.copied or max(apart) > 0.15 or max(scale) > 0.6)
+
+    @contextmanager
+    def evaluating(self, trial: Trial) -> Iterator[None]:
+        with swapped(trial.model, trial.notes["average"].module), evaluation_mode(trial.model):
+            yield
+
+    def answer(self, trial: Trial, x: Tensor) -> None:
+        trial.model(x)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SpareLayer(Injection):
     """A part of the model is never called."""
 
@@ -242,6 +273,8 @@ BOOKKEEPING: tuple[Injection, ...] = (
     StaleAverage(name="average-with-live-statistics", onset=0, copied=True),
     StaleAverage(name="average-never-updated", onset=0),
     StaleAverage(name="average-left-behind"),
+    SwappedAverage(name="average-swapped-in"),
+    SwappedAverage(name="average-swapped-in-left-behind", copied=False, evaluate_every=50, steps=210),
     SpareLayer(),
     HiddenLayer(name="made-in-forward"),
     HiddenLayer(name="kept-in-a-list", inside=False),

@@ -34,6 +34,18 @@ def evaluation_mode(*models: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def swapped(model: nn.Module, average: nn.Module) -> Iterator[None]:
+    """Give a model the weights and buffers of another, and take them back."""
+    mine, its = model.state_dict(), average.state_dict()
+    kept = {name: tensor.clone() for name, tensor in mine.items()}
+    model.load_state_dict({name: tensor.clone() for name, tensor in its.items()})
+    try:
+        yield
+    finally:
+        model.load_state_dict(kept)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Injection:
     """A fault, or none. Every method is a place where a training can be reached; by default it is left alone.

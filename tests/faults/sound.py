@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from tests.faults.data import Data
-from tests.faults.injection import Injection, evaluation_mode
+from tests.faults.injection import Injection, evaluation_mode, swapped
 from tests.faults.networks import Losses, Network, batchnorms
 from tests.faults.recipes import PLAIN
 from tests.faults.trial import Trial
@@ -128,9 +128,15 @@ class Dropped(Injection):
 class Averaged(Injection):
     """An average of the weights that averages the statistics too."""
 
+    decay: float = 0.9
+    use_buffers: bool = True
+
     def build(self, trial: Trial) -> None:
-        average = AveragedModel(trial.model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
-        trial.notes["average"] = average
+        decay = get_ema_multi_avg_fn(self.decay)
+        trial.notes["average"] = AveragedModel(trial.model, multi_avg_fn=decay, use_buffers=self.use_buffers)
+
+    def options(self, trial: Trial) -> dict[str, Any]:
+        return {"probe": True}
 
     def watched(self, trial: Trial) -> Any:
         return {"model": trial.model, "average": trial.notes["average"]}
@@ -145,6 +151,109 @@ class Averaged(Injection):
 
     def answer(self, trial: Trial, x: Tensor) -> None:
         trial.notes["average"](x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragedAnew(Averaged):
+    """An average of the weights without buffers, whose statistics are estimated before each evaluation."""
+
+    use_buffers: bool = False
+
+    def fits(self, network: Network) -> bool:
+        return super().fits(network) and "supervised" in network.traits
+
+    @contextmanager
+    def evaluating(self, trial: Trial) -> Iterator[None]:
+        update_bn(trial.loader, trial.notes["average"])
+        with super().evaluating(trial):
+            yield
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragedSwapped(Averaged):
+    """An average with its statistics, swapped in for each evaluation; or with statistics that are estimated there."""
+
+    anew: bool = False
+
+    def watched(self, trial: Trial) -> Any:
+        return trial.model
+
+    @contextmanager
+    def evaluating(self, trial: Trial) -> Iterator[None]:
+        with swapped(trial.model, trial.notes["average"].module):
+            if self.anew:
+                update_bn(trial.loader, trial.model)
+            with evaluation_mode(trial.model):
+                yield
+
+    def answer(self, trial: Trial, x: Tensor) -> None:
+        trial.model(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragedFrozen(Averaged):
+    """An average of the weights of a network whose statistics stand still on purpose; gamma and beta go on training."""
+
+    use_buffers: bool = False
+
+    def build(self, trial: Trial) -> None:
+        pretrain(trial, 150)
+        super().build(trial)
+
+    def before(self, trial: Trial) -> None:
+        for layer in batchnorms(trial.model).values():
+            layer.eval()
+
+    def options(self, trial: Trial) -> dict[str, Any]:
+        return {**super().options(trial), "ignore": ("BN401",)}  # which is what is done here, and said
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target(Averaged):
+    """A target network: every 30 steps a copy of the whole, which is evaluated between."""
+
+    def build(self, trial: Trial) -> None:
+        trial.notes["average"] = copy.deepcopy(trial.model).requires_grad_(False)
+
+    def after(self, trial: Trial) -> None:
+        if trial.step % 30 == 0:
+            trial.notes["average"].load_state_dict(trial.model.state_dict())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapted(Injection):
+    """Tested on another domain, with statistics that were estimated there, and taken back afterwards."""
+
+    def fits(self, network: Network) -> bool:
+        return super().fits(network) and "supervised" in network.traits
+
+    @contextmanager
+    def evaluating(self, trial: Trial) -> Iterator[None]:
+        kept = {name: buffer.clone() for name, buffer in trial.model.named_buffers()}
+        update_bn([1.5 * x + 0.5 for x, _ in trial.loader], trial.model)
+        with evaluation_mode(trial.model):
+            yield
+        with torch.no_grad():
+            for name, buffer in trial.model.named_buffers():
+                buffer.copy_(kept[name])
+
+    def answer(self, trial: Trial, x: Tensor) -> None:
+        trial.model(1.5 * x + 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwinViews(Injection):
+    """Two views of the same samples go through the network one after the other."""
+
+    needs: ClassVar[str] = "once supervised"
+
+    def losses(self, trial: Trial) -> Callable[[nn.Module, Tensor, Tensor], Losses]:
+        def both(model: nn.Module, x: Tensor, y: Tensor) -> Losses:
+            views = (x + 0.1 * torch.randn_like(x) for _ in range(2))
+            (_, one), (_, two) = (next(trial.network.losses(model, view, y)) for view in views)
+            yield 0, one + two
+
+        return both
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,17 +8,8 @@ from tests.faults.networks import ALL, NETWORKS, Network
 from tests.faults.ranks import tried
 from tests.faults.trial import Outcome, Trial
 
-MISSED = {"average-left-behind": "statistics count as standing still only if they never moved since watching began"}
-"""Faults that are not found yet, with the reason."""
 
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(f, marks=pytest.mark.xfail(reason=MISSED[n], strict=True) if n in MISSED else (), id=n)
-        for n, f in INJECTIONS.items()
-    ],
-)
+@pytest.mark.parametrize("fault", [pytest.param(f, id=n) for n, f in INJECTIONS.items()])
 def test_a_fault_is_found_in_its_layer(fault: Injection) -> None:
     outcome = tried(example(fault), fault)
     told = [f"{a['code']} {a['severity']} {a['layer']} {a['channels']} at {a['opened']}" for a in outcome.told]

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bnmonitor._text import count, number
 from bnmonitor.frame import Window
 from bnmonitor.ledger import EVALUATIONS
 from bnmonitor.rules.base import Finding, Rule, Severity
@@ -18,9 +19,13 @@ class StaleAveragedWeights(Rule):
     """An average of the weights (SWA, EMA) is evaluated with running statistics that belong to other weights.
 
     ## What it does
-    Flags layers of an averaged model that were evaluated with exactly the running statistics of the network in
-    training, while their weights differ from it; and, in Lightning, a weight-averaging callback that leaves the buffers
-    out. An error if the statistics of a copy whose parameters follow have never moved since watching began.
+    Looks at weights that an evaluation uses and training does not: those of an averaged copy, and those swapped in for
+    the evaluation. Flags layers that were evaluated with exactly the running statistics of the network in training, or
+    with statistics that stand still while the weights move and that are far from those of training by now; in
+    Lightning, where the evaluation can not be looked into, a weight-averaging callback that leaves the buffers out.
+    With ``probe=True`` a kept training batch is run through the averaged weights as they are about to be evaluated, and
+    each layer's output with its running statistics is compared with that with the statistics of the batch. That says
+    how much it matters, and statistics that stand still need be neither old nor apart if the outputs are.
 
     ## Why is this bad?
     Averaged weights produce other activations than the weights they were averaged from. With the running statistics of
@@ -43,12 +48,15 @@ class StaleAveragedWeights(Rule):
     evaluated: ``torch.optim.swa_utils.update_bn(loader, averaged_model)``.
 
     ## Thresholds
-    None for statistics that are equal, number for number. Statistics that stand still count after ``1 / momentum``
-    steps, when those of a network in training would have been renewed.
+    None for statistics that are those of training, number for number. Statistics that stand still count after
+    ``1 / momentum`` steps, when those of a network in training would have been renewed, at the latest after a window,
+    if they are apart from those in training by BN304's ``warn_mean = .1`` or ``warn_log_deviation = .2``;
+    ``error_mean = .25`` and ``error_log_deviation = .7``, or never to have moved, make an error. For the probe, BN305's
+    ``warn_above = .25``, ``error_above = .5`` and ``least_samples = 32``.
 
     ## Look-alikes
     Averaged buffers, and statistics that ``update_bn`` estimated. Before the averaged weights differ from the others
-    their statistics fit.
+    their statistics fit. Statistics that stand still in training too, as of a frozen layer, are the same for all.
 
     ## References
     Lightning-AI/pytorch-lightning#8811; pytorch/pytorch#84053; mosaicml/composer#624;
@@ -62,35 +70,56 @@ class StaleAveragedWeights(Rule):
     exact: ClassVar[bool] = True
     yields_to: ClassVar[frozenset[str]] = frozenset({"BN404"})
 
+    warn_mean: float = 0.1
+    error_mean: float = 0.25
+    warn_log_deviation: float = 0.2
+    error_log_deviation: float = 0.7
+    warn_above: float = 0.25
+    error_above: float = 0.5
+    least_samples: int = 32
+
     def check(self, window: Window) -> list[Finding]:
         """Find the averaged layers with statistics of other weights."""
         ledger = window.ledger
         evaluated = ledger.evaluated[EVALUATIONS].any(0)
-        tracking = torch.tensor(window.layers.tracking, dtype=torch.bool, device="cpu")
-        callback = evaluated & tracking & ~ledger.averaged & window.facts.averages_without_buffers
-        still = self._left_behind(window) & evaluated
-        stale = (ledger.borrowed | callback | still).nonzero().flatten().tolist()
-        return [self._finding(window, layer, error=bool(still[layer])) for layer in stale]
+        callback = evaluated & window.layers.tracked & ~ledger.averaged & window.facts.averages_without_buffers
+        still = (window.beside | ledger.swapped) & evaluated & (ledger.behind > 0)
+        gap = self._gap(window).where(still | ledger.borrowed, 0.0)
+        mean, deviation = ledger.apart
+        apart = (mean > self.warn_mean) | (deviation > self.warn_log_deviation)
+        needed = (1 / window.momentum[-1].nan_to_num(1.0)).clamp(max=len(window) - 1)
+        behind = still & (ledger.behind >= needed) & apart
+        far = (mean > self.error_mean) | (deviation > self.error_log_deviation)
+        error = (behind & (far | self._unmoved(window))) | (gap > self.error_above)
+        stale = ledger.borrowed | callback | behind | (gap > self.warn_above)
+        return [
+            self._finding(window, i, float(gap[i]), error=bool(error[i])) for i in stale.nonzero().flatten().tolist()
+        ]
 
-    def _left_behind(self, window: Window) -> Tensor:
-        """Copies beside the trained network whose gamma or beta moved, and whose statistics never did: ``[L]``."""
-        base, segments = window.baseline, window.layers.segments
-        beside = torch.tensor([bool(name) for name in window.facts.auxiliary], dtype=torch.bool, device="cpu")
-        if not beside.any():
-            return torch.zeros(len(window.layers), dtype=torch.bool, device="cpu")
+    def _unmoved(self, window: Window) -> Tensor:
+        """Copies whose statistics have never moved since watching began: ``[L]`` bool."""
+        base = window.baseline
         moved = (window.running_mean[-1] != base.mean) | (window.running_var[-1] != base.var)
-        long = window.ledger.steps * window.momentum[-1].nan_to_num(1.0) > 1
-        return beside & long & ~segments.any(moved) & segments.any(window.gamma[-1] != base.gamma)
+        return ~window.layers.segments.any(moved) & ~window.ledger.swapped
 
-    def _finding(self, window: Window, layer: int, *, error: bool) -> Finding:
-        whose = "have not moved since watching began" if error else "are those of the weights in training"
+    def _gap(self, window: Window) -> Tensor:
+        """What the probe told of averaged weights: ``[L]``, 0 where it did not run."""
+        gaps = window.facts.averaged_gaps
+        if gaps is None:
+            return torch.zeros(len(window.layers), dtype=torch.float64, device="cpu")
+        return gaps.gap.where(gaps.size >= self.least_samples, 0.0).nan_to_num(0.0)
+
+    def _finding(self, window: Window, layer: int, gap: float, *, error: bool) -> Finding:
+        steps = int(window.ledger.behind[layer])
+        whose = f"have not moved for {count(steps, 'step')}" if steps else "are those of the weights in training"
+        told = f"; on a training batch its output differs by {number(100 * gap)} % from that in training mode"
         return Finding(
             severity=Severity.ERROR if error else Severity.WARNING,
             layer=layer,
             first_step=window.steps[-1],
-            value=0.0,
-            threshold=0.0,
-            message=f"averaged weights are evaluated here, but the running statistics {whose}",
+            value=gap,
+            threshold=(self.error_above if gap > self.error_above else self.warn_above) if gap else 0.0,
+            message=f"averaged weights are evaluated here, but the running statistics {whose}{told if gap else ''}",
             advice="average the buffers as well (use_buffers=True), or estimate the statistics before evaluation: "
             "torch.optim.swa_utils.update_bn(loader, averaged_model)",
         )

@@ -59,6 +59,7 @@ class BatchDependentEvaluation(Rule):
     severity: ClassVar[Severity] = Severity.WARNING
     needs: ClassVar[frozenset[str]] = frozenset({"ledger", "validation"})
     exact: ClassVar[bool] = True
+    untrained: ClassVar[bool] = True
 
     def check(self, window: Window) -> list[Finding]:
         """Find the layers without running statistics that were evaluated."""

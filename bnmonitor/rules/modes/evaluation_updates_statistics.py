@@ -56,6 +56,7 @@ class EvaluationUpdatesStatistics(Rule):
     severity: ClassVar[Severity] = Severity.WARNING
     needs: ClassVar[frozenset[str]] = frozenset({"buffers", "ledger"})
     exact: ClassVar[bool] = True
+    untrained: ClassVar[bool] = True
 
     error_share: float = 0.01
 

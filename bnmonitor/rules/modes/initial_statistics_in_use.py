@@ -57,6 +57,7 @@ class InitialStatisticsInUse(Rule):
     needs: ClassVar[frozenset[str]] = frozenset({"buffers", "ledger"})
     exact: ClassVar[bool] = True
     yields_to: ClassVar[frozenset[str]] = frozenset({"BN302", "BN403"})
+    untrained: ClassVar[bool] = True
 
     def check(self, window: Window) -> list[Finding]:
         """Find the layers that normalize with 0 and 1."""
@@ -66,9 +67,8 @@ class InitialStatisticsInUse(Rule):
             return []
         initial = self._initial(window, window.last(1))[-1]
         frozen = initial & ~window.training[-1] & ledger.called
-        evaluated = ledger.initial & initial
         found = []
-        for layer in (frozen | evaluated).nonzero().flatten().tolist():
+        for layer in (frozen | ledger.initial).nonzero().flatten().tolist():
             how = "training runs through it in evaluation mode" if frozen[layer] else "it is evaluated"
             found.append(
                 Finding(

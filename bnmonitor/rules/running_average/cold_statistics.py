@@ -90,7 +90,7 @@ class ColdStatistics(Rule):
         momentum, updates = window.momentum[-1], window.baseline.updates
         trained = window.training[-1] & (momentum != 0) & ~(momentum.isnan() & (updates > 0))
         called = torch.zeros_like(trained) if window.sample is None else window.sample.calls > window.sample.eval_calls
-        return trained & ((updates > 0) | called)
+        return trained & ((updates > 0) | called) & ~window.copied
 
     def _felt(self, window: Window, weight: Tensor) -> Tensor:
         """Layers whose middle channel the initial statistics have moved by more than a lag may: ``[L]`` bool."""

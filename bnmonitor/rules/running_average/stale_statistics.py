@@ -81,7 +81,7 @@ class StaleStatistics(Rule):
     def check(self, window: Window) -> list[Finding]:
         """Find the layers whose running statistics lag."""
         seen = window.updates.clamp(min=0).sum(0)
-        judged = settled(window) & (seen >= min(self.least_steps, len(window))) & window.training[-1]
+        judged = settled(window) & (seen >= min(self.least_steps, len(window))) & window.training[-1] & ~window.copied
         if len(window) < 8 or not judged.any():
             return []
         least = min(self.warn_mean, self.error_mean), min(self.warn_log_deviation, self.error_log_deviation)
