@@ -39,7 +39,7 @@ class Independence:
         excess: Variance of the batch mean from batch to batch, over what independent samples would give: about 1 if
             they are.
         chance: What that may be by chance, 3.5 standard errors of its log away from 1.
-        share: Part of the variance of the input that its batches explain beyond independence.
+        share: Part of the variance between samples that their batches explain (the intraclass correlation).
         alternation: Correlation of the means of two successive batches, a trend removed.
     """
 
@@ -107,8 +107,7 @@ def independence(window: Window) -> Independence:
         tails = float(sample.input.kurtosis[span].double()[good].nan_to_num(3.0).clamp(min=3.0).median())
         result.chance[layer] = math.exp(3.5 * math.sqrt(3 / len(x) + (tails - 1) / max(draws, 1)))
         result.excess[layer], result.alternation[layer] = excess, _alternation(x)
-        explained = max(excess - 1, 0) * float(expected.median())
-        result.share[layer] = explained / (1 + explained)
+        result.share[layer] = max(excess - 1, 0) / (max(excess - 1, 0) + size)
     return result
 
 

@@ -106,6 +106,13 @@ def test_bn702_judges_a_channel_by_the_spread_of_its_layer_while_it_grows(end: f
     assert [(f.channels, f.severity) for f in found] == ([((7,), WARNING)] if fires else [])
 
 
+@pytest.mark.parametrize(("end", "fires"), [(1.9, False), (2.3, True)])
+def test_bn702_lets_a_channel_of_a_branch_that_starts_at_zero_be_the_first_to_leave_it(end: float, fires: bool) -> None:
+    gamma = 0.1 * torch.rand(64, 30, generator=torch.Generator().manual_seed(0))
+    gamma[:, 7] = torch.linspace(0.0, end, 64)
+    assert bool(findings("BN702", make_window(gamma=gamma, start_gamma=0.0))) is fires
+
+
 def test_bn702_finds_the_gamma_that_is_pushed_up() -> None:
     def push(net: nn.Module, _: object) -> None:
         with torch.no_grad():

@@ -48,8 +48,8 @@ class CorrelatedBatches(Rule):
     may make of the pairs and samples that were seen: 3.5 standard errors of the log of a ratio of variances, with the
     kurtosis of the input. Two classes in each batch give 2 to 10, eight copies of each sample 9 to 15, sound trainings
     up to 3; fewer than 16 images in a batch tell too little of that, and are not judged. ``least_share = .01``
-    of the variance of the input must be between batches, which then are a tenth of a deviation apart: where independent
-    samples would differ very little, as in large batches, differences that harm nobody exceed that many times over.
+    of what tells samples apart must be their batch: in large batches the variance of independent samples is so small
+    that differences which harm nobody exceed it.
 
     ## Look-alikes
     Samplers for metric learning draw some classes with several samples each, on purpose: what is said is true, and

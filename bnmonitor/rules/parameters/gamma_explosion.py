@@ -47,8 +47,9 @@ class GammaExplosion(Rule):
     ``growth = 10`` against the start, ``least_start = .5``: a gamma that starts at zero or near it is on its way to
     one, and is judged from 5 on; healthy residual branches reached 2.2. ``spread = 10`` deviations of the layer, by the
     median absolute deviation, of which a Gaussian layer of any width never has one; the deviation counts as at least
-    ``least_spread = .2`` of the layer's middle, so that a layer in which all gammas are alike is not judged by their
-    rounding, and the channel must have grown by ``growing = 1 %`` within the window.
+    ``least_spread = .2`` of the layer's middle or of 1, the scale that gamma is made for, so that neither a layer in
+    which all gammas are alike nor one that has only left zero is judged by what is no spread yet. And the channel must
+    have grown by ``growing = 1 %`` within the window.
 
     ## Look-alikes
     A learning rate that is too high for the whole model moves every gamma: BN704 speaks then.
@@ -74,7 +75,7 @@ class GammaExplosion(Rule):
         """Find the layers with an exploded gamma."""
         now, segments = window.gamma[-1].abs(), window.layers.segments
         middle = median(now, window)
-        room = self.spread * self.least_spread * middle.clamp(min=self.least_start)
+        room = self.spread * self.least_spread * middle.clamp(min=1.0)
         # Nearly always nothing is that large, and the rest need not be computed.
         limit = (middle + room).clamp(max=self.growth * self.least_start)
         if not (now > limit[window.layers.owner]).any():
@@ -93,7 +94,7 @@ class GammaExplosion(Rule):
         """Distance from the layer's middle, in its deviations, of the channels that still grow; 0 for the others."""
         owner = window.layers.owner
         spread = 1.4826 * median((now - middle[owner]).abs(), window)
-        spread = torch.maximum(spread, self.least_spread * middle.clamp(min=self.least_start))
+        spread = torch.maximum(spread, self.least_spread * middle.clamp(min=1.0))
         grows = now > (1 + self.growing) * window.gamma[0].abs()
         return ((now - middle[owner]) / spread[owner]).where(grows & (len(window) >= self.least_steps), 0.0)
 
