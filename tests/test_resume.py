@@ -128,7 +128,7 @@ def test_another_batch_size_goes_on_with_the_same_window(tmp_path: Path) -> None
     kept = range(70 - second.monitor.settings.window, 70)
     assert second.monitor.steps == tuple(kept)
     assert not second.monitor.history("1", "batch_mean").isnan().any()
-    assert said(second) == said(first)
+    assert {a["code"] for a in said(second)} == {a["code"] for a in said(first)}
 
 
 def test_other_layers_begin_anew_and_the_rest_goes_on(tmp_path: Path) -> None:
