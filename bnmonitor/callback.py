@@ -85,6 +85,7 @@ class BatchNormMonitor(CallbackBase):
         self._own_forwards: dict[str, str] = {}
         self._module: Any = None
         self._state: dict[str, Any] | None = None
+        self._judges = True
 
     @property
     def monitor(self) -> Monitor:
@@ -199,7 +200,7 @@ class BatchNormMonitor(CallbackBase):
         """Keep the state from a checkpoint until the fit begins; in a fit, take it over (a finder restores there)."""
         if self._monitor is not None and self._monitor.running:
             if state_dict:
-                self._monitor.load_state_dict(state_dict)
+                self._monitor.load_state_dict(self._own(state_dict))
         else:
             self._state = state_dict or None
 
@@ -209,8 +210,9 @@ class BatchNormMonitor(CallbackBase):
         """The monitor of this module, made anew if it is another one's or ``fresh``, and told where to write."""
         if self._monitor is None or self._module is not pl_module or fresh:
             self._monitor, self._module = self._make(trainer, pl_module), pl_module
+            self._judges = trainer.is_global_zero
             if self._state is not None:
-                self._monitor.load_state_dict(self._state)
+                self._monitor.load_state_dict(self._own(self._state))
         self._state = None
         loggers = [] if trainer.fast_dev_run or not trainer.is_global_zero else list(trainer.loggers)
         where = trainer.log_dir if trainer.loggers else None
@@ -248,6 +250,12 @@ class BatchNormMonitor(CallbackBase):
         return Monitor(
             pl_module, sinks=sinks, accumulate_grad_batches=max(1, int(trainer.accumulate_grad_batches)), **settings
         )
+
+    def _own(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What of a checkpoint's state is this process's: its window and its alerts are those of the first one."""
+        if self._judges:
+            return state
+        return {**state, "watch": {**state["watch"], "window": None}, "book": self.monitor.state_dict()["book"]}
 
     def _close(self) -> None:
         if self._monitor is not None:

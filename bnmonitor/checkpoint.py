@@ -19,6 +19,9 @@ from bnmonitor._text import CHECKPOINTS
 _PARTS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 _SLACK = 1 << 20
+_DEEPEST = 200
+"""Levels of modules within modules; networks have a tenth of it, and Python recurses into no more than a thousand."""
+
 _GLOBAL = re.compile(r"unsupported (?:global: )?GLOBAL ([\w.]+)", re.IGNORECASE)
 _CAUSE = re.compile(r"WeightsUnpickler error:\s*(.+)")
 
@@ -50,8 +53,13 @@ def read(path: str | Path) -> dict[str, nn.Module]:
     except OSError as error:
         raise UnreadableError(f"cannot read {path}: {error.strerror or error}") from None
     if path.suffix == ".safetensors":
-        return {"": _stand_in(_safetensors(path))}
-    found = dict(_state_dicts(_unpickled(path, zipped=head[:2] == b"PK")))
+        found = {"": _safetensors(path)}
+    else:
+        found = dict(_state_dicts(_unpickled(path, zipped=head[:2] == b"PK")))
+    for tensors in found.values():
+        for name, tensor in tensors.items():
+            if why := _unsound(name, tensor):
+                raise UnreadableError(f"{path} is refused: {_line(ValueError(name))!r} {why}")
     models = {key: _stand_in(tensors) for key, tensors in found.items()}
     return {key: model for key, model in models.items() if model._modules}
 
@@ -116,6 +124,16 @@ def _check_sizes(path: Path) -> None:
         raise UnreadableError(f"{path} is refused: it has {size:,} bytes and claims to unpack to {claimed:,}")
 
 
+def _unsound(name: str, tensor: Tensor) -> str:
+    """Say why the tensor of a layer cannot be one; empty if it can."""
+    if name.count(".") > _DEEPEST:
+        return f"lies {name.count('.')} modules deep"
+    size = tensor.numel() * tensor.element_size()
+    if size > tensor.untyped_storage().nbytes():
+        return f"claims {size:,} bytes and holds {tensor.untyped_storage().nbytes():,}"
+    return ""
+
+
 def _state_dicts(value: Any, key: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Every mapping of names to tensors, in a nest of mappings and sequences, that holds running statistics."""
     if isinstance(value, list | tuple):
@@ -154,8 +172,7 @@ def _stand_in(tensors: Mapping[str, Tensor]) -> nn.Module:
     wrapped = all(len(path) > 1 and path[0] == "module" for path in paths.values())
     for owner, path in paths.items():
         parts = {part: tensors[owner + part] for part in _PARTS if owner + part in tensors}
-        shapes = {tensor.shape for part, tensor in parts.items() if part != "num_batches_tracked"}
-        if parts["running_mean"].dim() != 1 or len(shapes) > 1 or not parts["running_mean"].numel():
+        if not _fit(parts):
             continue
         layer = nn.BatchNorm1d(parts["running_mean"].numel(), affine=False, device="meta")
         for part, tensor in parts.items():
@@ -167,6 +184,14 @@ def _stand_in(tensors: Mapping[str, Tensor]) -> nn.Module:
             layer._buffers["num_batches_tracked"] = None
         _put(root, path[wrapped:], layer.eval())
     return root
+
+
+def _fit(parts: Mapping[str, Tensor]) -> bool:
+    """Whether tensors can be those of one layer: a number per channel each, and one count."""
+    mean = parts["running_mean"]
+    one = all(tensor.numel() == 1 for name, tensor in parts.items() if name == "num_batches_tracked")
+    same = all(tensor.shape == mean.shape for name, tensor in parts.items() if name != "num_batches_tracked")
+    return one and same and mean.dim() == 1 and mean.numel() > 0
 
 
 def _put(root: nn.Module, path: list[str], layer: nn.Module) -> None:

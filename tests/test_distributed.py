@@ -133,6 +133,23 @@ def test_synchronized_statistics_are_those_of_all_processes_in_each(runs: Path) 
     assert {"BN205", "BN503", "BN504"}.isdisjoint(a["code"] for a in everyone[0]["alerts"])
 
 
+def test_a_training_that_was_stopped_and_resumed_equals_one_that_was_not(runs: Path) -> None:
+    once, _ = seen(runs, "two-epochs")
+    twice, other = seen(runs, "resumed")
+    assert once["digest"] == twice["digest"]
+    assert once["recorded"] == twice["recorded"] == tuple(range(24))
+    assert once["alerts"] == twice["alerts"] != []
+    for layer, rows in once["batch_mean"].items():
+        assert torch.equal(rows, twice["batch_mean"][layer])
+    # The checkpoint holds what the first process recorded and judged, which the second did not.
+    assert other["recorded"] == tuple(range(12, 24))
+    assert other["alerts"] == []
+    assert max(twice["ranks"]) > 12
+    [saved] = (runs / "resumed" / "saved").glob("*.ckpt")
+    state = torch.load(saved, weights_only=True)
+    assert any(key.startswith("BatchNormMonitor") for key in state["callbacks"])
+
+
 def test_a_process_without_a_monitor_is_not_waited_for(runs: Path) -> None:
     first, second = seen(runs, "absent")
     assert 0.5 <= first["waited"] < 5

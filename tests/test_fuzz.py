@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 import rich.console
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bnmonitor.cli import main
 from bnmonitor.history import boxes, encode
 from bnmonitor.history.schema import ABOUT, FACTS, FRAME, Schema, alert_tag
 from bnmonitor.report.compare import compare
@@ -193,10 +195,70 @@ def test_an_array_that_claims_terabytes_is_refused(tmp_path: Path, shape: str) -
         boxes.load(path)
 
 
+def test_an_array_of_countless_values_without_bytes_is_refused(tmp_path: Path) -> None:
+    header = "{'descr': '<U0', 'fortran_order': False, 'shape': (999999999,), }".ljust(117) + "\n"
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("layers.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode())
+    with pytest.raises(ValueError, match=r"is no black box.*claims 999999999 bytes"):
+        boxes.about(path)
+
+
 def test_an_alert_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
     path = a_box(tmp_path / "x.npz", alert=np.array("[" * 100_000))
     with pytest.raises(ValueError, match="is no black box"):
         boxes.load(path)
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def a_layer(name: str, **more: torch.Tensor) -> dict[str, torch.Tensor]:
+    prefix = f"{name}." if name else ""
+    parts = {"running_mean": torch.zeros(3), "running_var": torch.ones(3), **more}
+    return {f"{prefix}{part}": tensor for part, tensor in parts.items()}
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        (a_layer("a." * 20_000 + "b"), "modules deep"),
+        (a_layer("bn", running_mean=torch.zeros(1).expand(10**12)), "claims 4,000,000,000,000 bytes and holds 4"),
+        (a_layer("\x1b[2J\x07", running_var=torch.ones(1).expand(3)), "claims 12 bytes and holds 4"),
+    ],
+    ids=["deep", "expanded", "control"],
+)
+def test_a_checkpoint_that_claims_what_no_layer_has_is_refused_in_a_sentence(
+    tmp_path: Path, state: dict[str, torch.Tensor], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(state, tmp_path / "x.pt")
+    assert main(["audit", str(tmp_path / "x.pt")]) == 2
+    said = capsys.readouterr()
+    assert says in said.err
+    assert len(said.err.strip().splitlines()) == 1
+    assert not CONTROL.search(said.err)
+
+
+layer_parts = st.dictionaries(
+    st.sampled_from(["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]),
+    st.builds(
+        lambda shape, dtype, value: torch.full(shape, value).to(dtype),
+        st.lists(st.integers(0, 4), max_size=3).map(tuple),
+        st.sampled_from([torch.float32, torch.float16, torch.int64, torch.bool, torch.uint8]),
+        st.sampled_from([0.0, 1.0, -1.0, 1e38, float("nan"), float("inf")]),
+    ),
+)
+
+
+@fuzz
+@given(name=st.one_of(words, st.text(max_size=30)), more=layer_parts)
+def test_a_checkpoint_may_hold_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, more: dict[str, torch.Tensor]
+) -> None:
+    torch.save(a_layer(name.encode("utf-8", "replace").decode(), **more), tmp_path / "x.pt")
+    assert main(["audit", str(tmp_path / "x.pt")]) in (0, 1, 2)
+    said = capsys.readouterr()
+    assert not CONTROL.search(said.out + said.err)
 
 
 # -- the tab's server --------------------------------------------------------------------------------------------------

@@ -117,6 +117,20 @@ def test_a_checkpoint_from_before_the_monitor_is_no_obstacle(tmp_path: Path) -> 
     assert training.monitor.steps == tuple(range(30, 60))
 
 
+def test_another_batch_size_goes_on_with_the_same_window(tmp_path: Path) -> None:
+    first = Training(tmp_path)
+    first.run(0, 60)
+    second = Training(tmp_path)
+    second.load(first.save())
+    whole = second.batch
+    second.batch = lambda step: torch.cat([whole(step), whole(1000 + step)])  # type: ignore[method-assign]
+    second.run(60, 70)
+    kept = range(70 - second.monitor.settings.window, 70)
+    assert second.monitor.steps == tuple(kept)
+    assert not second.monitor.history("1", "batch_mean").isnan().any()
+    assert {a["code"] for a in said(second)} == {a["code"] for a in said(first)}
+
+
 def test_other_layers_begin_anew_and_the_rest_goes_on(tmp_path: Path) -> None:
     first = Training(tmp_path)
     first.run(0, 60)

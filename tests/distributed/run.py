@@ -124,6 +124,7 @@ def case(
     strategy: dict[str, Any] | None = None,
     monitor: dict[str, Any] | None = None,
     others: tuple[Any, ...] = (),
+    goes_on: Path | None = None,
     **trainer: Any,
 ) -> None:
     directory.mkdir(parents=True, exist_ok=True)
@@ -135,15 +136,14 @@ def case(
         accelerator="cpu",
         devices=devices,
         strategy=DDPStrategy(start_method="fork", process_group_backend="gloo", **(strategy or {})),
-        max_epochs=1,
         log_every_n_steps=LOG_EVERY,
         default_root_dir=directory,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         callbacks=[*others, *([callback] if callback else []), Keep(directory, callback)],
-        **{"num_sanity_val_steps": 0, "limit_val_batches": 0, **trainer},
-    ).fit(Net(**(net or {})))
+        **{"max_epochs": 1, "num_sanity_val_steps": 0, "limit_val_batches": 0, **trainer},
+    ).fit(Net(**(net or {})), ckpt_path=goes_on)
 
 
 def synchronized(layer: nn.SyncBatchNorm, x: Tensor) -> Tensor:
@@ -169,6 +169,14 @@ def synced(directory: Path) -> None:
         patch.object(nn.parallel.DistributedDataParallel, refuse, lambda self, module: None),
     ):
         case(directory, net={"batch": 6}, sync_batchnorm=True)
+
+
+def resumed(directory: Path) -> None:
+    """Two epochs in two fits, the second from the checkpoint of the first."""
+    save = ModelCheckpoint(directory / "saved", filename="end")
+    epochs = {"strategy": OWN, "limit_train_batches": 12}
+    case(directory, max_epochs=1, others=(save,), enable_checkpointing=True, **epochs)
+    case(directory, max_epochs=2, goes_on=directory / "saved" / "end.ckpt", **epochs)
 
 
 def joined(directory: Path) -> None:
@@ -275,6 +283,8 @@ CASES: dict[str, Callable[[Path], None]] = {
         limit_val_batches=2,
         val_check_interval=6,
     ),
+    "two-epochs": lambda d: case(d, strategy=OWN, max_epochs=2, limit_train_batches=12),
+    "resumed": resumed,
     "synced": synced,
     "joined": joined,
     "absent": absent,
