@@ -33,7 +33,7 @@ _EXAMPLES = {
   tensorboard --logdir bnmonitor_demo then look at them
 """,
     "report": """examples:
-  bnmonitor report lightning_logs            the newest run and a line for others
+  bnmonitor report lightning_logs            the newest run; a line for others
   bnmonitor report lightning_logs/version_3  one run
   bnmonitor report RUN --html page.html      one page to send to a colleague
   bnmonitor report RUN --markdown            for a pull request
