@@ -1,16 +1,20 @@
-"""The command line: ``bnmonitor demo | report | compare | audit | structure | rules | explain``."""
+"""The command line: what each of its commands does."""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnmonitor._text import CHECKPOINTS, printable
-from bnmonitor._version import __version__
+from bnmonitor.arguments import parser
+from bnmonitor.screen import say, show
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,95 +24,32 @@ if TYPE_CHECKING:
 FINE, FOUND, USAGE = 0, 1, 2
 """Exit codes: nothing to say, something was found, the input cannot be used."""
 
-_EXAMPLES = """examples:
-  bnmonitor demo                      three short trainings on real data, two of them with a planted fault
-  bnmonitor report lightning_logs     what the newest run there says, and a line for each of the others
-  bnmonitor report RUN --html page.html   one page with maps and alerts, to send to a colleague
-  bnmonitor report RUN --markdown     the same for a pull request; --json for a script
-  bnmonitor compare BEFORE AFTER      did the fix work? 1 if a layer got worse or an alert came
-  bnmonitor audit model.ckpt          what is wrong with a checkpoint; nothing in the file is executed
-  bnmonitor audit package.models:make what is wrong with a model before it is trained
-  bnmonitor structure package.models:make  what feeds each layer of it, and what reads it
-  bnmonitor rules                     every rule in a line
-  bnmonitor explain BN304             what a rule means, why it matters, what to do
-  bnmonitor explain stale-statistics  the same by name
-"""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    parsed = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given:
+        parser().print_help()
+        return USAGE
+    parsed = parser().parse_args(given)
     try:
-        code: int = parsed.run(parsed)
+        code = _COMMANDS[parsed.command](parsed)
+        sys.stdout.flush()
     except BrokenPipeError:
-        sys.stderr.close()
+        _let_go()
         return FINE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _let_go()
+        return _fail(f"cannot write what was found: {error.strerror}")
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="bnmonitor",
-        description="The flight recorder for batch normalization.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"bnmonitor {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="command")
-
-    demo = commands.add_parser("demo", help="train three small networks and watch what is found")
-    demo.add_argument("--log-dir", type=Path, default=Path("bnmonitor_demo"), help="where the logs go (%(default)s)")
-    demo.set_defaults(run=_demo)
-
-    report = commands.add_parser("report", help="show what a recorded run says, be it finished, running or broken off")
-    report.add_argument("path", type=Path, metavar="RUN", help="a run's directory, one of runs, or an event file")
-    report.add_argument("--run", dest="run_name", help="only the run of this name, where there are several")
-    report.add_argument("--rows", type=_positive, default=8, help="layers that the table shows (%(default)s)")
-    form = report.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON")
-    form.add_argument("--markdown", action="store_true", help="print Markdown")
-    form.add_argument("--html", type=Path, metavar="FILE", help="write one page with the views of the BatchNorm tab")
-    _add_fail_on(report)
-    report.set_defaults(run=_report)
-
-    compare = commands.add_parser("compare", help="show which layers and alerts of two runs differ")
-    compare.add_argument("before", type=Path, help="a run's directory or event file, or a checkpoint")
-    compare.add_argument("after", type=Path, help="another")
-    compare.add_argument("--rows", type=_positive, default=12, help="changes that the table shows (%(default)s)")
-    compare.add_argument("--json", action="store_true", help="print JSON")
-    _add_fail_on(compare, "exit with 1 if an alert of this severity or worse came, or a layer got worse (%(default)s)")
-    compare.set_defaults(run=_compare)
-
-    audit = commands.add_parser(
-        "audit",
-        help="judge a checkpoint or a model without training it",
-        description="Judge a checkpoint, every one in a directory, or a model that package.module:factory is or makes. "
-        "Of a checkpoint only tensors are read, and nothing in it is executed.",
-    )
-    audit.add_argument("what", metavar="CHECKPOINT_OR_MODEL")
-    audit.add_argument("--input", type=_shape, metavar="2,3,224,224", help="shape that the model's forward takes")
-    audit.add_argument("--rows", type=_positive, default=8, help="layers that the table shows (%(default)s)")
-    audit.add_argument("--json", action="store_true", help="print JSON")
-    _add_fail_on(audit, "exit with 1 if something of this severity or worse is found (%(default)s)")
-    audit.set_defaults(run=_audit)
-
-    structure = commands.add_parser(
-        "structure",
-        help="show what feeds each layer of a model, and what reads it",
-        description="Show the layers of a model that package.module:factory is or makes, a line each in the order of "
-        "execution, with what feeds it and what reads it. One training step of a copy is run for that.",
-    )
-    structure.add_argument("what", metavar="MODEL", help="package.module:factory")
-    structure.add_argument("--input", type=_shape, metavar="2,3,224,224", help="shape that the model's forward takes")
-    structure.set_defaults(run=_structure)
-
-    rules = commands.add_parser("rules", help="list every rule")
-    rules.set_defaults(run=_rules)
-
-    explain = commands.add_parser("explain", help="explain a rule")
-    explain.add_argument("rule", help="code or name, such as BN304 or stale-statistics")
-    explain.set_defaults(run=_explain)
-    return parser
+def _let_go() -> None:
+    """Send what is still to be written nowhere: the interpreter would try once more at its end, and complain."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _demo(parsed: argparse.Namespace) -> int:
@@ -125,7 +66,7 @@ def _demo(parsed: argparse.Namespace) -> int:
 
 
 def _report(parsed: argparse.Namespace) -> int:
-    from bnmonitor.report.read import SCHEMA, NoHistoryError, find, read_all
+    from bnmonitor.report.read import SCHEMA, NoHistoryError, find, read_all, said
     from bnmonitor.report.show import markdown, terminal
 
     try:
@@ -133,22 +74,26 @@ def _report(parsed: argparse.Namespace) -> int:
     except NoHistoryError as error:
         return _fail(str(error))
     reports = read_all(history, names)
+    for failed in getattr(history.source, "unreadable", ()):
+        _fail(f"{said(failed)}, so it is left out")
     if parsed.json:
         print(json.dumps({"schema": SCHEMA, "runs": [each.to_dict() for each in reports]}, indent=2, allow_nan=False))
     elif parsed.html:
         from bnmonitor.report.page import page
 
-        try:
-            parsed.html.write_text(page(history, reports[0].run), encoding="utf-8")
-        except OSError as error:
-            return _fail(f"cannot write {parsed.html}: {error.strerror or error}")
-        print(f"{reports[0].headline()}\nwritten to {parsed.html}")
+        text = page(history, reports[0].run)
+        if str(parsed.html) == "-":
+            sys.stdout.buffer.write(text.encode())
+        else:
+            try:
+                parsed.html.write_text(text, encoding="utf-8")
+            except OSError as error:
+                return _fail(f"cannot write {parsed.html}: {error.strerror or error}")
+            say(f"{reports[0].headline()}\nwritten to {parsed.html}")
     elif parsed.markdown:
-        print(markdown(reports, rows=parsed.rows), end="")
+        say(markdown(reports, rows=parsed.rows).rstrip("\n"))
     else:
-        from rich import get_console
-
-        get_console().print(terminal(reports, rows=parsed.rows))
+        show(terminal(reports, rows=parsed.rows))
     return _verdict(parsed, reports[0].alerts)
 
 
@@ -171,9 +116,7 @@ def _compare(parsed: argparse.Namespace) -> int:
     if parsed.json:
         print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
     else:
-        from rich import get_console
-
-        get_console().print(terminal(found, rows=parsed.rows))
+        show(terminal(found, rows=parsed.rows))
     return FOUND if found.worse and parsed.fail_on != "never" else _verdict(parsed, found.came)
 
 
@@ -194,9 +137,7 @@ def _drift(parsed: argparse.Namespace) -> int:
     if parsed.json:
         print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
     else:
-        from rich import get_console
-
-        get_console().print(terminal(found, rows=parsed.rows))
+        show(terminal(found, rows=parsed.rows))
     return _verdict(parsed, found.came)
 
 
@@ -227,14 +168,12 @@ def _audit(parsed: argparse.Namespace) -> int:
         print(json.dumps({"schema": 1, "audits": told}, indent=2, allow_nan=False))
     elif directory:
         for name, one in audits:
-            print(line(one, name))
+            say(line(one, name))
         for path in bare:
-            print(f"{printable(path)}: no normalization layer with running statistics")
+            say(f"{printable(path)}: no normalization layer with running statistics")
     else:
-        from rich import get_console
-
         for name, one in audits:
-            get_console().print(terminal(one, name, rows=parsed.rows))
+            show(terminal(one, name, rows=parsed.rows))
     return USAGE if failed else _verdict(parsed, [alert for _, one in audits for alert in one.alerts])
 
 
@@ -256,18 +195,8 @@ def _structure(parsed: argparse.Namespace) -> int:
     monitor, why = forward(model, _example(parsed.input), select=())
     if monitor is None:
         return _fail(f"{parsed.what} {why}")
-    print(monitor.structure())
+    say(str(monitor.structure()))
     return FINE
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        sizes = ()
-    if not sizes or min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be sizes such as 2,3,224,224")
-    return sizes
 
 
 def _example(shape: tuple[int, ...] | None) -> Tensor | None:
@@ -277,7 +206,7 @@ def _example(shape: tuple[int, ...] | None) -> Tensor | None:
 
 
 def _rules(parsed: argparse.Namespace) -> int:
-    from rich import box, get_console
+    from rich import box
     from rich.table import Table
 
     from bnmonitor.rules import all_rules
@@ -287,7 +216,7 @@ def _rules(parsed: argparse.Namespace) -> int:
         table.add_column(title, no_wrap=title != "what", overflow="fold")
     for rule in all_rules():
         table.add_row(rule.code, rule.name, str(rule.severity), (rule.__doc__ or "").splitlines()[0])
-    get_console().print(table)
+    show(table)
     return FINE
 
 
@@ -299,22 +228,15 @@ def _explain(parsed: argparse.Namespace) -> int:
         rule = find(parsed.rule)
     except ValueError as error:
         return _fail(str(error))
-    print(plain(rule))
+    say(plain(rule))
     return FINE
 
 
-def _add_fail_on(
-    parser: argparse.ArgumentParser,
-    meaning: str = "exit with 1 if an alert of this severity or worse is open (%(default)s)",
-) -> None:
-    parser.add_argument("--fail-on", choices=("info", "warning", "error", "never"), default="warning", help=meaning)
+def _completion(parsed: argparse.Namespace) -> int:
+    from bnmonitor.completion import script
 
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be 1 or more")
-    return value
+    say(script(parsed.shell, parser()).rstrip("\n"))
+    return FINE
 
 
 def _verdict(parsed: argparse.Namespace, alerts: Sequence[Alert]) -> int:
@@ -328,3 +250,15 @@ def _verdict(parsed: argparse.Namespace, alerts: Sequence[Alert]) -> int:
 def _fail(message: str) -> int:
     print(f"bnmonitor: {printable(message)}", file=sys.stderr)
     return USAGE
+
+
+_COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "demo": _demo,
+    "report": _report,
+    "compare": _compare,
+    "audit": _audit,
+    "structure": _structure,
+    "rules": _rules,
+    "explain": _explain,
+    "completion": _completion,
+}

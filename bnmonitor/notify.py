@@ -13,16 +13,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib import error as errors
 from urllib import request as requests
 from urllib.parse import urlsplit
 
+from bnmonitor._text import nearest
 from bnmonitor.verdict import Alert, Severity
 
 logger = logging.getLogger("bnmonitor")
 
-_PAYLOADS = ("text", "json")
+Payload = Literal["text", "slack", "discord", "teams", "json"]
+_PAYLOADS: tuple[str, ...] = get_args(Payload)
+_LONGEST_TEXT = 1900
+"""Characters of a text: Discord refuses more than 2,000."""
+
 _WAITING = 100
 _LONGEST_WAIT = 60.0
 
@@ -49,10 +54,10 @@ class Notifier:
 class Webhook(Notifier):
     """Posts alerts to an HTTP address, from a thread of its own.
 
-    What chat tools such as Slack, Mattermost, Google Chat and Teams accept (``{"text": ...}``), or the alert as JSON
-    (``{"version": 1, "host": ..., "alert": {...}, "withheld": 0}``). An answer of 408, 429 or 5xx and a connection that
-    fails are tried again, each time after twice as long, or when the server says; any other answer is final, and
-    redirections are not followed. Secrets come from environment variables and are never shown::
+    What chat tools such as Mattermost and Google Chat accept (``{"text": ...}``), what Slack, Discord and Teams want of
+    it, or the alert as JSON (``{"version": 1, "host": ..., "alert": {...}, "withheld": 0}``). An answer of 408, 429 or
+    5xx and a connection that fails are tried again, each time after twice as long, or when the server says; any other
+    answer is final, and redirections are not followed. Secrets come from environment variables and are never shown::
 
         BatchNormMonitor(on_alert={"error": ["stop", Webhook(url_env="SLACK_URL")]})
 
@@ -60,7 +65,7 @@ class Webhook(Notifier):
         url_env: Name of the environment variable that holds the address.
         url: The address itself, where it is no secret; it wins over ``url_env``.
         token_env: Name of the environment variable with a token, sent as ``Authorization: Bearer``; None: none is sent.
-        payload: "text" for chat tools, or "json".
+        payload: "slack", "discord", "teams" (a workflow's address), "text" for other chat tools, or "json".
         timeout: Seconds to wait for the server.
         attempts: How often an alert is tried at most.
         backoff: Seconds before the second attempt.
@@ -76,14 +81,15 @@ class Webhook(Notifier):
         url_env: str = "BNMONITOR_WEBHOOK_URL",
         url: str | None = None,
         token_env: str | None = None,
-        payload: Literal["text", "json"] = "text",
+        payload: Payload = "text",
         timeout: float = 5.0,
         attempts: int = 4,
         backoff: float = 1.0,
         per_minute: int = 20,
     ) -> None:
         if payload not in _PAYLOADS:
-            raise ValueError(f"payload={payload!r} must be 'text' or 'json'")
+            known = ", ".join(map(repr, _PAYLOADS))
+            raise ValueError(f"payload={payload!r} is not known{nearest(str(payload), _PAYLOADS)}; it takes {known}")
         for name, value in (("timeout", timeout), ("backoff", backoff)):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 3600:
                 raise ValueError(f"{name}={value!r} must be a number of seconds, more than 0")
@@ -148,7 +154,8 @@ class Webhook(Notifier):
         if self._payload == "json":
             return {"version": 1, "host": platform.node(), "alert": alert.to_dict(), "withheld": withheld}
         more = f"\n{withheld} more alerts were withheld: too many in a minute" if withheld else ""
-        return {"text": f"{str(alert.severity).upper()} on {platform.node()}: {alert}\nfix: {alert.advice}{more}"}
+        text = f"{str(alert.severity).upper()} on {platform.node()}: {alert}\nfix: {alert.advice}{more}"
+        return _message(self._payload, text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…")
 
     def _post(self, body: bytes) -> None:
         headers = {"Content-Type": "application/json", "User-Agent": "bnmonitor"}
@@ -157,6 +164,20 @@ class Webhook(Notifier):
         request = requests.Request(self._url.text, data=body, headers=headers, method="POST")
         with requests.build_opener(_NoRedirection).open(request, timeout=self._timeout) as answer:
             answer.read(1)
+
+
+def _message(payload: str, text: str) -> dict[str, Any]:
+    """A text as a chat tool takes it; what a layer is called must not call anybody, nor be a link."""
+    if payload == "slack":  # docs.slack.dev/messaging/formatting-message-text: these three signs are its own
+        return {"text": text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")}
+    if payload == "discord":  # docs.discord.com/developers/resources/webhook
+        return {"content": text, "allowed_mentions": {"parse": []}}
+    if payload == "teams":  # an Adaptive Card is all that "when a Teams webhook request is received" posts
+        lines = [{"type": "TextBlock", "text": line, "wrap": True} for line in text.split("\n")]
+        card = {"type": "AdaptiveCard", "version": "1.4", "body": lines}
+        attachment = {"contentType": "application/vnd.microsoft.card.adaptive", "content": card}
+        return {"type": "message", "attachments": [attachment]}
+    return {"text": text}
 
 
 class _Courier:
@@ -253,7 +274,9 @@ def _plainly(error: Exception) -> str:
 def _asked_wait(error: OSError) -> float:
     """Seconds that the server asked for; 0 if it did not."""
     asked = error.headers.get("Retry-After", "") if isinstance(error, errors.HTTPError) and error.headers else ""
-    return float(asked) if asked.isdecimal() else 0.0
+    with contextlib.suppress(ValueError):
+        return max(0.0, min(float(asked), _LONGEST_WAIT))
+    return 0.0
 
 
 def wandb_runs(loggers: Sequence[Any]) -> list[Any]:

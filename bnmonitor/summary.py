@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,8 +13,13 @@ from bnmonitor import measures
 from bnmonitor.frame import Window
 from bnmonitor.history import catalogue
 from bnmonitor.layers import LayerTable
+from bnmonitor.render import health_table
+from bnmonitor.screen import show
 from bnmonitor.statistics import Recovery
 from bnmonitor.verdict import Alert, LayerSummary, Severity, State
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 METRICS = tuple(statistic.name for statistic in catalogue.LAYER)
 """Columns of :attr:`Summary.table`, in order."""
@@ -21,9 +27,9 @@ METRICS = tuple(statistic.name for statistic in catalogue.LAYER)
 _CAPS = {Severity.INFO: 100.0, Severity.WARNING: 60.0, Severity.ERROR: 20.0}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Summary(State):
-    """The state of all layers while they train.
+    """The state of all layers while they train; rich, IPython and notebooks show it as a table.
 
     Attributes:
         table: ``[L, len(METRICS)]`` float32: the numbers by layer, in the order of :data:`METRICS`.
@@ -33,7 +39,13 @@ class Summary(State):
 
     table: Tensor
     layers: LayerTable
-    window: Window | None = field(default=None, repr=False, compare=False)
+    window: Window | None = field(default=None, compare=False)
+
+    def __rich__(self) -> RenderableType:
+        return health_table(self, rows=len(self), well=True)
+
+    def _ipython_display_(self) -> None:
+        show(self)
 
 
 def empty(layers: LayerTable, alerts: Sequence[Alert], skipped: Mapping[str, str]) -> Summary:

@@ -146,7 +146,7 @@ class LayerSummary:
     recovery: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class State:
     """The state of all layers at one step; iterating gives a :class:`LayerSummary` each, in execution order.
 
@@ -209,6 +209,9 @@ class State:
             "alerts": [alert.to_dict() for alert in self.alerts],
             "skipped": dict(self.skipped),
         }
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.headline()}>"
 
     def __str__(self) -> str:
         lines = [self.headline()]

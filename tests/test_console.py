@@ -246,20 +246,50 @@ def test_no_color_leaves_the_words_and_no_color(monkeypatch: pytest.MonkeyPatch)
     assert plain[0] == plain[1]
 
 
-def test_in_a_notebook_it_is_displayed_and_markup_stays_text(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is displayed as HTML, in a notebook as rich takes it to be."""
     displayed: list[str] = []
     module = types.ModuleType("IPython.display")
     module.display = lambda renderable: displayed.append(renderable._repr_mimebundle_([], [])["text/html"])  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
     monkeypatch.setitem(sys.modules, "IPython.display", module)
-    monkeypatch.setattr(rich, "_console", rich.console.Console(force_jupyter=True, width=100))
+    monkeypatch.setattr(rich, "_console", rich.console.Console(force_jupyter=True))
+    return displayed
+
+
+def test_in_a_notebook_it_is_displayed_and_markup_stays_text(notebook: list[str]) -> None:
     console = Console()
     console.open(Run(layers=healthy().layers))
     a_fit(console, summarize(a_window(), [replace(EXPLOSION, layer="<b>[red]x[/red]")], {}, epoch=0))
-    shown = "".join(displayed)
+    shown = "".join(notebook)
     assert "BN106 variance-explosion" in shown
     assert "&lt;b&gt;[red]x[/red]" in shown
     assert "<b>" not in shown
+
+
+def test_beside_a_bar_of_widgets_nothing_is_written_to_standard_output(
+    notebook: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    class TQDMProgressBar:
+        pass
+
+    beside_bar(_Trainer(TQDMProgressBar()))("x" * 300)
+    (shown,) = notebook
+    assert capsys.readouterr().out == ""
+    assert max(map(len, re.findall("x+", shown))) == 100, "a line that is wider makes the cell scroll"
+
+
+def test_a_summary_shows_itself_as_the_table(notebook: list[str]) -> None:
+    summary = ill()
+    summary._ipython_display_()  # type: ignore[no-untyped-call, unused-ignore]
+    (shown,) = notebook
+    assert "variance-explosion since 41" in shown
+    assert "head.bn" in shown, "layers that are well are shown, too"
+    screen = Screen(100)
+    screen.console.print(summary)
+    assert "variance-explosion since 41" in screen.text
+    assert repr(summary) == f"<Summary: {summary.headline()}>"
 
 
 def test_the_end_says_how_to_open_the_history_and_only_if_there_is_one(
@@ -301,7 +331,7 @@ def test_the_word_joins_the_metrics_of_a_bar_in_signs_that_it_can_write(monkeypa
         status = inside_bar(trainer)
         assert status is not None
         status("✗1")
-        assert trainer.progress_bar_metrics == {"loss": 1.0, "bn": word}
+        assert list(trainer.progress_bar_metrics.items()) == [("bn", word), ("loss", 1.0)], "what is first is not cut"
     assert inside_bar(_Trainer(None)) is None
     assert inside_bar(_Trainer(types.SimpleNamespace(is_disabled=True))) is None
 

@@ -16,9 +16,12 @@ PACKAGE = Path(bnmonitor.__file__).parent
 # From left to right; a module imports only from groups on the left of its own.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("_version", "_text", "_lightning"),
+    ("arguments",),
+    ("completion",),
     ("verdict",),
     ("notify",),
     ("render",),
+    ("screen",),
     ("history.catalogue", "history.schema"),
     ("history.encode", "history.source"),
     ("history.pool", "history.boxes", "history.run"),

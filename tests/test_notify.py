@@ -95,6 +95,23 @@ def test_chat_tools_get_a_text(server: Server) -> None:
     assert hook.failure() is None
 
 
+def test_each_chat_tool_gets_what_it_takes(server: Server) -> None:
+    for payload in ("slack", "discord", "teams"):
+        hook = quick(payload=payload)
+        hook(an_alert(layer="<!channel>&co", message="much " * 1000))
+        hook.flush()
+    slack, discord, teams = (body for _, _, body in server.got)
+    assert list(slack) == ["text"]
+    assert "&lt;!channel&gt;&amp;co" in slack["text"]
+    assert discord["allowed_mentions"] == {"parse": []}
+    assert len(discord["content"]) <= 2000
+    assert teams["type"] == "message"
+    [attachment] = teams["attachments"]
+    assert attachment["contentType"] == "application/vnd.microsoft.card.adaptive"
+    assert attachment["content"]["type"] == "AdaptiveCard"
+    assert "BN106 variance-explosion" in attachment["content"]["body"][0]["text"]
+
+
 def test_json_holds_the_whole_alert_and_the_token_goes_into_a_header(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,7 +228,7 @@ def test_copies_post_on_their_own(server: Server, copied: Any) -> None:
         ({"token_env": "NO_SUCH_THING"}, "environment variable NO_SUCH_THING is not set"),
         ({"url": f"file:///{SECRET}"}, "url holds no address: it must begin with https:// or http://"),
         ({"url": SECRET}, "url holds no address"),
-        ({"payload": "xml"}, "payload='xml' must be 'text' or 'json'"),
+        ({"payload": "xml"}, "payload='xml' is not known; it takes 'text', 'slack', 'discord', 'teams', 'json'"),
         ({"timeout": 0}, "timeout=0 must be a number of seconds"),
         ({"backoff": "1"}, "backoff='1' must be a number of seconds"),
         ({"attempts": 0}, "attempts=0 must be an int, 1 or more"),

@@ -129,3 +129,23 @@ def test_a_browser_draws_it_without_complaint_or_network(small: Path, tmp_path: 
         assert "p.bnmonitor.alert" in view.url
         browser.close()
     assert said == []
+
+
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="there is no chromium to look at the page with; on Debian: apt install chromium"
+)
+def test_on_paper_nothing_is_behind_a_scroll_bar(tmp_path: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    write(tmp_path, [f"layer{i}.bn" for i in range(90)], range(40), channels=4)
+    file = tmp_path / "page.html"
+    file.write_text(page(open_history(tmp_path), "."), encoding="utf-8")
+    hidden = "() => [...document.querySelectorAll('.map-scroll')].map(e => e.scrollHeight - e.clientHeight)"
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        view = browser.new_page(viewport={"width": 1000, "height": 500})
+        view.goto(file.as_uri())
+        view.wait_for_function("document.documentElement.dataset.drawn", timeout=20_000)
+        assert max(view.evaluate(hidden)) > 0, "on this screen the map is higher than there is room"
+        view.emulate_media(media="print")
+        assert max(view.evaluate(hidden)) == 0
+        browser.close()

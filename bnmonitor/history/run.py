@@ -14,7 +14,7 @@ import numpy as np
 from bnmonitor._text import listing
 from bnmonitor.history import catalogue
 from bnmonitor.history.schema import ABOUT, ALERT, CHANNELS, FACTS, FRAME, Schema
-from bnmonitor.history.source import Array, Files, Record, Source, Tag
+from bnmonitor.history.source import STDIN, Array, Files, Record, Source, Tag
 
 _ORDER = {statistic.name: place for place, statistic in enumerate(catalogue.LAYER)}
 
@@ -184,12 +184,12 @@ class History:
 
 
 def open_history(path: str | Path) -> History:
-    """Open the history in an event file, in the directory of a run, or in a directory of runs.
+    """Open the history in an event file (``-``: from standard input), the directory of a run, or a directory of runs.
 
     Raises:
         FileNotFoundError: There is no such file or directory.
     """
-    if not Path(path).exists():
+    if Path(path) != STDIN and not Path(path).exists():
         raise FileNotFoundError(f"there is no file or directory {str(path)!r}: give a run's log directory")
     return History(Files(path))
 

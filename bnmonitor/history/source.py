@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
+import stat
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
 from bnmonitor.history.schema import PLUGIN
 
 Array = np.ndarray[Any, Any]
+
+STDIN = Path("-")
+"""Stands for an event file that comes through a pipe."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +73,19 @@ class Files:
     Other things in the directories, truncated ends and damaged records are passed over: what can be read is read.
 
     Args:
-        path: An event file, a run's directory, or a directory of runs.
+        path: An event file, a run's directory, or a directory of runs; ``-``: an event file from standard input.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._runs: dict[str, _Run] | None = None
+        self._unreadable: list[OSError] = []
+
+    @property
+    def unreadable(self) -> tuple[OSError, ...]:
+        """What could not be read of the files and directories; each names the file."""
+        self._load()
+        return tuple(self._unreadable)
 
     def runs(self) -> Mapping[str, Mapping[str, Tag]]:
         """Return the tags of every run by its path below the directory; the directory itself is ``"."``."""
@@ -89,27 +102,32 @@ class Files:
 
     def directory(self, run: str) -> Path:
         """Return the directory of a run."""
+        if self.path == STDIN:
+            return Path("standard input")
         return (self.path if self.path.is_dir() else self.path.parent) / run
 
     def _load(self) -> dict[str, _Run]:
         if self._runs is None:
             self._runs = {}
-            for name, file in _event_files(self.path):
+            for name, file in _event_files(self.path, self._unreadable.append):
                 read = self._runs.setdefault(name, _Run())
-                for tag, description, record in _ours(file):
-                    if description or tag not in read.tags:
-                        read.tags[tag] = read.tags.get(tag) or description
-                    read.records.setdefault(tag, []).append(record)
+                try:
+                    for tag, description, record in _ours(file):
+                        if description or tag not in read.tags:
+                            read.tags[tag] = read.tags.get(tag) or description
+                        read.records.setdefault(tag, []).append(record)
+                except OSError as error:
+                    self._unreadable.append(error)
             self._runs = {name: run for name, run in self._runs.items() if run.records}
         return self._runs
 
 
-def _event_files(path: Path) -> Iterator[tuple[str, Path]]:
+def _event_files(path: Path, failed: Callable[[OSError], object]) -> Iterator[tuple[str, Path]]:
     """Event files below a path with the name of their run, the oldest of each run first."""
-    if path.is_file():
+    if path == STDIN or not path.is_dir():
         yield ".", path
         return
-    for folder, below, names in os.walk(path, followlinks=True):
+    for folder, below, names in os.walk(path, onerror=failed, followlinks=True):
         below.sort()
         for name in sorted(names):
             if "tfevents" in name:
@@ -144,19 +162,28 @@ def _records(path: Path) -> Iterator[bytes]:
     The checksums are not verified: in Python that takes two seconds for ten megabytes, and what is damaged is found
     when it is decoded. A record that is cut off ends the file.
     """
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            while len(head := file.read(12)) == 12:
-                (length,) = struct.unpack("<Q", head[:8])
-                if length > size - file.tell():
-                    return
-                data = file.read(length)
-                if len(file.read(4)) < 4:
-                    return
-                yield data
-    except OSError:
-        return
+    with _opened(path) as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        while len(head := file.read(12)) == 12:
+            (length,) = struct.unpack("<Q", head[:8])
+            if length > size - file.tell():
+                return
+            data = file.read(length)
+            if len(file.read(4)) < 4:
+                return
+            yield data
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A file that can tell its size: what comes through a pipe is read to its end."""
+    if path == STDIN:
+        return io.BytesIO(sys.stdin.buffer.read())
+    file = path.open("rb")
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    with file:
+        return io.BytesIO(file.read())
 
 
 def _value(tensor: Any) -> Array | str | None:

@@ -240,7 +240,8 @@ def _alert(alert: Alert) -> str:
         name = f'<a href="{escape(alert.url)}" rel="noreferrer">{name}</a>'
     over = f", cleared, last seen at step {alert.last_step}" if alert.state == "cleared" else ""
     return (
-        f'<article class="said {alert.severity}"><h2>{_MARKS[alert.severity]} {alert.severity}: {name}</h2>'
+        f'<article class="said {alert.severity} {alert.state}">'
+        f"<h2>{_MARKS[alert.severity]} {alert.severity}: {name}</h2>"
         f"<p><b>{where}</b>, since step {alert.first_step}{over}</p>"
         f"<p>{escape(alert.message)}</p><p><b>fix:</b> {escape(alert.advice)}</p></article>"
     )
@@ -254,7 +255,11 @@ h1 { font-size: 20px; margin: 0 0 4px; font-weight: 600; overflow-wrap: anywhere
 .said p { margin: 3px 0; overflow-wrap: anywhere; }
 header table { border-collapse: collapse; margin: 16px 0 6px; }
 header th { text-align: left; font-weight: 400; color: var(--muted); border-bottom: 1px solid var(--line); }
-header th, header td { padding: 3px 14px 3px 0; vertical-align: top; overflow-wrap: anywhere; }
+header th, header td { padding: 3px 14px 3px 0; vertical-align: top; white-space: nowrap; }
+header :is(th, td):is(:first-child, :last-child) { overflow-wrap: anywhere; white-space: normal; }
+header :is(th, td):is(:nth-child(2), :nth-child(4), :nth-child(5), :nth-child(6)) {
+  text-align: right; font-variant-numeric: tabular-nums; }
+.said.cleared { opacity: .75; }
 @media print { #view { break-before: page; } .said, tr { break-inside: avoid; } html, body { height: auto; } }
 """
 

@@ -30,7 +30,7 @@ class NoHistoryError(ValueError):
     """There is nothing to report on; the message says what was looked for and what to do."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report(State):
     """The last state of a recorded run, and how the record ends.
 
@@ -126,11 +126,19 @@ def find(path: str | Path, run: str | None = None) -> tuple[History, tuple[str, 
     except (OSError, KeyError) as error:
         raise NoHistoryError(str(error.args[0] if isinstance(error, KeyError) else error)) from None
     if not names:
+        unreadable = getattr(history.source, "unreadable", ())
+        if unreadable:
+            raise NoHistoryError(said(unreadable[0]))
         raise NoHistoryError(
             f"no history of bnmonitor in {path}: it is written where a TensorBoardLogger writes "
             "(Trainer(callbacks=[BatchNormMonitor()])), or to Monitor(log_dir=...)"
         )
     return history, names
+
+
+def said(error: OSError) -> str:
+    """What could not be read, and why, in a few words."""
+    return f"cannot read {error.filename}: {error.strerror}"
 
 
 def report(history: History, name: str) -> Report:

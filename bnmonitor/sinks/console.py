@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,19 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from bnmonitor._text import nearest
 from bnmonitor.alerts import Alert
-from bnmonitor.render import BARS, alert_block, final_summary, health_table
+from bnmonitor.render import alert_block, final_summary, health_table
 from bnmonitor.rules import Severity
+from bnmonitor.screen import drawn, plainly, show
 from bnmonitor.sinks.base import Run, Sink
 from bnmonitor.summary import Summary
 
 if TYPE_CHECKING:
-    from rich.console import Console as RichConsole
     from rich.console import RenderableType
 
 Verbosity = Literal["quiet", "normal", "full"]
 _VERBOSITIES: tuple[str, ...] = get_args(Verbosity)
-
-_PLAIN = str.maketrans("✓✗·–…─σγ²" + BARS, "+x|-~-sg2" + "._-=+*%#")
 
 
 class Console(Sink):
@@ -53,7 +50,7 @@ class Console(Sink):
         self._rows = rows
         self._quiet, self._full = verbosity == "quiet", verbosity == "full"
         self._run: Run | None = None
-        self._emit: Callable[[RenderableType], None] = _print
+        self._emit: Callable[[RenderableType], None] = show
         self._told: set[tuple[str, str, int]] = set()
         self._shown: set[tuple[object, Severity]] = set()
         self._open: dict[tuple[str, str, int], Severity] = {}
@@ -61,7 +58,7 @@ class Console(Sink):
 
     def open(self, run: Run) -> None:
         """Learn how to print beside the progress bar."""
-        self._run, self._emit = run, run.emit or _print
+        self._run, self._emit = run, run.emit or show
 
     def frame(self, summary: Summary) -> None:
         """Bring the word in the progress bar up to date; in full, print a line where there is no such bar."""
@@ -120,57 +117,25 @@ def _shell(directories: Sequence[str]) -> list[str]:
     return [shlex.quote(str(p.relative_to(here) if p.is_relative_to(here) else p)) for p in paths]
 
 
-def _print(renderable: RenderableType) -> None:
-    import rich
-
-    _show(rich.get_console(), renderable)
-
-
-def _show(console: RichConsole, renderable: RenderableType) -> None:
-    """Print; where the encoding lacks our signs, as that of a log file under Windows may, with plain ones."""
-    if _writable(console):
-        console.print(renderable)
-    else:
-        with console.capture() as capture:
-            console.print(renderable)
-        plain = capture.get().translate(_PLAIN).encode(console.encoding, "replace")
-        console.file.write(plain.decode(console.encoding))
-
-
-def _writable(console: RichConsole) -> bool:
-    """Whether the console's encoding has all our signs."""
-    try:
-        "".join(map(chr, _PLAIN)).encode(console.encoding)
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def beside_bar(trainer: Any) -> Callable[[RenderableType], None]:
     """Return a print that leaves a Lightning progress bar whole.
 
     Rich's own bar sits on rich's global console, looked up at the time of printing since Lightning makes it anew. The
-    tqdm bar needs ``tqdm.write``.
+    tqdm bar needs ``tqdm.write``; in a notebook it is a widget, beside which everything is displayed.
     """
 
     def emit(renderable: RenderableType) -> None:
         import rich
-        from rich.console import Console as RichConsole
 
         console = rich.get_console()
         bar = getattr(trainer, "progress_bar_callback", None)
-        if not any(c.__name__ == "TQDMProgressBar" for c in type(bar).__mro__):
+        if console.is_jupyter or not any(c.__name__ == "TQDMProgressBar" for c in type(bar).__mro__):
             with _still(bar):
-                _show(console, renderable)
+                show(renderable, console)
             return
         from tqdm import tqdm
 
-        buffer = RichConsole(
-            file=io.StringIO(), force_terminal=console.is_terminal, width=console.width, legacy_windows=False
-        )
-        buffer.print(renderable)
-        assert isinstance(buffer.file, io.StringIO)
-        tqdm.write(buffer.file.getvalue().rstrip("\n"))
+        tqdm.write(drawn(renderable, console).rstrip("\n"))
 
     return emit
 
@@ -192,6 +157,11 @@ def inside_bar(trainer: Any) -> Callable[[str], None] | None:
     def status(word: str) -> None:
         import rich
 
-        trainer.progress_bar_metrics["bn"] = word if _writable(rich.get_console()) else word.translate(_PLAIN)
+        # A narrow terminal cuts the bar at its end, so the word goes first.
+        metrics = trainer.progress_bar_metrics
+        others = {name: value for name, value in metrics.items() if name != "bn"}
+        metrics.clear()
+        metrics["bn"] = plainly(word, rich.get_console().encoding)
+        metrics.update(others)
 
     return status
