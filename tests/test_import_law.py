@@ -31,7 +31,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("ledger", "structure"),
     ("frame", "needs"),
     ("runfacts",),
-    ("checkpoint", "compiled", "facts", "hooks", "ring", "measures"),
+    ("checkpoint", "compiled", "facts", "hooks", "ring", "measures", "rates"),
     ("independence",),
     ("series",),
     ("baseline", "ranks"),
