@@ -11,6 +11,7 @@ from torch import Tensor
 from bnmonitor.frame import Window
 from bnmonitor.measures import FLAT, LEAST_WARM_UP, once, settled, together
 from bnmonitor.moments import looked_at
+from bnmonitor.rates import rises
 
 LAG = 4
 """Steps between the batches that show blocks of batches that are alike."""
@@ -79,7 +80,10 @@ def independence(window: Window) -> Independence:
     judged &= (window.updates == 1).all(0) & window.training.all(0) & sizes.isfinite() & (sample.calls == 1)
     still = torch.tensor([place.distance == 0 for place in structure.places], device="cpu")
     updates = window.baseline.updates - (window.steps[-1] - sample.step)
-    judged &= still | (updates >= LEAST_WARM_UP)
+    steady = torch.tensor(
+        not rises(window), device="cpu"
+    )  # Weights that begin to jump are no drift at a constant speed.
+    judged &= still | (steady & (updates >= LEAST_WARM_UP))
     for layer in judged.nonzero().flatten().tolist():
         plan = _plan(window, layer)
         if plan is None:

@@ -35,7 +35,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("ledger", "structure", "samples"),
     ("facts",),
     ("frame", "needs", "runfacts"),
-    ("checkpoint", "compiled", "hooks", "ring", "measures"),
+    ("checkpoint", "compiled", "hooks", "ring", "measures", "rates"),
     ("independence",),
     ("series",),
     ("baseline", "ranks"),

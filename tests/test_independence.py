@@ -40,6 +40,14 @@ def made(mean: Tensor, loader: Loader | None = EVEN, **given: Any) -> Window:
     return replace(window, sample=make_sample(window.layers, size=int(window.baseline.sizes[0])))
 
 
+def test_weights_that_jump_with_the_learning_rate_are_no_fault_of_the_data() -> None:
+    given = {"train_loader": EVEN, "learning_rates": (0.1,) * 40 + (10.0,) * 24}
+    jumping = NOISE.clone()
+    jumping[41:] *= 30
+    assert CorrelatedBatches().check(made(jumping))
+    assert not CorrelatedBatches().check(made(jumping, facts=given))
+
+
 def runs(length: int, height: float) -> Tensor:
     """Batches that stay at a level of their own for some steps."""
     levels = torch.randn(64, 1, generator=torch.Generator().manual_seed(1)) * height

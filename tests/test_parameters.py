@@ -198,6 +198,39 @@ def test_bn704_finds_a_rate_that_was_raised_and_speaks_for_all_layers(factor: fl
     assert not of("BN702", alerts)
 
 
+def lost(*, wild: bool, raised: bool) -> Window:
+    """Two layers that are no numbers from step 60 on; wild for two steps before, after the rate rose at step 57."""
+    mean = torch.tensor([0.01, -0.01] * 32)[:, None].expand(64, 6).clone()
+    if wild:
+        mean[58:60] = torch.tensor([2.0, -3.0])[:, None]
+    mean[60:] = torch.nan
+    var = torch.ones(64, 6)
+    var[60:] = torch.nan
+    rates = (0.1,) * 57 + ((10.0,) * 7 if raised else (0.1,) * 7)
+    facts = {"learning_rates": rates}
+    return replace(make_window(channels=(3, 3), batch_mean=mean, running_var=var, facts=facts), fresh=10)
+
+
+def test_bn704_speaks_from_the_steps_before_a_nan() -> None:
+    [finding] = findings("BN704", lost(wild=True, raised=True))
+    assert finding.first_step == 57
+    assert finding.value == pytest.approx(2.0, rel=1e-4)
+    assert "from step 60 on" in finding.message
+    assert "go back to a learning rate of 0.1" in finding.advice
+
+
+@pytest.mark.parametrize(("wild", "raised"), [(False, False), (False, True), (True, False)])
+def test_bn704_makes_no_learning_rate_of_a_nan_that_came_without_one(wild: bool, raised: bool) -> None:
+    assert not findings("BN704", lost(wild=wild, raised=raised))
+
+
+@pytest.mark.parametrize("raised", [True, False])
+def test_bn101_names_a_learning_rate_that_was_just_raised(raised: bool) -> None:
+    finding = findings("BN101", lost(wild=True, raised=raised))[0]
+    assert ("raised from 0.1 to 10 at step 57" in finding.message) is raised
+    assert ("go back to a learning rate of 0.1" in finding.advice) is raised
+
+
 def test_bn704_leaves_a_fault_of_one_layer_to_others() -> None:
     def explode(net: nn.Module, _: object) -> None:
         with torch.no_grad():

@@ -56,7 +56,9 @@ class CorrelatedBatches(Rule):
     wanted. Batches that differ in what was done to all their samples alike, as in training at several image sizes, are
     correlated, too. Data that are unshuffled but in no order are silent, and so are sorted data whose classes hardly
     differ in what the layer sees, such as handwritten digits in batches of 32 to 128. An incomplete last batch is left
-    out or counted in, for which the training loader has to be known.
+    out or counted in, for which the training loader has to be known. Weights that begin
+    to jump are no drift: where there are any before the layer, it is not judged while a rise of the learning rate,
+    fourfold or more from one step to the next, is in the window.
 
     ## References
     Ioffe, Batch Renormalization, 2017; pytorch/pytorch#4741; facebookarchive/C3D#277.

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from bnmonitor._text import count
+from bnmonitor._text import count, number
 from bnmonitor.frame import Window
+from bnmonitor.rates import rise
 from bnmonitor.rules.base import Finding, Rule, Severity, first, rate_note
 
 
@@ -18,7 +19,8 @@ class NonFiniteStatistics(Rule):
 
     ## What it does
     Looks at every running value of every step, and names the first layer in execution order, the first step, and
-    the last step at which the layer was still finite.
+    the last step at which the layer was still finite. If the learning rate was raised fourfold or more from one step to
+    the next within the 20 steps before, it is named as the likely cause.
 
     ## Why is this bad?
     The running average keeps a NaN or an infinity for ever: no later batch can wash it out. Training mode never reads
@@ -79,6 +81,7 @@ class NonFiniteStatistics(Rule):
         finite = f"last finite at step {window.steps[at - 1]}" if at else "already so when the window begins"
         values = torch.cat([mean[at], var[at]])
         what = "NaN" if values.isnan().any() else "infinite" if values.isinf().any() else "negative"
+        cause, back = _cause(window, step)
         return Finding(
             severity=Severity.ERROR,
             layer=layer,
@@ -87,7 +90,20 @@ class NonFiniteStatistics(Rule):
             value=float(len(channels)),
             threshold=0.0,
             message=f"running statistics are {what} in {count(len(channels), 'channel')}, {finite}; "
-            f"evaluation mode returns NaN from here on{rate_note(window, step)}",
-            advice="find the batch or the overflow of that step, then bnmonitor.remedies.restore_last_finite(model, "
+            f"evaluation mode returns NaN from here on{cause}",
+            advice=f"{back}, then bnmonitor.remedies.restore_last_finite(model, "
             "monitor); clip gradients: Trainer(gradient_clip_val=1.0)",
         )
+
+
+def _cause(window: Window, step: int) -> tuple[str, str]:
+    """Say what is known of the cause, and what to do first about it."""
+    raised = rise(window, step)
+    if raised is None:
+        return rate_note(window, step), "find the batch or the overflow of that step"
+    at = window.steps.index(raised)
+    low, high = (number(window.facts.learning_rates[i]) for i in (at - 1, at))
+    return (
+        f"; the likely cause: the learning rate was raised from {low} to {high} at step {raised}",
+        f"go back to a learning rate of {low}, or raise it step by step",
+    )

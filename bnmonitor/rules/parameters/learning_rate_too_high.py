@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from bnmonitor._text import count, number
-from bnmonitor.frame import Window
-from bnmonitor.measures import jump, unrest
+from bnmonitor.frame import CHANNEL_STATISTICS, LAYER_STATISTICS, Window
+from bnmonitor.measures import SHORT, jump, unrest
+from bnmonitor.rates import rise
 from bnmonitor.rules.base import Finding, Rule, Severity, first, onset, rate_note
 
 
@@ -58,6 +59,10 @@ class LearningRateTooHigh(Rule):
     fourfold to thirtyfold (``sudden_from``, ``sudden_to``) within 20 steps, above all rates so far: that needs less of
     a proof. From a rate near zero, as before a warm-up by epochs, a rise is no sign.
 
+    Where the statistics are lost to a NaN or an infinity, the steps before it are judged instead:
+    those since the learning rate was raised fourfold or more from one step to the next, if that was within 20 steps,
+    else the last ten. The calm level is that of the time before.
+
     Measured in the middle layer: 125 healthy trainings of 60,000 steps and 20 more schedules (warm-up over 20 to 500
     steps and by epochs, one-cycle to .4, restarts, triangles, Adam to .01) reached .32 where the rate rose to its peak,
     never more than 3 times the calm level at once with .1; a tenfold rate in the middle of training took the same
@@ -89,32 +94,61 @@ class LearningRateTooHigh(Rule):
 
     def check(self, window: Window) -> list[Finding]:
         """Judge all layers together."""
-        now, calm = unrest(window), window.baseline.unrest
+        known = window.training[-1] & window.baseline.unrest.isfinite()
+        now, moved = unrest(window), jump(window)
+        lost = known & ~(now.isfinite() & moved.isfinite())
+        return self._before(window, lost) if lost.any() else self._judge(window, now, moved)
+
+    def _before(self, window: Window, lost: Tensor) -> list[Finding]:
+        """Judge the steps before the statistics of some layers were no numbers any more."""
+        channels = lost[window.layers.owner]
+        finite = window.shift[:, channels].isfinite() & window.running_var[:, channels].isfinite()
+        gone = finite.double().mean(1) < 0.5
+        # What was gone when the window began has no steps before it.
+        end = int(gone.long().argmax())
+        if not end:
+            return []
+        step = rise(window, window.steps[end])
+        # The first batch that the new weights see is that after the rise.
+        steps = SHORT if step is None else end - window.steps.index(step) - 1
+        if not steps:
+            return []
+        past = _until(window, end)
+        found = self._judge(past, unrest(past.last(steps)), jump(past.last(steps + 1)))
+        told = f"; no numbers any more from step {window.steps[end]} on"
+        return [replace(finding, message=f"{finding.message}{told}") for finding in found]
+
+    def _judge(self, window: Window, now: Tensor, moved: Tensor) -> list[Finding]:
+        """Compare unrest and jumps, ``[L]`` each, with those of calm times."""
+        calm = window.baseline.unrest
         judged = window.training[-1] & now.isfinite() & calm.isfinite()
         raised = self._raised(window)
         least = torch.where(raised, self.sudden_unrest, self.least_unrest)
         growth = torch.where(raised, self.sudden_growth, self.growth)
         wild = judged & (now > least) & (now > growth * calm)
-        wild &= raised | (jump(window) > self.jump_growth * window.baseline.jump)
+        wild &= raised | (moved > self.jump_growth * window.baseline.jump)
         count_wild, count_judged = int(wild.sum()), int(judged.sum())
         # One layer of two is a fault of that layer, however large its share.
         if not count_wild or count_wild < max(self.least_share * count_judged, min(2, count_judged)):
             return []
-        return [self._finding(window, wild, judged, bool((raised & wild).any()))]
+        return [self._finding(window, now, wild, judged, bool((raised & wild).any()))]
 
     def _raised(self, window: Window) -> Tensor:
         """Layers for which the learning rate was raised at once, to where it never was: ``[L]`` bool."""
         before, now = window.baseline.rate, window.learning_rate()
         return (before > 0) & (now >= self.sudden_from * before) & (now <= self.sudden_to * before)
 
-    def _finding(self, window: Window, wild: Tensor, judged: Tensor, raised: bool) -> Finding:
+    def _finding(self, window: Window, now: Tensor, wild: Tensor, judged: Tensor, raised: bool) -> Finding:
         layers = judged.nonzero().flatten().tolist()
         lead = int(wild.long().argmax())
-        value, calm = (float(values[wild].median()) for values in (unrest(window), window.baseline.unrest))
+        value, calm = (float(values[wild].median()) for values in (now, window.baseline.unrest))
         before = float(window.baseline.rate[lead])
         if raised:
             rates = torch.tensor(window.facts.learning_rates)
             step = first(rates >= self.sudden_from * before, window)
+            advice = f"go back to a learning rate of {number(before)}, or raise it step by step"
+        elif (risen := rise(window, window.steps[-1])) is not None:
+            step, before = risen, window.learning_rate(window.steps.index(risen) - 1)
             advice = f"go back to a learning rate of {number(before)}, or raise it step by step"
         else:
             step = self._since(window, lead, calm)
@@ -138,3 +172,10 @@ class LearningRateTooHigh(Rule):
         shift, ratio = window.shift[:, span].abs(), window.ratio[:, span]
         course = torch.maximum(shift, (ratio - 1 / ratio).abs() / 2).nanmedian(1).values
         return onset(course > 2 * calm, window)
+
+
+def _until(window: Window, end: int) -> Window:
+    """The same window without its steps from a position on."""
+    rows = {name: getattr(window, name)[:end] for name in CHANNEL_STATISTICS + LAYER_STATISTICS}
+    facts = replace(window.facts, learning_rates=window.facts.learning_rates[:end])
+    return replace(window, steps=window.steps[:end], fresh=min(window.fresh, end), facts=facts, **rows)
