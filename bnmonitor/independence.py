@@ -25,6 +25,9 @@ LEAST_DRAWS = 15
 FEW_BATCHES = 8
 """Batches in an epoch up to which an incomplete last one is too large a part of all to be left out."""
 
+ROUGH = 1.5
+"""What successive differences show of data in any order, at most, of what the differences of these show."""
+
 
 @dataclass(frozen=True)
 class Independence:
@@ -60,6 +63,11 @@ def independence(window: Window) -> Independence:
     is beyond that is a drift, but for a layer on the input itself, before which nothing moves. For any other layer the
     samples must have been taken after its warm-up: how much of the variance lies between samples changes with what the
     weights before it look at, and most in the first steps.
+
+    An optimizer with momentum moves weights on in the direction of the last step, and on an input that is not centered
+    they take the mean with them, at a speed that changes. Differences of successive differences tell that from the
+    data: of a jump they show two thirds of what the differences show, of values with the lag-1 correlation ``r``,
+    ``(3 - r) / 3``, so never less; of steps that go on in one direction less by ``1 - r``, ``r`` being theirs.
     """
     layers, sample, structure = window.layers, window.sample, window.facts.structure
     rows = torch.full((4, len(layers)), torch.nan, dtype=torch.float64, device="cpu")
@@ -93,7 +101,12 @@ def independence(window: Window) -> Independence:
         near = plan.ratio(successive, expected, 2)
         far = plan.ratio((x[2 * LAG :] - 2 * x[LAG:-LAG] + x[: -2 * LAG]).square() / 6, expected, 3)
         if not still[layer]:
-            edges = near if plan.left_out is not None else float((successive.mean(0) / expected).median())
+            bend = (x[2:] - 2 * x[1:-1] + x[:-2]).square() / 6
+            edges, rough = near, plan.ratio(bend, expected, 3)
+            if plan.left_out is None:
+                edges, rough = (float((squares.mean(0) / expected).median()) for squares in (successive, bend))
+            least = max(rough, 1 + ROUGH * (rough - 1))
+            near, edges = min(near, least), min(edges, least)
             far = min(far, 1 + LAG * (edges - 1))
         excess = max(near, far)
         draws = len(x) * (size - 1) if one_value else looked_at(int(sample.size[layer])) - 1

@@ -47,6 +47,18 @@ def test_weights_that_jump_with_the_learning_rate_are_no_fault_of_the_data() -> 
     assert not CorrelatedBatches().check(made(jumping, facts=given))
 
 
+def test_weights_that_an_optimizer_with_momentum_carries_along_are_no_fault_of_the_data() -> None:
+    speed = torch.zeros(8)
+    places = [torch.zeros(8)]
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(63):
+        speed = 0.9 * speed + torch.randn(8, generator=generator) / 6
+        places.append(places[-1] + speed)
+    carried = torch.stack(places)
+    assert float(carried.diff(dim=0).square().mean() / 2) > 2.5 / 64
+    assert not CorrelatedBatches().check(made(NOISE + carried))
+
+
 def runs(length: int, height: float) -> Tensor:
     """Batches that stay at a level of their own for some steps."""
     levels = torch.randn(64, 1, generator=torch.Generator().manual_seed(1)) * height
