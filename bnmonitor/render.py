@@ -26,12 +26,13 @@ _GAP = 3
 _READERS = ("bnmonitor report", "tensorboard --logdir")
 
 
-def alert_block(alert: Alert, *, again: bool = False, since: bool = True) -> RenderableType:
+def alert_block(alert: Alert, *, fix: bool = True, now: bool = False, since: bool = True) -> RenderableType:
     """An alert in a few lines: what and where, the message, the fix, where to read more.
 
     Args:
         alert: The alert.
-        again: It was shown before: if it got worse, the fix need not be repeated; if it was cleared, a line will do.
+        fix: Say what to do; without, a line will do for one that was cleared.
+        now: Say that it has got worse since it was shown.
         since: Say since when; an audit knows no steps.
     """
     from rich.table import Table
@@ -41,11 +42,11 @@ def alert_block(alert: Alert, *, again: bool = False, since: bool = True) -> Ren
     mark, style = ("✓", "none") if gone else _MARKS[alert.severity]
     head = Text()
     if not gone:
-        head.append(f"now {alert.severity} " if again else f"{alert.severity} ", style=f"bold {style}")
+        head.append(f"{'now ' * now}{alert.severity} ", style=f"bold {style}")
     head.append(printable(f"{alert.code} {alert.rule}"), style="bold")
-    if alert.layer is not None or (gone and again):
+    if alert.layer is not None or (gone and not fix):
         head.append(f" · {printable(alert.layer or 'model')}")
-    if gone and again:
+    if gone and not fix:
         head.append(f" · cleared, last seen at step {alert.last_step}", style="dim")
         lines = [head]
     else:
@@ -59,7 +60,7 @@ def alert_block(alert: Alert, *, again: bool = False, since: bool = True) -> Ren
         elif since:
             head.append(f" · since step {alert.first_step}")
         lines = [head, Text(printable(alert.message))]
-    if not again:
+    if fix:
         lines.append(Text.assemble(("fix: ", "bold"), printable(alert.advice)))
         if alert.url:
             lines.append(Text(printable(f"more: bnmonitor explain {alert.code}"), style="dim"))

@@ -244,6 +244,14 @@ def test_a_run_does_not_differ_from_itself(runs: Path, capsys: pytest.CaptureFix
     assert told["changes"] == told["came"] == told["went"] == []
 
 
+def test_what_stayed_is_told_with_its_fix_and_not_as_news(runs: Path) -> None:
+    _, said = run("compare", runs / "sick", runs / "sick")
+    told = said[said.index("stayed:") :]
+    assert "error BN101" in told
+    assert "now error" not in told
+    assert "fix:" in told
+
+
 def test_layers_of_one_run_only_are_listed(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tmp_path, name="other")
     main(["compare", str(runs / "healthy"), str(tmp_path), "--json"])

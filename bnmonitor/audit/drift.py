@@ -151,7 +151,7 @@ def terminal(found: Drift, *, rows: int = 12) -> RenderableType:
         if alerts:
             parts += [
                 Text(f"{title}:", style="bold"),
-                *(alert_block(a, again=title == "went", since=False) for a in alerts),
+                *(alert_block(a, fix=title != "went", since=False) for a in alerts),
             ]
     for title, names in (("only before", found.only_before), ("only after", found.only_after)):
         parts += [Text(printable(f"{title}: {listing(names)}"), style="dim", overflow="fold")] if names else []

@@ -207,7 +207,7 @@ def terminal(found: Comparison, *, rows: int = 12) -> RenderableType:
         parts += [Text(f"{count(rest, 'more change')}", style="dim")] if rest > 0 else []
     for title, alerts in (("came", found.came), ("went", found.went), ("stayed", found.stayed)):
         if alerts:
-            parts += [Text(f"{title}:", style="bold"), *(alert_block(a, again=title != "came") for a in alerts)]
+            parts += [Text(f"{title}:", style="bold"), *(alert_block(a, fix=title != "went") for a in alerts)]
     for title, names in (("only before", found.only_before), ("only after", found.only_after)):
         parts += [Text(printable(f"{title}: {listing(names)}"), style="dim", overflow="fold")] if names else []
     return Group(*parts)

@@ -74,7 +74,8 @@ class Console(Sink):
             self._open[alert.key] = alert.severity
         self._say()
         if not self._quiet or alert.severity >= Severity.WARNING:
-            self._emit(alert_block(alert, again=gone or alert.key in self._told))
+            told = alert.key in self._told
+            self._emit(alert_block(alert, fix=not (gone or told), now=told))
             self._told.add(alert.key)
 
     def epoch(self, summary: Summary) -> None:
