@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -14,18 +13,18 @@ from bnmonitor import baseline, measures
 from bnmonitor.bookkeeper import Bookkeeper
 from bnmonitor.compiled import is_compiled
 from bnmonitor.facts import Facts, RankStatistics
-from bnmonitor.firstcall import FirstCall
 from bnmonitor.frame import Baseline, Window
 from bnmonitor.gathering import Gatherer, distributed
 from bnmonitor.heldout import HeldOutSampler
 from bnmonitor.keepsake import keep, restore
 from bnmonitor.layers import Discovery, LayerTable, channels_of, discover, norms, same_layer
 from bnmonitor.observer import Observer
+from bnmonitor.probing import Probing
 from bnmonitor.ranks import RankExchange
 from bnmonitor.recorder import Recorder, ResizedError
 from bnmonitor.ring import Ring
 from bnmonitor.runfacts import RunFacts
-from bnmonitor.samples import Gaps, Sample
+from bnmonitor.samples import Sample
 from bnmonitor.sampling import Sampling
 from bnmonitor.series import series
 from bnmonitor.standing import standing
@@ -67,9 +66,7 @@ class Watch:
         self._sampling = Sampling(models, sample_every, probe=probe)
         self._observer = Observer()
         self._held_out = HeldOutSampler()
-        self._first_call = FirstCall()
-        self._averaged_gaps: Gaps | None = None
-        self._probed = False
+        self._probing = Probing(models, self._sampling)
         self._evaluations = 0
         self._restored: Mapping[str, Any] | None = None
         self.count = 0
@@ -87,7 +84,6 @@ class Watch:
         self._gatherer = Gatherer(models)
         self._sized: Sample | None = None
         self._shards: Mapping[int, tuple[Tensor, ...]] = {}
-        self._together = ""
         self._baseline: Baseline | None = None
         self._take(discover(models, include=include, exclude=exclude))
 
@@ -140,7 +136,7 @@ class Watch:
         found = self._find()
         if found.modules != self._recorder.modules or found.table != self.layers:
             self._take(found)
-        self._shards, self._together = found.shards, found.together
+        self._shards, self._probing.together = found.shards, found.together
         self._sampling.begin()
         self._mark()
 
@@ -167,7 +163,7 @@ class Watch:
         self._sampling.end()
         self._observer.detach()
         self._held_out.detach()
-        self._first_call.detach()
+        self._probing.detach()
         self._books.abandon()
 
     def step(self, number: int, rate: float) -> None:
@@ -216,16 +212,15 @@ class Watch:
             self._sampling.trace(self.steps[-1], self.layers, self._recorder.modules, trained)
         if self._evaluations == 1:
             self._books.begin(phase, hooks=not self._sampling.blocked)
-            self._averaged_gaps = None
-            if self._may_probe(phase):
-                self._first_call.attach(self._models.values(), self._recorder.modules, self._probe_averages)
+        if self._evaluations == 1 and self.steps:
+            self._probing.begin(phase, self.steps[-1], self._recorder.modules, self._averaged)
 
     def resume(self) -> None:
         """The evaluation has ended; what it did to the buffers belongs to no step."""
         self._evaluations = max(0, self._evaluations - 1)
         if self._evaluations:
             return
-        self._first_call.detach()
+        self._probing.detach()
         compiled = any(is_compiled(model) for model in self._models.values())
         if self.steps:
             self._held_out.take(self.steps[-1], self.layers)
@@ -284,12 +279,14 @@ class Watch:
             epoch_steps=self.epoch_steps,
             held_out=self._held_out.latest,
             evaluation=evaluation,
-            averaged_gaps=self._averaged_gaps,
+            averaged_gaps=self._probing.averaged,
             # Where hooks are let through, the evaluation itself shows it.
             averages_without_buffers=known.averages_without_buffers and bool(self._sampling.blocked),
         )
         if evaluation:
-            known = replace(known, gaps=self._gaps(evaluation), rewritten=self._recorder.rewritten())
+            trained = self._ring.view()["training"][-1]
+            gaps = self._probing.gaps(evaluation, self.steps[-1], self._recorder.modules, trained)
+            known = replace(known, gaps=gaps, rewritten=self._recorder.rewritten())
         window = Window(
             layers=self.layers,
             steps=tuple(self.steps),
@@ -329,47 +326,16 @@ class Watch:
     @property
     def unprobed(self) -> str:
         """Why no extra forward can be run, although it is wanted; empty if it can."""
-        probe = self._sampling.probe
-        if probe is not None and self._together:
-            return f"needs an extra forward, which one process cannot make alone: {self._together}"
-        return "" if probe is None else self._sampling.unsampled or probe.failed
+        return self._probing.impossible
 
-    def _gaps(self, evaluation: str) -> Gaps | None:
-        """Compare the modes of the layers on a kept batch, where that is wanted."""
-        probe = self._sampling.probe
-        if probe is None or not self._may_probe(evaluation):
-            return None
-        trained = self._ring.view()["training"][-1].tolist()
-        self._sampling.pause()
-        return probe.run(self.steps[-1], self._recorder.modules, trained)
-
-    def _may_probe(self, evaluation: str) -> bool:
-        """Whether an extra forward is wanted and possible."""
-        wanted = self._sampling.probe is not None and evaluation in ("validation", "test") and bool(self.steps)
-        return wanted and not self.unprobed
-
-    def _probe_averages(self, module: nn.Module, inside: Sequence[int]) -> None:
-        """Compare the modes of the layers of a model that is about to be evaluated, if its weights are an average."""
-        probe = self._sampling.probe
-        if probe is None:
-            return
-        try:  # it is the forward of somebody else that waits here
-            with torch.inference_mode(False):
-                training = self._ring.view()["training"][-1]
-                averaged = self._books.averaged(inside, training, self._gatherer.beside)
-                if averaged is None:
-                    return
-                found = probe.run(self.steps[-1], self._recorder.modules, averaged.tolist(), inside=module)
-        except Exception as error:
-            probe.failed = f"needs an extra forward, which failed: {type(error).__name__}: {error}"
-            return
-        self._averaged_gaps = found if self._averaged_gaps is None else self._averaged_gaps.joined(found)
-        self._probed |= found is not None
+    def _averaged(self, inside: Sequence[int]) -> Tensor | None:
+        """Which layers of a model that is about to be evaluated have averaged weights; None if it is no average."""
+        return self._books.averaged(inside, self._ring.view()["training"][-1], self._gatherer.beside)
 
     @property
     def news(self) -> bool:
         """Whether an evaluation has shown something that no rule has judged yet."""
-        return self._books.news or self._held_out.news or self._probed
+        return self._books.news or self._held_out.news or self._probing.news
 
     def _wanted(self) -> list[int]:
         """The layers whose input is looked at in an evaluation: those that see the data or follow dropout."""
@@ -389,7 +355,7 @@ class Watch:
 
     def judged(self, window: Window, held: Tensor) -> None:
         """Let the baseline follow the new steps of a window that has been judged, but for the layers that are held."""
-        self._books.news = self._held_out.news = self._probed = False
+        self._books.news = self._held_out.news = self._probing.news = False
         if window.fresh:
             self._baseline = baseline.followed(window, held)
         self._fresh = 0
@@ -436,7 +402,7 @@ class Watch:
             self._restored = self._known_of(found)
         self._sampling.renew()
         self._norms = norms(self._models.values())
-        self._lazy, self._shards, self._together = found.lazy, found.shards, found.together
+        self._lazy, self._shards, self._probing.together = found.lazy, found.shards, found.together
         self._gatherer.renew(zip(found.table.names, found.modules, strict=True))
         self._recorder = Recorder(found.table, found.modules, self._tape)
         self._held_out.detach()

@@ -190,7 +190,7 @@ def test_the_probe_measures_averaged_weights_and_leaves_no_trace(watch_copy: boo
                 before = state(run.model)
                 run.model(torch.zeros(4, 3, 8, 8))
                 assert same(before, state(run.model))
-        gaps = run.monitor._watch._averaged_gaps
+        gaps = run.monitor._watch._probing.averaged
     assert gaps is not None
     names = run.monitor.layers.names
     mine = {n: float(g) for n, g in zip(names, gaps.gap, strict=True) if not g.isnan()}
@@ -205,7 +205,7 @@ def test_what_the_probe_measures_is_true() -> None:
         run.steps(40)
         [entry] = run.monitor._watch._sampling.probe._entries  # type: ignore[union-attr]
         run.evaluate()
-        gaps = run.monitor._watch._averaged_gaps
+        gaps = run.monitor._watch._probing.averaged
     assert gaps is not None
     twin = copy.deepcopy(run.average.module).double()
     x = entry.args[0].double()

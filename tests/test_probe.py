@@ -36,7 +36,9 @@ def trained(
 
 
 def gaps(monitor: Monitor) -> Gaps | None:
-    return monitor._watch._gaps("validation")
+    window = monitor._watch.window([], evaluation="validation")
+    assert window is not None
+    return window.facts.gaps
 
 
 def state(model: nn.Module) -> list[Any]:
