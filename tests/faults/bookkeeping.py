@@ -206,7 +206,7 @@ class SwappedAverage(StaleAverage):
             ((mine.running_mean - live.running_mean).abs() / live.running_var.sqrt()).median() for mine, live in pairs
         ]
         scale = [(mine.running_var / live.running_var).log().abs().median() for mine, live in pairs]
-        return super().took_place(trial) and (self.copied or max(apart) > 0.15 or max(scale) > 0.6)
+        return super().took_place(trial) and (self.copied or bool(max(apart) > 0.15) or bool(max(scale) > 0.6))
 
     @contextmanager
     def evaluating(self, trial: Trial) -> Iterator[None]:

@@ -66,7 +66,7 @@ class StaleAveragedWeights(Rule):
     code: ClassVar[str] = "BN505"
     name: ClassVar[str] = "stale-averaged-weights"
     severity: ClassVar[Severity] = Severity.WARNING
-    needs: ClassVar[frozenset[str]] = frozenset({"buffers", "ledger"})
+    needs: ClassVar[frozenset[str]] = frozenset({"buffers", "ledger", "whole"})
     exact: ClassVar[bool] = True
     yields_to: ClassVar[frozenset[str]] = frozenset({"BN404"})
 
