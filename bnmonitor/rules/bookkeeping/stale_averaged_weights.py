@@ -84,6 +84,8 @@ class StaleAveragedWeights(Rule):
         evaluated = ledger.evaluated[EVALUATIONS].any(0)
         callback = evaluated & window.layers.tracked & ~ledger.averaged & window.facts.averages_without_buffers
         still = (window.beside | ledger.swapped) & evaluated & (ledger.behind > 0)
+        if not (still | ledger.borrowed | callback).any():
+            return []
         gap = self._gap(window).where(still | ledger.borrowed, 0.0)
         mean, deviation = ledger.apart
         apart = (mean > self.warn_mean) | (deviation > self.warn_log_deviation)
