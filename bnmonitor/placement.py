@@ -290,10 +290,11 @@ def _norm_at(node: Any, depth: int = _NODES_IN_A_NORM) -> Any:
 
 
 def _readers(graph: Graph, node: Any) -> list[Any]:
-    """The nodes that read a node's result, looking through changes of shape."""
+    """The nodes that read a node's result, looking through changes of shape and through what joins it with others."""
     found: list[Any] = []
     for reader in graph.readers.get(node, ()):
-        found += (_readers(graph, reader) if role_of(reader) == "shape" else []) or [reader]
+        through = role_of(reader) == "shape" or kind_of(reader) in ("cat", "stack")
+        found += (_readers(graph, reader) if through else []) or [reader]
     return found
 
 

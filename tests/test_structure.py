@@ -197,6 +197,20 @@ def test_a_layer_called_at_several_places_has_all_their_producers() -> None:
     assert told.places[0].root  # its first call has no other layer upstream
 
 
+def test_what_reads_a_layer_is_seen_through_what_joins_its_calls() -> None:
+    class Ghost(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.norm = nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(torch.cat([self.norm(part) for part in self.linear(x).chunk(2)]))
+
+    structure = traced(Ghost(), torch.randn(16, 4))
+    assert structure.consumers == (("relu",),)
+    assert structure.relu_only().tolist() == [True]
+
+
 def test_several_outputs_are_all_walked() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
