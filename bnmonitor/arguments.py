@@ -29,7 +29,7 @@ exit codes: 0 fine, 1 something was found, 2 the input cannot be used
 _EXAMPLES = {
     "demo": """examples:
   bnmonitor demo                      logs go to ./bnmonitor_demo
-  bnmonitor demo --log-dir /tmp/demo  logs go there
+  bnmonitor demo --log-dir runs/demo  logs go there
   tensorboard --logdir bnmonitor_demo then look at them
 """,
     "report": """examples:

@@ -257,6 +257,7 @@ header table { border-collapse: collapse; margin: 16px 0 6px; }
 header th { text-align: left; font-weight: 400; color: var(--muted); border-bottom: 1px solid var(--line); }
 header th, header td { padding: 3px 14px 3px 0; vertical-align: top; white-space: nowrap; }
 header :is(th, td):is(:first-child, :last-child) { overflow-wrap: anywhere; white-space: normal; }
+header :is(th, td):first-child { min-width: 18ch; }
 header :is(th, td):is(:nth-child(2), :nth-child(4), :nth-child(5), :nth-child(6)) {
   text-align: right; font-variant-numeric: tabular-nums; }
 .said.cleared { opacity: .75; }
