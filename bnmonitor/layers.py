@@ -212,9 +212,10 @@ def norms(models: Iterable[nn.Module]) -> list[nn.Module]:
 
 def channels_of(module: nn.Module) -> int:
     """Return a layer's channels by its tensors: pruning replaces these, and leaves ``num_features`` as it was."""
-    there = (module._buffers.get("running_mean"), module._parameters.get("weight"))
-    known = next((t.numel() for t in there if t is not None and not is_split(t)), None)
-    return int(module.num_features) if known is None else known  # type: ignore[arg-type]
+    mean, weight = module._buffers.get("running_mean"), module._parameters.get("weight")
+    if mean is not None:
+        return mean.numel()
+    return int(module.num_features) if weight is None or is_split(weight) else weight.numel()  # type: ignore[arg-type]
 
 
 def same_layer(old: nn.Module | None, new: nn.Module) -> bool:

@@ -241,7 +241,7 @@ def test_ctrl_c_while_the_monitor_works_ends_the_training_there(tmp_path: Path) 
 def test_should_the_monitor_itself_break_what_it_had_told_is_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise IndexError("a bug of ours")
 
     trainings = []

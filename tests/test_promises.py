@@ -435,7 +435,7 @@ def test_it_does_not_stop_training_when_the_monitor_itself_breaks(monkeypatch: p
     model = architecture.build()
     monitor = Monitor(model, sinks=[], on_alert="log", sample_every_n_steps=1)
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise IndexError("a bug of ours")
 
     with monitor:

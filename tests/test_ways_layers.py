@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from time import perf_counter
 
 import pytest
 import torch
@@ -156,15 +156,22 @@ def test_a_change_after_the_last_step_does_not_take_the_window_away() -> None:
     assert len(monitor.summary()) == 5
 
 
-def test_looking_for_changes_costs_less_than_200_us_for_the_modules_of_a_resnet50() -> None:
+def test_looking_for_changes_takes_a_few_calls_for_each_module() -> None:
     def bottleneck() -> nn.Module:
         return nn.Sequential(*[m for _ in range(3) for m in (nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU())])
 
     model = nn.Sequential(*[nn.Sequential(bottleneck()) for _ in range(17)])
     monitor = Monitor(model, sinks=[])
-    times = []
-    for _ in range(30):
-        begin = perf_counter()
-        assert not monitor._watch.renewed()
-        times.append(perf_counter() - begin)
-    assert min(times) < 200e-6
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        changed = monitor._watch.renewed()
+    finally:
+        sys.setprofile(None)
+    assert not changed
+    assert calls < 9 * sum(1 for _ in model.modules())
