@@ -80,9 +80,8 @@ def independence(window: Window) -> Independence:
     judged &= (window.updates == 1).all(0) & window.training.all(0) & sizes.isfinite() & (sample.calls == 1)
     still = torch.tensor([place.distance == 0 for place in structure.places], device="cpu")
     updates = window.baseline.updates - (window.steps[-1] - sample.step)
-    steady = torch.tensor(
-        not rises(window), device="cpu"
-    )  # Weights that begin to jump are no drift at a constant speed.
+    # Weights that begin to jump are no drift at a constant speed.
+    steady = torch.tensor(not rises(window), device="cpu")
     judged &= still | (steady & (updates >= LEAST_WARM_UP))
     for layer in judged.nonzero().flatten().tolist():
         plan = _plan(window, layer)
