@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from bnmonitor.affine import affine_of
 from bnmonitor.compiled import when_compiling
 from bnmonitor.hooks import Hook, recomputing
 from bnmonitor.layers import LayerTable
 from bnmonitor.mixture import MOST_CALLS, CallMoments, apart
-from bnmonitor.moments import between, finish, merge, merge_between, padding, reduce, unevenness
+from bnmonitor.moments import between, carried, finish, merge, merge_between, padding, reduce, unevenness
 from bnmonitor.probe import Probe
 from bnmonitor.roles import Strays
 from bnmonitor.samples import Moments, Sample
@@ -117,19 +118,22 @@ class Sampler:
         seen.eval_calls += not module.training
         seen.size, seen.dtype = x.shape[0], x.dtype
         seen.values = x.numel() // max(1, x.shape[1])
-        for side, tensor in (("input", x), ("output", output)):
-            if tensor.numel():
-                new, old = reduce(tensor), seen.reduced.get(side)
-                seen.reduced[side] = new if old is None else merge(old, new)
-                if side == "input":
-                    spread = between(x)
-                    seen.between = spread if seen.between is None else merge_between(seen.between, spread)
-                    if module.training and len(seen.inputs) < MOST_CALLS:
-                        uneven = unevenness(x) if seen.inputs else None
-                        seen.inputs.append(CallMoments(x.shape[0], new, spread, uneven))
+        if x.numel() and output.numel():
+            self._moments(seen, module, x, output)
         if x.dim() == 3 and x.numel():
             ends = padding(x)
             seen.padding = ends if seen.padding is None else seen.padding + ends
+
+    def _moments(self, seen: _Seen, module: nn.Module, x: Tensor, output: Tensor) -> None:
+        reduced, through, spread = reduce(x), affine_of(module, x, output), between(x)
+        passed = reduce(output) if through is None else carried(reduced, through, output)
+        for side, new in (("input", reduced), ("output", passed)):
+            old = seen.reduced.get(side)
+            seen.reduced[side] = new if old is None else merge(old, new)
+        seen.between = spread if seen.between is None else merge_between(seen.between, spread)
+        if module.training and len(seen.inputs) < MOST_CALLS:
+            uneven = unevenness(x) if seen.inputs else None
+            seen.inputs.append(CallMoments(x.shape[0], reduced, spread, uneven))
 
     @property
     def structure(self) -> Structure | None:

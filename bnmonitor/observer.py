@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from bnmonitor.affine import kept_by_autograd
 from bnmonitor.hooks import Hook, recomputing
 from bnmonitor.recovery import Seen
-
-_NODES = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0")
-_packer: Callable[[bool], object] | None = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 
 
 class Observer:
@@ -65,24 +63,14 @@ class Observer:
 
 
 def _from_graph(module: nn.Module, x: Tensor, node: Any) -> tuple[Tensor, Tensor] | None:
-    """Mean and unbiased variance that autograd has kept, or None where it has not, or has in half precision."""
-    if type(node).__name__ not in _NODES or _packed():
+    """Mean and unbiased variance that autograd has kept, or None where it has not."""
+    kept = kept_by_autograd(x, node)
+    if kept is None:
         return None
-    mean, scale = getattr(node, "_saved_result1", None), getattr(node, "_saved_result2", None)
-    wanted = torch.float64 if x.dtype == torch.float64 else torch.float32
-    if mean is None or scale is None or mean.dtype != wanted or mean.numel() != x.shape[1]:
-        return None
+    mean, scale = kept
     count = x.numel() // x.shape[1]
-    var = scale.detach().pow(-2).sub_(module.eps).clamp_(min=0)
-    return mean.detach(), var.mul_(count / max(1, count - 1))
-
-
-def _packed() -> bool:
-    """Whether a checkpoint or an offload packs what autograd keeps: to read it would run its forward once more."""
-    try:
-        return _packer is None or _packer(True) is not None
-    except TypeError:
-        return True
+    var = scale.pow(-2).sub_(module.eps).clamp_(min=0)  # type: ignore[arg-type]
+    return mean, var.mul_(count / max(1, count - 1))
 
 
 def _reduced(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("tensorboard_plugin.cache", "tensorboard_plugin.files", "tensorboard_plugin.wire"),
     ("tensorboard_plugin.plugin",),
     ("tensorboard_plugin.loader",),
+    ("affine",),
     ("statistics", "moments"),
     ("courier",),
     ("sharding",),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize, prune
 
-from bnmonitor import Monitor, observer
+from bnmonitor import Monitor, affine, observer
 from bnmonitor.layers import discover
 from bnmonitor.statistics import Recovery
 from tests.kinds import CHANNELS, KINDS, Around, Kind, untracked
@@ -354,7 +354,7 @@ def test_a_reduction_stands_in_where_no_gradient_is_needed() -> None:
 def test_a_reduction_stands_in_where_it_is_not_known_that_nothing_is_packed(
     packer: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(observer, "_packer", packer)
+    monkeypatch.setattr(affine, "_packer", packer)
     mean, var = errors(kind_named("`track_running_stats=False`"))
     assert mean <= 1e-6
     assert var <= 1e-6
