@@ -97,6 +97,7 @@ class AlertBook:
         self._clock += window.fresh
         events: list[Alert] = []
         broken_from = len(window.layers)
+        known = {code for code, _ in self._cases}
         for rule in self._in_order():
             late = window.facts.untrained and not rule.untrained
             if late or rule.moment not in moments or unmet(rule.needs, absent or {}):
@@ -107,7 +108,7 @@ class AlertBook:
                 events += self._retire(rule, window.steps[-1])
                 events.append(self.tell(RuleError.report(rule.code, error, window.steps[-1]), RuleError()))
                 continue
-            if not findings and not self._cases:
+            if not findings and rule.code not in known:
                 continue
             unjudged: tuple[str, ...] = ()
             if rule.code == _SILENCING:

@@ -218,14 +218,14 @@ def jump(window: Window) -> Tensor:
 
 
 def noise(window: Window) -> Tensor:
-    """Spread of the batch mean around the running mean from step to step, in deviations."""
-    return median(_deviation(window.shift), window)
+    """Spread of the batch mean around the running mean from step to step, in deviations; the middle of some."""
+    return _median_of_some(_deviation(_some(window.shift, window)), window)
 
 
 def variance_noise(window: Window) -> Tensor:
-    """Spread of the log of the batch deviation against the running one from step to step; the middle channel."""
+    """Spread of the log of the batch deviation against the running one from step to step; the middle of some."""
     least = torch.finfo(torch.float32).tiny
-    return median(_deviation(window.ratio.clamp(min=least).log_()), window)
+    return _median_of_some(_deviation(_some(window.ratio, window).clamp(min=least).log_()), window)
 
 
 def _deviation(rows: Tensor) -> Tensor:

@@ -85,4 +85,6 @@ def missing(
 
 def unmet(needs: Collection[str], absent: Mapping[str, str]) -> str:
     """Return the reason why needs are not met, the first in the order of the vocabulary; empty if they are."""
-    return next((why for need, why in absent.items() if need in needs), "")
+    if absent.keys().isdisjoint(needs):
+        return ""
+    return next(why for need, why in absent.items() if need in needs)

@@ -122,10 +122,10 @@ class Session:
         self.watch.step(number, _learning_rate(self.optimizers))
         self.facts.step(number)
         count = self.watch.count
-        if self.watch.full or count == 1 or count % self.settings.check_every_n_steps == 0:
-            self.check()
+        due = self.watch.full or count == 1 or count % self.settings.check_every_n_steps == 0
+        judged = self.check() if due else None
         if self._log_every and (count == 1 or count % self._log_every == 0) and self.watch.steps:
-            self._frame()
+            self._frame(judged)
 
     def skipped(self) -> dict[str, str]:
         """Rules whose needs are not met now, by name, with the reason."""
@@ -141,23 +141,24 @@ class Session:
             return empty(self.watch.layers, tuple(self.book.alerts), self.skipped())
         return summarize(window, tuple(self.book.alerts), self.skipped(), epoch)
 
-    def _frame(self, *, last: bool = False) -> None:
+    def _frame(self, judged: Window | None = None, *, last: bool = False) -> None:
+        """Show the state; of the window that was just judged if there is one, as it knows most of it already."""
         self._framed = self.watch.count
-        window = self.watch.window(self.optimizers, self.facts, wait=False)
+        window = judged or self.watch.window(self.optimizers, self.facts, wait=False)
         self.responder.tell("frame", self._summarize(window))
         if self.watch.exchange is not None and window is not None and not last:
             self.watch.exchange.offer(window)
 
-    def check(self, evaluation: str = "", *, wait: bool = False) -> None:
-        """See whether the layers are still the same, and judge the steps since the last check.
+    def check(self, evaluation: str = "", *, wait: bool = False) -> Window | None:
+        """See whether the layers are still the same, and judge the steps since the last check; return the window.
 
         Without ``wait``, those that are still on their way from an accelerator are left to the next check, but for an
         evaluation, which is judged by the state it begins with.
         """
         if self.watch.renewed():
             logger.info("the model's layers have changed: %d are watched from here on", len(self.watch.layers))
-        else:
-            self._judge(evaluation, wait=wait or bool(evaluation))
+            return None
+        return self._judge(evaluation, wait=wait or bool(evaluation))
 
     def begin_evaluation(self, phase: str) -> None:
         """Judge what comes before an evaluation by the state that it begins with."""
@@ -177,12 +178,12 @@ class Session:
             self._judge()
 
     @torch.no_grad()
-    def _judge(self, evaluation: str = "", end: bool = False, *, wait: bool = True) -> None:
+    def _judge(self, evaluation: str = "", end: bool = False, *, wait: bool = True) -> Window | None:
         window = self.watch.window(self.optimizers, self.facts, evaluation, wait=wait)
         if window is None and end and self.watch.news and len(self.watch.layers):
             window = self.watch.standing(self.facts)
         if window is None or not (window.fresh or self.watch.news or evaluation or end):
-            return
+            return window
         window = self.watch.counted(window)
         news = bool(window.fresh) or self.watch.news
         times = {"check": news, "evaluation": bool(evaluation), "end": end}
@@ -193,6 +194,7 @@ class Session:
                 if alert.state == "open" and alert.severity is Severity.ERROR:
                     self.black_box.write(window, alert)
         self.responder.announce(events)
+        return window
 
     def end_epoch(self, epoch: int | None) -> None:
         """Judge what is still unjudged, and let the sinks show the state."""
