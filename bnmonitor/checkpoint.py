@@ -30,7 +30,19 @@ class UnreadableError(ValueError):
     """A checkpoint cannot be read; the message is one sentence that says why."""
 
 
-def read(path: str | Path) -> dict[str, nn.Module]:
+class Norms(nn.Module):
+    """A model of nothing but normalization layers.
+
+    Attributes:
+        left_out: Why a layer of the checkpoint is not among them, by its name.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left_out: dict[str, str] = {}
+
+
+def read(path: str | Path) -> dict[str, Norms]:
     """Return the models of a checkpoint, each reduced to its normalization layers.
 
     The layers are known by their running statistics; what a checkpoint does not hold (momentum, eps, the class of
@@ -44,7 +56,8 @@ def read(path: str | Path) -> dict[str, nn.Module]:
         The models by the key that the checkpoint keeps them under, ``""`` for a plain state dict.
 
     Raises:
-        UnreadableError: The file is missing, damaged, not a checkpoint, or would run code when read.
+        UnreadableError: The file is missing, damaged, not a checkpoint, would run code when read, or has running
+            statistics that no normalization layer can have, and no others.
     """
     path = Path(path)
     try:
@@ -61,6 +74,12 @@ def read(path: str | Path) -> dict[str, nn.Module]:
             if why := _unsound(name, tensor):
                 raise UnreadableError(f"{path} is refused: {_line(ValueError(name))!r} {why}")
     models = {key: _stand_in(tensors) for key, tensors in found.items()}
+    left_out = [(name, why) for model in models.values() for name, why in model.left_out.items()]
+    if left_out and not any(model._modules for model in models.values()):
+        name, why = left_out[0]
+        raise UnreadableError(
+            f"{path} holds no normalization layer that can be judged: {_line(ValueError(name))!r} {why}"
+        )
     return {key: model for key, model in models.items() if model._modules}
 
 
@@ -128,6 +147,8 @@ def _unsound(name: str, tensor: Tensor) -> str:
     """Say why the tensor of a layer cannot be one; empty if it can."""
     if name.count(".") > _DEEPEST:
         return f"lies {name.count('.')} modules deep"
+    if _unfit(tensor):
+        return ""
     size = tensor.numel() * tensor.element_size()
     if size > tensor.untyped_storage().nbytes():
         return f"claims {size:,} bytes and holds {tensor.untyped_storage().nbytes():,}"
@@ -140,7 +161,7 @@ def _state_dicts(value: Any, key: str = "", above: tuple[int, ...] = ()) -> Iter
         value = dict(enumerate(value))
     if not isinstance(value, Mapping) or len(above) > 3 or id(value) in above:
         return
-    named = {str(name): t for name, t in value.items() if isinstance(t, Tensor) and _plain(t)}
+    named = {str(name): t for name, t in value.items() if isinstance(t, Tensor)}
     norms = _norm_names(named)
     if norms:
         yield key, {name: named[name] for name in norms}
@@ -149,9 +170,15 @@ def _state_dicts(value: Any, key: str = "", above: tuple[int, ...] = ()) -> Iter
         yield from _state_dicts(inner, f"{key}.{name}" if key else str(name), (*above, id(value)))
 
 
-def _plain(tensor: Tensor) -> bool:
-    """Whether its values can be looked at as they are: real, dense and there."""
-    return tensor.layout == torch.strided and not tensor.is_complex() and not tensor.is_meta and not tensor.is_quantized
+def _unfit(tensor: Tensor) -> str:
+    """What a tensor is whose values cannot be looked at; empty if they can."""
+    kinds = {
+        "sparse": tensor.layout != torch.strided,
+        "complex": tensor.is_complex(),
+        "without values": tensor.is_meta,
+        "quantized": tensor.is_quantized,
+    }
+    return next((kind for kind, so in kinds.items() if so), "")
 
 
 def _norm_names(names: Mapping[str, Any] | list[str]) -> list[str]:
@@ -163,16 +190,17 @@ def _norm_names(names: Mapping[str, Any] | list[str]) -> list[str]:
     return [name for name in names if name in kept]
 
 
-def _stand_in(tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Make a model of nothing but normalization layers, under their names, that holds the tensors as they are."""
-    root = nn.Module()
+def _stand_in(tensors: Mapping[str, Tensor]) -> Norms:
+    """Make a model of the layers, under their names, that holds the tensors as they are."""
+    root = Norms()
     owners = [name[: -len("running_mean")] for name in tensors if name.endswith("running_mean")]
     paths = {owner: _WRAPPERS.sub("", owner).rstrip(".").split(".") for owner in owners}
     # What DistributedDataParallel and AveragedModel put before every name.
     wrapped = all(len(path) > 1 and path[0] == "module" for path in paths.values())
     for owner, path in paths.items():
         parts = {part: tensors[owner + part] for part in _PARTS if owner + part in tensors}
-        if not _fit(parts):
+        if why := _misfit(parts):
+            root.left_out[".".join(path[wrapped:]) or "norm"] = why
             continue
         layer = nn.BatchNorm1d(parts["running_mean"].numel(), affine=False, device="meta")
         for part, tensor in parts.items():
@@ -186,12 +214,18 @@ def _stand_in(tensors: Mapping[str, Tensor]) -> nn.Module:
     return root
 
 
-def _fit(parts: Mapping[str, Tensor]) -> bool:
-    """Whether tensors can be those of one layer: a number per channel each, and one count."""
+def _misfit(parts: Mapping[str, Tensor]) -> str:
+    """Why tensors cannot be those of one layer, a number per channel each, and one count; empty if they can."""
+    for name, tensor in parts.items():
+        if kind := _unfit(tensor):
+            return f"has a {name} that is {kind}"
     mean = parts["running_mean"]
-    one = all(tensor.numel() == 1 for name, tensor in parts.items() if name == "num_batches_tracked")
-    same = all(tensor.shape == mean.shape for name, tensor in parts.items() if name != "num_batches_tracked")
-    return one and same and mean.dim() == 1 and mean.numel() > 0
+    if mean.dim() != 1 or not mean.numel():
+        return f"has a running_mean of shape {list(mean.shape)}, which is not a number per channel"
+    for name, tensor in parts.items():
+        if tensor.numel() != 1 if name == "num_batches_tracked" else tensor.shape != mean.shape:
+            return f"has a {name} of shape {list(tensor.shape)} beside a running_mean of shape {list(mean.shape)}"
+    return ""
 
 
 def _put(root: nn.Module, path: list[str], layer: nn.Module) -> None:

@@ -99,7 +99,7 @@ ODD: dict[str, Callable[[Tensor], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("alone", [False, True])
-def test_a_layer_that_is_none_is_left_out(
+def test_a_layer_that_is_none_is_left_out_and_said_to_be(
     tmp_path: Path, odd: str, alone: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = under("") if not alone else {name: t for name, t in under("").items() if name.startswith("1.")}
@@ -107,6 +107,8 @@ def test_a_layer_that_is_none_is_left_out(
     assert main(["audit", str(tmp_path / "a.pt")]) == (2 if alone else 0)
     said = capsys.readouterr()
     assert ("no normalization layer" in said.err) if alone else ("2 layers" in said.out)
+    if odd != "no tensor":  # a name beside a tensor's that happens to be running_var
+        assert "has a " in (said.err if alone else said.out.partition("not checked: layer 1")[2])
 
 
 @pytest.mark.parametrize(

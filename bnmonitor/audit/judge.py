@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bnmonitor import baseline
 from bnmonitor._text import DOCS
 from bnmonitor.audit.forward import forward
+from bnmonitor.checkpoint import Norms
 from bnmonitor.facts import Facts
 from bnmonitor.frame import Window
 from bnmonitor.layers import LayerTable, discover
@@ -78,7 +79,8 @@ def audit(model: nn.Module, *, settings: bool = True, inputs: Tensor | Sequence[
     """
     found = discover({"": model})
     window = _window(found.table, found.modules)
-    skipped: dict[str, str] = {}
+    left_out = model.left_out if isinstance(model, Norms) else {}
+    skipped = {f"layer {name}": why for name, why in left_out.items()}
     alerts = _judge(_rules(STATE), window) if len(window.layers) else []
     if settings:
         if len(window.layers) and bool(window.ledger.initial.all()):
