@@ -162,7 +162,12 @@ def together(window: Window) -> Tensor:
     loader = window.facts.train_loader
     told = float(loader.batch_size) if loader is not None and loader.batch_size else torch.nan
     sizes = window.baseline.sizes
-    return torch.where(sizes.isnan(), told, sizes) * torch.where(synced(window), window.facts.world_size, 1)
+    return torch.where(sizes.isnan(), told, sizes) * processes(window)
+
+
+def processes(window: Window) -> Tensor | int:
+    """How many processes' batches each layer normalizes together: ``[L]``, or one number for all."""
+    return torch.where(synced(window), window.facts.world_size, 1) if window.facts.world_size > 1 else 1
 
 
 def synced(window: Window) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from bnmonitor._text import count, number
 from bnmonitor.frame import Window
-from bnmonitor.measures import normalizing, synced
+from bnmonitor.measures import normalizing, processes
 from bnmonitor.rules.base import Finding, Rule, Severity
 
 
@@ -68,7 +68,7 @@ class BiasedVarianceChain(Rule):
         structure = window.facts.structure
         if structure is None or len(structure.places) != len(window.layers):
             return []
-        values = window.baseline.values * torch.where(synced(window), window.facts.world_size, 1)
+        values = window.baseline.values * processes(window)
         counts = normalizing(window) & (values > 1)
         logs = torch.where(counts, 0.5 * torch.log1p(-1 / values.clamp(min=1.5)), 0.0)
         # No chain shrinks more than all layers together.

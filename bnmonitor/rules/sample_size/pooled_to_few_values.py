@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from bnmonitor._text import number
 from bnmonitor.frame import Window
-from bnmonitor.measures import normalizing, synced, trunk
+from bnmonitor.measures import normalizing, processes, trunk
 from bnmonitor.rules.base import Finding, Rule, Severity
 
 
@@ -68,7 +66,7 @@ class PooledToFewValues(Rule):
 
     def check(self, window: Window) -> list[Finding]:
         """Find the layers that see far fewer values than the rest of the model."""
-        values = window.baseline.values * torch.where(synced(window), window.facts.world_size, 1)
+        values = window.baseline.values * processes(window)
         judged = normalizing(window) & values.isfinite()
         if not judged.any():
             return []

@@ -9,7 +9,7 @@ import torch
 
 from bnmonitor._text import number
 from bnmonitor.frame import Window
-from bnmonitor.measures import median, synced, trunk, warm
+from bnmonitor.measures import median, processes, trunk, warm
 from bnmonitor.rules.base import Finding, Rule, Severity
 
 
@@ -71,7 +71,7 @@ class SmallBatch(Rule):
     def check(self, window: Window) -> list[Finding]:
         """Judge the batch of the whole model once."""
         layers, base = window.layers, window.baseline
-        size = base.sizes * torch.where(synced(window), window.facts.world_size, 1)
+        size = base.sizes * processes(window)
         judged = size.isfinite() & window.training[-1] & layers.of_family("batch")
         if not judged.any():
             return []
