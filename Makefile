@@ -63,6 +63,7 @@ bench: $(VENV)/bench.stamp
 	@$(BIN)/python benchmarks/scaling.py
 	@$(BIN)/python benchmarks/rules.py
 	@$(BIN)/python benchmarks/recalibrate.py
+	@$(BIN)/python benchmarks/report.py
 
 detection: $(VENV)/dev.stamp
 	@$(BIN)/python benchmarks/detection.py
