@@ -79,6 +79,7 @@ class Session:
             ranks=world_size() > 1,
             exchange=self.watch.shares and not (exchange is not None and exchange.failure),
             split=bool(self.watch.layers.split),
+            copies=self.watch.copies,
         )
         return {**absent, "probe": self.watch.unprobed} if self.watch.unprobed else absent
 

@@ -105,6 +105,11 @@ class Watch:
         return self._lazy > 0
 
     @property
+    def copies(self) -> bool:
+        """Whether the optimizers train copies of the parameters, of which nobody knows whose they are."""
+        return self._gatherer.copies
+
+    @property
     def unsampled(self) -> str:
         """Why no activation is sampled; empty if it is."""
         return self._sampling.unsampled
