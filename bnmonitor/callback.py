@@ -184,7 +184,7 @@ class BatchNormMonitor(CallbackBase):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Do the same when the fit ends by an exception or Ctrl-C, which no alert may take the place of."""
         with suppress(AlertError):
-            self._close()
+            self._close(wait=False)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Do the same, should neither have been called."""
@@ -257,9 +257,9 @@ class BatchNormMonitor(CallbackBase):
             return state
         return {**state, "watch": {**state["watch"], "window": None}, "book": self.monitor.state_dict()["book"]}
 
-    def _close(self) -> None:
+    def _close(self, *, wait: bool = True) -> None:
         if self._monitor is not None:
-            self._monitor.close()
+            self._monitor.close(wait=wait)
 
 
 def _loaders(trainer: Any) -> dict[str, Any]:

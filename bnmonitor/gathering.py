@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bnmonitor.facts import Facts
+from bnmonitor.groups import Group, groups_of, trains_copies
 from bnmonitor.layers import LayerTable, own_forwards
 from bnmonitor.roles import Strays, auxiliary
 from bnmonitor.runfacts import RunFacts
@@ -38,6 +39,8 @@ class Gatherer:
         self._own_forwards: dict[str, str] = {}
         self.averaging = False
         """Whether something averages the weights without the buffers."""
+        self.copies = False
+        """Whether the optimizers train copies of the parameters, of which nobody knows whose they are."""
         self.renew()
 
     def renew(self, named: Iterable[tuple[str, nn.Module]] = ()) -> None:
@@ -86,9 +89,10 @@ class Gatherer:
         kept = [m._buffers.get("running_mean") for m in modules]
         was = {**run.own_forwards, **self._own_forwards}
         self.averaging = run.averages_without_buffers
-        self._see_groups(modules, optimizers, split=bool(layers.split))
+        groups = groups_of(optimizers)
+        self._see_groups(groups, modules, optimizers, split=bool(layers.split))
         return Facts(
-            **self._affine_facts([_own(m, shards) for m in modules], optimizers),
+            **self._affine_facts([_own(m, shards) for m in modules], groups),
             optimizers=bool(optimizers),
             optimizer_count=len(optimizers),
             learning_rates=tuple(rates),
@@ -107,27 +111,29 @@ class Gatherer:
             averages_without_buffers=run.averages_without_buffers,
         )
 
-    def _see_groups(self, modules: Sequence[nn.Module], optimizers: Sequence[Optimizer], *, split: bool) -> None:
+    def _see_groups(
+        self,
+        groups: Sequence[Group],
+        modules: Sequence[nn.Module],
+        optimizers: Sequence[Optimizer],
+        *,
+        split: bool,
+    ) -> None:
         """Find what no optimizer trains, if an optimizer has got or lost parameters."""
-        groups = [g["params"] for o in optimizers for g in o.param_groups]
-        key = [(id(g), len(g)) for g in groups]
+        key = [(id(g.params), len(g.params)) for g in groups]
         if key != self._groups:
-            self._groups, self._trained = key, {id(p) for g in groups for p in g}
-            known = groups and not split
+            self._groups, self._trained = key, {id(p) for g in groups for p in g.params}
+            self.copies = trains_copies(self._models.values(), optimizers, groups)
+            known = groups and not split and not self.copies
             self._auxiliary = auxiliary(self._models, modules, self._trained) if known else ()
 
-    def _affine_facts(
-        self, affine: Sequence[tuple[Tensor, ...] | None], optimizers: Sequence[Optimizer]
-    ) -> dict[str, Any]:
+    def _affine_facts(self, affine: Sequence[tuple[Tensor, ...] | None], groups: Sequence[Group]) -> dict[str, Any]:
         """Which gammas and betas are trained, and decayed, by the names of the facts."""
-        groups = [
-            (id(g["params"]), len(g["params"]), _decay_of(g), g.get("decoupled_weight_decay"))
-            for o in optimizers
-            for g in o.param_groups
-        ]
+        known = [] if self.copies else groups
         own = [None if of is None else [(id(p), p.requires_grad) for p in of] for of in affine]
-        if (groups, own) != self._affine_key:
-            self._affine_key, self._affine = (groups, own), _affine(affine, optimizers)
+        key = [g.key for g in known], own
+        if key != self._affine_key:
+            self._affine_key, self._affine = key, _affine(affine, known)
         return self._affine
 
 
@@ -138,10 +144,9 @@ def _own(module: nn.Module, shards: Mapping[int, tuple[Tensor, ...]]) -> tuple[T
     return tuple(p for p in (module._parameters.get("weight"), module._parameters.get("bias")) if p is not None)
 
 
-def _affine(affine: Sequence[tuple[Tensor, ...] | None], optimizers: Sequence[Optimizer]) -> dict[str, Any]:
-    trained = {id(p) for o in optimizers for g in o.param_groups for p in g["params"]}
-    trains = [of is None or any(p.requires_grad and (not optimizers or id(p) in trained) for p in of) for of in affine]
-    known = _decays(optimizers)
+def _affine(affine: Sequence[tuple[Tensor, ...] | None], groups: Sequence[Group]) -> dict[str, Any]:
+    known = _decays(groups)
+    trains = [of is None or any(p.requires_grad and (not groups or id(p) in known) for p in of) for of in affine]
     decays = [_decay(of or (), known) for of in affine]
     return {
         "affine_trains": torch.tensor(trains, dtype=torch.bool, device="cpu"),
@@ -150,29 +155,17 @@ def _affine(affine: Sequence[tuple[Tensor, ...] | None], optimizers: Sequence[Op
     }
 
 
-def _decays(optimizers: Sequence[Optimizer]) -> dict[int, tuple[float, bool]]:
+def _decays(groups: Sequence[Group]) -> dict[int, tuple[float, bool]]:
     """The largest weight decay on each parameter, by its id, and whether it is decoupled from the gradient."""
     found: dict[int, tuple[float, bool]] = {}
-    for optimizer in optimizers:
-        decouples = _decouples(optimizer)
-        for group in optimizer.param_groups:
-            decay = _decay_of(group), bool(group.get("decoupled_weight_decay")) or decouples
-            for p in group["params"]:
-                found[id(p)] = max(decay, found.get(id(p), decay))
+    for group in groups:
+        decay = group.decay, group.decoupled
+        for p in group.params:
+            found[id(p)] = max(decay, found.get(id(p), decay))
     return found
-
-
-def _decay_of(group: Mapping[str, Any]) -> float:
-    return float(group.get("weight_decay") or 0.0)
 
 
 def _decay(affine: tuple[Tensor, ...], known: dict[int, tuple[float, bool]]) -> tuple[float, bool]:
     """The largest weight decay on a layer's gamma or beta, and whether it is decoupled."""
     found = [known[id(p)] for p in affine if p.requires_grad and id(p) in known]
     return max(found, default=(0.0, False))
-
-
-def _decouples(optimizer: Optimizer) -> bool:
-    """Whether an optimizer is by name one that takes weight decay off the parameters, not through the gradient."""
-    names = [kind.__name__ for kind in type(optimizer).__mro__]
-    return any(word in name for name in names for word in ("AdamW", "SGDW", "Lion", "Lamb"))

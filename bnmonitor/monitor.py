@@ -282,16 +282,21 @@ class Monitor:
         """Check what is still unchecked, and let the sinks show the state."""
         self._session.guard(self._session.end_epoch, epoch)
 
-    def close(self) -> None:
-        """Check what is still unchecked, show the summary, and leave no hook behind. May be called twice."""
-        self._session.close()
+    def close(self, *, wait: bool = True) -> None:
+        """Check what is still unchecked, show the summary, and leave no hook behind. May be called twice.
+
+        Args:
+            wait: Whether to wait, for a few seconds, for what other processes still tell. One that fails should not,
+                as the others learn of it only when it has ended.
+        """
+        self._session.close(wait=wait)
 
     def __enter__(self) -> Monitor:
         return self.start()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            self.close()
+            self.close(wait=kind is None)
         except AlertError:
             if kind is None:
                 raise
@@ -323,7 +328,7 @@ class Monitor:
             overwrites: The ``DistributedDataParallel``, or what contains it, as Fabric's module does; or what says
                 whether the coming forward takes over the buffers of the first process; None: it never does.
         """
-        self._watch.exchange, self._watch.shares = RankExchange(overwrites), True
+        self._watch.exchange, self._watch.shares = RankExchange(self.layers, overwrites), True
 
     def saw_loss(self, loss: Any) -> None:
         """Look at the graph behind a loss, before its backward; of use where the model's own forward is not called."""

@@ -7,8 +7,8 @@ from typing import Any
 
 NEEDS: Mapping[str, str] = {
     "buffers": "running statistics",
-    "affine": "gamma and beta, whole in each process (no FSDP)",
-    "whole": "parameters that are whole in each process (no FSDP)",
+    "affine": "gamma and beta, whole in each process (no FSDP, no ZeRO-3)",
+    "whole": "parameters that are whole in each process (no FSDP, no ZeRO-3)",
     "ledger": "the count of who called each layer",
     "samples": "activation samples (sample_every_n_steps above 0, no torch.compile)",
     "optimizer": "the optimizer (optimizer=)",
@@ -24,7 +24,13 @@ NEEDS: Mapping[str, str] = {
 }
 """Every word of :attr:`bnmonitor.Rule.needs`, and what it stands for."""
 
-_SPLIT = "needs gamma and beta, of which each process has a part only (FSDP): the whole would have to be gathered"
+_SPLIT = (
+    "needs gamma and beta, of which each process has a part only (FSDP, ZeRO-3): the whole would have to be gathered"
+)
+_COPIES = (
+    "needs to know whose each parameter is, and the optimizer trains copies of them; with DeepSpeed pass the one that "
+    "deepspeed.initialize returned"
+)
 
 
 def missing(
@@ -41,6 +47,7 @@ def missing(
     ranks: bool,
     exchange: bool,
     split: bool = False,
+    copies: bool = False,
 ) -> dict[str, str]:
     """Return what is not there now, by the word of the vocabulary, each with the reason.
 
@@ -57,17 +64,20 @@ def missing(
         ranks: Whether several processes train together.
         exchange: Whether they tell each other what they see.
         split: Whether gamma and beta of a layer are split over them.
+        copies: Whether the optimizers train copies of the parameters, of which nobody knows whose they are.
     """
     told = "needs a DataLoader, whose batch size and length are known: what train_loader= got tells neither"
     reasons: dict[str, tuple[Any, str]] = {
         "buffers": (tracking, "needs running statistics, and no layer keeps any"),
         "affine": (affine and not split, _SPLIT if split else "needs gamma and beta, and no layer has any"),
         "whole": (
-            not split,
-            "needs to know whose each parameter is, and FSDP puts others in their place in each forward",
+            not split and not copies,
+            "needs to know whose each parameter is, and FSDP or ZeRO-3 puts others in their place in each forward"
+            if split
+            else _COPIES,
         ),
         "samples": (not unsampled, unsampled),
-        "optimizer": (optimizers, "needs the optimizer: pass optimizer="),
+        "optimizer": (optimizers and not copies, _COPIES if copies else "needs the optimizer: pass optimizer="),
         "loader": (loader, "needs the training loader: pass train_loader=" if loader is False else told),
         "batch_size": (
             not unsampled or loader,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import time
+import zlib
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from bnmonitor.facts import RankStatistics
 from bnmonitor.frame import Window
+from bnmonitor.layers import LayerTable
 from bnmonitor.statistics import update_weight
 
 logger = logging.getLogger("bnmonitor")
@@ -27,11 +30,11 @@ PATIENCE = 5.0
 GATHERING = 30.0
 """Seconds for which a process waits at the beginning for the others; one that never calls must not hold up the rest."""
 
-_ABANDONED: list[Any] = []
 _made = 0
 _CHANNEL_ROWS = 9
 _LAYER_ROWS = 2
 _HEAD = 3
+_DIFFERENT = "they watch different layers"
 
 
 class RankExchange:
@@ -44,6 +47,8 @@ class RankExchange:
     Every process has to make one, in the same order as every other collective of a group.
 
     Args:
+        layers: The layers that this process tells of. What all of them need is settled here once and for all: gloo ends
+            the process that gets more than it expects.
         overwrites: Says whether the coming forward takes over the buffers of the first process, as
             ``DistributedDataParallel`` does by default; or a module that is or contains one, which is asked.
         timeout: After how long an exchange has failed.
@@ -51,6 +56,7 @@ class RankExchange:
 
     def __init__(
         self,
+        layers: LayerTable,
         overwrites: Callable[[], bool] | nn.Module | None = None,
         *,
         timeout: timedelta = TIMEOUT,
@@ -58,14 +64,17 @@ class RankExchange:
         self.failure = ""
         """Why no more exchanges take place; empty if they do."""
         self._group: Any = None
-        if _all_here(GATHERING):
-            self._group = dist.new_group(backend="gloo", timeout=timeout)
+        self._room = _length(layers)
+        why = _apart(GATHERING, self._room)
+        if why:
+            self._fail(why)
         else:
-            self._fail(f"not every one of them called share_ranks() within {GATHERING:g} seconds")
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
         self._overwrites = broadcast_of(overwrites) if isinstance(overwrites, nn.Module) else overwrites
         self._parallel = getattr(self._overwrites, "__self__", None)
         self._world, self._first = dist.get_world_size(), dist.get_rank() == 0
         self._pending: tuple[Any, Tensor, Window, bool] | None = None
+        self._held: Any = None
         self._coming = self._comes()
         self.overwritten = False
         """Whether the last step began with the buffers of another process in all but one of them."""
@@ -84,12 +93,18 @@ class RankExchange:
             return
         if self.overwritten and not self._from_first():
             return  # in every process alike: none knows the state that all of them began with
-        payload = pack(window, overwritten=self.overwritten)
+        own = pack(window, overwritten=self.overwritten)
+        payload = torch.zeros(self._room, dtype=own.dtype, device="cpu")
+        if len(own) <= self._room:
+            payload[: len(own)] = own  # else nothing, by which all see that it did not fit
         try:
             work = dist.all_reduce(payload, group=self._group, async_op=True)
         except (RuntimeError, ValueError) as error:
             self._fail(error)
             return
+        # Whoever lets go of a group waits for what is on its way there, and so would the interpreter at its end.
+        self._held = ctypes.py_object((self._group, work, payload))
+        ctypes.pythonapi.Py_IncRef(self._held)
         self._pending = work, payload, window.last(2), self.overwritten
 
     @torch.no_grad()
@@ -98,7 +113,7 @@ class RankExchange:
         if self._pending is None or not self._pending[0].is_completed():
             return None
         work, payload, window, overwritten = self._pending
-        self._pending = None
+        self._arrived()
         try:
             work.wait()
         except RuntimeError as error:
@@ -106,22 +121,32 @@ class RankExchange:
             return None
         found = unpack(payload, window, world_size=self._world, overwritten=overwritten)
         if found is None:
-            self._fail("the processes were at different steps")
+            self._fail(_difference(payload, window, self._world))
         return found
 
-    def close(self) -> None:
-        """Leave the group; nothing may be on its way on it then, so what is gets a few seconds to arrive."""
+    def close(self, *, wait: bool = True) -> None:
+        """Leave the group; nothing may be on its way on it then, so what is gets a few seconds to arrive.
+
+        What has not arrived by then is left to itself, with its group, for as long as this process lives.
+
+        Args:
+            wait: False: do not wait for it at all.
+        """
         if self._pending is not None:
-            work, until = self._pending[0], time.monotonic() + PATIENCE
+            work, until = self._pending[0], time.monotonic() + PATIENCE * wait
             while not work.is_completed():
-                if time.monotonic() > until:
-                    # To end the group now would be to wait for the others; so it is left to its own time-out.
-                    _ABANDONED.append(self)
+                if time.monotonic() >= until:
                     return
                 time.sleep(0.01)
-        self._pending = None
-        if dist.is_initialized() and self._group is not None:
-            dist.destroy_process_group(self._group)
+            self._arrived()
+        group, self._group = self._group, None
+        if dist.is_initialized() and group is not None:
+            dist.destroy_process_group(group)
+
+    def _arrived(self) -> None:
+        """Nothing is on its way any more."""
+        held, self._held, self._pending = self._held, None, None
+        ctypes.pythonapi.Py_DecRef(held)
 
     def _comes(self) -> bool:
         return self._overwrites is not None and bool(self._overwrites())
@@ -140,19 +165,38 @@ class RankExchange:
         logger.info(self.failure)
 
 
-def _all_here(seconds: float) -> bool:
-    """Whether every process is about to make its group, as they all decide alike: to make one waits for all of them.
+def _apart(seconds: float, room: int) -> str:
+    """Say why the processes cannot make their group, as they all decide alike; empty if they can.
 
-    The last to come decides for it, the first whose patience ends against it, whichever is earlier.
+    To make one waits for all of them. The last to come decides, or before it the first whose patience ends.
+
+    Args:
+        seconds: How long one waits for the others.
+        room: Numbers that one tells the others, which must be as many in all of them.
     """
     global _made
     _made += 1
     key, until = f"bnmonitor/{_made}", time.monotonic() + seconds
     store = dist.distributed_c10d._get_default_store()
-    complete = store.add(f"{key}/count", 1) == dist.get_world_size()
+    alike, world = store.add(f"{key}/room/{room}", 1), dist.get_world_size()
+    complete = store.add(f"{key}/count", 1) == world
     while not complete and time.monotonic() < until and not store.check([f"{key}/decision"]):
         time.sleep(0.01)
-    return bool(store.compare_set(f"{key}/decision", "", "yes" if complete else "no") == b"yes")
+    mine = ("together" if alike == world else "different") if complete else "incomplete"
+    reasons = {
+        "together": "",
+        "different": _DIFFERENT,
+        "incomplete": f"not every one of them called share_ranks() within {seconds:g} seconds",
+    }
+    return reasons[store.compare_set(f"{key}/decision", "", mine).decode()]
+
+
+def _difference(total: Tensor, window: Window, world_size: int) -> str:
+    """Say why a sum over all processes tells nothing."""
+    present, _, layers = total[:_HEAD].tolist()
+    if present != world_size:
+        return "in one of them there are more layers or channels than at the beginning"
+    return "the processes were at different steps" if layers == world_size * _mark(window.layers) else _DIFFERENT
 
 
 def broadcast_of(model: nn.Module) -> Callable[[], bool] | None:
@@ -192,7 +236,7 @@ def pack(window: Window, *, overwritten: bool) -> Tensor:
     ]
     known = ~values.isnan()
     by_layer = [known.double(), values.where(known, 0.0)]
-    head = torch.tensor([1.0, window.steps[-1], len(layers)], dtype=torch.float64, device="cpu")
+    head = torch.tensor([1.0, window.steps[-1], _mark(layers)], dtype=torch.float64, device="cpu")
     return torch.cat([head, *by_channel, *by_layer])
 
 
@@ -200,18 +244,19 @@ def unpack(total: Tensor, window: Window, *, world_size: int, overwritten: bool)
     """Return what a sum over all processes says.
 
     Args:
-        total: The sum of what :func:`pack` gave.
+        total: The sum of what :func:`pack` gave, and whatever follows it.
         window: This process's own last steps, as they were when it gave its part.
         world_size: Number of processes.
         overwritten: Whether the buffers were overwritten before the forward.
 
     Returns:
-        The statistics; None if the parts are not of the same step.
+        The statistics; None if the parts are not of the same step, or of other layers.
     """
     layers, step = window.layers, window.steps[-1]
-    if total[:_HEAD].tolist() != [world_size, step * world_size, len(layers) * world_size]:
+    if total[:_HEAD].tolist() != [world_size, step * world_size, _mark(layers) * world_size]:
         return None
     channels, count = layers.total, len(layers)
+    total = total[: _length(layers)]
     by_channel = total[_HEAD : _HEAD + _CHANNEL_ROWS * channels].view(_CHANNEL_ROWS, channels)
     known, size = total[-_LAYER_ROWS * count :].view(_LAYER_ROWS, count)
     weight, first, second, variance, sound, *running = by_channel
@@ -251,6 +296,16 @@ def unpack(total: Tensor, window: Window, *, world_size: int, overwritten: bool)
         mean_spread=(of_means / level).where(complete, torch.nan),
         var_spread=of_logs.where(complete, torch.nan),
     )
+
+
+def _length(layers: LayerTable) -> int:
+    """How many numbers one process adds to the sum."""
+    return _HEAD + _CHANNEL_ROWS * layers.total + _LAYER_ROWS * len(layers)
+
+
+def _mark(layers: LayerTable) -> int:
+    """A number by which different layers are told apart: small enough for a sum over all processes to be exact."""
+    return zlib.crc32(repr(layers.channels).encode()) >> 8
 
 
 def _pairwise(variance: Tensor, world_size: int) -> Tensor:

@@ -79,7 +79,10 @@ class Session:
             ranks=world_size() > 1,
             exchange=self.watch.shares and not (exchange is not None and exchange.failure),
             split=bool(self.watch.layers.split),
+            copies=self.watch.copies,
         )
+        if exchange is not None and exchange.failure:
+            absent["exchange"] = f"needs what all processes see, and {exchange.failure}"
         return {**absent, "probe": self.watch.unprobed} if self.watch.unprobed else absent
 
     def guard(self, call: Callable[..., object], *args: Any, idle: bool = False) -> None:
@@ -203,8 +206,12 @@ class Session:
         if self.watch.steps:
             self.responder.tell("epoch", self.summary(epoch))
 
-    def close(self) -> None:
-        """Judge what is still unjudged, show the summary, and leave no hook behind."""
+    def close(self, *, wait: bool = True) -> None:
+        """Judge what is still unjudged, show the summary, and leave no hook behind.
+
+        Args:
+            wait: Whether to wait for what other processes still tell.
+        """
         try:
             self.guard(self._judge, "", True)
         finally:
@@ -216,7 +223,7 @@ class Session:
                     self.responder.tell("close", closing)
             finally:
                 self.running = False
-                self.watch.leave_ranks()
+                self.watch.leave_ranks(wait=wait)
 
     def _close_sinks(self) -> None:
         if self.black_box is not None:

@@ -159,7 +159,8 @@ def as_optimizers(optimizer: object) -> list[Optimizer]:
     Raises:
         TypeError: It is something else.
     """
-    given = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+    # By what it has: DeepSpeed's is of no class of PyTorch's.
+    given = [] if optimizer is None else [optimizer] if hasattr(optimizer, "param_groups") else optimizer
     if not isinstance(given, Sequence) or not all(hasattr(o, "param_groups") for o in given):
         raise TypeError(f"optimizer must be an optimizer or a sequence of them, got {type(optimizer).__name__}")
     return list(given)

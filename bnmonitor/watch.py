@@ -105,6 +105,11 @@ class Watch:
         return self._lazy > 0
 
     @property
+    def copies(self) -> bool:
+        """Whether the optimizers train copies of the parameters, of which nobody knows whose they are."""
+        return self._gatherer.copies
+
+    @property
     def unsampled(self) -> str:
         """Why no activation is sampled; empty if it is."""
         return self._sampling.unsampled
@@ -152,11 +157,11 @@ class Watch:
         self._renew()
         return True
 
-    def leave_ranks(self) -> None:
-        """Tell the other processes nothing more."""
+    def leave_ranks(self, *, wait: bool) -> None:
+        """Tell the other processes nothing more, and wait for what they still tell, or not."""
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
-            exchange.close()
+            exchange.close(wait=wait)
 
     def end(self) -> None:
         """Leave no hook behind."""
@@ -271,7 +276,9 @@ class Watch:
         if self._sample is not self._sized:
             self._sized, self._baseline = self._sample, baseline.sampled(self._baseline, self._sampling.samples)
         if self.exchange is not None:
-            self.heard = self.exchange.result() or self.heard
+            came = self.exchange.result()
+            # What was told before the layers changed is of other channels.
+            self.heard = came if came is not None and came.step >= self.steps[0] else self.heard
         known = self._facts(optimizers, run or RunFacts(), self.steps, self._ring.rates)
         known = replace(
             known,

@@ -225,7 +225,7 @@ def _absent(rank: int, directory: Path) -> None:
         torch.save({"skipped": skipped, "steps": steps, "waited": waited}, directory / "0.pt")
     dist.barrier()
     if rank == 1:
-        late = RankExchange()
+        late = RankExchange(make_window().layers)
         torch.save({"failure": late.failure}, directory / "1.pt")
         late.close()
     dist.destroy_process_group()
@@ -240,10 +240,10 @@ def silent(directory: Path) -> None:
 def _silent(rank: int, directory: Path) -> None:
     store = dist.FileStore(str(directory / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    exchange = RankExchange(timeout=timedelta(seconds=1))
+    window = make_window(channels=(3, 2), steps=4)
+    exchange = RankExchange(window.layers, timeout=timedelta(seconds=1))
     seen: dict[str, Any] = {"results": [], "slowest": 0.0}
     if rank == 0:
-        window = make_window(channels=(3, 2), steps=4)
         for _ in range(40):
             start = time.perf_counter()
             exchange.stepped()

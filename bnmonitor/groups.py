@@ -1,0 +1,76 @@
+"""What the optimizers train, as parameters of the model, and with which weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+_OWN = ("bit16_groups", "bf16_groups", "fp16_groups")
+"""Attributes in which DeepSpeed's optimizers keep the model's parameters, and have parts of copies in their groups."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that an optimizer trains alike.
+
+    Attributes:
+        params: They.
+        decay: Weight decay on them.
+        decoupled: Whether it acts on the parameters themselves, as in AdamW, not through the gradient.
+    """
+
+    params: Sequence[Tensor]
+    decay: float
+    decoupled: bool
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Tells two groups apart, quickly."""
+        return id(self.params), len(self.params), self.decay, self.decoupled
+
+
+def groups_of(optimizers: Iterable[Optimizer]) -> list[Group]:
+    """Return the groups of all optimizers, with the model's own parameters where these are known."""
+    found = []
+    for optimizer in optimizers:
+        groups = optimizer.param_groups
+        decouples = _decouples(getattr(optimizer, "optimizer", optimizer))  # DeepSpeed's wraps another
+        for of, params in _params(optimizer, groups):
+            decay = float(groups[of].get("weight_decay") or 0.0)
+            found.append(Group(params, decay, bool(groups[of].get("decoupled_weight_decay")) or decouples))
+    return found
+
+
+def _params(optimizer: Any, groups: Sequence[Any]) -> Iterable[tuple[int, Sequence[Tensor]]]:
+    """The parameters of an optimizer, each time with the index of the group they are of."""
+    kept = next((own for name in _OWN if (own := getattr(optimizer, name, None))), None)
+    if kept is not None:
+        source = getattr(optimizer, "sub_group_to_group_id", None) or {i: i for i in range(len(kept))}
+        of = [source.get(i, len(groups)) for i in range(len(kept))]
+        if max(of) < len(groups):
+            return zip(of, kept, strict=True)
+    return ((i, group["params"]) for i, group in enumerate(groups))
+
+
+def trains_copies(models: Iterable[nn.Module], optimizers: Sequence[Optimizer], groups: Iterable[Group]) -> bool:
+    """Whether the optimizers train copies of the parameters, of which nobody knows whose they are.
+
+    Mixed precision keeps copies in an optimizer of its own kind; ZeRO puts flat parts of them into the groups of the
+    optimizer that it was given. An optimizer of PyTorch's that trains none of the parameters may as well be that of
+    another network.
+    """
+    own = {id(p): p for model in models for p in model.parameters()}
+    if not optimizers or any(id(p) in own for group in groups for p in group.params):
+        return False
+    managed = any(hasattr(p, "_hp_mapping") or hasattr(p, "ds_id") for p in own.values())
+    return managed or not all(isinstance(o, Optimizer) for o in optimizers)
+
+
+def _decouples(optimizer: object) -> bool:
+    """Whether an optimizer is by name one that takes weight decay off the parameters, not through the gradient."""
+    names = [kind.__name__ for kind in type(optimizer).__mro__]
+    return any(word in name for name in names for word in ("AdamW", "SGDW", "Lion", "Lamb"))
