@@ -19,8 +19,26 @@ LAG = 4
 EDGES_BENT = 1.5
 """What a step shows in successive differences, over what it shows in second ones: 1 / 2 over 2 / 6."""
 
-WALK = 1.5
-"""Between 1 and 2: how much more second differences are over twice as many steps, in blocks and in a random walk."""
+FAR_APART = 16, 24, 32
+"""Steps over which weights wander, and at which blocks of batches differ no more than four steps apart."""
+
+TURN = 0.7
+"""How much of its distance from zero weights may take a batch mean in a step, if all they move along is the mean.
+
+A filter that turns by an angle moves its product with the mean by the angle times the root of its fan-in, as a part of
+what that product typically is: .7 is a turn of 13 degrees of a 3x3 filter. Weights in front of a normalization turn by
+about ``sqrt(2 * rate * decay)`` a step once they are in balance (Wan et al. 2021, Spherical Motion Dynamics), a degree
+or a few; plain SGD at rates of .2 and .5, on data with a mean of .5 to 5 deviations, made up to .36 of the distance.
+"""
+
+QUIET = 0.25
+"""Part of the steps that must be as calm as independent batches if blocks of batches are to be believed.
+
+In blocks of two, half of all neighbors are of one block; weights that jump do so in every step.
+"""
+
+EDGE_OF_CHANGE = 1.5 * math.log(3.0)
+"""Between 1 and 3: a ratio of variances that is as likely before as after a rise from the one to the other."""
 
 LEAST_PAIRS = 50
 """Differences of batches that a number rests on."""
@@ -42,12 +60,14 @@ class Independence:
         chance: What that may be by chance, 3.5 standard errors of its log away from 1.
         share: Part of the variance between samples that their batches explain (the intraclass correlation).
         alternation: Correlation of the means of two successive batches, a trend removed.
+        since: Position in the window of the first batch that differs from those before it by that much; 0 if all do.
     """
 
     excess: Tensor
     chance: Tensor
     share: Tensor
     alternation: Tensor
+    since: Tensor
 
     def beyond(self, limit: float, share: float) -> Tensor:
         """``[L]`` bool: the excess is above a limit and above chance, and batches explain more than a share."""
@@ -65,13 +85,16 @@ def independence(window: Window) -> Independence:
     much as in successive ones, since the edge of a block is one pair of neighbors and four pairs four steps apart. What
     is beyond that is a drift, but for a layer on the input itself, before which nothing moves.
 
-    For any other layer, what grows when it is taken over twice as many steps is a wander of the weights as well, which
-    dwarfs the rest where the mean of the input dwarfs what its samples differ by. And the samples must have been taken
-    after its warm-up: how much of the variance lies between samples changes with what the weights before it look at,
-    and most in the first steps.
+    For any other layer, what grows when it is taken over more steps is a wander of the weights as well. And where the
+    means are far from zero, weights that jump take them along, and in the means alone this looks like another order of
+    the data: weights that turn by a part ``TURN`` of their length move a mean by that part of its distance from zero,
+    and what they may do in this way is counted as expected. So data with a large mean hide their order from a layer
+    with weights before it, unless it comes in blocks, which leave most neighbors alike. And the samples must have been
+    taken after its warm-up: how much of the variance lies between samples changes with what the weights before it look
+    at, and most in the first steps.
     """
     layers, sample, structure = window.layers, window.sample, window.facts.structure
-    rows = torch.full((4, len(layers)), torch.nan, dtype=torch.float64, device="cpu")
+    rows = torch.full((5, len(layers)), torch.nan, dtype=torch.float64, device="cpu")
     result = Independence(*rows)
     if sample is None or structure is None or not structure.places or len(window) < LEAST_PAIRS + 2 * LAG:
         return result
@@ -97,10 +120,11 @@ def independence(window: Window) -> Independence:
         if not good.any():
             continue
         x, expected = x[:, good], expected[good]
-        near = plan.ratio((x[1:] - x[:-1]).square() / 2, expected, 2)
+        moved = expected if still[layer] else expected + _stirred(x)
+        near = plan.ratio(_steps(x), moved, 2)
         far = plan.ratio(_bends(x, LAG), expected, 3)
         if not still[layer]:
-            near, far = _without_drift(x, expected, plan, near, far)
+            near, far = _without_drift(x, expected, moved, plan, near, far)
         excess = max(near, far)
         draws = len(x) * (size - 1) if one_value else looked_at(int(sample.size[layer])) - 1
         if draws < LEAST_DRAWS:
@@ -110,6 +134,7 @@ def independence(window: Window) -> Independence:
         tails = float(sample.input.kurtosis[span].double()[good].nan_to_num(3.0).clamp(min=3.0).median())
         result.chance[layer] = math.exp(3.5 * math.sqrt(3 / len(x) + (tails - 1) / max(draws, 1)))
         result.excess[layer], result.alternation[layer] = excess, _alternation(x)
+        result.since[layer] = _since(_bends(x, LAG) / expected, LAG) if far > near else _since(_steps(x) / moved, 1)
         result.share[layer] = max(excess - 1, 0) / (max(excess - 1, 0) + size)
     return result
 
@@ -162,24 +187,50 @@ def _bends(x: Tensor, lag: int) -> Tensor:
     return (x[2 * lag :] - 2 * x[lag:-lag] + x[: -2 * lag]).square() / 6
 
 
-def _without_drift(x: Tensor, expected: Tensor, plan: _Plan, near: float, far: float) -> tuple[float, float]:
+def _steps(x: Tensor, lag: int = 1) -> Tensor:
+    """The same of first differences."""
+    return (x[lag:] - x[:-lag]).square() / 2
+
+
+def _without_drift(
+    x: Tensor, expected: Tensor, moved: Tensor, plan: _Plan, near: float, far: float
+) -> tuple[float, float]:
     """Take the drift of the weights out of what ``[T, C]`` differ by between neighbors, and four steps apart.
 
     Second differences of neighbors are free of constant speed; their growth from one step to two is that of a random
-    walk. Of what is seen four steps apart, blocks of batches explain no more than their edges; and most neighbors in a
-    block differ like independent batches, where a walk goes on at every step, and is twice as much eight steps apart.
+    walk. Of what is seen four steps apart, blocks of batches explain no more than their edges; most neighbors in a
+    block differ like independent batches, and batches farther apart than four steps differ no more than these.
     """
-    steps, bends = (x[1:] - x[:-1]).square() / 2, _bends(x, 1)
-    bent = plan.ratio(bends, expected, 3)
+    steps, bends = _steps(x), _bends(x, 1)
+    bent, quiet = plan.ratio(bends, moved, 3), float((steps.sum(1) / expected.sum()).quantile(QUIET))
+    walk = float(((moved - expected) / moved).median()) * 2 / 3
+    near = min(near, bent) - min(walk, max(0.0, plan.ratio(_bends(x, 2), moved, 3) - bent))
+    if quiet > 1:
+        return near, near
     if plan.left_out is None:  # in a median over the steps, the edges of blocks would be lost
         edges, turns = (float((d.mean(0) / expected).median()) for d in (steps, bends))
     else:
-        edges, turns = near, bent
-    near = min(near, bent) - max(0.0, plan.ratio(_bends(x, 2), expected, 3) - bent)
-    usual = float((steps.sum(1) / expected.sum()).median())
-    if usual > WALK and plan.ratio(_bends(x, 2 * LAG), expected, 3) > WALK * far:
-        return near, near
+        edges, turns = (plan.ratio(d, expected, n) for d, n in ((steps, 2), (bends, 3)))
+    apart = sum(plan.ratio(_steps(x, lag), expected, 2) for lag in FAR_APART) / len(FAR_APART)
+    far -= max(0.0, apart - plan.ratio(_steps(x, LAG), expected, 2))
     return near, min(far, 1 + LAG * (min(edges, EDGES_BENT * turns) - 1))
+
+
+def _stirred(x: Tensor) -> Tensor:
+    """Variance that weights may give to successive batch means ``[T, C]`` by turning.
+
+    Weights move within what their inputs span; the mean has a part ``a / (1 + a)`` in that, where ``a`` is the square
+    of its distance from zero in deviations.
+    """
+    away = x.mean(0).square().mean()
+    return TURN**2 / 2 * away * away / (1 + away)
+
+
+def _since(ratios: Tensor, lag: int) -> float:
+    """Where ``[T, C]`` ratios of variances rose, by the sum from there to the end (Page 1954)."""
+    gain = (ratios.mean(1) - EDGE_OF_CHANGE).flip(0).cumsum(0).flip(0)
+    at = int(gain.argmax())
+    return float(at + lag if at else 0)
 
 
 def _rounding(window: Window, layer: int) -> Tensor:

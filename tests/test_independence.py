@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from bnmonitor import Alert, Monitor, Severity
 from bnmonitor.facts import Loader
 from bnmonitor.frame import Window
+from bnmonitor.rules import Rule
 from bnmonitor.rules.data.alternating_domains import AlternatingDomains
 from bnmonitor.rules.data.correlated_batches import CorrelatedBatches
-from bnmonitor.testing import make_sample, make_window
+from bnmonitor.testing import make_sample, make_structure, make_window
 
 torch.set_num_threads(1)
 NOISE = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)) / 8
@@ -153,6 +154,43 @@ def test_turns_are_told_from_other_correlation(mean: Tensor, fires: bool) -> Non
     assert bool(AlternatingDomains().check(made(mean))) is fires
 
 
+def jumps(height: float) -> Tensor:
+    """What weights that jump to and fro add to the means, in each channel on its own."""
+    return height * torch.randn(64, 8, generator=torch.Generator().manual_seed(3))
+
+
+def test_weights_that_jump_move_means_only_as_far_as_these_are_from_zero() -> None:
+    assert CorrelatedBatches().check(made(NOISE + jumps(0.5)))
+    assert not CorrelatedBatches().check(made(2.0 + NOISE + jumps(0.5)))
+    in_front = {"chain": False, "facts": {"train_loader": EVEN, "structure": make_structure(distance=0, root=True)}}
+    assert CorrelatedBatches().check(made(2.0 + NOISE + jumps(0.5), **in_front))
+
+
+def test_blocks_of_batches_are_found_however_large_the_mean_is() -> None:
+    [finding] = CorrelatedBatches().check(made(2.0 + NOISE + runs(4, 0.8)))
+    assert finding.severity >= Severity.WARNING
+
+
+@pytest.mark.parametrize("began", [12, 25, 40, 50])
+@pytest.mark.parametrize(
+    ("rule", "other"),
+    [
+        (CorrelatedBatches(), NOISE * 5),
+        (CorrelatedBatches(), NOISE + runs(4, 1.0)),
+        (AlternatingDomains(), NOISE + TURNS),
+    ],
+    ids=["spread", "blocks", "turns"],
+)
+def test_it_is_dated_to_the_batch_with_which_it_began(rule: Rule, other: Tensor, began: int) -> None:
+    mean = torch.cat([NOISE[:began], other[began:]])
+    window = made(mean)
+    findings = rule.check(window)
+    if not findings:  # the older part outweighs the newer yet
+        assert began > 25
+    for finding in findings:
+        assert abs(finding.first_step - window.steps[began]) <= 5
+
+
 # -- real trainings ----------------------------------------------------------------------------------------------------
 
 
@@ -226,7 +264,12 @@ def test_batches_in_no_order_are_left_in_peace(given: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("mean", "optimizer"),
-    [(2.0, {"lr": 0.05, "momentum": 0.9}), (5.0, {"lr": 0.05, "momentum": 0.9})],
+    [
+        (2.0, {"lr": 0.05, "momentum": 0.9}),
+        (5.0, {"lr": 0.05, "momentum": 0.9}),
+        (2.0, {"lr": 0.2}),
+        (5.0, {"lr": 0.2}),
+    ],
 )
 def test_weights_that_wander_on_an_input_that_is_not_centered_are_no_order(mean: float, optimizer: Any) -> None:
     torch.manual_seed(1)
@@ -259,6 +302,26 @@ def test_weights_that_wander_on_an_input_that_is_not_centered_are_no_order(mean:
 )
 def test_data_sorted_by_class_is_found(given: dict[str, Any]) -> None:
     assert list(fit(how="sorted", **given)) == ["BN601"]
+
+
+def test_data_that_come_to_be_sorted_are_dated_to_the_step_when_they_did() -> None:
+    torch.manual_seed(0)
+    x, y = data("breast_cancer")
+    model = network(x)
+    model(x[:4])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    with Monitor(model, optimizer=optimizer, sinks=[], on_alert="log") as monitor:
+        for step in range(200):
+            drawn = torch.randint(len(x), (32,))
+            if step >= 110:
+                mine = (y == step // 2 % 2).nonzero().flatten()
+                drawn = mine[torch.randint(len(mine), (32,))]
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[drawn]), y[drawn]).backward()
+            optimizer.step()
+            monitor.step()
+    [alert] = [alert for alert in monitor.alerts if alert.code == "BN601"]
+    assert abs(alert.first_step - 110) <= 5
 
 
 @pytest.mark.parametrize("given", [{}, {"first": True}, {"name": "wine", "batch": 32}], ids=str)

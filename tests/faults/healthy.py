@@ -27,6 +27,7 @@ from tests.faults.sound import (
     StochasticDepth,
     Target,
     TwinViews,
+    Uncentered,
     Varied,
 )
 from tests.faults.trial import Outcome, Trial
@@ -100,6 +101,9 @@ def _harsh() -> list[Case]:
         *_each("correct-freeze", "residual chain conv1d mlp", Frozen(steps=STEPS, share=0.5)),
         *_each("frozen-statistics", "residual chain squeeze", FrozenStatistics(steps=120), replace(PLAIN, lr=1e-3)),
         *_each("fine-tuning", "residual depthwise mlp conv3d", FineTuning(steps=STEPS), replace(PLAIN, lr=0.01)),
+        *_each(
+            "uncentered", "residual chain conv1d mlp", Uncentered(steps=240), replace(PLAIN, optimizer="plain", lr=0.2)
+        ),
         *_each("pruned", "residual chain mlp", Pruned(steps=STEPS)),
         *_each("re-estimated", "residual mlp depthwise", Reestimated(steps=170)),
         *_each("dropout-in-evaluation", "residual dense", Dropped(steps=120)),

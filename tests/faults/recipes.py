@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "plain": lambda params, lr, decay: torch.optim.SGD(params, lr, weight_decay=decay),
     "sgd": lambda params, lr, decay: torch.optim.SGD(params, lr, 0.9, weight_decay=decay, nesterov=True),
     "adam": lambda params, lr, decay: torch.optim.Adam(params, lr, weight_decay=decay),
     "adamw": lambda params, lr, decay: torch.optim.AdamW(params, lr, weight_decay=decay),

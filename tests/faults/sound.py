@@ -86,6 +86,16 @@ class FineTuning(Injection):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Uncentered(Injection):
+    """Data whose mean dwarfs what they differ by, so that weights which move take the means of the batches along."""
+
+    offset: float = 2.0
+
+    def data(self, data: Data) -> Data:
+        return replace(data, x=data.x + self.offset, x_val=data.x_val + self.offset)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pruned(Injection):
     """A third of the channels of every unit are masked out, from the start."""
 

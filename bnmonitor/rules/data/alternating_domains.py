@@ -72,7 +72,7 @@ class AlternatingDomains(Rule):
             Finding(
                 severity=Severity.WARNING,
                 layer=layer,
-                first_step=window.steps[0],
+                first_step=window.steps[int(known.since[layer])],
                 value=float(known.alternation[layer]),
                 threshold=self.correlation,
                 message="two kinds of batches take turns: the means of successive batches have a correlation of "

@@ -19,7 +19,8 @@ class CorrelatedBatches(Rule):
     At the layers that see the data, with no other layer before them, it compares how much the batch mean changes from
     batch to batch with what the spread of single samples would give if they were drawn independently. A drift of the
     weights cancels in the differences, and batches four steps apart are compared as well, which shows blocks of batches
-    that are alike.
+    that are alike. It began with the batch from which on, to the end of the window, the differences are rather three
+    times as large as expected than as large.
 
     ## Why is this bad?
     Samples in order of their class, windows that overlap, patches of one volume, several copies of one image: each
@@ -56,9 +57,13 @@ class CorrelatedBatches(Rule):
     wanted. Batches that differ in what was done to all their samples alike, as in training at several image sizes, are
     correlated, too. Data that are unshuffled but in no order are silent, and so are sorted data whose classes hardly
     differ in what the layer sees, such as handwritten digits in batches of 32 to 128. An incomplete last batch is left
-    out or counted in, for which the training loader has to be known. Weights that begin
-    to jump are no drift: where there are any before the layer, it is not judged while a rise of the learning rate,
-    fourfold or more from one step to the next, is in the window.
+    out or counted in, for which the training loader has to be known.
+
+    Weights that jump from step to step take the batch means along, the more so the farther these are from zero: on an
+    input that is not centered this exceeds by far what the order of the data does. What weights may do in this way is
+    counted as expected, so that such data have to differ as much to be found, or to come in blocks of batches, in
+    which most neighbors are alike. Behind weights no layer is judged while a rise of the learning rate, fourfold or
+    more from one step to the next, is in the window.
 
     ## References
     Ioffe, Batch Renormalization, 2017; pytorch/pytorch#4741; facebookarchive/C3D#277.
@@ -86,7 +91,7 @@ class CorrelatedBatches(Rule):
                 Finding(
                     severity=Severity.ERROR if error else Severity.WARNING,
                     layer=layer,
-                    first_step=window.steps[0],
+                    first_step=window.steps[int(known.since[layer])],
                     value=value,
                     threshold=self.error_above if error else self.warn_above,
                     message=f"the means of its batches vary {number(value)} times as much as those of independent "
