@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from bnmonitor import Monitor, Severity
+from bnmonitor.rules.running_average.train_eval_gap import TrainEvalGap
 from bnmonitor.samples import Gaps
+from bnmonitor.testing import make_window
 from tests.models import ARCHITECTURES, train
 from tests.test_modes import data, net
 from tests.test_promises import hooks, same
@@ -141,6 +143,16 @@ def test_bn305_stale_statistics_are_seen_in_their_layer() -> None:
             pass
         [alert] = [a for a in monitor.alerts if a.code == "BN305"]
     assert (alert.layers, alert.severity, alert.first_step) == (("4",), Severity.ERROR, 59)
+
+
+@pytest.mark.parametrize(("gap", "severity"), [(0.3, None), (0.45, Severity.WARNING), (0.65, Severity.ERROR)])
+def test_what_batches_differ_by_is_no_gap_of_the_modes(gap: float, severity: Severity | None) -> None:
+    noise = torch.randn(64, 16, generator=torch.Generator().manual_seed(0)) / 4
+    told = Gaps(step=63, gap=torch.tensor([gap]), size=torch.tensor([32]))
+    found = TrainEvalGap().check(make_window(channels=(16,), batch_mean=noise, facts={"gaps": told}))
+    assert [f.severity for f in found] == ([] if severity is None else [severity])
+    assert all(f.threshold > (0.25 if severity is Severity.WARNING else 0.5) for f in found)
+    assert TrainEvalGap().check(make_window(channels=(16,), facts={"gaps": told})), "without noise it is one"
 
 
 def test_a_healthy_training_has_no_gap() -> None:

@@ -85,7 +85,9 @@ def _each(name: str, networks: str, injection: Injection, recipe: Recipe = PLAIN
 def _harsh() -> list[Case]:
     plain, long = Injection(steps=STEPS), Injection(steps=500, evaluate_every=400)
     kept = replace(PLAIN, drop_last=False)
-    gentle = replace(PLAIN, lr=0.01)  # at higher rates the statistics lag, and the probe rightly says so
+    # At .05 the statistics of a residual network lag, and the probe rightly says so: estimated anew, they classify up
+    # to 21 points more of the validation set. At .01 no seed of 0 to 4 is warned of; nor are vectors at .05, rightly.
+    gentle = replace(PLAIN, lr=0.01)
     return [
         *_each("high-rate", "residual chain squeeze mlp conv1d", plain, replace(PLAIN, lr=0.4, schedule="cosine")),
         *_each("last-batch-kept", "residual mlp wine conv3d ghost", plain, kept),
@@ -107,7 +109,8 @@ def _harsh() -> list[Case]:
         *_each("pruned", "residual chain mlp", Pruned(steps=STEPS)),
         *_each("re-estimated", "residual mlp depthwise", Reestimated(steps=170)),
         *_each("dropout-in-evaluation", "residual dense", Dropped(steps=120)),
-        *_each("averaged", "residual mlp", Averaged(steps=STEPS), gentle),
+        *_each("averaged", "residual", Averaged(steps=STEPS), gentle),
+        *(replace(case, seed=1) for case in _each("averaged", "mlp", Averaged(steps=STEPS))),
         *_each("averaged-slowly", "residual conv1d", Averaged(steps=STEPS, decay=0.99), gentle),
         *_each("averaged-anew", "residual mlp depthwise", AveragedAnew(steps=STEPS), gentle),
         *_each("average-swapped", "residual mlp", AveragedSwapped(steps=STEPS), gentle),
@@ -124,6 +127,11 @@ def _harsh() -> list[Case]:
         *_each("stochastic-depth", "preactivation chain transformer", StochasticDepth(steps=STEPS)),
         *_each("mixup", "residual conv1d", Mixup(steps=STEPS)),
         *_each("probed", "residual chain depthwise mlp", Probed(steps=STEPS), ROTATION[0]),
+        *(
+            replace(case, seed=seed)
+            for seed in (1, 3, 4)
+            for case in _each("probed-vectors", "mlp wine ghost", Probed(steps=STEPS))
+        ),
         *_each("sanity-checked", "residual siamese", SanityChecked(steps=100)),
     ]
 
