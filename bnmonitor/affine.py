@@ -12,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 _NODES = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0")
 _packer: Callable[[bool], object] | None = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 
+_PLAIN = {Tensor, nn.Parameter, type(None)}
+
 
 class Affine(NamedTuple):
     """``output = scale * (input - mean) + beta``: ``[channels]`` each, on the layer's device."""
@@ -53,7 +55,7 @@ def affine_of(module: nn.Module, x: Tensor, output: Tensor) -> Affine | None:
 
     Known are calls of PyTorch's own forward whose statistics autograd has kept, or which used the running ones. Not
     known is what another forward did (SyncBatchNorm, an activation within the layer), what a hook has changed, a gamma
-    that is computed, and what float16 may have overflowed in.
+    that is computed or split over the processes, and what float16 may have overflowed in.
     """
     plain = type(module).forward is _BatchNorm.forward and "forward" not in vars(module)
     if not plain or output.dtype == torch.float16 or type(output.grad_fn).__name__ not in _NODES:
@@ -64,6 +66,8 @@ def affine_of(module: nn.Module, x: Tensor, output: Tensor) -> Affine | None:
     mean, scale = statistics
     gamma, beta = module._parameters["weight"], module._parameters["bias"]
     if any(p is not None and p.shape != mean.shape for p in (gamma, beta)):
+        return None
+    if not {type(t) for t in (x, output, mean, gamma, beta)} <= _PLAIN:
         return None
     scale = scale if gamma is None else scale * gamma.detach()
     return Affine(scale, mean, torch.zeros_like(mean) if beta is None else beta.detach())

@@ -157,6 +157,13 @@ class Watch:
         self._renew()
         return True
 
+    def listen(self) -> None:
+        """Take in what the other processes have told by now."""
+        came = self.exchange.result() if self.exchange is not None else None
+        # What was told before the layers changed is of other channels.
+        if came is not None and came.step >= self.steps[0]:
+            self.heard = came
+
     def leave_ranks(self, *, wait: bool) -> None:
         """Tell the other processes nothing more, and wait for what they still tell, or not."""
         exchange, self.exchange = self.exchange, None
@@ -275,10 +282,7 @@ class Watch:
             return None
         if self._sample is not self._sized:
             self._sized, self._baseline = self._sample, baseline.sampled(self._baseline, self._sampling.samples)
-        if self.exchange is not None:
-            came = self.exchange.result()
-            # What was told before the layers changed is of other channels.
-            self.heard = came if came is not None and came.step >= self.steps[0] else self.heard
+        self.listen()
         known = self._facts(optimizers, run or RunFacts(), self.steps, self._ring.rates)
         known = replace(
             known,
