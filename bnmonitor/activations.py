@@ -50,7 +50,9 @@ class Sampler:
         self._tracer = Tracer()
         self._forget: Callable[[], None] = lambda: None
         self.interrupted = False
-        """Whether a compilation began while the hooks were in place, which ended the sample."""
+        """Whether a compilation began while the hooks were in place, or looking failed, which ended the sample."""
+        self.failure = ""
+        """What went wrong in looking at an activation; empty if nothing did."""
 
     @property
     def attached(self) -> bool:
@@ -99,8 +101,12 @@ class Sampler:
         self._release()
 
     def _saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._tracer.saw(module, args, output)
-        self._reduce(module, args, output)
+        try:
+            self._tracer.saw(module, args, output)
+            self._reduce(module, args, output)
+        except Exception as error:  # this is within the model's forward: no training ends for what cannot be looked at
+            self.failure = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            self._interrupt()
 
     @torch.no_grad()
     def _reduce(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

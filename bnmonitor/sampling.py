@@ -43,13 +43,15 @@ class Sampling:
 
     def begin(self) -> None:
         """See anew whether samples can be taken."""
-        self._unseen = False
+        self._unseen, self._failure = False, ""
         self.blocked = self._why_blocked()
         """Why no hook is placed; empty if they are."""
 
     def _why_blocked(self) -> str:
         if not self._every:
             return "needs activation samples, and sample_every_n_steps is 0"
+        if self._failure:
+            return f"needs activation samples, and to look at one ended in {self._failure}"
         compiled = any(is_compiled(model) for model in self._models.values())
         return "needs activation samples, which torch.compile does not let through" if compiled else ""
 
@@ -84,7 +86,10 @@ class Sampling:
             self.probe.detach()
         if not self.sampler.attached:
             return
-        self._again = self.sampler.interrupted
+        if self.sampler.failure:
+            self._failure = self.sampler.failure
+            self.blocked = self._why_blocked()
+        self._again = self.sampler.interrupted and not self._failure
         sample = self.sampler.take(step, layers, modules)
         # The first step of a resumed run is sampled for what no checkpoint keeps, the graph: its numbers are not due.
         extra, self._resumed = self._resumed and (count - 1) % self._every != 0, False
