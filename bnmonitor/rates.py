@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bnmonitor._text import number
 from bnmonitor.frame import Window
 
 SUDDEN = 4.0
@@ -22,3 +23,12 @@ def rises(window: Window) -> list[int]:
 def rise(window: Window, step: int) -> int | None:
     """The latest such step shortly before a step; None: there is none."""
     return max((raised for raised in rises(window) if step - SOON <= raised < step), default=None)
+
+
+def retreat(window: Window, step: int, otherwise: str) -> str:
+    """What to do first about what began at a step: take back such a rise if it was just before, else something else."""
+    raised = rise(window, step + 1)
+    if raised is None:
+        return otherwise
+    low = number(window.facts.learning_rates[window.steps.index(raised) - 1])
+    return f"go back to a learning rate of {low}"

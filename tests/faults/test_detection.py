@@ -1,5 +1,7 @@
 """Every injection once, each on one network; benchmarks/detection.py runs them on all."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.faults.catalogue import INJECTIONS, example
@@ -24,6 +26,18 @@ def test_one_layer_of_two_that_jumps_is_not_taken_for_a_learning_rate() -> None:
     outcome = Trial(NETWORKS["wine"], injection=INJECTIONS["weights-x30"]).run()
     assert outcome.right_layer
     assert "BN704" not in outcome.others()
+
+
+@pytest.mark.parametrize(("network", "seed"), [("conv1d", 2), ("mlp", 0), ("chain", 2)])
+def test_a_rate_raised_a_thousandfold_is_named_whatever_it_breaks_first(network: str, seed: int) -> None:
+    fault = replace(INJECTIONS["rate-x100"], factor=1000.0)
+    outcome = Trial(NETWORKS[network], injection=fault, seed=seed).run()
+    told = [a for a in outcome.told if a["level"] > 10 and a["opened"] >= fault.onset]
+    assert told
+    first = min(a["opened"] for a in told)
+    at_once = [a for a in told if a["opened"] == first]
+    assert all("50" in a["message"] and "0.05" in a["message"] for a in at_once), at_once
+    assert all("go back to a learning rate of 0.05" in a["advice"] for a in at_once), at_once
 
 
 def test_the_same_seed_gives_the_same_outcome() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from bnmonitor._text import count, number
 from bnmonitor.frame import Window
+from bnmonitor.rates import retreat
 from bnmonitor.rules.base import Finding, Rule, Severity, run_note
 
 MAD = 1.4826
@@ -139,7 +140,8 @@ class VarianceExplosion(Rule):
             message=f"batch variance of {count(len(channels), 'channel')} is up to {number(factor)} times what it was "
             f"(limit {number(self.error_factor if error else self.warn_factor)})"
             f"{run_note(window, layer, step)}",
-            advice="lower the peak learning rate or clip gradients: Trainer(gradient_clip_val=1.0); "
+            advice=f"{retreat(window, step, 'lower the peak learning rate')} or clip gradients: "
+            "Trainer(gradient_clip_val=1.0); "
             "if only the first layer is concerned, look at the data of that step",
         )
 

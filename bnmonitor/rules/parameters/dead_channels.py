@@ -10,7 +10,8 @@ import torch
 from bnmonitor._text import number
 from bnmonitor.frame import Window
 from bnmonitor.measures import median, share
-from bnmonitor.rules.base import Finding, Rule, Severity, first
+from bnmonitor.rates import retreat
+from bnmonitor.rules.base import Finding, Rule, Severity, first, rate_note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,15 +129,16 @@ class DeadChannels(Rule):
         off = self._negative(window)[:, span][:, mine] | (
             window.gamma[:, span][:, mine].abs() < self.gamma_share * window.baseline.gamma[span][mine].abs()
         )
+        step = first(off.double().mean(1) * part > self.info_share, window)
         return Finding(
             severity=severity,
             layer=layer,
             channels=channels,
-            first_step=first(off.double().mean(1) * part > self.info_share, window),
+            first_step=step,
             value=part,
             threshold=limit,
             message=f"{len(channels)} of {window.layers.channels[layer]} channels ({number(100 * part)} %) are "
-            "switched off by gamma or beta and get no gradient",
-            advice="lower the learning rate or lengthen its warm-up, and take weight decay off gamma and beta: "
-            "bnmonitor.remedies.parameter_groups(model, weight_decay=...)",
+            f"switched off by gamma or beta and get no gradient{rate_note(window, step)}",
+            advice=f"{retreat(window, step, 'lower the learning rate or lengthen its warm-up')}, and take weight "
+            "decay off gamma and beta: bnmonitor.remedies.parameter_groups(model, weight_decay=...)",
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from bnmonitor._text import count, number
 from bnmonitor.frame import Window
 from bnmonitor.measures import median
+from bnmonitor.rates import retreat
 from bnmonitor.rules.base import Finding, Rule, Severity, onset, rate_note
 
 
@@ -116,5 +117,6 @@ class GammaExplosion(Rule):
             value=factor if by_growth else far,
             threshold=self.growth if by_growth else self.spread,
             message=f"gamma of {count(len(channels), 'channel')} is up to {largest}, {what}{rate_note(window, step)}",
-            advice="lower the learning rate of gamma, or clip gradients: Trainer(gradient_clip_val=1.0)",
+            advice=f"{retreat(window, step, 'lower the learning rate of gamma')}, or clip gradients: "
+            "Trainer(gradient_clip_val=1.0)",
         )
