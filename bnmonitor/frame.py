@@ -170,6 +170,10 @@ class Window:
         rows = {name: getattr(self, name)[-steps:] for name in CHANNEL_STATISTICS + LAYER_STATISTICS}
         return replace(self, steps=self.steps[-steps:], fresh=min(self.fresh, steps), **rows)
 
+    def snapshot(self) -> Window:
+        """Return the same window, which later steps do not change."""
+        return replace(self, **{name: getattr(self, name).clone() for name in CHANNEL_STATISTICS + LAYER_STATISTICS})
+
     def ran_in_training(self) -> Tensor:
         """``[L]`` bool: the layer's own forward ran in training, as far as the last sample tells."""
         called = self.ledger.called

@@ -6,7 +6,9 @@ import ctypes
 import logging
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -30,11 +32,38 @@ PATIENCE = 5.0
 GATHERING = 30.0
 """Seconds for which a process waits at the beginning for the others; one that never calls must not hold up the rest."""
 
+UNANSWERED = 8
+"""Exchanges that may be on their way at a time; more of them, and the others are taken not to answer any more."""
+
 _made = 0
 _CHANNEL_ROWS = 9
 _LAYER_ROWS = 2
 _HEAD = 3
 _DIFFERENT = "they watch different layers"
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """What this process has told, and what it knew then; kept until all have answered.
+
+    Whoever lets go of a group waits for what is on its way there, and so would the interpreter at its end. So the group
+    and the payload are held until :meth:`arrived`, or for as long as the process lives.
+    """
+
+    held: Any
+    work: Any
+    payload: Tensor
+    window: Window
+    overwritten: bool
+
+    @classmethod
+    def made(cls, group: Any, work: Any, payload: Tensor, window: Window, overwritten: bool) -> _Offer:
+        held = ctypes.py_object((group, work, payload))
+        ctypes.pythonapi.Py_IncRef(held)
+        return cls(held, work, payload, window.last(2).snapshot(), overwritten)
+
+    def arrived(self) -> None:
+        ctypes.pythonapi.Py_DecRef(self.held)
 
 
 class RankExchange:
@@ -73,8 +102,7 @@ class RankExchange:
         self._overwrites = broadcast_of(overwrites) if isinstance(overwrites, nn.Module) else overwrites
         self._parallel = getattr(self._overwrites, "__self__", None)
         self._world, self._first = dist.get_world_size(), dist.get_rank() == 0
-        self._pending: tuple[Any, Tensor, Window, bool] | None = None
-        self._held: Any = None
+        self._pending: deque[_Offer] = deque()
         self._coming = self._comes()
         self.overwritten = False
         """Whether the last step began with the buffers of another process in all but one of them."""
@@ -88,11 +116,18 @@ class RankExchange:
 
     @torch.no_grad()
     def offer(self, window: Window) -> None:
-        """Tell the others of the last step of a window, unless they have not answered the last time yet."""
-        if self.failure or self._pending is not None:
+        """Tell the others of the last step of a window.
+
+        It is never put off until they have answered the last time, as they may have heard of each other already: what
+        one of them tells would meet what the others tell of another step.
+        """
+        if self.failure:
             return
         if self.overwritten and not self._from_first():
             return  # in every process alike: none knows the state that all of them began with
+        if len(self._pending) == UNANSWERED:
+            self._fail(f"they have not answered the last {UNANSWERED} times")
+            return
         own = pack(window, overwritten=self.overwritten)
         payload = torch.zeros(self._room, dtype=own.dtype, device="cpu")
         if len(own) <= self._room:
@@ -102,26 +137,27 @@ class RankExchange:
         except (RuntimeError, ValueError) as error:
             self._fail(error)
             return
-        # Whoever lets go of a group waits for what is on its way there, and so would the interpreter at its end.
-        self._held = ctypes.py_object((self._group, work, payload))
-        ctypes.pythonapi.Py_IncRef(self._held)
-        self._pending = work, payload, window.last(2), self.overwritten
+        self._pending.append(_Offer.made(self._group, work, payload, window, self.overwritten))
 
     @torch.no_grad()
     def result(self) -> RankStatistics | None:
-        """Return what came of the last offer, once, if all have answered by now."""
-        if self._pending is None or not self._pending[0].is_completed():
-            return None
-        work, payload, window, overwritten = self._pending
-        self._arrived()
+        """Return what came of the latest offer that all have answered by now, once."""
+        found = None
+        while self._pending and self._pending[0].work.is_completed():
+            offer = self._pending.popleft()
+            offer.arrived()
+            found = None if self.failure else self._told(offer)
+        return found
+
+    def _told(self, offer: _Offer) -> RankStatistics | None:
         try:
-            work.wait()
+            offer.work.wait()
         except RuntimeError as error:
             self._fail(error)
             return None
-        found = unpack(payload, window, world_size=self._world, overwritten=overwritten)
+        found = unpack(offer.payload, offer.window, world_size=self._world, overwritten=offer.overwritten)
         if found is None:
-            self._fail(_difference(payload, window, self._world))
+            self._fail(_difference(offer.payload, offer.window, self._world))
         return found
 
     def close(self, *, wait: bool = True) -> None:
@@ -132,21 +168,16 @@ class RankExchange:
         Args:
             wait: False: do not wait for it at all.
         """
-        if self._pending is not None:
-            work, until = self._pending[0], time.monotonic() + PATIENCE * wait
-            while not work.is_completed():
-                if time.monotonic() >= until:
-                    return
-                time.sleep(0.01)
-            self._arrived()
+        until = time.monotonic() + PATIENCE * wait
+        while not all(offer.work.is_completed() for offer in self._pending):
+            if time.monotonic() >= until:
+                return
+            time.sleep(0.01)
+        while self._pending:
+            self._pending.popleft().arrived()
         group, self._group = self._group, None
         if dist.is_initialized() and group is not None:
             dist.destroy_process_group(group)
-
-    def _arrived(self) -> None:
-        """Nothing is on its way any more."""
-        held, self._held, self._pending = self._held, None, None
-        ctypes.pythonapi.Py_DecRef(held)
 
     def _comes(self) -> bool:
         return self._overwrites is not None and bool(self._overwrites())
@@ -178,11 +209,14 @@ def _apart(seconds: float, room: int) -> str:
     _made += 1
     key, until = f"bnmonitor/{_made}", time.monotonic() + seconds
     store = dist.distributed_c10d._get_default_store()
-    alike, world = store.add(f"{key}/room/{room}", 1), dist.get_world_size()
+    world = dist.get_world_size()
+    store.add(f"{key}/room/{room}", 1)
     complete = store.add(f"{key}/count", 1) == world
+    # Asked once all have come: whoever comes last need not have been the last to say how much it tells.
+    alike = store.add(f"{key}/room/{room}", 0) == world
     while not complete and time.monotonic() < until and not store.check([f"{key}/decision"]):
         time.sleep(0.01)
-    mine = ("together" if alike == world else "different") if complete else "incomplete"
+    mine = ("together" if alike else "different") if complete else "incomplete"
     reasons = {
         "together": "",
         "different": _DIFFERENT,

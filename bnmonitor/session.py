@@ -150,7 +150,7 @@ class Session:
         window = judged or self.watch.window(self.optimizers, self.facts, wait=False)
         self.responder.tell("frame", self._summarize(window))
         if self.watch.exchange is not None and window is not None and not last:
-            self.watch.listen()  # as late as can be: nothing more is told before the last answer has come
+            self.watch.listen()  # what came in while the window was judged
             self.watch.exchange.offer(window)
 
     def check(self, evaluation: str = "", *, wait: bool = False) -> Window | None:

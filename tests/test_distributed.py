@@ -158,6 +158,12 @@ def test_a_process_without_a_monitor_is_not_waited_for(runs: Path) -> None:
     assert "not every one of them called share_ranks()" in second["failure"]
 
 
+def test_what_one_process_tells_meets_what_the_others_tell_of_the_same_step(runs: Path) -> None:
+    for process in seen(runs, "late"):
+        assert process["failure"] == ""
+        assert process["heard"][-2:] == [20, 30]
+
+
 def test_a_process_that_never_answers_is_not_waited_for(runs: Path) -> None:
     (first,) = seen(runs, "silent")
     assert first["results"] == [None] * 40

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from bnmonitor.frame import Window
-from bnmonitor.ranks import pack, unpack
+from bnmonitor.ranks import _apart, pack, unpack
 from bnmonitor.testing import make_window
 
 CHANNELS, MOMENTUM = (3, 2), 0.1
@@ -96,3 +98,43 @@ def test_a_process_without_a_batch_counts_for_nothing() -> None:
     found = unpack(total, windows[0], world_size=3, overwritten=False)
     assert found is not None
     torch.testing.assert_close(found.batch_mean, data[:2].flatten(0, 1).mean(0), rtol=1e-9, atol=0)
+
+
+class _Interleaved:
+    """A store in which the second process does all that it does before the first one is counted."""
+
+    def __init__(self, second: Callable[[], None]) -> None:
+        self.numbers: dict[str, int] = {}
+        self.decision = b""
+        self._second: Callable[[], None] | None = second
+
+    def add(self, key: str, amount: int) -> int:
+        key = key.partition("/")[2].partition("/")[2]
+        second, self._second = (self._second, None) if key == "count" else (None, self._second)
+        if second is not None:
+            second()
+        self.numbers[key] = self.numbers.get(key, 0) + amount
+        return self.numbers[key]
+
+    def check(self, keys: list[str]) -> bool:
+        return bool(self.decision)
+
+    def compare_set(self, key: str, expected: str, new: str) -> bytes:
+        self.decision = self.decision or new.encode()
+        return self.decision
+
+
+@pytest.mark.parametrize(("rooms", "why"), [((40, 40), ""), ((40, 41), "they watch different layers")])
+def test_processes_that_come_at_the_same_time_agree(
+    rooms: tuple[int, int], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last to be counted need not have been the last to say how much it tells."""
+
+    def second() -> None:
+        store.add(f"bnmonitor/0/room/{rooms[1]}", 1)
+        store.add("bnmonitor/0/count", 1)
+
+    store = _Interleaved(second)
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    assert _apart(5.0, rooms[0]) == why

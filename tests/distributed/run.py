@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,43 @@ def _silent(rank: int, directory: Path) -> None:
     dist.destroy_process_group()
 
 
+def late(directory: Path) -> None:
+    """The second process tells the first two steps only when the first has gone on to the second."""
+    directory.mkdir(parents=True)
+    torch.multiprocessing.start_processes(_late, args=(directory,), nprocs=2, start_method="fork")
+
+
+def _late(rank: int, directory: Path) -> None:
+    store = dist.FileStore(str(directory / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    window = make_window(channels=(3, 2), steps=4)
+    exchange = RankExchange(window.layers)
+    heard: list[int] = []
+
+    def tell(step: int) -> None:
+        exchange.offer(replace(window, steps=tuple(range(step - 3, step + 1))))
+
+    def hear(step: int) -> None:
+        until = time.monotonic() + 20
+        while step not in heard and not exchange.failure and time.monotonic() < until:
+            found = exchange.result()
+            heard.extend([] if found is None else [found.step])
+            time.sleep(0.01)
+
+    if rank == 0:
+        tell(10), tell(20)
+    store.add("gone on", 1 - rank)
+    while store.add("gone on", 0) == 0:
+        time.sleep(0.01)
+    if rank == 1:
+        tell(10), hear(10), tell(20)
+    hear(20), tell(30), hear(30)
+    torch.save({"heard": heard, "failure": exchange.failure}, directory / f"{rank}.pt")
+    exchange.close()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
 BROADCAST = {"broadcast_buffers": True}
 OWN = {"broadcast_buffers": False}
 
@@ -289,6 +327,7 @@ CASES: dict[str, Callable[[Path], None]] = {
     "joined": joined,
     "absent": absent,
     "silent": silent,
+    "late": late,
     "raise": lambda d: case(d, net={"poison": 9}, monitor={"on_alert": "raise"}),
 }
 
