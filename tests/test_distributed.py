@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from tests.distributed.run import CASES, LOG_EVERY, STEPS
+from tests.processes import run_cases, seen
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or not dist.is_gloo_available(), reason="forks processes that talk over gloo"
@@ -20,18 +19,7 @@ TRUE_TO = 5e-6
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case of :mod:`tests.distributed.run`, run once."""
-    directory = tmp_path_factory.mktemp("distributed")
-    command = [sys.executable, "-m", "tests.distributed.run", str(directory), *CASES]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return directory
-
-
-def seen(runs: Path, case: str) -> list[dict[str, Any]]:
-    """What each process of a case saw, the first one first."""
-    error = runs / case / "error.txt"
-    assert not error.exists(), error.read_text()
-    return [torch.load(p, weights_only=False) for p in sorted((runs / case).glob("*.pt"))]
+    return run_cases("run", tmp_path_factory.mktemp("run"), CASES, timeout=300)
 
 
 @pytest.mark.parametrize(("watched", "bare"), [("broadcast", "broadcast-unwatched"), ("own", "own-unwatched")])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from tests.distributed.exits import CASES, LONGER
+from tests.processes import run_cases
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or not dist.is_gloo_available(), reason="forks processes that talk over gloo"
@@ -21,11 +21,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case of :mod:`tests.distributed.exits`, run once."""
-    directory = tmp_path_factory.mktemp("exits")
-    command = [sys.executable, "-m", "tests.distributed.exits", str(directory), *CASES]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return directory
+    return run_cases("exits", tmp_path_factory.mktemp("exits"), CASES, timeout=200)
 
 
 def said(runs: Path, case: str) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.optim import SGD
 
 from bnmonitor import Monitor
 from bnmonitor.groups import groups_of, trains_copies
+from tests.processes import assert_exact, run_cases, seen
 
 STEPS = 24
 WAYS = [
@@ -35,19 +35,8 @@ trained = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every way of :mod:`tests.distributed.zero`, run once with a monitor and once without."""
-    directory = tmp_path_factory.mktemp("zero")
     cases = [*WAYS, *(f"{way}-unwatched" for way in WAYS)]
-    command = [sys.executable, "-m", "tests.distributed.zero", str(directory), *cases]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return directory
-
-
-def seen(runs: Path, case: str) -> list[dict[str, Any]]:
-    """What each process of a case saw, the first one first."""
-    error = runs / case / "error.txt"
-    assert not error.exists(), error.read_text()
-    return [torch.load(p, weights_only=False) for p in sorted((runs / case).glob("*.pt"))]
+    return run_cases("zero", tmp_path_factory.mktemp("zero"), cases)
 
 
 @trained
@@ -62,16 +51,7 @@ def test_it_does_not_change_a_training_with_deepspeed(runs: Path, case: str) -> 
 @pytest.mark.parametrize("case", WAYS)
 def test_statistics_are_exact(runs: Path, case: str) -> None:
     for process in seen(runs, case):
-        assert process["failed"] == ""
-        compared = 0
-        for layer, history in process["history"].items():
-            for row, step in enumerate(process["steps"]):
-                x = process["inputs"].get(step, {}).get(layer.removeprefix("net."))
-                if x is not None:
-                    compared += 1
-                    assert float(((history["batch_mean"][row] - x.mean(0)) / x.std(0)).abs().max()) < 2e-5
-                    assert float((history["batch_var"][row] / x.var(0) - 1).abs().max()) < 2e-5
-        assert compared >= STEPS
+        assert_exact(process, STEPS)
 
 
 @trained
