@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+
+logger = logging.getLogger("bnmonitor")
 
 _graph_task: Callable[[], int] | None = getattr(torch._C, "_current_graph_task_id", None)
 
@@ -34,14 +37,28 @@ class Hook:
         self._module, self._call, self._own = module, call, own
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Pass the call on if it is the watched module's own, and real."""
-        if module is self._module and not torch.compiler.is_compiling() and (self._own or not Hook.deaf):
+        """Pass the call on if it is the watched module's own, and real.
+
+        This is within the model's forward: what fails here is told and left alone from then on, and ends no training.
+        """
+        if module is not self._module or torch.compiler.is_compiling() or (Hook.deaf and not self._own):
+            return
+        try:
             self._call(module, args, output)
+        except Exception as error:
+            if self._own:
+                raise
+            self._call = _nothing
+            logger.warning("bnmonitor looks at %s no more: %s: %s", type(module).__name__, type(error).__name__, error)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Copied or pickled, it becomes a function of the standard library that takes anything and does nothing: a
         # model that is saved while it is watched loads where bnmonitor is not installed.
         return getattr, (nullcontext(), "__exit__")
+
+
+def _nothing(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    pass
 
 
 @contextmanager

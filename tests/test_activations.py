@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bnmonitor import Monitor
 from bnmonitor.activations import Sampler
+from bnmonitor.hooks import Hook
 from bnmonitor.layers import discover
 from bnmonitor.samples import Moments, Sample
 from bnmonitor.structure import Structure
@@ -398,3 +399,24 @@ def test_a_layer_that_cannot_be_looked_at_ends_the_samples_and_not_the_training(
         assert len(monitor.history("1", "batch_mean")) == 12
     assert any("to look at one ended in RuntimeError: no such kernel" in why for why in skipped.values())
     assert not [alert for alert in monitor.alerts if alert.code == "BN001"]
+
+
+def test_a_hook_that_fails_is_told_of_once_and_ends_no_forward(caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[int] = []
+
+    def fails(module: nn.Module, args: Any, output: Any) -> None:
+        calls.append(1)
+        raise ValueError("not this one")
+
+    layer = nn.BatchNorm1d(2)
+    layer.register_forward_hook(Hook(layer, fails))
+    with caplog.at_level("WARNING", "bnmonitor"):
+        assert [layer(torch.randn(4, 2)).shape for _ in range(3)] == [(4, 2)] * 3
+    assert calls == [1]
+    assert [record.getMessage() for record in caplog.records] == [
+        "bnmonitor looks at BatchNorm1d no more: ValueError: not this one"
+    ]
+    own = nn.BatchNorm1d(2)
+    own.register_forward_hook(Hook(own, fails, own=True))
+    with pytest.raises(ValueError, match="not this one"):
+        own(torch.randn(4, 2))
