@@ -52,7 +52,9 @@ FEW_BATCHES = 8
 
 @dataclass(frozen=True)
 class Independence:
-    """How the batches of each layer that sees the data differ; all ``[L]``, NaN where it is not known.
+    """How the batches of each layer that sees the data differ, where that is more than chance makes.
+
+    All ``[L]``, NaN where it is no more, or not known.
 
     Attributes:
         excess: Variance of the batch mean from batch to batch, over what independent samples would give: about 1 if
@@ -107,33 +109,32 @@ def independence(window: Window) -> Independence:
     steady = torch.tensor(not rises(window), device="cpu")
     judged &= still | (steady & (updates >= LEAST_WARM_UP))
     for layer in judged.nonzero().flatten().tolist():
-        plan = _plan(window, layer)
-        if plan is None:
-            continue
-        span, size = layers.span(layer), float(sizes[layer])
-        var = window.batch_var[:, span].double().mean(0)
+        plan, span, size = _plan(window, layer), layers.span(layer), float(sizes[layer])
         one_value = bool(sample.size[layer] == sample.values[layer])
+        draws = len(window) * (size - 1) if one_value else looked_at(int(sample.size[layer])) - 1
+        if plan is None or draws < LEAST_DRAWS:
+            continue
+        var = window.batch_var[:, span].double().mean(0)
         between = 1.0 if one_value else sample.between[span].double() / sample.input.var[span].double()
         expected = between / size * plan.factor + _rounding(window, layer) / var
         x = window.batch_mean[:, span].double() / var.sqrt()
         good = (var > FLAT * layers.eps[layer]) & expected.isfinite() & (expected > 0) & x.isfinite().all(0)
         if not good.any():
             continue
+        # A variance over n values is off by (kurtosis - 1) / n, relative and squared; successive differences have two
+        # thirds of the degrees of freedom of as many independent values.
+        tails = float(sample.input.kurtosis[span].double()[good].nan_to_num(3.0).clamp(min=3.0).median())
+        chance = math.exp(3.5 * math.sqrt(3 / len(window) + (tails - 1) / draws))
         x, expected = x[:, good], expected[good]
         moved = expected if still[layer] else expected + _stirred(x)
         near = plan.ratio(_steps(x), moved, 2)
         far = plan.ratio(_bends(x, LAG), expected, 3)
+        if max(near, far) <= chance:  # as nearly always; without the drift both are still less
+            continue
         if not still[layer]:
             near, far = _without_drift(x, expected, moved, plan, near, far)
         excess = max(near, far)
-        draws = len(x) * (size - 1) if one_value else looked_at(int(sample.size[layer])) - 1
-        if draws < LEAST_DRAWS:
-            continue
-        # A variance over n values is off by (kurtosis - 1) / n, relative and squared; successive differences have two
-        # thirds of the degrees of freedom of as many independent values.
-        tails = float(sample.input.kurtosis[span].double()[good].nan_to_num(3.0).clamp(min=3.0).median())
-        result.chance[layer] = math.exp(3.5 * math.sqrt(3 / len(x) + (tails - 1) / max(draws, 1)))
-        result.excess[layer], result.alternation[layer] = excess, _alternation(x)
+        result.chance[layer], result.excess[layer], result.alternation[layer] = chance, excess, _alternation(x)
         result.since[layer] = _since(_bends(x, LAG) / expected, LAG) if far > near else _since(_steps(x) / moved, 1)
         result.share[layer] = max(excess - 1, 0) / (max(excess - 1, 0) + size)
     return result

@@ -18,8 +18,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from bnmonitor._text import nearest
+from bnmonitor.segments import Segments
 from bnmonitor.sharding import flat_parameters, is_split, shards_of, together, unwrapped
-from bnmonitor.statistics import Segments
 
 Family = Literal["batch", "instance", "frozen"]
 """Whose statistics a layer normalizes with: those of the batch, of each sample alone, or fixed ones."""

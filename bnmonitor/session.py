@@ -44,6 +44,7 @@ class Session:
         self, settings: Settings, watch: Watch, facts: RunFacts, sinks: Sequence[Sink], log_dir: Path | None
     ) -> None:
         self.settings, self.watch, self.facts = settings, watch, facts
+        self._chosen = settings.chosen_rules()
         self.optimizers: list[Optimizer] = []
         self.book = AlertBook([])
         self.responder = Responder(
@@ -115,8 +116,7 @@ class Session:
         folder = self.run.get("log_dir")
         if self.black_box is None and folder is not None:
             self.black_box = BlackBox(Path(folder))
-        chosen = self.settings.chosen_rules()
-        self.book.rules = [rule for rule in chosen if rule.code not in self.book.broken]
+        self.book.rules = [rule for rule in self._chosen if rule.code not in self.book.broken]
         self.book.special = self.settings.special_rules()
         self.responder.tell("open", Run(layers=self.watch.layers, sinks=self.responder.sinks, **self.run))
 
@@ -133,7 +133,7 @@ class Session:
     def skipped(self) -> dict[str, str]:
         """Rules whose needs are not met now, by name, with the reason."""
         absent = self.absent()
-        return {rule.name: why for rule in self.settings.chosen_rules() if (why := unmet(rule.needs, absent))}
+        return {rule.name: why for rule in self._chosen if (why := unmet(rule.needs, absent))}
 
     def summary(self, epoch: int | None = None) -> Summary:
         """Return how every layer is now."""

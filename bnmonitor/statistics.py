@@ -1,15 +1,13 @@
-"""Pure tensor functions over the flat channel axis: recovery, segments, robust reductions.
+"""Pure tensor functions over the flat channel axis: recovery and robust reductions over steps.
 
 Shapes: ``C`` channels of all layers end to end, ``L`` layers, ``T`` steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import IntEnum
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 
@@ -109,87 +107,9 @@ def middle_over_steps(rows: Tensor) -> Tensor:
     be wild, and it costs a few passes where a median would sort each column.
     """
     # What passes NaN over is several times slower.
-    low, high = (torch.minimum, torch.maximum) if _complete(rows) else (torch.fmin, torch.fmax)
+    low, high = (torch.minimum, torch.maximum) if not rows.sum().isnan() else (torch.fmin, torch.fmax)
     while len(rows) > 2:
         third = len(rows) // 3
         a, b, c = rows[:third], rows[third : 2 * third], rows[2 * third : 3 * third]
         rows = high(low(a, b), low(high(a, b), c))
     return low(rows[0], rows[-1])
-
-
-class Segments:
-    """Reductions over the channels of each layer, for layers laid end to end: ``[..., C]`` to ``[..., L]``.
-
-    Args:
-        channels: Number of channels of each layer.
-    """
-
-    def __init__(self, channels: Sequence[int]) -> None:
-        counts = torch.tensor(channels, dtype=torch.int64, device="cpu")
-        self._layers, self._total = len(channels), int(counts.sum())
-        self._offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        self.sizes = counts.clamp(min=1)
-        """Channels of each layer, 1 at least: ``[L]`` int64."""
-        # Layers of one width are one matrix, so that a median is one call for all of them.
-        self._by_width: list[tuple[Tensor, Tensor]] = []
-        for width in sorted(set(channels) - {0}):
-            same = (counts == width).nonzero().flatten()
-            at = self._offsets[same, None] + torch.arange(width, device="cpu")
-            self._by_width.append((same, at))
-
-    def count(self, mask: Tensor) -> Tensor:
-        """How many channels of each layer are set in a mask: int64."""
-        ends = F.pad(mask.cumsum(-1, dtype=torch.int32), (1, 0))[..., self._offsets]
-        return ends.diff(dim=-1).long()
-
-    def any(self, mask: Tensor) -> Tensor:
-        """Whether a channel of each layer is set in a mask."""
-        return self.count(mask) > 0
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum of each layer's values. NaN is passed over."""
-        return self._reduce(values if _complete(values) else values.where(~values.isnan(), 0.0), "sum", 0.0)
-
-    def mean(self, values: Tensor) -> Tensor:
-        """Mean of each layer's values. NaN is passed over; a layer of only NaN gives NaN."""
-        if _complete(values):
-            return (self._reduce(values, "sum", 0.0) / self.sizes).where(self._offsets.diff() > 0, torch.nan)
-        known = self.count(~values.isnan())
-        return (self.sum(values) / known.clamp(min=1)).where(known > 0, torch.nan)
-
-    def max(self, values: Tensor) -> Tensor:
-        """Largest value of each layer. NaN is passed over; a layer of only NaN gives NaN."""
-        if _complete(values):
-            return self._reduce(values, "max", -torch.inf).where(self._offsets.diff() > 0, torch.nan)
-        known = ~values.isnan()
-        top = self._reduce(values.where(known, -torch.inf), "max", -torch.inf)
-        return top.where(self.any(known), torch.nan)
-
-    def median(self, values: Tensor) -> Tensor:
-        """Middle value of each layer, the lower of two: ``[C]`` to ``[L]``. NaN is passed over; only NaN gives NaN."""
-        out = values.new_full((self._layers,), torch.nan)
-        complete = _complete(values)
-        for layers, at in self._by_width:
-            rows = values[at]
-            out[layers] = _middle(rows) if complete else rows.nanmedian(1).values
-        return out
-
-    def _reduce(self, values: Tensor, how: str, initial: float) -> Tensor:
-        lead = values.shape[:-1]
-        if not self._total:
-            return values.new_full((*lead, self._layers), initial)
-        offsets = self._offsets.expand(*lead, -1).contiguous()
-        return torch.segment_reduce(values.contiguous(), how, offsets=offsets, axis=-1 % values.dim(), initial=initial)
-
-
-def _complete(values: Tensor) -> bool:
-    """Whether no value is NaN. A sum that is no NaN has no NaN in it: that costs a tenth of looking for one."""
-    return not bool(values.sum().isnan())
-
-
-def _middle(rows: Tensor) -> Tensor:
-    """Lower middle of each row of a matrix without NaN; NumPy's partition is several times faster than a median."""
-    import numpy as np
-
-    at = (rows.shape[1] - 1) // 2
-    return torch.from_numpy(np.partition(rows.detach().numpy(), at, axis=1)[:, at].copy())

@@ -108,24 +108,21 @@ def summarize(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str
         "values": window.baseline.values,
         "training": window.training.float().mean(0),
     }
-    settled = (measures.settled(window) | ~window.training[-1]).tolist()
-    reasons = window.recovery.amin(0).tolist()
-    rows = tuple(
-        LayerSummary(
-            name=layers.names[i],
-            channels=layers.channels[i],
-            health=float(health[i]),
-            training=bool(window.training[-1, i]),
-            settled=settled[i],
-            batch_var=tuple(course[:, i].tolist()),
-            running_gap=float(mean_lag[i]),
-            gamma_min=float(gamma_min[i]),
-            silent=float(silent[i]),
-            alerts=told[i][1],
-            recovery="" if Recovery(reasons[i]).known else Recovery(reasons[i]).reason,
-        )
-        for i in range(len(layers))
-    )
+    trained = window.training[-1]
+    by_layer = {
+        "name": layers.names,
+        "channels": layers.channels,
+        "health": health.tolist(),
+        "training": trained.tolist(),
+        "settled": (measures.settled(window) | ~trained).tolist(),
+        "batch_var": map(tuple, course.T.tolist()),
+        "running_gap": mean_lag.tolist(),
+        "gamma_min": gamma_min.tolist(),
+        "silent": silent.tolist(),
+        "alerts": (alerts_of for _, alerts_of in told),
+        "recovery": map(_unrecovered, window.recovery.amin(0).tolist()),
+    }
+    rows = tuple(LayerSummary(**dict(zip(by_layer, row, strict=True))) for row in zip(*by_layer.values(), strict=True))
     return Summary(
         step=window.steps[-1],
         epoch=epoch,
@@ -136,6 +133,11 @@ def summarize(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str
         skipped=dict(skipped),
         window=window,
     )
+
+
+def _unrecovered(state: int) -> str:
+    """Why there are no batch statistics; empty if there are."""
+    return "" if Recovery(state).known else Recovery(state).reason
 
 
 def _told(layers: LayerTable, alerts: Sequence[Alert]) -> list[tuple[Severity, tuple[str, ...]]]:

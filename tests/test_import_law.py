@@ -29,7 +29,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("tensorboard_plugin.plugin",),
     ("tensorboard_plugin.loader",),
     ("affine",),
-    ("statistics", "moments"),
+    ("statistics", "segments", "moments"),
     ("courier",),
     ("sharding",),
     ("layers",),

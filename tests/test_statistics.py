@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from bnmonitor.segments import Segments
 from bnmonitor.statistics import (
     Recovery,
-    Segments,
     mean_over_steps,
     middle_over_steps,
     recover,

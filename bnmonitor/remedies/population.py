@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bnmonitor._text import listing
 from bnmonitor.layers import channels_of, writes_pairwise
-from bnmonitor.statistics import Segments
+from bnmonitor.segments import Segments
 
 _FAR = 25.0
 """Square of a mean over the variance from which on float32 squares are not exact enough."""

@@ -118,7 +118,8 @@ class Facts:
 def facts_of(window: Window) -> list[dict[str, Any]]:
     """Return what is known of each layer as plain types; null where it is not known."""
     layers, structure = window.layers, window.facts.structure
-    momenta = window.momentum[-1].tolist()
+    momenta, training = window.momentum[-1].tolist(), window.training[-1].tolist()
+    trains = window.facts.affine_trains.tolist()
     consumers = (None,) * len(layers) if structure is None else structure.consumers
     places = structure.places if structure is not None else ()
     producers = [tuple(map(str, place.producers)) for place in places] or [()] * len(layers)
@@ -132,8 +133,8 @@ def facts_of(window: Window) -> list[dict[str, Any]]:
             "momentum": None if momenta[i] != momenta[i] else round(momenta[i], 7),
             "affine": layers.affine[i],
             "tracking": layers.tracking[i],
-            "training": bool(window.training[-1, i]),
-            "trains": bool(window.facts.affine_trains[i]),
+            "training": training[i],
+            "trains": trains[i],
             "producer": ", ".join(producers[i]) or None,
             "consumers": None if (readers := consumers[i]) is None else list(readers),
         }
