@@ -16,8 +16,8 @@ Array = npt.NDArray[Any]
 class Segments:
     """Reduces ``[..., C]`` to ``[..., L]``: the channels of all layers to a number of each layer.
 
-    By NumPy, which takes less time for it than PyTorch, and for masks a small part. Tensors are on the CPU; results take
-    part in no graph.
+    By NumPy, which takes less time for it than PyTorch, and for masks a small part. Tensors are on the CPU, and results
+    take part in no graph.
 
     Args:
         channels: Number of channels of each layer.

@@ -659,3 +659,21 @@ def test_frame_in_a_step_with_a_check_shows_the_window_that_was_judged_and_makes
                 made.pop()
     assert made[:5] == [1, 5, 10, 15, 20]
     assert [frame.step for frame in frames] == [0, 9, 19]
+
+
+def test_the_last_frame_shows_what_a_last_evaluation_has_changed() -> None:
+    model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    sink = RecordingSink()
+    with Monitor(model, optimizer=optimizer, sinks=[sink], on_alert="log", log_every_n_steps=20) as monitor:
+        for _ in range(40):
+            optimizer.zero_grad()
+            model(torch.randn(32, 4)).square().mean().backward()
+            optimizer.step()
+            monitor.step()
+        with monitor.evaluation(), torch.no_grad():
+            model(torch.randn(32, 4))  # in training mode
+    assert "BN406" in {alert.code for alert in monitor.alerts if alert.severity is ERROR}
+    frames = [summary for what, summary in sink.events if what == "frame"]
+    assert [frame.step for frame in frames] == [0, 19, 39, 39]
+    assert [frame.rows[0].health for frame in frames[2:]] == [100.0, 20.0]
