@@ -28,7 +28,7 @@ class Segments:
         starts = sizes.cumsum() - sizes
         self.sizes = torch.from_numpy(sizes.clip(min=1))
         """Channels of each layer, 1 at least: ``[L]`` int64."""
-        self._layers = len(sizes)
+        self._sizes = sizes
         # A segment of none would be read as one of a single channel.
         self._filled = sizes.nonzero()[0]
         self._starts = starts[self._filled]
@@ -50,15 +50,14 @@ class Segments:
     def sum(self, values: Tensor) -> Tensor:
         """Sum of each layer's values. NaN is passed over."""
         array = _array(values)
-        return torch.from_numpy(self._sum(array if complete(array) else np.where(np.isnan(array), 0, array)))
+        return torch.from_numpy(self._sum(array if _complete(array) else np.where(np.isnan(array), 0, array)))
 
     @np.errstate(all="ignore")
     def mean(self, values: Tensor) -> Tensor:
         """Mean of each layer's values. NaN is passed over; a layer of only NaN gives NaN."""
         array = _array(values)
-        if complete(array):
-            sizes = self._spread(self.sizes.numpy()[self._filled], 0)
-            return torch.from_numpy(np.divide(self._sum(array), sizes, dtype=array.dtype))
+        if _complete(array):
+            return torch.from_numpy(np.divide(self._sum(array), self._sizes, dtype=array.dtype))
         known = self.count(~values.isnan())
         return (self.sum(values) / known.clamp(min=1)).where(known > 0, torch.nan)
 
@@ -72,8 +71,8 @@ class Segments:
     def median(self, values: Tensor) -> Tensor:
         """Middle value of each layer, the lower of two. NaN is passed over; a layer of only NaN gives NaN."""
         array = _array(values)
-        out = np.full((*array.shape[:-1], self._layers), np.nan, array.dtype)
-        whole = complete(array)
+        out = np.full((*array.shape[:-1], len(self._sizes)), np.nan, array.dtype)
+        whole = _complete(array)
         for layers, at in self._by_width:
             rows, middle = array[..., at], (at.shape[1] - 1) // 2
             found = np.partition(rows, middle)[..., middle]
@@ -88,14 +87,14 @@ class Segments:
 
     def _spread(self, reduced: Array, otherwise: float) -> Array:
         """Give the layers without a channel their place."""
-        if len(self._filled) == self._layers:
+        if len(self._filled) == len(self._sizes):
             return reduced
-        out = np.full((*reduced.shape[:-1], self._layers), otherwise, reduced.dtype)
+        out = np.full((*reduced.shape[:-1], len(self._sizes)), otherwise, reduced.dtype)
         out[..., self._filled] = reduced
         return out
 
 
-def complete(array: Array) -> bool:
+def _complete(array: Array) -> bool:
     """Whether no value is NaN. A sum that is no NaN has no NaN in it: that costs a tenth of looking for one."""
     return not np.isnan(array.sum())
 

@@ -56,7 +56,8 @@ class Session:
         self.black_box: BlackBox | None = None
         self._broken = ""
         self._log_every = _LOG_EVERY if settings.log_every_n_steps is None else settings.log_every_n_steps
-        self._framed, self._outdated = 0, False
+        self._shown = False
+        """Whether the state is what the last frame shows."""
 
     @property
     def watching(self) -> bool:
@@ -122,6 +123,7 @@ class Session:
 
     def step(self, number: int) -> None:
         """Look at the training batch that has just ended, and judge and show what is due."""
+        self._shown = False
         self.watch.step(number, _learning_rate(self.optimizers))
         self.facts.step(number)
         count = self.watch.count
@@ -146,7 +148,7 @@ class Session:
 
     def _frame(self, judged: Window | None = None, *, last: bool = False) -> None:
         """Show the state; of the window that was just judged if there is one, as it knows most of it already."""
-        self._framed, self._outdated = self.watch.count, False
+        self._shown = True
         window = judged or self.watch.window(self.optimizers, self.facts, wait=False)
         self.responder.tell("frame", self._summarize(window))
         if self.watch.exchange is not None and window is not None and not last:
@@ -192,7 +194,7 @@ class Session:
         news = bool(window.fresh) or self.watch.news
         times = {"check": news, "evaluation": bool(evaluation), "end": end}
         events = self.book.check(window, self.absent(), [moment for moment, now in times.items() if now])
-        self._outdated |= bool(events)
+        self._shown &= not events
         self.watch.judged(window, self.book.held(self.watch.layers))
         if self.black_box is not None:
             for alert in events:
@@ -232,9 +234,7 @@ class Session:
             self.black_box.close()
             for error in self.black_box.failures():
                 self.responder.report("the black box", error)
-        # An alert that came or went in a last evaluation is not in the frame of the last step.
-        news = self._framed < self.watch.count or self._outdated
-        if self._log_every and news and self.watch.steps:
+        if self._log_every and not self._shown and self.watch.steps:
             self._frame(last=True)
         self.responder.tell("close", self.summary())
 

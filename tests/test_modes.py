@@ -210,7 +210,7 @@ def test_bn506_a_layer_that_nothing_calls() -> None:
 # -- look-alikes -------------------------------------------------------------------------------------------------------
 
 
-def nothing(trial: Trial) -> None:
+def assert_quiet(trial: Trial) -> None:
     assert {code: str(alert) for code, alert in trial.told.items()} == {}
 
 
@@ -222,7 +222,7 @@ def test_an_ordinary_training_with_all_kinds_of_evaluation() -> None:
             trial.steps(30)
             for phase in ("validation", "test", "predict"):
                 trial.evaluate(phase)
-    nothing(trial)
+    assert_quiet(trial)
 
 
 def test_a_validation_before_training() -> None:
@@ -230,7 +230,7 @@ def test_a_validation_before_training() -> None:
     with trial.monitor:
         trial.evaluate()
         trial.steps(30)
-    nothing(trial)
+    assert_quiet(trial)
 
 
 def frozen_backbone() -> nn.Sequential:
@@ -247,7 +247,7 @@ def test_a_deliberately_frozen_batchnorm() -> None:
     trial = Trial(frozen_backbone())
     with trial.monitor:
         trial.steps()
-    nothing(trial)
+    assert_quiet(trial)
 
 
 def test_linear_probing_in_evaluation_mode() -> None:
@@ -262,7 +262,7 @@ def test_linear_probing_in_evaluation_mode() -> None:
 
     with trial.monitor:
         trial.steps(forward=forward)
-    nothing(trial)
+    assert_quiet(trial)
 
 
 @pytest.mark.parametrize("inside", [True, False])
@@ -280,7 +280,7 @@ def test_statistics_estimated_anew_for_other_data(inside: bool) -> None:
         else:
             torch.optim.swa_utils.update_bn(loader, model)
         trial.evaluate("test", shift=2.0)
-    nothing(trial)
+    assert_quiet(trial)
 
 
 def test_adaptive_batchnorm_with_only_the_layers_in_training_mode() -> None:
@@ -293,7 +293,7 @@ def test_adaptive_batchnorm_with_only_the_layers_in_training_mode() -> None:
                 layer.train()
             for _ in range(20):
                 model(data(shift=2.0)[0])
-    nothing(trial)
+    assert_quiet(trial)
 
 
 def test_monte_carlo_dropout_done_right() -> None:
@@ -306,7 +306,7 @@ def test_monte_carlo_dropout_done_right() -> None:
             model[8].train()
             for _ in range(5):
                 model(data()[0])
-    nothing(trial)
+    assert_quiet(trial)
 
 
 def test_two_views_ghost_batches_and_accumulation() -> None:
@@ -322,7 +322,7 @@ def test_two_views_ghost_batches_and_accumulation() -> None:
         with trial.monitor:
             trial.steps(40, forward)
             trial.evaluate()
-        nothing(trial)
+        assert_quiet(trial)
 
 
 def test_gradual_unfreezing_on_the_same_data() -> None:
@@ -333,7 +333,7 @@ def test_gradual_unfreezing_on_the_same_data() -> None:
         for module in model:
             module.requires_grad_(True).train()
         trial.steps(20)
-    nothing(trial)
+    assert_quiet(trial)
 
 
 def test_checkpointing_in_which_only_one_pass_tracks() -> None:
@@ -348,7 +348,7 @@ def test_checkpointing_in_which_only_one_pass_tracks() -> None:
     trial = Trial(model)
     with trial.monitor:
         trial.steps(forward=lambda x: model[3:](checkpoint(part, x.requires_grad_(), use_reentrant=True)))
-    nothing(trial)
+    assert_quiet(trial)
 
 
 def test_test_time_augmentation_and_adaptation_on_the_batch() -> None:
@@ -359,7 +359,7 @@ def test_test_time_augmentation_and_adaptation_on_the_batch() -> None:
         with trial.monitor.evaluation("test"), in_eval(model), torch.no_grad():
             x = data()[0]
             (model(x) + model(x.flip(-1))) / 2
-    nothing(trial)
+    assert_quiet(trial)
 
 
 def test_an_average_of_the_weights_with_averaged_buffers() -> None:
@@ -379,7 +379,7 @@ def test_an_average_of_the_weights_with_averaged_buffers() -> None:
             trial.monitor.step()
         with trial.monitor.evaluation(), in_eval(ema), torch.no_grad():
             ema(data()[0])
-    nothing(trial)
+    assert_quiet(trial)
 
 
 def test_a_generator_and_its_critic() -> None:
@@ -404,7 +404,7 @@ def test_a_generator_and_its_critic() -> None:
         with trial.monitor.evaluation(), torch.no_grad():
             generator.eval()(torch.randn(16, 4))
             generator.train()
-    nothing(trial)
+    assert_quiet(trial)
 
 
 # -- networks beside the trained one, layers that no model has, calls that differ --------------------------------------
@@ -461,7 +461,7 @@ def test_a_teacher_in_evaluation_mode() -> None:
     for _ in range(20):
         model.teacher(data()[0])
     model.teacher.eval()
-    nothing(distill(model))
+    assert_quiet(distill(model))
 
 
 class Stray(nn.Module):
@@ -512,7 +512,7 @@ def test_functional_normalizations_and_a_network_of_its_own_are_no_strays() -> N
             trial.monitor.saw_loss(loss)
             loss.backward()
             trial.monitor.step()
-    nothing(trial)
+    assert_quiet(trial)
 
 
 @pytest.mark.parametrize(("shift", "severity"), [(1.0, Severity.WARNING), (6.0, Severity.ERROR)])
@@ -586,7 +586,7 @@ def test_many_small_calls_with_one_distribution(build: Callable[[], nn.Sequentia
                 x, _ = data(8 * size)
                 torch.stack([model(part).square().mean() for part in x.split(size)]).mean().backward()
                 trial.monitor.step()
-        nothing(trial)
+        assert_quiet(trial)
 
 
 # -- averaged weights, and conversions ---------------------------------------------------------------------------------
@@ -619,7 +619,7 @@ def test_bn505_averaged_weights_with_the_statistics_of_the_others() -> None:
 
 
 def test_averaged_weights_whose_statistics_were_estimated() -> None:
-    nothing(average(net(), use_buffers=False, refresh=True))
+    assert_quiet(average(net(), use_buffers=False, refresh=True))
 
 
 def test_bn505_a_copy_that_follows_without_its_buffers() -> None:
@@ -664,7 +664,7 @@ def test_bn504_a_conversion_that_drops_a_forward(kind: Any) -> None:
         trial.model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         trial.steps(20)
         if kind is Renamed:
-            return nothing(trial)
+            return assert_quiet(trial)
         assert_only(trial, "BN504", ("4",), Severity.ERROR)
     assert "a Fused, which has a forward of its own, has been replaced" in trial.told["BN504"].message
     return None

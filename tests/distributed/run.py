@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -202,15 +203,22 @@ def _joined(rank: int, directory: Path) -> None:
     dist.destroy_process_group()
 
 
-def absent(directory: Path) -> None:
-    """The second process has no monitor: the first does not wait for it for long, and goes on."""
+def two(play: Callable[[int, Path, dist.Store], None], directory: Path) -> None:
+    """Let two processes play a part each, given its number."""
     directory.mkdir(parents=True)
-    torch.multiprocessing.start_processes(_absent, args=(directory,), nprocs=2, start_method="fork")
+    torch.multiprocessing.start_processes(_play, args=(play, directory), nprocs=2, start_method="fork")
 
 
-def _absent(rank: int, directory: Path) -> None:
+def _play(rank: int, play: Callable[[int, Path, dist.Store], None], directory: Path) -> None:
     store = dist.FileStore(str(directory / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    play(rank, directory, store)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def absent(rank: int, directory: Path, store: dist.Store) -> None:
+    """The second process has no monitor: the first does not wait for it for long, and goes on."""
     if rank == 0:
         ranks.GATHERING = 0.5
         net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8))
@@ -229,18 +237,10 @@ def _absent(rank: int, directory: Path) -> None:
         late = RankExchange(make_window().layers)
         torch.save({"failure": late.failure}, directory / "1.pt")
         late.close()
-    dist.destroy_process_group()
 
 
-def silent(directory: Path) -> None:
+def silent(rank: int, directory: Path, store: dist.Store) -> None:
     """The second process never answers: the first goes on, and learns why it hears nothing."""
-    directory.mkdir(parents=True)
-    torch.multiprocessing.start_processes(_silent, args=(directory,), nprocs=2, start_method="fork")
-
-
-def _silent(rank: int, directory: Path) -> None:
-    store = dist.FileStore(str(directory / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     window = make_window(channels=(3, 2), steps=4)
     exchange = RankExchange(window.layers, timeout=timedelta(seconds=1))
     seen: dict[str, Any] = {"results": [], "slowest": 0.0}
@@ -254,19 +254,10 @@ def _silent(rank: int, directory: Path) -> None:
             time.sleep(0.05)
         seen["failure"] = exchange.failure
         torch.save(seen, directory / "0.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
-def late(directory: Path) -> None:
+def late(rank: int, directory: Path, store: dist.Store) -> None:
     """The second process tells the first two steps only when the first has gone on to the second."""
-    directory.mkdir(parents=True)
-    torch.multiprocessing.start_processes(_late, args=(directory,), nprocs=2, start_method="fork")
-
-
-def _late(rank: int, directory: Path) -> None:
-    store = dist.FileStore(str(directory / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     window = make_window(channels=(3, 2), steps=4)
     exchange = RankExchange(window.layers)
     heard: list[int] = []
@@ -291,8 +282,6 @@ def _late(rank: int, directory: Path) -> None:
     hear(20), tell(30), hear(30)
     torch.save({"heard": heard, "failure": exchange.failure}, directory / f"{rank}.pt")
     exchange.close()
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 BROADCAST = {"broadcast_buffers": True}
@@ -325,9 +314,9 @@ CASES: dict[str, Callable[[Path], None]] = {
     "resumed": resumed,
     "synced": synced,
     "joined": joined,
-    "absent": absent,
-    "silent": silent,
-    "late": late,
+    "absent": partial(two, absent),
+    "silent": partial(two, silent),
+    "late": partial(two, late),
     "raise": lambda d: case(d, net={"poison": 9}, monitor={"on_alert": "raise"}),
 }
 
