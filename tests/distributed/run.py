@@ -181,28 +181,6 @@ def resumed(directory: Path) -> None:
     case(directory, max_epochs=2, goes_on=directory / "saved" / "end.ckpt", **epochs)
 
 
-def joined(directory: Path) -> None:
-    """Uneven numbers of batches: the buffers broadcast are no more those of the first process."""
-    directory.mkdir(parents=True)
-    torch.multiprocessing.start_processes(_joined, args=(directory,), nprocs=2, start_method="fork")
-
-
-def _joined(rank: int, directory: Path) -> None:
-    store = dist.FileStore(str(directory / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
-    model = nn.parallel.DistributedDataParallel(net)
-    monitor = Monitor(net, sinks=[], on_alert="log", log_every_n_steps=2, check_every_n_steps=2)
-    monitor.share_ranks(model)
-    with monitor, model.join():
-        for _ in range(8 - 2 * rank):
-            model(torch.randn(16, 6)).square().mean().backward()
-            monitor.step()
-    torch.save({"history": monitor.history("1", "batch_mean"), "ranks": monitor.ranks}, directory / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
 def two(play: Callable[[int, Path, dist.Store], None], directory: Path) -> None:
     """Let two processes play a part each, given its number."""
     directory.mkdir(parents=True)
@@ -215,6 +193,20 @@ def _play(rank: int, play: Callable[[int, Path, dist.Store], None], directory: P
     play(rank, directory, store)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def joined(rank: int, directory: Path, store: dist.Store) -> None:
+    """Uneven numbers of batches: the buffers broadcast are no more those of the first process."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    model = nn.parallel.DistributedDataParallel(net)
+    monitor = Monitor(net, sinks=[], on_alert="log", log_every_n_steps=2, check_every_n_steps=2)
+    monitor.share_ranks(model)
+    with monitor, model.join():
+        for _ in range(8 - 2 * rank):
+            model(torch.randn(16, 6)).square().mean().backward()
+            monitor.step()
+    torch.save({"history": monitor.history("1", "batch_mean"), "ranks": monitor.ranks}, directory / f"{rank}.pt")
 
 
 def absent(rank: int, directory: Path, store: dist.Store) -> None:
@@ -313,7 +305,7 @@ CASES: dict[str, Callable[[Path], None]] = {
     "two-epochs": lambda d: case(d, strategy=OWN, max_epochs=2, limit_train_batches=12),
     "resumed": resumed,
     "synced": synced,
-    "joined": joined,
+    "joined": partial(two, joined),
     "absent": partial(two, absent),
     "silent": partial(two, silent),
     "late": partial(two, late),
