@@ -50,8 +50,8 @@ docs: $(VENV)/dev.stamp
 	@$(BIN)/python docs/gen_kinds.py
 
 golden: $(VENV)/dev.stamp
-	@GOLDEN=write $(BIN)/python -m pytest -q tests/test_console.py
-	@git diff --stat tests/golden
+	@GOLDEN=write $(BIN)/python -m pytest -q tests/sinks/test_console.py
+	@git diff --stat tests/sinks/golden
 
 $(VENV)/bench.stamp: $(VENV)/dev.stamp
 	@echo "installing what bnmonitor is compared with into $(VENV) ..."

@@ -24,12 +24,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import torch  # noqa: E402
 from detection_page import matrix, page  # noqa: E402
 
-from tests.faults.catalogue import INJECTIONS, fitting  # noqa: E402
-from tests.faults.fits import FITS  # noqa: E402
-from tests.faults.healthy import HEALTHY  # noqa: E402
-from tests.faults.networks import NETWORKS  # noqa: E402
-from tests.faults.ranks import tried  # noqa: E402
-from tests.faults.trial import Outcome  # noqa: E402
+from tests.end_to_end.faults.catalogue import INJECTIONS, fitting  # noqa: E402
+from tests.end_to_end.faults.fits import FITS  # noqa: E402
+from tests.end_to_end.faults.healthy import HEALTHY  # noqa: E402
+from tests.end_to_end.faults.networks import NETWORKS  # noqa: E402
+from tests.end_to_end.faults.ranks import tried  # noqa: E402
+from tests.end_to_end.faults.trial import Outcome  # noqa: E402
 
 CACHE = ROOT / "build" / "detection.jsonl"
 PAGE, PICTURE = ROOT / "docs" / "detection.md", ROOT / "docs" / "pictures" / "confusion.svg"
@@ -70,7 +70,7 @@ def run(task: Task) -> tuple[Task, dict[str, Any]]:
 
 def state() -> str:
     """A name for the code that decides what comes out."""
-    files = sorted([*(ROOT / "bnmonitor").rglob("*.py"), *(ROOT / "tests" / "faults").glob("*.py")])
+    files = sorted([*(ROOT / "bnmonitor").rglob("*.py"), *(ROOT / "tests" / "end_to_end" / "faults").glob("*.py")])
     digest = hashlib.sha256(torch.__version__.encode())
     for file in files:
         digest.update(file.read_bytes())

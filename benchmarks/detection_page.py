@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from bnmonitor.rules import CATALOGUE, find
-from tests.faults.trial import Outcome
+from tests.end_to_end.faults.trial import Outcome
 
 Sound = Sequence[tuple[str, Outcome]]
 
@@ -21,8 +21,8 @@ have what makes real ones hard: residual with zero-initialized gamma, pre-activa
 squeeze-and-excite, plain chain, MLP, 1-d and 3-d convolution, ghost batches, siamese, transformer with a BatchNorm
 stem, GAN. An injection knows nothing of the rule that should find it, and proves by evidence of its own that it took
 place; a training where it did not is left out, and counted as void. All rules run in every training, with their
-default thresholds. `make detection` runs everything again; `tests/faults` has the networks, the faults and the sound
-trainings.
+default thresholds. `make detection` runs everything again; `tests/end_to_end/faults` has the networks, the faults and
+the sound trainings.
 """
 
 FAULTS = """\

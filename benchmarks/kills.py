@@ -93,7 +93,7 @@ def loaded(log_dir: Path) -> int:
 
 def fault(log_dir: Path, expected: Frames) -> str:
     """What is wrong with what a killed run has left; empty if nothing is."""
-    from bnmonitor.blackbox import read as read_box
+    from bnmonitor.sinks import read_black_box as read_box
 
     [report] = read(log_dir)
     found = frames(log_dir)

@@ -23,9 +23,8 @@ import torch
 from torch import nn
 
 from bnmonitor import Monitor
-from bnmonitor.alerts import Alert
 from bnmonitor.history.run import open_history
-from bnmonitor.rules import Severity
+from bnmonitor.results import Alert, Severity
 from bnmonitor.sinks import Run, TensorBoard
 from bnmonitor.summary import METRICS, summarize
 from bnmonitor.testing import make_window

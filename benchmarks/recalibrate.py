@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from resnet import resnet18
 
-from bnmonitor.remedies import recalibrate
+from bnmonitor.remedies.recalibration import recalibrate
 
 
 def main(rounds: int, batches: int, threads: int) -> None:

@@ -16,8 +16,8 @@ import torch
 from scaling import Layers, clock
 
 from bnmonitor import Monitor
-from bnmonitor.structure import Structure
 from bnmonitor.testing import in_a_row, make_sample
+from bnmonitor.window import Structure
 
 RESNET_50 = (
     64,

@@ -12,25 +12,24 @@ from typing import TYPE_CHECKING
 from bnmonitor._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from bnmonitor.alerts import Alert
-    from bnmonitor.callback import BatchNormMonitor
     from bnmonitor.layers import LayerTable
-    from bnmonitor.monitor import Monitor
-    from bnmonitor.responder import AlertError, BatchNormWarning
-    from bnmonitor.rules import Finding, Rule, Severity, all_rules, default_rules
+    from bnmonitor.lightning import BatchNormMonitor
+    from bnmonitor.monitor import AlertError, BatchNormWarning, Monitor
+    from bnmonitor.results import Alert, Severity
+    from bnmonitor.rules import Finding, Rule, all_rules, default_rules
     from bnmonitor.sinks import Sink
     from bnmonitor.summary import Summary
 
 _HOMES = {
-    "Alert": "alerts",
-    "AlertError": "responder",
-    "BatchNormMonitor": "callback",
-    "BatchNormWarning": "responder",
+    "Alert": "results",
+    "AlertError": "monitor",
+    "BatchNormMonitor": "lightning",
+    "BatchNormWarning": "monitor",
     "Finding": "rules",
     "LayerTable": "layers",
     "Monitor": "monitor",
     "Rule": "rules",
-    "Severity": "rules",
+    "Severity": "results",
     "Sink": "sinks",
     "Summary": "summary",
     "all_rules": "rules",

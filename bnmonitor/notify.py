@@ -19,7 +19,7 @@ from urllib import request as requests
 from urllib.parse import urlsplit
 
 from bnmonitor._text import nearest
-from bnmonitor.verdict import Alert, Severity
+from bnmonitor.results import Alert, Severity
 
 logger = logging.getLogger("bnmonitor")
 
@@ -105,7 +105,7 @@ class Webhook(Notifier):
             where = f"the environment variable {url_env}" if url is None else "url"
             raise ValueError(f"{where} holds no address: it must begin with https:// or http://")
         self._host = address.hostname
-        self._courier = _Courier(self._deliver, per_minute)
+        self._courier = _DeliveryQueue(self._deliver, per_minute)
 
     def __repr__(self) -> str:
         return f"Webhook(host={self._host!r}, payload={self._payload!r})"
@@ -130,7 +130,7 @@ class Webhook(Notifier):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._read_secrets()
-        self._courier = _Courier(self._deliver, self._per_minute)
+        self._courier = _DeliveryQueue(self._deliver, self._per_minute)
 
     def _read_secrets(self) -> None:
         self._url = self._given or _environment(self._url_env)
@@ -180,7 +180,7 @@ def _message(payload: str, text: str) -> dict[str, Any]:
     return {"text": text}
 
 
-class _Courier:
+class _DeliveryQueue:
     """Hands alerts to a function on a thread of its own, so many in a minute.
 
     Args:

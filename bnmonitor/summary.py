@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from bnmonitor import measures
-from bnmonitor.frame import Window
-from bnmonitor.history import catalogue
+from bnmonitor.display import health_table, show
+from bnmonitor.history import statistics as catalogue
 from bnmonitor.layers import LayerTable
-from bnmonitor.render import health_table
-from bnmonitor.screen import show
-from bnmonitor.statistics import Recovery
-from bnmonitor.verdict import Alert, LayerSummary, Severity, State
+from bnmonitor.results import Alert, LayerSummary, Severity, StepSummary
+from bnmonitor.window import Recovery, Window
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,7 +26,7 @@ _CAPS = {Severity.INFO: 100.0, Severity.WARNING: 60.0, Severity.ERROR: 20.0}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Summary(State):
+class Summary(StepSummary):
     """The state of all layers while they train; rich, IPython and notebooks show it as a table.
 
     Attributes:

@@ -10,14 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnmonitor.facts import Facts
-from bnmonitor.frame import Baseline, Window
 from bnmonitor.layers import LayerTable
-from bnmonitor.ledger import PHASES, Ledger
-from bnmonitor.rules.base import Rule
-from bnmonitor.samples import HeldOut, Moments, Sample
-from bnmonitor.sinks.base import Sink
-from bnmonitor.structure import Bare, Place, Structure
+from bnmonitor.rules import Rule
+from bnmonitor.sinks import Sink
+from bnmonitor.window import PHASES, Bare, Baseline, Facts, HeldOut, Ledger, Moments, Place, Sample, Structure, Window
 
 Values = float | Sequence[float] | Tensor
 
@@ -74,10 +70,10 @@ def make_window(
         chain: Whether each layer follows the one before without a skip connection.
         decay: Weight decay on gamma and beta.
         decoupled: Whether it acts on the parameters themselves, as in AdamW.
-        facts: Other fields of :class:`~bnmonitor.facts.Facts`, such as ``{"accumulate": 4}``.
-        ledger: Fields of :class:`~bnmonitor.frame.Ledger`, the same for all layers: ``{"initial": True}``, or by phase
+        facts: Other fields of :class:`~bnmonitor.window.Facts`, such as ``{"accumulate": 4}``.
+        ledger: Fields of :class:`~bnmonitor.window.Ledger`, the same for all layers: ``{"initial": True}``, or by phase
             ``{"seen": {"validation": 3}}``.
-        statistics: Any statistic per channel of :class:`~bnmonitor.frame.Frame`.
+        statistics: Any statistic per channel of :class:`~bnmonitor.window.Frame`.
     """
     given = {name: torch.as_tensor(v, dtype=torch.float32) for name, v in statistics.items()}
     width = max([t.shape[-1] for t in given.values() if t.dim()], default=sum(channels) if channels else 3)
@@ -137,7 +133,7 @@ def make_window(
             log_var=torch.full((width,), math.log(level)),
             spread=torch.full((width,), 0.1),
             offset=torch.full((count,), offset),
-            unrest=torch.full((count,), 0.05),
+            batch_distance=torch.full((count,), 0.05),
             jump=torch.full((count,), 0.05),
             rate=torch.full((count,), learning_rate),
             alive=torch.ones(width, dtype=torch.bool),
@@ -192,7 +188,7 @@ def make_structure(*, layers: int = 1, bare: Sequence[Bare] = (), normalized: in
         layers: Number of layers.
         bare: Convolutions without a normalization.
         normalized: Number of convolutions with one.
-        place: Fields of :class:`~bnmonitor.structure.Place`.
+        place: Fields of :class:`~bnmonitor.window.Place`.
     """
     return Structure(
         producer_trains=(True,) * layers,
@@ -268,7 +264,7 @@ def make_sample(
         size: Samples in each call.
         values: Values per channel in each call; ``size`` by default.
         between: Variance of the samples' means.
-        input: Fields of :class:`~bnmonitor.samples.Moments`, each a number or a value per channel.
+        input: Fields of :class:`~bnmonitor.window.Moments`, each a number or a value per channel.
         output: The same of the output.
         dtype: Of each layer's input.
     """

@@ -12,9 +12,10 @@ PAGE = Path("layer-kinds.md")
 INTRODUCTION = """\
 # Kinds of layers
 
-What is recorded of each kind of layer. The page is written by `python docs/gen_kinds.py` from `tests/kinds.py`; the
-tests train every kind in it and compare what is recorded with the truth in float64. The errors are the largest that a
-test accepts at momentum 0.1: of the mean in standard deviations, of the variance relative to the true one.
+What is recorded of each kind of layer. The page is written by `python docs/gen_kinds.py` from
+`tests/end_to_end/kinds.py`; the tests train every kind in it and compare what is recorded with the truth in
+float64. The errors are the largest that a test accepts at momentum 0.1: of the mean in standard deviations, of the
+variance relative to the true one.
 
 - *exact*: recovered, or read, to the precision of float32;
 - *fallback*: another way, or a coarser number;
@@ -37,7 +38,7 @@ def page() -> str:
     """Return the page."""
     sys.path.insert(0, str(ROOT))
     try:
-        from tests.kinds import KINDS
+        from tests.end_to_end.kinds import KINDS
     finally:
         sys.path.remove(str(ROOT))
     rows = []
@@ -56,7 +57,7 @@ def stale(docs: Path = ROOT / "docs") -> list[Path]:
 
 def main() -> int:
     """Write the page, or say whether it is stale."""
-    parser = argparse.ArgumentParser(description="Write the table of the kinds of layers from tests/kinds.py.")
+    parser = argparse.ArgumentParser(description="Write the table of the kinds of layers.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is stale")
     if parser.parse_args().check:
         found = stale()

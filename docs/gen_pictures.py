@@ -26,7 +26,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from rich.console import Console as RichConsole
 
 from bnmonitor import BatchNormMonitor
-from bnmonitor.demo import RUNS, trainer
+from bnmonitor.cli.demo import RUNS, trainer
 
 OUT = Path(__file__).parent / "pictures"
 
@@ -41,7 +41,7 @@ def train(log_dir: Path) -> None:
         logger = TensorBoardLogger(log_dir, name=run.name, version="")
         trainer(logger, run.epochs, monitor).fit(model, data, validation)
         if run.planted == "BN704":
-            from bnmonitor.render import final_summary
+            from bnmonitor.display import final_summary
 
             console.print(final_summary(monitor.monitor.summary(run.epochs - 1)))
             svg = console.export_svg(title="BatchNormMonitor()")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bnmonitor.manual import index, page
 from bnmonitor.rules import all_rules
+from bnmonitor.rules.manual import index, page
 
 DOCS = Path(__file__).parent
 

@@ -13,9 +13,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnmonitor import Finding, Monitor, Rule, Severity
-from bnmonitor.frame import Window
 from bnmonitor.measures import median
-from bnmonitor.rules.base import onset
+from bnmonitor.rules import onset
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bnmonitor.history import catalogue, encode
+from bnmonitor.history import encode
+from bnmonitor.history import statistics as catalogue
 from bnmonitor.history.schema import CHANNELS, FACTS, FRAME, Schema, alert_tag
 
 METRICS = tuple(s.name for s in catalogue.LAYER)

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from bnmonitor.manual import index, page, plain
-from bnmonitor.rules import CATALOGUE, Rule, all_rules
+from bnmonitor.rules import CATALOGUE, Rule, all_rules, plain
+from bnmonitor.rules.manual import index, page
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -60,7 +60,7 @@ def test_the_page_of_the_kinds_is_what_the_list_says(tmp_path: Path) -> None:
 
 
 def test_a_stale_page_of_the_kinds_is_one_clear_line_and_exit_1(tmp_path: Path) -> None:
-    for name in ("docs/gen_kinds.py", "tests/__init__.py", "tests/kinds.py", "tests/models.py"):
+    for name in ("docs/gen_kinds.py", "tests/__init__.py", "tests/end_to_end/kinds.py", "tests/models.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
 from fnmatch import fnmatchcase
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -13,122 +15,37 @@ import bnmonitor
 
 PACKAGE = Path(bnmonitor.__file__).parent
 
-# From left to right; a module imports only from groups on the left of its own.
-ORDER: tuple[tuple[str, ...], ...] = (
-    ("_version", "_text", "_lightning"),
-    ("arguments",),
-    ("completion",),
-    ("verdict",),
-    ("notify",),
-    ("render",),
-    ("screen",),
-    ("history.catalogue", "history.schema"),
-    ("history.encode", "history.source"),
-    ("history.pool", "history.boxes", "history.run"),
-    ("tensorboard_plugin.cache", "tensorboard_plugin.files", "tensorboard_plugin.wire"),
-    ("tensorboard_plugin.plugin",),
-    ("tensorboard_plugin.loader",),
-    ("affine",),
-    ("statistics", "segments", "moments"),
-    ("courier",),
-    ("sharding",),
-    ("layers",),
-    ("ledger", "structure", "samples"),
-    ("facts",),
-    ("frame", "needs", "runfacts"),
-    ("checkpoint", "compiled", "hooks", "ring", "measures", "rates"),
-    ("independence",),
-    ("series",),
-    ("baseline", "ranks"),
-    ("recovery",),
-    ("state",),
-    ("standing", "averages"),
-    ("dataflow",),
-    ("placement",),
-    ("tracing",),
-    ("roles", "mixture", "probe", "groups"),
-    ("gathering",),
-    ("recorder", "activations", "observer", "bookkeeper", "heldout", "firstcall"),
-    ("sampling", "keepsake"),
-    ("probing",),
-    ("watch",),
-    ("rules.base",),
-    ("rules.thresholds",),
-    ("rules.*.*",),
-    ("rules",),
-    ("alerts",),
-    ("blackbox",),
-    ("summary",),
-    ("sinks.base",),
-    ("sinks.loggers", "sinks.detail", "sinks.thinning"),
-    ("sinks.*",),
-    ("sinks",),
-    ("settings",),
-    ("responder",),
-    ("session",),
-    ("monitor",),
-    ("answers",),
-    ("callback",),
-    ("remedies._layers",),
-    ("remedies.freezing", "remedies.population"),
-    ("remedies.*",),
-    ("remedies.callbacks",),
-    ("remedies",),
-    ("testing",),
-    ("audit.forward",),
-    ("audit.judge", "audit.find"),
-    ("audit.show", "audit.drift"),
-    ("audit",),
-    ("report.read",),
-    ("report.show", "report.compare", "report.page"),
-    ("demo", "manual"),
-    ("cli",),
-    ("__main__",),
+ORDER = (
+    # Free of torch: what is said of a run, how it looks, and how it is kept.
+    *("_version", "_text", "results", "display", "history", "viewer", "report", "tensorboard_plugin"),
+    # Measuring.
+    *("layers", "window", "measures", "graph", "sampling", "distributed", "context", "recording"),
+    # Judging, and saying so.
+    *("rules", "alerts", "summary", "sinks", "notify", "monitor", "lightning", "remedies", "audit", "testing", "cli"),
+    "__main__",
 )
-NOT_FOR_RULES = (
-    "recorder",
-    "activations",
-    "observer",
-    "heldout",
-    "courier",
-    "bookkeeper",
-    "roles",
-    "mixture",
-    "probe",
-    "hooks",
-    "sampling",
-    "probing",
-    "sharding",
-    "keepsake",
-    "watch",
-    "ring",
-    "series",
-    "compiled",
-    "dataflow",
-    "placement",
-    "tracing",
-    "gathering",
-    "groups",
-    "runfacts",
-    "baseline",
-    "checkpoint",
-    "ranks",
-)
+"""The rooms from left to right: a module imports only from its own room and from rooms on the left of it."""
+
+OPEN = ("history", "report", "tensorboard_plugin", "rules.*.*")
+"""Modules that other rooms import by path; every other room is entered by its door, ``__init__``."""
+
+FOR_RULES = {"_text", "results", "layers", "window", "measures"}
+"""What a rule may know besides ``rules.base`` and ``rules.advice``."""
 
 
 def modules() -> dict[str, Path]:
-    """Every module by its name within the package; a package that only documents a family is left out."""
+    """Every module by its name within the package, doors included."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        if name and not (path.name == "__init__.py" and not imports(path)):
+        if name:
             found[name] = path
     return found
 
 
 def imports(path: Path) -> set[str]:
-    """Modules of the package that a file imports anywhere, with or without a condition."""
+    """Modules of the package that a file imports anywhere, with or without a condition; "" is the package itself."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -137,7 +54,7 @@ def imports(path: Path) -> set[str]:
             assert node.level == 0, f"{path.name} imports relatively"
             full = [f"{node.module}.{alias.name}" for alias in node.names]
             found |= {name if is_module(name) else str(node.module) for name in full}
-    return {name for name in found if name == "bnmonitor" or name.startswith("bnmonitor.")}
+    return {name.removeprefix("bnmonitor").lstrip(".") for name in found if name.split(".")[0] == "bnmonitor"}
 
 
 def is_module(name: str) -> bool:
@@ -145,44 +62,60 @@ def is_module(name: str) -> bool:
     return name.startswith("bnmonitor.") and (path.is_dir() or path.with_suffix(".py").is_file())
 
 
-def place(name: str) -> int:
-    """Position of a module in the order; the most literal pattern wins."""
-    matching = [
-        (pattern.count("*"), at) for at, group in enumerate(ORDER) for pattern in group if fnmatchcase(name, pattern)
-    ]
-    assert matching, f"bnmonitor.{name} has no place in ORDER: put it where it belongs"
-    return min(matching)[1]
+def room(name: str) -> str:
+    return name.split(".")[0]
+
+
+def is_open(name: str) -> bool:
+    return name == room(name) or any(fnmatchcase(name, pattern) or room(name) == pattern for pattern in OPEN)
+
+
+def test_every_room_has_its_place_in_the_order() -> None:
+    assert {room(name) for name in modules()} == set(ORDER)
 
 
 @pytest.mark.parametrize("name", modules())
-def test_a_stage_imports_only_from_stages_on_its_left(name: str) -> None:
+def test_a_room_imports_only_from_rooms_on_its_left_and_through_their_doors(name: str) -> None:
     for target in imports(modules()[name]):
-        if target == "bnmonitor":
-            # The door holds every name, so it is open to what stands outside the house only.
-            assert place(name) >= place("testing"), f"bnmonitor.{name} imports from the package itself"
-            continue
-        inside = target.removeprefix("bnmonitor.")
-        assert place(inside) < place(name), f"bnmonitor.{name} must not import {target}"
+        if target == "":
+            # The package's own door holds every name, so it is open to what stands outside the house only.
+            assert ORDER.index(room(name)) >= ORDER.index("testing"), f"{name} imports from the package itself"
+        elif room(target) != room(name):
+            assert ORDER.index(room(target)) < ORDER.index(room(name)), f"{name} must not import {target}"
+            assert is_open(target), f"{name} reaches through a wall: import from bnmonitor.{room(target)}"
 
 
-@pytest.mark.parametrize("name", [n for n in modules() if n.split(".")[0] == "rules"])
-def test_rules_know_nothing_of_how_the_numbers_were_read(name: str) -> None:
-    assert not imports(modules()[name]) & {f"bnmonitor.{other}" for other in NOT_FOR_RULES}
+@pytest.mark.parametrize("name", sorted({room(name) for name in modules() if "." in name}))
+def test_no_modules_of_a_room_import_each_other_in_a_circle(name: str) -> None:
+    inside = {m: {t for t in imports(p) if t in modules()} for m, p in modules().items() if room(m) == name}
+    inside.pop(name)  # the door imports all of them, and none of them the door
+    assert all(name not in targets for targets in inside.values())
+    TopologicalSorter({m: targets & inside.keys() for m, targets in inside.items()}).prepare()
+
+
+@pytest.mark.parametrize("name", [n for n in modules() if fnmatchcase(n, "rules.*.*")])
+def test_a_rule_knows_the_window_and_the_measures_and_no_other_rule(name: str) -> None:
+    known = {target if room(target) == "rules" else room(target) for target in imports(modules()[name])}
+    assert known <= FOR_RULES | {"rules.base", "rules.advice"}
+
+
+@pytest.mark.parametrize("name", [n for n in modules() if "." not in n and modules()[n].name == "__init__.py"])
+def test_a_door_says_what_the_room_is_and_sorts_what_it_hands_out(name: str) -> None:
+    door = importlib.import_module(f"bnmonitor.{name}")
+    assert door.__doc__
+    names = getattr(door, "__all__", [])
+    assert names or name in (*OPEN, "viewer")
+    assert list(names) == sorted(names, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+    assert [n for n in names if not hasattr(door, n)] == []
 
 
 def test_the_law_sees_the_modules_and_their_imports() -> None:
     found = modules()
-    assert {"layers", "recorder", "watch", "monitor", "rules", "rules.base", "sinks.base", "callback"} <= found.keys()
-    assert {"bnmonitor.layers", "bnmonitor.recovery"} <= imports(found["recorder"])
-    assert "bnmonitor.baseline" in imports(found["watch"])
-    assert place("rules.numerics.mean_explosion") == ORDER.index(("rules.*.*",))
-    assert place("sinks.base") < place("sinks.console") < place("sinks")
-
-
-def test_the_rules_tell_each_other_nothing() -> None:
-    for name, path in modules().items():
-        if name.startswith("rules.") and name != "rules.base":
-            assert not [t for t in imports(path) if t.startswith("bnmonitor.rules") and t != "bnmonitor.rules.base"]
+    assert {"layers", "recording.recorder", "monitor.monitor", "rules.base", "sinks.base", "results"} <= found.keys()
+    assert {"layers", "recording.recovery"} <= imports(found["recording.tape"])
+    assert "monitor" in imports(found["lightning.callback"])
+    assert not is_open("recording.tape")
+    assert is_open("rules.numerics.mean_explosion")
 
 
 def loaded_by(statement: str) -> set[str]:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from bnmonitor import Alert, AlertError, BatchNormMonitor, BatchNormWarning, Monitor, Severity
 from bnmonitor.notify import Notifier, Webhook
-from tests.test_sinks import an_alert
+from tests.sinks.test_sinks import an_alert
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -36,7 +36,7 @@ SECRET = "T0P-S3CRET"
 
 
 class Server:
-    """Answers with the codes it is given, in turn, the last one for ever; code 0: not at all."""
+    """TrainerActions with the codes it is given, in turn, the last one for ever; code 0: not at all."""
 
     def __init__(self) -> None:
         self.codes = [200]

@@ -1,5 +1,22 @@
-"""Judge a checkpoint or a model without training it."""
+"""A checkpoint or a model judged without training it."""
 
+from bnmonitor.audit.checkpoint import UnreadableError, checkpoint_files, read_checkpoint
+from bnmonitor.audit.checkpoint_drift import drift, drift_table
+from bnmonitor.audit.find import locate
 from bnmonitor.audit.judge import Audit, audit
+from bnmonitor.audit.one_step import forward
+from bnmonitor.audit.show import audit_line, audit_table
 
-__all__ = ["Audit", "audit"]
+__all__ = [
+    "Audit",
+    "UnreadableError",
+    "audit",
+    "audit_line",
+    "audit_table",
+    "checkpoint_files",
+    "drift",
+    "drift_table",
+    "forward",
+    "locate",
+    "read_checkpoint",
+]

@@ -11,9 +11,9 @@ from pathlib import Path
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from bnmonitor import checkpoint
 from bnmonitor._text import nearest
-from bnmonitor.checkpoint import UnreadableError
+from bnmonitor.audit import checkpoint
+from bnmonitor.audit.checkpoint import UnreadableError
 
 _SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -46,7 +46,7 @@ def locate(what: str) -> list[Found]:
         return [Found(name=what, model=_made(what), real=True)]
     if not Path(what).exists():
         raise UnreadableError(f"{what!r} is neither a file nor a directory nor package.module:factory")
-    found = checkpoint.read(what)
+    found = checkpoint.read_checkpoint(what)
     return [Found(name=f"{what}:{key}" if key else what, model=model, real=False) for key, model in found.items()]
 
 

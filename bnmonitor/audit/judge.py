@@ -10,17 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnmonitor import baseline
 from bnmonitor._text import DOCS
-from bnmonitor.audit.forward import forward
-from bnmonitor.checkpoint import Norms
-from bnmonitor.facts import Facts
-from bnmonitor.frame import Window
+from bnmonitor.audit.checkpoint import Norms
+from bnmonitor.audit.one_step import forward
 from bnmonitor.layers import LayerTable, discover
-from bnmonitor.ledger import EVALUATIONS, Ledger
-from bnmonitor.rules import Finding, Rule, Severity, all_rules
-from bnmonitor.statistics import Recovery
-from bnmonitor.verdict import Alert, LayerSummary, State
+from bnmonitor.recording import baseline
+from bnmonitor.results import Alert, LayerSummary, Severity, StepSummary
+from bnmonitor.rules import Finding, Rule, all_rules
+from bnmonitor.window import EVALUATIONS, Facts, Ledger, Recovery, Window
 
 STATE = ("BN101", "BN104", "BN105", "BN404", "BN707")
 """Rules that a layer's tensors are enough for."""
@@ -39,7 +36,7 @@ _UPDATES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Audit(State):
+class Audit(StepSummary):
     """What the rules say of layers as they are.
 
     Attributes:
@@ -72,7 +69,7 @@ def audit(model: nn.Module, *, settings: bool = True, inputs: Tensor | Sequence[
     """Judge the normalization layers of a model as they are; nothing is trained and nothing changed.
 
     Args:
-        model: A model, or what :func:`bnmonitor.checkpoint.read` made of a checkpoint.
+        model: A model, or what :func:`bnmonitor.audit.read_checkpoint` made of a checkpoint.
         settings: Whether the modules are the real ones, with momentum, eps and class; False for a checkpoint.
         inputs: What a forward takes, for the rules that ask how the layers are connected. None: for a model whose first
             layer says what it takes, something of that shape; where that does not work these rules are skipped.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bnmonitor._text import count, number, printable, shorten
 from bnmonitor.audit.judge import Audit
-from bnmonitor.render import alert_block, unchecked
+from bnmonitor.display import alert_block, unchecked
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _BLANK = "–"
 
 
-def terminal(found: Audit, name: str, *, rows: int = 8) -> RenderableType:
+def audit_table(found: Audit, name: str, *, rows: int = 8) -> RenderableType:
     """The verdict, the worst layers, the alerts, and what was not checked.
 
     Args:
@@ -49,7 +49,7 @@ def terminal(found: Audit, name: str, *, rows: int = 8) -> RenderableType:
     return Group(*parts)
 
 
-def line(found: Audit, name: str) -> str:
+def audit_line(found: Audit, name: str) -> str:
     """One line: the verdict and the rules that speak."""
     rules = ", ".join(dict.fromkeys(f"{alert.code} {alert.rule}" for alert in found.alerts))
     return f"{printable(name)}: {found.headline()}{f' · {rules}' if rules else ''}"

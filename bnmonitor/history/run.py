@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bnmonitor._text import listing
-from bnmonitor.history import catalogue
+from bnmonitor.history import statistics as catalogue
 from bnmonitor.history.schema import ABOUT, ALERT, CHANNELS, FACTS, FRAME, Schema
 from bnmonitor.history.source import STDIN, Array, Files, Record, Source, Tag
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from bnmonitor._lightning import CallbackBase
 from bnmonitor._text import nearest
 from bnmonitor.layers import ROOT, norms
+from bnmonitor.lightning import CallbackBase
 from bnmonitor.remedies.freezing import freeze, thaw
 from bnmonitor.remedies.recalibration import Forward, Recalibration, recalibrate
 

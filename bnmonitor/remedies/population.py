@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bnmonitor._text import listing
-from bnmonitor.layers import channels_of, writes_pairwise
-from bnmonitor.segments import Segments
+from bnmonitor.layers import Segments, channels_of, writes_pairwise
 
 _FAR = 25.0
 """Square of a mean over the variance from which on float32 squares are not exact enough."""

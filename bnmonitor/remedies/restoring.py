@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from bnmonitor._text import listing
-from bnmonitor.blackbox import read
 from bnmonitor.monitor import Monitor
 from bnmonitor.remedies._layers import chosen
+from bnmonitor.sinks import read_black_box
 
 _STATE = {"running_mean": "running_mean", "running_var": "running_var", "gamma": "weight", "beta": "bias"}
 """Names in the record, and in the layer."""
@@ -86,7 +86,7 @@ def _records(source: Monitor | str | Path, layer: str) -> Iterator[tuple[list[in
     else:
         files = [Path(source)]
     for path in files:
-        box = read(path)
+        box = read_black_box(path)
         if layer not in box["layers"]:
             continue
         at = box["layers"].index(layer)

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnmonitor._text import listing
 from bnmonitor.layers import discover
-from bnmonitor.responder import warn
+from bnmonitor.monitor import warn
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

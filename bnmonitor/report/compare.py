@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bnmonitor._text import count, listing, number, printable, shorten
+from bnmonitor.display import alert_block
 from bnmonitor.history.run import Frames, History
 from bnmonitor.history.source import Array
-from bnmonitor.render import alert_block
 from bnmonitor.report.read import Report, report
-from bnmonitor.verdict import Alert, Severity
+from bnmonitor.results import Alert, Severity
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -7,19 +7,19 @@ import gzip
 import json
 import re
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bnmonitor import viewer
 from bnmonitor._text import count, listing, number
-from bnmonitor.history import catalogue
-from bnmonitor.history.pool import extent, pool
+from bnmonitor.display import sparkline
+from bnmonitor.history import statistics as catalogue
 from bnmonitor.history.run import Channels, Frames, History, Run
 from bnmonitor.history.source import Array
-from bnmonitor.render import sparkline
+from bnmonitor.history.thin import extent, pool
 from bnmonitor.report.read import Report, report
-from bnmonitor.verdict import Alert, Severity
+from bnmonitor.results import Alert, Severity
 
 BUDGET = 780_000
 """Bytes of numbers in the page, as they are written; with the drawing code and the text it stays below a megabyte."""
@@ -32,7 +32,7 @@ COLUMNS = 1200
 
 CHANNEL_COLUMNS = 96
 _KEPT_BITS = 12
-_STATIC = Path(__file__).parents[1] / "tensorboard_plugin" / "static"
+
 _MARKS = {Severity.INFO: "·", Severity.WARNING: "!", Severity.ERROR: "✗"}
 _LOGARITHMIC = {s.name for s in (*catalogue.LAYER, *catalogue.CHANNEL) if s.scale == "log"}
 
@@ -51,7 +51,7 @@ def page(history: History, name: str) -> str:
     return _TEMPLATE.format(
         policy=_POLICY,
         title=escape(f"BatchNorm: {_called(state)}"),
-        style=(_STATIC / "style.css").read_text(encoding="utf-8") + _STYLE,
+        style=(viewer.DIRECTORY / "style.css").read_text(encoding="utf-8") + _STYLE,
         summary=_summary(state),
         content=_json(content),
         numbers=base64.b64encode(numbers).decode(),
@@ -176,7 +176,7 @@ def _size(sheets: _Sheets) -> int:
 def _modules() -> dict[str, str]:
     """The drawing code by bare names, which a page can hold: relative ones need an address to be relative to."""
     found = {}
-    for path in sorted(_STATIC.glob("*.js")):
+    for path in sorted(viewer.DIRECTORY.glob("*.js")):
         code = re.sub(r'(from|import)(\s*\(?\s*)"\./([\w.]+)"', r'\1\2"bn/\3"', path.read_text(encoding="utf-8"))
         found[f"bn/{path.name}"] = "data:text/javascript;base64," + base64.b64encode(code.encode()).decode()
     found.pop("bn/index.js", None)

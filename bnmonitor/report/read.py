@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from bnmonitor._text import count
-from bnmonitor.history import boxes
+from bnmonitor.history import black_boxes as boxes
 from bnmonitor.history.run import History, Run, open_history
 from bnmonitor.history.source import Array
-from bnmonitor.verdict import Alert, LayerSummary, State
+from bnmonitor.results import Alert, LayerSummary, StepSummary
 
 SCHEMA = 1
 """Version of what :meth:`Report.to_dict` returns; it changes only if a field changes its meaning or goes."""
@@ -31,7 +31,7 @@ class NoHistoryError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Report(State):
+class Report(StepSummary):
     """The last state of a recorded run, and how the record ends.
 
     Attributes:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bnmonitor._text import count, listing, number, printable
-from bnmonitor.render import final_summary, sparkline
+from bnmonitor.display import final_summary, sparkline
 from bnmonitor.report.read import Report
-from bnmonitor.verdict import Alert, Severity
+from bnmonitor.results import Alert, Severity
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

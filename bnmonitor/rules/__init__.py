@@ -1,237 +1,35 @@
-"""The catalogue: every rule, in one explicit tuple."""
+"""The catalogue: one rule a file, pure over a window, and the vocabulary that rules are written in."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
-
-from bnmonitor._text import nearest
-from bnmonitor.needs import NEEDS
-from bnmonitor.rules.architecture.dropout_before_norm import DropoutBeforeNorm
-from bnmonitor.rules.architecture.missing_norm import MissingNorm
-from bnmonitor.rules.architecture.norm_after_activation import NormAfterActivation
-from bnmonitor.rules.architecture.norm_under_per_sample_gradients import NormUnderPerSampleGradients
-from bnmonitor.rules.architecture.redundant_bias import RedundantBias
-from bnmonitor.rules.architecture.wrong_axis import WrongAxis
-from bnmonitor.rules.base import Finding, Rule, Severity
-from bnmonitor.rules.bookkeeping.double_update import DoubleUpdate
-from bnmonitor.rules.bookkeeping.layer_never_called import LayerNeverCalled
-from bnmonitor.rules.bookkeeping.lossy_sync_conversion import LossySyncConversion
-from bnmonitor.rules.bookkeeping.mixed_calls import MixedCalls
-from bnmonitor.rules.bookkeeping.rank_divergence import RankDivergence
-from bnmonitor.rules.bookkeeping.stale_averaged_weights import StaleAveragedWeights
-from bnmonitor.rules.bookkeeping.unregistered_layer import UnregisteredLayer
-from bnmonitor.rules.data.alternating_domains import AlternatingDomains
-from bnmonitor.rules.data.correlated_batches import CorrelatedBatches
-from bnmonitor.rules.data.padding_contamination import PaddingContamination
-from bnmonitor.rules.data.validation_shift import ValidationShift
-from bnmonitor.rules.modes.auxiliary_network_updates import AuxiliaryNetworkUpdates
-from bnmonitor.rules.modes.batch_dependent_evaluation import BatchDependentEvaluation
-from bnmonitor.rules.modes.eval_mode_in_training import EvalModeInTraining
-from bnmonitor.rules.modes.evaluation_updates_statistics import EvaluationUpdatesStatistics
-from bnmonitor.rules.modes.initial_statistics_in_use import InitialStatisticsInUse
-from bnmonitor.rules.modes.leaking_freeze import LeakingFreeze
-from bnmonitor.rules.modes.split_freeze import SplitFreeze
-from bnmonitor.rules.modes.unfreeze_shock import UnfreezeShock
-from bnmonitor.rules.monitor.rule_error import RuleError
-from bnmonitor.rules.monitor.sink_error import SinkError
-from bnmonitor.rules.numerics.half_precision_buffers import HalfPrecisionBuffers
-from bnmonitor.rules.numerics.half_precision_headroom import HalfPrecisionHeadroom
-from bnmonitor.rules.numerics.mean_explosion import MeanExplosion
-from bnmonitor.rules.numerics.non_finite_statistics import NonFiniteStatistics
-from bnmonitor.rules.numerics.skipped_step_poisoning import SkippedStepPoisoning
-from bnmonitor.rules.numerics.unnormalized_input import UnnormalizedInput
-from bnmonitor.rules.numerics.variance_collapse import VarianceCollapse
-from bnmonitor.rules.numerics.variance_explosion import VarianceExplosion
-from bnmonitor.rules.parameters.dead_channels import DeadChannels
-from bnmonitor.rules.parameters.folding_hazard import FoldingHazard
-from bnmonitor.rules.parameters.gamma_explosion import GammaExplosion
-from bnmonitor.rules.parameters.gradient_growth_with_depth import GradientGrowthWithDepth
-from bnmonitor.rules.parameters.learning_rate_too_high import LearningRateTooHigh
-from bnmonitor.rules.parameters.learning_rate_too_low import LearningRateTooLow
-from bnmonitor.rules.parameters.weight_decay_on_affine import WeightDecayOnAffine
-from bnmonitor.rules.running_average.cold_statistics import ColdStatistics
-from bnmonitor.rules.running_average.degenerate_momentum import DegenerateMomentum
-from bnmonitor.rules.running_average.inverted_momentum import InvertedMomentum
-from bnmonitor.rules.running_average.stale_statistics import StaleStatistics
-from bnmonitor.rules.running_average.train_eval_gap import TrainEvalGap
-from bnmonitor.rules.sample_size.accumulation_keeps_small_batch import AccumulationKeepsSmallBatch
-from bnmonitor.rules.sample_size.biased_variance_chain import BiasedVarianceChain
-from bnmonitor.rules.sample_size.pooled_to_few_values import PooledToFewValues
-from bnmonitor.rules.sample_size.ragged_last_batch import RaggedLastBatch
-from bnmonitor.rules.sample_size.small_batch import SmallBatch
-from bnmonitor.rules.sample_size.unsynchronized_ranks import UnsynchronizedRanks
-from bnmonitor.rules.thresholds import ForLayers, Thresholds, with_thresholds
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule, first, onset, sampled
+from bnmonitor.rules.catalogue import CATALOGUE, FAMILIES, all_rules, default_rules
+from bnmonitor.rules.manual import plain
+from bnmonitor.rules.needs import NEEDS, missing, unmet
+from bnmonitor.rules.selection import by_layer, choose, find
+from bnmonitor.rules.thresholds import ForLayers, Thresholds, check_patterns, judge
+from bnmonitor.window import Window
 
 __all__ = [
     "CATALOGUE",
+    "FAMILIES",
+    "NEEDS",
     "Finding",
+    "ForLayers",
     "Rule",
     "Severity",
     "Thresholds",
+    "Window",
     "all_rules",
     "by_layer",
+    "check_patterns",
     "choose",
     "default_rules",
     "find",
+    "first",
+    "judge",
+    "missing",
+    "onset",
+    "plain",
+    "sampled",
+    "unmet",
 ]
-
-CATALOGUE: tuple[type[Rule], ...] = (
-    RuleError,
-    SinkError,
-    NonFiniteStatistics,
-    SkippedStepPoisoning,
-    HalfPrecisionHeadroom,
-    HalfPrecisionBuffers,
-    VarianceCollapse,
-    VarianceExplosion,
-    MeanExplosion,
-    UnnormalizedInput,
-    SmallBatch,
-    PooledToFewValues,
-    RaggedLastBatch,
-    AccumulationKeepsSmallBatch,
-    UnsynchronizedRanks,
-    BiasedVarianceChain,
-    InvertedMomentum,
-    DegenerateMomentum,
-    ColdStatistics,
-    StaleStatistics,
-    TrainEvalGap,
-    EvalModeInTraining,
-    LeakingFreeze,
-    SplitFreeze,
-    InitialStatisticsInUse,
-    UnfreezeShock,
-    EvaluationUpdatesStatistics,
-    AuxiliaryNetworkUpdates,
-    BatchDependentEvaluation,
-    DoubleUpdate,
-    MixedCalls,
-    RankDivergence,
-    LossySyncConversion,
-    StaleAveragedWeights,
-    LayerNeverCalled,
-    UnregisteredLayer,
-    CorrelatedBatches,
-    AlternatingDomains,
-    ValidationShift,
-    PaddingContamination,
-    DeadChannels,
-    GammaExplosion,
-    WeightDecayOnAffine,
-    LearningRateTooHigh,
-    LearningRateTooLow,
-    GradientGrowthWithDepth,
-    FoldingHazard,
-    NormAfterActivation,
-    DropoutBeforeNorm,
-    RedundantBias,
-    WrongAxis,
-    NormUnderPerSampleGradients,
-    MissingNorm,
-)
-
-FAMILIES = {
-    "BN0": "the monitor itself",
-    "BN1": "numerics",
-    "BN2": "sample size",
-    "BN3": "running average",
-    "BN4": "modes and freezing",
-    "BN5": "bookkeeping",
-    "BN6": "data",
-    "BN7": "parameters and learning rate",
-    "BN8": "architecture",
-}
-
-
-def all_rules() -> tuple[Rule, ...]:
-    """Return every rule of the catalogue with its default thresholds, by code."""
-    return tuple(rule() for rule in CATALOGUE)
-
-
-def default_rules() -> tuple[Rule, ...]:
-    """Return the rules that run when nothing is selected."""
-    return tuple(rule for rule in all_rules() if rule.default)
-
-
-def find(word: str, rules: Sequence[Rule] | None = None) -> Rule:
-    """Return the rule with a code or name.
-
-    Raises:
-        ValueError: There is none; the message names the nearest.
-    """
-    every = all_rules() if rules is None else rules
-    for rule in every:
-        if word.lower() in (rule.code.lower(), rule.name):
-            return rule
-    known = [w for rule in every for w in (rule.code, rule.name)]
-    raise ValueError(f"no rule is called {word!r}{nearest(word, known)}; `bnmonitor rules` lists them all")
-
-
-def choose(
-    select: Sequence[str] = ("default",),
-    ignore: Sequence[str] = (),
-    rules: Sequence[Rule] | Mapping[str, Thresholds] | None = None,
-) -> tuple[Rule, ...]:
-    """Return the rules that a run uses.
-
-    Args:
-        select: Codes, prefixes of codes, names, ``"default"`` or ``"all"``.
-        ignore: Codes, prefixes of codes or names to leave out.
-        rules: Own rules, which join the catalogue or replace a rule of the same code and always run unless ignored; or
-            thresholds by rule: ``{"small-batch": {"warn_below": 8}}``; see :func:`by_layer` for those of some layers.
-
-    Raises:
-        ValueError: A word matches no rule, a threshold does not exist, or is no number.
-        TypeError: ``rules`` holds something that is no rule.
-    """
-    available = {rule.code: rule for rule in all_rules()}
-    own: set[str] = set()
-    if isinstance(rules, Mapping):
-        for word, thresholds in rules.items():
-            if not isinstance(word, str):
-                raise TypeError(f"rules= maps codes or names of rules to thresholds, got the key {word!r}")
-            rule, _ = with_thresholds(find(word), thresholds)
-            available[rule.code] = rule
-    elif rules is not None and not isinstance(rules, Sequence):
-        raise TypeError(f"rules={rules!r} must be a sequence of Rule instances or a mapping of thresholds by rule")
-    else:
-        for rule in rules or ():
-            if not isinstance(rule, Rule):
-                hint = "pass an instance" if isinstance(rule, type) else "derive it from bnmonitor.rules.Rule"
-                raise TypeError(f"rules= takes Rule instances or a mapping of thresholds, got {rule!r}; {hint}")
-            for need in sorted(rule.needs - NEEDS.keys()):
-                raise ValueError(
-                    f"rule {rule.name!r} needs {need!r}, which is not known{nearest(need, NEEDS)}; "
-                    f"a rule may need {', '.join(NEEDS)}"
-                )
-            available[rule.code] = rule
-            own.add(rule.code)
-    every = tuple(available.values())
-    chosen = {code for word in select for code in _matching(word, every, "select")} | own
-    left_out = {code for word in ignore for code in _matching(word, every, "ignore")}
-    return tuple(rule for code, rule in sorted(available.items()) if code in chosen - left_out)
-
-
-def by_layer(rules: Sequence[Rule] | Mapping[str, Thresholds] | None) -> dict[str, tuple[ForLayers, ...]]:
-    """Return by code the rules that have other thresholds in some layers.
-
-    ``{"small-batch": {"warn_below": 8, "layers": {"head.*": {"warn_below": 4}}}}`` warns below 4 samples in the layers
-    that ``head.*`` matches, and below 8 in all others. Of several patterns that match a layer the first counts.
-    """
-    if not isinstance(rules, Mapping):
-        return {}
-    found = {find(word).code: with_thresholds(find(word), thresholds)[1] for word, thresholds in rules.items()}
-    return {code: special for code, special in found.items() if special}
-
-
-def _matching(word: str, rules: Sequence[Rule], argument: str) -> list[str]:
-    if word == "all":
-        return [rule.code for rule in rules]
-    if word == "default":
-        return [rule.code for rule in rules if rule.default]
-    found = [r.code for r in rules if r.name == word or (word and r.code.startswith(word.upper()))]
-    if not found:
-        known = [w for r in rules for w in (r.code, r.name)]
-        raise ValueError(f"{argument}={word!r} matches no rule{nearest(word, known)}; `bnmonitor rules` lists them all")
-    return found

@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from bnmonitor._text import number
-from bnmonitor.frame import Window
-from bnmonitor.verdict import Severity as Severity
+from bnmonitor.results import Severity as Severity
+from bnmonitor.window import Window
 
 Moment = Literal["check", "evaluation", "end"]
 """When a rule is judged."""
@@ -58,7 +58,7 @@ class Rule(ABC):
         code: ``BN304``; public, never changes its meaning.
         name: ``stale-statistics``; likewise.
         severity: The severity it usually has.
-        needs: What must be there for it to run, in the words of :data:`bnmonitor.needs.NEEDS`. It is left out, and
+        needs: What must be there for it to run, in the words of :data:`bnmonitor.rules.NEEDS`. It is left out, and
             listed as skipped with the reason, for as long as something is missing.
         confirm: Steps for which it must hold before an alert opens; 0: at once.
         exact: Whether ``first_step`` is exact. If not, the first layer in execution order is blamed among

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 
 from bnmonitor._text import nearest
-from bnmonitor.frame import Window
 from bnmonitor.layers import LayerTable
 from bnmonitor.rules.base import Finding, Rule
+from bnmonitor.window import Window
 
 LAYERS = "layers"
 """The word under which a rule's thresholds hold those of some layers, by glob pattern."""

@@ -1,9 +1,22 @@
-"""Where the monitor's findings go."""
+"""Where the monitor's findings go while a training runs."""
 
-from bnmonitor.sinks.base import Run, Sink, checked
+from bnmonitor.sinks.base import FanOut, Run, Sink, checked
+from bnmonitor.sinks.black_box import BlackBox, read_black_box
 from bnmonitor.sinks.console import Console
-from bnmonitor.sinks.jsonlines import JsonLines
-from bnmonitor.sinks.loggers import Loggers
+from bnmonitor.sinks.json_lines import JsonLines
+from bnmonitor.sinks.loggers import Loggers, totals
 from bnmonitor.sinks.tensorboard import TensorBoard
 
-__all__ = ["Console", "JsonLines", "Loggers", "Run", "Sink", "TensorBoard", "checked"]
+__all__ = [
+    "BlackBox",
+    "Console",
+    "FanOut",
+    "JsonLines",
+    "Loggers",
+    "Run",
+    "Sink",
+    "TensorBoard",
+    "checked",
+    "read_black_box",
+    "totals",
+]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bnmonitor.alerts import Alert
 from bnmonitor.layers import LayerTable
+from bnmonitor.results import Alert
 from bnmonitor.summary import Summary
 
 if TYPE_CHECKING:

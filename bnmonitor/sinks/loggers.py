@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bnmonitor.rules import Severity
+from bnmonitor.results import Severity
 from bnmonitor.sinks.base import Run, Sink
 from bnmonitor.summary import Summary
 

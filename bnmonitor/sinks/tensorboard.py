@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from bnmonitor._text import count, listing
 from bnmonitor._version import __version__
-from bnmonitor.alerts import Alert
 from bnmonitor.history import encode
 from bnmonitor.history.schema import ABOUT, FRAME, Schema, alert_tag
+from bnmonitor.results import Alert
 from bnmonitor.sinks.base import Run, Sink
-from bnmonitor.sinks.detail import ChannelDetail, Facts
+from bnmonitor.sinks.channel_detail import ChannelDetail, LayerFacts
 from bnmonitor.sinks.loggers import torch_writer, totals
 from bnmonitor.sinks.thinning import Thinning
 from bnmonitor.summary import METRICS, Summary
@@ -77,7 +77,7 @@ class TensorBoard(Sink):
         self._written: dict[tuple[str, str, int], Alert] = {}
         self._described: set[str] = set()
         self._told: dict[str, Any] = {}
-        self._channels, self._facts = ChannelDetail(channel_bytes), Facts()
+        self._channels, self._facts = ChannelDetail(channel_bytes), LayerFacts()
         self._thinning = Thinning(run_bytes)
         self._alerted = self._left_out = False
         self._step = 0

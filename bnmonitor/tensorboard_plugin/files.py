@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bnmonitor.history import boxes
+from bnmonitor.history import black_boxes as boxes
 
 
 def box_files(context: Any, run: str) -> dict[str, Path]:

@@ -11,16 +11,17 @@ from tensorboard import plugin_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
 
-from bnmonitor.history import boxes, catalogue
-from bnmonitor.history.pool import extent, pool
+from bnmonitor import viewer
+from bnmonitor.history import black_boxes as boxes
+from bnmonitor.history import statistics as catalogue
 from bnmonitor.history.run import Frames, History, Run
 from bnmonitor.history.schema import ALERT, CHANNELS, FACTS, FRAME, KEPT, PLUGIN
 from bnmonitor.history.source import Array, Provider
+from bnmonitor.history.thin import extent, pool
 from bnmonitor.tensorboard_plugin.cache import Cache
 from bnmonitor.tensorboard_plugin.files import box_files
 from bnmonitor.tensorboard_plugin.wire import LONGEST, NotThereError, Query, answer, as_binary, as_json
 
-STATIC = Path(__file__).parent / "static"
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
 _LATEST = 2**53
 _LAYER = {statistic.name: statistic for statistic in catalogue.LAYER}
@@ -54,7 +55,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
             "/box": self._box,
         }
         # The routes are the files that are there: no path is ever made of what was asked for.
-        files = {f"/{path.name}": _static(path) for path in STATIC.iterdir() if path.suffix in _TYPES}
+        files = {f"/{path.name}": _static(path) for path in viewer.DIRECTORY.iterdir() if path.suffix in _TYPES}
         return {**files, **{route: answer(handle) for route, handle in data.items()}}
 
     def is_active(self) -> bool:

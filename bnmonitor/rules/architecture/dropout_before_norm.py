@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import number
-from bnmonitor.frame import Window
-from bnmonitor.measures import held_out_ratio, median, warm
-from bnmonitor.rules.base import Finding, Rule, Severity
-from bnmonitor.statistics import mean_over_steps
-from bnmonitor.structure import Place
+from bnmonitor.measures import held_out_ratio, mean_over_steps, median, warm
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule
+from bnmonitor.window import Place, Window
 
 RECENT = 8
 """Steps whose batches say what variance training has now."""
@@ -34,7 +33,7 @@ class DropoutBeforeNorm(Rule):
     off, and the layer divides by too large a deviation: its output shrinks, and layer by layer the error adds up.
 
     ## Example
-    >>> from bnmonitor.structure import Operation
+    >>> from bnmonitor.window import Operation
     >>> from bnmonitor.testing import make_structure, make_window
     >>> drop = Operation(kind="dropout", role="dropout", name="net.2")
     >>> behind = {"structure": make_structure(dropouts=(drop,), dropout=0.5)}

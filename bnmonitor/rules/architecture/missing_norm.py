@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bnmonitor._text import count, listing
-from bnmonitor.frame import Window
-from bnmonitor.rules.base import Finding, Rule, Severity
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class MissingNorm(Rule):
     is not held, and the learning rate that suits the rest of the network may be too high for it.
 
     ## Example
-    >>> from bnmonitor.structure import Bare
+    >>> from bnmonitor.window import Bare
     >>> from bnmonitor.testing import make_structure, make_window
     >>> bare = Bare(name="body.4.conv", nonlinearity="relu", first=False, near=0)
     >>> most = {"structure": make_structure(bare=(bare,), normalized=8)}

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bnmonitor._text import listing
-from bnmonitor.frame import Window
-from bnmonitor.rules.base import Finding, Rule, Severity
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class NormAfterActivation(Rule):
     mistake; both in one network often is.
 
     ## Example
-    >>> from bnmonitor.structure import Operation
+    >>> from bnmonitor.window import Operation
     >>> from bnmonitor.testing import make_structure, make_window
     >>> relu = Operation(kind="relu", role="nonlinearity", name="net.1")
     >>> [finding] = NormAfterActivation().check(make_window(facts={"structure": make_structure(between=(relu,))}))

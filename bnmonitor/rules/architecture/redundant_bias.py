@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bnmonitor._text import count, listing
-from bnmonitor.frame import Window
-from bnmonitor.rules.base import Finding, Rule, Severity
-from bnmonitor.structure import Place, Producer
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule
+from bnmonitor.window import Place, Producer, Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class RedundantBias(Rule):
     and is weight-decayed or moved about by it. Beta does what it was for. It costs memory, time and optimizer state.
 
     ## Example
-    >>> from bnmonitor.structure import Producer
+    >>> from bnmonitor.window import Producer
     >>> from bnmonitor.testing import make_structure, make_window
     >>> conv = Producer(kind="convolution", role="weights", name="conv", features=3, bias=True)
     >>> [finding] = RedundantBias().check(make_window(facts={"structure": make_structure(producers=(conv,))}))

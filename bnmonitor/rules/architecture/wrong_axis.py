@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bnmonitor.frame import Window
-from bnmonitor.rules.base import Finding, Rule, Severity
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class WrongAxis(Rule):
     length fails.
 
     ## Example
-    >>> from bnmonitor.structure import Producer
+    >>> from bnmonitor.window import Producer
     >>> from bnmonitor.testing import make_structure, make_window
     >>> linear = Producer(kind="linear", role="weights", name="fc", features=32, features_last=True)
     >>> wrong = {"structure": make_structure(shape=(8, 3, 32), producers=(linear,))}

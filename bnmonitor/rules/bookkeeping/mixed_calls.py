@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import number
-from bnmonitor.frame import Window
-from bnmonitor.ledger import EVALUATIONS
-from bnmonitor.rules.base import Finding, Rule, Severity
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule
+from bnmonitor.window import EVALUATIONS, Window
 
 
 @dataclass(frozen=True, kw_only=True)

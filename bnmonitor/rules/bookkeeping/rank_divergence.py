@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import number
-from bnmonitor.facts import RankStatistics
-from bnmonitor.frame import Window
 from bnmonitor.measures import median
-from bnmonitor.rules.base import Finding, Rule, Severity
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule
+from bnmonitor.window import RankStatistics, Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class RankDivergence(Rule):
     ## Example
     >>> import torch
     >>> from dataclasses import replace
-    >>> from bnmonitor.facts import RankStatistics
+    >>> from bnmonitor.window import RankStatistics
     >>> from bnmonitor.testing import make_window
     >>> def told(spread):
     ...     some = torch.full((3,), spread)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bnmonitor.frame import Window
-from bnmonitor.rules.base import Finding, Rule, Severity
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class UnregisteredLayer(Rule):
 
     ## Example
     >>> from bnmonitor.testing import make_window
-    >>> [finding] = UnregisteredLayer().check(make_window(facts={"strays": ("8 channels, behind conv",)}))
+    >>> [finding] = UnregisteredLayer().check(make_window(facts={"unregistered": ("8 channels, behind conv",)}))
     >>> str(finding.severity), finding.layer
     ('error', None)
 
@@ -57,17 +58,17 @@ class UnregisteredLayer(Rule):
 
     def check(self, window: Window) -> list[Finding]:
         """Name what ran and belongs to no model."""
-        strays = window.facts.strays
-        if not strays:
+        unregistered = window.facts.unregistered
+        if not unregistered:
             return []
         return [
             Finding(
                 severity=Severity.ERROR,
                 layer=None,
                 first_step=window.steps[0],
-                value=float(len(strays)),
+                value=float(len(unregistered)),
                 threshold=0.0,
-                message=f"a BatchNorm that is not among the model's modules ran in training: {'; '.join(strays)}",
+                message=f"a BatchNorm that is not among the model's modules ran in training: {'; '.join(unregistered)}",
                 advice="make it in __init__ and assign it to an attribute, or keep it in nn.ModuleList: eval(), "
                 "the optimizer and state_dict do not know it",
             )

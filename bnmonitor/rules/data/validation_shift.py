@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import number
-from bnmonitor.frame import Window
 from bnmonitor.measures import FLAT, lag, median, warm
-from bnmonitor.rules.base import Finding, Rule, Severity
-from bnmonitor.samples import HeldOut
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule
+from bnmonitor.window import HeldOut, Window
 
 
 @dataclass(frozen=True, kw_only=True)

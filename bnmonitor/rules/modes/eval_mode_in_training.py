@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from bnmonitor.frame import Window
-from bnmonitor.rules.base import Finding, Rule, Severity, onset
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule, onset
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)

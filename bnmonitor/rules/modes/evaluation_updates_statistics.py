@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bnmonitor._text import count, number
-from bnmonitor.frame import Window
-from bnmonitor.ledger import EVALUATIONS, PHASES
-from bnmonitor.rules.base import Finding, Rule, Severity
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule
+from bnmonitor.window import EVALUATIONS, PHASES, Window
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bnmonitor.frame import Window
-from bnmonitor.rules.base import Finding, Rule, Severity, last_run
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule, last_run
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import number
-from bnmonitor.frame import Window
 from bnmonitor.measures import median
-from bnmonitor.rules.base import Finding, Rule, Severity, first, last_run
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule, first, last_run
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import number
-from bnmonitor.frame import Window
 from bnmonitor.measures import median
-from bnmonitor.rules.base import Finding, Rule, Severity, onset
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule, onset
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import count, number
-from bnmonitor.frame import Window
-from bnmonitor.rules.base import Finding, Rule, Severity, rate_note, sampled
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule, rate_note, sampled
+from bnmonitor.window import Window
 
 LARGEST = torch.finfo(torch.float16).max
 """The largest number in fp16, 65 504."""

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import number
-from bnmonitor.frame import Window
 from bnmonitor.measures import offset, offsets
-from bnmonitor.rules.base import Finding, Rule, Severity, onset, run_note
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule, onset, run_note
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)

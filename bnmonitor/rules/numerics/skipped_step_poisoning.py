@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import count, number
-from bnmonitor.frame import Window
 from bnmonitor.measures import warm
-from bnmonitor.rules.base import Finding, Rule, Severity
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import number
-from bnmonitor.frame import Window
-from bnmonitor.measures import median, typical_variance
-from bnmonitor.rules.base import Finding, Rule, Severity
-from bnmonitor.statistics import middle_over_steps
+from bnmonitor.measures import median, middle_over_steps, typical_variance
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import count, number
-from bnmonitor.frame import Window
-from bnmonitor.rates import retreat
-from bnmonitor.rules.base import Finding, Rule, Severity, run_note
+from bnmonitor.results import Severity
+from bnmonitor.rules.advice import retreat
+from bnmonitor.rules.base import Finding, Rule, run_note
+from bnmonitor.window import Window
 
 MAD = 1.4826
 """A Gaussian's standard deviation in units of its median absolute deviation."""

@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import number
-from bnmonitor.frame import Window
 from bnmonitor.measures import median, share
-from bnmonitor.rates import retreat
-from bnmonitor.rules.base import Finding, Rule, Severity, first, rate_note
+from bnmonitor.results import Severity
+from bnmonitor.rules.advice import retreat
+from bnmonitor.rules.base import Finding, Rule, first, rate_note
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import count, number
-from bnmonitor.frame import Window
 from bnmonitor.measures import median
-from bnmonitor.rules.base import Finding, Moment, Rule, Severity
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Moment, Rule
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import count, number
-from bnmonitor.frame import Window
 from bnmonitor.measures import median
-from bnmonitor.rates import retreat
-from bnmonitor.rules.base import Finding, Rule, Severity, onset, rate_note
+from bnmonitor.results import Severity
+from bnmonitor.rules.advice import retreat
+from bnmonitor.rules.base import Finding, Rule, onset, rate_note
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)

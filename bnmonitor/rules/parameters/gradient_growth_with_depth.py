@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import number
-from bnmonitor.frame import Window
-from bnmonitor.rules.base import Finding, Rule, Severity, rate_note
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule, rate_note
+from bnmonitor.window import Window
 
 _CACHED = 1 << 16
 """Numbers in double precision that fit into a core's cache."""

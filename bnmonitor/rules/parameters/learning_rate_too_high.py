@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import count, number
-from bnmonitor.frame import CHANNEL_STATISTICS, LAYER_STATISTICS, Window
-from bnmonitor.measures import SHORT, jump, unrest
-from bnmonitor.rates import rise
-from bnmonitor.rules.base import Finding, Rule, Severity, first, onset, rate_note
+from bnmonitor.measures import SHORT, batch_distance, jump, rise
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule, first, onset, rate_note
+from bnmonitor.window import CHANNEL_STATISTICS, LAYER_STATISTICS, Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +20,10 @@ class LearningRateTooHigh(Rule):
     """The batch statistics of many layers at once jump about, in layers that were calm before.
 
     ## What it does
-    Measures the unrest of each layer: how far its batches are from its running statistics, and how far their mean moves
-    from one step to the next, in the middle channel. Speaks if half of the layers or more, and not just one of two,
-    have left the level of their own calm times behind: the weights take steps after which every layer is another one.
+    Measures the batch distance of each layer: how far its batches are from its running statistics, and how far their
+    mean moves from one step to the next, in the middle channel. Speaks if half of the layers or more, and not just one
+    of two, have left the level of their own calm times behind: the weights take steps after which every layer is
+    another one.
     One alert for all layers.
 
     ## Why is this bad?
@@ -50,12 +51,12 @@ class LearningRateTooHigh(Rule):
     clip gradients (``Trainer(gradient_clip_val=1.0)``). Look at it where the message says it began.
 
     ## Thresholds
-    ``least_unrest = .3`` deviations and ``growth = 4`` times the calm level. The running statistics of momentum ``m``
-    are ``(1 - m) / m`` steps behind, nine at .1: an unrest of .3 is one that BN304 would call a stale average, were it
-    always to one side. ``jump_growth = 1.5``: the mean must also move more from batch to batch, which it does not after
-    a single change of the data.
+    ``least_distance = .3`` deviations and ``growth = 4`` times the calm level. The running statistics of momentum ``m``
+    are ``(1 - m) / m`` steps behind, nine at .1: a batch distance of .3 is one that BN304 would call a stale average,
+    were it always to one side. ``jump_growth = 1.5``: the mean must also move more from batch to batch, which it does
+    not after a single change of the data.
 
-    ``sudden_unrest = .06`` and ``sudden_growth = 2``, and no word of the mean, if the learning rate was raised
+    ``sudden_distance = .06`` and ``sudden_growth = 2``, and no word of the mean, if the learning rate was raised
     fourfold to thirtyfold (``sudden_from``, ``sudden_to``) within 20 steps, above all rates so far: that needs less of
     a proof. From a rate near zero, as before a warm-up by epochs, a rise is no sign.
 
@@ -83,9 +84,9 @@ class LearningRateTooHigh(Rule):
     severity: ClassVar[Severity] = Severity.WARNING
     needs: ClassVar[frozenset[str]] = frozenset({"buffers"})
 
-    least_unrest: float = 0.3
+    least_distance: float = 0.3
     growth: float = 4.0
-    sudden_unrest: float = 0.06
+    sudden_distance: float = 0.06
     sudden_growth: float = 2.0
     sudden_from: float = 4.0
     sudden_to: float = 30.0
@@ -94,8 +95,8 @@ class LearningRateTooHigh(Rule):
 
     def check(self, window: Window) -> list[Finding]:
         """Judge all layers together."""
-        known = window.training[-1] & window.baseline.unrest.isfinite()
-        now, moved = unrest(window), jump(window)
+        known = window.training[-1] & window.baseline.batch_distance.isfinite()
+        now, moved = batch_distance(window), jump(window)
         lost = known & ~(now.isfinite() & moved.isfinite())
         return self._before(window, lost) if lost.any() else self._judge(window, now, moved)
 
@@ -114,16 +115,16 @@ class LearningRateTooHigh(Rule):
         if not steps:
             return []
         past = _until(window, end)
-        found = self._judge(past, unrest(past.last(steps)), jump(past.last(steps + 1)))
+        found = self._judge(past, batch_distance(past.last(steps)), jump(past.last(steps + 1)))
         told = f"; no numbers any more from step {window.steps[end]} on"
         return [replace(finding, message=f"{finding.message}{told}") for finding in found]
 
     def _judge(self, window: Window, now: Tensor, moved: Tensor) -> list[Finding]:
-        """Compare unrest and jumps, ``[L]`` each, with those of calm times."""
-        calm = window.baseline.unrest
+        """Compare batch_distance and jumps, ``[L]`` each, with those of calm times."""
+        calm = window.baseline.batch_distance
         judged = window.training[-1] & now.isfinite() & calm.isfinite()
         raised = self._raised(window)
-        least = torch.where(raised, self.sudden_unrest, self.least_unrest)
+        least = torch.where(raised, self.sudden_distance, self.least_distance)
         growth = torch.where(raised, self.sudden_growth, self.growth)
         wild = judged & (now > least) & (now > growth * calm)
         wild &= raised | (moved > self.jump_growth * window.baseline.jump)
@@ -141,7 +142,7 @@ class LearningRateTooHigh(Rule):
     def _finding(self, window: Window, now: Tensor, wild: Tensor, judged: Tensor, raised: bool) -> Finding:
         layers = judged.nonzero().flatten().tolist()
         lead = int(wild.long().argmax())
-        value, calm = (float(values[wild].median()) for values in (now, window.baseline.unrest))
+        value, calm = (float(values[wild].median()) for values in (now, window.baseline.batch_distance))
         before = float(window.baseline.rate[lead])
         if raised:
             rates = torch.tensor(window.facts.learning_rates)
@@ -159,7 +160,7 @@ class LearningRateTooHigh(Rule):
             layers=tuple(layers),
             first_step=step,
             value=value,
-            threshold=self.sudden_unrest if raised else self.least_unrest,
+            threshold=self.sudden_distance if raised else self.least_distance,
             message=f"in {int(wild.sum())} of {count(len(layers), 'layer')} the batches are {number(value)} deviations "
             f"from the running statistics, {number(value / calm)} times as far as in calm times"
             f"{rate_note(window, step)}",

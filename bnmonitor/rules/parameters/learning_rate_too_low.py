@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import count, number
-from bnmonitor.frame import Window
-from bnmonitor.measures import median
-from bnmonitor.rules.base import Finding, Rule, Severity, rate_note
-from bnmonitor.statistics import mean_over_steps
+from bnmonitor.measures import mean_over_steps, median
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule, rate_note
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)

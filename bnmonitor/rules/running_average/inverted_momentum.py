@@ -9,8 +9,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from bnmonitor._text import listing, number
-from bnmonitor.frame import Window
-from bnmonitor.rules.base import Finding, Rule, Severity, first
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule, first
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import number
-from bnmonitor.frame import Window
 from bnmonitor.measures import FLAT, lag, may_lag, settled
-from bnmonitor.rules.base import Finding, Rule, Severity, onset, rate_note
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule, onset, rate_note
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)

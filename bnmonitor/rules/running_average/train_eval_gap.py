@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import number
-from bnmonitor.frame import Window
 from bnmonitor.measures import warm
-from bnmonitor.rules.base import Finding, Moment, Rule, Severity
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Moment, Rule
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +33,11 @@ class TrainEvalGap(Rule):
 
     ## Example
     >>> from bnmonitor.testing import make_window
-    >>> from bnmonitor.samples import Gaps
+    >>> from bnmonitor.window import EvaluationGap
     >>> from dataclasses import replace
     >>> import torch
     >>> def probed(gap, size=64):
-    ...     gaps = Gaps(step=63, gap=torch.tensor([gap]), size=torch.tensor([size]))
+    ...     gaps = EvaluationGap(step=63, gap=torch.tensor([gap]), size=torch.tensor([size]))
     ...     return make_window(facts={"gaps": gaps})
     >>> [finding] = TrainEvalGap().check(probed(0.4))
     >>> str(finding.severity)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bnmonitor._text import number
-from bnmonitor.frame import Window
 from bnmonitor.measures import normalizing, together
-from bnmonitor.rules.base import Finding, Rule, Severity
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import count, number
-from bnmonitor.frame import Window
 from bnmonitor.measures import median, normalizing
-from bnmonitor.rules.base import Finding, Rule, Severity, sampled
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule, sampled
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class RaggedLastBatch(Rule):
     sample with itself.
 
     ## Example
-    >>> from bnmonitor.facts import Loader
+    >>> from bnmonitor.window import Loader
     >>> from bnmonitor.testing import make_window
     >>> loader = Loader(batch_size=32, samples=1601, drop_last=False)
     >>> [finding] = RaggedLastBatch().check(make_window(facts={"train_loader": loader}))

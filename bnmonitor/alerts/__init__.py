@@ -1,0 +1,7 @@
+"""Findings become episodes: pending, open, cleared."""
+
+from bnmonitor.alerts.book import AlertBook
+
+__all__ = [
+    "AlertBook",
+]

@@ -1,0 +1,186 @@
+"""The command line as data: every command with its options, what these take, and examples."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bnmonitor._text import nearest
+from bnmonitor._version import __version__
+
+_MAIN = """examples:
+  bnmonitor demo                   three short trainings, two of them faulty
+  bnmonitor report lightning_logs  what the newest run there says
+  bnmonitor compare BEFORE AFTER   did the fix work?
+  bnmonitor audit model.ckpt       what is wrong with a checkpoint
+  bnmonitor explain BN304          what a rule means, why it matters, what to do
+
+every command has examples of its own: bnmonitor report --help
+exit codes: 0 fine, 1 something was found, 2 the input cannot be used
+"""
+
+_EXAMPLES = {
+    "demo": """examples:
+  bnmonitor demo                      logs go to ./bnmonitor_demo
+  bnmonitor demo --log-dir runs/demo  logs go there
+  tensorboard --logdir bnmonitor_demo then look at them
+""",
+    "report": """examples:
+  bnmonitor report lightning_logs            the newest run; a line for others
+  bnmonitor report lightning_logs/version_3  one run
+  bnmonitor report RUN --html page.html      one page to send to a colleague
+  bnmonitor report RUN --markdown            for a pull request
+  bnmonitor report RUN --json | jq .runs[0].health
+  bnmonitor report RUN --fail-on error       in CI: exit with 1 on errors only
+  ssh host cat run/events.out.* | bnmonitor report -
+""",
+    "compare": """examples:
+  bnmonitor compare runs/before runs/after      layers and alerts of two runs
+  bnmonitor compare epoch=1.ckpt epoch=9.ckpt   how far the layers have moved
+  bnmonitor compare A B --json                  for a script
+  bnmonitor compare A B && echo "no worse"      in CI
+""",
+    "audit": """examples:
+  bnmonitor audit model.ckpt              one checkpoint
+  bnmonitor audit checkpoints/            every one in a directory, a line each
+  bnmonitor audit package.models:make     a model, before it is trained
+  bnmonitor audit package.models:make --input 2,3,224,224
+""",
+    "structure": """examples:
+  bnmonitor structure package.models:make
+  bnmonitor structure torchvision.models:resnet18 --input 2,3,64,64
+""",
+    "rules": """examples:
+  bnmonitor rules               every rule, its severity and what it says
+  bnmonitor rules | grep BN3    those about running averages
+""",
+    "explain": """examples:
+  bnmonitor explain BN304
+  bnmonitor explain stale-statistics
+""",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line that says what to do."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2 after one line."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(each) for each in action.choices]
+            hint = nearest(str(value), known) or f"; it takes {', '.join(known)}"
+            raise argparse.ArgumentError(action, f"{value!r} is not known{hint}")
+
+
+def parser() -> Parser:
+    """Return the parser; what it parses has the command's name as ``command``."""
+    main = Parser(prog="bnmonitor", description="The flight recorder for batch normalization.", epilog=_MAIN)
+    main.add_argument("--version", action="version", version=f"bnmonitor {__version__}")
+    commands = main.add_subparsers(required=True, metavar="command", dest="command")
+
+    def command(name: str, does: str, description: str | None = None) -> Parser:
+        about = description or f"{does[0].upper()}{does[1:]}."
+        return commands.add_parser(name, help=does, description=textwrap.fill(about, 78), epilog=_EXAMPLES[name])
+
+    demo = command("demo", "train three small networks and watch what is found")
+    demo.add_argument(
+        "--log-dir", type=Path, default=Path("bnmonitor_demo"), metavar="DIR", help="where logs go (%(default)s)"
+    )
+
+    report = command("report", "show what a recorded run says, be it finished, running or broken off")
+    report.add_argument(
+        "path",
+        type=Path,
+        metavar="RUN",
+        help="a run's directory, one of runs, or an event file; - is standard input",
+    )
+    report.add_argument("--run", dest="run_name", metavar="NAME", help="only the run of this name, of several")
+    _add_rows(report, 8, "layers")
+    form = report.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--markdown", action="store_true", help="print Markdown")
+    form.add_argument(
+        "--html", type=Path, metavar="FILE", help="write one page with the views of the BatchNorm tab; - prints it"
+    )
+    _add_fail_on(report, "an alert of this severity or worse is open")
+
+    compare = command(
+        "compare",
+        "show which layers and alerts of two runs differ",
+        "Show which layers and alerts of two runs differ, or how far the layers of two checkpoints are apart.",
+    )
+    compare.add_argument("before", type=Path, help="a run's directory or event file, or a checkpoint")
+    compare.add_argument("after", type=Path, help="another")
+    _add_rows(compare, 12, "changes")
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    _add_fail_on(compare, "an alert of this severity or worse came, or a layer got worse")
+
+    audit = command(
+        "audit",
+        "judge a checkpoint or a model without training it",
+        "Judge a checkpoint, every one in a directory, or a model that package.module:factory is or makes. "
+        "Of a checkpoint only tensors are read, and nothing in it is executed.",
+    )
+    audit.add_argument("what", metavar="CHECKPOINT_OR_MODEL")
+    _add_input(audit)
+    _add_rows(audit, 8, "layers")
+    audit.add_argument("--json", action="store_true", help="print JSON")
+    _add_fail_on(audit, "something of this severity or worse is found")
+
+    structure = command(
+        "structure",
+        "show what feeds each layer of a model, and what reads it",
+        "Show the layers of a model that package.module:factory is or makes, a line each in the order of execution, "
+        "with what feeds it and what reads it. One training step of a copy is run for that.",
+    )
+    structure.add_argument("what", metavar="MODEL", help="package.module:factory")
+    _add_input(structure)
+
+    command("rules", "list every rule")
+
+    explain = command("explain", "explain a rule")
+    explain.add_argument("rule", help="code or name, such as BN304 or stale-statistics")
+
+    return main
+
+
+def _add_rows(parser: Parser, rows: int, what: str) -> None:
+    parser.add_argument(
+        "--rows", type=_positive, default=rows, metavar="N", help=f"{what} that the table shows (%(default)s)"
+    )
+
+
+def _add_input(parser: Parser) -> None:
+    parser.add_argument("--input", type=_shape, metavar="2,3,224,224", help="shape that the model's forward takes")
+
+
+def _add_fail_on(parser: Parser, event: str) -> None:
+    levels = ("info", "warning", "error", "never")
+    parser.add_argument(
+        "--fail-on", choices=levels, default="warning", metavar="LEVEL", help=f"exit with 1 if {event}: "
+        "info, warning, error or never (%(default)s)",
+    )  # fmt: skip
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
+    return int(text)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be sizes such as 2,3,224,224")
+    return sizes

@@ -1,0 +1,249 @@
+"""The command line: what each of its commands does."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bnmonitor._text import CHECKPOINTS, printable
+from bnmonitor.cli.arguments import parser
+from bnmonitor.display import say, show
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bnmonitor.results import Alert
+
+FINE, FOUND, USAGE = 0, 1, 2
+"""Exit codes: nothing to say, something was found, the input cannot be used."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given:
+        parser().print_help()
+        return USAGE
+    parsed = parser().parse_args(given)
+    try:
+        code = _COMMANDS[parsed.command](parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _let_go()
+        return FINE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _let_go()
+        return _fail(f"cannot write what was found: {error.strerror}")
+    return code
+
+
+def _let_go() -> None:
+    """Send what is still to be written nowhere: the interpreter would try once more at its end, and complain."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _demo(parsed: argparse.Namespace) -> int:
+    try:
+        from bnmonitor.cli.demo import demo
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] != "sklearn":
+            raise
+        return _fail("the demo needs scikit-learn for its data: pip install 'bnmonitor[demo]'")
+    try:
+        return FINE if demo(parsed.log_dir) else FOUND
+    except OSError as error:
+        return _fail(f"cannot write to {parsed.log_dir}: {error.strerror or error}")
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from bnmonitor.report.read import SCHEMA, NoHistoryError, find, read_all, said
+    from bnmonitor.report.show import markdown, terminal
+
+    try:
+        history, names = find(parsed.path, parsed.run_name)
+    except NoHistoryError as error:
+        return _fail(str(error))
+    reports = read_all(history, names)
+    for failed in getattr(history.source, "unreadable", ()):
+        _fail(f"{said(failed)}, so it is left out")
+    if parsed.json:
+        print(json.dumps({"schema": SCHEMA, "runs": [each.to_dict() for each in reports]}, indent=2, allow_nan=False))
+    elif parsed.html:
+        from bnmonitor.report.page import page
+
+        text = page(history, reports[0].run)
+        if str(parsed.html) == "-":
+            sys.stdout.buffer.write(text.encode())
+        else:
+            try:
+                parsed.html.write_text(text, encoding="utf-8")
+            except OSError as error:
+                return _fail(f"cannot write {parsed.html}: {error.strerror or error}")
+            say(f"{reports[0].headline()}\nwritten to {parsed.html}")
+    elif parsed.markdown:
+        say(markdown(reports, rows=parsed.rows).rstrip("\n"))
+    else:
+        show(terminal(reports, rows=parsed.rows))
+    return _verdict(parsed, reports[0].alerts)
+
+
+def _compare(parsed: argparse.Namespace) -> int:
+    if all(path.is_file() and path.suffix in CHECKPOINTS for path in (parsed.before, parsed.after)):
+        return _drift(parsed)
+    from bnmonitor.report.compare import compare, terminal
+    from bnmonitor.report.read import NoHistoryError, find
+
+    pair = []
+    for path in (parsed.before, parsed.after):
+        try:
+            history, names = find(path)
+        except NoHistoryError as error:
+            return _fail(str(error))
+        if len(names) > 1:
+            return _fail(f"{path} holds {len(names)} runs: give the directory of one, such as {path / names[0]}")
+        pair.append((history, names[0]))
+    found = compare(*pair)
+    if parsed.json:
+        print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
+    else:
+        show(terminal(found, rows=parsed.rows))
+    return FOUND if found.worse and parsed.fail_on != "never" else _verdict(parsed, found.came)
+
+
+def _drift(parsed: argparse.Namespace) -> int:
+    from bnmonitor.audit import UnreadableError, drift, drift_table, read_checkpoint
+
+    pair = []
+    for path in (parsed.before, parsed.after):
+        try:
+            models = read_checkpoint(path)
+        except UnreadableError as error:
+            return _fail(str(error))
+        if not models:
+            return _fail(f"{path} holds no normalization layer with running statistics")
+        pair.append(next(iter(models.values())))
+    found = drift(*pair)
+    if parsed.json:
+        print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
+    else:
+        show(drift_table(found, rows=parsed.rows))
+    return _verdict(parsed, found.came)
+
+
+def _audit(parsed: argparse.Namespace) -> int:
+    from bnmonitor.audit import UnreadableError, audit, audit_line, audit_table, checkpoint_files, locate
+
+    directory = Path(parsed.what).is_dir()
+    paths = [str(p) for p in checkpoint_files(Path(parsed.what))] if directory else [parsed.what]
+    if not paths:
+        return _fail(f"no checkpoint in {parsed.what}: files that end with {', '.join(CHECKPOINTS)}")
+    audits, failed, bare = [], False, []
+    for path in paths:
+        try:
+            found = locate(path)
+        except UnreadableError as error:
+            failed = True
+            _fail(str(error))
+            continue
+        if not found and not directory:
+            return _fail(f"{path} holds no normalization layer with running statistics")
+        bare += [] if found else [path]
+        audits += [(each.name, audit(each.model, settings=each.real, inputs=_example(parsed.input))) for each in found]
+    if parsed.json:
+        told = [{"name": name, **found.to_dict()} for name, found in audits]
+        print(json.dumps({"schema": 1, "audits": told}, indent=2, allow_nan=False))
+    elif directory:
+        for name, one in audits:
+            say(audit_line(one, name))
+        for path in bare:
+            say(f"{printable(path)}: no normalization layer with running statistics")
+    else:
+        for name, one in audits:
+            show(audit_table(one, name, rows=parsed.rows))
+    return USAGE if failed else _verdict(parsed, [alert for _, one in audits for alert in one.alerts])
+
+
+def _structure(parsed: argparse.Namespace) -> int:
+    from bnmonitor.audit import UnreadableError, forward, locate
+    from bnmonitor.layers import discover
+
+    try:
+        found = locate(parsed.what)
+    except UnreadableError as error:
+        return _fail(str(error))
+    if not found or not found[0].real:
+        return _fail(f"{parsed.what} is a checkpoint, which does not say how layers are connected: give module:factory")
+    model = found[0].model
+    if not len(discover({"": model}).table):
+        return _fail(f"{parsed.what} has no BatchNorm layer")
+    monitor, why = forward(model, _example(parsed.input), select=())
+    if monitor is None:
+        return _fail(f"{parsed.what} {why}")
+    say(str(monitor.structure()))
+    return FINE
+
+
+def _example(shape: tuple[int, ...] | None) -> Tensor | None:
+    import torch
+
+    return None if shape is None else torch.randn(*shape)
+
+
+def _rules(parsed: argparse.Namespace) -> int:
+    from rich import box
+    from rich.table import Table
+
+    from bnmonitor.rules import all_rules
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for title in ("code", "name", "severity", "what"):
+        table.add_column(title, no_wrap=title != "what", overflow="fold")
+    for rule in all_rules():
+        table.add_row(rule.code, rule.name, str(rule.severity), (rule.__doc__ or "").splitlines()[0])
+    show(table)
+    return FINE
+
+
+def _explain(parsed: argparse.Namespace) -> int:
+    from bnmonitor.rules import find, plain
+
+    try:
+        rule = find(parsed.rule)
+    except ValueError as error:
+        return _fail(str(error))
+    say(plain(rule))
+    return FINE
+
+
+def _verdict(parsed: argparse.Namespace, alerts: Sequence[Alert]) -> int:
+    if parsed.fail_on == "never":
+        return FINE
+    open_ones = {str(alert.severity) for alert in alerts if alert.state == "open"}
+    order = ("info", "warning", "error")
+    return FOUND if open_ones & set(order[order.index(parsed.fail_on) :]) else FINE
+
+
+def _fail(message: str) -> int:
+    print(f"bnmonitor: {printable(message)}", file=sys.stderr)
+    return USAGE
+
+
+_COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "demo": _demo,
+    "report": _report,
+    "compare": _compare,
+    "audit": _audit,
+    "structure": _structure,
+    "rules": _rules,
+    "explain": _explain,
+}

@@ -1,0 +1,162 @@
+"""Gathers what is known of the run besides the statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from bnmonitor.context.auxiliary import auxiliary
+from bnmonitor.context.optimizers import Group, groups_of, trains_copies
+from bnmonitor.context.run import RunFacts
+from bnmonitor.distributed import world_size
+from bnmonitor.graph import UnregisteredNorms
+from bnmonitor.layers import LayerTable, own_forwards
+from bnmonitor.window import Facts, Structure
+
+
+class FactsGatherer:
+    """Gathers the facts; what seldom changes is read anew only where it may have changed.
+
+    Args:
+        models: The models by prefix of their layers' names.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module]) -> None:
+        self._models = models
+        self._own_forwards: dict[str, str] = {}
+        self.averaging = False
+        """Whether something averages the weights without the buffers."""
+        self.copies = False
+        """Whether the optimizers train copies of the parameters, of which nobody knows whose they are."""
+        self.renew()
+
+    def renew(self, named: Iterable[tuple[str, nn.Module]] = ()) -> None:
+        """Take in that the layers are others now, or in another order."""
+        # A conversion to SyncBatchNorm forgets what a layer was.
+        self._own_forwards |= own_forwards(named)
+        self._affine_key: object = None
+        self._affine: dict[str, Any] = {}
+        self._groups: object = None
+        self._trained: set[int] = set()
+        self._auxiliary: tuple[str, ...] = ()
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Of each layer the network beside the trained one that it is in, or an empty name; empty: unknown."""
+        return self._auxiliary if self._groups is not None else ()
+
+    def facts(
+        self,
+        layers: LayerTable,
+        modules: Sequence[nn.Module],
+        optimizers: Sequence[Optimizer],
+        run: RunFacts,
+        *,
+        steps: Sequence[int],
+        rates: Sequence[float],
+        structure: Structure | None,
+        unregistered: UnregisteredNorms,
+        shards: Mapping[int, tuple[Tensor, ...]],
+    ) -> Facts:
+        """Return the facts of the layers' modules and of the run as they are now.
+
+        Args:
+            layers: The table of the layers.
+            modules: The modules behind them.
+            optimizers: The optimizers, as far as they are known.
+            run: What the run tells of itself.
+            steps: Numbers of the steps in the window.
+            rates: The learning rate in force at each of them.
+            structure: What the autograd graph told.
+            unregistered: What it told of layers that no model knows.
+            shards: The parameters that hold a part of a layer's gamma and beta, by ``id(module)``, where these are
+                split; empty where they could not be found: such a layer is taken to train.
+        """
+        scales, skipped = run.scales(steps)
+        kept = [m._buffers.get("running_mean") for m in modules]
+        was = {**run.own_forwards, **self._own_forwards}
+        self.averaging = run.averages_without_buffers
+        groups = groups_of(optimizers)
+        self._see_groups(groups, modules, optimizers, split=bool(layers.split))
+        return Facts(
+            **self._affine_facts([_own(m, shards) for m in modules], groups),
+            optimizers=bool(optimizers),
+            optimizer_count=len(optimizers),
+            learning_rates=tuple(rates),
+            world_size=world_size(),
+            structure=structure,
+            buffer_dtypes=tuple(None if t is None else t.dtype for t in kept),
+            train_loader=run.train_loader,
+            val_loader=run.val_loader,
+            accumulate=run.accumulate,
+            scales=scales,
+            skipped_steps=skipped,
+            auxiliary=self._auxiliary,
+            unregistered=unregistered.known(self._trained),
+            own_forward=tuple(was.get(name, "") for name in layers.names),
+            converts=run.converts,
+            averages_without_buffers=run.averages_without_buffers,
+        )
+
+    def _see_groups(
+        self,
+        groups: Sequence[Group],
+        modules: Sequence[nn.Module],
+        optimizers: Sequence[Optimizer],
+        *,
+        split: bool,
+    ) -> None:
+        """Find what no optimizer trains, if an optimizer has got or lost parameters."""
+        key = [(id(g.params), len(g.params)) for g in groups]
+        if key != self._groups:
+            self._groups, self._trained = key, {id(p) for g in groups for p in g.params}
+            self.copies = trains_copies(self._models.values(), optimizers, groups)
+            known = groups and not split and not self.copies
+            self._auxiliary = auxiliary(self._models, modules, self._trained) if known else ()
+
+    def _affine_facts(self, affine: Sequence[tuple[Tensor, ...] | None], groups: Sequence[Group]) -> dict[str, Any]:
+        """Which gammas and betas are trained, and decayed, by the names of the facts."""
+        known = [] if self.copies else groups
+        own = [None if of is None else [(id(p), p.requires_grad) for p in of] for of in affine]
+        key = [g.key for g in known], own
+        if key != self._affine_key:
+            self._affine_key, self._affine = key, _affine(affine, known)
+        return self._affine
+
+
+def _own(module: nn.Module, shards: Mapping[int, tuple[Tensor, ...]]) -> tuple[Tensor, ...] | None:
+    """The parameters behind a layer's gamma and beta; None where they are somewhere, and nobody knows where."""
+    if id(module) in shards:
+        return shards[id(module)] or None
+    return tuple(p for p in (module._parameters.get("weight"), module._parameters.get("bias")) if p is not None)
+
+
+def _affine(affine: Sequence[tuple[Tensor, ...] | None], groups: Sequence[Group]) -> dict[str, Any]:
+    known = _decays(groups)
+    trains = [of is None or any(p.requires_grad and (not groups or id(p) in known) for p in of) for of in affine]
+    decays = [_decay(of or (), known) for of in affine]
+    return {
+        "affine_trains": torch.tensor(trains, dtype=torch.bool, device="cpu"),
+        "decay": torch.tensor([d for d, _ in decays], device="cpu"),
+        "decoupled": torch.tensor([apart for _, apart in decays], dtype=torch.bool, device="cpu"),
+    }
+
+
+def _decays(groups: Sequence[Group]) -> dict[int, tuple[float, bool]]:
+    """The largest weight decay on each parameter, by its id, and whether it is decoupled from the gradient."""
+    found: dict[int, tuple[float, bool]] = {}
+    for group in groups:
+        decay = group.decay, group.decoupled
+        for p in group.params:
+            found[id(p)] = max(decay, found.get(id(p), decay))
+    return found
+
+
+def _decay(affine: tuple[Tensor, ...], known: dict[int, tuple[float, bool]]) -> tuple[float, bool]:
+    """The largest weight decay on a layer's gamma or beta, and whether it is decoupled."""
+    found = [known[id(p)] for p in affine if p.requires_grad and id(p) in known]
+    return max(found, default=(0.0, False))

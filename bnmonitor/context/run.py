@@ -1,0 +1,127 @@
+"""Facts about the training that the user or the Trainer states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnmonitor.context.loaders import _KEPT, describe
+from bnmonitor.window import Loader
+
+
+class RunFacts:
+    """The facts of a run that its modules and optimizers do not tell.
+
+    Args:
+        train_loader: The training loader; None: unknown.
+        val_loader: The validation loader, likewise.
+        accumulate_grad_batches: Micro-batches per optimizer step.
+        scaler: The gradient scaler of mixed precision in fp16; None: there is none, or it is unknown.
+
+    Raises:
+        ValueError: ``accumulate_grad_batches`` is no positive integer.
+        TypeError: ``scaler`` is none, or a loader cannot be iterated over.
+    """
+
+    def __init__(
+        self,
+        *,
+        train_loader: Any = None,
+        val_loader: Any = None,
+        accumulate_grad_batches: int = 1,
+        scaler: Any = None,
+    ) -> None:
+        self.train_loader: Loader | None = None
+        self.unreadable = False
+        """Whether a training loader was given that tells nothing."""
+        self.val_loader: Loader | None = None
+        self.accumulate = 1
+        self.converts = self.averages_without_buffers = False
+        self.own_forwards: Mapping[str, str] = {}
+        self.scaler: Any = None
+        self._scales: dict[int, float] = {}
+        self._unread: list[tuple[int, Any]] = []
+        self.update(
+            train_loader=train_loader,
+            val_loader=val_loader,
+            accumulate_grad_batches=accumulate_grad_batches,
+            scaler=scaler,
+        )
+
+    def update(
+        self,
+        *,
+        train_loader: Any = None,
+        val_loader: Any = None,
+        accumulate_grad_batches: int | None = None,
+        scaler: Any = None,
+        batches: float | None = None,
+        converts: bool | None = None,
+        own_forwards: Mapping[str, str] | None = None,
+        averages_without_buffers: bool | None = None,
+    ) -> None:
+        """Take over what has become known since; None leaves a fact as it is.
+
+        Args:
+            train_loader: As at construction.
+            val_loader: As at construction.
+            accumulate_grad_batches: As at construction.
+            scaler: As at construction.
+            batches: Batches that an epoch takes from the training loader; None: all it has.
+            converts: Whether the model is to be converted to SyncBatchNorm.
+            own_forwards: What :func:`bnmonitor.layers.own_forwards` found before such a conversion.
+            averages_without_buffers: Whether averaged weights are evaluated whose buffers are not averaged.
+        """
+        self.converts = self.converts if converts is None else converts
+        self.own_forwards = self.own_forwards if own_forwards is None else own_forwards
+        if averages_without_buffers is not None:
+            self.averages_without_buffers = averages_without_buffers
+        if accumulate_grad_batches is not None:
+            number = accumulate_grad_batches
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(f"accumulate_grad_batches={number!r} must be an int, 1 or more")
+            self.accumulate = number
+        if train_loader is not None:
+            self.train_loader = describe(train_loader, "train_loader", batches)
+            self.unreadable = self.train_loader is None
+        if val_loader is not None:
+            self.val_loader = describe(val_loader, "val_loader")
+        if scaler is not None:
+            if not hasattr(scaler, "get_scale"):
+                raise TypeError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__}")
+            self.scaler = scaler
+
+    def step(self, number: int) -> None:
+        """Note the scale in force after a training step; on a device it is copied there, and read later."""
+        if self.scaler is None:
+            return
+        if not self._scales and not self._unread:
+            # The first update is judged by the scale that the scaler was made with.
+            self._scales[number - 1] = float(getattr(self.scaler, "_init_scale", "nan"))
+        scale = getattr(self.scaler, "_scale", None)
+        if isinstance(scale, Tensor):
+            self._unread.append((number, scale.detach().clone()))
+        elif not (hasattr(self.scaler, "_scale") and scale is None):
+            self._scales[number] = float(self.scaler.get_scale())
+
+    def scales(self, steps: Sequence[int]) -> tuple[tuple[float, ...], tuple[bool, ...]]:
+        """Return the scale after each of some steps, and whether the scaler skipped the optimizer there.
+
+        The scaler lowers its scale when it has skipped a step, and only then.
+        """
+        if self._unread:
+            values = torch.stack([scale.float() for _, scale in self._unread]).tolist()
+            self._scales |= dict(zip((n for n, _ in self._unread), values, strict=True))
+            self._unread = []
+            for old in list(self._scales)[:-_KEPT]:
+                del self._scales[old]
+        if not self._scales:
+            return (), ()
+        nan = float("nan")
+        order = list(self._scales)
+        before = dict(zip(order[1:], (self._scales[n] for n in order), strict=False))
+        scales = tuple(self._scales.get(n, nan) for n in steps)
+        return scales, tuple(now < before.get(n, nan) for n, now in zip(steps, scales, strict=True))

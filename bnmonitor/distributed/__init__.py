@@ -1,0 +1,10 @@
+"""What the processes of a training send each other."""
+
+from bnmonitor.distributed.exchange import RankExchange
+from bnmonitor.distributed.world import distributed, world_size
+
+__all__ = [
+    "RankExchange",
+    "distributed",
+    "world_size",
+]

@@ -1,0 +1,341 @@
+"""From the graph of a step to the structure: where each layer sits in the network."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from bnmonitor.graph.graph import WHOLE, Call, Graph, Step, kind_of, role_of
+from bnmonitor.window import Bare, Operation, Place, Producer, Structure
+
+_GATES = ("mul", "div")
+"""Joins that scale one branch by the other: no skip connection."""
+
+_BOUNDED = ("sigmoid", "tanh", "softmax", "logsoftmax", "hardsigmoid")
+"""Nonlinearities that end a network, or open and close a gate."""
+
+_NODES_IN_A_NORM = 4
+
+
+@dataclass(frozen=True)
+class _Above:
+    """What is upstream of a node."""
+
+    layers: frozenset[int] = frozenset()
+    depth: int = 0
+    distance: int = 0
+    joins: int = 0
+    pooled: bool = False
+    wanted: bool = False
+    """Whether the network's input itself gets a gradient."""
+
+
+def structure_of(
+    graph: Graph,
+    calls: Sequence[Call],
+    layers: Mapping[int, int],
+    *,
+    names: Sequence[str] = (),
+    doubled: Mapping[int, bool] | None = None,
+) -> Structure:
+    """Describe where each layer sits.
+
+    Args:
+        graph: The graph of the step.
+        calls: Calls of layers and other modules, in the order they came.
+        layers: Position of each layer by ``id(module)``.
+        names: Names of the layers.
+        doubled: By ``id(module)``, the layers through which a gradient went that keeps its own graph.
+    """
+    above, mine = _above(graph), _calls_of(calls, layers)
+    shared = _shared(graph, calls, layers)
+    order = {call: position for position, call in enumerate(c for c in calls if id(c.module) in layers)}
+    places: list[Place] = []
+    trains: list[bool | None] = []
+    consumers: list[tuple[str, ...] | None] = []
+    for i in range(len(layers)):
+        seen = [call for call in mine.get(i, ()) if call.top is not None]
+        if not seen:
+            places.append(Place(blind=_why_blind(mine.get(i, ()))))
+            trains.append(None if not mine.get(i) or any(not call.graded for call in mine[i]) else False)
+            consumers.append(None)
+            continue
+        dark = [c for c in calls[: calls.index(seen[0])] if c.top is None]
+        frozen = any(isinstance(c.module, WHOLE) or id(c.module) in layers for c in dark)
+        each = [_place(graph, call, above, shared, frozen) for call in seen]
+        read = [node for call in seen for node in _readers(graph, _norm_at(call.top) or call.top)]
+        places.append(
+            replace(
+                each[0],
+                order=order[seen[0]],
+                calls=len(seen),
+                producers=tuple(dict.fromkeys(producer for place in each for producer in place.producers)),
+                readers=tuple(dict.fromkeys(graph.at(node).operation for node in read)),
+                root=each[0].root and not any(id(c.module) in layers and c.training for c in dark),
+                distance=-1 if frozen else each[0].distance,
+                per_sample=bool(doubled and doubled.get(id(seen[0].module)) and any(above[c.top].wanted for c in seen)),
+            )
+        )
+        trains.append(_trains(graph, seen[0].bottom))
+        consumers.append(tuple(sorted({kind_of(node) for node in read})) if read else None)
+    bare, normalized = _convolutions(graph, above, {c.bottom for cs in mine.values() for c in cs} - {None})
+    return Structure(
+        producer_trains=tuple(trains),
+        consumers=tuple(consumers),
+        places=tuple(places),
+        names=tuple(names),
+        bare=tuple(bare),
+        normalized=normalized,
+    )
+
+
+def _calls_of(calls: Sequence[Call], layers: Mapping[int, int]) -> dict[int, list[Call]]:
+    """The calls of each layer, by its position."""
+    mine: dict[int, list[Call]] = {}
+    for call in calls:
+        if id(call.module) in layers:
+            mine.setdefault(layers[id(call.module)], []).append(call)
+    return mine
+
+
+def _why_blind(calls: Sequence[Call]) -> str:
+    if not calls:
+        return "not called in the sampled steps"
+    if calls[0].training and not calls[0].graded:
+        return "called without a graph, as in a reentrant checkpoint or under no_grad"
+    mode = "" if calls[0].training else "in evaluation mode "
+    return f"called {mode}without a graph: nothing in it or before it is trained"
+
+
+def _above(graph: Graph) -> dict[Any, _Above]:
+    """What is upstream of every node, itself included."""
+    known: dict[Any, _Above] = {None: _Above()}
+    for node in graph.order:
+        step = graph.at(node)
+        role = step.operation.role
+        if role == "input":
+            wanted = type(node).__name__ == "AccumulateGrad" and not isinstance(node.variable, nn.Parameter)
+            known[node] = _Above(wanted=wanted)
+            continue
+        if step.branches:
+            parts = [known.get(branch, known[None]) for branch in step.branches]
+            known[node] = _Above(
+                layers=frozenset().union(*(p.layers for p in parts)),
+                depth=max(p.depth for p in parts),
+                distance=min(p.distance for p in parts),
+                joins=max(p.joins for p in parts) + (step.operation.kind not in _GATES),
+                wanted=any(p.wanted for p in parts),
+            )
+            continue
+        below = known.get(step.below, known[None])
+        if step.layer is not None:
+            known[node] = replace(below, layers=frozenset([step.layer]), depth=below.depth + 1, joins=0, pooled=False)
+        elif role == "weights":
+            known[node] = replace(below, distance=below.distance + 1)
+        elif role == "pooling" and step.operation.kind.startswith(("adaptive", "mean")):
+            known[node] = replace(below, pooled=True)
+        else:
+            known[node] = below
+    return known
+
+
+def _place(graph: Graph, call: Call, above: Mapping[Any, _Above], shared: set[str], frozen: bool) -> Place:
+    here = above.get(call.bottom, _Above())
+    between: list[Step] = []
+    source = Step(operation=Operation(kind="input", role="input"))
+    for step in graph.upstream(call.bottom):
+        if step.operation.role in ("weights", "norm", "join", "input"):
+            source = step
+            break
+        between.append(step)
+    if frozen and source.operation.role == "input":
+        source = replace(source, operation=Operation(kind="frozen", role="input"))
+    dropped = _dropouts(graph, call.bottom)
+    return Place(
+        shape=call.shape,
+        producers=(_producer(graph, call, source, between, shared),),
+        between=tuple(step.operation for step in reversed(between)),
+        predecessors=tuple(sorted(here.layers)),
+        follows=_followed(graph, call.bottom, above),
+        joins=here.joins,
+        root=not here.layers,
+        depth=here.depth,
+        distance=here.distance,
+        dropouts=tuple(step.operation for step in dropped),
+        dropout=max((float(getattr(step.module, "p", 0.0)) for step in dropped), default=0.0),
+    )
+
+
+def _producer(graph: Graph, call: Call, source: Step, between: Sequence[Step], shared: set[str]) -> Producer:
+    operation, module = source.operation, source.module
+    bias = None if module is None else module._parameters.get("bias")
+    features = _features(source)
+    return Producer(
+        kind=operation.kind,
+        role=operation.role,
+        name=operation.name,
+        features=features,
+        bias=operation.role == "weights" and bias is not None and bias.requires_grad,
+        shared=operation.name in shared,
+        features_last=_features_last(graph, call, source, between, features),
+    )
+
+
+def _features(source: Step) -> int:
+    """How many features an operation with weights puts out; 0 where unknown."""
+    for name in ("out_channels", "out_features", "embedding_dim"):
+        value = getattr(source.module, name, None)
+        if isinstance(value, int):
+            return value
+    return source.call.features if source.call is not None else 0
+
+
+def _features_last(graph: Graph, call: Call, source: Step, between: Sequence[Step], features: int) -> bool:
+    """Whether ``[N, L, C]`` reaches the layer as it left an operation on the last axis."""
+    if len(call.shape) != 3 or source.operation.kind in ("convolution", "batchnorm"):
+        return False
+    if source.operation.role not in ("weights", "norm") or features != call.shape[2]:
+        return False
+    if features == call.shape[1] and any(_swaps(step) for step in between):
+        return False
+    # A map over time, as in an MLP-Mixer, is handed its input transposed: there the last axis is meant to be another.
+    return not any(_swaps(step) for step in graph.upstream(source.below))
+
+
+def _swaps(step: Step) -> bool:
+    return step.operation.kind in ("transpose", "permute")
+
+
+def _dropouts(graph: Graph, node: Any) -> list[Step]:
+    """Dropout upstream with only linear operations between."""
+    found = []
+    for step in graph.upstream(node):
+        if step.operation.role in ("nonlinearity", "norm", "join", "input"):
+            break
+        if step.operation.role == "dropout":
+            found.append(step)
+    return found
+
+
+def _followed(graph: Graph, node: Any, above: Mapping[Any, _Above]) -> int | None:
+    """The layer upstream that no join leads past."""
+    while True:
+        step = graph.at(node)
+        if step.layer is not None or step.operation.role == "input":
+            return step.layer
+        if step.branches:
+            if step.operation.kind not in _GATES:
+                return None
+            node = min(step.branches, key=lambda branch: above.get(branch, _Above()).distance)
+        else:
+            node = step.below
+
+
+def _trains(graph: Graph, node: Any) -> bool:
+    """Whether a nearest operation with parameters upstream has one that gets a gradient."""
+    stack, seen = [node], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        step = graph.at(node)
+        if step.operation.role == "input":
+            if graph.is_weight(node):
+                return True
+        elif step.module is not None and step.operation.role in ("weights", "norm"):
+            if any(p.requires_grad for p in step.module.parameters()):
+                return True
+        elif any(graph.is_weight(child) for child, _ in node.next_functions):
+            return True
+        elif step.operation.role not in ("weights", "norm"):
+            stack += step.branches or (step.below,)
+    return False
+
+
+def _shared(graph: Graph, calls: Sequence[Call], layers: Mapping[int, int]) -> set[str]:
+    """Names of the operations with weights whose result something besides a normalization reads."""
+    found: set[str] = set()
+    alone: Counter[str] = Counter()
+    for call in (c for c in calls if id(c.module) in layers and c.top is not None):
+        node, others = call.bottom, False
+        for step in graph.upstream(call.bottom):
+            others |= len(graph.readers.get(node, ())) > 1
+            if step.operation.role in ("weights", "norm", "join", "input"):
+                if others:
+                    found.add(step.operation.name)
+                else:
+                    alone[step.operation.name] += 1
+                break
+            node = step.below
+    times = Counter(call.name for call in calls)
+    return found | {name for name, count in alone.items() if times[name] not in (0, count)}
+
+
+def _norm_at(node: Any, depth: int = _NODES_IN_A_NORM) -> Any:
+    """Find the normalization at or just under a node: a subclass may apply more on top of it."""
+    while node is not None and depth:
+        role = role_of(node)
+        if role == "norm":
+            return node
+        if role == "weights":
+            return None
+        following = [n for n, _ in node.next_functions if n is not None and type(n).__name__ != "AccumulateGrad"]
+        node, depth = (following[0] if following else None), depth - 1
+    return None
+
+
+def _readers(graph: Graph, node: Any) -> list[Any]:
+    """The nodes that read a node's result, looking through changes of shape and through what joins it with others."""
+    found: list[Any] = []
+    for reader in graph.readers.get(node, ()):
+        through = role_of(reader) == "shape" or kind_of(reader) in ("cat", "stack")
+        found += (_readers(graph, reader) if through else []) or [reader]
+    return found
+
+
+def _convolutions(graph: Graph, above: Mapping[Any, _Above], bottoms: set[Any]) -> tuple[list[Bare], int]:
+    """Convolutions that a nonlinearity follows without a norm, and the number of those with one."""
+    bare, normalized = [], 0
+    for node in graph.order:
+        step = graph.at(node)
+        if step.operation.kind != "convolution" or above.get(step.below, _Above()).pooled:
+            continue  # behind a global pooling it is part of a gate or of the head
+        kinds = _next(graph, node, bottoms)
+        normalized += "norm" in kinds
+        if not kinds or "norm" in kinds or kinds & {*_BOUNDED}:
+            continue
+        near = above.get(step.below, _Above())
+        bare.append(
+            Bare(
+                name=step.operation.name,
+                nonlinearity=min(kinds),
+                first=not near.distance,
+                near=max(near.layers, default=0),
+            )
+        )
+    return bare, normalized
+
+
+def _next(graph: Graph, node: Any, bottoms: set[Any]) -> set[str]:
+    """Which nonlinearities come right behind a node, and ``norm`` if a normalization does."""
+    kinds: set[str] = set()
+    stack, seen = [node], {node}
+    while stack:
+        at = stack.pop()
+        if at in bottoms:
+            kinds.add("norm")
+        for reader in graph.readers.get(at, ()):
+            role = graph.at(reader).operation.role
+            if role == "nonlinearity":
+                kinds.add(graph.at(reader).operation.kind)
+            elif role == "norm":
+                kinds.add("norm")
+            elif role in ("shape", "pooling", "dropout", "other") and reader not in seen:
+                seen.add(reader)
+                stack.append(reader)
+    return kinds

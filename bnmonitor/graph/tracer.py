@@ -1,0 +1,137 @@
+"""Hooks of a sampled step that note which operations of the autograd graph are whose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.hooks import RemovableHandle
+
+from bnmonitor.graph.graph import WHOLE, Call, Graph, tensors_of
+from bnmonitor.graph.placement import structure_of
+from bnmonitor.layers import Hook, recomputing, unwrapped
+from bnmonitor.window import Structure
+
+
+class Tracer:
+    """Hooks every module without children but the layers for one step, and describes its graph at the end.
+
+    Once every layer is described it does so again only when modes or ``requires_grad`` have changed.
+    What one step does not show, such as a network that trains every other step, is kept from those before.
+    """
+
+    def __init__(self) -> None:
+        self.structure: Structure | None = None
+        """What the graphs told so far; None if nothing."""
+        self._flags: tuple[bool, ...] = ()
+        self._handles: list[RemovableHandle] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        self._calls: list[Call] = []
+        self._ends: list[Any] = []
+        self._doubled: dict[int, bool] = {}
+        self._names: dict[int, str] = {}
+        self._owners: dict[int, tuple[str, nn.Module]] = {}
+
+    def attach(self, layers: Sequence[nn.Module], models: Mapping[str, nn.Module]) -> None:
+        """Place the hooks; what was gathered before and not described is gone."""
+        self.detach()
+        flags = _flags(models)
+        if flags == self._flags and self.structure is not None and not any(p.blind for p in self.structure.places):
+            return
+        self._flags = flags
+        watched = {id(module) for module in layers}
+        for prefix, model in models.items():
+            for path, module in model.named_modules():
+                if id(module) not in self._names:
+                    self._names[id(module)] = ".".join(part for part in (prefix, unwrapped(path)) if part)
+                    self._own(module, model, path, prefix)
+                    simple = isinstance(module, WHOLE) or not any(module._modules.values())
+                    if simple and id(module) not in watched:
+                        self._handles.append(module.register_forward_hook(Hook(module, self.saw)))
+            self._handles.append(model.register_forward_hook(Hook(model, self._finished)))
+
+    def _own(self, module: nn.Module, model: nn.Module, path: str, prefix: str) -> None:
+        """Note whose a module's parameters are; those of a parametrization belong to what it parametrizes."""
+        if module._parameters:
+            owner = path.split(".parametrizations.")[0]
+            name = ".".join(part for part in (prefix, unwrapped(owner)) if part)
+            of = model.get_submodule(owner)
+            self._owners |= {id(p): (name, of) for p in module._parameters.values() if p is not None}
+
+    def detach(self) -> None:
+        """Take every hook away, and let go of the graph."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._forget()
+
+    def walk(self, outputs: Any) -> None:
+        """Note the ends of a step's graph: its loss, or the model's outputs."""
+        self._ends += [t.grad_fn for t in tensors_of(outputs)]
+
+    def take(self, layers: Sequence[nn.Module], names: Sequence[str]) -> None:
+        """Describe the step that has just ended, and let go of its graph."""
+        at = {id(module): i for i, module in enumerate(layers)}
+        mine = [call for call in self._calls if id(call.module) in at]
+        tops = [call.top for call in mine if call.top is not None]
+        if tops or any(call.graded for call in mine):
+            graph = Graph([*self._ends, *tops], at, self._calls, self._owners)
+            new = structure_of(graph, self._calls, at, names=names, doubled=self._doubled)
+            self.structure = new if self.structure is None else new.completed(self.structure)
+        self.detach()
+
+    def saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Note one call; whoever hooks the layers passes theirs on."""
+        if not self._handles:
+            return
+        x = args[0] if args else None
+        out = output[0] if isinstance(output, tuple) and output else output
+        if not isinstance(x, Tensor) or not isinstance(out, Tensor) or recomputing():
+            return
+        if not module.training and isinstance(module, _DropoutNd):
+            return
+        self._calls.append(
+            Call(
+                module=module,
+                name=self._names[id(module)],
+                top=out.grad_fn,
+                bottom=_source(module, x, out),
+                shape=tuple(x.shape),
+                features=out.shape[-1] if out.dim() else 0,
+                training=module.training,
+                graded=torch.is_grad_enabled(),
+            )
+        )
+        if out.grad_fn is not None and module.training and module._buffers:
+            out.grad_fn.register_prehook(self._watch_double(id(module)))
+
+    def _watch_double(self, key: int) -> Any:
+        def before_backward(_: Any) -> None:
+            # The engine runs with gradients on only where the gradient is to have one of its own.
+            if torch.is_grad_enabled():
+                self._doubled[key] = True
+
+        return before_backward
+
+    def _finished(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.walk(output)
+
+
+def _flags(models: Mapping[str, nn.Module]) -> tuple[bool, ...]:
+    """What decides which parts of the models have a graph, and which operations are there."""
+    every = [module for model in models.values() for module in model.modules()]
+    trained = (p.requires_grad for m in every for p in m._parameters.values() if p is not None)
+    return (*(m.training for m in every), *trained)
+
+
+def _source(module: nn.Module, x: Tensor, out: Tensor) -> Any:
+    """The node that a module's input came from."""
+    if out is x and x.grad_fn is not None and getattr(module, "inplace", False):
+        return x.grad_fn.next_functions[0][0]  # in place, its own node has taken the place of the input's
+    return get_gradient_edge(x).node if x.grad_fn is None and x.requires_grad else x.grad_fn

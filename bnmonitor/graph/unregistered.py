@@ -1,0 +1,84 @@
+"""Normalization layers that ran and belong to no watched model, found in the autograd graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from bnmonitor.graph.graph import tensors_of
+
+_NORMS = ("NativeBatchNormBackward", "CudnnBatchNormBackward", "MiopenBatchNormBackward", "SyncBatchNormBackward")
+
+_LEAF = "AccumulateGrad"
+
+
+class UnregisteredNorms:
+    """Finds normalization layers that ran and are part of no model, in the autograd graphs of sampled steps.
+
+    A layer is known by its gamma, which is no model's parameter; one without is not seen.
+
+    Args:
+        models: The models by prefix.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module]) -> None:
+        self._models = models
+        self._found: dict[tuple[int, str], set[int]] = {}
+
+    def walk(self, outputs: Any) -> None:
+        """Look through the graph behind a step's loss or outputs."""
+        names = {
+            id(p): ".".join(part for part in (prefix, name.rpartition(".")[0]) if part)
+            for prefix, model in self._models.items()
+            for name, p in model.named_parameters()
+        }
+        for node in _nodes(t.grad_fn for t in tensors_of(outputs)):
+            gamma = _gamma(node)
+            if gamma is not None and id(gamma) not in names:
+                self._found.setdefault((gamma.numel(), _owner_above(node, names)), set()).add(id(gamma))
+
+    def known(self, trained: set[int]) -> tuple[str, ...]:
+        """Describe what was found, one text for each; layers that an optimizer trains are of a model not watched.
+
+        Args:
+            trained: ``id`` of every parameter in an optimizer.
+        """
+        return tuple(
+            f"{channels} channels" + (f", behind {owner}" if owner else "")
+            for (channels, owner), gammas in self._found.items()
+            if gammas - trained
+        )
+
+
+def _nodes(ends: Iterable[Any]) -> Iterable[Any]:
+    """Every node of the graph behind some ends."""
+    stack = [node for node in ends if node is not None]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        yield node
+        for child, _ in node.next_functions:
+            if child is not None and child not in seen:
+                seen.add(child)
+                stack.append(child)
+
+
+def _gamma(node: Any) -> Tensor | None:
+    """The gamma of a normalization in training mode; None for anything else, and for one without."""
+    if not type(node).__name__.startswith(_NORMS) or getattr(node, "_saved_training", True) is False:
+        return None
+    operands = [child for child, _ in node.next_functions]
+    gamma = operands[1] if len(operands) > 1 else None
+    # A gamma that is made of something else, as by a hypernetwork, has a node of its own there.
+    return gamma.variable if gamma is not None and type(gamma).__name__ == _LEAF else None
+
+
+def _owner_above(node: Any, names: Mapping[int, str]) -> str:
+    """Name of the module whose parameters are nearest upstream."""
+    source = node.next_functions[0][0]
+    for above in _nodes([source]):
+        if type(above).__name__ == _LEAF and id(above.variable) in names:
+            return names[id(above.variable)]
+    return ""

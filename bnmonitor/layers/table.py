@@ -1,0 +1,132 @@
+"""The table of the normalization layers of a model, and the flat channel axis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bnmonitor._text import nearest
+from bnmonitor.layers.segments import Segments
+
+Family = Literal["batch", "instance", "frozen"]
+"""Whose statistics a layer normalizes with: those of the batch, of each sample alone, or fixed ones."""
+
+FEW = 128
+"""Channels of a layer that are looked at where only the middle one counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTable:
+    """Every normalization layer under watch, laid end to end on one flat channel axis.
+
+    Layer ``i`` owns the channels ``offsets[i]:offsets[i + 1]`` of every ``[C]`` tensor.
+
+    Attributes:
+        names: Dotted path of each layer, in execution order once a forward has been seen,
+            in order of definition before.
+        channels: Number of channels of each layer.
+        kinds: Class name of each layer.
+        eps: The number added to the variance before the square root.
+        momentum: Weight of the newest batch in the running average; None for a cumulative average.
+        affine: Whether the layer has a gamma.
+        tracking: Whether the layer has running statistics.
+        family: Whether the layer normalizes over the batch, each sample alone, or with fixed statistics, as
+            torchvision's ``FrozenBatchNorm2d`` does, whatever its mode.
+        synced: Positions of the layers that normalize over all processes: SyncBatchNorm and its subclasses.
+        split: Positions of the layers whose gamma and beta are split over the processes, and not known to this one.
+    """
+
+    names: tuple[str, ...]
+    channels: tuple[int, ...]
+    kinds: tuple[str, ...]
+    eps: tuple[float, ...]
+    momentum: tuple[float | None, ...]
+    affine: tuple[bool, ...]
+    tracking: tuple[bool, ...]
+    family: tuple[Family, ...]
+    synced: tuple[int, ...] = ()
+    split: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Start of each layer on the channel axis, and the total at the end: ``L + 1`` numbers."""
+        ends = [0]
+        for count in self.channels:
+            ends.append(ends[-1] + count)
+        return tuple(ends)
+
+    @property
+    def total(self) -> int:
+        """Number of channels of all layers together."""
+        return self.offsets[-1]
+
+    @cached_property
+    def segments(self) -> Segments:
+        """Reductions over the channels of each layer."""
+        return Segments(self.channels)
+
+    @cached_property
+    def some(self) -> tuple[Tensor, Segments] | None:
+        """Channels that stand for their layers where only the middle one counts, and the reductions over them.
+
+        They are :data:`FEW` of each layer at most, evenly spread: ``[S]`` int64 on the CPU; None if no layer has more.
+        The median of 128 lies, twice in three times, within 4.4 % of the ranks of the median of all.
+        """
+        if max(self.channels, default=0) <= FEW:
+            return None
+        spans = [
+            range(start, start + c, -(-c // FEW) or 1) for start, c in zip(self.offsets, self.channels, strict=False)
+        ]
+        at = [torch.arange(s.start, s.stop, s.step, device="cpu") for s in spans]
+        return torch.cat(at), Segments([len(each) for each in at])
+
+    @cached_property
+    def owner(self) -> Tensor:
+        """Index of the layer that owns each channel: ``[C]`` int64 on the CPU."""
+        counts = torch.tensor(self.channels, dtype=torch.int64, device="cpu")
+        return torch.repeat_interleave(torch.arange(len(self), device="cpu"), counts)
+
+    @cached_property
+    def eps_by_channel(self) -> Tensor:
+        """The eps of each channel's layer: ``[C]`` float32 on the CPU."""
+        return torch.tensor(self.eps, dtype=torch.float32, device="cpu")[self.owner]
+
+    @cached_property
+    def tracked(self) -> Tensor:
+        """Which layers have running statistics: ``[L]`` bool on the CPU."""
+        return torch.tensor(self.tracking, dtype=torch.bool, device="cpu")
+
+    @cached_property
+    def _families(self) -> dict[Family, Tensor]:
+        kinds: tuple[Family, ...] = ("batch", "instance", "frozen")
+        return {k: torch.tensor([f == k for f in self.family], dtype=torch.bool, device="cpu") for k in kinds}
+
+    def of_family(self, family: Family) -> Tensor:
+        """Return which layers are of a family: ``[L]`` bool on the CPU."""
+        return self._families[family]
+
+    def index(self, name: str) -> int:
+        """Return the position of a layer.
+
+        Raises:
+            KeyError: There is no layer of that name; the message names the nearest one.
+        """
+        try:
+            return self.names.index(name)
+        except ValueError:
+            raise KeyError(f"no BatchNorm layer is named {name!r}{nearest(name, self.names)}") from None
+
+    def span(self, layer: int) -> slice:
+        """Return the channels of layer ``layer`` as a slice of the channel axis."""
+        return slice(self.offsets[layer], self.offsets[layer + 1])
+
+    def locate(self, mask: Tensor, layer: int) -> tuple[int, ...]:
+        """Return which channels of ``layer``, counted within it, are set in a ``[C]`` mask."""
+        return tuple(mask[self.span(layer)].nonzero().flatten().tolist())

@@ -1,0 +1,72 @@
+"""How far apart the inputs of several calls of one layer in one step are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+MOST_CALLS = 8
+"""Calls of a layer in one step that are compared."""
+
+MOST_UNEVEN = 0.5
+"""Unevenness from which on a few samples rule a variance, and those that were looked at do not tell its noise."""
+
+
+@dataclass(frozen=True)
+class CallMoments:
+    """One call: how many samples it had, and :func:`~bnmonitor.measures.reduce` and so on of its input.
+
+    The unevenness is None for few samples or such of one value, and for the first call of a step, which may be alone.
+    """
+
+    samples: int
+    reduced: Tensor
+    between: Tensor
+    unevenness: Tensor | None = None
+
+
+def apart(calls: Sequence[CallMoments]) -> tuple[float, float, float, float]:
+    """Compare the calls pair by pair, in the middle channel.
+
+    Returns:
+        For the pair whose means differ most: the difference in deviations, and how many times the sampling noise that
+        is. For the pair whose variances differ most: the absolute log of their ratio, and how many times its noise that
+        is. All NaN for a single call. The noise of a mean is that of the samples' means, that of a variance that of
+        what the samples of the later call make of it, if they are alike; else it follows from the kurtosis.
+    """
+    shifts, ratios = [(float("nan"), 0.0)], [(float("nan"), 0.0)]
+    for a, b in combinations(calls[:MOST_CALLS], 2):
+        (n, mean, squares), (m, other, more) = a.between.cpu().double(), b.between.cpu().double()
+        first, second = _second(a.reduced), _second(b.reduced)
+        sigma = ((first + second) / 2).sqrt()
+        noise = (squares / (n - 1) / n + more / (m - 1) / m).sqrt()
+        gap = (mean - other).abs()
+        alive = sigma > 0
+        if alive.any() and bool((n > 1).all() and (m > 1).all()):
+            shifts.append((_middle((gap / sigma)[alive]), _middle((gap / noise)[alive])))
+            log_ratio = (first / second).log().abs()
+            wide = ((_kurtosis(a.reduced) - 1) / a.samples + (_kurtosis(b.reduced) - 1) / b.samples).sqrt()
+            if b.unevenness is not None:
+                uneven = b.unevenness.cpu().double()
+                wide = (uneven * (1 / a.samples + 1 / b.samples)).sqrt().where(uneven < MOST_UNEVEN, wide)
+            ratios.append((_middle(log_ratio[alive]), _middle((log_ratio / wide)[alive])))
+    return (*max(shifts[1:] or shifts), *max(ratios[1:] or ratios))
+
+
+def _second(reduced: Tensor) -> Tensor:
+    return torch.div(reduced[2], reduced[0]).cpu().double()
+
+
+def _kurtosis(reduced: Tensor) -> Tensor:
+    """At least that of a normal distribution."""
+    fourth = torch.div(reduced[4], reduced[0]).cpu().double()
+    return torch.div(fourth, _second(reduced).square()).nan_to_num(3.0).clamp(min=3.0)
+
+
+def _middle(values: Tensor) -> float:
+    known = values[values.isfinite()]
+    return float(torch.quantile(known, 0.5)) if len(known) else 0.0

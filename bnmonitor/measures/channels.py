@@ -1,0 +1,75 @@
+"""Numbers of single channels, and their middle per layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bnmonitor.measures.reductions import median, once, share
+from bnmonitor.measures.running_lag import FLAT
+from bnmonitor.window import Window
+
+
+def covariate_shift(window: Window) -> Tensor:
+    """How much the distribution of a layer's input has moved over the window, in nats; the middle channel.
+
+    The symmetric Kullback-Leibler divergence of the channel's Gaussian at the first and the last step, by the running
+    statistics: ``(v1 / v0 + v0 / v1 - 2 + (m1 - m0)^2 (1 / v0 + 1 / v1)) / 2``. It is what batch normalization was
+    invented to tame (Ioffe and Szegedy 2015).
+    """
+    eps = window.layers.eps_by_channel
+    v0, v1 = window.running_var[0] + eps, window.running_var[-1] + eps
+    moved = (window.running_mean[-1] - window.running_mean[0]).square()
+    return median(0.5 * (v1 / v0 + v0 / v1 - 2 + moved * (1 / v0 + 1 / v1)), window)
+
+
+@once
+def offset(window: Window) -> Tensor:
+    """Distance of the running mean from zero, in deviations, in the middle channel at the last step.
+
+    Channels whose variance eps decides are left out: their deviation says nothing.
+    """
+    return median(offsets(window), window)
+
+
+def offsets(window: Window) -> Tensor:
+    """The same channel by channel: ``[C]``; NaN for the channels that are left out."""
+    var, eps = window.running_var[-1], window.layers.eps_by_channel
+    return (window.running_mean[-1].abs() / (var + eps).sqrt()).where(var > FLAT * eps, torch.nan)
+
+
+def batch_offset(window: Window) -> Tensor:
+    """Distance of the last batch's mean from zero, in running deviations; the middle channel."""
+    var, eps = window.running_var[-1], window.layers.eps_by_channel
+    away = window.batch_mean[-1].abs() / (var + eps).sqrt()
+    return median(away.where(var > FLAT * eps, torch.nan), window)
+
+
+def gamma_update(window: Window, steps: int = 8) -> Tensor:
+    """Change of gamma in a step over gamma's size, mean of the last steps; the middle channel."""
+    gamma = window.gamma[-steps - 1 :]
+    if len(gamma) < 2:
+        return torch.full((len(window.layers),), torch.nan, device="cpu")
+    return median(gamma.diff(dim=0).abs().mean(0) / gamma[-1].abs(), window)
+
+
+def dead(window: Window) -> Tensor:
+    """Share of channels that gamma or beta switched off at the last step.
+
+    Gamma is below a hundredth of its start, or beta is so far below zero (3.1 times gamma: one value in a thousand is
+    positive) that a ReLU that alone reads the output lets nothing through. A gamma that starts at zero is not dead.
+    """
+    gamma, beta = window.gamma[-1].abs(), window.beta[-1]
+    off = gamma < 0.01 * window.baseline.gamma.abs()
+    if window.facts.structure is not None:
+        off |= window.facts.structure.relu_only()[window.layers.owner] & (beta < -3.1 * gamma)
+    return share(off, window)
+
+
+def silent(window: Window) -> Tensor:
+    """Share of channels whose output was never positive in the last sample; NaN without one."""
+    if window.sample is None:
+        return torch.full((len(window.layers),), torch.nan, device="cpu")
+    nonpositive = window.sample.output.nonpositive
+    known = share(~nonpositive.isnan(), window) > 0
+    return share(nonpositive > 0.999, window).where(known, torch.nan)

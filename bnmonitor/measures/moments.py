@@ -1,0 +1,221 @@
+"""What a sample keeps of an activation: a few numbers per channel, which merge from call to call."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Affine(NamedTuple):
+    """``output = scale * (input - mean) + beta``: ``[channels]`` each, on the layer's device."""
+
+    scale: Tensor
+    mean: Tensor
+    beta: Tensor
+
+
+MOST_VALUES = 2048
+"""Values per channel that a sample looks at; of more, every k-th sample of the batch is taken."""
+
+LEAST_SAMPLES = 16
+"""Samples that :func:`between` looks at where there are so many."""
+
+
+def reduce(x: Tensor) -> Tensor:
+    """Reduce ``[N, C, ...]`` to eleven numbers per channel, of at most about :data:`MOST_VALUES` values each.
+
+    Returns:
+        ``[11, C]``: count, mean, sums of the second, third and fourth powers of the deviations, min, max, how many are
+        equal to the min, how many to the max, how many are <= 0, how many are not finite.
+    """
+    x = _reduced_part(x)
+    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    # One copy with the values of a channel side by side; what follows works in it and in one more.
+    values = torch.empty(x.shape[1], x.shape[0], x.shape[2], dtype=dtype, device=x.device)
+    values = values.copy_(x.transpose(0, 1)).flatten(1)
+    low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
+    # A comparison into floats is several times faster on a CPU than one into bool.
+    scratch = torch.empty_like(values)
+    nonpositive = torch.le(values, 0, out=scratch).sum(1)
+    at_low, at_high = torch.eq(values, low, out=scratch).sum(1), torch.eq(values, high, out=scratch).sum(1)
+    # Deviations from a value of the channel first: a mean that dwarfs the deviation costs no digits then.
+    origin = values[:, :1].clone()
+    mean = values.sub_(origin).mean(1, keepdim=True)
+    values.sub_(mean)
+    powers = torch.mul(values, values, out=scratch)
+    second, fourth = powers.sum(1), torch.linalg.vector_norm(powers, dim=1).square_()
+    # A sum that is finite has finite terms only: counting costs a pass, and is seldom needed.
+    suspect = ~second.isfinite()
+    bad = suspect if x.is_cuda or not bool(suspect.any()) else (~x.isfinite()).sum((0, 2))
+    third = values.mul_(powers).sum(1)
+    count = torch.full_like(second, values.shape[1])
+    mean = (mean + origin).flatten()
+    return torch.stack(
+        [count, mean, second, third, fourth, low[:, 0], high[:, 0], at_low, at_high, nonpositive, bad.to(dtype)]
+    )
+
+
+def carried(reduced: Tensor, through: Affine, output: Tensor) -> Tensor:
+    """Return what :func:`reduce` would say of the output of an affine map, for a tenth of the cost.
+
+    Args:
+        reduced: What it said of the input.
+        through: The map.
+        output: The output ``[N, C, ...]``, of which only those values are counted that are not positive.
+    """
+    count, mean, second, third, fourth, low, high, at_low, at_high, _, nonfinite = reduced
+    scale, center, beta = (t.to(reduced.dtype) for t in through)
+    first, last = (torch.addcmul(beta, scale, end - center) for end in (low, high))
+    falls, flat, known = scale < 0, scale == 0, (scale + center + beta).isfinite()
+    squared = scale * scale
+    return torch.stack(
+        [
+            count,
+            torch.addcmul(beta, scale, mean - center),
+            second * squared,
+            third * squared * scale,
+            fourth * squared * squared,
+            torch.minimum(first, last),
+            torch.maximum(first, last),
+            count.where(flat, at_high.where(falls, at_low)),
+            count.where(flat, at_low.where(falls, at_high)),
+            _nonpositive(output).to(reduced.dtype),
+            nonfinite.where(known, count),
+        ]
+    )
+
+
+def _nonpositive(x: Tensor) -> Tensor:
+    """Count the values of each channel that are not positive, of the same part that :func:`reduce` looks at."""
+    x = _reduced_part(x)
+    return torch.le(x, 0, out=torch.empty(x.shape, dtype=torch.float32, device=x.device)).sum((0, 2))
+
+
+def merge(a: Tensor, b: Tensor) -> Tensor:
+    """Merge two results of :func:`reduce`.
+
+    The sums of powers by the pairwise formulas of Chan, Golub and LeVeque (1979) and, beyond the second, Pébay
+    (Sandia report SAND2008-6212).
+    """
+    (m, mean, second, third, fourth), (n, other, *more) = a[:5], b[:5]
+    total = m + n
+    delta = other - mean
+    step = delta / total
+    return torch.stack(
+        [
+            total,
+            mean + step * n,
+            second + more[0] + delta * step * m * n,
+            third + more[1] + step * (delta * step * m * n * (m - n) + 3 * (m * more[0] - n * second)),
+            fourth
+            + more[2]
+            + delta * step**3 * m * n * (m * m - m * n + n * n)
+            + 6 * step**2 * (m * m * more[0] + n * n * second)
+            + 4 * step * (m * more[1] - n * third),
+            torch.minimum(a[5], b[5]),
+            torch.maximum(a[6], b[6]),
+            a[7] * (a[5] <= b[5]) + b[7] * (b[5] <= a[5]),
+            a[8] * (a[6] >= b[6]) + b[8] * (b[6] >= a[6]),
+            a[9] + b[9],
+            a[10] + b[10],
+        ]
+    )
+
+
+def finish(reduced: Tensor) -> dict[str, Tensor]:
+    """Turn the result of :func:`reduce` into what :class:`bnmonitor.window.Moments` holds."""
+    count, mean, second, third, fourth, low, high, at_low, at_high, nonpositive, nonfinite = reduced
+    var = second / count
+    pinned = at_low - 1 + torch.where(high > low, at_high - 1, 0)
+    known = nonfinite == 0
+    return {
+        "mean": mean,
+        "var": var,
+        "skewness": _finite(third / count / var**1.5),
+        "kurtosis": _finite(fourth / count / var**2),
+        "min": low,
+        "max": high,
+        "nonpositive": nonpositive / count,
+        "saturation": (pinned / count).where(known, torch.nan),
+        "nonfinite": nonfinite / count,
+    }
+
+
+def between(x: Tensor) -> Tensor:
+    """Reduce ``[N, C, ...]`` to the spread of its samples' means.
+
+    All values of a sample are taken, for its mean to be its own, of :data:`LEAST_SAMPLES` samples up to twice as many.
+
+    Returns:
+        ``[3, C]``: number of samples, mean of their means, and sum of squared deviations of their means.
+    """
+    x = _part(x, x.shape[0] // LEAST_SAMPLES)
+    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    means = x.flatten(2).mean(2, dtype=dtype) if x.dim() > 2 else x.to(dtype)
+    origin = means[0]
+    deviations = means - origin
+    mean = deviations.mean(0)
+    squares = (deviations - mean).square_().sum(0)
+    return torch.stack([torch.full_like(mean, len(means)), origin + mean, squares])
+
+
+def unevenness(x: Tensor) -> Tensor | None:
+    """Variance, over its square, of what one sample of ``[N, C, ...]`` makes of the variance: ``[C]``.
+
+    Of as many samples as :func:`between` looks at; None for fewer than :data:`LEAST_SAMPLES`, or of one value each.
+    """
+    if x.dim() < 3 or x.shape[0] < LEAST_SAMPLES:
+        return None
+    x = _part(x, x.shape[0] // LEAST_SAMPLES).flatten(2)
+    x = x if x.dtype == torch.float64 else x.float()
+    own = (x - x.mean((0, 2), keepdim=True)).square_().mean(2)
+    return torch.div(own.var(0), own.mean(0).square())
+
+
+def padding(x: Tensor) -> Tensor:
+    """Count the positions of ``[N, C, L]`` at constant ends, where all channels stay as they are to the last position.
+
+    An end is two positions long at least; a sequence that is constant throughout is none. Of large batches a part is
+    looked at, as :func:`reduce` does.
+
+    Returns:
+        ``[2]``: positions at constant ends, and all positions.
+    """
+    x = _part(x, min(x.shape[0], x.shape[0] * x.shape[2] // MOST_VALUES))
+    still = (x == x[..., -1:]).all(1)
+    ends = still.flip(-1).cumprod(-1).sum(-1)
+    ends = ends.where((ends > 1) & (ends < x.shape[2]), 0)
+    return torch.stack([ends.sum(), torch.full_like(ends[0], x.shape[0] * x.shape[2])])
+
+
+def merge_between(a: Tensor, b: Tensor) -> Tensor:
+    """Merge two results of :func:`between`, by the formula of Chan, Golub and LeVeque."""
+    total = a[0] + b[0]
+    delta = b[1] - a[1]
+    return torch.stack([total, a[1] + delta * b[0] / total, a[2] + b[2] + delta * delta * a[0] * b[0] / total])
+
+
+def looked_at(samples: int) -> int:
+    """How many samples of a batch :func:`between` looks at."""
+    return -(-samples // _step(samples // LEAST_SAMPLES))
+
+
+def _reduced_part(x: Tensor) -> Tensor:
+    """The part that :func:`reduce` looks at: ``[n, C, positions]``."""
+    x = _part(x, min(x.shape[0], x.numel() // max(1, x.shape[1]) // MOST_VALUES))
+    return x.flatten(2) if x.dim() > 2 else x[..., None]
+
+
+def _part(x: Tensor, stride: int) -> Tensor:
+    return x.detach()[:: _step(stride)]
+
+
+def _step(stride: int) -> int:
+    """About every ``stride``-th sample; never every second, which would see half of what comes in pairs."""
+    return max(1, stride - 1 + stride % 2)
+
+
+def _finite(values: Tensor) -> Tensor:
+    return values.where(values.isfinite(), torch.nan)

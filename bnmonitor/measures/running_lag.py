@@ -1,0 +1,105 @@
+"""How far the running statistics lag behind the batches, and when that can be judged."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from bnmonitor.measures.reductions import may_exceed, median, once
+from bnmonitor.measures.robust import mean_over_steps, middle_over_steps
+from bnmonitor.window import Window
+
+LEAST_WARM_UP = 30
+"""Updates before which no layer is judged."""
+
+FLAT = 10
+"""A variance below so many eps is decided by eps: the output is a twentieth smaller than it should be."""
+
+
+@once
+def typical_variance(window: Window) -> Tensor:
+    """Robust middle of each channel's batch variance over the new steps: ``[C]``."""
+    return middle_over_steps(window.batch_var[-max(1, window.fresh) :])
+
+
+@once
+def averages(window: Window) -> tuple[Tensor, Tensor, Tensor]:
+    """Means over the window, ``[C]`` each: of the shift, of the batch variance, and of the running one before it."""
+    return (
+        mean_over_steps(window.shift),
+        mean_over_steps(window.batch_var[1:]),
+        mean_over_steps(window.running_var[:-1]),
+    )
+
+
+@once
+def lag(window: Window) -> tuple[Tensor, Tensor]:
+    """How far the running statistics lag behind the batches, noise averaged out.
+
+    Returns:
+        The middle channel's average distance of batch mean and running mean, in deviations, and its half log ratio of
+        average batch variance and average running variance; both ``[L]``, without sign. The variances are averaged
+        before the log: the log of a small batch's variance is biased, which would look like a lag. Channels whose
+        variance eps decides are left out of it.
+    """
+    return median(averages(window)[0].abs(), window), median(_log_ratio(window).abs(), window)
+
+
+def may_lag(window: Window, mean: float, log_ratio: float) -> bool:
+    """Whether a number of :func:`lag` may be above its limit in any layer: False rules it out, at a lower cost."""
+    distances = (averages(window)[0].abs(), mean), (_log_ratio(window).abs(), log_ratio)
+    return any(may_exceed(values, limit, window) for values, limit in distances)
+
+
+@once
+def _log_ratio(window: Window) -> Tensor:
+    """Log of average batch deviation over average running deviation: ``[C]``."""
+    if len(window) < 2:
+        return torch.full((window.layers.total,), torch.nan, device="cpu")
+    eps = window.layers.eps_by_channel
+    _, batch, running = averages(window)
+    return (0.5 * ((batch + eps) / (running + eps)).log()).where(batch > FLAT * eps, torch.nan)
+
+
+def variance_gap(window: Window) -> Tensor:
+    """The second number of :func:`lag` with its sign: above 0 the batches vary more than the running variance says."""
+    return median(_log_ratio(window), window)
+
+
+@once
+def forgetting(window: Window) -> Tensor:
+    """How much of their past each step makes the running statistics forget: ``[T, L]``, as minus a log.
+
+    An update with momentum ``m`` leaves ``1 - m`` of what was; a cumulative average (None) starts from nothing.
+    """
+    rate = -torch.log1p(-window.momentum.double().nan_to_num(1.0).clamp(0.0, 1 - 1e-9))
+    return rate * window.updates.clamp(min=0)
+
+
+def initial_weight(window: Window) -> Tensor:
+    """Weight that mean 0 and variance 1, which they began with, still have in the running statistics: ``[L]``."""
+    return window.baseline.initial.double() * (-window.baseline.forgotten.double()).exp()
+
+
+@once
+def warm(window: Window) -> Tensor:
+    """Which layers were warm before each step, and after the last: ``[T + 1, L]`` bool.
+
+    A layer is warm after 30 updates, once its initial statistics weigh under 5 %. They weigh ``(1 - m)^k`` after ``k``
+    updates, so that takes 29 updates at momentum .1, 299 at .01, 2995 at .001.
+    """
+
+    def before(each_step: Tensor, total: Tensor) -> Tensor:
+        return total - F.pad(each_step.flip(0).cumsum(0).flip(0), (0, 0, 0, 1))
+
+    forgotten = before(forgetting(window), window.baseline.forgotten.double())
+    updates = before(window.updates.clamp(min=0), window.baseline.updates)
+    return (forgotten >= -math.log(0.05)) & (updates >= LEAST_WARM_UP)
+
+
+def settled(window: Window) -> Tensor:
+    """Layers whose whole window lies after their warm-up, so that a lag in it is one: ``[L]`` bool."""
+    return warm(window)[0]

@@ -1,0 +1,16 @@
+"""The engine: when rules run, and what happens then."""
+
+from bnmonitor.monitor.actions import AlertError, BatchNormWarning, warn
+from bnmonitor.monitor.monitor import Monitor, Phase
+from bnmonitor.monitor.settings import Action, OneAction, Settings
+
+__all__ = [
+    "Action",
+    "AlertError",
+    "BatchNormWarning",
+    "Monitor",
+    "OneAction",
+    "Phase",
+    "Settings",
+    "warn",
+]

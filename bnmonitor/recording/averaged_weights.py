@@ -1,0 +1,201 @@
+"""Averaged weights in an evaluation: whose statistics they are evaluated with, and since when these stand still."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bnmonitor.layers import LayerTable
+from bnmonitor.recording.snapshot import Snapshot, read, tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragedWeightsReport:
+    """What an evaluation showed of each layer.
+
+    Attributes:
+        swapped: ``[L]`` bool, it was evaluated with another gamma or beta than before and after the evaluation.
+        borrowed: ``[L]`` bool, averaged weights were evaluated with statistics of the weights in training.
+        behind: ``[L]`` int64, training steps for which the statistics stand still while gamma or beta moved.
+        apart: ``[2, L]`` distance of the statistics from those of the weights in training, of the middle channel: of
+            the means in deviations, of the deviations as a log; NaN where there are none.
+    """
+
+    swapped: Tensor
+    borrowed: Tensor
+    behind: Tensor
+    apart: Tensor
+
+
+class AveragedWeights:
+    """Compares the layers as they are evaluated with the layers in training.
+
+    Args:
+        layers: The table of the layers.
+        modules: The modules behind it, in the same order.
+        groups: Of each layer which model it is in, as small integers.
+    """
+
+    def __init__(self, layers: LayerTable, modules: Sequence[nn.Module], groups: Sequence[int]) -> None:
+        self._layers, self._modules = layers, modules
+        self._groups = torch.tensor(groups, dtype=torch.int64, device="cpu")
+        self._affine = torch.tensor(layers.affine, dtype=torch.bool, device="cpu")
+        self._before: Snapshot | None = None
+        self._seen: dict[int, dict[str, Tensor | None]] = {}
+        self._last: Snapshot | None = None
+        self._since = torch.full((len(layers),), -1, dtype=torch.int64, device="cpu")
+
+    def begin(self) -> None:
+        """An evaluation begins."""
+        self._before, self._seen = self._now(), {}
+
+    def abandon(self) -> None:
+        """Forget the evaluation that was going on."""
+        self._before, self._seen = None, {}
+
+    def visit(self, layer: int) -> None:
+        """Keep what a layer is evaluated with, at its first call."""
+        found = tensors(self._modules[layer])
+        self._seen[layer] = {name: None if t is None else t.detach().clone() for name, t in found.items()}
+
+    def swapped(self, which: Sequence[int]) -> bool:
+        """Whether one of some layers has another gamma or beta now than when the evaluation began."""
+        if self._before is None:
+            return False
+        other = self._now().other_affine(self._before, self._layers)
+        return bool(other[list(which)].any())
+
+    def twins(self, of: Tensor, among: Tensor) -> Tensor:
+        """Of each layer the one with the longest common end of its name and as many channels; -1: none."""
+        names, channels = self._layers.names, self._layers.channels
+        ends: dict[tuple[str, int], int] = {}
+        for j in sorted(among.nonzero().flatten().tolist(), key=lambda j: len(names[j])):
+            for end in _ends(names[j]):
+                ends.setdefault((end, channels[j]), j)
+        twin = torch.full((len(names),), -1, dtype=torch.int64, device="cpu")
+        for i in of.nonzero().flatten().tolist():
+            twin[i] = next((ends[end, channels[i]] for end in _ends(names[i]) if (end, channels[i]) in ends), -1)
+        return twin
+
+    def end(
+        self, evaluated: Tensor, copies: Tensor, rows: Mapping[str, Tensor], count: int, averaging: bool
+    ) -> AveragedWeightsReport | None:
+        """The evaluation has ended.
+
+        Args:
+            evaluated: ``[L]`` bool, layers that ran in evaluation mode.
+            copies: ``[L]`` bool, layers of an average of the weights, or of another network beside the trained one.
+            rows: The window's statistics, ``[T, C]`` and ``[T, L]``; ``T`` may be 0.
+            count: Training steps seen.
+            averaging: Whether something averages the weights without the buffers, and leaves the average in the model.
+        """
+        before, seen = self._before, self._seen
+        self.abandon()
+        if before is None or not len(self._layers):
+            return None
+        layers, after = self._layers, self._now()
+        here = [seen.get(i) or tensors(m) for i, m in enumerate(self._modules)]
+        force = read(layers, here) if seen else after
+        visited = torch.tensor([i in seen for i in range(len(layers))], dtype=torch.bool, device="cpu") & evaluated
+        swapped = self._spread(visited & force.other_affine(before, layers) & ~after.other_affine(before, layers))
+        swapped &= evaluated
+        trains = (rows["updates"] > 0).any(0) & ~copies  # the counter of a copy may be copied, too
+        twin = self.twins(evaluated & ~trains, trains)
+        live = before.taken(self._channels(torch.where(swapped, torch.arange(len(layers), device="cpu"), twin)))
+        known = swapped | (twin >= 0)
+        same = ~force.other_statistics(live, layers) & self._spread(force.other_affine(live, layers))
+        same &= evaluated & known & (copies | (swapped & trains))
+        borrowed = self._was(same, force, rows, copies & (twin >= 0) & evaluated, twin)
+        if averaging and len(rows["updates"]):
+            last = Snapshot(*(rows[name][-1].double() for name in _ROWS))
+            left = self._spread(before.other_affine(last, layers)) & ~before.other_statistics(last, layers)
+            borrowed |= left & evaluated & trains & ~visited.logical_and(force.other_statistics(before, layers))
+        sigma = live.var + layers.eps_by_channel
+        apart = torch.stack(
+            [
+                layers.segments.median((force.mean - live.mean).abs() / sigma.sqrt()),
+                layers.segments.median(0.5 * ((force.var + layers.eps_by_channel) / sigma).log().abs()),
+            ]
+        ).where(known, torch.nan)
+        behind = self._stood(force, evaluated, evaluated & ~trains & ~swapped, rows, count)
+        return AveragedWeightsReport(swapped=swapped, borrowed=borrowed, behind=behind, apart=apart)
+
+    # -- the parts -----------------------------------------------------------------------------------------------------
+
+    def _now(self) -> Snapshot:
+        return read(self._layers, [tensors(m) for m in self._modules])
+
+    def _spread(self, mask: Tensor) -> Tensor:
+        """What is true of a layer's gamma or beta; of a layer without, what is true of another one of its model."""
+        some = torch.zeros(int(self._groups.max()) + 1, dtype=torch.bool, device="cpu")
+        some[self._groups[mask & self._affine]] = True
+        return torch.where(self._affine, mask, some[self._groups])
+
+    def _channels(self, source: Tensor) -> Tensor:
+        """Where the channels of each layer are in the layer at ``source``, ``[L]``; those of -1 are its own."""
+        offsets = torch.tensor(self._layers.offsets[:-1], dtype=torch.int64, device="cpu")
+        own = torch.arange(len(source), device="cpu")
+        shift = offsets[torch.where(source < 0, own, source)] - offsets
+        return torch.arange(self._layers.total, device="cpu") + shift[self._layers.owner]
+
+    def _was(self, same: Tensor, force: Snapshot, rows: Mapping[str, Tensor], which: Tensor, twin: Tensor) -> Tensor:
+        """Add the layers with statistics that their twin had at a step of the window, with another gamma or beta.
+
+        A copy of a step as a whole, such as a target network, has both; it is taken out.
+        """
+        if not which.any():
+            return same
+        at = which[self._layers.owner].nonzero().flatten()
+        source = self._channels(twin)[at]
+
+        def as_then(*names: str) -> Tensor:
+            other = torch.zeros(len(rows["updates"]), self._layers.total, dtype=torch.bool, device="cpu")
+            for name in names:
+                other[:, at] |= rows[name][:, source] != getattr(force, _ROWS[name])[at]
+            return ~self._layers.segments.any(other)
+
+        statistics, affine = as_then("running_mean", "running_var"), as_then("gamma", "beta")
+        mixed = (statistics & ~affine & self._affine).any(0)
+        return (same | (which & mixed)) & ~(which & (statistics & affine & self._affine).any(0))
+
+    def _stood(
+        self, force: Snapshot, evaluated: Tensor, beside: Tensor, rows: Mapping[str, Tensor], count: int
+    ) -> Tensor:
+        """Training steps for which the statistics have stood still, where gamma or beta has moved in that time.
+
+        From one evaluation to the next; of layers that nothing was swapped into also by the window.
+        """
+        layers = self._layers
+        last = force if self._last is None else self._last
+        moved = force.other_statistics(last, layers) | (self._since < 0)
+        since = torch.where(moved, count, self._since)
+        then = force.where(moved[layers.owner], last)
+        if beside.any() and len(rows["updates"]):
+            at = beside[layers.owner].nonzero().flatten()
+            other = torch.zeros(len(rows["updates"]), layers.total, dtype=torch.bool, device="cpu")
+            mean, var = rows["running_mean"][:, at], rows["running_var"][:, at]
+            other[:, at] = (mean != force.mean[at]) | (var != force.var[at])
+            still = (~layers.segments.any(other)).flip(0).long().cumprod(0).sum(0)
+            earlier = beside & (still > 0) & (count - still + 1 < since)
+            since = torch.where(earlier, count - still + 1, since)
+            row = (len(other) - still.clamp(min=1))[layers.owner]
+            channel = torch.arange(layers.total, device="cpu")
+            past = Snapshot(*(rows[name][row, channel].double() for name in _ROWS))
+            then = past.where(earlier[layers.owner], then)
+        moves = self._spread(force.other_affine(then, layers))
+        self._last = then.where(evaluated[layers.owner], last)
+        self._since = torch.where(evaluated, since, self._since)
+        return torch.where(evaluated & moves, count - since, 0)
+
+
+_ROWS = {"running_mean": "mean", "running_var": "var", "gamma": "gamma", "beta": "beta"}
+"""What a window calls the parts of a state."""
+
+
+def _ends(name: str) -> list[str]:
+    """A dotted name and its ends, the longest first."""
+    parts = name.split(".")
+    return [".".join(parts[i:]) for i in range(len(parts))]

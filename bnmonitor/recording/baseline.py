@@ -1,0 +1,150 @@
+"""What each channel is judged against: its own past while it was well."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnmonitor.layers import LayerTable
+from bnmonitor.measures import batch_distance, forgetting, jump, middle_over_steps, offset, typical_variance, warm
+from bnmonitor.window import Baseline, Sample, Window
+
+MEMORY = 500
+"""Steps in which a baseline follows a lasting change by two thirds."""
+
+_BY_LAYER = ("offset", "batch_distance", "jump", "rate", "initial", "updates", "forgotten", "sizes", "values")
+
+CALMING = 30
+"""Steps in which the level of calm times follows a layer that calms down by two thirds."""
+
+RECENT = 20
+"""Steps for which a learning rate counts as new."""
+
+ALIVE = 100
+"""A channel is alive once its batch variance has been this many times eps."""
+
+
+def begin(layers: LayerTable, gamma: Tensor, mean: Tensor, var: Tensor, counts: Tensor) -> Baseline:
+    """Return the baseline of layers that nothing is known of but their first state, and how often they were updated."""
+    unknown = torch.full((len(layers),), torch.nan, device="cpu")
+    return Baseline(
+        log_var=torch.full((layers.total,), torch.nan, device="cpu"),
+        spread=torch.full((layers.total,), torch.nan, device="cpu"),
+        offset=unknown,
+        batch_distance=unknown.clone(),
+        jump=unknown.clone(),
+        rate=torch.zeros(len(layers), device="cpu"),
+        alive=torch.zeros(layers.total, dtype=torch.bool, device="cpu"),
+        gamma=gamma.clone(),
+        mean=mean.clone(),
+        var=var.clone(),
+        initial=_initial(layers, mean, var, counts),
+        updates=torch.zeros(len(layers), dtype=torch.int64, device="cpu"),
+        forgotten=torch.zeros(len(layers), dtype=torch.float64, device="cpu"),
+        sizes=unknown.clone(),
+        values=unknown.clone(),
+    )
+
+
+def restored(fresh: Baseline, layers: LayerTable, saved: Mapping[str, Any]) -> Baseline:
+    """Return a fresh baseline with what an earlier run saved of the layers that are still the same."""
+    if saved["baseline"] is None:
+        return fresh
+    old = dict(zip(saved["layers"], saved["channels"], strict=True))
+    ends = list(accumulate(saved["channels"], initial=0))
+    new = fresh.save()
+    for i, name in enumerate(layers.names):
+        if old.get(name) != layers.channels[i]:
+            continue
+        j = saved["layers"].index(name)
+        for key, tensor in new.items():
+            kept = saved["baseline"][key]
+            if key in _BY_LAYER:
+                tensor[i] = kept[j]
+            else:
+                tensor[layers.span(i)] = kept[ends[j] : ends[j + 1]]
+    return Baseline(**new)
+
+
+def counted(window: Window) -> Baseline:
+    """Return the window's baseline with the new updates counted and new life noted, before rules judge."""
+    if not window.fresh:
+        return window.baseline
+    alive = window.baseline.alive | (typical_variance(window) > ALIVE * window.layers.eps_by_channel)
+    new = slice(-window.fresh, None)
+    return replace(
+        window.baseline,
+        alive=alive,
+        updates=window.baseline.updates + window.updates[new].clamp(min=0).sum(0),
+        forgotten=window.baseline.forgotten + forgetting(window)[new].sum(0),
+    )
+
+
+def followed(window: Window, held: Tensor) -> Baseline:
+    """Return the window's baseline after it has followed the new steps.
+
+    Middle and median absolute deviation of the new steps are taken in log space, so one wild step moves neither; a
+    lasting change is followed with a memory of :data:`MEMORY` steps.
+
+    Args:
+        window: The window that was judged.
+        held: ``[L]`` bool, layers with an open alert, whose baseline stays as it was.
+    """
+    base, layers = window.baseline, window.layers
+    moving = warm(window)[-1] & ~held
+    rate = 1 - math.exp(-max(1, window.fresh) / MEMORY)
+    least = 1e-3 * layers.eps_by_channel
+    middle = typical_variance(window) + least
+    # A median goes through a log unchanged: one log per channel will do.
+    factor = (window.batch_var[-max(1, window.fresh) :] + least).div_(middle)
+    spread = middle_over_steps(torch.maximum(factor, factor.reciprocal(), out=factor)).log()
+    by_channel = moving[layers.owner]
+    return replace(
+        base,
+        log_var=_follow(base.log_var, middle.log().float(), by_channel, rate),
+        spread=_follow(base.spread, spread.float(), by_channel, rate),
+        offset=_follow(base.offset, offset(window).float(), moving, rate),
+        batch_distance=_calm(base.batch_distance, batch_distance(window).float(), moving, window),
+        jump=_calm(base.jump, jump(window).float(), moving, window),
+        rate=torch.fmax(base.rate, torch.tensor(max(window.facts.learning_rates[:-RECENT], default=math.nan))),
+    )
+
+
+def sampled(base: Baseline, sizes: list[Sample]) -> Baseline:
+    """Return the baseline with the batch sizes that the samples taken so far agree on."""
+    if not sizes:
+        return base
+    trained = torch.stack([(s.calls > s.eval_calls) for s in sizes])
+
+    def middle(name: str) -> Tensor:
+        seen = torch.stack([getattr(s, name) for s in sizes]).float().where(trained, torch.nan)
+        return seen.nanquantile(0.5, dim=0, interpolation="higher")
+
+    return replace(base, sizes=middle("size"), values=middle("values"))
+
+
+def _initial(layers: LayerTable, mean: Tensor, var: Tensor, counts: Tensor) -> Tensor:
+    """Weight of mean 0 and variance 1 in running statistics that were updated so often; set by hand, they have none."""
+    momentum = torch.tensor([1.0 if m is None else m for m in layers.momentum], dtype=torch.float64, device="cpu")
+    untouched = ~layers.segments.any((mean != 0) | (var != 1))
+    left = (1 - momentum).clamp(min=0).pow(counts).where(counts > 0, 0.0)
+    return left.where(~untouched, 1.0)
+
+
+def _calm(old: Tensor, new: Tensor, moving: Tensor, window: Window) -> Tensor:
+    """Follow quickly down and slowly up: the level of calm times."""
+    steps = max(1, window.fresh)
+    down, up = 1 - math.exp(-steps / CALMING), 1 - math.exp(-steps / MEMORY)
+    target = torch.where(old.isnan(), new, old + torch.where(new < old, down, up) * (new - old))
+    return torch.where(moving & new.isfinite(), target, old)
+
+
+def _follow(old: Tensor, new: Tensor, moving: Tensor, rate: float) -> Tensor:
+    target = torch.where(old.isnan(), new, old + rate * (new - old))
+    return torch.where(moving & new.isfinite(), target, old)

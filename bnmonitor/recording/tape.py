@@ -1,0 +1,345 @@
+"""Reads the buffers of every layer after every step; with the activation hooks, all that touches modules."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, cycle, repeat
+from operator import attrgetter
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from bnmonitor.layers import LayerTable, is_split, writes_pairwise
+from bnmonitor.recording.recovery import Seen, fill_seen, recover_rows
+from bnmonitor.recording.ring import Ring
+from bnmonitor.recording.transfer import HostTransfer
+
+_READ = ("running_mean", "running_var", "gamma", "beta", "gamma_grad", "beta_grad")
+_GRAD, _VERSION = attrgetter("grad"), attrgetter("_version")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What goes with a row of the tape: a training step, or None for a state that a later step is compared with.
+
+    Rows that are alike share one object for it, so that it is turned into a tensor once.
+    """
+
+    step: int | None
+    rate: float
+    training: bytes
+    momentum: list[float | None]
+    identity: array[int]
+    means_written: array[int]
+    variances_written: array[int]
+    seen: Mapping[int, Seen] | None
+    foreign: bool = False
+
+
+class ResizedError(ValueError):
+    """A layer no longer has the tensors it was found with; its neighbors' would be misread."""
+
+
+class Tape:
+    """Copies the state of every layer into a tape on its device, and recovers the batch statistics from it.
+
+    A step costs one concatenation of everything and one of the counters, however many layers there are (on CUDA a
+    kernel for each 128 tensors), and nothing waits for the device. The buffers are looked up anew at each step, so a
+    tensor that was replaced since (by ``.to()``, ``load_state_dict(assign=True)``, weight averaging) is never read
+    stale.
+
+    Args:
+        layers: The table of the layers.
+        modules: The modules behind it, in the same order.
+        length: Steps that the tape holds between two drains.
+    """
+
+    late: ClassVar[bool] = False
+    """Read the tape one drain late even on a CPU, to be tested there; see :class:`HostTransfer`."""
+
+    def __init__(self, layers: LayerTable, modules: Sequence[nn.Module], length: int) -> None:
+        self.layers = layers
+        self.modules = tuple(modules)
+        self._attributes = [vars(m) for m in self.modules]
+        self._buffers = [m._buffers for m in self.modules]
+        frozen = layers.of_family("frozen").tolist()
+        self._parameters: list[dict[str, Any]] = [
+            m._buffers if f else m._parameters for m, f in zip(self.modules, frozen, strict=True)
+        ]
+        first = next((t for m in self.modules for t in (*m.buffers(False), *m.parameters(False))), None)
+        self._device = first.device if first is not None else torch.device("cpu")
+        self.dtype = torch.float64 if torch.float64 in self._dtypes() else torch.float32
+        self._length = length + 2
+        shape = (self._length, len(_READ), layers.total)
+        self._tape = torch.empty(shape, dtype=self.dtype, device=self._device)
+        self._slots = list(self._tape.view(self._length, -1).unbind(0))
+        self._counts = torch.zeros(self._length, len(layers), dtype=torch.int64, device=self._device)
+        self._fill = {
+            value: [torch.full((c,), value, dtype=self.dtype, device=self._device) for c in layers.channels]
+            for value in (torch.nan, 0.0, 1.0)
+        }
+        unknown = self._fill[torch.nan]
+        for i in layers.split:
+            self._parameters[i] = {"weight": unknown[i], "bias": unknown[i]}
+        # A gamma that pruning or a parametrization computes is no parameter, and not known.
+        which = zip(layers.affine, self._fill[torch.nan], self._fill[1.0], strict=True)
+        self._no_gamma = [unknown if affine else one for affine, unknown, one in which]
+        self._native = torch.tensor([writes_pairwise(m) for m in self.modules], dtype=torch.bool, device="cpu")
+        self.writes_count = True
+        """Whether each write to the buffers of an InstanceNorm is one of its forwards; else there is one in a step."""
+        self._moved: Tensor | None = None
+        self._no_count = [torch.zeros((), dtype=torch.int64, device=self._device)] * len(layers)
+        self._meta: list[_Row] = []
+        self._courier: HostTransfer[list[_Row]] = HostTransfer(self._device, late=self.late)
+
+    def _dtypes(self) -> list[torch.dtype]:
+        return [t.dtype for b in self._buffers if (t := b.get("running_mean")) is not None]
+
+    @property
+    def full(self) -> bool:
+        """Whether the tape has no room for another step."""
+        return len(self._meta) >= self._length - 1
+
+    def mark(self) -> None:
+        """Note the state that the next step starts from, after anything but a step may have changed it."""
+        before = self._tape[len(self._meta) - 1, :2].clone() if self._meta else None
+        if self._meta and self._meta[-1].step is None:
+            self._meta.pop()
+        self._read(None, torch.nan)
+        if before is not None:
+            moved = (self._tape[len(self._meta) - 1, :2] != before).any(0)
+            self._moved = moved if self._moved is None else self._moved | moved
+
+    def step(
+        self, step: int, rate: float = torch.nan, seen: Mapping[int, Seen] | None = None, *, foreign: bool = False
+    ) -> None:
+        """Record one training step that has just ended.
+
+        Args:
+            step: Its number.
+            rate: The learning rate in force.
+            seen: Statistics of layers without buffers, by ``id(module)``; None if nothing could be seen.
+            foreign: Whether it began with the buffers of another process, which are not on the tape.
+        """
+        self._read(step, rate, seen)
+        if foreign:
+            self._meta[-1] = replace(self._meta[-1], foreign=True)
+
+    @torch.no_grad()
+    def _read(self, step: int | None, rate: float, seen: Mapping[int, Seen] | None = None) -> None:
+        if not self.modules:
+            return
+        means, variances = self._running("running_mean"), self._running("running_var")
+        gammas = _column(self._parameters, "weight", self._no_gamma)
+        betas = _column(self._parameters, "bias", self._fill[0.0])
+        grads = [_filled(list(map(_GRAD, column)), self._fill[torch.nan]) for column in (gammas, betas)]
+        columns = [means, variances, gammas, betas, *grads]
+        source = list(chain.from_iterable(columns))
+        counts = _column(self._buffers, "num_batches_tracked", self._no_count)
+        try:
+            self._copy(source, counts)
+        except (RuntimeError, TypeError):
+            if any(map(is_split, (*gammas, *betas))):
+                raise ResizedError("gamma and beta have been split over the processes") from None
+            # Layers on several devices, or counts that an average of the weights has turned into floats.
+            here = [t.to(self._device) for t in source]
+            self._copy(here, [c.to(self._device, torch.int64) for c in counts])
+        training, momentum = self._training(), self._momenta()
+        last = self._meta[-1] if self._meta else None
+        if last is not None and (last.training, last.momentum) == (training, momentum):
+            training, momentum = last.training, last.momentum
+        self._meta.append(_Row(step, rate, training, momentum, *_written(means, variances), seen))
+
+    def _training(self) -> bytes:
+        return bytes(map(dict.get, self._attributes, repeat("training")))  # type: ignore[arg-type]
+
+    def _momenta(self) -> list[float | None]:
+        try:
+            return [a["momentum"] for a in self._attributes]
+        except KeyError:  # a frozen look-alike has none; another class may keep it elsewhere
+            return [getattr(m, "momentum", None) for m in self.modules]
+
+    def _running(self, name: str) -> list[Tensor]:
+        """A running statistic of every layer; NaN for one that keeps none."""
+        return _column(self._buffers, name, self._fill[torch.nan])
+
+    def _resized(self, source: list[Tensor]) -> ResizedError:
+        sizes = zip(cycle(self.layers.names), cycle(self.layers.channels), source, strict=False)
+        name, was, now = next((name, c, t.numel()) for name, c, t in sizes if t.numel() != c)
+        return ResizedError(f"layer {name!r} had {was} channels and now has {now}")
+
+    @torch.inference_mode()  # what autograd would look up of each tensor is a quarter of the cost
+    def _copy(self, source: list[Tensor], counts: list[Tensor]) -> None:
+        row = len(self._meta)
+        slot = self._slots[row]
+        torch.cat(source, out=slot)
+        if len(slot) != len(_READ) * self.layers.total:
+            raise self._resized(source)
+        torch.stack(counts, out=self._counts[row])
+
+    def rewritten(self) -> Tensor:
+        """Which layers' running statistics have been written since the last state on the tape: ``[L]`` bool.
+
+        By the tensors' identities and versions, so that nothing waits for the device; what autograd does not see, as in
+        inference mode, is not noticed.
+        """
+        means, variances = (self._running(name) for name in ("running_mean", "running_var"))
+        last = self._meta[-1]
+        before = (last.identity, last.means_written, last.variances_written)
+        pairs = zip(before, _written(means, variances), strict=True)
+        changed = [torch.frombuffer(a, dtype=torch.int64) != torch.frombuffer(b, dtype=torch.int64) for a, b in pairs]
+        return torch.stack(changed).any(0)
+
+    def origin(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The oldest state on the tape: gamma, running mean and variance, ``[C]``, and updates so far, ``[L]``."""
+        gamma, mean, var = (self._tape[0, _READ.index(n)].cpu() for n in ("gamma", "running_mean", "running_var"))
+        return gamma, mean, var, self._counts[0].cpu()
+
+    def reordered(self, layers: LayerTable, modules: Sequence[nn.Module]) -> Tape:
+        """Return a recorder of the same layers in another order, which goes on from the same state.
+
+        Before the first step only: what was sent and has not arrived is lost.
+        """
+        other = Tape(layers, modules, self._length - 2)
+        position = {id(m): i for i, m in enumerate(self.modules)}
+        order = [position[id(m)] for m in modules]
+        spans = [torch.arange(*self.layers.offsets[i : i + 2], device=self._device) for i in order]
+        other.writes_count, other._courier = self.writes_count, self._courier
+        used = len(self._meta)
+        other._tape[:used] = self._tape[:used, :, torch.cat(spans)]
+        other._counts[:used] = self._counts[:used, torch.tensor(order, device=self._device)]
+        other._meta = [
+            replace(
+                r,
+                training=bytes(r.training[i] for i in order),
+                momentum=[r.momentum[i] for i in order],
+                identity=array("q", [r.identity[i] for i in order]),
+                means_written=array("q", [r.means_written[i] for i in order]),
+                variances_written=array("q", [r.variances_written[i] for i in order]),
+            )
+            for r in self._meta
+        ]
+        return other
+
+    @torch.no_grad()
+    def drain(self, ring: Ring, *, wait: bool = True) -> tuple[int, Tensor | None]:
+        """Move the steps since the last call into a ring, and keep the newest state to compare the next step with.
+
+        Args:
+            ring: Where they go.
+            wait: Whether to wait for what is still on its way from the device; else it comes with a later call.
+
+        Returns:
+            The number of steps that came, and which layers' running statistics something else has given other values
+            between steps: ``[L]`` bool, or None if none can have been.
+        """
+        came, rewritten = 0, None
+        used = len(self._meta)
+        steps = any(row.step is not None for row in self._meta)
+        if steps:
+            sent = [self._tape[:used], self._counts[:used]]
+            self._courier.send(self._meta, *sent, *([] if self._moved is None else [self._moved]))
+            self._moved = None
+        for meta, (tape, counts, *moved) in self._courier.receive(wait=wait):
+            came += self._recover(meta, tape, counts, ring)
+            for mask in map(self.layers.segments.any, moved):
+                rewritten = mask if rewritten is None else rewritten | mask
+        if steps:
+            self._tape[0].copy_(self._tape[used - 1])
+            self._counts[0].copy_(self._counts[used - 1])
+            self._meta = [replace(self._meta[-1], step=None, seen=None)]
+        return came, rewritten
+
+    def _recover(self, rows: list[_Row], tape: Tensor, counts: Tensor, ring: Ring) -> int:
+        at = [i for i, row in enumerate(rows) if row.step is not None]
+        # Nearly always every row but the first is a step: then these are views, and nothing is copied.
+        run = at == list(range(at[0], at[0] + len(at)))
+        now: slice | list[int] = slice(at[0], at[-1] + 1) if run else at
+        old: slice | list[int] = slice(at[0] - 1, at[-1]) if run else [i - 1 for i in at]
+        meta = [rows[i] for i in at]
+        out = ring.room([row.step for row in meta if row.step is not None], [row.rate for row in meta])
+        after = dict(zip(_READ, tape[now].unbind(1), strict=True))
+        mean, var, *_ = tape[old].unbind(1)
+        instance = self.layers.of_family("instance")
+        momentum = _stacked([row.momentum for row in meta], _momentum)
+        identity = _table([row.identity for row in rows])
+        means, variances = _table([row.means_written for row in rows]), _table([row.variances_written for row in rows])
+        same = identity[now] == identity[old]
+        # InstanceNorm leaves its counter alone, but each of its forwards is one write to its buffers, if nobody else's.
+        counts = torch.where(instance, means, counts)
+        foreign = self._native & same & (means[now] - means[old] != variances[now] - variances[old])
+        if any(row.foreign for row in meta):
+            apart = torch.ones(len(self.layers), dtype=torch.bool, device="cpu")
+            apart[list(self.layers.synced)] = False  # these have the same statistics in all processes
+            updated = (counts[now] != counts[old]) | ~self._counted()
+            foreign |= torch.tensor([row.foreign for row in meta], device="cpu")[:, None] & apart & updated
+        recover_rows(
+            self.layers,
+            before=(mean, var),
+            after=(after["running_mean"], after["running_var"]),
+            counts=(counts[old], counts[now]),
+            counted=torch.where(instance, same & self.writes_count, self._counted()),
+            foreign=foreign,
+            momentum=momentum.where(~(instance & momentum.isnan()), 0.0),
+            half_ulp=self._half_ulp(),
+            out=out,
+        )
+        fill_seen(self.layers, out, [id(m) for m in self.modules], [row.seen for row in meta])
+        for name in _READ:
+            out[name].copy_(after[name])
+        training = _stacked([row.training for row in meta], lambda t: torch.frombuffer(bytearray(t), dtype=torch.bool))
+        torch.logical_and(training, ~self.layers.of_family("frozen"), out=out["training"])
+        return len(at)
+
+    def _counted(self) -> Tensor:
+        """Which layers have a counter: ``[L]`` bool."""
+        return torch.tensor([b.get("num_batches_tracked") is not None for b in self._buffers], device="cpu")
+
+    def _half_ulp(self) -> Tensor:
+        """Relative rounding of each layer's running statistics: ``[L]``."""
+        own = torch.finfo(self.dtype).eps
+        kept = [own if (t := b.get("running_mean")) is None else torch.finfo(t.dtype).eps for b in self._buffers]
+        return torch.tensor(kept, dtype=torch.float64, device="cpu").clamp(min=own) / 2
+
+
+def _column(dicts: Sequence[dict[str, Any]], key: str, fill: list[Tensor]) -> list[Tensor]:
+    """One tensor of each layer, without a loop in Python: a thousand layers are looked up at every step."""
+    return _filled(list(map(dict.get, dicts, repeat(key))), fill)
+
+
+def _filled(found: list[Any], fill: list[Tensor]) -> list[Tensor]:
+    if type(None) not in set(map(type, found)):
+        return found
+    return [f if t is None else t for t, f in zip(found, fill, strict=True)]
+
+
+def _stacked(values: Sequence[T], convert: Callable[[T], Tensor]) -> Tensor:
+    """Convert each value to a row; consecutive rows that share one object are converted once."""
+    made: dict[int, Tensor] = {}
+    for value in values:
+        if id(value) not in made:
+            made[id(value)] = convert(value)
+    return torch.stack([made[id(value)] for value in values])
+
+
+def _table(rows: Sequence[array[int]]) -> Tensor:
+    """Lay arrays of one length below each other: ``[T, L]`` int64."""
+    return torch.frombuffer(bytearray().join(rows), dtype=torch.int64).view(len(rows), -1)
+
+
+def _momentum(momenta: list[float | None]) -> Tensor:
+    return torch.tensor([torch.nan if m is None else m for m in momenta], dtype=torch.float64, device="cpu")
+
+
+def _written(means: list[Tensor], variances: list[Tensor]) -> tuple[array[int], array[int], array[int]]:
+    """Which tensors the running means are, and how often autograd saw them and the variances written to in place."""
+    try:
+        return array("q", map(id, means)), array("q", map(_VERSION, means)), array("q", map(_VERSION, variances))
+    except RuntimeError:  # tensors made in inference mode do not know
+        nothing = array("q", [0]) * len(means)
+        return nothing, nothing, nothing

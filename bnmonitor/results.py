@@ -1,0 +1,221 @@
+"""What is said of a run: its alerts, and how every layer is. Free of torch, for what only reads a history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from typing import Any, Literal
+
+from bnmonitor._text import count, listing
+
+
+class Severity(IntEnum):
+    """How bad it is. An info is hygiene; a warning costs accuracy; an error makes the result wrong."""
+
+    INFO = 10
+    WARNING = 20
+    ERROR = 30
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+FOLLOWED = "; followed by "
+"""What a message says before it counts the layers that fell ill after the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alert:
+    """One episode of one fault.
+
+    Attributes:
+        code: Code of the rule, such as ``BN304``.
+        rule: Name of the rule, such as ``stale-statistics``.
+        severity: The worst it has been.
+        layer: Dotted path of the layer where it began; None if there is no layer to name.
+        layers: Every layer of the incident, the first one first.
+        channels: Channels within ``layer``; empty means the whole layer.
+        first_step: The step when it began.
+        last_step: The last step at which it was seen.
+        state: ``"open"`` or ``"cleared"``.
+        value: The number that was judged.
+        threshold: The number it was judged by.
+        message: What is wrong, with the likely cause.
+        advice: One concrete fix.
+        url: The rule's page in the manual.
+    """
+
+    code: str
+    rule: str
+    severity: Severity
+    layer: str | None
+    layers: tuple[str, ...]
+    channels: tuple[int, ...]
+    first_step: int
+    last_step: int
+    state: Literal["open", "cleared"]
+    value: float
+    threshold: float
+    message: str
+    advice: str
+    url: str
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What tells this episode from every other of the run."""
+        return self.code, self.layer or self.message, self.first_step
+
+    @property
+    def extent(self) -> str:
+        """How many layers there are besides the first, unless the message says it: `` and 3 more layers``."""
+        more = len(self.layers) - 1
+        return f" and {count(more, 'more layer')}" if more > 0 and FOLLOWED not in self.message else ""
+
+    def __str__(self) -> str:
+        where = f" · {self.layer}" if self.layer is not None else ""
+        channels = f" · channels {listing(self.channels)}" if self.channels else ""
+        return f"{self.code} {self.rule}{where}{self.extent}{channels} · since step {self.first_step}: {self.message}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the alert as plain types that JSON can hold."""
+        plain = asdict(self)
+        plain["severity"] = str(self.severity)
+        plain["layers"], plain["channels"] = list(self.layers), list(self.channels)
+        for name in ("value", "threshold"):
+            if plain[name] - plain[name] != 0:
+                plain[name] = str(plain[name])
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Alert:
+        """Return the alert that :meth:`to_dict` described.
+
+        Raises:
+            KeyError: A field is missing, or the severity is none.
+            TypeError: A field is of another type, or there is one too many.
+            ValueError: A number is none.
+        """
+        texts = [plain[name] for name in ("code", "rule", "severity", "state", "message", "advice", "url")]
+        layer = [] if plain["layer"] is None else [plain["layer"]]
+        if not all(isinstance(each, str) for each in (*texts, *layer, *plain["layers"])):
+            raise TypeError("a text of the alert is none")
+        if not all(isinstance(each, int) for each in (plain["first_step"], plain["last_step"], *plain["channels"])):
+            raise TypeError("a step or a channel of the alert is no int")
+        return cls(
+            **{
+                **plain,
+                "severity": Severity[plain["severity"].upper()],
+                "layers": tuple(plain["layers"]),
+                "channels": tuple(plain["channels"]),
+                "value": float(plain["value"]),
+                "threshold": float(plain["threshold"]),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSummary:
+    """One layer's row.
+
+    Attributes:
+        name: Dotted path of the layer.
+        channels: Number of channels.
+        health: 100 is well; at most 60 with an open warning, 20 with an open error.
+        training: Whether the layer was in training mode at the last step.
+        settled: Whether the window lies after the warm-up, so that a lag of the statistics is judged; a layer in
+            evaluation mode has none to judge.
+        batch_var: Mean of the channels' batch variances at each step of the window.
+        running_gap: Distance of batch mean and running mean, noise averaged out, in deviations.
+        gamma_min: Smallest absolute gamma.
+        silent: Share of channels whose output was never positive in the last sample; NaN without one.
+        alerts: Open alerts, each as ``rule since step``.
+        recovery: Why batch statistics are missing; empty if they are not.
+    """
+
+    name: str
+    channels: int
+    health: float
+    training: bool
+    settled: bool
+    batch_var: tuple[float, ...]
+    running_gap: float
+    gamma_min: float
+    silent: float
+    alerts: tuple[str, ...]
+    recovery: str
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StepSummary:
+    """The state of all layers at one step; iterating gives a :class:`LayerSummary` each, in execution order.
+
+    Attributes:
+        step: The last step that was looked at; -1 before the first.
+        epoch: The epoch, where there is one.
+        rows: A row per layer.
+        alerts: Every alert so far, cleared ones too.
+        skipped: Rules that could not run, with the reason.
+    """
+
+    step: int
+    epoch: int | None
+    rows: tuple[LayerSummary, ...]
+    alerts: tuple[Alert, ...]
+    skipped: Mapping[str, str]
+
+    def __iter__(self) -> Iterator[LayerSummary]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def open(self, severity: Severity = Severity.INFO) -> list[Alert]:
+        """Return the open alerts of a severity or worse."""
+        return [a for a in self.alerts if a.state == "open" and a.severity >= severity]
+
+    @property
+    def health(self) -> float:
+        """Health of the worst layer."""
+        return min((row.health for row in self.rows), default=100.0)
+
+    def headline(self) -> str:
+        """One line: is it healthy, and if not, how bad."""
+        where = "".join(
+            part
+            for part in (
+                f" · epoch {self.epoch}" if self.epoch is not None else "",
+                f" · step {self.step}" if self.step >= 0 else "",
+            )
+        )
+        errors = len(self.open(Severity.ERROR))
+        warnings = len(self.open(Severity.WARNING)) - errors
+        if errors or warnings:
+            found = [count(n, word) for n, word in ((errors, "error"), (warnings, "warning")) if n]
+            return f"BatchNorm {'✗' if errors else '!'} {', '.join(found)} in {count(len(self), 'layer')}{where}"
+        total = count(sum(row.channels for row in self.rows), "channel")
+        infos = f" · {count(len(self.open()), 'note')}" if self.open() else ""
+        young = sum(not row.settled for row in self.rows)
+        waiting = f" · {count(young, 'layer')} still warming up" if young else ""
+        return f"BatchNorm ✓ {count(len(self), 'layer')}, {total} healthy{where} · 0 alerts{infos}{waiting}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as plain types."""
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "health": self.health,
+            "layers": [asdict(row) for row in self.rows],
+            "alerts": [alert.to_dict() for alert in self.alerts],
+            "skipped": dict(self.skipped),
+        }
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.headline()}>"
+
+    def __str__(self) -> str:
+        lines = [self.headline()]
+        for row in self.rows:
+            told = f"  {', '.join(row.alerts)}" if row.alerts else ""
+            lines.append(f"  {row.name}: health {row.health:.0f}, running gap {row.running_gap:.2g} sigma{told}")
+        return "\n".join(lines)

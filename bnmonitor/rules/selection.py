@@ -1,0 +1,94 @@
+"""Choose rules by code, prefix or name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from bnmonitor._text import nearest
+from bnmonitor.rules.base import Rule
+from bnmonitor.rules.catalogue import all_rules
+from bnmonitor.rules.needs import NEEDS
+from bnmonitor.rules.thresholds import ForLayers, Thresholds, with_thresholds
+
+
+def find(word: str, rules: Sequence[Rule] | None = None) -> Rule:
+    """Return the rule with a code or name.
+
+    Raises:
+        ValueError: There is none; the message names the nearest.
+    """
+    every = all_rules() if rules is None else rules
+    for rule in every:
+        if word.lower() in (rule.code.lower(), rule.name):
+            return rule
+    known = [w for rule in every for w in (rule.code, rule.name)]
+    raise ValueError(f"no rule is called {word!r}{nearest(word, known)}; `bnmonitor rules` lists them all")
+
+
+def choose(
+    select: Sequence[str] = ("default",),
+    ignore: Sequence[str] = (),
+    rules: Sequence[Rule] | Mapping[str, Thresholds] | None = None,
+) -> tuple[Rule, ...]:
+    """Return the rules that a run uses.
+
+    Args:
+        select: Codes, prefixes of codes, names, ``"default"`` or ``"all"``.
+        ignore: Codes, prefixes of codes or names to leave out.
+        rules: Own rules, which join the catalogue or replace a rule of the same code and always run unless ignored; or
+            thresholds by rule: ``{"small-batch": {"warn_below": 8}}``; see :func:`by_layer` for those of some layers.
+
+    Raises:
+        ValueError: A word matches no rule, a threshold does not exist, or is no number.
+        TypeError: ``rules`` holds something that is no rule.
+    """
+    available = {rule.code: rule for rule in all_rules()}
+    own: set[str] = set()
+    if isinstance(rules, Mapping):
+        for word, thresholds in rules.items():
+            if not isinstance(word, str):
+                raise TypeError(f"rules= maps codes or names of rules to thresholds, got the key {word!r}")
+            rule, _ = with_thresholds(find(word), thresholds)
+            available[rule.code] = rule
+    elif rules is not None and not isinstance(rules, Sequence):
+        raise TypeError(f"rules={rules!r} must be a sequence of Rule instances or a mapping of thresholds by rule")
+    else:
+        for rule in rules or ():
+            if not isinstance(rule, Rule):
+                hint = "pass an instance" if isinstance(rule, type) else "derive it from bnmonitor.rules.Rule"
+                raise TypeError(f"rules= takes Rule instances or a mapping of thresholds, got {rule!r}; {hint}")
+            for need in sorted(rule.needs - NEEDS.keys()):
+                raise ValueError(
+                    f"rule {rule.name!r} needs {need!r}, which is not known{nearest(need, NEEDS)}; "
+                    f"a rule may need {', '.join(NEEDS)}"
+                )
+            available[rule.code] = rule
+            own.add(rule.code)
+    every = tuple(available.values())
+    chosen = {code for word in select for code in _matching(word, every, "select")} | own
+    left_out = {code for word in ignore for code in _matching(word, every, "ignore")}
+    return tuple(rule for code, rule in sorted(available.items()) if code in chosen - left_out)
+
+
+def by_layer(rules: Sequence[Rule] | Mapping[str, Thresholds] | None) -> dict[str, tuple[ForLayers, ...]]:
+    """Return by code the rules that have other thresholds in some layers.
+
+    ``{"small-batch": {"warn_below": 8, "layers": {"head.*": {"warn_below": 4}}}}`` warns below 4 samples in the layers
+    that ``head.*`` matches, and below 8 in all others. Of several patterns that match a layer the first counts.
+    """
+    if not isinstance(rules, Mapping):
+        return {}
+    found = {find(word).code: with_thresholds(find(word), thresholds)[1] for word, thresholds in rules.items()}
+    return {code: special for code, special in found.items() if special}
+
+
+def _matching(word: str, rules: Sequence[Rule], argument: str) -> list[str]:
+    if word == "all":
+        return [rule.code for rule in rules]
+    if word == "default":
+        return [rule.code for rule in rules if rule.default]
+    found = [r.code for r in rules if r.name == word or (word and r.code.startswith(word.upper()))]
+    if not found:
+        known = [w for r in rules for w in (r.code, r.name)]
+        raise ValueError(f"{argument}={word!r} matches no rule{nearest(word, known)}; `bnmonitor rules` lists them all")
+    return found

@@ -1,0 +1,214 @@
+"""Activation statistics of sampled steps, through hooks that exist only while a step is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from bnmonitor.graph import Tracer, UnregisteredNorms
+from bnmonitor.layers import Hook, LayerTable, recomputing, when_compiling
+from bnmonitor.measures import (
+    MOST_CALLS,
+    CallMoments,
+    apart,
+    between,
+    carried,
+    finish,
+    merge,
+    merge_between,
+    padding,
+    reduce,
+    unevenness,
+)
+from bnmonitor.sampling.autograd import affine_of
+from bnmonitor.sampling.probe import Probe
+from bnmonitor.window import Moments, Sample, Structure
+
+
+@dataclass
+class _Seen:
+    """What one layer's hook saw in a step."""
+
+    calls: int = 0
+    eval_calls: int = 0
+    idle: int = 0
+    recomputed: int = 0
+    size: int = 0
+    values: int = 0
+    dtype: torch.dtype | None = None
+    reduced: dict[str, Tensor] = field(default_factory=dict)
+    between: Tensor | None = None
+    inputs: list[CallMoments] = field(default_factory=list)
+    padding: Tensor | None = None
+
+
+class Sampler:
+    """Hooks every layer for one step and reduces what passes, on its device."""
+
+    def __init__(self, unregistered: UnregisteredNorms | None = None, probe: Probe | None = None) -> None:
+        self.unregistered, self.probe = unregistered, probe
+        self._handles: list[RemovableHandle] = []
+        self._seen: dict[int, _Seen] = {}
+        self._tracer = Tracer()
+        self._forget: Callable[[], None] = lambda: None
+        self.interrupted = False
+        """Whether a compilation began while the hooks were in place, or looking failed, which ended the sample."""
+        self.failure = ""
+        """What went wrong in looking at an activation; empty if nothing did."""
+
+    @property
+    def attached(self) -> bool:
+        """Whether the hooks are in place, or were until a compilation began."""
+        return bool(self._handles) or self.interrupted
+
+    @property
+    def order(self) -> dict[int, int]:
+        """Position in the forward by ``id(module)``, of the layers that were called."""
+        return {key: position for position, key in enumerate(self._seen)}
+
+    def attach(self, modules: Sequence[nn.Module], models: Mapping[str, nn.Module]) -> None:
+        """Place the hooks; what was gathered before is gone.
+
+        Args:
+            modules: The layers.
+            models: The models by prefix of the layers' names, whose autograd graph is described.
+        """
+        self.detach()
+        self._seen, self.interrupted = {}, False
+        self._forget = when_compiling(self._interrupt)
+        for module in modules:
+            self._handles.append(module.register_forward_hook(Hook(module, self._saw)))
+        for root in models.values():
+            self._handles.append(root.register_forward_hook(Hook(root, self._ended)))
+        if self.probe is not None:
+            self.probe.attach(modules)
+        self._tracer.attach(modules, models)
+
+    def detach(self) -> None:
+        """Take every hook away."""
+        self._forget()
+        self._release()
+
+    def _release(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self.probe is not None:
+            self.probe.detach()
+        self._tracer.detach()
+
+    def _interrupt(self) -> None:
+        # What is traced with hooks in place is guarded by their number, and compiled again once they are gone.
+        self.interrupted = True
+        self._release()
+
+    def _saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        try:
+            self._tracer.saw(module, args, output)
+            self._reduce(module, args, output)
+        except Exception as error:  # this is within the model's forward: no training ends for what cannot be looked at
+            self.failure = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            self._interrupt()
+
+    @torch.no_grad()
+    def _reduce(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
+            return
+        seen = self._seen.setdefault(id(module), _Seen())
+        if recomputing():
+            seen.recomputed += module.training
+            return
+        if not module.training and output.grad_fn is None:
+            seen.idle += 1  # an evaluation, or a network that is not being trained
+            return
+        x = args[0]
+        seen.calls += 1
+        seen.eval_calls += not module.training
+        seen.size, seen.dtype = x.shape[0], x.dtype
+        seen.values = x.numel() // max(1, x.shape[1])
+        if x.numel() and output.numel():
+            self._moments(seen, module, x, output)
+        if x.dim() == 3 and x.numel():
+            ends = padding(x)
+            seen.padding = ends if seen.padding is None else seen.padding + ends
+
+    def _moments(self, seen: _Seen, module: nn.Module, x: Tensor, output: Tensor) -> None:
+        reduced, through, spread = reduce(x), affine_of(module, x, output), between(x)
+        passed = reduce(output) if through is None else carried(reduced, through, output)
+        for side, new in (("input", reduced), ("output", passed)):
+            old = seen.reduced.get(side)
+            seen.reduced[side] = new if old is None else merge(old, new)
+        seen.between = spread if seen.between is None else merge_between(seen.between, spread)
+        if module.training and len(seen.inputs) < MOST_CALLS:
+            uneven = unevenness(x) if seen.inputs else None
+            seen.inputs.append(CallMoments(x.shape[0], reduced, spread, uneven))
+
+    @property
+    def structure(self) -> Structure | None:
+        """What the graphs told so far of the layers; None if nothing."""
+        return self._tracer.structure
+
+    def walk(self, outputs: Any) -> None:
+        """Look at the end of a step's autograd graph, such as its loss, while it is there."""
+        if self.attached:
+            self._tracer.walk(outputs)
+            if self.unregistered is not None:
+                self.unregistered.walk(outputs)
+
+    def _ended(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.unregistered is not None:
+            self.unregistered.walk(output)
+
+    def take(self, step: int, layers: LayerTable, modules: Sequence[nn.Module]) -> Sample | None:
+        """Remove the hooks and return what they saw, in the order of ``modules``.
+
+        None if no layer was called, or if a compilation began before all were.
+        """
+        if not self.interrupted:
+            self._tracer.take(modules, layers.names)
+        self.detach()
+        seen = [self._seen.get(id(m), _Seen()) for m in modules]
+        cut, self.interrupted, self._seen = self.interrupted, False, {}
+        if cut or not any(s.calls for s in seen):
+            return None
+        return Sample(
+            step=step,
+            calls=torch.tensor([s.calls for s in seen], device="cpu"),
+            eval_calls=torch.tensor([s.eval_calls for s in seen], device="cpu"),
+            idle=torch.tensor([s.idle for s in seen], device="cpu"),
+            recomputed=torch.tensor([s.recomputed for s in seen], device="cpu"),
+            size=torch.tensor([s.size for s in seen], device="cpu"),
+            values=torch.tensor([s.values for s in seen], device="cpu"),
+            input=Moments(**finish(_flat(layers, [s.reduced.get("input") for s in seen], 11))),
+            output=Moments(**finish(_flat(layers, [s.reduced.get("output") for s in seen], 11))),
+            between=_unbiased(_flat(layers, [s.between for s in seen], 3)),
+            padding=_shares([s.padding for s in seen]),
+            input_dtypes=tuple(s.dtype for s in seen),
+            apart=torch.tensor([apart(s.inputs) for s in seen], dtype=torch.float64, device="cpu").T,
+        )
+
+
+def _flat(layers: LayerTable, parts: Sequence[Tensor | None], rows: int) -> Tensor:
+    """Lay the numbers of all layers end to end on the CPU, ``[rows, C]``; NaN for a layer that was not called."""
+    blank = {c: torch.full((rows, c), torch.nan, device="cpu") for c in set(layers.channels)}
+    # Without buffers and parameters PyTorch lets any number of channels through, whatever num_features says.
+    known = [
+        blank[c] if r is None or r.shape[1] != c else r.float().cpu()
+        for r, c in zip(parts, layers.channels, strict=True)
+    ]
+    return torch.cat(known, 1)
+
+
+def _shares(counts: Sequence[Tensor | None]) -> Tensor:
+    """First of each two numbers over the second, NaN where there are none: ``[L]``."""
+    return torch.tensor([torch.nan if c is None else float(c[0] / c[1]) for c in counts], device="cpu")
+
+
+def _unbiased(spread: Tensor) -> Tensor:
+    """Variance of what :func:`bnmonitor.measures.between` reduced; NaN for a single sample."""
+    return spread[2] / (spread[0] - 1).where(spread[0] > 1, torch.nan)

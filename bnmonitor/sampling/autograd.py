@@ -1,0 +1,73 @@
+"""The map that a call of a BatchNorm was, channel by channel, where autograd keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bnmonitor.measures import Affine
+
+_NODES = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0")
+
+_packer: Callable[[bool], object] | None = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+
+_PLAIN = {Tensor, nn.Parameter, type(None)}
+
+
+def kept_by_autograd(x: Tensor, node: Any) -> tuple[Tensor, Tensor] | None:
+    """Return the batch mean and ``1 / sqrt(var + eps)`` that autograd has kept for the backward.
+
+    Args:
+        x: The layer's input.
+        node: The ``grad_fn`` of its output.
+
+    Returns:
+        ``[channels]`` each; None where nothing was kept, or in half precision. The names are private to PyTorch.
+    """
+    if type(node).__name__ not in _NODES or _packed():
+        return None
+    mean, scale = getattr(node, "_saved_result1", None), getattr(node, "_saved_result2", None)
+    wanted = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if mean is None or scale is None or mean.dtype != wanted or mean.numel() != x.shape[1]:
+        return None
+    return mean.detach(), scale.detach()
+
+
+def _packed() -> bool:
+    """Whether a checkpoint or an offload packs what autograd keeps: to read it would run its forward once more."""
+    try:
+        return _packer is None or _packer(True) is not None
+    except TypeError:
+        return True
+
+
+def affine_of(module: nn.Module, x: Tensor, output: Tensor) -> Affine | None:
+    """Return what one call of a layer did to each channel; None where that is not known for sure.
+
+    Known are calls of PyTorch's own forward whose statistics autograd has kept, or which used the running ones. Not
+    known is what another forward did (SyncBatchNorm, an activation within the layer), what a hook has changed, a gamma
+    that is computed or split over the processes, and what float16 may have overflowed in.
+    """
+    plain = type(module).forward is _BatchNorm.forward and "forward" not in vars(module)
+    if not plain or output.dtype == torch.float16 or type(output.grad_fn).__name__ not in _NODES:
+        return None
+    statistics = kept_by_autograd(x, output.grad_fn) if module.training else _running(module)
+    if statistics is None or not module._parameters.keys() >= {"weight", "bias"}:
+        return None
+    mean, scale = statistics
+    gamma, beta = module._parameters["weight"], module._parameters["bias"]
+    if any(p is not None and p.shape != mean.shape for p in (gamma, beta)):
+        return None
+    if not {type(t) for t in (x, output, mean, gamma, beta)} <= _PLAIN:
+        return None
+    scale = scale if gamma is None else scale * gamma.detach()
+    return Affine(scale, mean, torch.zeros_like(mean) if beta is None else beta.detach())
+
+
+def _running(module: nn.Module) -> tuple[Tensor, Tensor] | None:
+    mean, var = module._buffers.get("running_mean"), module._buffers.get("running_var")
+    return None if mean is None or var is None else (mean, (var + module.eps).rsqrt())  # type: ignore[operator]

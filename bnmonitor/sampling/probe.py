@@ -1,0 +1,267 @@
+"""One extra forward on a kept batch: what each layer puts out in training and in evaluation mode."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from bnmonitor.layers import Hook, family_of, own_forward, recomputing
+from bnmonitor.window import EvaluationGap
+
+MOST_ENTRIES = 4
+"""Calls of a step that are kept: one where the model is called as a whole."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A call from outside into a part of a model, with copies of what it was given."""
+
+    module: nn.Module
+    args: Any
+    kwargs: Any
+    autocast: tuple[str, torch.dtype] | None
+
+
+class Probe:
+    """Keeps the inputs of a sampled step, and runs them again to compare the modes of each layer.
+
+    Args:
+        models: The models by prefix.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module]) -> None:
+        self._models = models
+        self._entries: list[_Entry] = []
+        self._coming: list[_Entry] = []
+        self._inside: nn.Module | None = None
+        self._handles: list[RemovableHandle] = []
+        self.failed = ""
+        """Why the extra forward could not run; empty if it could."""
+
+    def attach(self, layers: Sequence[nn.Module]) -> None:
+        """Place hooks on all that contains a layer, to keep what the coming step calls from outside."""
+        self.detach()
+        wanted = {id(module) for module in layers}
+        for module in {id(m): m for model in self._models.values() for m in model.modules()}.values():
+            if id(module) not in wanted and any(id(m) in wanted for m in module.modules()):
+                enter, leave = Hook(module, self._enter), Hook(module, self._leave)
+                self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(leave, always_call=True))
+
+    def attach_compiled(self, layers: Sequence[nn.Module]) -> None:
+        """Place hooks on what ``torch.compile`` has wrapped layers in, which are outside of what is compiled."""
+        self.detach()
+        wanted = {id(module) for module in layers}
+        for module in {id(m): m for model in self._models.values() for m in model.modules()}.values():
+            if type(module).__name__ == "OptimizedModule" and any(id(m) in wanted for m in module.modules()):
+                enter = Hook(module, lambda m, args, kwargs: self._enter(_uncompiled(m), args, kwargs))
+                self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                leave = Hook(module, lambda m, args, out: self._leave(_uncompiled(m), args, out))
+                self._handles.append(module.register_forward_hook(leave, always_call=True))
+
+    @property
+    def kept(self) -> bool:
+        """Whether there is a call to run again."""
+        return bool(self._entries)
+
+    def trace(self, sampler: Any, step: int, table: Any, layers: Sequence[nn.Module], trained: Sequence[bool]) -> None:
+        """Run the kept calls again as the training step did, for the graph; everything is left as it was found.
+
+        Args:
+            sampler: Hooks what there is, and walks the graph.
+            step: The last step.
+            table: The table of the layers.
+            layers: The layers.
+            trained: Which of them were in training mode in that step.
+        """
+        there = {id(module) for model in self._models.values() for module in model.modules()}
+        calls, self._entries = [entry for entry in self._entries if id(entry.module) in there], []
+        frozen = {id(layer) for layer, training in zip(layers, trained, strict=True) if not training}
+        try:
+            with _untouched(self._models.values()), torch.inference_mode(False), torch.enable_grad():
+                for module in (m for model in self._models.values() for m in model.modules()):
+                    vars(module)["training"] = id(module) not in frozen
+                sampler.attach(layers, self._models)
+                for entry in calls:
+                    with ExitStack() as precision:
+                        if entry.autocast is not None:
+                            precision.enter_context(torch.autocast(entry.autocast[0], entry.autocast[1]))
+                        sampler.walk(entry.module(*_copied(entry.args), **_copied(entry.kwargs)))
+                sampler.take(step, table, layers)
+        except Exception as error:
+            self.failed = f"needs an extra forward, which failed: {type(error).__name__}: {error}"
+        finally:
+            sampler.detach()
+            self._entries = []
+
+    def detach(self) -> None:
+        """Take every hook away; what the step called is what is kept."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._coming:
+            self._entries = self._coming
+        self._coming, self._inside = [], None
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._inside is not None or recomputing() or not (module.training and torch.is_grad_enabled()):
+            return
+        self._inside = module
+        if len(self._coming) < MOST_ENTRIES:
+            self._coming.append(_Entry(module, _copied(args), _copied(kwargs), _autocast(args, kwargs)))
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._inside is module:
+            self._inside = None
+
+    def run(
+        self, step: int, layers: Sequence[nn.Module], trained: Sequence[bool], inside: nn.Module | None = None
+    ) -> EvaluationGap | None:
+        """Run the kept calls once more and compare; everything is left as it was found.
+
+        Dropout is off. Each layer computes with the statistics of the batch, which go on to the next layers, and
+        besides with its running statistics.
+
+        Args:
+            step: The last step.
+            layers: The layers.
+            trained: Which of them were in training mode in that step; the others are left alone.
+            inside: Call not what the step called but what stands for it in here: a copy, or the very same.
+
+        Returns:
+            None if nothing was kept, or the forward failed.
+        """
+        synchronized = torch.distributed.is_available() and torch.distributed.is_initialized()
+        chosen = {
+            id(layer): i
+            for i, layer in enumerate(layers)
+            if trained[i] and family_of(layer) == "batch" and layer._buffers.get("running_mean") is not None
+            if not (synchronized and isinstance(layer, nn.SyncBatchNorm))
+        }
+        there = {id(module) for model in self._models.values() for module in model.modules()}
+        self._entries = [entry for entry in self._entries if id(entry.module) in there]
+        entries = self._entries
+        if inside is not None:
+            entries = [replace(entry, module=m) for entry in entries if (m := _stand_in(entry.module, inside))]
+        if not entries or not chosen:
+            return None
+        found: dict[int, Tensor] = {}
+        sizes = [0] * len(layers)
+
+        def compare(module: nn.Module, args: Any, output: Any) -> None:
+            at = chosen[id(module)]
+            if at in found or not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
+                return
+            flags = vars(module)
+            flags["training"], flags["track_running_stats"] = False, True
+            try:
+                still = module.forward(*args)
+            finally:
+                flags["training"], flags["track_running_stats"] = True, False
+            sizes[at] = args[0].shape[0]
+            found[at] = (output - still).double().norm() / output.double().norm()
+
+        try:
+            with _untouched(self._models.values()), torch.no_grad(), own_forward(), ExitStack() as hooks:
+                for model in self._models.values():
+                    for module in model.modules():
+                        vars(module)["training"] = False
+                for layer in (layers[i] for i in chosen.values()):
+                    vars(layer)["training"], vars(layer)["track_running_stats"] = True, False
+                    hooks.callback(layer.register_forward_hook(Hook(layer, compare, own=True)).remove)
+                for entry in entries:
+                    with ExitStack() as precision:
+                        if entry.autocast is not None:
+                            precision.enter_context(torch.autocast(entry.autocast[0], entry.autocast[1]))
+                        entry.module(*_copied(entry.args), **_copied(entry.kwargs))
+        except Exception as error:
+            self.failed = f"needs an extra forward, which failed: {type(error).__name__}: {error}"
+            return None
+        gap = torch.full((len(layers),), torch.nan, dtype=torch.float64, device="cpu")
+        for at, value in found.items():
+            gap[at] = value.cpu()
+        return EvaluationGap(step=step, gap=gap, size=torch.tensor(sizes, device="cpu"))
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    inner: nn.Module = module._orig_mod  # type: ignore[assignment]
+    return inner
+
+
+def _stand_in(module: nn.Module, inside: nn.Module) -> nn.Module | None:
+    """What stands for a module in another: itself, or a part of the same class with the same parameters and buffers."""
+    parts = list(inside.modules())
+    if any(part is module for part in parts):
+        return module
+    shape = _shape(module)
+    return next((part for part in parts if type(part) is type(module) and _shape(part) == shape), None)
+
+
+def _shape(module: nn.Module) -> list[tuple[str, torch.Size]]:
+    return [(name, t.shape) for named in (module.named_parameters(), module.named_buffers()) for name, t in named]
+
+
+def _copied(value: Any) -> Any:
+    """A copy of a nest of tensors, without their graph; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if type(value) in (list, tuple):
+        return type(value)(_copied(v) for v in value)
+    return {k: _copied(v) for k, v in value.items()} if type(value) is dict else value
+
+
+def _autocast(*values: Any) -> tuple[str, torch.dtype] | None:
+    """The mixed precision in force on the device of the first tensor; None if there is none."""
+    stack, device = list(values), "cpu"
+    while stack:
+        value = stack.pop(0)
+        if isinstance(value, Tensor):
+            device = value.device.type
+            break
+        stack += list(value.values()) if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return (device, torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
+
+
+@contextmanager
+def _untouched(models: Any) -> Iterator[None]:
+    """Put modes, buffers and the state of every random generator back to what they were."""
+    modules = list({id(m): m for model in models for m in model.modules()}.values())
+    own = [vars(m) for m in modules]
+    flags = [(mine, key, mine[key]) for mine in own for key in ("training", "track_running_stats") if key in mine]
+    kept = [(m._buffers, name, buffer) for m in modules for name, buffer in m._buffers.items()]
+    buffers = [(*place, None if place[2] is None else place[2].clone()) for place in kept]
+    generators = _generators()
+    try:
+        yield
+    finally:
+        for attributes, key, flag in flags:
+            attributes[key] = flag
+        with torch.no_grad():
+            for registry, name, buffer, copy in buffers:
+                registry[name] = buffer
+                if buffer is not None and copy is not None and not torch.equal(buffer, copy):
+                    buffer.copy_(copy)
+        for restore in generators:
+            restore()
+
+
+def _generators() -> list[Callable[[], object]]:
+    """What sets every random generator back to where it is now."""
+    state, python = torch.get_rng_state(), random.getstate()
+    found: list[Callable[[], object]] = [lambda: torch.set_rng_state(state), lambda: random.setstate(python)]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        devices = torch.cuda.get_rng_state_all()
+        found.append(lambda: torch.cuda.set_rng_state_all(devices))
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and hasattr(numpy, "random"):
+        drawn = numpy.random.get_state()
+        found.append(lambda: numpy.random.set_state(drawn))
+    return found

@@ -1,0 +1,36 @@
+"""The immutable records that a rule judges: no computing, no modules."""
+
+from bnmonitor.window.baseline import Baseline
+from bnmonitor.window.facts import Facts, Loader, RankStatistics
+from bnmonitor.window.ledger import EVALUATIONS, PHASES, Ledger
+from bnmonitor.window.lookup import SERIES, series
+from bnmonitor.window.recovery import Recovery
+from bnmonitor.window.sample import EvaluationGap, HeldOut, Moments, Sample
+from bnmonitor.window.structure import Bare, Operation, Place, Producer, Role, Structure
+from bnmonitor.window.window import CHANNEL_STATISTICS, LAYER_STATISTICS, Window
+
+__all__ = [
+    "CHANNEL_STATISTICS",
+    "EVALUATIONS",
+    "LAYER_STATISTICS",
+    "PHASES",
+    "SERIES",
+    "Bare",
+    "Baseline",
+    "EvaluationGap",
+    "Facts",
+    "HeldOut",
+    "Ledger",
+    "Loader",
+    "Moments",
+    "Operation",
+    "Place",
+    "Producer",
+    "RankStatistics",
+    "Recovery",
+    "Role",
+    "Sample",
+    "Structure",
+    "Window",
+    "series",
+]

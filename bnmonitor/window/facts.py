@@ -1,0 +1,133 @@
+"""What is known of the run besides the statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bnmonitor.window.sample import EvaluationGap, HeldOut
+from bnmonitor.window.structure import Structure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """What a loader tells of its batches; None where it does not.
+
+    Attributes:
+        batch_size: Samples in a batch, on each process.
+        samples: Samples that an epoch draws, on each process.
+        drop_last: Whether an incomplete last batch is left out.
+        shuffled: Whether samples are drawn in random order.
+        complete: Whether an epoch goes on to the last batch.
+    """
+
+    batch_size: int | None = None
+    samples: int | None = None
+    drop_last: bool | None = None
+    shuffled: bool | None = None
+    complete: bool = True
+
+    @property
+    def batches(self) -> int | None:
+        """Batches in an epoch, an incomplete last one included; None if that is unknown."""
+        return -(-self.samples // self.batch_size) if self.samples and self.batch_size else None
+
+    @property
+    def leftover(self) -> int | None:
+        """Samples in an incomplete last batch that is trained on: 0 if there is none, None if that is unknown."""
+        if self.drop_last or not self.complete:
+            return 0
+        return self.samples % self.batch_size if self.samples and self.batch_size else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankStatistics:
+    """What all processes that train together had at one step.
+
+    Attributes:
+        step: The step's number.
+        world_size: Number of processes.
+        size: ``[L]`` mean number of values per channel that one process normalized together; NaN where unknown.
+        batch_mean: ``[C]`` mean of the batches of all processes together.
+        batch_var: ``[C]`` unbiased variance of them all, by the parallel formula (Chan, Golub and LeVeque 1983).
+        batch_spread: ``[C]`` how far the batch means of two processes are apart, as a root mean square in deviations.
+        mean_spread: ``[C]`` the same of their running means.
+        var_spread: ``[C]`` the same of the logs of their running variances.
+    """
+
+    step: int
+    world_size: int
+    size: Tensor
+    batch_mean: Tensor
+    batch_var: Tensor
+    batch_spread: Tensor
+    mean_spread: Tensor
+    var_spread: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of the run besides the statistics.
+
+    Attributes:
+        affine_trains: ``[L]`` bool, gamma or beta needs a gradient and, where optimizers are known, is in one.
+        optimizers: Whether the optimizers are known.
+        learning_rates: The largest learning rate in force at each step of the window; NaN where unknown.
+        world_size: Processes that train together; 1 where unknown.
+        structure: What the autograd graph told, once a step has been seen.
+        decay: ``[L]`` largest weight decay on gamma or beta, 0 without; None where unknown.
+        decoupled: ``[L]`` bool, whether it acts on the parameters themselves, as in AdamW, not through the gradient.
+        buffer_dtypes: Type of each layer's running statistics; None for a layer without, empty where unknown.
+        train_loader: What the training loader tells; None where unknown.
+        val_loader: What the validation loader tells; None where unknown.
+        accumulate: Micro-batches per optimizer step.
+        scales: The gradient scaler's scale after each step of the window, NaN where unknown; empty without a scaler.
+        skipped_steps: Whether the scaler skipped the optimizer at each step of the window; empty without one.
+        ranks: What all processes had at the last step at which they told each other.
+        epoch_steps: Training steps in the first epoch that was seen to end; 0 before.
+        evaluation: The phase of the evaluation that is about to begin; empty in the middle of training.
+        auxiliary: Of each layer the sub-network it belongs to, if no optimizer trains any of it; else, and where that
+            is not known, empty.
+        unregistered: Descriptions of normalization layers that ran in training mode and are part of no model.
+        gaps: What an extra forward told; None in the middle of training, and without ``probe=True``.
+        averaged_gaps: The same of averaged weights, as the latest evaluation began to use them.
+        own_forward: Of each layer the subclass of BatchNorm with a forward of its own that it is, or was before a
+            conversion to SyncBatchNorm; else empty.
+        converts: Whether the Trainer converts the model to SyncBatchNorm.
+        averages_without_buffers: Whether the Trainer evaluates averaged weights whose buffers are not averaged.
+        optimizer_count: Number of optimizers that are known.
+        held_out: The latest validations and tests, two at most, the newest last.
+        untrained: Whether there was no training step, but an evaluation only.
+        rewritten: ``[L]`` bool, something other than a training step has set the running statistics since the last one;
+            None where that was not looked at.
+    """
+
+    affine_trains: Tensor
+    optimizers: bool = False
+    learning_rates: tuple[float, ...] = ()
+    world_size: int = 1
+    structure: Structure | None = None
+    decay: Tensor | None = None
+    decoupled: Tensor | None = None
+    buffer_dtypes: tuple[torch.dtype | None, ...] = ()
+    train_loader: Loader | None = None
+    val_loader: Loader | None = None
+    accumulate: int = 1
+    scales: tuple[float, ...] = ()
+    skipped_steps: tuple[bool, ...] = ()
+    ranks: RankStatistics | None = None
+    epoch_steps: int = 0
+    evaluation: str = ""
+    held_out: tuple[HeldOut, ...] = ()
+    rewritten: Tensor | None = None
+    auxiliary: tuple[str, ...] = ()
+    unregistered: tuple[str, ...] = ()
+    optimizer_count: int = 0
+    gaps: EvaluationGap | None = None
+    averaged_gaps: EvaluationGap | None = None
+    own_forward: tuple[str, ...] = ()
+    converts: bool = False
+    averages_without_buffers: bool = False
+    untrained: bool = False

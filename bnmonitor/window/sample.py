@@ -1,0 +1,125 @@
+"""What the sampled steps, and the looks into evaluations, showed of each layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Activation statistics of one side of every layer, from a sampled step; all ``[C]``, NaN where not called.
+
+    Of large layers they are taken over a part of the batch. The calls of a step are taken together.
+
+    Attributes:
+        mean: Mean.
+        var: Variance (divided by the number of values).
+        skewness: Third standardized moment: 0 if symmetric, about 1.6 behind a ReLU; NaN for a constant.
+        kurtosis: Fourth standardized moment: 3 for a Gaussian, more with heavier tails; NaN for a constant.
+        min: Smallest value.
+        max: Largest value.
+        nonpositive: Share of values that are not positive.
+        saturation: Share of values pinned at the channel's smallest or largest value, one of each not counted: what a
+            clamp leaves (ReLU at 0, ReLU6 at 0 and 6, hard sigmoid, a sigmoid that has run into 1, white and black
+            pixels, the end of a dtype's range). 0 where nothing clamps; near 1 for a constant.
+        nonfinite: Share of values that are NaN or infinite.
+    """
+
+    mean: Tensor
+    var: Tensor
+    skewness: Tensor
+    kurtosis: Tensor
+    min: Tensor
+    max: Tensor
+    nonpositive: Tensor
+    saturation: Tensor
+    nonfinite: Tensor
+
+
+def _none() -> Tensor:
+    return torch.zeros((), dtype=torch.int64, device="cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Activation statistics of one sampled step.
+
+    Attributes:
+        step: The step's number.
+        calls: ``[L]`` int64, how often each layer was called.
+        eval_calls: ``[L]`` int64, how many of these calls were in evaluation mode.
+        idle: ``[L]`` int64, calls besides, in evaluation mode and without a gradient, as of a teacher.
+        apart: ``[4, L]``, how far apart the inputs of the layer's calls in training mode are, as described at
+            :func:`bnmonitor.measures.apart`; NaN for a layer that was called once.
+        recomputed: ``[L]`` int64, calls besides, within the backward and in training mode.
+        size: ``[L]`` int64, samples that were normalized together in the layer's last call (``x.shape[0]``).
+        values: ``[L]`` int64, values per channel in that call.
+        input: Moments of the layer's input.
+        output: Moments of the layer's output; ``nonpositive`` is the share that a ReLU behind it turns to zero.
+        between: ``[C]`` unbiased variance, over the samples of a batch, of each sample's own mean. Were the samples
+            drawn independently, the batch mean would vary by ``between / size`` from batch to batch. NaN for a single
+            sample.
+        padding: ``[L]`` share of positions at constant ends of the sequences of an input ``[N, C, L]``; NaN for others.
+        input_dtypes: Type of each layer's input in that call; None for a layer not called, empty where unknown.
+    """
+
+    step: int
+    calls: Tensor
+    eval_calls: Tensor
+    size: Tensor
+    values: Tensor
+    input: Moments
+    output: Moments
+    between: Tensor
+    input_dtypes: tuple[torch.dtype | None, ...] = ()
+    idle: Tensor = field(default_factory=_none)
+    recomputed: Tensor = field(default_factory=_none)
+    apart: Tensor = field(default_factory=lambda: torch.full((4, 1), torch.nan, dtype=torch.float64, device="cpu"))
+    padding: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationGap:
+    """What an extra forward at the start of an evaluation told of each layer.
+
+    Attributes:
+        step: The last training step before it.
+        gap: ``[L]`` relative difference of the layer's outputs with batch statistics and with running statistics; NaN
+            for a layer that was not compared.
+        size: ``[L]`` int64, samples in the batch.
+    """
+
+    step: int
+    gap: Tensor
+    size: Tensor
+
+    def joined(self, other: EvaluationGap | None) -> EvaluationGap:
+        """Return what both told, of a layer the other one's if it was compared there."""
+        if other is None:
+            return self
+        new = ~other.gap.isnan()
+        return replace(self, gap=other.gap.where(new, self.gap), size=other.size.where(new, self.size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """What the layers that see the data, or have dropout before them, were given in a validation or test.
+
+    Attributes:
+        step: The last training step before it.
+        size: ``[L]`` int64, samples that were looked at; 0 where none was.
+        mean: ``[C]`` mean of the layer's input; NaN where it was not looked at.
+        var: ``[C]`` its variance.
+        running_mean: ``[C]`` the running mean that was in force.
+        running_var: ``[C]`` the running variance that was in force.
+    """
+
+    step: int
+    size: Tensor
+    mean: Tensor
+    var: Tensor
+    running_mean: Tensor
+    running_var: Tensor

@@ -1,0 +1,162 @@
+"""The command line as people meet it: help, mistakes, pipes, full disks, terminals without our signs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bnmonitor.cli import main
+from bnmonitor.cli.commands import _COMMANDS
+from tests.histories import write
+
+NAMES = ("stem.bn", "block.bn")
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recorded")
+    write(path, NAMES, range(60), sick=(1,))
+    return path
+
+
+def run(*arguments: object, **more: Any) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "COLUMNS": "80", **more.pop("env", {})}
+    command = [sys.executable, "-m", "bnmonitor", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.run(command, timeout=60, check=False, env=environment, **{**pipes, **more})
+
+
+# -- help and mistakes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["", *_COMMANDS])
+def test_help_has_examples_and_fits_a_terminal(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--help"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert f"examples:\n  bnmonitor {command}".rstrip() in said or "examples:\n  eval" in said
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from bnmonitor.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print({'torch', 'numpy', 'rich', 'tensorboard'} & {*sys.modules})"],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["reprt"], "'reprt' is not known; did you mean 'report'?"),
+        (["report", "x", "--fail-on", "eror"], "'eror' is not known; did you mean 'error'?"),
+        (["report", "x", "--rows", "0"], "'0' must be a whole number, 1 or more"),
+        (["report", "x", "--rows", "x"], "'x' must be a whole number, 1 or more"),
+        (["explain"], "the following arguments are required: rule"),
+    ],
+)
+def test_a_mistake_is_one_line(given: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(given)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert says in line
+    assert line.startswith("bnmonitor")
+    assert line.endswith("--help")
+
+
+def test_without_a_word_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "examples:" in capsys.readouterr().out
+
+
+# -- pipes, disks, encodings -------------------------------------------------------------------------------------------
+
+
+def test_a_run_comes_through_a_pipe_and_its_page_leaves_through_one(recorded: Path) -> None:
+    (file,) = recorded.glob("*tfevents*")
+    with file.open("rb") as stream:
+        told = run("report", "-", stdin=stream)
+    assert told.returncode == 1
+    assert b"standard input" in told.stdout
+    assert b"variance-explosion" in told.stdout
+    page = run("report", "-", "--html", "-", input=file.read_bytes())
+    assert page.stdout.startswith(b"<!doctype html>")
+    assert run("report", "-", input=b"").returncode == 2
+
+
+def test_a_named_pipe_is_read_to_its_end(recorded: Path, tmp_path: Path) -> None:
+    (file,) = recorded.glob("*tfevents*")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cp", str(file), str(pipe)]) as copying:
+        told = run("report", pipe)
+        copying.wait(30)
+    assert told.returncode == 1
+    assert b"60 frames" in told.stdout
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--markdown"]])
+def test_a_reader_that_has_enough_is_no_error(recorded: Path, form: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = run("report", recorded, *form, stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("form", [[], ["--json"], ["--markdown"], ["--html", "/dev/full"]])
+def test_a_full_disk_is_one_line(recorded: Path, form: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = run("report", recorded, *form, stdout=full)
+    assert done.returncode == 2
+    (line,) = done.stderr.decode().splitlines()
+    assert line.startswith("bnmonitor: cannot write")
+    assert line.endswith("No space left on device")
+
+
+@pytest.mark.parametrize("given", [["report"], ["report", "--markdown"], ["explain", "BN304"]])
+def test_an_encoding_without_our_signs_gets_plain_ones(recorded: Path, given: list[str]) -> None:
+    command = [given[0], recorded, *given[1:]] if given[0] == "report" else given
+    done = run(*command, env={"PYTHONIOENCODING": "ascii"})
+    assert done.stderr == b""
+    assert done.stdout.decode("ascii")
+
+
+def test_lines_in_a_file_have_no_blanks_at_their_ends(recorded: Path) -> None:
+    lines = run("report", recorded).stdout.decode().splitlines()
+    assert [line for line in lines if line != line.rstrip()] == []
+
+
+def test_what_may_not_be_read_is_said(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = Path.open
+
+    def refusing(path: Path, *arguments: Any, **more: Any) -> Any:
+        if "closed" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **more)
+
+    for name in ("closed", "free"):
+        shutil.copytree(recorded, tmp_path / name)
+    monkeypatch.setattr(Path, "open", refusing)  # the tests may run as root, who may read everything
+    assert main(["report", str(tmp_path / "closed")]) == 2
+    assert "Permission denied" in capsys.readouterr().err
+    assert main(["report", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "Permission denied, so it is left out" in said.err
+    assert "variance-explosion" in said.out

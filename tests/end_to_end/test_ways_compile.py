@@ -1,0 +1,185 @@
+"""torch.compile: nothing is compiled more often than without the monitor, and all is recorded but the samples."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from bnmonitor.layers import when_compiling
+from tests.end_to_end.test_promises import hooks, same
+from tests.models import ARCHITECTURES
+from tests.recording.test_recovery import quiet
+
+dynamo = pytest.importorskip("torch._dynamo")
+DATA = ARCHITECTURES["residual"]
+NEVER, WRAPPED, METHOD, INNER, BEFORE_START, AFTER_START = range(6)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = DATA.build()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.body(x)
+
+
+def run(when: int, *, watch: bool, method: bool, **settings: Any) -> tuple[list[Any], Any]:
+    """Train and evaluate; return what is left, with what was compiled, and the monitor."""
+    dynamo.reset()
+    dynamo.utils.counters.clear()
+    model = Net()
+    net: Any = model
+
+    def compile_it() -> Any:
+        if method:
+            model.compile(**settings)
+            return model
+        return torch.compile(model, **settings)
+
+    if when in (WRAPPED, INNER):
+        net = compile_it()
+    monitor = quiet(net if when == WRAPPED else model, sample_every_n_steps=2) if watch else None
+    if when == BEFORE_START:
+        net = compile_it()
+    if monitor:
+        monitor.start()
+    if when == AFTER_START:
+        net = compile_it()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for i, x in enumerate(DATA.batches(8)):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), torch.arange(len(x)) % 4).backward()
+        optimizer.step()
+        if monitor:
+            monitor.step()
+        if i == 3:
+            if monitor:
+                monitor.begin_evaluation()
+            model.eval()
+            net(x)
+            model.train()
+            if monitor:
+                monitor.end_evaluation()
+    if monitor:
+        monitor.close()
+    counted = dynamo.utils.counters
+    compiled = (counted["stats"]["unique_graphs"], dict(counted["graph_break"]))
+    assert hooks(model) == 0
+    return [dict(model.state_dict()), torch.get_rng_state(), str(compiled)], monitor
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+@pytest.mark.parametrize("method", [False, True])
+def test_compiling_is_left_alone_and_all_is_recorded(method: bool, fullgraph: bool) -> None:
+    settings = {"backend": "eager", "fullgraph": fullgraph}
+    _, eager = run(NEVER, watch=True, method=method)
+    alone, _ = run(WRAPPED, watch=False, method=method, **settings)
+    for when in (WRAPPED, INNER, BEFORE_START, AFTER_START):
+        watched, monitor = run(when, watch=True, method=method, **settings)
+        assert same(alone, watched), when
+        assert monitor.steps == tuple(range(8))
+        for name, twin in zip(sorted(monitor.layers.names), sorted(eager.layers.names), strict=True):
+            for statistic in ("batch_mean", "batch_var"):
+                got, true = monitor.history(name, statistic), eager.history(twin, statistic)
+                torch.testing.assert_close(got, true, rtol=1e-4, atol=1e-5)
+        assert monitor._watch._sampling.samples == []
+        assert any("torch.compile" in why for why in monitor.skipped.values())
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+@pytest.mark.parametrize("mode", [False, True])
+def test_with_the_probe_the_graph_is_that_of_what_was_compiled(fullgraph: bool, mode: bool) -> None:
+    """One forward of the uncompiled module tells it, and neither the training nor the compiler is any the wiser."""
+
+    def trained(watch: bool, probe: bool, compiled: bool = True) -> tuple[list[Any], Any]:
+        dynamo.reset()
+        dynamo.utils.counters.clear()
+        model = Net()
+        net: Any = torch.compile(model, backend="eager", fullgraph=fullgraph) if compiled else model
+        monitor = quiet(net, sample_every_n_steps=2, probe=probe) if watch else None
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        torch.manual_seed(1)
+        for i, x in enumerate(DATA.batches(8)):
+            if i == 0 and monitor:
+                monitor.start()
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), torch.arange(len(x)) % 4).backward()
+            optimizer.step()
+            if monitor:
+                monitor.step()
+            if i == 4:
+                if not mode:
+                    net.eval()
+                if monitor:
+                    monitor.begin_evaluation()
+                net.eval()
+                net(x)
+                net.train()
+                if monitor:
+                    monitor.end_evaluation()
+        if monitor:
+            monitor.close()
+        counted = dynamo.utils.counters
+        graphs = (counted["stats"]["unique_graphs"], dict(counted["graph_break"]))
+        grads = [p.grad for p in model.parameters()]
+        assert hooks(net) == 0
+        return [dict(model.state_dict()), grads, torch.get_rng_state(), str(graphs)], monitor
+
+    alone, _ = trained(False, False)
+    watched, monitor = trained(True, True)
+    _, eager = trained(True, False, compiled=False)
+    _, unprobed = trained(True, False)
+    assert same(alone, watched)
+
+    def told(monitor: Any) -> dict[str, tuple[Any, ...]]:
+        names = [name.replace("_orig_mod.", "") for name in monitor.layers.names]
+        places = monitor.structure().places
+        return {n: (p.blind, p.root, p.depth, p.joins, p.shape) for n, p in zip(names, places, strict=True)}
+
+    assert told(monitor) == told(eager)
+    assert "torch.compile" in unprobed.structure().places[0].blind
+    assert "norm-after-activation" in unprobed.skipped
+    assert "norm-after-activation" not in monitor.skipped
+
+
+def test_autograd_compiled_ahead_of_time_is_recorded_as_well() -> None:
+    alone, _ = run(AFTER_START, watch=False, method=False, backend="aot_eager")
+    watched, monitor = run(AFTER_START, watch=True, method=False, backend="aot_eager")
+    assert same(alone, watched)
+    assert all(monitor.history(name, "batch_mean").isfinite().all() for name in monitor.layers.names)
+
+
+def test_a_function_compiled_beside_the_model_costs_one_sample_and_no_more() -> None:
+    dynamo.reset()
+    model = Net()
+    scale = torch.compile(lambda x: x * 2, backend="eager")
+    with quiet(model, sample_every_n_steps=4) as monitor:
+        for x in DATA.batches(3):
+            scale(model(x)).sum().backward()
+            monitor.step()
+    assert [sample.step for sample in monitor._watch._sampling.samples] == [1]
+    assert monitor.skipped == {k: v for k, v in monitor.skipped.items() if "sample" not in v}
+
+
+def test_nothing_is_left_with_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    callbacks = sys.modules["torch._dynamo.callback"].callback_handler.start_callbacks
+    before = list(callbacks)
+    model = Net()
+    with quiet(model) as monitor:
+        assert len(callbacks) == len(before) + 1
+        model(DATA.batches(1)[0])
+        monitor.step()
+        assert callbacks == before
+    end = when_compiling(lambda: None)
+    callbacks.clear()
+    end()
+    callbacks.extend(before)
+    monkeypatch.delitem(sys.modules, "torch._dynamo.callback")
+    when_compiling(lambda: None)()
+    assert callbacks == before

@@ -1,0 +1,114 @@
+"""Reading the tape one check late, as from a busy accelerator; on a CPU, by the switch that is there for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from bnmonitor import Monitor
+from bnmonitor.recording.tape import Tape
+from bnmonitor.recording.transfer import HostTransfer
+from bnmonitor.sinks import Sink
+from bnmonitor.window import SERIES
+from tests.models import ARCHITECTURES, train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tape, "late", True)
+
+
+def test_on_a_cpu_what_is_sent_is_there_at_once_and_not_copied() -> None:
+    courier: HostTransfer[str] = HostTransfer(CPU)
+    x = torch.randn(3)
+    courier.send("a", x)
+    [(label, (here,))] = courier.receive(wait=False)
+    assert label == "a"
+    assert here.data_ptr() == x.data_ptr()
+    assert courier.receive(wait=True) == []
+
+
+def test_a_late_parcel_holds_what_was_sent_and_comes_in_order() -> None:
+    courier: HostTransfer[int] = HostTransfer(CPU, late=True)
+    x = torch.zeros(2)
+    came = []
+    for i in range(5):
+        courier.send(i, x.fill_(i))
+        x.fill_(-1.0)  # the tape is written again before the parcel has arrived
+        came += [(label, float(here[0])) for label, (here,) in courier.receive(wait=False)]
+        assert [label for label, _ in came] == list(range(i))
+    came += [(label, float(here[0])) for label, (here,) in courier.receive(wait=True)]
+    assert came == [(i, float(i)) for i in range(5)]
+
+
+def watched(**settings: Any) -> tuple[Monitor, list[int]]:
+    """Train a while; return the monitor and how far it had judged after each step."""
+    architecture = ARCHITECTURES["residual"]
+    model = architecture.build()
+    judged: list[int] = []
+    monitor = Monitor(model, on_alert="log", **{"sinks": [], "check_every_n_steps": 4, **settings})
+    with monitor:
+        train(
+            model,
+            architecture.batches(23),
+            monitor=monitor,
+            evaluate_every=9,
+            after_step=lambda _: judged.append(monitor._watch._ring.steps[-1] if monitor._watch._ring.steps else -1),
+        )
+    return monitor, judged
+
+
+def test_a_late_record_is_the_same_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, judged = watched()
+    monkeypatch.setattr(Tape, "late", True)
+    later, judged_later = watched()
+    assert now.steps == later.steps == tuple(range(23))
+    for name in now.layers.names:
+        for statistic in SERIES:
+            torch.testing.assert_close(
+                now.history(name, statistic), later.history(name, statistic), rtol=0, atol=0, equal_nan=True
+            )
+    assert [(a.code, a.first_step) for a in now.alerts] == [(a.code, a.first_step) for a in later.alerts]
+    assert judged[3::4] == [3, 7, 11, 15, 19]
+    assert judged_later[3] < 3
+    assert all(a <= b for a, b in zip(judged_later, judged, strict=True))
+
+
+@pytest.mark.usefixtures("late")
+def test_who_asks_is_given_everything_up_to_now_and_close_judges_the_last_step() -> None:
+    architecture = ARCHITECTURES["mlp"]
+    model = architecture.build()
+    with Monitor(model, sinks=[], on_alert="log", check_every_n_steps=4) as monitor:
+        train(model, architecture.batches(10), monitor=monitor)
+        assert monitor._watch._ring.steps[-1] < 9
+        assert monitor.steps[-1] == 9
+        assert monitor.summary().step == 9
+        train(model, architecture.batches(3), monitor=monitor)
+    assert monitor._watch._fresh == 0
+    assert monitor._watch._ring.steps[-1] == 12
+
+
+@pytest.mark.usefixtures("late")
+def test_frames_do_not_wait_and_epochs_do() -> None:
+    class Told(Sink):
+        def __init__(self) -> None:
+            self.steps: list[tuple[str, int]] = []
+
+        def frame(self, summary: Any) -> None:
+            self.steps.append(("frame", summary.step))
+
+        def epoch(self, summary: Any) -> None:
+            self.steps.append(("epoch", summary.step))
+
+    told = Told()
+    architecture = ARCHITECTURES["mlp"]
+    model = architecture.build()
+    with Monitor(model, sinks=[told], on_alert="log", check_every_n_steps=4, log_every_n_steps=8) as monitor:
+        train(model, architecture.batches(8), monitor=monitor)
+        monitor.end_epoch(0)
+    assert told.steps[-1] == ("epoch", 7)
+    assert all(step < 7 for kind, step in told.steps if kind == "frame")

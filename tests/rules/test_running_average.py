@@ -1,0 +1,210 @@
+"""The rules of the running average, on windows made by hand and on trainings where the fault is planted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader
+
+from bnmonitor import Alert, Monitor, Severity
+from bnmonitor.rules import Finding, find
+from bnmonitor.testing import make_window
+from bnmonitor.window import Window
+
+INFO, WARNING, ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
+
+
+def findings(code: str, window: Window) -> list[Finding]:
+    return find(code).check(window)
+
+
+def a_net(momentum: float | None = 0.1, scale: float = 1.0) -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, momentum=momentum), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 3)
+    )
+    with torch.no_grad():
+        net[0].weight.mul_(scale)
+    return net
+
+
+def train(
+    net: nn.Module, steps: int, *, phase: str | None = "validation", before: object = None, **options: object
+) -> tuple[Alert, ...]:
+    """Train for some steps, do something else if told to, and let an evaluation begin."""
+    batches = [torch.randn(16, 1, 6, 6) for _ in range(8)]
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    monitor = Monitor(net, optimizer=optimizer, sinks=[], **options)  # type: ignore[arg-type]
+    with monitor:
+        for step in range(steps):
+            optimizer.zero_grad()
+            net(batches[step % 8]).square().mean().backward()
+            optimizer.step()
+            monitor.step()
+        if callable(before):
+            before(batches)
+        if phase:
+            with monitor.evaluation(phase):  # type: ignore[arg-type]
+                net.eval()(batches[0])
+            net.train()
+    return monitor.alerts
+
+
+def of(code: str, alerts: tuple[Alert, ...]) -> list[Alert]:
+    return [alert for alert in alerts if alert.code == code]
+
+
+# -- BN302 -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("momentum", "severity"), [(0.0, ERROR), (1.0, WARNING), (1e-4, None), (0.999, None), (None, INFO)]
+)
+def test_bn302_judges_the_momentum_itself(momentum: float | None, severity: Severity | None) -> None:
+    found = findings("BN302", make_window(channels=(2, 1), momentum=momentum))
+    assert [(f.severity, f.layer, f.layers) for f in found] == ([] if severity is None else [(severity, 0, (0, 1))])
+
+
+def test_bn302_speaks_of_none_only_beyond_an_epoch() -> None:
+    for seen, epoch_steps, speaks in ((100, 0, False), (101, 0, True), (500, 500, False), (501, 500, True)):
+        window = make_window(momentum=None, seen=seen)
+        window = replace(window, facts=replace(window.facts, epoch_steps=epoch_steps))
+        assert bool(findings("BN302", window)) == speaks
+
+
+def test_bn302_leaves_a_layer_alone_that_is_frozen_or_not_called() -> None:
+    assert not findings("BN302", make_window(momentum=0.0, training=False))
+    assert not findings("BN302", make_window(momentum=0.0, updates=0))
+
+
+@pytest.mark.parametrize(("momentum", "severity"), [(0.0, ERROR), (1.0, WARNING)])
+def test_bn302_finds_a_planted_momentum_at_the_first_check(momentum: float, severity: Severity) -> None:
+    [alert] = of("BN302", train(a_net(momentum), 3))
+    assert (alert.severity, alert.layer, alert.first_step) == (severity, "1", 0)
+    assert not of("BN301", train(a_net(momentum), 3))
+
+
+def test_bn302_learns_the_length_of_an_epoch_from_the_loader() -> None:
+    assert not of("BN302", train(a_net(None), 60, train_loader=DataLoader(range(800), batch_size=10)))
+    [alert] = of("BN302", train(a_net(None), 60, train_loader=DataLoader(range(200), batch_size=10)))
+    assert alert.severity is INFO
+
+
+# -- BN303 -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("momentum", "seen", "variance", "severity"),
+    [
+        (0.1, 29, 0.1, None),
+        (0.1, 28, 0.05, WARNING),
+        (0.1, 28, 1.0, INFO),
+        (0.1, 12, 1.0, WARNING),
+        (0.1, 11, 1.0, ERROR),
+        (0.01, 299, 0.1, None),
+        (0.01, 298, 0.05, WARNING),
+        (0.01, 119, 1.0, ERROR),
+        (None, 1, 0.1, None),
+    ],
+)
+def test_bn303_judges_the_weight_of_the_initial_statistics_and_what_it_does(
+    momentum: float | None, seen: int, variance: float, severity: Severity | None
+) -> None:
+    weight = 0.0 if momentum is None else (1 - momentum) ** seen
+    mean = 1.0 if seen == 12 else 0.0  # moves the middle channel by more than a tenth of a deviation
+    window = make_window(
+        channels=(2, 1),
+        momentum=momentum,
+        seen=seen,
+        running_mean=mean,
+        running_var=(1 - weight) * variance + weight,
+        evaluation="validation",
+    )
+    found = findings("BN303", window)
+    assert [f.severity for f in found] == ([] if severity is None else [severity])
+    for finding in found:
+        assert (finding.layer, finding.layers, finding.first_step) == (0, (0, 1), window.steps[-1])
+        assert math.isclose(finding.value, weight, rel_tol=1e-6)
+
+
+def test_bn303_judges_only_where_an_evaluation_begins() -> None:
+    for phase, speaks in (("", False), ("sanity", False), ("validation", True), ("test", True)):
+        assert bool(findings("BN303", make_window(momentum=0.01, seen=50, evaluation=phase))) == speaks
+
+
+def test_bn303_finds_a_cold_evaluation_at_its_beginning_even_right_after_a_check() -> None:
+    for steps in (40, 43):
+        [alert] = of("BN303", train(a_net(0.01), steps))
+        assert (alert.severity, alert.layer, alert.first_step) == (ERROR, "1", steps - 1)
+        assert math.isclose(alert.value, 0.99**steps, rel_tol=1e-6)
+
+
+def test_bn303_keeps_silent_when_warm_before_training_or_without_an_evaluation() -> None:
+    assert not of("BN303", train(a_net(0.1), 40))
+    assert not of("BN303", train(a_net(0.01), 40, phase="sanity"))
+    assert not of("BN303", train(a_net(0.01), 40, phase=None))
+    assert not of("BN303", train(a_net(0.01), 0))
+
+
+def test_bn303_knows_statistics_that_were_loaded_or_estimated_anew() -> None:
+    loaded = a_net(0.01)
+    with torch.no_grad():
+        loaded[1].running_var.fill_(0.4)
+    assert not of("BN303", train(loaded, 20))
+    net = a_net(0.01)
+    assert not of("BN303", train(net, 20, before=lambda batches: update_bn(batches, net)))
+
+
+def test_bn303_counts_the_forward_that_came_before_the_monitor() -> None:
+    net = a_net(0.01)
+    net(torch.randn(16, 1, 6, 6))
+    [alert] = of("BN303", train(net, 20))
+    assert math.isclose(alert.value, 0.99**21, rel_tol=1e-5)
+
+
+def test_bn303_stays_silent_after_statistics_were_estimated_in_an_earlier_evaluation() -> None:
+    net = a_net(0.01)
+    batches = [torch.randn(16, 1, 6, 6) for _ in range(8)]
+    optimizer = torch.optim.SGD(net.parameters(), 0.01)
+    monitor = Monitor(net, optimizer=optimizer, sinks=[])
+    with monitor:
+        for epoch in range(3):
+            for batch in batches:
+                net(batch).square().mean().backward()
+                optimizer.step()
+                monitor.step()
+            if epoch == 0:
+                update_bn(batches, net)
+            with monitor.evaluation():
+                net.eval()(batches[0])
+            net.train()
+    assert not of("BN303", monitor.alerts)
+
+
+def test_bn303_finds_a_layer_that_training_never_updates() -> None:
+    net = a_net()
+    norm = net[1]
+    norm.forward = lambda x: F.batch_norm(x, None, None, norm.weight, norm.bias, training=True)  # type: ignore[method-assign]
+    [alert] = of("BN303", train(net, 40))
+    assert (alert.severity, alert.value) == (ERROR, 1.0)
+    assert "never updated" in alert.message
+
+
+# -- BN304 -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("momentum", "lag", "severity"),
+    [(0.1, 0.09, None), (0.1, 0.11, WARNING), (0.1, 0.26, ERROR), (None, 0.24, None), (None, 0.26, ERROR)],
+)
+def test_bn304_takes_the_lag_of_a_cumulative_average_for_granted_until_it_does_harm(
+    momentum: float | None, lag: float, severity: Severity | None
+) -> None:
+    found = findings("BN304", make_window(batch_mean=lag, momentum=momentum))
+    assert [f.severity for f in found] == ([] if severity is None else [severity])

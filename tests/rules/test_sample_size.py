@@ -1,0 +1,375 @@
+"""The rules of sample size and of half precision: their limits, what looks alike, and faults planted in trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from bnmonitor import Alert, Finding, Monitor, Severity
+from bnmonitor.rules import find
+from bnmonitor.testing import make_sample, make_window
+from bnmonitor.window import Loader, Window
+
+torch.set_num_threads(1)
+INFO, WARNING, ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
+
+
+def found(code: str, window: Window) -> list[Finding]:
+    return find(code).check(window)
+
+
+def severity(code: str, window: Window) -> Severity | None:
+    findings = found(code, window)
+    assert len(findings) <= 1
+    return findings[0].severity if findings else None
+
+
+# -- limits and look-alikes --------------------------------------------------------------------------------------------
+
+
+def at60(value: float, calm: float = 0.0) -> Tensor:
+    course = torch.full((64, 3), calm)
+    course[60] = value
+    return course
+
+
+SKIPPED = {"skipped_steps": tuple(step == 60 for step in range(64)), "scales": (512.0,) * 64}
+
+
+@pytest.mark.parametrize(
+    ("statistics", "says"),
+    [
+        ({"shift": at60(4.9)}, None),
+        ({"shift": at60(5.1)}, WARNING),
+        ({"shift": at60(-5.1)}, WARNING),
+        ({"ratio": at60(2.9, 1.0)}, None),
+        ({"ratio": at60(3.1, 1.0)}, WARNING),
+        ({"ratio": at60(0.3, 1.0)}, WARNING),
+        ({"running_mean": torch.cat([torch.zeros(60, 3), torch.full((4, 3), torch.inf)])}, ERROR),
+        ({"running_mean": torch.full((64, 3), torch.inf)}, None),  # poisoned long before: BN101 speaks
+    ],
+)
+def test_bn102_judges_the_batch_of_a_skipped_step(statistics: dict[str, Tensor], says: Severity | None) -> None:
+    assert severity("BN102", make_window(facts=SKIPPED, **statistics)) is says
+    assert severity("BN102", make_window(**statistics)) is None, "no step was skipped"
+
+
+def test_bn102_is_silent_while_the_layer_is_not_warm_as_the_scaler_looks_for_its_scale() -> None:
+    window = make_window(facts=SKIPPED, shift=at60(9.0))
+    young = replace(window.baseline, updates=torch.tensor([5]), forgotten=torch.tensor([0.5]))
+    assert severity("BN102", replace(window, baseline=young)) is None
+
+
+@pytest.mark.parametrize(
+    ("dtype", "side", "value", "says"),
+    [
+        (torch.float16, "max", 6.4e3, None),
+        (torch.float16, "max", 6.6e3, WARNING),
+        (torch.float16, "min", -6.6e3, WARNING),
+        (torch.float16, "max", 3.3e4, ERROR),
+        (torch.bfloat16, "max", 1e30, None),
+        (torch.float32, "max", 1e30, None),
+    ],
+)
+def test_bn103_knows_where_fp16_ends(dtype: torch.dtype, side: str, value: float, says: Severity | None) -> None:
+    window = make_window(channels=(2, 3))
+    sample = make_sample(window.layers, step=40, dtype=dtype, input={side: [0.0, 1.0, 0.0, value, 2.0]})
+    findings = found("BN103", replace(window, sample=sample))
+    assert [(f.severity, f.layer, f.channels, f.first_step) for f in findings] == (
+        [(says, 1, (1,), 40)] if says else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "momentum", "fires"),
+    [
+        (torch.bfloat16, 0.1, False),
+        (torch.bfloat16, 0.05, True),
+        (torch.float16, 0.01, False),
+        (torch.float16, 0.002, True),
+        (torch.float32, 0.001, False),
+    ],
+)
+def test_bn104_judges_momentum_by_the_precision_of_the_buffers(
+    dtype: torch.dtype, momentum: float, fires: bool
+) -> None:
+    window = make_window(momentum=momentum, facts={"buffer_dtypes": (dtype,)})
+    assert severity("BN104", window) is (WARNING if fires else None)
+    frozen = make_window(momentum=momentum, training=False, updates=0, facts={"buffer_dtypes": (dtype,)})
+    assert severity("BN104", frozen) is None
+
+
+@pytest.mark.parametrize(("mean", "size", "fires"), [(0.2, 1024, True), (0.05, 1024, False), (0.2, 64, False)])
+def test_bn104_sees_a_buffer_that_stands_still_beside_its_batch(mean: float, size: int, fires: bool) -> None:
+    window = make_window(facts={"buffer_dtypes": (torch.bfloat16,)})
+    sample = make_sample(window.layers, size=size, input={"mean": mean})
+    assert severity("BN104", replace(window, sample=sample)) is (WARNING if fires else None)
+    moving = window.running_mean + torch.linspace(0, 1e-3, 64)[:, None]
+    assert severity("BN104", replace(window, sample=sample, running_mean=moving)) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([1024.0, 1024.0, 16.0], None),
+        ([1024.0, 1024.0, 15.0], WARNING),
+        ([1024.0, 1024.0, 4.0], WARNING),
+        ([1024.0, 1024.0, 3.0], ERROR),
+        ([1024.0, 15.0, 15.0], WARNING),  # most of the model may be behind the pooling
+        ([15.0, 15.0, 15.0], None),  # the whole model: BN201 speaks
+        ([40.0, 40.0, 15.0], None),
+        ([torch.nan, torch.nan, torch.nan], None),
+    ],
+)
+def test_bn202_compares_a_layer_with_the_trunk(values: list[float], says: Severity | None) -> None:
+    window = make_window(channels=(2, 2, 2), sizes=16, values=torch.tensor(values))
+    assert severity("BN202", window) is says
+    if says:
+        assert found("BN202", window)[0].layers == tuple(i for i, v in enumerate(values) if v < 16)
+
+
+def test_bn202_counts_the_values_of_all_processes_where_they_are_synchronized() -> None:
+    window = make_window(channels=(2, 2, 2), values=torch.tensor([1e3, 1e3, 8.0]), facts={"world_size": 4})
+    assert severity("BN202", window) is WARNING
+    layers = replace(window.layers, synced=(0, 1, 2))
+    assert severity("BN202", replace(window, layers=layers)) is None
+
+
+@pytest.mark.parametrize(
+    ("samples", "size", "drop", "complete", "says"),
+    [
+        (641, 64, False, True, ERROR),
+        (641, 64, True, True, None),
+        (641, 64, False, False, None),
+        (647, 64, False, True, WARNING),
+        (648, 64, False, True, None),
+        (640, 64, False, True, None),
+        (64, 64, False, True, None),
+        (None, 64, False, True, None),
+        (641, None, False, True, None),
+    ],
+)
+def test_bn203_divides_the_samples_by_the_batch_size(
+    samples: int | None, size: int | None, drop: bool, complete: bool, says: Severity | None
+) -> None:
+    loader = Loader(batch_size=size, samples=samples, drop_last=drop, complete=complete)
+    assert severity("BN203", make_window(facts={"train_loader": loader})) is says
+    frozen = make_window(facts={"train_loader": loader}, training=False, updates=0)
+    assert severity("BN203", frozen) is None
+
+
+@pytest.mark.parametrize(("size", "shift", "says"), [(15, 1.0, WARNING), (17, 1.0, None), (15, 0.2, None)])
+def test_bn203_sees_a_small_batch_that_is_far_out(size: int, shift: float, says: Severity | None) -> None:
+    window = make_window(shift=at60(shift, 0.1), sizes=64, facts={"train_loader": Loader(batch_size=64)})
+    assert severity("BN203", replace(window, sample=make_sample(window.layers, step=60, size=size))) is says
+
+
+@pytest.mark.parametrize(
+    ("size", "parts", "says"),
+    [(8, 4, WARNING), (31, 2, WARNING), (32, 4, None), (8, 1, None), (8, 3, None), (float("nan"), 4, None)],
+)
+def test_bn204_speaks_where_only_the_accumulated_batch_is_large_enough(
+    size: float, parts: int, says: Severity | None
+) -> None:
+    assert severity("BN204", make_window(sizes=size, facts={"accumulate": parts})) is says
+
+
+def test_bn204_takes_the_batch_size_of_the_loader_where_no_sample_told_it() -> None:
+    facts = {"accumulate": 4, "train_loader": Loader(batch_size=16)}
+    assert severity("BN204", make_window(sizes=float("nan"), facts=facts)) is WARNING
+
+
+@pytest.mark.parametrize(
+    ("size", "ranks", "says"), [(16, 8, None), (15, 8, WARNING), (5, 8, WARNING), (4, 2, ERROR), (4, 1, None)]
+)
+def test_bn205_judges_what_one_process_normalizes(size: float, ranks: int, says: Severity | None) -> None:
+    window = make_window(sizes=size, facts={"world_size": ranks})
+    assert severity("BN205", window) is says
+    layers = replace(window.layers, synced=(0,))
+    assert severity("BN205", replace(window, layers=layers)) is None
+
+
+@pytest.mark.parametrize(
+    ("layers", "values", "says"),
+    [(20, 64.0, WARNING), (20, 16.0, ERROR), (10, 100.0, None), (10, 90.0, WARNING), (4, 8.0, None), (5, 8.0, ERROR)],
+)
+def test_bn206_multiplies_over_the_chain(layers: int, values: float, says: Severity | None) -> None:
+    window = make_window(channels=(1,) * layers, sizes=values, chain=True)
+    assert severity("BN206", window) is says
+    if says:
+        [finding] = found("BN206", window)
+        assert finding.value == pytest.approx(((values - 1) / values) ** (layers / 2), rel=1e-5)
+        assert finding.layers == tuple(range(layers))
+    frozen = make_window(channels=(1,) * layers, sizes=values, training=False, updates=0, chain=True)
+    assert severity("BN206", frozen) is None
+
+
+def test_bn206_begins_anew_behind_a_skip_connection() -> None:
+    window = make_window(channels=(1,) * 20, sizes=32, chain=True)
+    structure = window.facts.structure
+    assert structure is not None
+    places = tuple(replace(p, follows=None) if i % 4 == 0 else p for i, p in enumerate(structure.places))
+    facts = replace(window.facts, structure=replace(structure, places=places))
+    assert severity("BN206", window) is ERROR
+    assert severity("BN206", replace(window, facts=facts)) is None
+
+
+@pytest.mark.parametrize(
+    ("statistics", "says"),
+    [
+        ({"batch_var": 900.0}, None),
+        ({"batch_var": 1100.0}, INFO),
+        ({"batch_mean": 4.9}, None),
+        ({"batch_mean": -5.1}, INFO),
+    ],
+)
+def test_bn108_judges_the_first_layer_before_and_after_it_is_warm(
+    statistics: dict[str, float], says: Severity | None
+) -> None:
+    window = make_window(channels=(2, 2), chain=True, **statistics)  # type: ignore[arg-type]
+    young = replace(window.baseline, log_var=torch.full((4,), torch.nan), offset=torch.full((2,), torch.nan))
+    findings = found("BN108", replace(window, baseline=young))
+    assert [(f.severity, f.layer) for f in findings] == ([(says, 0)] if says else [])
+    assert found("BN108", window) == [], "it was not so when the baseline was taken: it has grown since"
+
+
+def test_bn108_warns_in_fp16_and_of_frozen_statistics_of_other_data() -> None:
+    raw = {"batch_var": 5e3, "running_var": 5e3}
+    window = make_window(chain=True, **raw)
+    window = replace(window, baseline=replace(window.baseline, log_var=torch.full((3,), 8.5)))
+    assert severity("BN108", window) is INFO
+    assert severity("BN108", replace(window, sample=make_sample(window.layers, dtype=torch.float16))) is WARNING
+    unread = torch.full((64, 3), torch.nan)
+    frozen = make_window(training=False, updates=0, batch_mean=unread, batch_var=unread, running_var=5e3, chain=True)
+    frozen = replace(frozen, baseline=replace(frozen.baseline, log_var=torch.full((3,), torch.nan)))
+    same, other = ({"var": value} for value in (5e3, 5e4))
+    assert severity("BN108", replace(frozen, sample=make_sample(frozen.layers, input=same))) is INFO
+    assert severity("BN108", replace(frozen, sample=make_sample(frozen.layers, input=other))) is WARNING
+
+
+# -- faults planted in trainings ---------------------------------------------------------------------------------------
+
+
+def a_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6), nn.ReLU()
+    )
+
+
+def train(
+    model: nn.Module,
+    steps: int = 60,
+    *,
+    size: int = 64,
+    before: Callable[[int, Tensor], Tensor] = lambda step, x: x,
+    autocast: bool = False,
+    scaler: Any = None,
+    **arguments: Any,
+) -> tuple[Monitor, list[Alert]]:
+    """Train on noise, and return the monitor with its warnings and errors."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    arguments = {"select": ("all",), "on_alert": "log", "sinks": [], **arguments}
+    generator = torch.Generator().manual_seed(1)
+    dtype = next(model.parameters()).dtype
+    with Monitor(model, optimizer=optimizer, scaler=scaler, **arguments) as monitor:
+        for step in range(steps):
+            x = before(step, torch.randn(size, 1, 10, 10, generator=generator).to(dtype))
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.float16, enabled=autocast):
+                loss = model(x).float().square().mean()
+            if scaler is None:
+                loss.backward()
+                optimizer.step()
+            else:
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+            monitor.step()
+    return monitor, [alert for alert in monitor.alerts if alert.severity > INFO]
+
+
+@pytest.mark.parametrize("scaler", [False, True])
+def test_healthy_training_hears_nothing(scaler: bool) -> None:
+    loader = DataLoader(TensorDataset(torch.randn(128, 1, 10, 10)), 64)
+    monitor, alerts = train(
+        a_model(), 90, train_loader=loader, scaler=torch.amp.GradScaler("cpu", init_scale=64.0) if scaler else None
+    )
+    assert alerts == []
+    assert "ragged-last-batch" not in monitor.skipped
+    assert ("skipped-step-poisoning" in monitor.skipped) is not scaler
+
+
+@pytest.mark.parametrize(("factor", "level"), [(1e3, WARNING), (torch.inf, ERROR)])
+def test_bn102_finds_the_batch_behind_a_skipped_step(factor: float, level: Severity) -> None:
+    scaler, model, now = torch.amp.GradScaler("cpu", init_scale=64.0), a_model(), [0]
+
+    def scaled(step: int, x: Tensor) -> Tensor:
+        now[0] = step
+        return x * factor if step == 50 else x
+
+    model[0].weight.register_hook(lambda gradient: gradient * torch.inf if now[0] == 50 else gradient)
+    _, alerts = train(model, scaler=scaler, before=scaled)
+    assert scaler.get_scale() == 32.0, "the injection took place"
+    alert = next(alert for alert in alerts if alert.code == "BN102")
+    assert (alert.severity, alert.layer, alert.first_step) == (level, "1", 50)
+
+
+def test_bn103_finds_the_layer_whose_input_nears_the_end() -> None:
+    model = a_model()
+    with torch.no_grad():
+        model[3].weight.mul_(1e4)
+    _, alerts = train(model, 5, autocast=True)
+    assert [(a.code, a.layer) for a in alerts] == [("BN103", "4")]
+
+
+def test_bn104_finds_buffers_in_bf16() -> None:
+    model = a_model()
+    for index in (1, 4):
+        model[index].momentum = 0.01
+    _, alerts = train(model.bfloat16(), 20)
+    assert [(a.code, a.layer, a.layers) for a in alerts] == [("BN104", "1", ("1", "4"))]
+
+
+def test_bn201_leaves_a_small_batch_of_large_images_with_a_head_on_pooled_features_to_bn202() -> None:
+    window = make_window(channels=(2, 2), sizes=8, values=torch.tensor([12800.0, 8.0]))
+    assert (severity("BN201", window), severity("BN202", window)) == (Severity.INFO, WARNING)
+
+
+def test_bn202_finds_the_layer_behind_the_pooling() -> None:
+    model = a_model()
+    model.append(nn.AdaptiveAvgPool2d(1)).append(nn.Conv2d(6, 4, 1)).append(nn.BatchNorm2d(4))
+    monitor, alerts = train(model, 20, size=12, ignore=("small-batch",))
+    assert monitor.layers.names[-1] == "8"
+    assert [(a.code, a.layer, a.value) for a in alerts if a.code == "BN202"] == [("BN202", "8", 12.0)]
+
+
+def test_bn203_finds_a_rest_of_one_before_the_epoch_ends() -> None:
+    loader = DataLoader(TensorDataset(torch.randn(641, 1, 10, 10)), 64)
+    _, alerts = train(a_model(), 3, train_loader=loader)
+    assert [(a.code, a.severity) for a in alerts] == [("BN203", ERROR)]
+
+
+def test_bn204_finds_micro_batches() -> None:
+    _, alerts = train(a_model(), 3, size=16, accumulate_grad_batches=4)
+    assert [(a.code, a.value) for a in alerts] == [("BN204", 16.0)]
+
+
+def test_bn206_finds_a_deep_perceptron() -> None:
+    parts: list[nn.Module] = [nn.Flatten()]
+    for width in [100] + [16] * 9:
+        parts += [nn.Linear(width, 16), nn.BatchNorm1d(16), nn.ReLU()]
+    _, alerts = train(nn.Sequential(*parts), 5, size=16)
+    assert [(a.code, a.severity, a.layer) for a in alerts if a.code == "BN206"] == [("BN206", ERROR, "2")]
+
+
+def test_bn108_finds_raw_pixels_once() -> None:
+    monitor, alerts = train(a_model(), 20, before=lambda step, x: (x * 64 + 128).clamp(0, 255))
+    assert alerts == []
+    assert [(a.code, a.layer) for a in monitor.alerts if a.code == "BN108"] == [("BN108", "1")]

@@ -1,0 +1,678 @@
+"""What the sinks show and write."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import rich.console
+import torch
+from torch import nn
+
+from bnmonitor import Alert, Monitor, Severity, Sink, Summary
+from bnmonitor.display import sparkline
+from bnmonitor.lightning.progress_bar import beside_bar
+from bnmonitor.sinks import Console, JsonLines, Loggers, Run, TensorBoard
+from bnmonitor.summary import METRICS, empty, summarize
+from bnmonitor.testing import RecordingSink, make_window
+from bnmonitor.window import Recovery, Window
+
+INFO, WARNING, ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
+LONG = "backbone.features.stage3.block11.downsample.normalization.bn2"
+
+
+def an_alert(layer: str | None = "layer1", severity: Severity = WARNING, **more: Any) -> Alert:
+    given: dict[str, Any] = {
+        "code": "BN106",
+        "rule": "variance-explosion",
+        "severity": severity,
+        "layer": layer,
+        "layers": () if layer is None else (layer,),
+        "channels": (3, 5),
+        "first_step": 41,
+        "last_step": 49,
+        "state": "open",
+        "value": 250.0,
+        "threshold": 100.0,
+        "message": "batch variance of 2 channels is up to 250 times its own baseline; learning rate 0.4 in force",
+        "advice": "lower the peak learning rate or clip gradients: Trainer(gradient_clip_val=1.0)",
+        "url": "https://somewhere/BN106.md",
+    }
+    return Alert(**{**given, **more})
+
+
+def a_window(*names: str) -> Window:
+    window = make_window(channels=(6,) * max(len(names), 1))
+    return replace(window, layers=replace(window.layers, names=names)) if names else window
+
+
+def a_summary(*alerts: Alert, names: tuple[str, ...] = (), **skipped: str) -> Summary:
+    return summarize(a_window(*(names or [f"layer{i}" for i in range(12)])), alerts, skipped, epoch=3)
+
+
+class Screen:
+    """A rich console that writes to memory."""
+
+    def __init__(self, width: int = 80, *, terminal: bool = False) -> None:
+        self.file = io.StringIO()
+        self.console = rich.console.Console(
+            file=self.file, width=width, force_terminal=terminal, color_system="truecolor" if terminal else None
+        )
+
+    def sink(self, summary: Summary, **options: Any) -> Console:
+        sink = Console(**options)
+        sink.open(Run(layers=summary.layers, emit=self.console.print))
+        return sink
+
+    @property
+    def text(self) -> str:
+        return self.file.getvalue()
+
+    @property
+    def lines(self) -> list[str]:
+        return [line.rstrip() for line in self.text.splitlines()]
+
+
+# -- console -----------------------------------------------------------------------------------------------------------
+
+
+def test_healthy_epoch_is_one_line() -> None:
+    screen, summary = Screen(), a_summary()
+    screen.sink(summary).epoch(summary)
+    assert screen.text == "BatchNorm ✓ 12 layers, 72 channels healthy · epoch 3 · step 63 · 0 alerts\n"
+
+
+def test_info_and_cleared_alerts_leave_it_at_one_line() -> None:
+    screen, summary = Screen(100), a_summary(an_alert(severity=INFO), an_alert(severity=ERROR, state="cleared"))
+    screen.sink(summary).epoch(summary)
+    assert len(screen.lines) == 1
+    assert "1 note" in screen.text
+
+
+def test_table_shows_the_worst_layer_first_and_counts_the_rest() -> None:
+    screen = Screen(120)
+    summary = a_summary(an_alert("layer2"), an_alert("layer7", ERROR), an_alert("layer9", INFO))
+    screen.sink(summary).epoch(summary)
+    head, *table = screen.lines
+    assert head == "BatchNorm ✗ 1 error, 1 warning in 12 layers · epoch 3 · step 63"
+    rows = [line for line in table if line.startswith("layer")][1:]
+    assert [row.split()[0] for row in rows] == ["layer7", "layer2"]
+    assert "✗ 20" in rows[0]
+    assert "! 60" in rows[1]
+    assert all("variance-explosion since 41" in row for row in rows)
+    assert "10 more layers ✓" in screen.text
+
+
+def test_table_stops_at_the_rows_asked_for_and_says_how_many_ill_layers_it_left_out() -> None:
+    screen, summary = Screen(120), a_summary(*(an_alert(f"layer{i}") for i in range(5)))
+    screen.sink(summary, rows=2).epoch(summary)
+    assert "10 more layers, 3 of them with alerts" in screen.text
+    assert "layer2" not in screen.text
+
+
+def test_table_is_not_printed_again_while_nothing_came_or_went() -> None:
+    screen = Screen()
+    sink = screen.sink(a_summary())
+    sink.epoch(a_summary(an_alert()))
+    assert len(screen.lines) > 3
+    before = len(screen.lines)
+    sink.epoch(a_summary(an_alert()))
+    assert len(screen.lines) == before + 1
+    sink.epoch(a_summary(an_alert(severity=ERROR)))
+    assert len(screen.lines) > before + 4
+
+
+def test_warning_that_belongs_to_no_layer_draws_no_empty_table() -> None:
+    screen = Screen()
+    summary = a_summary(an_alert(None, code="BN002", rule="sink-error", channels=()))
+    screen.sink(summary).epoch(summary)
+    assert "1 warning" in screen.lines[0]
+    assert "health" not in screen.text
+
+
+def test_nothing_is_shown_of_a_run_without_a_step() -> None:
+    screen, window = Screen(), a_window()
+    summary = empty(window.layers, (), {})
+    screen.sink(summary).close(summary)
+    assert screen.text == ""
+
+
+def test_end_tells_open_alerts_what_was_not_checked_and_what_could_not_be_recovered() -> None:
+    window = a_window("a", "b")
+    recovery = window.recovery.clone()
+    recovery[:, 1] = Recovery.NO_BUFFERS
+    summary = summarize(
+        replace(window, recovery=recovery),
+        [an_alert("a"), an_alert("b", state="cleared", message="gone again")],
+        {"small-batch": "needs activation samples"},
+    )
+    screen = Screen(200)
+    screen.sink(summary).close(summary)
+    assert "fix: lower the peak learning rate" in screen.text
+    assert "✓ BN106 variance-explosion · b · channels 3, 5 · cleared: steps 41 to 49" in screen.text
+    assert "gone again" in screen.text
+    assert "not checked: small-batch: needs activation samples" in screen.text
+    assert "no batch σ²: b: the layer keeps no running statistics" in screen.text
+
+
+def test_alert_says_where_what_since_when_and_the_fix_and_less_the_second_time() -> None:
+    screen = Screen(200)
+    sink = screen.sink(a_summary())
+    sink.alert(an_alert(layers=("layer1", "layer2", "layer3")))
+    assert screen.lines[0] == (
+        "! warning BN106 variance-explosion · layer1 and 2 more layers · channels 3, 5 · since step 41"
+    )
+    assert screen.lines[1].startswith("  batch variance of 2 channels")
+    assert screen.lines[2].startswith("  fix: lower the peak")
+    assert screen.lines[3] == "  more: bnmonitor explain BN106"
+    sink.alert(an_alert(severity=ERROR))
+    assert screen.lines[4].startswith("✗ now error BN106")
+    assert screen.text.count("fix:") == 1
+    sink.alert(an_alert("layer9", url=""))
+    assert screen.text.count("more:") == 1, "a rule of the user's own has no page"
+    sink.alert(an_alert(state="cleared"))
+    assert screen.lines[-1] == "✓ BN106 variance-explosion · layer1 · cleared, last seen at step 49"
+
+
+def test_two_alerts_of_the_monitor_itself_are_both_told_in_full() -> None:
+    screen = Screen(200)
+    sink = screen.sink(a_summary())
+    for who in ("sink A", "sink B"):
+        sink.alert(an_alert(None, code="BN002", rule="sink-error", channels=(), message=f"{who} raised OSError"))
+    assert screen.text.count("fix:") == 2
+    assert "now" not in screen.text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_escape_codes_are_for_terminals_only(terminal: bool) -> None:
+    screen, summary = Screen(terminal=terminal), a_summary(an_alert(severity=ERROR))
+    sink = screen.sink(summary)
+    sink.alert(an_alert(severity=ERROR))
+    sink.epoch(summary)
+    sink.close(summary)
+    assert ("\x1b[" in screen.text) is terminal
+
+
+@pytest.mark.parametrize("name", ["[red]x[/red]", "a[0].bn", "[/]", ":warning:.bn", "[link=x]y"])
+def test_markup_in_a_layer_name_is_shown_as_it_is(name: str) -> None:
+    screen = Screen(200)
+    summary = a_summary(an_alert(name, message=f"see {name}", advice=f"mend {name}"), names=(name, "other"))
+    sink = screen.sink(summary)
+    sink.alert(an_alert(name, message=f"see {name}", advice=f"mend {name}"))
+    sink.epoch(summary)
+    sink.close(summary)
+    assert f"· {name} ·" in screen.text
+    assert f"see {name}" in screen.text
+    assert f"mend {name}" in screen.text
+    assert any(line.startswith(name) for line in screen.lines)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_control_characters_in_a_name_are_shown_and_not_obeyed(terminal: bool) -> None:
+    name = "bn\x1b[2J\x07\x9b31m\u202e"
+    screen = Screen(200, terminal=terminal)
+    summary = a_summary(an_alert(name, message=f"see {name}", advice=f"mend {name}"), names=(name, "other"))
+    sink = screen.sink(summary)
+    for alert in summary.alerts:
+        sink.alert(alert)
+        sink.alert(replace(alert, state="cleared"))
+    sink.epoch(summary)
+    sink.close(summary)
+    assert not [part for part in ("\x1b[2J", "\x07", "\x9b", "\u202e") if part in screen.text]
+    assert r"bn\x1b[2J\x07\x9b31m\u202e" in screen.text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_line_is_longer_than_the_console_and_the_essentials_are_still_there(width: int) -> None:
+    screen = Screen(width)
+    names = (LONG, *(f"{LONG}.{i}" for i in range(5)))
+    alerts = [
+        an_alert(LONG, ERROR, layers=names),
+        an_alert(names[2], WARNING, rule="stale-statistics", code="BN304", channels=tuple(range(500))),
+    ]
+    summary = a_summary(*alerts, names=names, **{"small-batch": "needs activation samples"})
+    sink = screen.sink(summary)
+    for alert in alerts:
+        sink.alert(alert)
+    sink.epoch(summary)
+    sink.close(summary)
+    assert max(rich.console.Text(line).cell_len for line in screen.lines) <= width
+    flat = re.sub(r"\s+", "", screen.text)
+    assert "variance-explosionsince41" in flat
+    assert "✗20" in flat
+    assert "BN106variance-explosion" in flat
+    assert LONG in flat
+    rows = [line for line in screen.lines if line.startswith("backbone") and "✗ 20" in line]
+    assert len(rows) == 2 * len(names), "every layer has its row, at the epoch and at the end"
+    assert all("variance" in row for row in rows), "and each row its alerts"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_terminal_that_lacks_our_signs_gets_something_rather_than_an_error(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding=encoding, write_through=True)
+    monkeypatch.setattr(rich, "_console", rich.console.Console(file=file, width=100))
+    sink, summary = Console(), a_summary(an_alert())
+    sink.open(Run(layers=summary.layers))
+    sink.alert(an_alert())
+    sink.epoch(summary)
+    sink.close(summary)
+    assert b"variance-explosion" in raw.getvalue()
+
+
+def test_console_prints_to_whatever_stdout_is_at_the_time(capsys: pytest.CaptureFixture[str]) -> None:
+    sink, summary = Console(), a_summary()
+    sink.open(Run(layers=summary.layers))
+    sink.epoch(summary)
+    assert "12 layers" in capsys.readouterr().out
+
+
+def test_beside_a_tqdm_bar_the_text_goes_through_tqdm(capsys: pytest.CaptureFixture[str]) -> None:
+    class TQDMProgressBar:
+        pass
+
+    class Trainer:
+        progress_bar_callback = TQDMProgressBar()
+
+    tqdm = pytest.importorskip("tqdm")
+    written: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tqdm.tqdm, "write", written.append)
+        beside_bar(Trainer())("all is well")
+    assert written == ["all is well"]
+    assert capsys.readouterr().out == ""
+    Trainer.progress_bar_callback = None  # type: ignore[assignment]
+    beside_bar(Trainer())("all is well")
+    assert capsys.readouterr().out == "all is well\n"
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ((), ""),
+        ((math.nan, math.nan), ""),
+        ((0.0, -1.0, math.inf), ""),
+        ((5.0,), "▁"),
+        ((1.0, math.nan, 100.0), "▁ █"),
+        ((1.0,) * 100, "▁" * 12),
+    ],
+)
+def test_sparkline_draws_what_can_be_drawn(values: tuple[float, ...], line: str) -> None:
+    assert sparkline(values) == line
+
+
+def test_sparkline_keeps_the_spike_when_it_has_to_thin_out() -> None:
+    values = [1.0] * 64
+    values[30] = 1e6
+    line = sparkline(tuple(values))
+    assert len(line) <= 12
+    assert line.count("█") == 1
+
+
+# -- JSON lines --------------------------------------------------------------------------------------------------------
+
+
+def test_json_lines_holds_one_event_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "alerts.jsonl"
+    sink = JsonLines(path)
+    sink.open(Run(layers=a_window().layers))
+    assert path.read_text() == ""
+    events = [
+        an_alert("µ|[x]\n"),
+        an_alert(severity=ERROR, value=math.inf, threshold=math.nan),
+        an_alert(severity=ERROR, state="cleared"),
+    ]
+    for alert in events:
+        sink.alert(alert)
+        assert path.read_bytes().endswith(b"\n"), "a line is on disk when alert() returns"
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    lines = path.read_text(encoding="utf-8").splitlines()
+    read = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert [(r["state"], r["severity"]) for r in read] == [("open", "warning"), ("open", "error"), ("cleared", "error")]
+    assert [repr(Alert.from_dict(r)) for r in read] == [repr(e) for e in events]
+
+
+def test_json_lines_goes_on_in_a_file_that_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "alerts.jsonl"
+    for _ in range(2):
+        sink = JsonLines(str(path))
+        sink.open(Run(layers=a_window().layers))
+        sink.alert(an_alert())
+    assert len(path.read_text().splitlines()) == 2
+
+
+# -- TensorBoard -------------------------------------------------------------------------------------------------------
+
+
+def events(log_dir: Path) -> Iterator[tuple[int, Any]]:
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    for path in sorted(log_dir.glob("events.out.tfevents.*")):
+        for raw in RawEventFileLoader(str(path)).Load():
+            event = Event.FromString(raw)
+            for value in event.summary.value:
+                yield event.step, value
+
+
+def frames(log_dir: Path) -> list[tuple[int, Any]]:
+    return [(step, value) for step, value in events(log_dir) if value.tag.startswith("bnmonitor/frame/")]
+
+
+def table_of(value: Any) -> torch.Tensor:
+    shape = [d.size for d in value.tensor.tensor_shape.dim]
+    return torch.frombuffer(bytearray(value.tensor.tensor_content), dtype=torch.float32).reshape(shape)
+
+
+def test_tensorboard_frame_holds_the_whole_table_and_describes_itself_once(tmp_path: Path) -> None:
+    from tensorboard.compat.proto import summary_pb2, types_pb2
+
+    summary = a_summary(an_alert())
+    sink = TensorBoard(tmp_path)
+    sink.open(Run(layers=summary.layers))
+    for step in (63, 73):
+        sink.frame(replace(summary, step=step))
+    sink.close(summary)
+    found = frames(tmp_path)
+    assert [step for step, _ in found] == [63, 73]
+    first, second = (value for _, value in found)
+    assert first.tag == second.tag
+    assert json.loads(first.metadata.plugin_data.content) == {
+        "v": 2,
+        "layers": list(summary.layers.names),
+        "channels": list(summary.layers.channels),
+        "metrics": list(METRICS),
+    }
+    assert second.metadata.plugin_data.content == b""
+    assert first.metadata.data_class == second.metadata.data_class == summary_pb2.DATA_CLASS_TENSOR
+    assert first.tensor.dtype == types_pb2.DT_FLOAT
+    assert torch.equal(table_of(first).nan_to_num(-7), summary.table.nan_to_num(-7))
+
+
+def test_tensorboard_scalars_have_the_grouped_tags_and_the_values_of_the_table(tmp_path: Path) -> None:
+    summary = a_summary(an_alert("layer1", ERROR), an_alert("layer2"), an_alert("layer2", code="BN304"))
+    sink = TensorBoard(tmp_path)
+    sink.open(Run(layers=summary.layers))
+    sink.frame(summary)
+    sink.close(summary)
+    scalars = {v.tag: v.simple_value for _, v in events(tmp_path) if v.HasField("simple_value")}
+    assert scalars["bnmonitor/health"] == 20.0
+    assert scalars["bnmonitor/errors"] == 1.0
+    assert scalars["bnmonitor/warnings"] == 2.0
+    assert scalars["bn_health/layer1"] == 20.0
+    assert scalars["bn_health/layer3"] == 100.0
+    assert scalars["bn_batch_var/layer3"] == pytest.approx(1.0, rel=1e-4)
+    assert scalars["bn_running_gap/layer3"] == 0.0
+    assert {tag.split("/")[0] for tag in scalars} == {"bnmonitor", "bn_health", "bn_batch_var", "bn_running_gap"}
+
+
+def test_tensorboard_writes_no_scalar_where_there_is_no_number(tmp_path: Path) -> None:
+    window = a_window("a", "b")
+    variance = window.variance.clone()
+    variance[:, 0] = math.nan
+    summary = summarize(replace(window, variance=variance), [], {})
+    sink = TensorBoard(tmp_path)
+    sink.open(Run(layers=summary.layers))
+    sink.frame(summary)
+    sink.close(summary)
+    tags = {v.tag for _, v in events(tmp_path)}
+    assert "bn_batch_var/b" in tags
+    assert "bn_batch_var/a" not in tags
+
+
+def test_tensorboard_alerts_are_one_cumulative_table_that_markdown_cannot_break(tmp_path: Path) -> None:
+    summary = a_summary()
+    sink = TensorBoard(tmp_path)
+    sink.open(Run(layers=summary.layers))
+    sink.alert(an_alert("a|b", message="<b>bad</b> | *worse*\nworst"))
+    sink.alert(an_alert("layer2", first_step=45, last_step=55))
+    sink.alert(an_alert("layer2", first_step=45, last_step=55, state="cleared"))
+    for who in ("sink A", "sink B"):
+        sink.alert(an_alert(None, code="BN002", channels=(), message=f"{who} raised", first_step=50))
+    sink.close(summary)
+    texts = [
+        (step, value.tensor.string_val[0].decode())
+        for step, value in events(tmp_path)
+        if value.tag.startswith("bnmonitor/alerts/")
+    ]
+    assert [step for step, _ in texts] == [49, 55, 55, 55, 55]
+    rows = texts[-1][1].splitlines()
+    assert len(rows) == 2 + 4
+    assert all(row.replace("\\|", "").count("|") == rows[0].count("|") for row in rows)
+    assert "<b>" not in texts[-1][1]
+    assert "cleared, last seen 55" in texts[-1][1]
+    assert "sink A" in texts[-1][1]
+    assert "sink B" in texts[-1][1]
+
+
+def test_tensorboard_gives_other_layers_another_tag_and_the_old_ones_their_old_tag(tmp_path: Path) -> None:
+    one, other = a_summary(names=("a", "b")), a_summary(names=("a", "b", "c"))
+    sink = TensorBoard(tmp_path)
+    sink.open(Run(layers=one.layers))
+    for summary in (one, other, one):
+        sink.frame(summary)
+    sink.close(one)
+    tags = [value.tag for _, value in frames(tmp_path)]
+    assert tags[0] == tags[2] != tags[1]
+    assert all(re.fullmatch(r"bnmonitor/frame/[0-9a-f]{8}", tag) for tag in tags)
+    first = {}
+    for _, value in frames(tmp_path):
+        if about := value.metadata.plugin_data.content:
+            first.setdefault(value.tag, json.loads(about)["layers"])
+    assert first == {tags[0]: ["a", "b"], tags[1]: ["a", "b", "c"]}
+
+
+def test_tensorboard_can_be_opened_again_after_it_was_closed(tmp_path: Path) -> None:
+    summary = a_summary()
+    sink = TensorBoard(tmp_path)
+    for step in (1, 2):
+        sink.open(Run(layers=summary.layers))
+        sink.frame(replace(summary, step=step))
+        sink.close(summary)
+    assert [step for step, _ in frames(tmp_path)] == [1, 2]
+
+
+def test_tensorboard_without_a_directory_or_a_logger_writes_nothing(tmp_path: Path) -> None:
+    class CSVLogger:
+        @property
+        def experiment(self) -> object:
+            raise AssertionError("not a TensorBoard logger: hands off")
+
+    summary = a_summary()
+    sink = TensorBoard()
+    sink.open(Run(layers=summary.layers, loggers=[CSVLogger()]))
+    sink.alert(an_alert())
+    sink.frame(summary)
+    sink.epoch(summary)
+    sink.close(summary)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- other loggers -----------------------------------------------------------------------------------------------------
+
+
+def test_csv_logger_gets_the_numbers_of_the_whole_model(tmp_path: Path) -> None:
+    from pytorch_lightning.loggers import CSVLogger
+
+    logger = CSVLogger(str(tmp_path), flush_logs_every_n_steps=1)
+    summary = a_summary(an_alert("layer1", ERROR), an_alert("layer2"))
+    sink = Loggers()
+    sink.open(Run(layers=summary.layers, loggers=[logger]))
+    sink.frame(summary)
+    logger.save()
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        [row] = csv.DictReader(file)
+    assert {name: float(value) for name, value in row.items()} == {
+        "step": 63.0,
+        "bnmonitor/health": 20.0,
+        "bnmonitor/errors": 1.0,
+        "bnmonitor/warnings": 1.0,
+    }
+
+
+def test_loggers_that_were_given_win_over_those_of_the_trainer() -> None:
+    class Logger:
+        def __init__(self) -> None:
+            self.steps: list[int] = []
+
+        def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+            self.steps.append(step)
+
+    summary, mine, theirs = a_summary(), Logger(), Logger()
+    sink = Loggers([mine])
+    sink.open(Run(layers=summary.layers, loggers=[theirs]))
+    sink.frame(summary)
+    assert (mine.steps, theirs.steps) == ([63], [])
+
+
+def test_broken_tensorboard_logger_does_not_keep_the_numbers_from_the_others() -> None:
+    class TensorBoardLogger:
+        @property
+        def experiment(self) -> object:
+            raise OSError("no space left")
+
+    class Logger:
+        steps: ClassVar[list[int]] = []
+
+        def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+            self.steps.append(step)
+
+    summary = a_summary()
+    sink = Loggers()
+    sink.open(Run(layers=summary.layers, loggers=[TensorBoardLogger(), Logger()]))
+    sink.frame(summary)
+    assert Logger.steps == [63]
+
+
+# -- through the monitor -----------------------------------------------------------------------------------------------
+
+
+def train(monitor: Monitor, model: nn.Module, steps: int) -> None:
+    for _ in range(steps):
+        model(torch.randn(32, 3)).sum().backward()
+        monitor.step()
+
+
+def a_model(momentum: float = 0.1) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4, momentum=momentum), nn.ReLU(), nn.Linear(4, 2))
+
+
+def test_sinks_are_told_in_order_what_happens() -> None:
+    sink, model = RecordingSink(), a_model(0.99)
+    with Monitor(model, sinks=[sink], log_every_n_steps=4, on_alert="log") as monitor:
+        train(monitor, model, 8)
+        monitor.end_epoch(0)
+    assert [what for what, _ in sink.events] == ["open", "alert", "frame", "frame", "frame", "epoch", "close"]
+    kinds = {"open": Run, "alert": Alert, "frame": Summary, "epoch": Summary, "close": Summary}
+    assert all(isinstance(argument, kinds[what]) for what, argument in sink.events)
+    assert [s.step for what, s in sink.events if what == "frame"] == [0, 3, 7]
+    assert next(s.epoch for what, s in sink.events if what == "epoch") == 0
+
+
+def test_sinks_open_and_close_with_every_start() -> None:
+    sink, model = RecordingSink(), a_model()
+    monitor = Monitor(model, sinks=[sink], log_every_n_steps=0)
+    for _ in range(2):
+        with monitor:
+            train(monitor, model, 1)
+        monitor.close()
+    assert [what for what, _ in sink.events] == ["open", "close"] * 2
+
+
+@pytest.mark.parametrize("broken", ["open", "frame", "alert", "epoch", "close"])
+def test_sink_that_raises_is_reported_once_and_left_out_while_the_rest_goes_on(broken: str) -> None:
+    calls: list[str] = []
+
+    class Broken(Sink):
+        pass
+
+    def fail(self: Sink, argument: object) -> None:
+        calls.append(broken)
+        raise OSError("disk full")
+
+    setattr(Broken, broken, fail)
+    sink, model = RecordingSink(), a_model(0.99)
+    with Monitor(model, sinks=[Broken(), sink], log_every_n_steps=1, on_alert="log") as monitor:
+        for epoch in range(2):
+            train(monitor, model, 4)
+            monitor.end_epoch(epoch)
+    assert calls == [broken]
+    told = [a for a in monitor.alerts if a.code == "BN002"]
+    assert [a.message for a in told] == ["sink Broken raised OSError: disk full"]
+    assert [a for what, a in sink.events if what == "alert" and a.code == "BN002"] == told
+    assert [what for what, _ in sink.events].count("frame") == 8
+
+
+def test_monitor_writes_its_history_to_log_dir_and_nothing_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = a_model()
+        with Monitor(model) as monitor:
+            train(monitor, model, 2)
+        assert list(tmp_path.iterdir()) == []
+        with Monitor(model, log_dir=tmp_path / "run") as monitor:
+            train(monitor, model, 2)
+    assert [step for step, _ in frames(tmp_path / "run")] == [0, 1], "the first step, and the state at the end"
+
+
+def test_frame_in_a_step_with_a_check_shows_the_window_that_was_judged_and_makes_none_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 200), nn.BatchNorm1d(200), nn.ReLU(), nn.Linear(200, 2))
+    frames: list[Summary] = []
+    sink = RecordingSink()
+    monkeypatch.setattr(sink, "frame", frames.append)
+    made: list[int] = []
+    with Monitor(model, sinks=[sink], check_every_n_steps=5, log_every_n_steps=10) as monitor:
+        window = monitor._watch.window
+
+        def counted(*args: Any, **more: Any) -> Window | None:
+            made.append(monitor._watch.count)
+            return window(*args, **more)
+
+        monkeypatch.setattr(monitor._watch, "window", counted)
+        for step in range(1, 21):
+            model(torch.randn(16, 4)).sum().backward()
+            monitor.step()
+            if step in (10, 20):
+                torch.testing.assert_close(frames[-1].table, monitor.summary().table, equal_nan=True)
+                assert frames[-1].step == step - 1
+                made.pop()
+    assert made[:5] == [1, 5, 10, 15, 20]
+    assert [frame.step for frame in frames] == [0, 9, 19]
+
+
+def test_the_last_frame_shows_what_a_last_evaluation_has_changed() -> None:
+    model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    sink = RecordingSink()
+    with Monitor(model, optimizer=optimizer, sinks=[sink], on_alert="log", log_every_n_steps=20) as monitor:
+        for _ in range(40):
+            optimizer.zero_grad()
+            model(torch.randn(32, 4)).square().mean().backward()
+            optimizer.step()
+            monitor.step()
+        with monitor.evaluation(), torch.no_grad():
+            model(torch.randn(32, 4))  # in training mode
+    assert "BN406" in {alert.code for alert in monitor.alerts if alert.severity is ERROR}
+    frames = [summary for what, summary in sink.events if what == "frame"]
+    assert [frame.step for frame in frames] == [0, 19, 39, 39]
+    assert [frame.rows[0].health for frame in frames[2:]] == [100.0, 20.0]

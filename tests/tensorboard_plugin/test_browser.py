@@ -1,0 +1,389 @@
+"""The BatchNorm tab in a real TensorBoard and a real browser."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.histories import HOSTILE, METRICS, Writer, course, resnet, write
+from tests.tensorboard_plugin.test_server import a_box
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="there is no chromium to look at the tab with; on Debian: apt install chromium"
+)
+ROOT = Path(__file__).parents[2]
+FIVE = ("backbone.0.1", "backbone.1.1", "backbone.2.1", "backbone.3.1", "head.bn")
+STRANGE = 'run <b>"x"&\'é'
+READY = "document.documentElement.dataset.drawn"
+
+
+@pytest.fixture(scope="module")
+def entry_point(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What pip leaves of an installed package that TensorBoard looks at, whatever is installed here."""
+    place = tmp_path_factory.mktemp("site")
+    info = place / "bnmonitor-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bnmonitor\nVersion: 0\n")
+    (info / "entry_points.txt").write_text(
+        "[tensorboard_plugins]\nbnmonitor = bnmonitor.tensorboard_plugin.loader:BatchNormLoader\n"
+    )
+    return place
+
+
+@contextmanager
+def tensorboard(entry_point: Path, *arguments: str, prefix: str = "") -> Iterator[str]:
+    """Run TensorBoard with the plugin; gives its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = os.pathsep.join([str(entry_point), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "tensorboard.main", "--host", "127.0.0.1", "--port", str(port), *arguments]
+    more = ["--path_prefix", prefix] if prefix else []
+    process = subprocess.Popen(
+        [*command, *more, "--reload_interval", "1"],
+        env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    address = f"http://127.0.0.1:{port}{prefix}/"
+    try:
+        wait_for(lambda: answers(address + "data/plugins_listing"), process)
+        yield address
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def answers(address: str) -> bool:
+    try:
+        return bool(urllib.request.urlopen(address, timeout=5).status == 200)
+    except OSError:
+        return False
+
+
+def wait_for(true: Callable[[], bool], process: subprocess.Popen[bytes] | None = None, seconds: float = 40) -> None:
+    ends = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > ends or (process is not None and process.poll() is not None):
+            said = process.stderr.read1().decode() if process is not None and process.stderr is not None else ""
+            pytest.fail(f"waited in vain; TensorBoard says: {said}")
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    logs = tmp_path_factory.mktemp("logs")
+    write(logs / "five" / "sick", FIVE, range(0, 400, 5), sick=(2,), channels=16)
+    write(logs / "five" / "fixed", FIVE, range(0, 400, 5), channels=16)
+    write(logs / "many", resnet(500), range(0, 10_000, 50), sick=(200,), metrics=METRICS[:4], detailed=())
+    write(logs / STRANGE, HOSTILE, range(0, 100, 5), sick=(0, 3), channels=4)
+    write(logs / "cut", FIVE, range(0, 400, 5), channels=16)
+    [file] = (logs / "cut").glob("*tfevents*")
+    file.write_bytes(file.read_bytes()[: -file.stat().st_size // 3])
+    old, new = ("stem.bn", "old.bn"), ("stem.bn", "new.bn", "newer.bn")
+    for names, steps in ((old, range(0, 100, 10)), (new, range(60, 200, 10))):
+        with Writer(logs / "resumed", names, 4) as writer:
+            writer.frames(steps, course(len(names), len(steps)))
+    a_box(logs / "boxed")
+    write(logs / "boxed", ("layer0", "layer1"), range(0, 400, 5), sick=(1,), channels=4)
+    return logs
+
+
+@pytest.fixture(scope="module")
+def fast(entry_point: Path, logdir: Path) -> Iterator[str]:
+    with tensorboard(entry_point, "--logdir", str(logdir)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+class Tab:
+    """The tab in a page, and everything that went wrong in it."""
+
+    def __init__(self, browser: Any, address: str) -> None:
+        self.address = address
+        self.page = browser.new_page(viewport={"width": 1280, "height": 800})
+        self.trouble: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", self._said)
+        self.page.on("pageerror", lambda error: self.trouble.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+
+    def _said(self, message: Any) -> None:
+        where = message.location.get("url", "")
+        # TensorBoard's own: a font that its page asks for outside of its prefix, and two copies of a library.
+        own = re.search(r"\.woff2?$|/index\.js\?_file_hash|icon_bundle|three", where) or "Three.js" in message.text
+        if message.type in ("error", "warning") and not own:
+            self.trouble.append(f"{message.text} ({where})")
+
+    def open(self, **words: object) -> Any:
+        hash_ = "".join(f"&p.bnmonitor.{name}={quote(str(word), safe='')}" for name, word in words.items())
+        self.page.goto("about:blank")
+        self.page.goto(f"{self.address}?darkMode=false#bnmonitor{hash_}")
+        self.frame = self.page.wait_for_selector("iframe", timeout=30_000).content_frame()
+        self.frame.wait_for_url("**/plugin_entry*", timeout=30_000)
+        self.frame.wait_for_function(READY, timeout=30_000)
+        return self.frame
+
+    def drawn(self, action: Callable[[], object]) -> None:
+        """Do something, and wait until it is drawn."""
+        self.frame.evaluate(f"delete {READY}")
+        action()
+        self.frame.wait_for_function(READY, timeout=15_000)
+
+    def words(self) -> str:
+        return str(self.page.evaluate("decodeURIComponent(location.hash)"))
+
+    def check(self) -> None:
+        origin = re.match(r"https?://[^/]+", self.address)
+        assert origin is not None
+        assert self.trouble == []
+        outside = [url for url in self.requests if not url.startswith((origin[0], "data:", "blob:", "about:"))]
+        assert outside == []
+
+
+@pytest.fixture
+def tab(browser: Any, fast: str) -> Iterator[Tab]:
+    tab = Tab(browser, fast)
+    yield tab
+    tab.page.close()
+    tab.check()
+
+
+def text(frame: Any, selector: str) -> str:
+    return str(frame.locator(selector).first.inner_text())
+
+
+# -- what is shown -----------------------------------------------------------------------------------------------------
+
+
+def test_the_overview_leads_to_layer_and_channel_in_two_clicks(tab: Tab) -> None:
+    frame = tab.open(run="five/sick")
+    assert "1 error in 5 layers" in text(frame, ".verdict")
+    box = frame.locator(".maps .over").first.bounding_box()
+    scroll = frame.locator(".maps .map-scroll").first.bounding_box()
+    tab.drawn(lambda: tab.page.mouse.click(box["x"] + box["width"] - 30, scroll["y"] + scroll["height"] * 0.5))
+    assert text(frame, ".panel h2").startswith("backbone.")
+    assert frame.locator(".panel .chart canvas").count() == 4
+    channels = frame.locator(".layer-view .over").first
+    channels.scroll_into_view_if_needed()
+    place = channels.bounding_box()
+    tab.drawn(lambda: tab.page.mouse.click(place["x"] + place["width"] / 2, place["y"] + 5))
+    assert "running mean of channel 0" in text(frame, ".legend-lines")
+    assert "p.bnmonitor.channel=0" in tab.words()
+
+
+def test_hovering_tells_exact_values_and_the_alerts_there(tab: Tab) -> None:
+    frame = tab.open(run="five/sick", statistic="batch_var")
+    box = frame.locator(".maps .over").first.bounding_box()
+    tab.page.mouse.move(box["x"] + box["width"] - 8, box["y"] + box["height"] * 0.53)
+    tip = frame.locator(".maps .tip").first
+    lines = tip.inner_text().splitlines()
+    assert lines[0] == "backbone.2.1"
+    wrote = course(5, 80, sick=(2,))[-1, 2, METRICS.index("batch_var")]
+    assert lines[1].replace("\u202f", "") == f"batch variance {wrote:.0f}"
+    assert "step 395" in lines[2]
+    assert "BN106 variance-explosion since" in lines[3]
+
+
+def test_an_alert_is_told_in_full_with_its_place_and_a_safe_link(tab: Tab) -> None:
+    frame = tab.open(run="five/sick")
+    tab.drawn(lambda: frame.locator(".alerts .alert.error").click())
+    card = text(frame, ".card")
+    assert "variance-explosion" in card
+    assert "Fix lower the peak learning rate" in card
+    assert "21\u202f000, limit 10\u202f000" in card
+    assert frame.locator(".card a").get_attribute("href").endswith("BN106.md")
+    assert text(frame, ".panel h2") == "backbone.2.1"
+    assert "alert=BN106~" in tab.words()
+    tab.drawn(lambda: frame.locator(".panel-head .link").click())
+    assert frame.locator(".card").count() == 0
+    tab.drawn(lambda: frame.locator(".timeline .bar-alert.warning").click())
+    assert "stale-statistics" in text(frame, ".card")
+
+
+def test_a_view_can_be_sent_as_an_address(tab: Tab) -> None:
+    frame = tab.open(
+        run="five/sick", compare="five/fixed", statistic="mean_lag", layer="head.bn", **{"from": 100, "to": 200}
+    )
+    assert [frame.locator(f"#bn-{name}").input_value() for name in ("run", "compare", "statistic")] == [
+        "five/sick",
+        "five/fixed",
+        "mean_lag",
+    ]
+    assert frame.locator(".maps .map:visible").count() == 2
+    assert [t.strip() for t in frame.locator(".run-title").all_inner_texts()] == ["five/sick", "five/fixed"]
+    assert "steps 100 to 200" in text(frame, ".range")
+    assert text(frame, ".panel h2") == "head.bn"
+    tab.drawn(lambda: frame.locator("#bn-statistic").select_option("gamma"))
+    assert "statistic=gamma" in tab.words()
+    assert "from=100" in tab.words()
+
+
+def test_everything_can_be_reached_by_keyboard(tab: Tab) -> None:
+    frame = tab.open(run="five/sick")
+    frame.locator(".maps .map").first.focus()
+    for key in ("ArrowDown", "ArrowDown", "ArrowLeft", "+"):
+        tab.drawn(lambda key=key: tab.page.keyboard.press(key))
+    assert text(frame, ".panel h2") == FIVE[1]
+    assert "step=390" in tab.words()
+    assert frame.locator(".range").is_visible()
+    tab.drawn(lambda: tab.page.keyboard.press("Escape"))
+    assert not frame.locator(".range").is_visible()
+    tab.drawn(lambda: tab.page.keyboard.press("Escape"))
+    assert text(frame, ".panel h2") == "Alerts"
+
+
+def test_dragging_zooms_and_a_double_click_goes_back(tab: Tab) -> None:
+    frame = tab.open(run="five/sick")
+    over = frame.locator(".maps .over").first.bounding_box()
+
+    def drag() -> None:
+        tab.page.mouse.move(over["x"] + over["width"] * 0.4, over["y"] + 40)
+        tab.page.mouse.down()
+        tab.page.mouse.move(over["x"] + over["width"] * 0.7, over["y"] + 60, steps=4)
+        tab.page.mouse.up()
+
+    tab.drawn(drag)
+    first, last = map(int, re.findall(r"\d+", text(frame, ".range"))[:2])
+    assert 90 < first < last < 280
+    tab.drawn(lambda: tab.page.mouse.dblclick(over["x"] + over["width"] * 0.6, over["y"] + 50))
+    assert not frame.locator(".range").is_visible()
+
+
+def test_the_black_box_opens_at_full_resolution(tab: Tab) -> None:
+    frame = tab.open(run="boxed", layer="layer1", box="step00000004-BN106-layer1.npz")
+    assert "every channel" in text(frame, ".box-view .quiet").lower()
+    place = frame.locator(".box-view .over").bounding_box()
+    tab.page.mouse.move(place["x"] + place["width"] / 2, place["y"] + 3)
+    assert "channel 0" in text(frame, ".box-view .tip")
+    tab.page.mouse.click(place["x"] + place["width"] / 2, place["y"] + 3)
+    tab.drawn(lambda: tab.page.keyboard.press("Escape"))
+    assert frame.locator(".box-view").is_hidden()
+
+
+def test_dark_mode_is_that_of_tensorboard(tab: Tab) -> None:
+    frame = tab.open(run="five/sick")
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = frame.evaluate(background)
+    tab.page.evaluate("document.body.classList.add('dark-mode')")
+    frame.wait_for_function(f"{background} !== '{light}'")
+    assert frame.evaluate("document.documentElement.classList.contains('dark')")
+
+
+# -- what may come -----------------------------------------------------------------------------------------------------
+
+
+def test_names_are_text_whatever_they_hold(tab: Tab) -> None:
+    title = None
+    frame = tab.open(run=STRANGE)
+    title = tab.page.title()
+    assert frame.locator("#bn-run").input_value() == STRANGE
+    for layer in HOSTILE:
+        frame = tab.open(run=STRANGE, layer=layer)
+        assert frame.locator(".panel h2").get_attribute("title") == layer
+    assert frame.evaluate("document.querySelectorAll('img, script:not([type=module]), b b, [onerror]').length") == 0
+    assert tab.page.title() == title
+    assert frame.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_words_in_the_address_that_make_no_sense_are_passed_over(tab: Tab) -> None:
+    frame = tab.open(
+        run="no such", compare="../x", statistic="<b>", layer="?", alert="x", box="y", **{"from": "a", "to": -5}
+    )
+    assert frame.locator("#bn-statistic").input_value() == "health"
+    assert text(frame, ".panel h2") == "Alerts"
+
+
+def test_a_truncated_file_and_a_resumed_run_are_shown(tab: Tab) -> None:
+    frame = tab.open(run="cut")
+    assert "5 layers" in text(frame, ".verdict")
+    frame = tab.open(run="resumed")
+    assert "4 layers · step 190" in text(frame, ".verdict")
+    names = frame.locator(".now .name").all_inner_texts()
+    assert {"stem.bn", "new.bn", "newer.bn"} == set(names)
+
+
+def test_five_hundred_layers_are_drawn_and_scroll(tab: Tab) -> None:
+    frame = tab.open(run="many")
+    assert "1 error in 500 layers" in text(frame, ".verdict")
+    size = frame.evaluate(
+        "(() => { const s = document.querySelector('.map-scroll'); return [s.scrollHeight, s.clientHeight] })()"
+    )
+    assert size[0] > 1000
+    assert size[1] < 800
+    tab.drawn(lambda: frame.locator(".now button").first.click())
+    assert text(frame, ".panel h2") == resnet(500)[200]
+
+
+def test_a_running_training_is_followed_and_what_is_looked_at_stays(
+    entry_point: Path, browser: Any, tmp_path: Path
+) -> None:
+    with (
+        Writer(tmp_path / "live", FIVE, 4) as writer,
+        tensorboard(entry_point, "--logdir", str(tmp_path), "--load_fast=false") as address,
+    ):
+        tab = Tab(browser, address)
+        frame = tab.open()
+        assert "No run here has a history" in text(frame, ".empty h2")
+        writer.frames(range(0, 100, 5), course(5, 20))
+        writer.flush()
+
+        def reloaded(step: int) -> bool:
+            tab.drawn(
+                lambda: tab.page.locator(
+                    ".reload-button, [aria-label='Reload data'], app-header-reload button"
+                ).first.click()
+            )
+            return f"step {step}" in frame.locator("body").inner_text()
+
+        wait_for(lambda: reloaded(95))
+        tab.drawn(lambda: frame.locator(".now button").first.click())
+        words = tab.words()
+        writer.frames(range(100, 200, 5), course(5, 20))
+        writer.flush()
+        wait_for(lambda: reloaded(195))
+        assert tab.words() == words
+        tab.page.close()
+        tab.check()
+
+
+def test_named_directories_under_a_prefix_without_the_data_server(
+    entry_point: Path, browser: Any, logdir: Path
+) -> None:
+    spec = f"mine:{logdir / 'five'},other:{logdir / 'boxed'}"
+    more = ("--logdir_spec", spec, "--load_fast=false")
+    with tensorboard(entry_point, *more, prefix="/tb/x") as address:
+        tab = Tab(browser, address)
+        frame = tab.open(run="mine/sick")
+        assert "1 error in 5 layers" in text(frame, ".verdict")
+        assert frame.locator("#bn-run option").all_inner_texts() == ["mine/fixed", "mine/sick", "other/."]
+        tab.page.close()
+        tab.check()

@@ -1,0 +1,388 @@
+"""The tab's server side, asked as TensorBoard asks it, without a browser."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.data_ingester import LocalDataIngester
+from werkzeug.test import Client
+from werkzeug.wrappers import Response
+
+from bnmonitor.tensorboard_plugin.cache import Cache
+from bnmonitor.tensorboard_plugin.files import box_files
+from bnmonitor.tensorboard_plugin.loader import BatchNormLoader
+from bnmonitor.tensorboard_plugin.plugin import BatchNormPlugin
+from bnmonitor.viewer import DIRECTORY
+from tests import histories
+from tests.histories import HOSTILE, METRICS, STATISTICS, Writer, course, write
+
+if sys.version_info >= (3, 11):
+    import tomllib
+
+NAMES = ("backbone.0", "backbone.1", "head")
+STEPS = range(9, 2009, 10)
+
+
+def flags(logdir: Path | None, **more: Any) -> argparse.Namespace:
+    given = {
+        "logdir": str(logdir or ""),
+        "logdir_spec": "",
+        "samples_per_plugin": {"bnmonitor": 5000},
+        "purge_orphaned_data": True,
+        "max_reload_threads": 1,
+        "reload_multifile": False,
+        "reload_multifile_inactive_secs": 86400,
+        "detect_file_replacement": None,
+        "reload_interval": 0,
+        "reload_task": "blocking",
+        "generic_data": "auto",
+    }
+    return argparse.Namespace(**{**given, **more})
+
+
+class Asked:
+    """The plugin over a log directory, and a way to ask it."""
+
+    def __init__(self, logdir: Path) -> None:
+        self.flags = flags(logdir)
+        self.ingester = LocalDataIngester(self.flags)
+        self.ingester.start()
+        self.provider = self.ingester.data_provider
+        context = SimpleNamespace(logdir=str(logdir), flags=self.flags, data_provider=self.provider)
+        self.plugin = BatchNormPlugin(context)
+        self.apps = self.plugin.get_plugin_apps()
+
+    def reload(self) -> None:
+        fresh = LocalDataIngester(self.flags)
+        fresh.start()
+        self.plugin._context.data_provider = fresh.data_provider
+
+    def ask(self, route: str, **query: Any) -> Any:
+        return Client(self.apps[route], Response).get(route, query_string={k: str(v) for k, v in query.items()})
+
+    def json(self, route: str, **query: Any) -> Any:
+        answer = self.ask(route, **query)
+        assert answer.status_code == 200, answer.get_data(as_text=True)
+        assert answer.mimetype == "application/json"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        return json.loads(plain(answer))
+
+    def slice(self, route: str, **query: Any) -> tuple[dict[str, Any], Any]:
+        answer = self.ask(route, **query)
+        assert answer.status_code == 200, answer.get_data(as_text=True)
+        data = plain(answer)
+        (length,) = struct.unpack("<I", data[:4])
+        assert (4 + length) % 4 == 0
+        header = json.loads(data[4 : 4 + length])
+        return header, np.frombuffer(data, "<f4", offset=4 + length).reshape(header["shape"])
+
+
+def plain(answer: Any) -> bytes:
+    data: bytes = answer.get_data()
+    return gzip.decompress(data) if answer.headers.get("Content-Encoding") == "gzip" else data
+
+
+@pytest.fixture(scope="module")
+def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    logs = tmp_path_factory.mktemp("logs")
+    write(logs / "a" / "sick", NAMES, STEPS, sick=(1,), channels=8, detailed=(1, 2))
+    write(logs / "hostile", HOSTILE, range(5), sick=(0,), channels=4)
+    return logs
+
+
+@pytest.fixture(scope="module")
+def tab(logdir: Path) -> Asked:
+    return Asked(logdir)
+
+
+SICK = "a/sick"
+
+
+def test_runs_are_listed_with_what_the_page_needs_to_choose(tab: Asked) -> None:
+    index = tab.json("/runs")
+    assert [(run["name"], run["layers"], run["last"]) for run in index["runs"]] == [(SICK, 3, 1999), ("hostile", 5, 4)]
+    assert [s["name"] for s in index["statistics"]] == list(METRICS)
+    assert [s["name"] for s in index["channelStatistics"]] == list(STATISTICS)
+    assert {"label", "unit", "scale", "meaning"} <= index["statistics"][0].keys()
+
+
+def test_a_run_comes_with_layers_facts_and_alerts(tab: Asked) -> None:
+    run = tab.json("/run", run=SICK)
+    assert [layer["name"] for layer in run["layers"]] == list(NAMES)
+    assert [layer["detailed"] for layer in run["layers"]] == [False, True, True]
+    assert run["layers"][0]["consumers"] == ["relu"]
+    assert run["steps"] == [9, 1999]
+    assert run["frames"] == 200
+    assert [alert["code"] for alert in run["alerts"]] == ["BN304", "BN106"]
+    assert run["boxes"] == []
+
+
+def test_a_slice_is_what_was_written(tab: Asked) -> None:
+    header, values = tab.slice("/slice", run=SICK, statistic="batch_var", bins=500)
+    truth = course(3, 200, sick=(1,))[:, :, METRICS.index("batch_var")].T
+    np.testing.assert_array_equal(values, truth)
+    assert header["ends"] == list(STEPS)
+    assert header["before"] == -1
+    assert header["frames"] == 200
+    low, high = header["extent"]
+    assert truth.min() <= low < high <= truth.max()
+
+
+def test_a_thinned_slice_keeps_the_greatest_deviation_and_says_what_it_thinned(tab: Asked) -> None:
+    header, values = tab.slice("/slice", run=SICK, statistic="batch_var", bins=20)
+    truth = course(3, 200, sick=(1,))[:, :, METRICS.index("batch_var")].T
+    assert values.shape == (3, 20)
+    assert header["frames"] == 200
+    assert header["ends"] == list(STEPS)[9::10]
+    assert values[1].max() == truth[1].max()
+
+
+def test_a_range_of_steps_is_cut_with_a_column_on_either_side(tab: Asked) -> None:
+    header, values = tab.slice("/slice", run=SICK, statistic="health", bins=500, **{"from": 500, "to": 600})
+    assert header["ends"] == list(range(499, 610 + 1, 10))
+    assert header["before"] == 489
+    assert values.shape == (3, len(header["ends"]))
+
+
+def test_a_layer_a_channel_map_and_a_channel(tab: Asked) -> None:
+    header, values = tab.slice("/layer", run=SICK, layer="backbone.1", bins=400)
+    assert header["statistics"] == list(METRICS)
+    np.testing.assert_array_equal(values, course(3, 200, sick=(1,))[:, 1].T)
+    truth = histories.detail(200, 8, sick=True)
+    header, values = tab.slice("/channels", run=SICK, layer="backbone.1", statistic="gamma", bins=400)
+    np.testing.assert_array_equal(values, truth[:, STATISTICS.index("gamma")].T)
+    header, values = tab.slice("/channel", run=SICK, layer="backbone.1", channel=3, bins=400)
+    assert header["statistics"] == list(STATISTICS)
+    np.testing.assert_array_equal(values, truth[:, :, 3].T)
+    assert tab.ask("/channels", run=SICK, layer="backbone.0", statistic="gamma").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("route", "query", "code", "says"),
+    [
+        ("/run", {}, 400, "the parameter 'run' is missing"),
+        ("/run", {"run": "x" * 5000}, 400, "has 5000 characters, at most 4096"),
+        ("/run", {"run": "../../etc"}, 404, "no run of that name"),
+        ("/slice", {"run": SICK}, 400, "'statistic' is missing"),
+        ("/slice", {"run": SICK, "statistic": "health", "bins": 0}, 400, "must be an int from 1 to 4096"),
+        ("/slice", {"run": SICK, "statistic": "health", "bins": "9" * 4000}, 400, "must be an int from 1 to 4096"),
+        ("/slice", {"run": SICK, "statistic": "health", "from": "now"}, 400, "'from' must be an int"),
+        ("/layer", {"run": SICK, "layer": "<b>"}, 404, "no layer of that name"),
+        ("/channel", {"run": SICK, "layer": "head", "channel": 8}, 400, "from 0 to 7"),
+        ("/box", {"run": SICK, "file": "../../x.npz", "layer": "head"}, 404, "no black box of that name"),
+    ],
+)
+def test_what_cannot_be_answered_is_one_sentence(
+    tab: Asked, route: str, query: dict[str, Any], code: int, says: str
+) -> None:
+    answer = tab.ask(route, **query)
+    assert answer.status_code == code
+    assert answer.mimetype == "text/plain"
+    text = plain(answer).decode()
+    assert says in text
+    assert len(text.splitlines()) == 1
+
+
+def test_a_range_without_frames_and_an_unknown_statistic_are_no_errors(tab: Asked) -> None:
+    _, values = tab.slice("/slice", run=SICK, statistic="no such")
+    assert np.isnan(values).all()
+    header, _ = tab.slice("/slice", run=SICK, statistic="health", **{"from": 50_000, "to": 60_000})
+    assert header["ends"] == [1999]
+    header, _ = tab.slice("/slice", run=SICK, statistic="health", **{"from": 100, "to": 50})
+    assert len(header["ends"]) <= 2
+
+
+def test_hostile_names_come_through_as_they_are(tab: Asked) -> None:
+    run = tab.json("/run", run="hostile")
+    assert [layer["name"] for layer in run["layers"]] == list(HOSTILE)
+    for name in HOSTILE:
+        assert tab.slice("/layer", run="hostile", layer=name)[1].shape == (len(METRICS), 5)
+
+
+def test_what_was_read_is_kept_until_something_is_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "run", NAMES, range(10), channels=4)
+    tab = Asked(tmp_path)
+    reads: list[Any] = []
+
+    def count(real: Any) -> Any:
+        return lambda *a, **k: (reads.append(k), real(*a, **k))[1]
+
+    monkeypatch.setattr(tab.provider, "read_tensors", count(tab.provider.read_tensors))
+    for statistic in ("health", "batch_var", "gamma"):
+        tab.slice("/slice", run="run", statistic=statistic)
+    assert len(reads) == 1
+    with Writer(tmp_path / "run", NAMES, 4) as writer:
+        writer.frames(range(10, 15), course(3, 5))
+    tab.reload()
+    assert tab.slice("/slice", run="run", statistic="health")[0]["ends"][-1] == 14
+
+
+def test_the_cache_keeps_what_was_used_last_within_its_bounds() -> None:
+    cache, made = Cache(most=7000), []
+
+    def make(name: str) -> Any:
+        return lambda: made.append(name) or SimpleNamespace(values=np.zeros(500, np.float32))
+
+    for name in ("a", "b", "a", "c", "a", "b"):
+        cache.get(name, 1, make(name))
+    assert made == ["a", "b", "c", "b"]
+    cache.get("a", 2, make("a again"))
+    assert made[-1] == "a again"
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def a_box(run: Path) -> str:
+    from bnmonitor.sinks import BlackBox
+    from bnmonitor.testing import make_window
+    from tests.sinks.test_sinks import ERROR, an_alert
+
+    box = BlackBox(run)
+    path = box.write(
+        make_window(channels=(2, 3), steps=5, batch_var=[1.0, 2.0, 3.0, 4.0, 5.0]), an_alert("layer1", ERROR)
+    )
+    box.close()
+    assert path is not None
+    return path.name
+
+
+def test_the_black_box_of_an_error_can_be_opened(tmp_path: Path) -> None:
+    write(tmp_path / "run", ("layer0", "layer1"), range(10), channels=4)
+    name = a_box(tmp_path / "run")
+    tab = Asked(tmp_path)
+    [box] = tab.json("/run", run="run")["boxes"]
+    assert box == {"file": name, "code": "BN106", "layer": "layer1", "first_step": 41}
+    header, values = tab.slice("/box", run="run", file=name, layer="layer1", statistic="batch_var")
+    assert header["layers"] == ["layer0", "layer1"]
+    assert values.tolist() == [[3.0] * 5, [4.0] * 5, [5.0] * 5]
+    assert tab.ask("/box", run="run", file=name, layer="layer9").status_code == 404
+    assert tab.ask("/box", run="run", file=name, layer="layer1", statistic="alert").status_code == 404
+
+
+def test_black_boxes_come_from_the_runs_own_folder_only(tmp_path: Path) -> None:
+    logs, secret = tmp_path / "logs", tmp_path / "elsewhere"
+    name = a_box(secret)
+    (logs / "linked" / "plugins").mkdir(parents=True)
+    (logs / "linked" / "plugins" / "bnmonitor").symlink_to(secret / "plugins" / "bnmonitor")
+    context = SimpleNamespace(logdir=str(logs), flags=flags(logs))
+    assert box_files(context, "linked") == {}
+    assert box_files(context, "../elsewhere") == {}
+    assert box_files(context, str(secret)) == {}
+    assert box_files(context, "no\0such") == {}
+    real = a_box(logs / "real")
+    assert list(box_files(context, "real")) == [real] == [name]
+    spec = SimpleNamespace(logdir="", flags=flags(None, logdir_spec=f"other:/nowhere,mine:{logs}"))
+    assert list(box_files(spec, "mine/real")) == [real]
+    assert box_files(spec, "other/real") == {}
+    assert box_files(SimpleNamespace(logdir="gs://bucket/logs", flags=flags(logs)), "real") == {}
+
+
+def test_every_file_of_the_page_is_served_and_no_other(tab: Asked) -> None:
+    names = {path.name for path in DIRECTORY.iterdir() if path.suffix in (".js", ".css")}
+    served = {route for route in tab.apps if route.endswith((".js", ".css"))}
+    assert served == {f"/{name}" for name in names}
+    answer = tab.ask("/index.js")
+    assert answer.mimetype == "text/javascript"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert plain(answer) == (DIRECTORY / "index.js").read_bytes()
+    assert not any("*" in route for route in tab.apps)
+
+
+def test_the_page_is_small_and_makes_no_markup_of_data() -> None:
+    sources = {
+        path.name: path.read_text(encoding="utf-8") for path in DIRECTORY.iterdir() if path.suffix in (".js", ".css")
+    }
+    sent = [text for name, text in sources.items() if name.endswith(".js") and name not in ("types.js", "report.js")]
+    assert sum(len(gzip.compress(text.encode(), 3)) for text in sent) < 40_000
+    for name, text in sources.items():
+        for word in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "new Function",
+            "http://",
+        ):
+            assert word not in text, f"{name} uses {word}"
+
+
+# -- the loader --------------------------------------------------------------------------------------------------------
+
+
+def test_the_loader_asks_for_enough_samples_unless_the_user_said_how_many() -> None:
+    loader = BatchNormLoader()
+    for given, expected in (({}, 5000), ({"bnmonitor": 7}, 7), ({"bnmonitor": 0}, 0)):
+        some = argparse.Namespace(samples_per_plugin=dict(given))
+        loader.fix_flags(some)
+        assert some.samples_per_plugin["bnmonitor"] == expected
+    loader.fix_flags(argparse.Namespace())
+    parser = argparse.ArgumentParser()
+    loader.define_flags(parser)
+    assert len(parser._actions) == 1
+
+
+def test_the_plugin_declares_a_tab_and_never_looks_for_data_by_itself(tab: Asked) -> None:
+    metadata = tab.plugin.frontend_metadata()
+    assert (metadata.es_module_path, metadata.tab_name) == ("/index.js", "BatchNorm")
+    assert not tab.plugin.is_active()
+
+
+def loaded(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys, json; print(json.dumps(sorted(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    return set(json.loads(out.stdout.splitlines()[-1]))
+
+
+def test_the_entry_point_loads_next_to_nothing_and_the_plugin_no_torch() -> None:
+    before = loaded("from tensorboard.plugins import base_plugin")
+    found = loaded("from bnmonitor.tensorboard_plugin.loader import BatchNormLoader")
+    own = {name for name in found - before if name.split(".")[0] not in sys.stdlib_module_names}
+    assert own == {
+        "bnmonitor",
+        "bnmonitor._version",
+        "bnmonitor.history",
+        "bnmonitor.history.schema",
+        "bnmonitor.tensorboard_plugin",
+        "bnmonitor.tensorboard_plugin.loader",
+    }
+    whole = loaded("import bnmonitor.tensorboard_plugin.plugin")
+    assert not {name.split(".")[0] for name in whole} & {"torch", "lightning", "pytorch_lightning", "rich"}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib is in Python 3.11 and later")
+def test_the_package_declares_the_entry_point_and_carries_the_page() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    [(name, target)] = project["project"]["entry-points"]["tensorboard_plugins"].items()
+    assert (name, target) == ("bnmonitor", f"{BatchNormLoader.__module__}:{BatchNormLoader.__name__}")
+    assert "viewer/*" in project["tool"]["setuptools"]["package-data"]["bnmonitor"]
+
+
+@pytest.fixture
+def long_run(tmp_path: Path) -> Asked:
+    write(tmp_path / "run", histories.resnet(53), range(0, 75_000, 50), metrics=METRICS[:6])
+    return Asked(tmp_path)
+
+
+def test_a_slice_takes_a_tenth_of_a_second_once_read(long_run: Asked) -> None:
+    long_run.slice("/slice", run="run", statistic="health")
+    took = []
+    for _ in range(3):
+        begin = time.process_time()
+        header, _ = long_run.slice("/slice", run="run", statistic="batch_var", bins=1500)
+        took.append(time.process_time() - begin)
+    assert header["shape"] == [53, 1500]
+    assert min(took) < 0.1, f"{1e3 * min(took):.0f} ms of processor time, client included ({os.cpu_count()} cores)"
