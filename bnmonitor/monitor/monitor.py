@@ -190,7 +190,7 @@ class Monitor:
             layer: Name of the layer.
             statistic: ``batch_mean``, ``batch_var``, ``running_mean``, ``running_var``, ``gamma``, ``beta``,
                 ``gamma_grad``, ``beta_grad``, ``shift`` or ``ratio``, as described at
-                :class:`bnmonitor.window.Frame`; ``gamma_update`` or ``beta_update``, the change since the step before;
+                :class:`bnmonitor.window.Window`; ``gamma_update`` or ``beta_update``, the change since the step before;
                 or of sampled steps what :class:`bnmonitor.window.Moments` has with the side before it, such as
                 ``input_skewness`` or ``output_max``, and ``input_between``.
 

@@ -104,7 +104,7 @@ class AveragedWeights:
         swapped &= evaluated
         trains = (rows["updates"] > 0).any(0) & ~copies  # the counter of a copy may be copied, too
         twin = self.twins(evaluated & ~trains, trains)
-        live = before.taken(self._channels(torch.where(swapped, torch.arange(len(layers), device="cpu"), twin)))
+        live = before.select(self._channels(torch.where(swapped, torch.arange(len(layers), device="cpu"), twin)))
         known = swapped | (twin >= 0)
         same = ~force.other_statistics(live, layers) & self._spread(force.other_affine(live, layers))
         same &= evaluated & known & (copies | (swapped & trains))

@@ -9,14 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bnmonitor import measures
 from bnmonitor.context import FactsGatherer, RunFacts
 from bnmonitor.distributed import RankExchange, distributed
 from bnmonitor.layers import Discovery, LayerTable, channels_of, discover, is_compiled, norms, same_layer
 from bnmonitor.recording import baseline
 from bnmonitor.recording.bufferless import Observer
 from bnmonitor.recording.ring import Ring
-from bnmonitor.recording.snapshot import standing
+from bnmonitor.recording.snapshot import snapshot_window
 from bnmonitor.recording.tape import ResizedError, Tape
 from bnmonitor.recording.updates import UpdateLedger
 from bnmonitor.recording.window_state import keep, restore
@@ -291,7 +290,9 @@ class Recorder:
             trained = self._ring.view()["training"][-1]
             gaps = self._probing.gaps(evaluation, self.steps[-1], self._tape.modules, trained)
             known = replace(known, gaps=gaps, rewritten=self._tape.rewritten())
-        window = Window(
+        # To carry sums along is dearer than to read what fits into a processor's cache.
+        averages = self._ring.averages() if self.layers.total >= _MANY_CHANNELS else None
+        return Window(
             layers=self.layers,
             steps=tuple(self.steps),
             baseline=self._baseline,
@@ -299,18 +300,14 @@ class Recorder:
             sample=self._sample,
             ledger=self._ledger.ledger(self.count),
             fresh=min(self._fresh, len(self.steps)),
+            carried=averages,
             **self._ring.view(),
         )
-        # To carry sums along is dearer than to read what fits into a processor's cache.
-        averages = self._ring.averages() if self.layers.total >= _MANY_CHANNELS else None
-        if averages is not None:
-            window.memo[measures.averages.__name__] = averages
-        return window
 
     def standing(self, run: RunFacts) -> Window:
         """Return what an evaluation can be judged by that no training step came before."""
         known = replace(self._facts((), run, (0,), ()), untrained=True)
-        return standing(self.layers, self._tape.modules, known, self._ledger.ledger(0))
+        return snapshot_window(self.layers, self._tape.modules, facts=known, ledger=self._ledger.ledger(0))
 
     def _facts(
         self, optimizers: Sequence[Optimizer], run: RunFacts, steps: Sequence[int], rates: Sequence[float]
@@ -351,11 +348,7 @@ class Recorder:
 
     def counted(self, window: Window) -> Window:
         """Count the new steps of a window that is about to be judged."""
-        counted = replace(window, baseline=baseline.counted(window))
-        # What does not depend on the baseline need not be computed again.
-        kept = [each.__name__ for each in (measures.averages, measures.typical_variance, measures.forgetting)]
-        counted.memo.update((name, window.memo[name]) for name in kept if name in window.memo)
-        return counted
+        return window.against(baseline.counted(window))
 
     def judged(self, window: Window, held: Tensor) -> None:
         """Let the baseline follow the new steps of a window that has been judged, but for the layers that are held."""

@@ -83,7 +83,7 @@ class StaleAveragedWeights(Rule):
         ledger = window.ledger
         evaluated = ledger.evaluated[EVALUATIONS].any(0)
         callback = evaluated & window.layers.tracked & ~ledger.averaged & window.facts.averages_without_buffers
-        still = (window.beside | ledger.swapped) & evaluated & (ledger.behind > 0)
+        still = (window.auxiliary | ledger.swapped) & evaluated & (ledger.behind > 0)
         if not (still | ledger.borrowed | callback).any():
             return []
         gap = self._gap(window).where(still | ledger.borrowed, 0.0)
