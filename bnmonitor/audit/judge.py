@@ -121,7 +121,7 @@ def _window(layers: LayerTable, modules: Sequence[nn.Module]) -> Window:
         shift=torch.zeros_like(mean),
         ratio=torch.ones_like(mean),
         updates=(one & layers.tracked).long(),
-        training=one & ~layers.of_family("frozen"),
+        training=one & layers.which("has_modes"),
         recovery=torch.full((1, count), int(Recovery.EXACT)),
         variance=layers.segments.sum(var) / torch.tensor(layers.channels),
         baseline=replace(now.baseline, updates=updates, forgotten=torch.full((count,), 100.0, dtype=torch.float64)),

@@ -28,7 +28,7 @@ from torch.distributed.nn.functional import all_reduce
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnmonitor import BatchNormMonitor, Monitor
-from bnmonitor.distributed import RankExchange, exchange
+from bnmonitor.distributed import RankExchange, group
 from bnmonitor.testing import make_window
 
 STEPS, LOG_EVERY = 24, 4
@@ -212,7 +212,7 @@ def joined(rank: int, directory: Path, store: dist.Store) -> None:
 def absent(rank: int, directory: Path, store: dist.Store) -> None:
     """The second process has no monitor: the first does not wait for it for long, and goes on."""
     if rank == 0:
-        exchange.GATHERING = 0.5
+        group.GATHERING = 0.5
         net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8))
         start = time.perf_counter()
         monitor = Monitor(net, sinks=[], on_alert="log", log_every_n_steps=1)

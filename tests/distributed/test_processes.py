@@ -156,4 +156,4 @@ def test_a_process_that_never_answers_is_not_waited_for(runs: Path) -> None:
     (first,) = seen(runs, "silent")
     assert first["results"] == [None] * 40
     assert first["slowest"] < 0.5
-    assert first["failure"].startswith("the processes could not tell each other their statistics")
+    assert first["failure"].startswith("the processes could not exchange their statistics")
