@@ -23,7 +23,7 @@ from bnmonitor.results import Alert
 from bnmonitor.rules import Rule, Thresholds, check_patterns
 from bnmonitor.sinks import Console, Sink, TensorBoard, checked, totals
 from bnmonitor.summary import Summary
-from bnmonitor.window import SERIES, RankStatistics, Structure
+from bnmonitor.window import SERIES, RankStatistics, Sample, Structure, Window
 
 Phase = Literal["validation", "test", "predict", "sanity"]
 _PHASES = ("validation", "test", "predict", "sanity")
@@ -117,20 +117,12 @@ class Monitor:
             accumulate_grad_batches=accumulate_grad_batches,
             scaler=scaler,
         )
-        self._watch = Recorder(
-            as_models(model),
-            include=include,
-            exclude=exclude,
-            tape=check_every_n_steps,
-            window=window,
-            sample_every=sample_every_n_steps,
-            probe=probe,
-        )
-        if not self._watch.waiting:
+        self._recorder = Recorder(as_models(model), self.settings)
+        if not self._recorder.waiting:
             check_patterns(self.settings.special_rules(), self.layers)
         folder = as_folder(log_dir)
         told = _default_sinks(folder) if sinks is None else checked(sinks)
-        self._session = Session(self.settings, self._watch, self._facts, told, folder)
+        self._session = Session(self.settings, self._recorder, self._facts, told, folder)
         self._session.optimizers = as_optimizers(optimizer)
         if not self._session.watching:
             warn("the model has no BatchNorm layer: there is nothing to watch, training goes on without bnmonitor")
@@ -140,7 +132,7 @@ class Monitor:
     @property
     def layers(self) -> LayerTable:
         """The layers under watch, in execution order once a step has been sampled."""
-        return self._watch.layers
+        return self._recorder.layers
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
@@ -164,8 +156,18 @@ class Monitor:
     @property
     def steps(self) -> tuple[int, ...]:
         """Numbers of the steps that :meth:`history` returns."""
-        self._watch.collect()
-        return tuple(self._watch.steps[-self.settings.window :])
+        self._recorder.collect()
+        return tuple(self._recorder.steps[-self.settings.window :])
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The newest samples of activations, one for each sampled step that is kept, the newest last.
+
+        Each holds, per layer or channel, counts ``[L]`` (``calls``, ``size``, ``values``), the moments ``[C]`` of the
+        layers' inputs and outputs (``input.mean``, ``output.kurtosis``), and more; see
+        :class:`bnmonitor.window.Sample`. ``L`` counts the layers, ``C`` the channels of all layers end to end.
+        """
+        return tuple(self._recorder.samples)
 
     @property
     def black_boxes(self) -> tuple[Path, ...]:
@@ -176,7 +178,7 @@ class Monitor:
     @property
     def ranks(self) -> RankStatistics | None:
         """What all processes had at the last step at which they told each other; None in a single process."""
-        return self._watch.heard
+        return self._recorder.peers.latest
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -204,8 +206,22 @@ class Monitor:
         if statistic not in SERIES:
             known = ", ".join(SERIES)
             raise KeyError(f"no statistic is named {statistic!r}{nearest(statistic, SERIES)}; there are {known}")
-        self._watch.collect()
-        return self._watch.rows(statistic, layer)[-self.settings.window :]
+        self._recorder.collect()
+        return self._recorder.rows(statistic, layer)[-self.settings.window :]
+
+    def window(self) -> Window | None:
+        """Return everything that rules judge by, as it is after the last step.
+
+        This judges nothing and changes nothing: the next check finds the same steps new, ``window.fresh`` of them.
+
+        Returns:
+            The statistics, ``[T, C]`` per channel and ``[T, L]`` per layer on the CPU, of the ``T`` steps that are
+            kept, with the baseline, the facts of the run, the ledger of updates and the latest sample; a copy that
+            later steps do not change. ``C`` counts the channels of all layers end to end: those of layer ``i`` are
+            ``window.batch_mean[:, window.layers.span(i)]``. None before the first step.
+        """
+        window = self._session.window()
+        return None if window is None else window.snapshot()
 
     def summary(self, epoch: int | None = None) -> Summary:
         """Return how every layer is now: what the console's table shows."""
@@ -217,7 +233,7 @@ class Monitor:
         Printed, it is a tree: a line a layer with what feeds it and what reads it. A layer that no graph showed says
         why in ``places[i].blind``.
         """
-        return self._watch.structure
+        return self._recorder.structure
 
     # -- what a training loop calls ------------------------------------------------------------------------------------
 
@@ -243,7 +259,7 @@ class Monitor:
                 raise TypeError(f"global_step={global_step!r} must be an int, or None to count calls")
             if global_step < 0:
                 raise ValueError(f"global_step={global_step!r} must be 0 or more, or None to count calls")
-        self._session.guard(self._session.step, self._watch.number if global_step is None else global_step)
+        self._session.guard(self._session.step, self._recorder.number if global_step is None else global_step)
 
     @contextmanager
     def evaluation(self, phase: Phase = "validation") -> Iterator[None]:
@@ -322,11 +338,11 @@ class Monitor:
             overwrites: The ``DistributedDataParallel``, or what contains it, as Fabric's module does; or what says
                 whether the coming forward takes over the buffers of the first process; None: it never does.
         """
-        self._watch.exchange, self._watch.shares = RankExchange(self.layers, overwrites), True
+        self._recorder.share_ranks(RankExchange(self.layers, overwrites))
 
     def saw_loss(self, loss: Any) -> None:
         """Look at the graph behind a loss, before its backward; of use where the model's own forward is not called."""
-        self._session.guard(self._watch.saw_loss, loss)
+        self._session.guard(self._recorder.saw_loss, loss)
 
     def totals(self) -> dict[str, float]:
         """Return the few numbers that a stopping or saving callback may watch; none once watching has failed."""
@@ -336,7 +352,7 @@ class Monitor:
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters, baselines and alerts as plain types and tensors."""
-        return {"version": 1, "watch": self._watch.state_dict(), "book": self._session.book.state_dict()}
+        return {"version": 1, "watch": self._recorder.state_dict(), "book": self._session.book.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned.
@@ -348,9 +364,9 @@ class Monitor:
             raise ValueError(
                 f"the state is not one of Monitor.state_dict(), it has {sorted(map(str, state)) or 'nothing'}"
             )
-        self._watch.load_state_dict(state["watch"])
+        self._recorder.load_state_dict(state["watch"])
         self._session.book.load_state_dict(state["book"])
-        self._session.guard(self._watch.begin)
+        self._session.guard(self._recorder.begin)
 
 
 def _default_sinks(log_dir: Path | None) -> list[Sink]:

@@ -16,7 +16,7 @@ from bnmonitor.context import RunFacts
 from bnmonitor.distributed import world_size
 from bnmonitor.monitor.actions import AlertActions, AlertError, BatchNormWarning, warn
 from bnmonitor.monitor.settings import Settings
-from bnmonitor.recording import Recorder
+from bnmonitor.recording import Moment, Recorder
 from bnmonitor.results import Severity
 from bnmonitor.rules import missing, unmet
 from bnmonitor.sinks import BlackBox, Run, Sink
@@ -66,7 +66,7 @@ class Session:
     def absent(self) -> dict[str, str]:
         """What rules may need and is not there now, with the reason."""
         loader = None if self.facts.unreadable else self.facts.train_loader is not None
-        exchange = self.watch.exchange
+        peers = self.watch.peers
         absent = missing(
             tracking=not len(self.watch.layers) or any(self.watch.layers.tracking),
             affine=not len(self.watch.layers) or any(self.watch.layers.affine),
@@ -78,12 +78,12 @@ class Session:
             validated=self.validated,
             probe=self.settings.probe,
             ranks=world_size() > 1,
-            exchange=self.watch.shares and not (exchange is not None and exchange.failure),
+            exchange=peers.shared and not peers.failure,
             split=bool(self.watch.layers.split),
             copies=self.watch.copies,
         )
-        if exchange is not None and exchange.failure:
-            absent["exchange"] = f"needs what all processes see, and {exchange.failure}"
+        if peers.failure:
+            absent["exchange"] = f"needs what all processes see, and {peers.failure}"
         return {**absent, "probe": self.watch.unprobed} if self.watch.unprobed else absent
 
     def guard(self, call: Callable[..., object], *args: Any, idle: bool = False) -> None:
@@ -138,7 +138,16 @@ class Session:
 
     def summary(self, epoch: int | None = None) -> Summary:
         """Return how every layer is now."""
-        return self._summarize(self.watch.window(self.optimizers, self.facts), epoch)
+        return self._summarize(self.window(), epoch)
+
+    def window(self, *, wait: bool = True) -> Window | None:
+        """Return the steps so far, judged or not; None before the first.
+
+        Args:
+            wait: Whether to wait for those that are still on their way from the device.
+        """
+        self.watch.collect(wait=wait)
+        return self.watch.window(self.optimizers, self.facts)
 
     def _summarize(self, window: Window | None, epoch: int | None = None) -> Summary:
         if window is None:
@@ -148,11 +157,11 @@ class Session:
     def _frame(self, judged: Window | None = None, *, last: bool = False) -> None:
         """Show the state; of the window that was just judged if there is one, as it knows most of it already."""
         self._shown = True
-        window = judged or self.watch.window(self.optimizers, self.facts, wait=False)
+        window = judged or self.window(wait=False)
         self.responder.tell("frame", self._summarize(window))
-        if self.watch.exchange is not None and window is not None and not last:
-            self.watch.listen()  # what came in while the window was judged
-            self.watch.exchange.offer(window)
+        if window is not None and not last:
+            self.watch.peers.listen(self.watch.steps)  # what came in while the window was judged
+            self.watch.peers.offer(window)
 
     def check(self, evaluation: str = "", *, wait: bool = False) -> Window | None:
         """See whether the layers are still the same, and judge the steps since the last check; return the window.
@@ -179,22 +188,20 @@ class Session:
 
     def _end_evaluation(self) -> None:
         self.watch.resume()
-        if self.watch.news:
+        if self.watch.has_unjudged:
             self._judge()
 
     @torch.no_grad()
     def _judge(self, evaluation: str = "", end: bool = False, *, wait: bool = True) -> Window | None:
-        window = self.watch.window(self.optimizers, self.facts, evaluation, wait=wait)
-        if window is None and end and self.watch.news and len(self.watch.layers):
-            window = self.watch.standing(self.facts)
-        if window is None or not (window.fresh or self.watch.news or evaluation or end):
+        moment = Moment(optimizers=self.optimizers, run=self.facts, evaluation=evaluation, end=end, wait=wait)
+        window = self.watch.advance(moment)
+        unjudged = window is not None and (window.fresh > 0 or self.watch.has_unjudged)
+        if window is None or not (unjudged or evaluation or end):
             return window
-        window = self.watch.counted(window)
-        news = bool(window.fresh) or self.watch.news
-        times = {"check": news, "evaluation": bool(evaluation), "end": end}
+        times = {"check": unjudged, "evaluation": bool(evaluation), "end": end}
         events = self.book.check(window, self.absent(), [moment for moment, now in times.items() if now])
         self._shown &= not events
-        self.watch.judged(window, self.book.held(self.watch.layers))
+        self.watch.settle(window, held=self.book.held(window.layers))
         if self.black_box is not None:
             for alert in events:
                 if alert.state == "open" and alert.severity is Severity.ERROR:
@@ -205,7 +212,7 @@ class Session:
     def end_epoch(self, epoch: int | None) -> None:
         """Judge what is still unjudged, and let the sinks show the state."""
         self.check(wait=True)
-        self.watch.epoch_steps = self.watch.epoch_steps or self.watch.count
+        self.watch.end_epoch()
         if self.watch.steps:
             self.responder.tell("epoch", self.summary(epoch))
 
@@ -226,7 +233,7 @@ class Session:
                     self.responder.tell("close", closing)
             finally:
                 self.running = False
-                self.watch.leave_ranks(wait=wait)
+                self.watch.peers.leave(wait=wait)
 
     def _close_sinks(self) -> None:
         if self.black_box is not None:
