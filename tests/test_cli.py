@@ -109,7 +109,7 @@ def test_a_named_pipe_is_read_to_its_end(recorded: Path, tmp_path: Path) -> None
         told = run("report", pipe)
         copying.wait(300)
     assert told.returncode == 1
-    assert b"60 frames" in told.stdout
+    assert b"60 frames" in b" ".join(told.stdout.split())  # a long path breaks the line
 
 
 @pytest.mark.parametrize("form", [[], ["--json"], ["--markdown"]])
