@@ -122,7 +122,7 @@ def loaded_by(statement: str) -> set[str]:
     """Top-level packages in a fresh interpreter after a statement."""
     code = f"{statement}\nimport sys, json\nprint(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
     out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent, timeout=300
     )
     return set(json.loads(out.stdout.splitlines()[-1]))
 

@@ -148,7 +148,7 @@ def run(*arguments: object, cwd: Path) -> tuple[int, str]:
         [sys.executable, "-m", "bnmonitor", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": path, "COLUMNS": "100"},

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from tests.distributed.exits import CASES, LONGER
+from tests.distributed.exits import CASES
 from tests.processes import run_cases
 
 pytestmark = pytest.mark.skipif(
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case of :mod:`tests.distributed.exits`, run once."""
-    return run_cases("exits", tmp_path_factory.mktemp("exits"), CASES, timeout=200)
+    return run_cases("exits", tmp_path_factory.mktemp("exits"), CASES)
 
 
 def said(runs: Path, case: str) -> list[dict[str, Any]]:
@@ -32,7 +32,7 @@ def said(runs: Path, case: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("case", CASES)
 def test_no_process_dies_of_what_they_tell_each_other(runs: Path, case: str) -> None:
     """Gloo ends a process that is told more than it expects, as of layers that it does not have."""
-    assert [code for code, _ in json.loads((runs / case / "ends.json").read_text())] == [0, 0], said(runs, case)
+    assert json.loads((runs / case / "ends.json").read_text()) == [0, 0], said(runs, case)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,5 @@ def test_narrower_layers_are_told_of_as_those_before(runs: Path) -> None:
 
 @pytest.mark.parametrize("case", ["unanswered", "failing"])
 def test_a_process_does_not_wait_at_its_end_for_one_that_never_answers(runs: Path, case: str) -> None:
-    (_, took), _ = json.loads((runs / case / "ends.json").read_text())
-    first, _ = said(runs, case)
-    assert first["waited"] < 1
-    assert took < LONGER / 2
+    _, second = said(runs, case)
+    assert second == {"outlived": True}
