@@ -59,3 +59,11 @@ def extent(values: Array, *, logarithmic: bool = False) -> tuple[float, float] |
         return None
     low, high = np.percentile(known[:: max(1, known.size // 100_000)], [1, 99])
     return float(low), float(high)
+
+
+def before(steps: Array) -> int:
+    """Return where the first column begins: as wide as the usual one, but not before the first step of all."""
+    if not len(steps):
+        return -1
+    width = int(np.median(np.diff(steps))) if len(steps) > 1 else 1
+    return max(-1, int(steps[0]) - width)
