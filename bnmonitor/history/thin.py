@@ -47,7 +47,7 @@ def _middle(rows: Array) -> Array:
 
 
 def extent(values: Array, *, logarithmic: bool = False) -> tuple[float, float] | None:
-    """Where most of the finite values lie, for a colour scale: 1 % on either side are left out.
+    """Where most of the finite values lie, for a color scale: 1 % on either side are left out.
 
     Returns:
         The two ends, or None if there is no value to show.

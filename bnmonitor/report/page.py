@@ -48,7 +48,7 @@ def page(history: History, name: str) -> str:
     return _TEMPLATE.format(
         policy=_POLICY,
         title=escape(f"BatchNorm: {_called(state)}"),
-        style=(viewer.DIRECTORY / "style.css").read_text(encoding="utf-8") + _STYLE,
+        style="".join(_read(name) for name in ("palette.css", "style.css")) + _STYLE,
         summary=_summary(state),
         content=_json(content),
         numbers=base64.b64encode(numbers).decode(),
@@ -180,6 +180,10 @@ def _size(sheets: _Sheets) -> int:
 
 
 # -- the code ----------------------------------------------------------------------------------------------------------
+
+
+def _read(name: str) -> str:
+    return (viewer.DIRECTORY / name).read_text(encoding="utf-8")
 
 
 def _modules() -> dict[str, str]:

@@ -111,7 +111,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         values = frames.of(metric)
         ends = self._kept(
             request, run, FRAME, lambda: thin.extent(values, logarithmic=logarithmic), metric
-        )  # of the whole run, so that colours stay what they are while zooming
+        )  # of the whole run, so that colors stay what they are while zooming
         return _columns(frames.steps, values, query, logarithmic, {"extent": ends})
 
     def _layer(self, request: wrappers.Request, query: Query) -> Answer:
