@@ -20,6 +20,27 @@ class Severity(IntEnum):
     def __str__(self) -> str:
         return self.name.lower()
 
+    @property
+    def mark(self) -> str:
+        """The sign that stands for it, so that color is never the only difference."""
+        return _MARKS[self]
+
+
+_MARKS = {Severity.INFO: "·", Severity.WARNING: "!", Severity.ERROR: "✗"}
+
+HEALTH_CAPS: Mapping[Severity, float] = {Severity.INFO: 100.0, Severity.WARNING: 60.0, Severity.ERROR: 20.0}
+"""The most health that a layer can have with an open alert of a severity."""
+
+
+def health_severity(health: float) -> Severity:
+    """Return the severity of the worst alert that a health leaves room for.
+
+    >>> [str(health_severity(health)) for health in (61.0, 60.0, 20.0)]
+    ['info', 'warning', 'error']
+    """
+    found = (severity for severity in (Severity.ERROR, Severity.WARNING) if health <= HEALTH_CAPS[severity])
+    return next(found, Severity.INFO)
+
 
 FOLLOWED = "; followed by "
 """What a message says before it counts the layers that fell ill after the first."""
@@ -121,7 +142,7 @@ class LayerSummary:
     Attributes:
         name: Dotted path of the layer.
         channels: Number of channels.
-        health: 100 is well; at most 60 with an open warning, 20 with an open error.
+        health: 100 is healthy; open alerts cap it: see :data:`HEALTH_CAPS`.
         training: Whether the layer was in training mode at the last step.
         settled: Whether the window lies after the warm-up, so that a lag of the statistics is judged; a layer in
             evaluation mode has none to judge.
@@ -179,6 +200,11 @@ class StepSummary:
         """Health of the worst layer."""
         return min((row.health for row in self.rows), default=100.0)
 
+    def ill(self) -> list[LayerSummary]:
+        """Return the layers that are no healthier than an open warning allows, the worst first."""
+        ill = (row for row in self.rows if health_severity(row.health) >= Severity.WARNING)
+        return sorted(ill, key=lambda row: row.health)
+
     def headline(self) -> str:
         """One line: is it healthy, and if not, how bad."""
         where = "".join(
@@ -192,7 +218,8 @@ class StepSummary:
         warnings = len(self.open(Severity.WARNING)) - errors
         if errors or warnings:
             found = [count(n, word) for n, word in ((errors, "error"), (warnings, "warning")) if n]
-            return f"BatchNorm {'✗' if errors else '!'} {', '.join(found)} in {count(len(self), 'layer')}{where}"
+            mark = (Severity.ERROR if errors else Severity.WARNING).mark
+            return f"BatchNorm {mark} {', '.join(found)} in {count(len(self), 'layer')}{where}"
         total = count(sum(row.channels for row in self.rows), "channel")
         infos = f" · {count(len(self.open()), 'note')}" if self.open() else ""
         young = sum(not row.settled for row in self.rows)

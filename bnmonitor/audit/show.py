@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bnmonitor._text import count, number, printable, shorten
 from bnmonitor.audit.judge import Audit
-from bnmonitor.display import alert_block, unchecked
+from bnmonitor.display import QUIET, STRONG, finding_block, unchecked
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,10 +27,10 @@ def audit_table(found: Audit, name: str, *, rows: int = 8) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text(printable(name), style="dim", overflow="fold")]
-    parts.append(Text(found.headline(), style="bold", overflow="fold"))
+    parts: list[RenderableType] = [Text(printable(name), style=QUIET, overflow="fold")]
+    parts.append(Text(found.headline(), style=STRONG, overflow="fold"))
     order = sorted(range(len(found.rows)), key=lambda i: found.rows[i].health)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style=QUIET)
     for title in ("layer", "channels", "least σ²", "middle σ²", "most σ²", "mean/σ", "γ min", "found"):
         table.add_column(title, justify="left" if title in ("layer", "found") else "right", overflow="fold")
     for i in order[:rows]:
@@ -41,10 +41,10 @@ def audit_table(found: Audit, name: str, *, rows: int = 8) -> RenderableType:
     if found.rows:
         parts.append(table)
     rest = len(found.rows) - rows
-    parts += [Text(count(rest, "more layer"), style="dim")] if rest > 0 else []
-    parts += [alert_block(alert, since=False) for alert in found.alerts]
+    parts += [Text(count(rest, "more layer"), style=QUIET)] if rest > 0 else []
+    parts += [finding_block(alert) for alert in found.alerts]
     parts += [
-        Text(printable(f"not checked: {line}"), style="dim", overflow="fold") for line in unchecked(found.skipped)
+        Text(printable(f"not checked: {line}"), style=QUIET, overflow="fold") for line in unchecked(found.skipped)
     ]
     return Group(*parts)
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnmonitor._text import shorten
+from bnmonitor.display import STRONG, WORSE, strong
 from bnmonitor.lightning import BatchNormMonitor
 from bnmonitor.results import Alert, Severity
 
@@ -159,7 +160,7 @@ def demo(log_dir: Path) -> bool:
             right &= good
             table.add_row(run.name, run.planted or "nothing", _verdict(good, named or told))
     console.print(table)
-    console.print(Text(f"The maps and curves: {_tensorboard(log_dir)}", style="bold"), soft_wrap=True)
+    console.print(Text(f"The maps and curves: {_tensorboard(log_dir)}", style=STRONG), soft_wrap=True)
     return right
 
 
@@ -188,12 +189,12 @@ def trainer(logger: TensorBoardLogger | None, epochs: int, monitor: BatchNormMon
 
 
 def _verdict(good: bool, alerts: list[Alert]) -> Text:
-    text = Text("✓ " if good else "✗ not as planted: ", style="bold" if good else "bold red")
+    text = Text("✓ " if good else "✗ not as planted: ", style=STRONG if good else strong(WORSE))
     if not alerts:
-        return text.append("nothing said", style="not bold")
+        return text.append("nothing said", style=f"not {STRONG}")
     first = alerts[0]
-    text.append(f"{first.code} {first.rule} in {shorten(first.layer or 'the model', 40)}", style="not bold")
-    text.append(f", since step {first.first_step}\n{first.message}\nfix: {first.advice}", style="not bold")
+    text.append(f"{first.code} {first.rule} in {shorten(first.layer or 'the model', 40)}", style=f"not {STRONG}")
+    text.append(f", since step {first.first_step}\n{first.message}\nfix: {first.advice}", style=f"not {STRONG}")
     return text
 
 

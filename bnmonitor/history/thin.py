@@ -47,7 +47,7 @@ def _middle(rows: Array) -> Array:
 
 
 def extent(values: Array, *, logarithmic: bool = False) -> tuple[float, float] | None:
-    """Where most of the finite values lie, for a colour scale: 1 % on either side are left out.
+    """Where most of the finite values lie, for a color scale: 1 % on either side are left out.
 
     Returns:
         The two ends, or None if there is no value to show.
@@ -59,3 +59,11 @@ def extent(values: Array, *, logarithmic: bool = False) -> tuple[float, float] |
         return None
     low, high = np.percentile(known[:: max(1, known.size // 100_000)], [1, 99])
     return float(low), float(high)
+
+
+def before(steps: Array) -> int:
+    """Return where the first column begins: as wide as the usual one, but not before the first step of all."""
+    if not len(steps):
+        return -1
+    width = int(np.median(np.diff(steps))) if len(steps) > 1 else 1
+    return max(-1, int(steps[0]) - width)

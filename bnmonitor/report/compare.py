@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bnmonitor._text import count, listing, number, printable, shorten
-from bnmonitor.display import alert_block
+from bnmonitor.display import QUIET, STRONG, WORSE, alert_block, alert_brief
 from bnmonitor.history.run import Frames, History
 from bnmonitor.history.source import Array
+from bnmonitor.history.statistics import BY_NAME
+from bnmonitor.limits import LAG_LOG_DEVIATION, LAG_MEAN, MANY_DEAD
 from bnmonitor.report.read import Report, report
 from bnmonitor.results import Alert, Severity
 
@@ -25,13 +27,13 @@ LEAST_FRAMES = 4
 """Frames of each run below which nothing is compared."""
 
 JUDGED: Mapping[str, tuple[str, float, int]] = {
-    "health": ("health", 5.0, 1),
-    "mean_lag": ("running gap", 0.02, -1),
-    "log_lag": ("running gap of the deviation", 0.04, -1),
-    "dead": ("dead share", 0.02, -1),
+    "health": (BY_NAME["health"].title, 5.0, 1),
+    "mean_lag": (BY_NAME["mean_lag"].title, LAG_MEAN / 5, -1),
+    "log_lag": (BY_NAME["log_lag"].title, LAG_LOG_DEVIATION / 5, -1),
+    "dead": (BY_NAME["dead"].title, MANY_DEAD / 5, -1),
 }
 """What decides whether a layer got better: its name for people, the least difference of the medians that matters (a
-fifth of what the rules warn of), and which way is better."""
+fifth of what a rule reports), and which way is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,23 +193,24 @@ def terminal(found: Comparison, *, rows: int = 12) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text(found.headline(), style="bold", overflow="fold")]
+    parts: list[RenderableType] = [Text(found.headline(), style=STRONG, overflow="fold")]
     for mark, each in (("before", found.before), ("after ", found.after)):
-        parts.append(Text(printable(f"{mark} {each.about()[0]}"), style="dim", overflow="fold"))
+        parts.append(Text(printable(f"{mark} {each.about()[0]}"), style=QUIET, overflow="fold"))
     if found.changes:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style=QUIET)
         for title in ("layer", "statistic", "before", "after", "effect", ""):
             table.add_column(title, justify="right" if title in ("before", "after", "effect") else "left")
         for change in found.changes[:rows]:
-            sign = Text("✗ worse", style="red") if change.verdict == "worse" else Text("✓ better")
+            sign = Text("✗ worse", style=WORSE) if change.verdict == "worse" else Text("✓ better")
             cells = [JUDGED[change.statistic][0], number(change.before), number(change.after), f"{change.delta:+.2f}"]
             table.add_row(Text(shorten(printable(change.layer), 40)), *cells, sign)
         parts.append(table)
         rest = len(found.changes) - rows
-        parts += [Text(f"{count(rest, 'more change')}", style="dim")] if rest > 0 else []
+        parts += [Text(f"{count(rest, 'more change')}", style=QUIET)] if rest > 0 else []
     for title, alerts in (("came", found.came), ("went", found.went), ("stayed", found.stayed)):
         if alerts:
-            parts += [Text(f"{title}:", style="bold"), *(alert_block(a, fix=title != "went") for a in alerts)]
+            block = alert_brief if title == "went" else alert_block
+            parts += [Text(f"{title}:", style=STRONG), *(block(a) for a in alerts)]
     for title, names in (("only before", found.only_before), ("only after", found.only_after)):
-        parts += [Text(printable(f"{title}: {listing(names)}"), style="dim", overflow="fold")] if names else []
+        parts += [Text(printable(f"{title}: {listing(names)}"), style=QUIET, overflow="fold")] if names else []
     return Group(*parts)

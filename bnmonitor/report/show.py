@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bnmonitor._text import count, listing, number, printable
-from bnmonitor.display import final_summary, sparkline
+from bnmonitor.display import QUIET, final_summary, sparkline
 from bnmonitor.report.read import Report
-from bnmonitor.results import Alert, Severity
+from bnmonitor.results import Alert
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-_MARKS = {Severity.INFO: "·", Severity.WARNING: "!", Severity.ERROR: "✗"}
 
 
 def terminal(reports: Sequence[Report], *, rows: int = 8) -> RenderableType:
@@ -27,10 +25,10 @@ def terminal(reports: Sequence[Report], *, rows: int = 8) -> RenderableType:
     from rich.text import Text
 
     newest, *others = reports
-    parts: list[RenderableType] = [Text(printable(line), style="dim", overflow="fold") for line in newest.about()]
+    parts: list[RenderableType] = [Text(printable(line), style=QUIET, overflow="fold") for line in newest.about()]
     parts.append(final_summary(newest, rows=rows))
     if others:
-        parts += [Text(""), Text(f"{count(len(others), 'older run')} (--run NAME shows one):", style="dim")]
+        parts += [Text(""), Text(f"{count(len(others), 'older run')} (--run NAME shows one):", style=QUIET)]
         parts += [Text(printable(f"{each.run}: {each.headline()}"), overflow="fold") for each in others]
     return Group(*parts)
 
@@ -42,7 +40,7 @@ def markdown(reports: Sequence[Report], *, rows: int = 8) -> str:
 
 def _section(report: Report, rows: int) -> str:
     lines = [f"### {_plain(report.headline())}", "", f"`{printable(report.run)}`: {_plain(report.about()[0])}"]
-    ill = [row for row in sorted(report.rows, key=lambda row: row.health) if row.health <= 60]
+    ill = report.ill()
     if ill:
         lines += ["", "| layer | health | batch σ² | | running gap | γ min | alerts |", "|---|--:|---|--:|--:|--:|---|"]
         for row in ill[:rows]:
@@ -72,7 +70,7 @@ def _item(alert: Alert) -> str:
     channels = f", channels {listing(alert.channels)}" if alert.channels else ""
     where = f" in {_plain(alert.layer)}{more}{channels}" if alert.layer is not None else ""
     code = f"[{alert.code}]({alert.url})" if alert.url else alert.code
-    head = f"- {_MARKS[alert.severity]} **{code} {_plain(alert.rule)}**{where}, since step {alert.first_step}"
+    head = f"- {alert.severity.mark} **{code} {_plain(alert.rule)}**{where}, since step {alert.first_step}"
     if alert.state == "cleared":
         return f"{head}; cleared, last seen at step {alert.last_step}: {_plain(alert.message)}"
     return f"{head}: {_plain(alert.message)}  \n  fix: {_plain(alert.advice)}"

@@ -10,6 +10,7 @@ import torch
 from bnmonitor.history import encode
 from bnmonitor.history import statistics as catalogue
 from bnmonitor.history.schema import CHANNELS, FACTS
+from bnmonitor.measures import BY_CHANNEL
 from bnmonitor.results import Severity
 from bnmonitor.summary import Summary
 from bnmonitor.window import Window
@@ -78,21 +79,8 @@ class ChannelDetail:
         if tag not in self._described:
             self._described.add(tag)
             about = json.dumps({"v": 2, "layer": window.layers.names[index], "statistics": STATISTICS}).encode()
-        rows = []
-        for name in STATISTICS:
-            if name in ("nonpositive", "peak"):
-                rows.append(_sampled(window, span, name))
-            else:
-                rows.append(getattr(window, name)[-1, span].float())
+        rows = [BY_CHANNEL[name](window, span).float() for name in STATISTICS]
         return encode.floats(tag, torch.stack(rows).numpy(), about)
-
-
-def _sampled(window: Window, span: slice, name: str) -> torch.Tensor:
-    if window.sample is None:
-        return torch.full((span.stop - span.start,), torch.nan, device="cpu")
-    if name == "nonpositive":
-        return window.sample.output.nonpositive[span].float()
-    return torch.maximum(window.sample.input.max[span], -window.sample.input.min[span]).float()
 
 
 class LayerFacts:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnmonitor._text import count, listing
 from bnmonitor._version import __version__
-from bnmonitor.history import encode
+from bnmonitor.history import encode, statistics
 from bnmonitor.history.schema import ABOUT, FRAME, Schema, alert_tag
 from bnmonitor.results import Alert
 from bnmonitor.sinks.base import Run, Sink
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary as SummaryProto
 
 ALERTS_TAG = "bnmonitor/alerts"
-PER_LAYER = {"bn_health": "health", "bn_batch_var": "batch_var", "bn_running_gap": "mean_lag"}
+PER_LAYER = {statistic.tag: statistic.name for statistic in statistics.LAYER if statistic.tag}
 """Scalars with a value per layer: group of tags, and the metric it shows."""
 
 FLUSH_SECONDS = 10

@@ -19,7 +19,10 @@ logger = logging.getLogger(__name__)
 
 BINARY = "application/octet-stream"
 LONGEST = 4096
-"""Characters of a parameter, and the most columns of a slice."""
+"""The most characters of a parameter."""
+
+MOST_COLUMNS = 4096
+"""The most columns of a slice, which is more than most screens have pixels."""
 
 App = Callable[..., Any]
 

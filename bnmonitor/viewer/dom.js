@@ -52,17 +52,19 @@ export function surface(canvas, width, height) {
   return context;
 }
 
-/** The page's colours, for canvases. */
+/** The page's colors, for canvases. */
 export function theme() {
   const style = getComputedStyle(document.documentElement);
   const read = (/** @type {string} */ name) => style.getPropertyValue(`--${name}`).trim();
   return {
-    dark: document.documentElement.classList.contains("dark"),
     surface: read("surface"), text: read("text"), muted: read("muted"), line: read("line"), accent: read("accent"),
     error: read("error"), warning: read("warning"), info: read("info"), gap: read("gap"), second: read("second"),
     font: "12px " + read("font"), small: "11px " + read("font"),
   };
 }
+
+/** The colors of a scale, from low to high. @param {"cividis"|"signed"|"health"} name @returns {string[]} */
+export const ramp = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim().split(/\s+/);
 
 /** Call at most once per frame of the screen. @param {() => void} draw */
 export function once(draw) {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import number
+from bnmonitor.limits import LAG_LOG_DEVIATION, LAG_MEAN
 from bnmonitor.measures import median
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
@@ -72,8 +73,8 @@ class RankDivergence(Rule):
     severity: ClassVar[Severity] = Severity.WARNING
     needs: ClassVar[frozenset[str]] = frozenset({"buffers", "ranks", "exchange"})
 
-    warn_mean: float = 0.1
-    warn_log_variance: float = 0.2
+    warn_mean: float = LAG_MEAN
+    warn_log_variance: float = LAG_LOG_DEVIATION
 
     def check(self, window: Window) -> list[Finding]:
         """Find the layers whose running statistics differ between processes."""

@@ -9,6 +9,15 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import count, number
+from bnmonitor.limits import (
+    GAP_ERROR,
+    GAP_SAMPLES,
+    GAP_WARNING,
+    LAG_LOG_DEVIATION,
+    LAG_MEAN,
+    SEVERE_LAG_LOG_DEVIATION,
+    SEVERE_LAG_MEAN,
+)
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import EVALUATIONS, Window
@@ -70,13 +79,13 @@ class StaleAveragedWeights(Rule):
     exact: ClassVar[bool] = True
     yields_to: ClassVar[frozenset[str]] = frozenset({"BN404"})
 
-    warn_mean: float = 0.1
-    error_mean: float = 0.25
-    warn_log_deviation: float = 0.2
-    error_log_deviation: float = 0.7
-    warn_above: float = 0.25
-    error_above: float = 0.5
-    least_samples: int = 32
+    warn_mean: float = LAG_MEAN
+    error_mean: float = SEVERE_LAG_MEAN
+    warn_log_deviation: float = LAG_LOG_DEVIATION
+    error_log_deviation: float = SEVERE_LAG_LOG_DEVIATION
+    warn_above: float = GAP_WARNING
+    error_above: float = GAP_ERROR
+    least_samples: int = GAP_SAMPLES
 
     def check(self, window: Window) -> list[Finding]:
         """Find the averaged layers with statistics of other weights."""

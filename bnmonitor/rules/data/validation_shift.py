@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import number
-from bnmonitor.measures import FLAT, lag, median, warm
+from bnmonitor.limits import FLAT, LAG_LOG_DEVIATION, LAG_MEAN
+from bnmonitor.measures import lag, median, warm
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import HeldOut, Window
@@ -71,8 +72,8 @@ class ValidationShift(Rule):
     warn_shift: float = 1.0
     warn_log_ratio: float = 1.4
     least_samples: int = 256
-    lag_shift: float = 0.1
-    lag_log_ratio: float = 0.2
+    lag_shift: float = LAG_MEAN
+    lag_log_ratio: float = LAG_LOG_DEVIATION
 
     def check(self, window: Window) -> list[Finding]:
         """Find the layers that were given other data in the latest validation."""

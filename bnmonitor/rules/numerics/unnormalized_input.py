@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import number
+from bnmonitor.limits import FLAT
 from bnmonitor.measures import median, middle_over_steps, typical_variance
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
@@ -79,7 +80,7 @@ class UnnormalizedInput(Rule):
         mean, var = self._seen(window)
         eps = window.layers.eps_by_channel
         variance = median(var, window)
-        offset = median((mean.abs() / (var + eps).sqrt()).where(var > 10 * eps, torch.nan), window)
+        offset = median((mean.abs() / (var + eps).sqrt()).where(var > FLAT * eps, torch.nan), window)
         # From the start: the baseline follows growth slowly, and is unknown before the layer is warm.
         level = median(window.baseline.log_var, window).nan_to_num(torch.inf)
         large = (variance > self.limit_variance) & (level > math.log(self.limit_variance / 2))

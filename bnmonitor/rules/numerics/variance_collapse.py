@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import count, number
+from bnmonitor.limits import FLAT
 from bnmonitor.measures import share, typical_variance, warm
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule, first, run_note
@@ -64,7 +65,7 @@ class VarianceCollapse(Rule):
     holds: ClassVar[bool] = True
     follows: ClassVar[frozenset[str]] = frozenset({"BN106", "BN704"})
 
-    eps_factor: float = 10.0
+    eps_factor: float = FLAT
     warn_share: float = 0.05
     error_share: float = 0.25
     flat_share: float = 0.25

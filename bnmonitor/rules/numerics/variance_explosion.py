@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import count, number
+from bnmonitor.limits import FLAT
 from bnmonitor.results import Severity
 from bnmonitor.rules.advice import retreat
 from bnmonitor.rules.base import Finding, Rule, run_note
@@ -121,7 +122,7 @@ class VarianceExplosion(Rule):
         wild = (self.wild * MAD * window.baseline.spread - math.log(self.warn_factor)).clamp(min=0).nan_to_num(0.0)
         own = window.baseline.log_var + wild
         typical = layers.segments.median(own)[layers.owner] + math.log(0.1)
-        return torch.maximum(torch.maximum(own, typical), (10 * layers.eps_by_channel).log())
+        return torch.maximum(torch.maximum(own, typical), (FLAT * layers.eps_by_channel).log())
 
     def _finding(self, window: Window, growth: torch.Tensor, layer: int) -> Finding:
         mine = growth[:, window.layers.span(layer)]

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import number
+from bnmonitor.limits import ALWAYS_ZERO, DEAD_BETA, DEAD_GAMMA, MANY_DEAD
 from bnmonitor.measures import median, share
 from bnmonitor.results import Severity
 from bnmonitor.rules.advice import retreat
@@ -66,11 +67,11 @@ class DeadChannels(Rule):
     needs: ClassVar[frozenset[str]] = frozenset({"affine"})
     follows: ClassVar[frozenset[str]] = frozenset({"BN704"})
 
-    gamma_share: float = 0.01
-    beta_ratio: float = -3.1
-    zero_share: float = 0.999
+    gamma_share: float = DEAD_GAMMA
+    beta_ratio: float = DEAD_BETA
+    zero_share: float = ALWAYS_ZERO
     vanished: float = 1e-8
-    info_share: float = 0.1
+    info_share: float = MANY_DEAD
     warn_share: float = 0.33
     error_share: float = 0.75
     least_steps: int = 10

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import count, number
+from bnmonitor.limits import MANY_DEAD
 from bnmonitor.measures import dead
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
@@ -61,7 +62,7 @@ class WeightDecayOnAffine(Rule):
 
     warn_decay: float = 1e-3
     warn_decoupled: float = 0.05
-    dead_share: float = 0.1
+    dead_share: float = MANY_DEAD
 
     def check(self, window: Window) -> list[Finding]:
         """Judge all layers whose gamma or beta is decayed."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import count, number
+from bnmonitor.limits import INITIAL_WEIGHT, LAG_LOG_DEVIATION, LAG_MEAN
 from bnmonitor.measures import initial_weight, median
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Moment, Rule
@@ -67,10 +68,10 @@ class ColdStatistics(Rule):
     needs: ClassVar[frozenset[str]] = frozenset({"buffers", "validation"})
     moment: ClassVar[Moment] = "evaluation"
 
-    warn_weight: float = 0.05
+    warn_weight: float = INITIAL_WEIGHT
     error_weight: float = 0.3
-    least_mean: float = 0.1
-    least_log_deviation: float = 0.2
+    least_mean: float = LAG_MEAN
+    least_log_deviation: float = LAG_LOG_DEVIATION
 
     def check(self, window: Window) -> list[Finding]:
         """Judge all layers that update their statistics, if an evaluation begins."""

@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import number
-from bnmonitor.measures import FLAT, lag, may_lag, settled
+from bnmonitor.limits import FLAT, LAG_LOG_DEVIATION, LAG_MEAN, SEVERE_LAG_LOG_DEVIATION, SEVERE_LAG_MEAN
+from bnmonitor.measures import lag, may_lag, settled
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule, onset, rate_note
 from bnmonitor.window import Window
@@ -73,10 +74,10 @@ class StaleStatistics(Rule):
     yields_to: ClassVar[frozenset[str]] = frozenset({"BN105", "BN106", "BN107"})
     follows: ClassVar[frozenset[str]] = frozenset({"BN106", "BN704"})
 
-    warn_mean: float = 0.1
-    warn_log_deviation: float = 0.2
-    error_mean: float = 0.25
-    error_log_deviation: float = 0.7
+    warn_mean: float = LAG_MEAN
+    warn_log_deviation: float = LAG_LOG_DEVIATION
+    error_mean: float = SEVERE_LAG_MEAN
+    error_log_deviation: float = SEVERE_LAG_LOG_DEVIATION
     least_steps: int = 32
 
     def check(self, window: Window) -> list[Finding]:

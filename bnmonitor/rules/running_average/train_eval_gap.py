@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import number
+from bnmonitor.limits import GAP_ERROR, GAP_SAMPLES, GAP_WARNING
 from bnmonitor.measures import warm
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Moment, Rule
@@ -81,9 +82,9 @@ class TrainEvalGap(Rule):
     moment: ClassVar[Moment] = "evaluation"
     yields_to: ClassVar[frozenset[str]] = frozenset({"BN303"})
 
-    warn_above: float = 0.25
-    error_above: float = 0.5
-    least_samples: int = 32
+    warn_above: float = GAP_WARNING
+    error_above: float = GAP_ERROR
+    least_samples: int = GAP_SAMPLES
     chance: float = 0.95
 
     def check(self, window: Window) -> list[Finding]:

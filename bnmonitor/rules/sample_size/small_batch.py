@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import number
+from bnmonitor.limits import SMALL_BATCH, TINY_BATCH
 from bnmonitor.measures import median, processes, trunk, warm
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
@@ -63,8 +64,8 @@ class SmallBatch(Rule):
     severity: ClassVar[Severity] = Severity.WARNING
     needs: ClassVar[frozenset[str]] = frozenset({"samples"})
 
-    warn_below: int = 16
-    error_below: int = 5
+    warn_below: int = SMALL_BATCH
+    error_below: int = TINY_BATCH
     many_values: int = 10_000
     spread: float = 0.25
     least_steps: int = 16

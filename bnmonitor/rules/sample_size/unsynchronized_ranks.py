@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bnmonitor._text import number
+from bnmonitor.limits import SMALL_BATCH, TINY_BATCH
 from bnmonitor.measures import normalizing, synced, together
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
@@ -57,8 +58,8 @@ class UnsynchronizedRanks(Rule):
     needs: ClassVar[frozenset[str]] = frozenset({"ranks", "batch_size"})
     exact: ClassVar[bool] = True
 
-    warn_below: int = 16
-    error_below: int = 5
+    warn_below: int = SMALL_BATCH
+    error_below: int = TINY_BATCH
 
     def check(self, window: Window) -> list[Finding]:
         """Judge the part of a batch that one process normalizes."""
