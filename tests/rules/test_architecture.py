@@ -81,7 +81,7 @@ def test_common_architectures_are_left_in_peace(name: str) -> None:
 def test_bn801_lists_all_layers_once() -> None:
     [finding] = judged("BN801", fed(), fed("linear", "weights", RELU, SHAPED), fed("convolution", "weights", RELU))
     assert (finding.severity, finding.layer, finding.layers) == (INFO, 1, (1, 2))
-    assert "2 of 3 layers normalize what comes straight from a nonlinearity (relu)" in finding.message
+    assert "2 of 3 layers normalize the output of a nonlinearity (relu)" in finding.message
 
 
 def test_bn801_on_networks() -> None:
@@ -123,7 +123,7 @@ def test_bn802_grows_with_the_shift_that_was_measured(share: float, severity: Se
     [finding] = judged("BN802", DROPPED, **measured(share))
     assert (finding.severity, finding.threshold) == (severity, limit)
     assert finding.value == pytest.approx(share, rel=1e-4)
-    assert "dropout of 0.5 (drop (dropout)) lies in front of it" in finding.message
+    assert "dropout of 0.5 (drop (dropout)) comes before the layer" in finding.message
 
 
 @pytest.mark.parametrize("window", [{}, measured(0.3, size=63), {**measured(0.3), "seen": 5}])
@@ -144,7 +144,7 @@ def test_bn802_is_quiet_in_evaluation_mode_without_dropout_and_with_none_that_dr
     assert judged("BN802", fed()) == []
     assert judged("BN802", Place(dropouts=(DROP,), dropout=0.0)) == []
     [finding] = judged("BN802", Place(dropouts=(replace(DROP, name=""),), dropout=0.0))
-    assert finding.message.startswith("dropout (dropout) lies in front of it")
+    assert finding.message.startswith("dropout (dropout) comes before the layer")
 
 
 @pytest.mark.parametrize(("p", "worst"), [(0.5, ERROR), (0.02, INFO)])
@@ -314,7 +314,7 @@ def test_bn806_names_the_convolutions() -> None:
     )
     alert = alerts(model, IMAGES, steps=30)["BN806"]
     assert (alert.layer, alert.layers, alert.severity, alert.state) == ("6", ("6",), INFO, "open")
-    assert "1 convolution without a normalization before the nonlinearity, where 3 have one: 6" in alert.message
+    assert "1 convolution without a normalization before the nonlinearity, while 3 have one: 6" in alert.message
     assert Alert.from_dict(alert.to_dict()) == alert
 
 

@@ -86,7 +86,7 @@ def test_bn101_finds_the_onset_before_the_new_steps() -> None:
 def test_bn101_says_if_it_was_so_from_the_beginning_of_the_window() -> None:
     finding = one("BN101", make_window(running_mean=math.nan))
     assert finding.first_step == 0
-    assert "already so when the window begins" in finding.message
+    assert "already so when the window began" in finding.message
     assert finding.channels == (0, 1, 2)
 
 
