@@ -411,7 +411,7 @@ def test_bn304_judges_the_lag_of_the_deviation(log: float, severity: Severity | 
     findings = rule("BN304").check(make_window(batch_var=math.exp(2 * log), running_var=1.0))
     assert [(f.severity, f.threshold) for f in findings] == ([] if severity is None else [(severity, threshold)])
     assert all(f.value == pytest.approx(abs(log), rel=1e-3) for f in findings)
-    assert all("batch deviations differ by a factor" in f.message for f in findings)
+    assert all("batch standard deviations differ by a factor" in f.message for f in findings)
 
 
 def test_bn304_lets_noise_of_both_signs_cancel_and_judges_the_middle_channel() -> None:
