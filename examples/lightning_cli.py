@@ -1,6 +1,6 @@
 """LightningCLI with the monitor in the configuration file; needs ``pip install "jsonargparse[signatures]"``.
 
-Run it beside its YAML file: ``python lightning_cli.py fit --config lightning_cli.yaml``. Anything in the file can be
+Run it from the folder of its YAML file: ``python lightning_cli.py fit --config lightning_cli.yaml``. Anything in the file can be
 overridden: ``--trainer.default_root_dir LOG_DIR``, ``--data.batch_size 64``.
 """
 

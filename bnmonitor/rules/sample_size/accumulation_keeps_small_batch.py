@@ -80,8 +80,8 @@ class AccumulationKeepsSmallBatch(Rule):
                 first_step=window.steps[0],
                 value=samples,
                 threshold=float(self.warn_below),
-                message=f"an optimizer step sees {number(parts * samples)} samples, but only the {number(samples)} of a "
-                f"micro-batch are normalized together (fewer than {self.warn_below}): "
+                message=f"an optimizer step sees {number(parts * samples)} samples, but only the {number(samples)} of "
+                f"a micro-batch are normalized together (fewer than {self.warn_below}): "
                 f"accumulate_grad_batches={parts} does not change that",
                 advice="use a larger batch and accumulate fewer, Trainer(sync_batchnorm=True) on several devices, "
                 f"or GroupNorm{slower}",

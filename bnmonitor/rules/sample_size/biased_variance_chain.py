@@ -97,8 +97,8 @@ class BiasedVarianceChain(Rule):
                 value=left,
                 threshold=limit,
                 message=f"after {count(len(layers), 'layer')} in a row without a skip connection, the output in "
-                f"evaluation is {number(left)} of that in training (limit {number(limit)}): each layer keeps the unbiased "
-                f"variance of as few as {number(least)} values per channel",
+                f"evaluation is {number(left)} of that in training (limit {number(limit)}): each layer keeps the "
+                f"unbiased variance of as few as {number(least)} values per channel",
                 advice="use a larger batch, LayerNorm or skip connections; in a trained model call "
                 "layer.running_var.mul_((n - 1) / n) in each of these layers",
             )
