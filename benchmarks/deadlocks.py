@@ -2,9 +2,9 @@
 
 The failures: uneven numbers of batches with and without ``ddp.join()``, and a process that raises, is killed, is slow
 by seconds, or has no monitor. A process is stuck if it still runs after the time-out of the training's own collectives
-plus the waits of the monitor. If a process is stuck, or ends in an unexpected way, the benchmark repeats the run without
-a monitor: only a failure that does not occur there counts against the monitor. Processes end by the interpreter's own
-exit, so that the benchmark also sees a process that dies there.
+plus the waits of the monitor. If a process is stuck, or ends in an unexpected way, the benchmark repeats the run
+without a monitor: only a failure that does not occur there counts against the monitor. Processes end by the
+interpreter's own exit, so that the benchmark also sees a process that dies there.
 
 Run ``python benchmarks/deadlocks.py [RUNS] [SEED]``; it prints a line per run and JSON at the end, and exits with 1
 unless none was stuck. It needs ``os.fork``.

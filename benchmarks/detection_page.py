@@ -162,7 +162,7 @@ text { font: 11px ui-monospace, SFMono-Regular, Menlo, monospace; fill: #1f2328;
 
 
 def matrix(faults: Sequence[Outcome], sound: Sound) -> str:
-    """Return the confusion matrix as SVG: the share of trainings with a fault (row) in which a rule (column) reported."""
+    """Return the confusion matrix as SVG: the share of trainings with a fault (row) that a rule (column) reported."""
     valid = [o for o in faults if o.took_place]
     codes = sorted({o.code for o in valid})
     side, left, top = 26, 78, 64

@@ -3,8 +3,9 @@
 The record of a killed run has survived if three conditions hold. Its history is readable and contains the first frames
 of an uninterrupted run with the same seed, with the same numbers and without a gap. TensorBoard's own loader reads as
 many frames. Every black box in it is complete. A frame counts as lost if the training step that made it had ended. The
-training opens an error halfway, so that some kills hit the writing of alerts and of a black box. Run ``python benchmarks/kills.py [KILLS] [SEED]``; it prints a
-line per kill and JSON at the end, and exits with 1 unless all survived. It needs ``os.fork``.
+training opens an error halfway, so that some kills hit the writing of alerts and of a black box. Run
+``python benchmarks/kills.py [KILLS] [SEED]``; it prints a line per kill and JSON at the end, and exits with 1 unless
+all survived. It needs ``os.fork``.
 """
 
 from __future__ import annotations

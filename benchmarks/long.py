@@ -2,8 +2,9 @@
 
 There are two parts. In the first, the TensorBoard sink receives the frames of a network of 53 layers, one every 50
 steps, with spikes of a single frame and alerts that open and clear; the benchmark then searches the history for them.
-In the second, the monitor records a small layer that the benchmark updates without a network. Prints JSON, and exits with 1 if the budget was
-exceeded or a spike or an alert is not in the history. Run ``python benchmarks/long.py [STEPS] [BUDGET_IN_BYTES]``.
+In the second, the monitor records a small layer that the benchmark updates without a network. Prints JSON, and exits
+with 1 if the budget was exceeded or a spike or an alert is not in the history. Run
+``python benchmarks/long.py [STEPS] [BUDGET_IN_BYTES]``.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ def index(rules: Sequence[Rule]) -> str:
     lines = [
         "# Rules",
         "",
-        "The rules of bnmonitor. A code and a name never change their meaning. An info is about good practice, a warning",
-        "about a loss of accuracy, an error about a wrong result. The tables give the usual severity of a rule.",
+        "The rules of bnmonitor. A code and a name never change their meaning. An info is a matter of good practice, a",
+        "warning means lost accuracy, an error means a wrong result. The tables give the usual severity of a rule.",
         "",
     ]
     for family, members in families.items():
