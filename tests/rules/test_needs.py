@@ -1,4 +1,4 @@
-"""What rules need, what a run tells of itself, and that a rule runs as soon as its needs are met."""
+"""The needs of rules, the facts of a run, and that a rule runs as soon as its needs are met."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ALL_THERE: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Traced(Rule):
-    """Says that the graph is there."""
+    """Reports that the graph is there."""
 
     code: ClassVar[str] = "XY100"
     name: ClassVar[str] = "traced"
@@ -84,9 +84,7 @@ def test_nothing_is_missing_where_everything_is_there() -> None:
         ({"ranks": False}, "ranks", "several processes"),
     ],
 )
-def test_each_need_that_is_missing_is_told_with_the_way_to_meet_it(
-    absent: dict[str, Any], need: str, says: str
-) -> None:
+def test_each_missing_need_is_reported_with_the_way_to_meet_it(absent: dict[str, Any], need: str, says: str) -> None:
     reasons = missing(**{**ALL_THERE, **absent})
     assert reasons.keys() == {need} <= NEEDS.keys()
     assert says in unmet({need}, reasons)
@@ -130,7 +128,7 @@ class Stream(IterableDataset[torch.Tensor]):
 
 
 @pytest.mark.parametrize(
-    ("loader", "told", "leftover"),
+    ("loader", "expected", "leftover"),
     [
         (DataLoader(DATA, 16), Loader(batch_size=16, samples=50, drop_last=False, shuffled=False), 2),
         (
@@ -155,9 +153,9 @@ class Stream(IterableDataset[torch.Tensor]):
     ],
     ids=["plain", "drop_last", "even", "sampler", "weighted", "stream", "own batches", "nested"],
 )
-def test_loader_tells_what_its_last_batch_will_be(loader: Any, told: Loader, leftover: int | None) -> None:
-    assert describe(loader) == told
-    assert told.leftover == leftover
+def test_loader_shows_the_size_of_its_last_batch(loader: Any, expected: Loader, leftover: int | None) -> None:
+    assert describe(loader) == expected
+    assert expected.leftover == leftover
 
 
 def test_epoch_that_ends_early_never_sees_the_last_batch() -> None:
@@ -170,7 +168,7 @@ def test_epoch_that_ends_early_never_sees_the_last_batch() -> None:
 
 
 @pytest.mark.parametrize("several", [[torch.randn(4, 3)], {"a": DataLoader(DATA), "b": DataLoader(DATA)}, iter(())])
-def test_what_is_no_single_loader_tells_nothing_and_the_reason_says_so(several: Any) -> None:
+def test_several_loaders_give_no_batch_size_and_the_reason_says_so(several: Any) -> None:
     assert describe(several) is None
     assert RunFacts(train_loader=several).unreadable
 
@@ -236,7 +234,7 @@ def test_scaler_that_is_switched_off_skips_nothing() -> None:
 # -- Lightning ---------------------------------------------------------------------------------------------------------
 
 
-def test_trainer_tells_its_loaders_and_its_accumulation_by_itself() -> None:
+def test_trainer_provides_its_loaders_and_its_accumulation() -> None:
     import lightning.pytorch as pl
 
     from bnmonitor import BatchNormMonitor

@@ -108,8 +108,8 @@ class UnfreezeShock(Rule):
             value=shift if by_mean else log_ratio,
             threshold=self.shift if by_mean else self.log_ratio,
             message=f"the layer was unfrozen at step {window.steps[at]}: the mean of the first batch is "
-            f"{number(shift)} standard deviations from the frozen running mean, and the standard deviation differs by a factor "
-            f"{number(math.exp(min(log_ratio, 80)))}",
+            f"{number(shift)} standard deviations from the frozen running mean, and the standard deviation differs "
+            f"by a factor {number(math.exp(min(log_ratio, 80)))}",
             advice="estimate the statistics again before unfreezing (torch.optim.swa_utils.update_bn), or keep the "
             "layer in evaluation mode; lower the learning rate for the first steps",
         )
