@@ -1,4 +1,7 @@
-"""The server's side of the BatchNorm tab: reads the history through TensorBoard's data provider, and serves slices."""
+"""The server's side of the BatchNorm tab: reads the history through TensorBoard's data provider, and serves slices.
+
+``http_api.md`` describes each route: its parameters, its answer and its errors.
+"""
 
 from __future__ import annotations
 
