@@ -26,7 +26,7 @@ ALWAYS_ZERO = 0.999
 """Share of outputs that are not positive from which a channel counts as never positive."""
 
 MANY_DEAD = 0.1
-"""Share of a layer's channels that may be dead without a word."""
+"""Share of a layer's channels that may be dead without an alert."""
 
 INITIAL_WEIGHT = 0.05
 """Weight of mean 0 and variance 1 in the running statistics below which a layer has warmed up."""

@@ -1,4 +1,4 @@
-"""What is said of a run: its alerts, and how every layer is. Free of torch, for what only reads a history."""
+"""What bnmonitor says of a run: its alerts, and the state of every layer. Free of torch, to read a history with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bnmonitor._text import count, listing
 
 
 class Severity(IntEnum):
-    """How bad it is. An info is hygiene; a warning costs accuracy; an error makes the result wrong."""
+    """How bad an alert is. An info is hygiene; a warning costs accuracy; an error makes the result wrong."""
 
     INFO = 10
     WARNING = 20
@@ -22,7 +22,7 @@ class Severity(IntEnum):
 
     @property
     def mark(self) -> str:
-        """The sign that stands for it, so that color is never the only difference."""
+        """The sign of the severity, so that color is never the only difference."""
         return _MARKS[self]
 
 
@@ -43,7 +43,7 @@ def health_severity(health: float) -> Severity:
 
 
 FOLLOWED = "; followed by "
-"""What a message says before it counts the layers that fell ill after the first."""
+"""The words of a message before it counts the layers that followed the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Alert:
     Attributes:
         code: Code of the rule, such as ``BN304``.
         rule: Name of the rule, such as ``stale-statistics``.
-        severity: The worst it has been.
+        severity: The worst severity so far.
         layer: Dotted path of the layer where it began; None if there is no layer to name.
         layers: Every layer of the incident, the first one first.
         channels: Channels within ``layer``; empty means the whole layer.
@@ -84,12 +84,12 @@ class Alert:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What tells this episode from every other of the run."""
+        """What distinguishes this episode from every other one of the run."""
         return self.code, self.layer or self.message, self.first_step
 
     @property
     def extent(self) -> str:
-        """How many layers there are besides the first, unless the message says it: `` and 3 more layers``."""
+        """How many layers follow the first, unless the message says it: `` and 3 more layers``."""
         more = len(self.layers) - 1
         return f" and {count(more, 'more layer')}" if more > 0 and FOLLOWED not in self.message else ""
 
@@ -113,16 +113,16 @@ class Alert:
         """Return the alert that :meth:`to_dict` described.
 
         Raises:
-            KeyError: A field is missing, or the severity is none.
+            KeyError: A field is missing, or there is no such severity.
             TypeError: A field is of another type, or there is one too many.
-            ValueError: A number is none.
+            ValueError: A number cannot be read.
         """
         texts = [plain[name] for name in ("code", "rule", "severity", "state", "message", "advice", "url")]
         layer = [] if plain["layer"] is None else [plain["layer"]]
         if not all(isinstance(each, str) for each in (*texts, *layer, *plain["layers"])):
-            raise TypeError("a text of the alert is none")
+            raise TypeError("a text of the alert is not a string")
         if not all(isinstance(each, int) for each in (plain["first_step"], plain["last_step"], *plain["channels"])):
-            raise TypeError("a step or a channel of the alert is no int")
+            raise TypeError("a step or a channel of the alert is not an int")
         return cls(
             **{
                 **plain,
@@ -147,7 +147,7 @@ class LayerSummary:
         settled: Whether the window lies after the warm-up, so that a lag of the statistics is judged; a layer in
             evaluation mode has none to judge.
         batch_var: Mean of the channels' batch variances at each step of the window.
-        running_gap: Distance of batch mean and running mean, noise averaged out, in deviations.
+        running_gap: Distance of batch mean and running mean, noise averaged out, in standard deviations.
         gamma_min: Smallest absolute gamma.
         silent: Share of channels whose output was never positive in the last sample; NaN without one.
         alerts: Open alerts, each as ``rule since step``.
@@ -172,7 +172,7 @@ class StepSummary:
     """The state of all layers at one step; iterating gives a :class:`LayerSummary` each, in execution order.
 
     Attributes:
-        step: The last step that was looked at; -1 before the first.
+        step: The last recorded step; -1 before the first.
         epoch: The epoch, where there is one.
         rows: A row per layer.
         alerts: Every alert so far, cleared ones too.
@@ -243,6 +243,6 @@ class StepSummary:
     def __str__(self) -> str:
         lines = [self.headline()]
         for row in self.rows:
-            told = f"  {', '.join(row.alerts)}" if row.alerts else ""
-            lines.append(f"  {row.name}: health {row.health:.0f}, running gap {row.running_gap:.2g} sigma{told}")
+            alerts = f"  {', '.join(row.alerts)}" if row.alerts else ""
+            lines.append(f"  {row.name}: health {row.health:.0f}, running gap {row.running_gap:.2g} sigma{alerts}")
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""How every layer is now: what the console shows, TensorBoard draws and ``monitor.summary()`` returns."""
+"""The state of every layer now: the console shows it, TensorBoard draws it and ``monitor.summary()`` returns it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ class Summary(StepSummary):
     """The state of all layers while they train; rich, IPython and notebooks show it as a table.
 
     Attributes:
-        table: ``[L, len(METRICS)]`` float32: the numbers by layer, in the order of :data:`METRICS`.
+        table: ``[L, len(METRICS)]`` float32: the numbers of each layer, in the order of :data:`METRICS`.
         layers: The layers' table.
-        window: The steps it was made of, channel by channel; None before the first. Valid until the next step.
+        window: The steps that it was computed from, channel by channel; None before the first step.
+            Valid until the next step.
     """
 
     table: Tensor
@@ -46,7 +47,7 @@ class Summary(StepSummary):
 
 
 def empty(layers: LayerTable, alerts: Sequence[Alert], skipped: Mapping[str, str]) -> Summary:
-    """Return the summary before any step was seen."""
+    """Return the summary before the first step."""
     table = torch.full((len(layers), len(METRICS)), torch.nan, device="cpu")
     table[:, 0] = 100.0
     rows = tuple(
@@ -101,12 +102,12 @@ def summarize(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str
 
 
 def _unrecovered(state: int) -> str:
-    """Why there are no batch statistics; empty if there are."""
+    """Return why a layer has no batch statistics; empty if it has them."""
     return "" if Recovery(state).known else Recovery(state).reason
 
 
 def _open_alerts(layers: LayerTable, alerts: Sequence[Alert]) -> list[tuple[Severity, tuple[str, ...]]]:
-    """The worst open severity and the open alerts of each layer."""
+    """Return the worst open severity and the open alerts of each layer."""
     where: dict[str, list[Alert]] = {}
     for alert in alerts:
         if alert.state == "open":
@@ -122,7 +123,7 @@ def _open_alerts(layers: LayerTable, alerts: Sequence[Alert]) -> list[tuple[Seve
 
 
 def _health(window: Window, columns: Mapping[str, Tensor], caps: list[float]) -> Tensor:
-    """Health falls to that of a warning as a lag nears the limit of its warning; open alerts cap it."""
+    """Return the health of each layer: it falls as a lag nears the limit of its warning, and open alerts cap it."""
     lags = (columns["mean_lag"], LAG_MEAN), (columns["log_lag"], LAG_LOG_DEVIATION)
     nearness = torch.maximum(*(value.nan_to_num(0.0) / limit for value, limit in lags)).clamp(max=1.0)
     nearness = nearness.where(measures.settled(window), 0.0)

@@ -1,4 +1,4 @@
-"""Two checkpoints side by side: how far each layer has moved, and which findings came or went."""
+"""Comparison of two checkpoints: how far each layer has moved, and which findings came or went."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Moved:
-    """How far the middle channel of a layer has moved; 0 is not at all.
+    """How far the median channel of a layer has moved; 0 means not at all.
 
     Attributes:
         layer: Dotted path of the layer.
-        mean: Distance of the running means, in deviations of the first.
-        deviation: Log ratio of the running deviations, without sign.
+        mean: Distance of the running means, in standard deviations of the first.
+        deviation: Log ratio of the running standard deviations, without sign.
         gamma: Distance of gamma, over its size in the first.
     """
 
@@ -127,7 +127,7 @@ def _moved(name: str, before: nn.Module, after: nn.Module) -> Moved:
 
 
 def drift_table(found: Drift, *, rows: int = 12) -> RenderableType:
-    """The comparison for a terminal.
+    """Return the comparison for a terminal.
 
     Args:
         found: The comparison.

@@ -15,7 +15,7 @@ _BLANK = "–"
 
 
 def audit_table(found: Audit, name: str, *, rows: int = 8) -> RenderableType:
-    """The verdict, the worst layers, the alerts, and what was not checked.
+    """Return the verdict, the worst layers, the alerts, and what was not checked.
 
     Args:
         found: The audit.
@@ -31,7 +31,7 @@ def audit_table(found: Audit, name: str, *, rows: int = 8) -> RenderableType:
     parts.append(Text(found.headline(), style=STRONG, overflow="fold"))
     order = sorted(range(len(found.rows)), key=lambda i: found.rows[i].health)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style=QUIET)
-    for title in ("layer", "channels", "least σ²", "middle σ²", "most σ²", "mean/σ", "γ min", "found"):
+    for title in ("layer", "channels", "least σ²", "median σ²", "most σ²", "mean/σ", "γ min", "found"):
         table.add_column(title, justify="left" if title in ("layer", "found") else "right", overflow="fold")
     for i in order[:rows]:
         row = found.rows[i]
@@ -50,6 +50,6 @@ def audit_table(found: Audit, name: str, *, rows: int = 8) -> RenderableType:
 
 
 def audit_line(found: Audit, name: str) -> str:
-    """One line: the verdict and the rules that speak."""
+    """Return one line: the verdict and the rules that found something."""
     rules = ", ".join(dict.fromkeys(f"{alert.code} {alert.rule}" for alert in found.alerts))
     return f"{printable(name)}: {found.headline()}{f' · {rules}' if rules else ''}"

@@ -26,7 +26,7 @@ def alert_brief(alert: Alert) -> RenderableType:
 
 
 def alert_change(alert: Alert) -> RenderableType:
-    """Return what is new of an alert that was shown before: it got worse, or it was cleared."""
+    """Return the change of an alert that was shown before: it got worse, or it was cleared."""
     if alert.state == "cleared":
         return _block(alert, _cleared(alert))
     return _block(alert, _what(alert, "now ") + _when(alert), _message(alert))
@@ -43,7 +43,7 @@ def finding_brief(alert: Alert) -> RenderableType:
 
 
 def _block(alert: Alert, *lines: Text) -> RenderableType:
-    """The lines under one another, with the sign of the alert before the first."""
+    """Return lines under one another, with the alert's sign before the first."""
     from rich.table import Table
     from rich.text import Text
 
@@ -59,7 +59,7 @@ def _block(alert: Alert, *lines: Text) -> RenderableType:
 
 
 def _what(alert: Alert, change: str = "") -> Text:
-    """The severity unless the alert is over, the rule, and the layers and channels."""
+    """Return the severity (unless the alert was cleared), the rule, the layer and its channels."""
     from rich.text import Text
 
     head = Text()

@@ -1,4 +1,4 @@
-"""How alerts and layers look in a terminal; for what is recorded now and for what is read from a history alike."""
+"""How layers look in a terminal, both while a run is recorded and when its history is read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TEXTS = ("layer", BY_NAME["batch_var"].short, "alerts")
 """Columns of text, which begin on the left."""
 
 _GAP = 3
-"""Blanks that rich leaves between two columns."""
+"""Blanks that rich puts between two columns."""
 
 _READERS = ("bnmonitor report", "tensorboard --logdir")
 
@@ -53,12 +53,12 @@ def sparkline(values: Sequence[float], width: int = 12) -> str:
 
 
 def health_table(summary: StepSummary, *, rows: int = 8, well: bool = False) -> RenderableType:
-    """The worst layers first, with their course and their alerts; one line if nothing is wrong.
+    """Return a table of the worst layers with their course and alerts; one line if nothing is wrong.
 
     Args:
         summary: The state.
         rows: Layers that the table shows; the rest is counted.
-        well: Show layers that are well, too.
+        well: Show healthy layers too.
     """
     from rich.console import Group
     from rich.text import Text
@@ -80,12 +80,12 @@ def health_table(summary: StepSummary, *, rows: int = 8, well: bool = False) -> 
 def final_summary(
     summary: StepSummary, *, rows: int = 8, well: bool = False, history: Sequence[str] = ()
 ) -> RenderableType:
-    """All there is to say at the end: the layers, every alert with its fix, what was not checked, where the history is.
+    """Return the report at the end of a run: layers, alerts with fixes, what was not checked, place of the history.
 
     Args:
         summary: The state.
         rows: Layers that the table shows, and alerts that are cleared or infos; the rest is counted.
-        well: Show layers that are well, too.
+        well: Show healthy layers too.
         history: Directories that the run's history was written to.
     """
     from rich.console import Group
@@ -117,7 +117,7 @@ def unchecked(skipped: Mapping[str, str]) -> list[str]:
 
 
 def _footer(summary: StepSummary, history: Sequence[str]) -> RenderableType:
-    """What was not checked, what could not be recovered and where the history is, under one another."""
+    """Return notes on what was not checked, what could not be recovered, and where the history is."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""Whether a fix worked: two recorded runs side by side, layer by layer and alert by alert."""
+"""Comparison of two recorded runs, layer by layer and alert by alert: did a fix work?"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LARGE = 0.474
 """Cliff's delta from which an effect counts as large (Romano et al. 2006)."""
 
 LEAST_FRAMES = 4
-"""Frames of each run below which nothing is compared."""
+"""Fewest frames of each run for a comparison."""
 
 JUDGED: Mapping[str, tuple[str, float, int]] = {
     "health": (BY_NAME["health"].title, 5.0, 1),
@@ -84,7 +84,7 @@ class Comparison:
 
     @property
     def worse(self) -> tuple[Change, ...]:
-        """Changes for the worse, but for layers whose health, which is the sum of all, got better."""
+        """Changes for the worse, except in layers that got healthier: health sums up the other numbers."""
         healed = {c.layer for c in self.changes if c.statistic == "health" and c.verdict == "better"}
         return tuple(c for c in self.changes if c.verdict == "worse" and c.layer not in healed)
 
@@ -116,9 +116,8 @@ class Comparison:
 def compare(before: tuple[History, str], after: tuple[History, str]) -> Comparison:
     """Compare two runs, each given as a history and a run's name in it.
 
-    A layer counts as better or worse only if the effect is large and the medians differ by more than is worth a word.
-    The frames of one run resemble each other, so the effect says how cleanly the runs differ, not how surely the fix
-    was the reason.
+    A layer counts as better or worse only if the effect is large and the medians differ enough to matter. The frames of
+    one run resemble each other, so the effect says how cleanly the runs differ, not how surely the fix was the reason.
     """
     runs = [history.run(name).frames for history, name in (before, after)]
     old, new = (report(*each) for each in (before, after))
@@ -138,7 +137,7 @@ def compare(before: tuple[History, str], after: tuple[History, str]) -> Comparis
 
 
 def alert_key(alert: Alert) -> tuple[str, str | None]:
-    """What makes two alerts of two runs the same."""
+    """Return the key that equal alerts of two runs share."""
     return alert.code, alert.layer
 
 
@@ -175,14 +174,14 @@ def _changes(layer: str, before: Frames, after: Frames) -> list[Change]:
 
 
 def _second_half(row: Array) -> Array:
-    """What is known of the second half of a run: by then the warm-up is over."""
+    """Return the known values in the second half of a run, when the warm-up is over."""
     late = row[len(row) // 2 :]
     known: Array = late[np.isfinite(late)]
     return known
 
 
 def terminal(found: Comparison, *, rows: int = 12) -> RenderableType:
-    """The comparison for a terminal.
+    """Return the comparison for a terminal.
 
     Args:
         found: The comparison.

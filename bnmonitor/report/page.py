@@ -22,26 +22,26 @@ from bnmonitor.report.read import Report, report
 from bnmonitor.results import Alert
 
 BUDGET = 780_000
-"""Bytes of numbers in the page, as they are written; with the drawing code and the text it stays below a megabyte."""
+"""Bytes of numbers in the page, as encoded; with the drawing code and the text the page stays below a megabyte."""
 
 LEAST_COLUMNS = 160
-"""A map of fewer columns says little: a model of more than about 80 layers makes a larger page instead."""
+"""Fewest columns of a map: a model of more than about 80 layers makes a larger page instead."""
 
 COLUMNS = 1200
-"""Most columns of a map: more than most screens can tell apart."""
+"""Most columns of a map: more than most screens show."""
 
 CHANNEL_COLUMNS = 96
 _KEPT_BITS = 12
 
-# The page needs nothing from anywhere, and may get nothing.
+# The page loads nothing, and the browser forbids it to.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 def page(history: History, name: str) -> str:
     """Return a page that shows a run, needs no network, and has less than a megabyte for up to about 80 layers.
 
-    Histories that are longer than fits are thinned, so that of every column the value furthest from the usual one
-    stays; numbers keep three to four significant digits.
+    A history that does not fit is thinned: each column keeps the value that is furthest from the usual one. Numbers
+    keep three to four significant digits.
     """
     run, state = history.run(name), report(history, name)
     content, numbers = _content(run, state)
@@ -98,7 +98,7 @@ class _Sheets:
         return about
 
     def packed(self) -> bytes:
-        """All numbers, rounded to 12 bits of mantissa, byte by byte in planes, compressed."""
+        """Return all numbers, rounded to 12 bits of mantissa, byte by byte in planes, compressed."""
         values = np.concatenate(self._blocks) if self._blocks else np.zeros(0, "<f4")
         bits = values.view("<u4")
         cut = 23 - _KEPT_BITS
@@ -146,7 +146,7 @@ def _content(run: Run, state: Report) -> tuple[dict[str, Any], bytes]:
 
 
 def _called(state: Report) -> str:
-    """The run's name; that of its directory where it was given by this."""
+    """Return the run's name, or the name of its directory if the run has none."""
     return state.run if state.run != "." else state.path.resolve().name
 
 
@@ -157,10 +157,10 @@ def _layers(sheets: _Sheets, frames: Frames, columns: int) -> dict[str, Any]:
 
 
 def _channels(sheets: _Sheets, run: Run, state: Report) -> dict[str, Any]:
-    """The channels of as many layers as fit: those with alerts first."""
-    told = {name: i for i, name in enumerate(n for a in state.alerts for n in a.layers)}
+    """Add the channels of as many layers as fit, those with alerts first."""
+    urgent = {name: i for i, name in enumerate(n for a in state.alerts for n in a.layers)}
     known = [name for name in run.frames.layers if name in run.detailed]
-    order = sorted(known, key=lambda name: told.get(name, len(told)))
+    order = sorted(known, key=lambda name: urgent.get(name, len(urgent)))
     spent, found = _size(sheets), {}
     for name in order:
         detail: Channels | None = run.channels(name)
@@ -187,7 +187,7 @@ def _read(name: str) -> str:
 
 
 def _modules() -> dict[str, str]:
-    """The drawing code by bare names, which a page can hold: relative ones need an address to be relative to."""
+    """Return the drawing code by bare module names: relative names need an address, which an inlined module lacks."""
     found = {}
     for path in sorted(viewer.DIRECTORY.glob("*.js")):
         code = re.sub(r'(from|import)(\s*\(?\s*)"\./([\w.]+)"', r'\1\2"bn/\3"', path.read_text(encoding="utf-8"))
@@ -198,7 +198,7 @@ def _modules() -> dict[str, str]:
 
 
 def _json(thing: object) -> str:
-    """JSON that can stand inside a script element."""
+    """Return JSON that can stand inside a script element."""
     text = json.dumps(thing, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
@@ -209,8 +209,8 @@ def _json(thing: object) -> str:
 def _summary(state: Report) -> str:
     lines = [f"<h1>{escape(state.headline())}</h1>"]
     lines += [f'<p class="quiet">{escape(line)}</p>' for line in state.about()]
-    told = sorted(state.alerts, key=lambda a: (a.state != "open", -a.severity, a.first_step))
-    lines += [_alert(alert) for alert in told]
+    ordered = sorted(state.alerts, key=lambda a: (a.state != "open", -a.severity, a.first_step))
+    lines += [_alert(alert) for alert in ordered]
     ill = state.ill()
     if ill:
         head = "".join(f"<th>{t}</th>" for t in ("layer", "health", "batch σ²", "", "running gap", "γ min", "alerts"))

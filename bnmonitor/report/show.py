@@ -1,4 +1,4 @@
-"""A report for people: in the terminal, and as Markdown for a pull request."""
+"""A report in the terminal, and as Markdown for a pull request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def terminal(reports: Sequence[Report], *, rows: int = 8) -> RenderableType:
-    """The newest run in full, and a line for each of the others.
+    """Return the newest run in full, and a line for each of the others.
 
     Args:
         reports: The runs, the newest first.
@@ -34,7 +34,7 @@ def terminal(reports: Sequence[Report], *, rows: int = 8) -> RenderableType:
 
 
 def markdown(reports: Sequence[Report], *, rows: int = 8) -> str:
-    """The same for a pull request: a section for each run, the newest first."""
+    """Return Markdown for a pull request: a section for each run, the newest first."""
     return "\n\n".join(_section(each, rows) for each in reports) + "\n"
 
 
@@ -57,8 +57,8 @@ def _section(report: Report, rows: int) -> str:
             lines.append("| " + " | ".join("–" if cell in ("nan", "nanσ") else cell for cell in cells) + " |")
         rest = len(report.rows) - len(ill[:rows])
         lines += ["", f"{count(rest, 'more layer')}."] if rest else []
-    told = sorted(report.alerts, key=lambda a: (a.state != "open", -a.severity, a.first_step))
-    lines += ["", *(_item(alert) for alert in told)] if told else []
+    ordered = sorted(report.alerts, key=lambda a: (a.state != "open", -a.severity, a.first_step))
+    lines += ["", *(_item(alert) for alert in ordered)] if ordered else []
     skipped = [f"`{printable(rule)}` ({_plain(why)})" for rule, why in report.skipped.items()]
     lines += ["", f"<details><summary>{count(len(skipped), 'rule')} not checked</summary>", ""] if skipped else []
     lines += [*(f"- {each}" for each in skipped), "", "</details>"] if skipped else []
@@ -77,7 +77,7 @@ def _item(alert: Alert) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is; a line break, and what would begin HTML, cannot come through."""
+    """Return text that Markdown shows as it is; line breaks and HTML are escaped."""
     text = printable(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     for sign in "\\`*_[]|":
         text = text.replace(sign, f"\\{sign}")

@@ -1,4 +1,4 @@
-"""What TensorBoard is given beyond the frame: facts of each layer, and the channels of some within a budget."""
+"""The data that TensorBoard gets besides frames: facts of each layer, and channels of some layers within a budget."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class ChannelDetail:
         self._described: set[str] = set()
 
     def reopen(self) -> None:
-        """Describe every tag again, as another file is written from here on."""
+        """Describe every tag again, in the next file."""
         self._described.clear()
 
     def values(self, summary: Summary, key: str) -> list[SummaryProto.Value]:
-        """Return the channels of the layers whose turn it is, under tags with the key of the schema."""
+        """Return the channels of the layers that are next in turn, under tags with the key of the schema."""
         window, layers = summary.window, summary.layers
         if not self._budget or window is None:
             return []
@@ -66,7 +66,7 @@ class ChannelDetail:
         return values
 
     def _turn(self, summary: Summary) -> list[int]:
-        """The layers that may be written, the most overdue first."""
+        """Return the layers that may be written, the most overdue first."""
         flagged = {name for alert in summary.open(Severity.WARNING) for name in alert.layers}
         waited = [
             (self._frames - self._last.get(name, -self._frames)) * (_HURRY if name in flagged else 1)
@@ -84,17 +84,17 @@ class ChannelDetail:
 
 
 class LayerFacts:
-    """Writes what is known of each layer, again whenever it changed."""
+    """Writes the facts of each layer, and again when they change."""
 
     def __init__(self) -> None:
         self._written: dict[str, list[dict[str, Any]]] = {}
 
     def reopen(self) -> None:
-        """Write it again, as another file is written from here on."""
+        """Write the facts again, into the next file."""
         self._written.clear()
 
     def values(self, summary: Summary, key: str) -> list[SummaryProto.Value]:
-        """Return the facts if they are news."""
+        """Return the facts if they changed."""
         if summary.window is None:
             return []
         facts = facts_of(summary.window)

@@ -1,4 +1,7 @@
-"""The server's side of the BatchNorm tab: reads the history through TensorBoard's data provider, and serves slices."""
+"""The server's side of the BatchNorm tab: reads the history through TensorBoard's data provider, and serves slices.
+
+``http_api.md`` describes each route: its parameters, its answer and its errors.
+"""
 
 from __future__ import annotations
 
@@ -59,14 +62,14 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         return {**files, **{route: answer(handle) for route, handle in data.items()}}
 
     def is_active(self) -> bool:
-        """Whether to show the tab; TensorBoard shows it by itself once there is data, so this need not look."""
+        """Return whether to show the tab: False, as TensorBoard itself shows it once there is data."""
         return False
 
     def frontend_metadata(self) -> Any:
         """Return how the page is loaded."""
         return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="BatchNorm")
 
-    # -- what it answers -----------------------------------------------------------------------------------------------
+    # -- answers -------------------------------------------------------------------------------------------------------
 
     def _runs(self, request: wrappers.Request, query: Query) -> Answer:
         history = self._history(request)
@@ -104,18 +107,18 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         )
 
     def _slice(self, request: wrappers.Request, query: Query) -> Answer:
-        """A statistic of all layers over a range of steps: ``[layers, columns]``."""
+        """Answer a statistic of all layers over a range of steps: ``[layers, columns]``."""
         run, metric = self._find(request, query), query.text("statistic")
         frames = self._frames(request, run)
         logarithmic = catalogue.logarithmic(metric, catalogue.LAYER)
         values = frames.of(metric)
         ends = self._kept(
             request, run, FRAME, lambda: thin.extent(values, logarithmic=logarithmic), metric
-        )  # of the whole run, so that colors stay what they are while zooming
+        )  # of the whole run, so that zooming changes no color
         return _columns(frames.steps, values, query, logarithmic, {"extent": ends})
 
     def _layer(self, request: wrappers.Request, query: Query) -> Answer:
-        """Every statistic of one layer: ``[statistics, columns]``."""
+        """Answer every statistic of one layer: ``[statistics, columns]``."""
         run, layer = self._find(request, query), query.text("layer")
         frames = self._frames(request, run)
         if layer not in frames.layers:
@@ -124,7 +127,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         return _columns(frames.steps, values, query, False, {"statistics": frames.metrics})
 
     def _channels(self, request: wrappers.Request, query: Query) -> Answer:
-        """A statistic of a layer's channels: ``[channels, columns]``."""
+        """Answer a statistic of a layer's channels: ``[channels, columns]``."""
         run, statistic = self._find(request, query), query.text("statistic")
         detail = self._detail(request, run, query)
         values = detail.of(statistic)
@@ -133,14 +136,14 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         return _columns(detail.steps, values, query, logarithmic, {"extent": ends})
 
     def _channel(self, request: wrappers.Request, query: Query) -> Answer:
-        """Every statistic of one channel: ``[statistics, columns]``."""
+        """Answer every statistic of one channel: ``[statistics, columns]``."""
         run = self._find(request, query)
         detail = self._detail(request, run, query)
         channel = query.number("channel", 0, detail.values.shape[1] - 1, 0)
         return _columns(detail.steps, detail.values[:, channel], query, False, {"statistics": detail.statistics})
 
     def _box(self, request: wrappers.Request, query: Query) -> Answer:
-        """A statistic of one layer in a black box: ``[channels, steps]``, every step of it."""
+        """Answer a statistic of one layer in a black box: ``[channels, steps]``, every step of it."""
         run, name = self._find(request, query), query.text("file")
         layer, statistic = query.text("layer"), query.text("statistic", "batch_var")
         files = box_files(self._context, run.name)
@@ -155,7 +158,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         steps = np.asarray(box["steps"])
         return _columns(steps, values, query, False, {"extent": ends, "layers": box["layers"]})
 
-    # -- where it has it from ------------------------------------------------------------------------------------------
+    # -- reading ------------------------------------------------------------------------------------------------------
 
     def _history(self, request: wrappers.Request) -> History:
         context = plugin_util.context(request.environ)
@@ -183,7 +186,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         return detail
 
     def _kept(self, request: wrappers.Request, run: Run, prefix: str, read: Callable[[], Any], more: str = "") -> Any:
-        """What was read before, unless something was added to the tags it comes from."""
+        """Return a cached value, read again if something was added to its tags."""
         key = (self._experiment(request), run.name, prefix, more)
         return self._cache.get(key, run.state(prefix), read)
 
@@ -194,7 +197,7 @@ def _static(path: Path) -> Any:
 
 
 def _columns(steps: Array, values: Array, query: Query, logarithmic: bool, header: dict[str, Any]) -> Answer:
-    """A range of steps, thinned. Column ``i`` stands for the steps after the end of the one before up to its own."""
+    """Answer a range of steps, thinned: column ``i`` stands for the steps after ``ends[i - 1]`` up to ``ends[i]``."""
     first, last = query.number("from", -_LATEST, _LATEST, -_LATEST), query.number("to", -_LATEST, _LATEST, _LATEST)
     lo, hi = int(np.searchsorted(steps, first, "left")), int(np.searchsorted(steps, last, "right"))
     lo, hi = max(0, lo - 1), min(len(steps), hi + 1)  # a column more on either side, to draw up to the edge

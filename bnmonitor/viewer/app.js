@@ -1,4 +1,4 @@
-/** The page: what is asked for, what is shown, and how the one follows from the other. */
+/** The page: its state, the numbers that it asks for, and what it shows. */
 
 import { Toolbar } from "./toolbar.js";
 import { h } from "./dom.js";
@@ -56,12 +56,12 @@ export class App {
     if (options.live) setInterval(() => this.poll(), POLL);
   }
 
-  /** The run the panel speaks of. */
+  /** The run that the panel shows. */
   get focused() {
     return this.state.focus && this.state.focus === this.state.compare ? this.state.compare : this.state.run;
   }
 
-  /** Change a part of what is looked at. @param {Partial<State>} part */
+  /** Change a part of the view. @param {Partial<State>} part */
   change(part) {
     Object.assign(this.state, part);
     clearTimeout(this.waiting);
@@ -70,7 +70,7 @@ export class App {
     this.load();
   }
 
-  /** Draw another range of what is there at once, and ask for a finer look when the hand rests. */
+  /** Draw another range of the numbers at hand at once, and ask for finer ones when the pointer rests. */
   glide() {
     const { runs, slices } = /** @type {NonNullable<App["shown"]>} */ (this.shown);
     this.token = {};
@@ -79,7 +79,7 @@ export class App {
     this.waiting = setTimeout(() => this.change({}), PAUSE);
   }
 
-  /** Read everything anew; what is looked at stays. */
+  /** Read everything again; the view stays. */
   async reload() {
     this.index = null;
     this.runs.clear();
@@ -94,7 +94,7 @@ export class App {
       const seen = (/** @type {import("./types.js").Index|null} */ i) => JSON.stringify(i?.runs.filter((r) => !i || r.name === this.state.run || r.name === this.state.compare || i.runs.length < 2));
       if (index.runs.length !== this.index?.runs.length || seen(index) !== seen(this.index)) await this.reload();
     } catch {
-      // The server is gone for now; the next look, or a click, will tell.
+      // The server does not answer; the next poll or click tries again.
     }
   }
 
@@ -119,7 +119,7 @@ export class App {
     }
   }
 
-  /** Fill in what is not said, and drop what is not there. @param {import("./types.js").Index} index */
+  /** Fill in missing words of the view, and drop words that name nothing. @param {import("./types.js").Index} index */
   settle(index) {
     const { state } = this;
     const known = new Set(index.runs.map((r) => r.name));
@@ -194,7 +194,7 @@ export class App {
     this.ready();
   }
 
-  /** Said once everything that was asked for is drawn. */
+  /** Send an event once everything is drawn. */
   ready() {
     document.documentElement.dataset.drawn = String(Math.round(performance.now()));
     document.dispatchEvent(new CustomEvent("bnmonitor-drawn"));

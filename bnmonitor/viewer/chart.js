@@ -131,7 +131,7 @@ export class Chart {
     );
   }
 
-  /** The column at the cursor; the last one in sight if there is none. */
+  /** The column at the cursor; without a cursor the last one in sight. */
   column() {
     const d = /** @type {Drawn} */ (this.drawn);
     const step = d.step ?? d.view.to;

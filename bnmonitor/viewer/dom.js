@@ -1,4 +1,4 @@
-/** Elements without markup: nothing from the data is ever parsed as HTML. */
+/** Elements without markup: no data is ever parsed as HTML. */
 
 /**
  * @param {string} tag
@@ -21,7 +21,7 @@ export function h(tag, properties = {}, ...children) {
 }
 
 /**
- * Options of a `<select>` made anew, its value kept where it still is one.
+ * Replace the options of a `<select>` if they changed, and choose a value.
  * @param {HTMLSelectElement} select
  * @param {{value: string, label: string, title?: string}[]} options
  * @param {string} value

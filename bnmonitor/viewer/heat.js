@@ -1,7 +1,7 @@
 /** Paints a matrix: columns of steps onto pixels so that no spike is lost, rows onto lines. */
 
 /**
- * For each pixel the first column that it shows and the one after the last; empty where there is none.
+ * For each pixel the first column that it shows, and the column after its last; equal if it shows none.
  * @param {import("./types.js").Slice} slice
  * @param {import("./types.js").Range} view
  * @param {number} width

@@ -1,4 +1,4 @@
-/** A layer: batch against running, its channels, gamma and beta, and what is known of it. */
+/** A layer: batch against running, its channels, gamma and beta, and its facts. */
 
 import { fact } from "./alerts.js";
 import { Chart } from "./chart.js";
@@ -28,7 +28,7 @@ export class LayerView {
     this.source = source;
     this.on = on;
     const chart = (/** @type {string} */ label, height = 130) => new Chart({ label, height, hover: (step) => this.cursor(step), select: on.cursor });
-    this.mean = chart("Mean: batch against running, in deviations");
+    this.mean = chart("Mean: batch against running, in standard deviations");
     this.variance = chart("Variance: batch against running");
     this.affine = chart("Gamma and beta", 110);
     this.output = chart("Channels switched off, and silent outputs", 90);
@@ -80,7 +80,7 @@ export class LayerView {
     this.facts.replaceChildren(...factsOf(layer, all));
   }
 
-  /** The middle channel of the layer. @param {Slice} s @param {{view: Range, step: number|null}} common */
+  /** The median channel of the layer. @param {Slice} s @param {{view: Range, step: number|null}} common */
   ofLayer(s, common) {
     const [running, noise] = [rowOf(s, "offset"), rowOf(s, "noise")];
     const band = { low: zip(running, noise, (r, n) => Math.max(0, r - n)), high: zip(running, noise, (r, n) => r + n), label: "noise of the batches" };

@@ -52,9 +52,9 @@ export class Panel {
       this.head.replaceChildren(back, h("h2", { title: layer?.name }, cut(layer?.name ?? "the whole model", 48)));
       // The selected alert in full, or else the worst; the others as a list, so that the pictures stay in sight.
       const own = ranked(run.alerts.filter((a) => a.layers.includes(layer?.name ?? "") && a.state === "open"));
-      const told = alert ?? own.find((a) => a.severity !== "info");
-      const others = own.filter((a) => a !== told);
-      this.top.replaceChildren(...cards(told ? [told] : []), others.length ? list(others, "", on.alert) : "", told || own.length || !layer ? "" : h("p", { class: "verdict healthy" }, h("b", {}, "✓"), " no open alert in this layer"));
+      const main = alert ?? own.find((a) => a.severity !== "info");
+      const others = own.filter((a) => a !== main);
+      this.top.replaceChildren(...cards(main ? [main] : []), others.length ? list(others, "", on.alert) : "", main || own.length || !layer ? "" : h("p", { class: "verdict healthy" }, h("b", {}, "✓"), " no open alert in this layer"));
     } else {
       this.head.replaceChildren(h("h2", {}, "Alerts"));
       this.top.replaceChildren(list(run.alerts, state.alert, on.alert), ...foremost(run, now, (layer) => on.change({ layer })), h("p", { class: "quiet hint" }, "Click a layer for its channels, drag over steps to zoom, double click to see all. Arrow keys, + and − do the same."));

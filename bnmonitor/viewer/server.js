@@ -1,9 +1,9 @@
-/** The numbers from TensorBoard's server. */
+/** The numbers from TensorBoard's server; its http_api.md describes the routes. */
 
 /** @typedef {import("./types.js").Slice} Slice */
 /** @typedef {import("./types.js").Range} Range */
 
-/** What the server answers in one sentence. */
+/** An error of the server, in one sentence. */
 export class Refused extends Error {
   /** @param {string} message @param {number} code */
   constructor(message, code) {

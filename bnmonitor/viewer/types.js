@@ -1,5 +1,5 @@
 /**
- * What the modules hand each other. Types only: nothing here runs.
+ * The types that the modules share. Nothing here runs.
  *
  * @typedef {object} Statistic  One number per layer or channel.
  * @property {string} name

@@ -162,7 +162,7 @@ def test_a_damaged_black_box_gives_arrays_or_a_sentence(tmp_path: Path, data: st
         boxes.load(path)
     except ValueError as error:
         said = str(error).replace(str(path), "")
-    assert not said or said.startswith(" is no black box")
+    assert not said or said.startswith(" is not a black box")
     assert len(said) < 300
 
 
@@ -173,14 +173,14 @@ def test_a_black_box_with_a_pickle_in_it_is_refused_and_nothing_is_run(tmp_path:
 
     path = tmp_path / "x.npz"
     np.savez(path, alert=np.array("{}"), steps=np.array([Trap()], dtype=object), layers=np.array(["a"]))
-    with pytest.raises(ValueError, match="is no black box"):
+    with pytest.raises(ValueError, match="is not a black box"):
         boxes.load(path)
     assert not (tmp_path / "sprung").exists()
 
 
 def test_a_black_box_that_unpacks_to_more_than_itself_is_refused(tmp_path: Path) -> None:
     path = a_box(tmp_path / "x.npz", compress=True, batch_var=np.zeros(1 << 22))
-    with pytest.raises(ValueError, match=r"is no black box.*compressed"):
+    with pytest.raises(ValueError, match=r"is not a black box.*compressed"):
         boxes.about(path)
 
 
@@ -191,7 +191,7 @@ def test_an_array_that_claims_terabytes_is_refused(tmp_path: Path, shape: str) -
     path = a_box(tmp_path / "x.npz")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("huge.npy", array)
-    with pytest.raises(ValueError, match="is no black box"):
+    with pytest.raises(ValueError, match="is not a black box"):
         boxes.load(path)
 
 
@@ -200,13 +200,13 @@ def test_an_array_of_countless_values_without_bytes_is_refused(tmp_path: Path) -
     path = tmp_path / "x.npz"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("layers.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode())
-    with pytest.raises(ValueError, match=r"is no black box.*claims 999999999 bytes"):
+    with pytest.raises(ValueError, match=r"is not a black box.*claims 999999999 bytes"):
         boxes.about(path)
 
 
 def test_an_alert_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
     path = a_box(tmp_path / "x.npz", alert=np.array("[" * 100_000))
-    with pytest.raises(ValueError, match="is no black box"):
+    with pytest.raises(ValueError, match="is not a black box"):
         boxes.load(path)
 
 

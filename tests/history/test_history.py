@@ -295,5 +295,5 @@ def test_a_black_box_is_read_layer_by_layer(tmp_path: Path) -> None:
     found = boxes.load(path, ("gamma",))
     assert boxes.of_layer(found, "layer1", "gamma").tolist() == [[3.0] * 5, [4.0] * 5, [5.0] * 5]
     path.write_bytes(b"PK\x03\x04 no zip")
-    with pytest.raises(ValueError, match="is no black box"):
+    with pytest.raises(ValueError, match="is not a black box"):
         boxes.about(path)

@@ -149,7 +149,7 @@ def test_no_line_is_wider_than_the_terminal(runs: Path, width: int) -> None:
 
 
 def test_a_run_that_was_killed_is_read_up_to_its_last_flush(tmp_path: Path) -> None:
-    code = "import sys, pathlib, tests.test_report as t; t.train(pathlib.Path(sys.argv[1]), steps=10**6)"
+    code = "import sys, pathlib, tests.report.test_report as t; t.train(pathlib.Path(sys.argv[1]), steps=10**6)"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     try:
         deadline = time.monotonic() + 300
