@@ -356,7 +356,7 @@ def test_wandb_is_told_through_the_trainers_logger() -> None:
     monitor = Monitor(a_model(), sinks=[], on_alert={"error": ["wandb", "log"], "warning": "log"})
     monitor.connect(loggers=[object(), WandbLogger()])
     with monitor:
-        monitor._session.responder.announce([an_alert(severity=Severity.ERROR), an_alert(severity=Severity.WARNING)])
+        monitor._session.actions.announce([an_alert(severity=Severity.ERROR), an_alert(severity=Severity.WARNING)])
     [told] = WandbLogger.experiment.alerts
     assert (told["title"], told["level"]) == ("BN106 variance-explosion", "ERROR")
     assert "fix: lower the peak" in told["text"]
@@ -508,5 +508,5 @@ def test_configuration_file_takes_a_webhook_and_a_list(server: Server, tmp_path:
         }
         made = parser.instantiate_classes(parser.parse_object({"callback": given})).callback
         assert isinstance(made, BatchNormMonitor)
-        actions = made._answers._given[Severity.ERROR]
+        actions = made.settings.actions()[Severity.ERROR]
         assert isinstance(actions[-1], Webhook)

@@ -157,6 +157,14 @@ class Recorder:
         if came is not None and came.step >= self.steps[0]:
             self.heard = came
 
+    def share_ranks(self, exchange: RankExchange) -> None:
+        """Exchange statistics with the other processes from now on."""
+        self.exchange, self.shares = exchange, True
+
+    def end_epoch(self) -> None:
+        """Note how many training steps the first epoch had."""
+        self.epoch_steps = self.epoch_steps or self.count
+
     def leave_ranks(self, *, wait: bool) -> None:
         """Tell the other processes nothing more, and wait for what they still tell, or not."""
         exchange, self.exchange = self.exchange, None

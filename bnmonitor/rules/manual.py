@@ -120,7 +120,7 @@ def _values(rule: Rule) -> list[tuple[str, str]]:
 
 
 def _needs(rule: Rule) -> str:
-    return "; ".join(NEEDS[need] for need in NEEDS if need in rule.needs)
+    return "; ".join(need.meaning for need in NEEDS if need.word in rule.needs)
 
 
 def _family(rule: Rule) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 import bnmonitor.rules
 from bnmonitor import Finding, Rule, Severity, all_rules, default_rules
-from bnmonitor.rules import CATALOGUE, FAMILIES, NEEDS, choose, find
+from bnmonitor.rules import CATALOGUE, FAMILIES, MONITOR_FAULTS, NEEDS, choose, find
 from bnmonitor.window import Window
 
 RULES = [pytest.param(rule, id=rule.name) for rule in CATALOGUE]
@@ -84,8 +84,12 @@ def test_rule_has_a_code_and_a_kebab_case_name(rule: type[Rule]) -> None:
     assert re.fullmatch(r"BN\d{3}", rule.code)
     assert re.fullmatch(r"[a-z]+(-[a-z]+)*", rule.name)
     assert isinstance(rule.severity, Severity)
-    assert rule.needs <= NEEDS.keys()
+    assert rule.needs <= {need.word for need in NEEDS}
     assert rule.confirm >= 0
+
+
+def test_faults_of_the_monitor_are_the_family_of_the_monitor() -> None:
+    assert {rule.code for rule in CATALOGUE if rule.code.startswith("BN0")} == MONITOR_FAULTS == {"BN001", "BN002"}
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -256,7 +260,7 @@ def test_own_rule_is_left_out_if_ignored() -> None:
 
 
 def test_class_instead_of_an_instance_is_refused_with_a_hint() -> None:
-    with pytest.raises(TypeError, match=r"takes Rule instances .* pass an instance"):
+    with pytest.raises(TypeError, match=r"must hold Rule instances .* pass an instance$"):
         choose(rules=[Mine])  # type: ignore[list-item]
     with pytest.raises(TypeError, match=r"got 5; derive it from bnmonitor\.rules\.Rule"):
         choose(rules=[5])  # type: ignore[list-item]

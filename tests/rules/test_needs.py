@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -13,24 +13,29 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorD
 from bnmonitor import Finding, Monitor, Rule, Severity
 from bnmonitor.context import RunFacts
 from bnmonitor.context.loaders import describe
-from bnmonitor.rules import NEEDS, missing, unmet
+from bnmonitor.rules import NEEDS, Conditions, absent_needs, unmet
+from bnmonitor.testing import make_window
 from bnmonitor.window import Loader, Window
 
 torch.set_num_threads(1)
 DATA = TensorDataset(torch.randn(50, 3), torch.arange(50) % 2)
-ALL_THERE: dict[str, Any] = {
-    "tracking": True,
-    "affine": True,
-    "unsampled": "",
-    "untraced": "",
-    "optimizers": True,
-    "loader": True,
-    "scaler": True,
-    "validated": True,
-    "probe": True,
-    "ranks": True,
-    "exchange": True,
-}
+WORDS = {need.word for need in NEEDS}
+LAYERS = make_window().layers
+ALL_THERE = Conditions(
+    layers=LAYERS,
+    unsampled="",
+    untraced="",
+    unprobed="",
+    exchange_failure="",
+    optimizers=True,
+    copies=False,
+    loader=True,
+    scaler=True,
+    validated=True,
+    probe=True,
+    ranks=True,
+    shares=True,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,32 +68,56 @@ def train(monitor: Monitor, model: nn.Module, steps: int = 1) -> None:
 
 
 def test_nothing_is_missing_where_everything_is_there() -> None:
-    assert missing(**ALL_THERE) == {}
-    assert unmet(NEEDS.keys(), {}) == ""
+    assert absent_needs(ALL_THERE) == {}
+    assert unmet(WORDS, {}) == ""
+
+
+def test_every_need_has_a_word_of_its_own_and_a_meaning() -> None:
+    assert len(WORDS) == len(NEEDS)
+    assert all(need.meaning for need in NEEDS)
 
 
 @pytest.mark.parametrize(
     ("absent", "need", "says"),
     [
-        ({"tracking": False}, "buffers", "running statistics"),
-        ({"affine": False}, "affine", "gamma"),
+        ({"layers": replace(LAYERS, tracking=(False,))}, "buffers", "running statistics"),
+        ({"layers": replace(LAYERS, affine=(False,))}, "affine", "gamma"),
         ({"unsampled": "no samples here"}, "samples", "no samples here"),
-        ({"exchange": False}, "exchange", "share_ranks"),
+        ({"shares": False}, "exchange", "share_ranks"),
+        ({"exchange_failure": "the network is down"}, "exchange", "and the network is down"),
         ({"untraced": "no graph here"}, "dataflow", "no graph here"),
         ({"optimizers": False}, "optimizer", "optimizer="),
         ({"loader": False}, "loader", "train_loader="),
-        ({"loader": None}, "loader", "neither"),
+        ({"loader": None}, "loader", "are not"),
         ({"scaler": False}, "scaler", "scaler="),
         ({"validated": False}, "validation", "monitor.evaluation()"),
         ({"probe": False}, "probe", "probe=True"),
+        ({"unprobed": "no probe here"}, "probe", "no probe here"),
         ({"ranks": False}, "ranks", "several processes"),
     ],
 )
-def test_each_missing_need_is_reported_with_the_way_to_meet_it(absent: dict[str, Any], need: str, says: str) -> None:
-    reasons = missing(**{**ALL_THERE, **absent})
-    assert reasons.keys() == {need} <= NEEDS.keys()
+def test_each_missing_need_is_reported_with_the_way_to_meet_it(
+    absent: dict[str, Any], need: str, says: str
+) -> None:
+    reasons = absent_needs(replace(ALL_THERE, **absent))
+    assert reasons.keys() == {need} <= WORDS
     assert says in unmet({need}, reasons)
-    assert unmet(NEEDS.keys() - {need}, reasons) == ""
+    assert unmet(WORDS - {need}, reasons) == ""
+
+
+@pytest.mark.parametrize(
+    ("absent", "needs"),
+    [
+        ({"unsampled": "no samples", "loader": False}, {"samples", "loader", "batch_size"}),
+        ({"copies": True}, {"whole", "optimizer"}),
+        ({"layers": replace(LAYERS, split=(0,))}, {"affine", "whole"}),
+    ],
+    ids=["no batch size", "copies", "split"],
+)
+def test_condition_that_several_needs_depend_on(absent: dict[str, Any], needs: set[str]) -> None:
+    reasons = absent_needs(replace(ALL_THERE, **absent))
+    assert reasons.keys() == needs
+    assert all(why.startswith(("needs ", "no samples")) for why in reasons.values())
 
 
 def test_rule_with_an_unknown_need_is_refused_at_construction() -> None:

@@ -59,6 +59,7 @@ class NonFiniteStatistics(Rule):
     severity: ClassVar[Severity] = Severity.ERROR
     exact: ClassVar[bool] = True
     untrained: ClassVar[bool] = True
+    silences_downstream: ClassVar[bool] = True
 
     def check(self, window: Window) -> list[Finding]:
         """Find the layers with a running value that is not finite, or with a negative running variance."""
