@@ -32,14 +32,15 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bnmonitor import Monitor, ranks
+from bnmonitor import Monitor
+from bnmonitor.distributed import exchange, group
 
 STEPS = 16
 TRAINING_TIMEOUT = 40.0
 """Seconds after which a collective of the training itself fails."""
 
-ranks.GATHERING = 3.0
-LIMIT = TRAINING_TIMEOUT + ranks.GATHERING + ranks.PATIENCE + 20.0
+group.GATHERING = 3.0
+LIMIT = TRAINING_TIMEOUT + group.GATHERING + exchange.PATIENCE + 20.0
 """Seconds after which a process counts as stuck: the sum of its permitted waits and a slow start."""
 
 KINDS = ("even", "uneven", "join", "raise", "kill", "slow", "unwatched")

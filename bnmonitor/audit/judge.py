@@ -133,7 +133,7 @@ def _window(layers: LayerTable, modules: Sequence[nn.Module]) -> Window:
         shift=torch.zeros_like(mean),
         ratio=torch.ones_like(mean),
         updates=(one & tracks).long(),
-        training=one & ~layers.of_family("frozen"),
+        training=one & layers.which("has_modes"),
         recovery=torch.full((1, count), int(Recovery.EXACT)),
         momentum=momentum,
         variance=(layers.segments.sum(var) / torch.tensor(layers.channels)),

@@ -1,9 +1,10 @@
-"""What is known of the training around the layers."""
+"""Facts of the training around the layers: optimizers, loaders, the run."""
 
-from bnmonitor.context.gather import FactsGatherer
+from bnmonitor.context.gather import FactsGatherer, Recorded
 from bnmonitor.context.run import RunFacts
 
 __all__ = [
     "FactsGatherer",
+    "Recorded",
     "RunFacts",
 ]

@@ -1,4 +1,4 @@
-"""Networks beside the trained one, such as a teacher: which layers belong to one."""
+"""Finds the layers of auxiliary networks, such as a teacher, that no optimizer trains."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from bnmonitor.layers import unwrapped
 
 
 def auxiliary(models: Mapping[str, nn.Module], modules: Sequence[nn.Module], trained: set[int]) -> tuple[str, ...]:
-    """Name the sub-network that each layer belongs to, if none of its parameters is trained; else empty.
+    """Return for each layer the name of the largest part around it in which no parameter is trained; empty for none.
 
-    The largest such part counts. It has parameters besides those of normalization layers, and is not all there is.
+    Such a part has parameters that are not those of normalization layers, and it is not the whole.
 
     Args:
         models: The models by prefix.

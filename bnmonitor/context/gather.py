@@ -1,8 +1,9 @@
-"""Gathers what is known of the run besides the statistics."""
+"""Gathers the facts of a window: what bnmonitor knows of the run that is not a statistic of a layer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +19,32 @@ from bnmonitor.layers import LayerTable, own_forwards
 from bnmonitor.window import Facts, Structure
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """The layers and what has been recorded of them, as far as the facts depend on it.
+
+    Attributes:
+        layers: The table of the layers.
+        modules: The layers, in the same order.
+        shards: By ``id(module)``, the parameters that hold a part of a layer's gamma and beta, where these are split;
+            empty where they could not be found: such a layer is taken to train.
+        steps: Numbers of the steps in the window.
+        rates: The learning rate in force at each of them.
+        structure: What the autograd graphs show of the layers.
+        unregistered: What they show of layers that belong to no model.
+    """
+
+    layers: LayerTable
+    modules: Sequence[nn.Module]
+    shards: Mapping[int, tuple[Tensor, ...]]
+    steps: Sequence[int]
+    rates: Sequence[float]
+    structure: Structure | None
+    unregistered: UnregisteredNorms
+
+
 class FactsGatherer:
-    """Gathers the facts; what seldom changes is read anew only where it may have changed.
+    """Gathers the facts; those that seldom change are read again only where they may have changed.
 
     Args:
         models: The models by prefix of their layers' names.
@@ -29,14 +54,14 @@ class FactsGatherer:
         self._models = models
         self._own_forwards: dict[str, str] = {}
         self.averaging = False
-        """Whether something averages the weights without the buffers."""
+        """Whether the run averages the weights without the buffers."""
         self.copies = False
-        """Whether the optimizers train copies of the parameters, of which nobody knows whose they are."""
+        """Whether the optimizers train copies of the parameters that cannot be assigned to their layers."""
         self.renew()
 
     def renew(self, named: Iterable[tuple[str, nn.Module]] = ()) -> None:
-        """Take in that the layers are others now, or in another order."""
-        # A conversion to SyncBatchNorm forgets what a layer was.
+        """Adapt to other layers, or to another order of them."""
+        # A conversion to SyncBatchNorm does not keep the class of a layer.
         self._own_forwards |= own_forwards(named)
         self._affine_key: object = None
         self._affine: dict[str, Any] = {}
@@ -45,50 +70,32 @@ class FactsGatherer:
         self._auxiliary: tuple[str, ...] = ()
 
     @property
-    def beside(self) -> tuple[str, ...]:
-        """Of each layer the network beside the trained one that it is in, or an empty name; empty: unknown."""
+    def auxiliary(self) -> tuple[str, ...]:
+        """For each layer the name of the auxiliary network that contains it, or an empty name; empty: unknown."""
         return self._auxiliary if self._groups is not None else ()
 
-    def facts(
-        self,
-        layers: LayerTable,
-        modules: Sequence[nn.Module],
-        optimizers: Sequence[Optimizer],
-        run: RunFacts,
-        *,
-        steps: Sequence[int],
-        rates: Sequence[float],
-        structure: Structure | None,
-        unregistered: UnregisteredNorms,
-        shards: Mapping[int, tuple[Tensor, ...]],
-    ) -> Facts:
-        """Return the facts of the layers' modules and of the run as they are now.
+    def facts(self, recorded: Recorded, optimizers: Sequence[Optimizer], run: RunFacts) -> Facts:
+        """Return the facts as they are now.
 
         Args:
-            layers: The table of the layers.
-            modules: The modules behind them.
+            recorded: The layers and what has been recorded of them.
             optimizers: The optimizers, as far as they are known.
-            run: What the run tells of itself.
-            steps: Numbers of the steps in the window.
-            rates: The learning rate in force at each of them.
-            structure: What the autograd graph told.
-            unregistered: What it told of layers that no model knows.
-            shards: The parameters that hold a part of a layer's gamma and beta, by ``id(module)``, where these are
-                split; empty where they could not be found: such a layer is taken to train.
+            run: What the user or the Trainer states of the run.
         """
-        scales, skipped = run.scales(steps)
+        layers, modules = recorded.layers, recorded.modules
+        scales, skipped = run.scales(recorded.steps)
         kept = [m._buffers.get("running_mean") for m in modules]
         was = {**run.own_forwards, **self._own_forwards}
         self.averaging = run.averages_without_buffers
         groups = groups_of(optimizers)
         self._see_groups(groups, modules, optimizers, split=bool(layers.split))
         return Facts(
-            **self._affine_facts([_own(m, shards) for m in modules], groups),
+            **self._affine_facts([_own(m, recorded.shards) for m in modules], groups),
             optimizers=bool(optimizers),
             optimizer_count=len(optimizers),
-            learning_rates=tuple(rates),
+            learning_rates=tuple(recorded.rates),
             world_size=world_size(),
-            structure=structure,
+            structure=recorded.structure,
             buffer_dtypes=tuple(None if t is None else t.dtype for t in kept),
             train_loader=run.train_loader,
             val_loader=run.val_loader,
@@ -96,7 +103,7 @@ class FactsGatherer:
             scales=scales,
             skipped_steps=skipped,
             auxiliary=self._auxiliary,
-            unregistered=unregistered.known(self._trained),
+            unregistered=recorded.unregistered.known(self._trained),
             own_forward=tuple(was.get(name, "") for name in layers.names),
             converts=run.converts,
             averages_without_buffers=run.averages_without_buffers,
@@ -110,7 +117,7 @@ class FactsGatherer:
         *,
         split: bool,
     ) -> None:
-        """Find what no optimizer trains, if an optimizer has got or lost parameters."""
+        """Find what no optimizer trains, if the parameters of an optimizer have changed."""
         key = [(id(g.params), len(g.params)) for g in groups]
         if key != self._groups:
             self._groups, self._trained = key, {id(p) for g in groups for p in g.params}
@@ -119,7 +126,7 @@ class FactsGatherer:
             self._auxiliary = auxiliary(self._models, modules, self._trained) if known else ()
 
     def _affine_facts(self, affine: Sequence[tuple[Tensor, ...] | None], groups: Sequence[Group]) -> dict[str, Any]:
-        """Which gammas and betas are trained, and decayed, by the names of the facts."""
+        """Which gammas and betas are trained and decayed, by the names of the facts."""
         known = [] if self.copies else groups
         own = [None if of is None else [(id(p), p.requires_grad) for p in of] for of in affine]
         key = [g.key for g in known], own
@@ -129,7 +136,7 @@ class FactsGatherer:
 
 
 def _own(module: nn.Module, shards: Mapping[int, tuple[Tensor, ...]]) -> tuple[Tensor, ...] | None:
-    """The parameters behind a layer's gamma and beta; None where they are somewhere, and nobody knows where."""
+    """The parameters that hold a layer's gamma and beta; None where they cannot be found."""
     if id(module) in shards:
         return shards[id(module)] or None
     return tuple(p for p in (module._parameters.get("weight"), module._parameters.get("bias")) if p is not None)
@@ -142,7 +149,7 @@ def _affine(affine: Sequence[tuple[Tensor, ...] | None], groups: Sequence[Group]
     return {
         "affine_trains": torch.tensor(trains, dtype=torch.bool, device="cpu"),
         "decay": torch.tensor([d for d, _ in decays], device="cpu"),
-        "decoupled": torch.tensor([apart for _, apart in decays], dtype=torch.bool, device="cpu"),
+        "decoupled": torch.tensor([decoupled for _, decoupled in decays], dtype=torch.bool, device="cpu"),
     }
 
 

@@ -1,4 +1,4 @@
-"""What a data loader says about its batches."""
+"""Reads from a data loader how it makes its batches."""
 
 from __future__ import annotations
 
@@ -10,20 +10,17 @@ from torch.utils.data.distributed import DistributedSampler
 
 from bnmonitor.window import Loader
 
-_KEPT = 4096
-"""Readings of the scale that are kept; a window is much shorter."""
-
 
 def describe(loader: Any, argument: str = "train_loader", batches: float | None = None) -> Loader | None:
-    """Return what a loader tells of its batches; None if it is no ``DataLoader``, or several.
+    """Return how a loader makes its batches; None if it is not a ``DataLoader``, or is several.
 
     Args:
-        loader: A loader, or a nest of mappings and sequences with one in it.
-        argument: What the loader is called where it was given.
-        batches: Batches that an epoch takes; None: all.
+        loader: A loader, or a nest of mappings and sequences that contains one.
+        argument: Name of the argument that the loader was passed as.
+        batches: Number of batches in an epoch; None: all.
 
     Raises:
-        TypeError: It cannot be iterated over.
+        TypeError: The loader cannot be iterated over.
     """
     if type(loader).__name__ == "_FabricDataLoader":
         loader = loader._dataloader
@@ -34,7 +31,7 @@ def describe(loader: Any, argument: str = "train_loader", batches: float | None 
         one = isinstance(inside, list | tuple) and len(inside) == 1
         return describe(inside[0], argument, batches) if one and isinstance(inside[0], DataLoader) else None
     plan = loader.batch_sampler
-    # A batch sampler of another class draws batches that nothing is known of, whatever its attributes say.
+    # Nothing is known of the batches that a batch sampler of another class draws, whatever its attributes say.
     known = plan is None or type(plan) is BatchSampler
     size, sampler = (loader.batch_size, loader.sampler) if known else (None, None)
     samples, whole = _length(sampler), _length(loader)

@@ -1,4 +1,4 @@
-"""What the optimizers train, as parameters of the model, and with which weight decay."""
+"""Finds which parameters of the model the optimizers train, and with which weight decay."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 _OWN = ("bit16_groups", "bf16_groups", "fp16_groups")
-"""Attributes in which DeepSpeed's optimizers keep the model's parameters, and have parts of copies in their groups."""
+"""Attributes in which DeepSpeed's optimizers keep the model's parameters; their groups have parts of copies."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that an optimizer trains alike.
+    """Parameters that an optimizer trains with the same settings.
 
     Attributes:
-        params: They.
-        decay: Weight decay on them.
-        decoupled: Whether it acts on the parameters themselves, as in AdamW, not through the gradient.
+        params: The parameters.
+        decay: Their weight decay.
+        decoupled: Whether the decay acts on the parameters directly, as in AdamW, and not through the gradient.
     """
 
     params: Sequence[Tensor]
@@ -29,7 +29,7 @@ class Group:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Tells two groups apart, quickly."""
+        """A value that differs for different groups, and is quick to compare."""
         return id(self.params), len(self.params), self.decay, self.decoupled
 
 
@@ -46,7 +46,7 @@ def groups_of(optimizers: Iterable[Optimizer]) -> list[Group]:
 
 
 def _params(optimizer: Any, groups: Sequence[Any]) -> Iterable[tuple[int, Sequence[Tensor]]]:
-    """The parameters of an optimizer, each time with the index of the group they are of."""
+    """The parameters of an optimizer, each time with the index of their group."""
     kept = next((own for name in _OWN if (own := getattr(optimizer, name, None))), None)
     if kept is not None:
         source = getattr(optimizer, "sub_group_to_group_id", None) or {i: i for i in range(len(kept))}
@@ -57,11 +57,10 @@ def _params(optimizer: Any, groups: Sequence[Any]) -> Iterable[tuple[int, Sequen
 
 
 def trains_copies(models: Iterable[nn.Module], optimizers: Sequence[Optimizer], groups: Iterable[Group]) -> bool:
-    """Whether the optimizers train copies of the parameters, of which nobody knows whose they are.
+    """Whether the optimizers train copies of the parameters that cannot be assigned to their layers.
 
-    Mixed precision keeps copies in an optimizer of its own kind; ZeRO puts flat parts of them into the groups of the
-    optimizer that it was given. An optimizer of PyTorch's that trains none of the parameters may as well be that of
-    another network.
+    Mixed precision keeps copies in an optimizer of its own class; ZeRO puts flat parts of them into the groups of the
+    user's optimizer. If an optimizer of PyTorch trains none of the parameters, it may belong to another network.
     """
     own = {id(p): p for model in models for p in model.parameters()}
     if not optimizers or any(id(p) in own for group in groups for p in group.params):
@@ -71,6 +70,6 @@ def trains_copies(models: Iterable[nn.Module], optimizers: Sequence[Optimizer], 
 
 
 def _decouples(optimizer: object) -> bool:
-    """Whether an optimizer is by name one that takes weight decay off the parameters, not through the gradient."""
+    """Whether the name of an optimizer's class is one that subtracts weight decay from the parameters directly."""
     names = [kind.__name__ for kind in type(optimizer).__mro__]
     return any(word in name for name in names for word in ("AdamW", "SGDW", "Lion", "Lamb"))

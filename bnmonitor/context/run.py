@@ -1,4 +1,4 @@
-"""Facts about the training that the user or the Trainer states."""
+"""Facts of the training that the user or the Trainer states."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnmonitor.context.loaders import _KEPT, describe
+from bnmonitor.context.loaders import describe
 from bnmonitor.window import Loader
+
+_KEPT = 4096
+"""Most readings of the scale that are kept; a window is much shorter."""
 
 
 class RunFacts:
-    """The facts of a run that its modules and optimizers do not tell.
+    """The facts of a run that its modules and optimizers do not show.
 
     Args:
         train_loader: The training loader; None: unknown.
         val_loader: The validation loader, likewise.
         accumulate_grad_batches: Micro-batches per optimizer step.
-        scaler: The gradient scaler of mixed precision in fp16; None: there is none, or it is unknown.
+        scaler: The gradient scaler of mixed precision in fp16; None: the run has none, or it is unknown.
 
     Raises:
-        ValueError: ``accumulate_grad_batches`` is no positive integer.
-        TypeError: ``scaler`` is none, or a loader cannot be iterated over.
+        ValueError: ``accumulate_grad_batches`` is not a positive integer.
+        TypeError: ``scaler`` is not a gradient scaler, or a loader cannot be iterated over.
     """
 
     def __init__(
@@ -36,7 +39,7 @@ class RunFacts:
     ) -> None:
         self.train_loader: Loader | None = None
         self.unreadable = False
-        """Whether a training loader was given that tells nothing."""
+        """Whether the training loader does not show how it makes its batches."""
         self.val_loader: Loader | None = None
         self.accumulate = 1
         self.converts = self.averages_without_buffers = False
@@ -63,17 +66,17 @@ class RunFacts:
         own_forwards: Mapping[str, str] | None = None,
         averages_without_buffers: bool | None = None,
     ) -> None:
-        """Take over what has become known since; None leaves a fact as it is.
+        """Set the facts that have become known since; None leaves a fact as it is.
 
         Args:
             train_loader: As at construction.
             val_loader: As at construction.
             accumulate_grad_batches: As at construction.
             scaler: As at construction.
-            batches: Batches that an epoch takes from the training loader; None: all it has.
-            converts: Whether the model is to be converted to SyncBatchNorm.
-            own_forwards: What :func:`bnmonitor.layers.own_forwards` found before such a conversion.
-            averages_without_buffers: Whether averaged weights are evaluated whose buffers are not averaged.
+            batches: Number of batches that an epoch takes from the training loader; None: all.
+            converts: Whether the Trainer will convert the model to SyncBatchNorm.
+            own_forwards: What :func:`bnmonitor.layers.own_forwards` returned before such a conversion.
+            averages_without_buffers: Whether the run evaluates averaged weights but does not average the buffers.
         """
         self.converts = self.converts if converts is None else converts
         self.own_forwards = self.own_forwards if own_forwards is None else own_forwards
@@ -95,11 +98,11 @@ class RunFacts:
             self.scaler = scaler
 
     def step(self, number: int) -> None:
-        """Note the scale in force after a training step; on a device it is copied there, and read later."""
+        """Record the scale after a training step; a scale on a device is copied there and read later."""
         if self.scaler is None:
             return
         if not self._scales and not self._unread:
-            # The first update is judged by the scale that the scaler was made with.
+            # The scale before the first update is the one that the scaler was made with.
             self._scales[number - 1] = float(getattr(self.scaler, "_init_scale", "nan"))
         scale = getattr(self.scaler, "_scale", None)
         if isinstance(scale, Tensor):
@@ -110,7 +113,7 @@ class RunFacts:
     def scales(self, steps: Sequence[int]) -> tuple[tuple[float, ...], tuple[bool, ...]]:
         """Return the scale after each of some steps, and whether the scaler skipped the optimizer there.
 
-        The scaler lowers its scale when it has skipped a step, and only then.
+        The scaler lowers its scale only when it has skipped a step.
         """
         if self._unread:
             values = torch.stack([scale.float() for _, scale in self._unread]).tolist()

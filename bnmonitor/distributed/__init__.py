@@ -1,4 +1,4 @@
-"""What the processes of a training send each other."""
+"""The exchange of statistics between the processes of a training."""
 
 from bnmonitor.distributed.exchange import RankExchange
 from bnmonitor.distributed.world import distributed, world_size

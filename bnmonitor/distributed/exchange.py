@@ -1,8 +1,7 @@
-"""The exchange of batch statistics between the processes of a training."""
+"""The exchange of batch statistics between the processes of a training, in the background."""
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import time
 from collections import deque
@@ -15,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bnmonitor.distributed.group import DIFFERENT, make_group
+from bnmonitor.distributed.keepalive import KeptAlive
 from bnmonitor.distributed.payload import _HEAD, _length, _mark, pack, unpack
 from bnmonitor.layers import LayerTable
 from bnmonitor.window import RankStatistics, Window
@@ -22,31 +23,23 @@ from bnmonitor.window import RankStatistics, Window
 logger = logging.getLogger("bnmonitor")
 
 TIMEOUT = timedelta(minutes=10)
-"""After this long without the others an exchange has failed."""
+"""An exchange that the others have not joined after this long has failed."""
 
 PATIENCE = 5.0
-"""Seconds for which the end of a run waits for an exchange that is on its way."""
-
-GATHERING = 30.0
-"""Seconds for which a process waits at the beginning for the others; one that never calls must not hold up the rest."""
+"""Seconds that the end of a run waits for an exchange in progress."""
 
 UNANSWERED = 8
-"""Exchanges that may be on their way at a time; more of them, and the others are taken not to answer any more."""
-
-_made = 0
-
-_DIFFERENT = "they watch different layers"
+"""Most exchanges in progress at a time; with more, the others are taken to have stopped."""
 
 
 @dataclass(frozen=True)
 class _Offer:
-    """What this process has told, and what it knew then; kept until all have answered.
+    """An exchange in progress: the payload that this process sent, and its window at that time.
 
-    Whoever lets go of a group waits for what is on its way there, and so would the interpreter at its end. So the group
-    and the payload are held until :meth:`arrived`, or for as long as the process lives.
+    The group and the payload are kept alive until :meth:`arrived`, or for as long as the process lives.
     """
 
-    held: Any
+    kept: KeptAlive
     work: Any
     payload: Tensor
     window: Window
@@ -54,28 +47,27 @@ class _Offer:
 
     @classmethod
     def made(cls, group: Any, work: Any, payload: Tensor, window: Window, overwritten: bool) -> _Offer:
-        held = ctypes.py_object((group, work, payload))
-        ctypes.pythonapi.Py_IncRef(held)
-        return cls(held, work, payload, window.last(2).snapshot(), overwritten)
+        kept = KeptAlive((group, work, payload))
+        return cls(kept, work, payload, window.last(2).snapshot(), overwritten)
 
     def arrived(self) -> None:
-        ctypes.pythonapi.Py_DecRef(self.held)
+        self.kept.release()
 
 
 class RankExchange:
-    """Sums what each process saw at a step over all processes, in the background.
+    """Sums the statistics of a step over all processes, in the background.
 
-    The sum has ``8 * (9 C + 2 L)`` bytes however many processes there are. It travels on a group of its own over the
-    CPU, so that it neither waits for the training's collectives nor they for it; its result is picked up at a later
-    check, and should another process never join, nothing but the result is missed.
+    The sum has ``8 * (9 C + 2 L)`` bytes whatever the number of processes. It has a process group of its own over the
+    CPU, so that neither the exchange nor the training's collectives wait for the other. A later check collects the
+    result. If another process never joins, the training goes on without the result.
 
-    Every process has to make one, in the same order as every other collective of a group.
+    Every process has to make an exchange, in the same order as every other collective of a group.
 
     Args:
-        layers: The layers that this process tells of. What all of them need is settled here once and for all: gloo ends
-            the process that gets more than it expects.
-        overwrites: Says whether the coming forward takes over the buffers of the first process, as
-            ``DistributedDataParallel`` does by default; or a module that is or contains one, which is asked.
+        layers: The layers of this process. They fix the size of every message: gloo ends a process that gets more than
+            it expects.
+        overwrites: Returns whether the coming forward takes over the buffers of the first process, as
+            ``DistributedDataParallel`` does by default; or a module that is or contains one.
         timeout: After how long an exchange has failed.
     """
 
@@ -87,47 +79,44 @@ class RankExchange:
         timeout: timedelta = TIMEOUT,
     ) -> None:
         self.failure = ""
-        """Why no more exchanges take place; empty if they do."""
-        self._group: Any = None
-        self._room = _length(layers)
-        why = _apart(GATHERING, self._room)
-        if why:
-            self._fail(why)
-        else:
-            self._group = dist.new_group(backend="gloo", timeout=timeout)
+        """Why the exchanges have ended; empty if they go on."""
+        self._length = _length(layers)
+        self._group, reason = make_group(self._length, timeout)
+        if reason:
+            self._fail(reason)
         self._overwrites = broadcast_of(overwrites) if isinstance(overwrites, nn.Module) else overwrites
         self._parallel = getattr(self._overwrites, "__self__", None)
         self._world, self._first = dist.get_world_size(), dist.get_rank() == 0
         self._pending: deque[_Offer] = deque()
-        self._coming = self._comes()
+        self._coming = self._will_overwrite()
         self.overwritten = False
-        """Whether the last step began with the buffers of another process in all but one of them."""
+        """Whether the last step began with the buffers of one process in all of them."""
         self.foreign = False
-        """Whether it did so in this one, so that the change of the buffers is not this process's batch."""
+        """Whether these were the buffers of another process: then their change does not show this process's batch."""
 
     def stepped(self) -> None:
-        """A training step has ended: note what the coming one will begin with."""
-        self.overwritten, self._coming = self._coming, self._comes()
+        """Record, after a training step, whether the coming one will begin with the buffers of the first process."""
+        self.overwritten, self._coming = self._coming, self._will_overwrite()
         self.foreign = self.overwritten and not (self._first and self._from_first())
 
     @torch.no_grad()
     def offer(self, window: Window) -> None:
-        """Tell the others of the last step of a window.
+        """Send the statistics of the last step of a window.
 
-        It is never put off until they have answered the last time, as they may have heard of each other already: what
-        one of them tells would meet what the others tell of another step.
+        A process never waits with this for the last result. The others may have that result already, and would send
+        the statistics of another step.
         """
         if self.failure:
             return
         if self.overwritten and not self._from_first():
-            return  # in every process alike: none knows the state that all of them began with
+            return  # in every process: none knows the buffers that all of them began with
         if len(self._pending) == UNANSWERED:
             self._fail(f"they have not answered the last {UNANSWERED} times")
             return
         own = pack(window, overwritten=self.overwritten)
-        payload = torch.zeros(self._room, dtype=own.dtype, device="cpu")
-        if len(own) <= self._room:
-            payload[: len(own)] = own  # else nothing, by which all see that it did not fit
+        payload = torch.zeros(self._length, dtype=own.dtype, device="cpu")
+        if len(own) <= self._length:
+            payload[: len(own)] = own  # zeros otherwise: they show the others that it did not fit
         try:
             work = dist.all_reduce(payload, group=self._group, async_op=True)
         except (RuntimeError, ValueError) as error:
@@ -137,15 +126,15 @@ class RankExchange:
 
     @torch.no_grad()
     def result(self) -> RankStatistics | None:
-        """Return what came of the latest offer that all have answered by now, once."""
+        """Return the sum of the latest exchange that all have joined by now, once; None without a new one."""
         found = None
         while self._pending and self._pending[0].work.is_completed():
             offer = self._pending.popleft()
             offer.arrived()
-            found = None if self.failure else self._told(offer)
+            found = None if self.failure else self._read(offer)
         return found
 
-    def _told(self, offer: _Offer) -> RankStatistics | None:
+    def _read(self, offer: _Offer) -> RankStatistics | None:
         try:
             offer.work.wait()
         except RuntimeError as error:
@@ -157,12 +146,12 @@ class RankExchange:
         return found
 
     def close(self, *, wait: bool = True) -> None:
-        """Leave the group; nothing may be on its way on it then, so what is gets a few seconds to arrive.
+        """Leave the group. Exchanges in progress get a few seconds to end.
 
-        What has not arrived by then is left to itself, with its group, for as long as this process lives.
+        Those that have not ended by then stay, with their group, for as long as this process lives.
 
         Args:
-            wait: False: do not wait for it at all.
+            wait: Whether to wait for exchanges in progress.
         """
         until = time.monotonic() + PATIENCE * wait
         while not all(offer.work.is_completed() for offer in self._pending):
@@ -175,61 +164,32 @@ class RankExchange:
         if dist.is_initialized() and group is not None:
             dist.destroy_process_group(group)
 
-    def _comes(self) -> bool:
+    def _will_overwrite(self) -> bool:
         return self._overwrites is not None and bool(self._overwrites())
 
     def _from_first(self) -> bool:
-        """Whether it is the first process whose buffers the others take over, before the forward.
+        """Whether the buffers that the others take over before the forward are those of the first process.
 
-        Where processes may have uneven numbers of batches (``ddp.join()``) it is the last that is still there, and a
-        hook of the user's for the buffers may do anything.
+        Where processes may have uneven numbers of batches (``ddp.join()``), they are those of the last process that
+        still trains, and a hook of the user's for the buffers may do anything.
         """
         join = getattr(self._parallel, "_join_config", None)
         return not (getattr(join, "enable", False) or hasattr(self._parallel, "buffer_hook"))
 
     def _fail(self, error: object) -> None:
-        self.failure = f"the processes could not tell each other their statistics: {error}"
+        self.failure = f"the processes could not exchange their statistics: {error}"
         logger.info(self.failure)
 
 
-def _apart(seconds: float, room: int) -> str:
-    """Say why the processes cannot make their group, as they all decide alike; empty if they can.
-
-    To make one waits for all of them. The last to come decides, or before it the first whose patience ends.
-
-    Args:
-        seconds: How long one waits for the others.
-        room: Numbers that one tells the others, which must be as many in all of them.
-    """
-    global _made
-    _made += 1
-    key, until = f"bnmonitor/{_made}", time.monotonic() + seconds
-    store = dist.distributed_c10d._get_default_store()
-    world = dist.get_world_size()
-    store.add(f"{key}/room/{room}", 1)
-    complete = store.add(f"{key}/count", 1) == world
-    # Asked once all have come: whoever comes last need not have been the last to say how much it tells.
-    alike = store.add(f"{key}/room/{room}", 0) == world
-    while not complete and time.monotonic() < until and not store.check([f"{key}/decision"]):
-        time.sleep(0.01)
-    mine = ("together" if alike else "different") if complete else "incomplete"
-    reasons = {
-        "together": "",
-        "different": _DIFFERENT,
-        "incomplete": f"not every one of them called share_ranks() within {seconds:g} seconds",
-    }
-    return reasons[store.compare_set(f"{key}/decision", "", mine).decode()]
-
-
 def _difference(total: Tensor, window: Window, world_size: int) -> str:
-    """Say why a sum over all processes tells nothing."""
+    """Return why a sum over all processes is of no use."""
     present, _, layers = total[:_HEAD].tolist()
     if present != world_size:
         return "in one of them there are more layers or channels than at the beginning"
-    return "the processes were at different steps" if layers == world_size * _mark(window.layers) else _DIFFERENT
+    return "the processes were at different steps" if layers == world_size * _mark(window.layers) else DIFFERENT
 
 
 def broadcast_of(model: nn.Module) -> Callable[[], bool] | None:
-    """Return what says whether the coming forward of a model takes over buffers; None if it never does."""
+    """Return a function that says whether the coming forward of a model takes over buffers; None if it never does."""
     parallel = next((m for m in model.modules() if hasattr(type(m), "will_sync_module_buffers")), None)
     return None if parallel is None else parallel.will_sync_module_buffers  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""What one process adds to the sum over all processes, and what that sum says."""
+"""The numbers that one process adds to the sum over all processes, and the statistics that follow from the sum."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _HEAD = 3
 
 
 def pack(window: Window, *, overwritten: bool) -> Tensor:
-    """Return what one process adds to the sum, of the last step of its window: float64, one axis.
+    """Return the numbers of one process for the last step of its window: float64, one axis.
 
-    A process whose buffers were overwritten before the forward cannot tell its own batch: what it was added to is not
-    known to it. It gives the running statistics instead, from which the sum can tell all batches together.
+    If the buffers of a process were overwritten before the forward, it cannot recover its own batch: it does not know
+    the values before the update. It sends the running statistics instead; their sum shows all batches together.
     """
     layers = window.layers
     owner = layers.owner
@@ -54,16 +54,16 @@ def pack(window: Window, *, overwritten: bool) -> Tensor:
 
 
 def unpack(total: Tensor, window: Window, *, world_size: int, overwritten: bool) -> RankStatistics | None:
-    """Return what a sum over all processes says.
+    """Return the statistics over all processes.
 
     Args:
-        total: The sum of what :func:`pack` gave, and whatever follows it.
-        window: This process's own last steps, as they were when it gave its part.
+        total: The sum of what :func:`pack` returned in each process, and any padding after it.
+        window: This process's own last steps, as they were when it sent its part.
         world_size: Number of processes.
         overwritten: Whether the buffers were overwritten before the forward.
 
     Returns:
-        The statistics; None if the parts are not of the same step, or of other layers.
+        The statistics; None if the parts are of different steps or layers.
     """
     layers, step = window.layers, window.steps[-1]
     if total[:_HEAD].tolist() != [world_size, step * world_size, _mark(layers) * world_size]:
@@ -78,7 +78,7 @@ def unpack(total: Tensor, window: Window, *, world_size: int, overwritten: bool)
     mean = first / weight
     between, within = (second / weight - mean.square()).clamp(min=0), variance / weight
     if overwritten:
-        # All parts were new = (1 - a) old + a batch with the same old: of the difference to our own, old drops out.
+        # Each part is new = (1 - a) old + a batch with the same old, which drops out of the difference to our own part.
         share = _weight(window)
         own = [
             getattr(window, name)[-1].double() for name in ("running_mean", "running_var", "batch_mean", "batch_var")
@@ -86,11 +86,11 @@ def unpack(total: Tensor, window: Window, *, world_size: int, overwritten: bool)
         mean, within = own[2] + (mean - own[0]) / share, own[3] + (within - own[1]) / share
         between = between / share.square()
     n = values[layers.owner]
-    together = n * world_size
-    var = (within * (n - 1) / n + between) * together / (together - 1)
+    count_of_all = n * world_size
+    var = (within * (n - 1) / n + between) * count_of_all / (count_of_all - 1)
     synced = torch.zeros(count, dtype=torch.bool, device="cpu")
     synced[list(layers.synced)] = True
-    var = torch.where(synced[layers.owner], within, var)  # of all processes together already
+    var = torch.where(synced[layers.owner], within, var)  # SyncBatchNorm already has that of all processes
     scale = (within.clamp(min=0) + layers.eps_by_channel.double()).sqrt()
     spread = _pairwise(between, world_size).sqrt() / scale
     of_means, of_logs = (
@@ -112,22 +112,22 @@ def unpack(total: Tensor, window: Window, *, world_size: int, overwritten: bool)
 
 
 def _length(layers: LayerTable) -> int:
-    """How many numbers one process adds to the sum."""
+    """How many numbers one process sends."""
     return _HEAD + _CHANNEL_ROWS * layers.total + _LAYER_ROWS * len(layers)
 
 
 def _mark(layers: LayerTable) -> int:
-    """A number by which different layers are told apart: small enough for a sum over all processes to be exact."""
+    """A number that differs for different layers, and is small enough for an exact sum over all processes."""
     return zlib.crc32(repr(layers.channels).encode()) >> 8
 
 
 def _pairwise(variance: Tensor, world_size: int) -> Tensor:
-    """The mean squared difference of two of ``world_size`` values, from their variance around their mean."""
+    """Mean squared difference of two of ``world_size`` values, from their variance around their mean."""
     return 2 * variance * world_size / max(1, world_size - 1)
 
 
 def _weight(window: Window) -> Tensor:
-    """How much of the running statistics is new in the last step: ``[C]``; NaN for a cumulative average."""
+    """Weight of the last step's batches in the running statistics: ``[C]``; NaN for a cumulative average."""
     updates = window.updates[-1]
     weight = update_weight(window.momentum[-1], torch.zeros_like(updates), updates)
     return weight.where(~window.momentum[-1].isnan(), torch.nan)[window.layers.owner]

@@ -1,4 +1,4 @@
-"""The autograd graph of one step, read as the network it came from: operations, what is upstream, what reads it."""
+"""The autograd graph of one step, read as a network: operations, what is upstream of them, and what reads them."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 
 def kind_of(node: Any) -> str:
-    """Name of the operation behind a node, in lower case."""
+    """Return the name of a node's operation, in lower case."""
     name = re.sub(r"Backward\d*$", "", type(node).__name__).lower()
     # ReLU6 is a clamp from 0 to 6.
     return "relu6" if name == "hardtanh" and getattr(node, "_saved_min_val", None) == 0 else name
 
 
 def role_of(node: Any) -> Role:
-    """What a node is to a normalization, by its name alone."""
+    """Return the role of a node as a normalization sees it, by the name of the node alone."""
     name = type(node).__name__
     return next((role for pattern, role in _ROLES if pattern.match(name)), "other")
 
@@ -71,10 +71,10 @@ class Call:
         name: Its dotted path.
         top: Node of its output; None without a graph.
         bottom: Node of its input; None where the input has no graph.
-        shape: Of its input.
-        features: Last axis of its output.
-        training: Its mode.
-        graded: Whether gradients were on, so that a call without a graph has nothing to train in it or before it.
+        shape: Shape of its input.
+        features: Size of the last axis of its output.
+        training: Whether it was in training mode.
+        graded: Whether gradients were on. A call without a graph then has nothing to train in it or before it.
     """
 
     module: nn.Module
@@ -89,15 +89,15 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Step:
-    """What is at a node, and where the data comes from.
+    """The operation at a node, and where its data comes from.
 
     Attributes:
-        operation: What is there.
+        operation: The operation.
         below: The node that the data comes from; None at the input, and at a join.
-        branches: The nodes that come together at a join.
-        layer: Position of the layer, if a watched one is there.
-        module: The module it belongs to, if known.
-        call: The call that ends there, if known.
+        branches: The nodes that a join reads.
+        layer: Position of the layer, if the node is one of the table's.
+        module: The module that the node belongs to, if known.
+        call: The call that ends at the node, if known.
     """
 
     operation: Operation
@@ -116,8 +116,8 @@ class Graph:
 
     Args:
         ends: Nodes to walk from.
-        layers: Position of each watched layer, by ``id(module)``.
-        calls: Calls of layers and of other modules without children, in the order they came.
+        layers: Position of each layer of the table, by ``id(module)``.
+        calls: Calls of layers and of other modules without children, in their order.
         owners: Name and module of each parameter's owner, by ``id(parameter)``.
     """
 
@@ -142,7 +142,7 @@ class Graph:
                 self._weights.add(node)
 
     def at(self, node: Any) -> Step:
-        """Return what is at a node; the network's input for None, and for what is made of parameters only."""
+        """Return the step at a node; the network's input for None, and for a node made of parameters only."""
         if node is None or node in self._weights or type(node).__name__ == _PARAMETER:
             return _INPUT
         if node not in self._steps:
@@ -154,7 +154,7 @@ class Graph:
         return node in self._weights
 
     def upstream(self, node: Any) -> Iterator[Step]:
-        """Go up from a node, one operation after the other, to the first join or the input, which is included."""
+        """Yield the steps upstream of a node, itself included, to the first join or the input, which is the last."""
         while True:
             step = self.at(node)
             yield step
@@ -163,7 +163,7 @@ class Graph:
             node = step.below
 
     def parameters(self, node: Any) -> Iterator[tuple[str, nn.Module]]:
-        """Owners of the parameters that a node works with."""
+        """Yield the owners of the parameters that a node reads."""
         for child, _ in node.next_functions:
             while child is not None and child in self._weights:
                 if type(child).__name__ == _PARAMETER:
@@ -199,7 +199,7 @@ class Graph:
         known = [child for child in children if child is not None]
         operation = _WITH_WEIGHTS.match(name) or _NORM.match(name)
         if operation and len(known) < max(2, len(children)):
-            return False  # no graph behind its input: an operand is missing, which a product of weights has
+            return False  # its input has no graph, where a product of weights has one for each operand
         return bool(known) and all(child in self._weights for child in known)
 
     def _data(self, node: Any) -> list[Any]:
@@ -216,7 +216,7 @@ class Graph:
         return (self._of_module(call_here) if call_here is not None else None) or self._of_node(node, call_here)
 
     def _of_module(self, call: Call) -> Step | None:
-        """What a module without children does, where its own node does not say it."""
+        """The step of a module without children, where its own node does not show what it does."""
         name = type(call.module).__name__.lower()
         role: Role
         if isinstance(call.module, _DropoutNd):
@@ -232,7 +232,7 @@ class Graph:
         return Step(operation=operation, below=call.bottom, module=call.module, call=call)
 
     def _role_within(self, call: Call) -> Role:
-        """What several operations of one module are together."""
+        """The role that several operations of one module have together."""
         inside: list[Any] = []
         stack = [call.top]
         while stack and len(inside) < 64:
@@ -252,7 +252,7 @@ class Graph:
             meeting = self._meeting(data)
             if meeting is None:
                 return Step(operation=replace(operation, role="join"), branches=tuple(data))
-            # The branches differ by no weights: it is one function of what they have in common, such as x * sigmoid(x).
+            # The branches differ by no weights: the join is a function of their common input, such as x * sigmoid(x).
             return Step(operation=replace(operation, role="nonlinearity"), below=meeting, module=module)
         if module is None and role in ("weights", "norm"):
             name, module = next(self.parameters(node), ("", None))
@@ -260,7 +260,7 @@ class Graph:
         return Step(operation=operation, below=data[0] if data else None, module=module, call=call)
 
     def _meeting(self, data: Sequence[Any]) -> Any:
-        """The node from which all branches come by operations without weights; None if there is none."""
+        """The node that all branches come from by operations without weights; None if they have none in common."""
         paths = [self._plain(node) for node in data]
         return next((node for node in paths[0] if all(node in path for path in paths[1:])), None)
 

@@ -1,4 +1,4 @@
-"""From the graph of a step to the structure: where each layer sits in the network."""
+"""Describes where each layer is in the network, from the graph of a step."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Any
 
 from torch import nn
 
+from bnmonitor.graph.convolutions import Above, bare_convolutions
 from bnmonitor.graph.graph import WHOLE, Call, Graph, Step, kind_of, role_of
-from bnmonitor.window import Bare, Operation, Place, Producer, Structure
+from bnmonitor.window import Operation, Place, Producer, Structure
 
 _GATES = ("mul", "div")
-"""Joins that scale one branch by the other: no skip connection."""
-
-_BOUNDED = ("sigmoid", "tanh", "softmax", "logsoftmax", "hardsigmoid")
-"""Nonlinearities that end a network, or open and close a gate."""
+"""Joins that scale one branch by the other, which are not skip connections."""
 
 _NODES_IN_A_NORM = 4
 
 
 @dataclass(frozen=True)
-class _Above:
-    """What is upstream of a node."""
+class _Found:
+    """What the graph shows of one layer.
 
-    layers: frozenset[int] = frozenset()
-    depth: int = 0
-    distance: int = 0
-    joins: int = 0
-    pooled: bool = False
-    wanted: bool = False
-    """Whether the network's input itself gets a gradient."""
+    Attributes:
+        place: Where the layer is.
+        producer_trains: Whether a nearest operation with parameters before it is trained; None: unknown.
+        consumers: Kinds of the operations that read its output; None: unknown.
+    """
+
+    place: Place
+    producer_trains: bool | None
+    consumers: tuple[str, ...] | None
 
 
 def structure_of(
@@ -42,55 +42,57 @@ def structure_of(
     names: Sequence[str] = (),
     doubled: Mapping[int, bool] | None = None,
 ) -> Structure:
-    """Describe where each layer sits.
+    """Describe where each layer is in the network.
 
     Args:
         graph: The graph of the step.
         calls: Calls of layers and other modules, in the order they came.
         layers: Position of each layer by ``id(module)``.
         names: Names of the layers.
-        doubled: By ``id(module)``, the layers through which a gradient went that keeps its own graph.
+        doubled: By ``id(module)``, whether the backward computed a gradient through the layer that has a graph itself.
     """
     above, mine = _above(graph), _calls_of(calls, layers)
     shared = _shared(graph, calls, layers)
     order = {call: position for position, call in enumerate(c for c in calls if id(c.module) in layers)}
-    places: list[Place] = []
-    trains: list[bool | None] = []
-    consumers: list[tuple[str, ...] | None] = []
+    found: list[_Found] = []
     for i in range(len(layers)):
         seen = [call for call in mine.get(i, ()) if call.top is not None]
         if not seen:
-            places.append(Place(blind=_why_blind(mine.get(i, ()))))
-            trains.append(None if not mine.get(i) or any(not call.graded for call in mine[i]) else False)
-            consumers.append(None)
+            found.append(_unseen(mine.get(i, ())))
             continue
         dark = [c for c in calls[: calls.index(seen[0])] if c.top is None]
-        frozen = any(isinstance(c.module, WHOLE) or id(c.module) in layers for c in dark)
-        each = [_place(graph, call, above, shared, frozen) for call in seen]
+        # Without a graph, an operation with weights before the layer is not trained, and hides what is before it.
+        behind_frozen = any(isinstance(c.module, WHOLE) or id(c.module) in layers for c in dark)
+        each = [_place(graph, call, above, shared, behind_frozen) for call in seen]
         read = [node for call in seen for node in _readers(graph, _norm_at(call.top) or call.top)]
-        places.append(
-            replace(
-                each[0],
-                order=order[seen[0]],
-                calls=len(seen),
-                producers=tuple(dict.fromkeys(producer for place in each for producer in place.producers)),
-                readers=tuple(dict.fromkeys(graph.at(node).operation for node in read)),
-                root=each[0].root and not any(id(c.module) in layers and c.training for c in dark),
-                distance=-1 if frozen else each[0].distance,
-                per_sample=bool(doubled and doubled.get(id(seen[0].module)) and any(above[c.top].wanted for c in seen)),
-            )
+        place = replace(
+            each[0],
+            order=order[seen[0]],
+            calls=len(seen),
+            producers=tuple(dict.fromkeys(producer for place in each for producer in place.producers)),
+            readers=tuple(dict.fromkeys(graph.at(node).operation for node in read)),
+            root=each[0].root and not any(id(c.module) in layers and c.training for c in dark),
+            distance=-1 if behind_frozen else each[0].distance,
+            per_sample=bool(doubled and doubled.get(id(seen[0].module)) and any(above[c.top].wanted for c in seen)),
         )
-        trains.append(_trains(graph, seen[0].bottom))
-        consumers.append(tuple(sorted({kind_of(node) for node in read})) if read else None)
-    bare, normalized = _convolutions(graph, above, {c.bottom for cs in mine.values() for c in cs} - {None})
+        consumers = tuple(sorted({kind_of(node) for node in read})) if read else None
+        found.append(_Found(place, _trains(graph, seen[0].bottom), consumers))
+    bottoms = {c.bottom for cs in mine.values() for c in cs} - {None}
+    bare, normalized = bare_convolutions(graph, above, bottoms)
     return Structure(
-        producer_trains=tuple(trains),
-        consumers=tuple(consumers),
-        places=tuple(places),
+        producer_trains=tuple(each.producer_trains for each in found),
+        consumers=tuple(each.consumers for each in found),
+        places=tuple(each.place for each in found),
         names=tuple(names),
         bare=tuple(bare),
         normalized=normalized,
     )
+
+
+def _unseen(calls: Sequence[Call]) -> _Found:
+    """What is known of a layer without a graph in any of its calls."""
+    trains = None if not calls or any(not call.graded for call in calls) else False
+    return _Found(Place(blind=_why_blind(calls)), trains, None)
 
 
 def _calls_of(calls: Sequence[Call], layers: Mapping[int, int]) -> dict[int, list[Call]]:
@@ -111,19 +113,19 @@ def _why_blind(calls: Sequence[Call]) -> str:
     return f"called {mode}without a graph: nothing in it or before it is trained"
 
 
-def _above(graph: Graph) -> dict[Any, _Above]:
+def _above(graph: Graph) -> dict[Any, Above]:
     """What is upstream of every node, itself included."""
-    known: dict[Any, _Above] = {None: _Above()}
+    known: dict[Any, Above] = {None: Above()}
     for node in graph.order:
         step = graph.at(node)
         role = step.operation.role
         if role == "input":
             wanted = type(node).__name__ == "AccumulateGrad" and not isinstance(node.variable, nn.Parameter)
-            known[node] = _Above(wanted=wanted)
+            known[node] = Above(wanted=wanted)
             continue
         if step.branches:
             parts = [known.get(branch, known[None]) for branch in step.branches]
-            known[node] = _Above(
+            known[node] = Above(
                 layers=frozenset().union(*(p.layers for p in parts)),
                 depth=max(p.depth for p in parts),
                 distance=min(p.distance for p in parts),
@@ -143,8 +145,8 @@ def _above(graph: Graph) -> dict[Any, _Above]:
     return known
 
 
-def _place(graph: Graph, call: Call, above: Mapping[Any, _Above], shared: set[str], frozen: bool) -> Place:
-    here = above.get(call.bottom, _Above())
+def _place(graph: Graph, call: Call, above: Mapping[Any, Above], shared: set[str], behind_frozen: bool) -> Place:
+    here = above.get(call.bottom, Above())
     between: list[Step] = []
     source = Step(operation=Operation(kind="input", role="input"))
     for step in graph.upstream(call.bottom):
@@ -152,7 +154,7 @@ def _place(graph: Graph, call: Call, above: Mapping[Any, _Above], shared: set[st
             source = step
             break
         between.append(step)
-    if frozen and source.operation.role == "input":
+    if behind_frozen and source.operation.role == "input":
         source = replace(source, operation=Operation(kind="frozen", role="input"))
     dropped = _dropouts(graph, call.bottom)
     return Place(
@@ -186,7 +188,7 @@ def _producer(graph: Graph, call: Call, source: Step, between: Sequence[Step], s
 
 
 def _features(source: Step) -> int:
-    """How many features an operation with weights puts out; 0 where unknown."""
+    """How many features the output of an operation with weights has; 0 where unknown."""
     for name in ("out_channels", "out_features", "embedding_dim"):
         value = getattr(source.module, name, None)
         if isinstance(value, int):
@@ -195,14 +197,14 @@ def _features(source: Step) -> int:
 
 
 def _features_last(graph: Graph, call: Call, source: Step, between: Sequence[Step], features: int) -> bool:
-    """Whether ``[N, L, C]`` reaches the layer as it left an operation on the last axis."""
+    """Whether the layer gets ``[N, L, C]`` unchanged from an operation on the last axis."""
     if len(call.shape) != 3 or source.operation.kind in ("convolution", "batchnorm"):
         return False
     if source.operation.role not in ("weights", "norm") or features != call.shape[2]:
         return False
     if features == call.shape[1] and any(_swaps(step) for step in between):
         return False
-    # A map over time, as in an MLP-Mixer, is handed its input transposed: there the last axis is meant to be another.
+    # A map over time, as in an MLP-Mixer, gets a transposed input: there the last axis is meant to be another.
     return not any(_swaps(step) for step in graph.upstream(source.below))
 
 
@@ -211,7 +213,7 @@ def _swaps(step: Step) -> bool:
 
 
 def _dropouts(graph: Graph, node: Any) -> list[Step]:
-    """Dropout upstream with only linear operations between."""
+    """Dropout upstream with only linear operations in between."""
     found = []
     for step in graph.upstream(node):
         if step.operation.role in ("nonlinearity", "norm", "join", "input"):
@@ -221,8 +223,8 @@ def _dropouts(graph: Graph, node: Any) -> list[Step]:
     return found
 
 
-def _followed(graph: Graph, node: Any, above: Mapping[Any, _Above]) -> int | None:
-    """The layer upstream that no join leads past."""
+def _followed(graph: Graph, node: Any, above: Mapping[Any, Above]) -> int | None:
+    """The layer upstream that every path goes through, but for the gates of a join."""
     while True:
         step = graph.at(node)
         if step.layer is not None or step.operation.role == "input":
@@ -230,13 +232,13 @@ def _followed(graph: Graph, node: Any, above: Mapping[Any, _Above]) -> int | Non
         if step.branches:
             if step.operation.kind not in _GATES:
                 return None
-            node = min(step.branches, key=lambda branch: above.get(branch, _Above()).distance)
+            node = min(step.branches, key=lambda branch: above.get(branch, Above()).distance)
         else:
             node = step.below
 
 
 def _trains(graph: Graph, node: Any) -> bool:
-    """Whether a nearest operation with parameters upstream has one that gets a gradient."""
+    """Whether one of the nearest operations with parameters upstream has a parameter that gets a gradient."""
     stack, seen = [node], set()
     while stack:
         node = stack.pop()
@@ -258,7 +260,7 @@ def _trains(graph: Graph, node: Any) -> bool:
 
 
 def _shared(graph: Graph, calls: Sequence[Call], layers: Mapping[int, int]) -> set[str]:
-    """Names of the operations with weights whose result something besides a normalization reads."""
+    """Names of the operations with weights that have another reader than a normalization."""
     found: set[str] = set()
     alone: Counter[str] = Counter()
     for call in (c for c in calls if id(c.module) in layers and c.top is not None):
@@ -277,7 +279,7 @@ def _shared(graph: Graph, calls: Sequence[Call], layers: Mapping[int, int]) -> s
 
 
 def _norm_at(node: Any, depth: int = _NODES_IN_A_NORM) -> Any:
-    """Find the normalization at or just under a node: a subclass may apply more on top of it."""
+    """Return the normalization at or just below a node: a subclass may apply more on top of it."""
     while node is not None and depth:
         role = role_of(node)
         if role == "norm":
@@ -290,52 +292,9 @@ def _norm_at(node: Any, depth: int = _NODES_IN_A_NORM) -> Any:
 
 
 def _readers(graph: Graph, node: Any) -> list[Any]:
-    """The nodes that read a node's result, looking through changes of shape and through what joins it with others."""
+    """The nodes that read a node's result, also through changes of shape and concatenations."""
     found: list[Any] = []
     for reader in graph.readers.get(node, ()):
         through = role_of(reader) == "shape" or kind_of(reader) in ("cat", "stack")
         found += (_readers(graph, reader) if through else []) or [reader]
     return found
-
-
-def _convolutions(graph: Graph, above: Mapping[Any, _Above], bottoms: set[Any]) -> tuple[list[Bare], int]:
-    """Convolutions that a nonlinearity follows without a norm, and the number of those with one."""
-    bare, normalized = [], 0
-    for node in graph.order:
-        step = graph.at(node)
-        if step.operation.kind != "convolution" or above.get(step.below, _Above()).pooled:
-            continue  # behind a global pooling it is part of a gate or of the head
-        kinds = _next(graph, node, bottoms)
-        normalized += "norm" in kinds
-        if not kinds or "norm" in kinds or kinds & {*_BOUNDED}:
-            continue
-        near = above.get(step.below, _Above())
-        bare.append(
-            Bare(
-                name=step.operation.name,
-                nonlinearity=min(kinds),
-                first=not near.distance,
-                near=max(near.layers, default=0),
-            )
-        )
-    return bare, normalized
-
-
-def _next(graph: Graph, node: Any, bottoms: set[Any]) -> set[str]:
-    """Which nonlinearities come right behind a node, and ``norm`` if a normalization does."""
-    kinds: set[str] = set()
-    stack, seen = [node], {node}
-    while stack:
-        at = stack.pop()
-        if at in bottoms:
-            kinds.add("norm")
-        for reader in graph.readers.get(at, ()):
-            role = graph.at(reader).operation.role
-            if role == "nonlinearity":
-                kinds.add(graph.at(reader).operation.kind)
-            elif role == "norm":
-                kinds.add("norm")
-            elif role in ("shape", "pooling", "dropout", "other") and reader not in seen:
-                seen.add(reader)
-                stack.append(reader)
-    return kinds

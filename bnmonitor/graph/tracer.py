@@ -1,4 +1,4 @@
-"""Hooks of a sampled step that note which operations of the autograd graph are whose."""
+"""Hooks of a sampled step that record which module each operation of the autograd graph belongs to."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils.hooks import RemovableHandle
 
 from bnmonitor.graph.graph import WHOLE, Call, Graph, tensors_of
 from bnmonitor.graph.placement import structure_of
-from bnmonitor.layers import Hook, recomputing, unwrapped
+from bnmonitor.layers import Hooks, recomputing, unwrapped
 from bnmonitor.window import Structure
 
 
 class Tracer:
-    """Hooks every module without children but the layers for one step, and describes its graph at the end.
+    """Places hooks on every module without children but the layers for one step, and describes its graph at the end.
 
-    Once every layer is described it does so again only when modes or ``requires_grad`` have changed.
-    What one step does not show, such as a network that trains every other step, is kept from those before.
+    Once every layer is described, it places hooks again only when a mode or a ``requires_grad`` has changed. What a
+    step does not show, such as a network that trains every other step, is kept from the steps before.
     """
 
     def __init__(self) -> None:
         self.structure: Structure | None = None
-        """What the graphs told so far; None if nothing."""
+        """The structure that the graphs have shown so far; None before the first."""
         self._flags: tuple[bool, ...] = ()
-        self._handles: list[RemovableHandle] = []
-        self._forget()
+        # The sampler removes them when a compilation begins.
+        self._hooks = Hooks(outlast_compilation=True)
+        self._clear()
 
-    def _forget(self) -> None:
+    def _clear(self) -> None:
         self._calls: list[Call] = []
         self._ends: list[Any] = []
         self._doubled: dict[int, bool] = {}
@@ -39,7 +39,7 @@ class Tracer:
         self._owners: dict[int, tuple[str, nn.Module]] = {}
 
     def attach(self, layers: Sequence[nn.Module], models: Mapping[str, nn.Module]) -> None:
-        """Place the hooks; what was gathered before and not described is gone."""
+        """Place the hooks, and drop what was recorded and not described before."""
         self.detach()
         flags = _flags(models)
         if flags == self._flags and self.structure is not None and not any(p.blind for p in self.structure.places):
@@ -53,11 +53,11 @@ class Tracer:
                     self._own(module, model, path, prefix)
                     simple = isinstance(module, WHOLE) or not any(module._modules.values())
                     if simple and id(module) not in watched:
-                        self._handles.append(module.register_forward_hook(Hook(module, self.saw)))
-            self._handles.append(model.register_forward_hook(Hook(model, self._finished)))
+                        self._hooks.on_forward(module, self.saw)
+            self._hooks.on_forward(model, self._finished)
 
     def _own(self, module: nn.Module, model: nn.Module, path: str, prefix: str) -> None:
-        """Note whose a module's parameters are; those of a parametrization belong to what it parametrizes."""
+        """Record the owner of each parameter of a module; those of a parametrization belong to its parent."""
         if module._parameters:
             owner = path.split(".parametrizations.")[0]
             name = ".".join(part for part in (prefix, unwrapped(owner)) if part)
@@ -65,18 +65,16 @@ class Tracer:
             self._owners |= {id(p): (name, of) for p in module._parameters.values() if p is not None}
 
     def detach(self) -> None:
-        """Take every hook away, and let go of the graph."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._forget()
+        """Remove every hook, and release the graph."""
+        self._hooks.remove()
+        self._clear()
 
     def walk(self, outputs: Any) -> None:
-        """Note the ends of a step's graph: its loss, or the model's outputs."""
+        """Record the ends of a step's graph: its loss, or the model's outputs."""
         self._ends += [t.grad_fn for t in tensors_of(outputs)]
 
-    def take(self, layers: Sequence[nn.Module], names: Sequence[str]) -> None:
-        """Describe the step that has just ended, and let go of its graph."""
+    def collect(self, layers: Sequence[nn.Module], names: Sequence[str]) -> None:
+        """Describe the graph of the step that has just ended, and release it."""
         at = {id(module): i for i, module in enumerate(layers)}
         mine = [call for call in self._calls if id(call.module) in at]
         tops = [call.top for call in mine if call.top is not None]
@@ -87,8 +85,8 @@ class Tracer:
         self.detach()
 
     def saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Note one call; whoever hooks the layers passes theirs on."""
-        if not self._handles:
+        """Record one call; the sampler, which has hooks on the layers, passes theirs on."""
+        if not self._hooks.placed:
             return
         x = args[0] if args else None
         out = output[0] if isinstance(output, tuple) and output else output
@@ -124,14 +122,14 @@ class Tracer:
 
 
 def _flags(models: Mapping[str, nn.Module]) -> tuple[bool, ...]:
-    """What decides which parts of the models have a graph, and which operations are there."""
+    """The modes and ``requires_grad`` of everything: they decide which parts of the models have which graph."""
     every = [module for model in models.values() for module in model.modules()]
     trained = (p.requires_grad for m in every for p in m._parameters.values() if p is not None)
     return (*(m.training for m in every), *trained)
 
 
 def _source(module: nn.Module, x: Tensor, out: Tensor) -> Any:
-    """The node that a module's input came from."""
+    """The node that made a module's input."""
     if out is x and x.grad_fn is not None and getattr(module, "inplace", False):
-        return x.grad_fn.next_functions[0][0]  # in place, its own node has taken the place of the input's
+        return x.grad_fn.next_functions[0][0]  # in place, its own node has replaced the input's
     return get_gradient_edge(x).node if x.grad_fn is None and x.requires_grad else x.grad_fn

@@ -1,4 +1,4 @@
-"""Normalization layers that ran and belong to no watched model, found in the autograd graph."""
+"""Finds normalization layers that ran and belong to no model of the monitor, in the autograd graph."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEAF = "AccumulateGrad"
 class UnregisteredNorms:
     """Finds normalization layers that ran and are part of no model, in the autograd graphs of sampled steps.
 
-    A layer is known by its gamma, which is no model's parameter; one without is not seen.
+    It recognizes such a layer by its gamma, which is not a parameter of any model, so a layer without gamma is missed.
 
     Args:
         models: The models by prefix.
@@ -28,7 +28,7 @@ class UnregisteredNorms:
         self._found: dict[tuple[int, str], set[int]] = {}
 
     def walk(self, outputs: Any) -> None:
-        """Look through the graph behind a step's loss or outputs."""
+        """Search the graph behind a step's loss or outputs."""
         names = {
             id(p): ".".join(part for part in (prefix, name.rpartition(".")[0]) if part)
             for prefix, model in self._models.items()
@@ -40,7 +40,7 @@ class UnregisteredNorms:
                 self._found.setdefault((gamma.numel(), _owner_above(node, names)), set()).add(id(gamma))
 
     def known(self, trained: set[int]) -> tuple[str, ...]:
-        """Describe what was found, one text for each; layers that an optimizer trains are of a model not watched.
+        """Describe each layer found in one text, but for those that an optimizer trains: another model has them.
 
         Args:
             trained: ``id`` of every parameter in an optimizer.
@@ -53,7 +53,7 @@ class UnregisteredNorms:
 
 
 def _nodes(ends: Iterable[Any]) -> Iterable[Any]:
-    """Every node of the graph behind some ends."""
+    """Every node of the graph behind some ends, themselves included."""
     stack = [node for node in ends if node is not None]
     seen = set(stack)
     while stack:
@@ -71,7 +71,7 @@ def _gamma(node: Any) -> Tensor | None:
         return None
     operands = [child for child, _ in node.next_functions]
     gamma = operands[1] if len(operands) > 1 else None
-    # A gamma that is made of something else, as by a hypernetwork, has a node of its own there.
+    # A gamma that is computed, as by a hypernetwork, has a node of another kind there.
     return gamma.variable if gamma is not None and type(gamma).__name__ == _LEAF else None
 
 

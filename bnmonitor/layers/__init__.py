@@ -1,30 +1,49 @@
 """Which normalization layers a model has, and how to listen to them."""
 
 from bnmonitor.layers.discovery import ROOT, Discovery, discover, norms
-from bnmonitor.layers.hooks import Hook, is_compiled, own_forward, recomputing, when_compiling
-from bnmonitor.layers.kinds import channels_of, family_of, own_forwards, same_layer, writes_pairwise
+from bnmonitor.layers.hooks import Hooks, is_compiled, recomputing
+from bnmonitor.layers.kinds import (
+    ANY_NORM,
+    BATCH_NORM,
+    KINDS,
+    Fact,
+    Family,
+    Kind,
+    channels_of,
+    is_synced,
+    kind_of,
+    own_forwards,
+    runs_torch_forward,
+    same_layer,
+    writes_pairwise,
+)
 from bnmonitor.layers.segments import Segments
 from bnmonitor.layers.sharding import is_split, unwrapped
-from bnmonitor.layers.table import Family, LayerTable
+from bnmonitor.layers.table import LayerTable
 
 __all__ = [
+    "ANY_NORM",
+    "BATCH_NORM",
+    "KINDS",
     "ROOT",
     "Discovery",
+    "Fact",
     "Family",
-    "Hook",
+    "Hooks",
+    "Kind",
     "LayerTable",
     "Segments",
     "channels_of",
     "discover",
-    "family_of",
     "is_compiled",
     "is_split",
+    "is_synced",
+    "kind_of",
     "norms",
-    "own_forward",
     "own_forwards",
     "recomputing",
+    "runs_torch_forward",
     "same_layer",
     "unwrapped",
-    "when_compiling",
     "writes_pairwise",
 ]

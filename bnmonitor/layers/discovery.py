@@ -1,4 +1,4 @@
-"""Find the normalization layers of a model: modules in, a table of plain facts out."""
+"""Finds the normalization layers of a model: modules in, a table of plain facts out."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from bnmonitor._text import nearest
-from bnmonitor.layers.kinds import channels_of, family_of
-from bnmonitor.layers.sharding import flat_parameters, shards_of, together, unwrapped
+from bnmonitor.layers.kinds import channels_of, is_synced, kind_of
+from bnmonitor.layers.sharding import collective_reason, flat_parameters, shards_of, unwrapped
 from bnmonitor.layers.table import LayerTable
 
 _USUAL_EPS = 1e-5
@@ -26,23 +25,23 @@ class Discovery:
     """What a search of the model found.
 
     Attributes:
-        table: The table.
-        modules: The modules behind it.
-        lazy: How many more there are that are lazy yet.
-        shards: What :func:`~bnmonitor.layers.sharding.shards_of` says of each layer of ``table.split``, by
+        table: The table of the layers.
+        modules: The modules of the layers, in the same order.
+        lazy: How many further layers are lazy and have no channels yet.
+        shards: What :func:`~bnmonitor.layers.sharding.shards_of` returns for each layer of ``table.split``, by
             ``id(module)``.
-        together: Why a forward of the models takes all processes, as :func:`bnmonitor.layers.sharding.together` says.
+        collective_reason: Why a forward of the models needs all processes; empty if one process can run it alone.
     """
 
     table: LayerTable
     modules: tuple[nn.Module, ...]
     lazy: int
     shards: Mapping[int, tuple[Tensor, ...]]
-    together: str
+    collective_reason: str
 
 
 def norms(models: Iterable[nn.Module]) -> list[nn.Module]:
-    """Return every normalization layer of the models in some order, quickly: every check asks."""
+    """Return every normalization layer of the models in some order, quickly, as every check needs them."""
     found: list[nn.Module] = []
     stack: list[nn.Module | None] = list(models)
     seen: set[int] = set()
@@ -51,7 +50,7 @@ def norms(models: Iterable[nn.Module]) -> list[nn.Module]:
         if module is None or id(module) in seen:
             continue
         seen.add(id(module))
-        if module._buffers and family_of(module) is not None:
+        if module._buffers and kind_of(module) is not None:
             found.append(module)
         stack.extend(module._modules.values())
     return found
@@ -67,17 +66,17 @@ def discover(
 ) -> Discovery:
     """Find every layer of the models that keeps, or computes, statistics of its batch.
 
-    BatchNorm1d/2d/3d, SyncBatchNorm and all their subclasses count, InstanceNorm with running statistics, and modules
-    with the four buffers of a frozen BatchNorm; a lazy layer counts once its first forward has made it real. A module
-    that is reached under two names is listed once.
+    These are BatchNorm1d/2d/3d, SyncBatchNorm and all their subclasses, InstanceNorm with running statistics, and
+    modules with the four buffers of a frozen BatchNorm. A lazy layer is listed once its first forward has created its
+    tensors. A module that has two names is listed once.
 
     Args:
         models: The models by prefix; the prefix ``""`` adds nothing to the names.
-        include: Glob patterns; a layer is watched if one of them matches its name.
-        exclude: Glob patterns; a layer that one of them matches is not watched.
+        include: Glob patterns; a layer is recorded if one of them matches its name.
+        exclude: Glob patterns; a layer is not recorded if one of them matches its name.
         order: Position in the forward by ``id(module)``, where it is known.
-        names: Names of the layers found before, whose order is kept where that in the forward is not known; should
-            what a pattern matched then be gone, that is no mistake.
+        names: Names of the layers found before. Their order is kept where that in the forward is not known, and a
+            pattern may match none of the layers now.
 
     Raises:
         ValueError: A pattern matches no layer at all, although the model has some; or two layers get the same name.
@@ -87,7 +86,7 @@ def discover(
     lazy: set[str] = set()
     for prefix, model in models.items():
         for path, module in model.named_modules():
-            if id(module) in seen or family_of(module) is None:
+            if id(module) in seen or kind_of(module) is None:
                 continue
             seen.add(id(module))
             name = ".".join(part for part in (prefix, unwrapped(path)) if part) or ROOT
@@ -115,6 +114,7 @@ def discover(
         place = {name: i for i, name in enumerate(names)}
         real.sort(key=lambda item: place.get(item[0], len(place)))
     modules = tuple(module for _, module in real)
+    kinds = [kind for m in modules if (kind := kind_of(m)) is not None]
     flat = flat_parameters(models.values())
     shards = {id(m): parts for m in modules if (parts := shards_of(m, flat)) is not None}
     return Discovery(
@@ -123,33 +123,32 @@ def discover(
             channels=tuple(channels_of(m) for m in modules),
             kinds=tuple(type(m).__name__ for m in modules),
             eps=tuple(float(getattr(m, "eps", _USUAL_EPS)) for m in modules),
-            momentum=tuple(_momentum(m) for m in modules),
+            momentum=tuple(_momentum(m, k.averages_cumulatively) for m, k in zip(modules, kinds, strict=True)),
             affine=tuple(map(_has_gamma, modules)),
             tracking=tuple(m.running_mean is not None for m in modules),
-            family=tuple(family_of(m) or "batch" for m in modules),
-            synced=tuple(i for i, m in enumerate(modules) if isinstance(m, nn.SyncBatchNorm)),
+            family=tuple(kind.name for kind in kinds),
+            synced=tuple(i for i, m in enumerate(modules) if is_synced(m)),
             split=tuple(i for i, m in enumerate(modules) if id(m) in shards),
         ),
         modules=modules,
         lazy=len(lazy & chosen.keys()),
         shards=shards,
-        together=together(models.values()),
+        collective_reason=collective_reason(models.values()),
     )
 
 
 def _has_gamma(module: nn.Module) -> bool:
-    """Whether a layer has a gamma: a parameter, a frozen one's buffer, what pruning left, or what is computed.
+    """Whether a layer has a gamma: a parameter, a buffer, what pruning left, or what a parametrization computes.
 
-    The last is not asked for: to compute it may change the training.
+    The last is not computed: this might change the training.
     """
     kept = (registry.get("weight") for registry in (module._parameters, module._buffers, vars(module)))
     computed = module._modules.get("parametrizations")
     return any(t is not None for t in kept) or (computed is not None and "weight" in computed._modules)
 
 
-def _momentum(module: nn.Module) -> float | None:
+def _momentum(module: nn.Module, cumulative: bool) -> float | None:
     momentum = getattr(module, "momentum", None)
     if momentum is None:
-        # InstanceNorm has no cumulative average: it takes None as 0.
-        return 0.0 if isinstance(module, _InstanceNorm) else None
+        return None if cumulative else 0.0
     return float(momentum)

@@ -1,4 +1,4 @@
-"""Hooks that never end a forward, and how to tell that a module is compiled."""
+"""Forward hooks that never end a forward, and how to find out that a module is compiled."""
 
 from __future__ import annotations
 
@@ -6,74 +6,139 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, ClassVar
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 logger = logging.getLogger("bnmonitor")
 
+Call = Callable[[nn.Module, Any, Any], None]
+"""What a hook calls: it gets the module, the arguments, and the output or the keyword arguments."""
+
 _graph_task: Callable[[], int] | None = getattr(torch._C, "_current_graph_task_id", None)
 
-
-def recomputing() -> bool:
-    """Whether a backward runs: a forward within it is a checkpoint's, of a batch that was seen before."""
-    return _graph_task is not None and _graph_task() != -1
+_only: ContextVar[Hooks | None] = ContextVar("bnmonitor_only", default=None)
+"""The hooks that alone are called in this thread; None: all are."""
 
 
-class Hook:
-    """A forward hook on one module; a copy of the module gets an inert one.
+class Hooks:
+    """Hooks that are placed together, removed together, and removed when a compilation begins.
+
+    ``torch.compile`` guards what it traces by the number of hooks: a model that is traced with hooks in place is
+    compiled again once they are gone.
 
     Args:
-        module: The module.
-        call: What to do.
-        own: Whether it is meant for a forward that bnmonitor runs itself; the others do not see that.
+        on_compilation: Called after a compilation has removed the hooks.
+        outlast_compilation: Keep the hooks when a compilation begins.
     """
 
-    deaf: ClassVar[bool] = False
+    def __init__(self, on_compilation: Callable[[], None] | None = None, *, outlast_compilation: bool = False) -> None:
+        self._on_compilation = on_compilation
+        self._outlast = outlast_compilation
+        self._handles: dict[int, list[RemovableHandle]] = {}
+        self._unsubscribe: Callable[[], None] | None = None
 
-    def __init__(
-        self, module: nn.Module, call: Callable[[nn.Module, tuple[Any, ...], Any], None], *, own: bool = False
-    ) -> None:
-        self._module, self._call, self._own = module, call, own
+    @property
+    def placed(self) -> bool:
+        """Whether a hook is in place."""
+        return bool(self._handles)
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Pass the call on if it is the watched module's own, and real.
+    def on_call(self, module: nn.Module, call: Call) -> None:
+        """Call a function before each forward of a module, with the module, its arguments and keyword arguments."""
+        self._keep(module, module.register_forward_pre_hook(_Hook(self, module, call), with_kwargs=True))
 
-        This is within the model's forward: what fails here is told and left alone from then on, and ends no training.
+    def on_forward(self, module: nn.Module, call: Call, *, always: bool = False) -> None:
+        """Call a function after each forward of a module, with the module, its arguments and its output.
+
+        Args:
+            module: The module.
+            call: The function.
+            always: Whether to call it after a forward that raised, too.
         """
-        if module is not self._module or torch.compiler.is_compiling() or (Hook.deaf and not self._own):
+        self._keep(module, module.register_forward_hook(_Hook(self, module, call), always_call=always))
+
+    def remove(self) -> None:
+        """Remove every hook."""
+        for module in list(self._handles):
+            self._remove(module)
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+
+    def remove_from(self, module: nn.Module) -> None:
+        """Remove the hooks of one module."""
+        self._remove(id(module))
+
+    @contextmanager
+    def only_mine(self) -> Iterator[None]:
+        """Run forwards of bnmonitor itself in this thread: no other hook of bnmonitor is called, in any monitor.
+
+        The hooks of other threads are called as ever. An error in one of these hooks is raised, not logged.
+        """
+        token = _only.set(self)
+        try:
+            yield
+        finally:
+            _only.reset(token)
+
+    def _keep(self, module: nn.Module, handle: RemovableHandle) -> None:
+        self._handles.setdefault(id(module), []).append(handle)
+        if self._unsubscribe is None and not self._outlast:
+            self._unsubscribe = _when_compiling(self._compilation_begins)
+
+    def _remove(self, key: int) -> None:
+        for handle in self._handles.pop(key, ()):
+            handle.remove()
+
+    def _compilation_begins(self) -> None:
+        self.remove()
+        if self._on_compilation is not None:
+            self._on_compilation()
+
+
+class _Hook:
+    """A forward hook on one module; a copy of the module gets an inert one."""
+
+    def __init__(self, hooks: Hooks, module: nn.Module, call: Call) -> None:
+        self._hooks, self._module, self._call = hooks, module, call
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Pass the call on if the module is the watched one and not a copy, and the forward is the training's own.
+
+        This runs within the model's forward. An error is logged, the hook does nothing from then on, and the training
+        goes on.
+        """
+        # The compiler must see its own test first: it cannot trace what follows.
+        if module is not self._module or torch.compiler.is_compiling():
+            return
+        only = _only.get()
+        if only is not None and only is not self._hooks:
             return
         try:
             self._call(module, args, output)
         except Exception as error:
-            if self._own:
+            if only is not None:
                 raise
             self._call = _nothing
-            logger.warning("bnmonitor looks at %s no more: %s: %s", type(module).__name__, type(error).__name__, error)
+            name, kind = type(module).__name__, type(error).__name__
+            logger.warning("bnmonitor stopped observing %s after an error: %s: %s", name, kind, error)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Copied or pickled, it becomes a function of the standard library that takes anything and does nothing: a
+        # A copied or pickled hook becomes a function of the standard library that takes anything and does nothing: a
         # model that is saved while it is watched loads where bnmonitor is not installed.
         return getattr, (nullcontext(), "__exit__")
 
 
-def _nothing(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    pass
-
-
-@contextmanager
-def own_forward() -> Iterator[None]:
-    """Run a forward that no hook but those made for it sees."""
-    before, Hook.deaf = Hook.deaf, True
-    try:
-        yield
-    finally:
-        Hook.deaf = before
+def recomputing() -> bool:
+    """Whether a backward runs: a forward within it is a checkpoint's, of a batch that has been recorded before."""
+    return _graph_task is not None and _graph_task() != -1
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether the model or a part of it is known to be compiled; what ``torch.compile`` wrapped later is not."""
+    """Whether the model or a part of it is known to be compiled; a later ``torch.compile`` is not known."""
     return any(
         type(module).__name__ == "OptimizedModule"
         or getattr(module, "_compiled_call_impl", None) is not None
@@ -82,23 +147,30 @@ def is_compiled(model: nn.Module) -> bool:
     )
 
 
-def when_compiling(call: Callable[[], None]) -> Callable[[], None]:
-    """Call a function whenever a compilation begins, before anything is traced; return what ends that.
+def _nothing(module: nn.Module, args: Any, output: Any) -> None:
+    pass
 
-    The module is looked up and not imported: that would take a second, and making an optimizer imports it anyway.
+
+def _when_compiling(call: Callable[[], None]) -> Callable[[], None]:
+    """Call a function whenever a compilation begins, before anything is traced; return the function that ends that.
+
+    The compiler's module is looked up and not imported: an import takes a second, and making an optimizer does it
+    anyway.
     """
-    handler = getattr(sys.modules.get("torch._dynamo.callback"), "callback_handler", None)
-    callbacks: list[Callable[..., None]] | None = getattr(handler, "start_callbacks", None)
-    if callbacks is None:
+    handler: Any = getattr(sys.modules.get("torch._dynamo.callback"), "callback_handler", None)
+    if getattr(handler, "start_callbacks", None) is None:
         return lambda: None
+    subscribed = True
 
     def begins(*_: Any) -> None:
-        call()
+        if subscribed:
+            call()
 
-    callbacks.append(begins)
+    def unsubscribe() -> None:
+        nonlocal subscribed
+        subscribed = False
+        # A new list: the compiler may be going through the old one, and would skip the function after a removed one.
+        handler.start_callbacks = [each for each in handler.start_callbacks if each is not begins]
 
-    def end() -> None:
-        if begins in callbacks:
-            callbacks.remove(begins)
-
-    return end
+    handler.start_callbacks.append(begins)
+    return unsubscribe

@@ -1,44 +1,133 @@
-"""The kinds of normalization layers: which classes count, and what sets them apart."""
+"""The kinds of normalization layers: the only file that knows their classes, and how the kinds differ.
+
+To add a kind, add it to :data:`KINDS`, with the facts that the other rooms ask for, and its name to :data:`Family`. Its
+behavior is then tested by a subclass of ``KindContract`` in ``tests/layers/test_kinds.py`` and by an entry in
+``tests/end_to_end/kinds.py``, which the documentation lists.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from bnmonitor.layers.sharding import is_split
-from bnmonitor.layers.table import Family
+
+Family = Literal["batch", "instance", "frozen"]
+"""What a layer normalizes with: statistics of the batch, of each sample alone, or fixed ones."""
+
+Fact = Literal["normalizes_batch", "has_modes", "counts_updates", "averages_cumulatively", "affine_in_buffers"]
+"""A fact of a :class:`Kind`, as :meth:`bnmonitor.layers.LayerTable.which` takes it."""
+
+BATCH_NORM = _BatchNorm
+"""The base class of PyTorch's BatchNorm layers."""
+
+ANY_NORM = (_NormBase, nn.GroupNorm, nn.LayerNorm, *([nn.RMSNorm] if hasattr(nn, "RMSNorm") else []))
+"""PyTorch's classes of normalization layers, those included that bnmonitor does not record."""
 
 _FROZEN_BUFFERS = ("weight", "bias", "running_mean", "running_var")
 
 
-def family_of(module: nn.Module) -> Family | None:
-    """Return the family of a normalization layer that can be watched, or None for any other module.
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """How the layers of one kind behave.
 
-    An InstanceNorm without running statistics keeps nothing to watch. A layer with fixed statistics is known by its
-    buffers, as every library has its own.
+    Attributes:
+        name: The family that a layer table lists the kind under.
+        recognizes: Whether a module is a layer of this kind that can be recorded.
+        normalizes_batch: A training forward normalizes each sample with statistics of the whole batch.
+        has_modes: ``train()`` and ``eval()`` decide which statistics the layer normalizes with.
+        counts_updates: ``num_batches_tracked``, where the layer has it, grows by one with each update. Otherwise each
+            update is one write to each of the running statistics.
+        averages_cumulatively: ``momentum=None`` makes the running statistics the average of all batches. Otherwise it
+            keeps them as they are.
+        affine_in_buffers: Gamma and beta are buffers, not parameters.
     """
-    if isinstance(module, _BatchNorm):
-        return "batch"
-    if isinstance(module, _InstanceNorm):
-        return "instance" if module.running_mean is not None else None
+
+    name: Family
+    recognizes: Callable[[nn.Module], bool]
+    normalizes_batch: bool
+    has_modes: bool
+    counts_updates: bool
+    averages_cumulatively: bool
+    affine_in_buffers: bool
+
+
+def _keeps_fixed_statistics(module: nn.Module) -> bool:
+    """Whether a module has the four buffers of a frozen BatchNorm: every library has its own class of these."""
     kept = [module._buffers.get(name) for name in _FROZEN_BUFFERS]
     sizes = {tuple(t.shape) for t in kept if t is not None}
-    if module._parameters or any(t is None for t in kept) or len(sizes) != 1 or len(sizes.pop()) != 1:
-        return None
-    return "frozen"
+    return not module._parameters and all(t is not None for t in kept) and len(sizes) == 1 and len(sizes.pop()) == 1
+
+
+KINDS = (
+    Kind(
+        name="batch",
+        recognizes=lambda module: isinstance(module, _BatchNorm),
+        normalizes_batch=True,
+        has_modes=True,
+        counts_updates=True,
+        averages_cumulatively=True,
+        affine_in_buffers=False,
+    ),
+    Kind(
+        name="instance",
+        # Without running statistics it keeps nothing to record.
+        recognizes=lambda module: isinstance(module, _InstanceNorm) and module.running_mean is not None,
+        normalizes_batch=False,
+        has_modes=True,
+        counts_updates=False,
+        averages_cumulatively=False,
+        affine_in_buffers=False,
+    ),
+    Kind(
+        name="frozen",
+        recognizes=_keeps_fixed_statistics,
+        normalizes_batch=False,
+        has_modes=False,
+        counts_updates=True,
+        averages_cumulatively=True,
+        affine_in_buffers=True,
+    ),
+)
+"""Every kind of layer that bnmonitor records; the first that recognizes a module counts."""
+
+_BY_NAME = {kind.name: kind for kind in KINDS}
+
+
+def kind_of(module: nn.Module) -> Kind | None:
+    """Return the kind of a layer that can be recorded, or None for any other module."""
+    return next((kind for kind in KINDS if kind.recognizes(module)), None)
+
+
+def kind_named(family: Family) -> Kind:
+    """Return the kind that a layer table lists under a family."""
+    return _BY_NAME[family]
+
+
+def is_synced(module: nn.Module) -> bool:
+    """Whether a layer normalizes over the batches of all processes: a SyncBatchNorm or a subclass."""
+    return isinstance(module, nn.SyncBatchNorm)
+
+
+def runs_torch_forward(module: nn.Module) -> bool:
+    """Whether a BatchNorm runs PyTorch's own forward on one process, so that its class adds nothing to it."""
+    return "forward" not in vars(module) and type(module).forward is _BatchNorm.forward
 
 
 def writes_pairwise(module: nn.Module) -> bool:
     """Whether a forward of the layer writes to both running statistics equally often, as PyTorch's own does."""
-    own = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
-    return "forward" not in vars(module) and type(module).forward in own
+    return runs_torch_forward(module) or (
+        "forward" not in vars(module) and type(module).forward is nn.SyncBatchNorm.forward
+    )
 
 
 def own_forwards(named: Iterable[tuple[str, nn.Module]]) -> dict[str, str]:
-    """Return the class of every BatchNorm, by name, that does something of its own in its forward."""
+    """Return the class of every BatchNorm, by name, that has a forward of its own."""
     return {name: type(m).__name__ for name, m in named if isinstance(m, _BatchNorm) and not writes_pairwise(m)}
 
 

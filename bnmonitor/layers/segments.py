@@ -16,8 +16,8 @@ Array = npt.NDArray[Any]
 class Segments:
     """Reduces ``[..., C]`` to ``[..., L]``: the channels of all layers to a number of each layer.
 
-    By NumPy, which takes less time for it than PyTorch, and for masks a small part. Tensors are on the CPU, and results
-    take part in no graph.
+    NumPy does it in less time than PyTorch, for masks in a small part of it. Tensors are on the CPU, and results have
+    no graph.
 
     Args:
         channels: Number of channels of each layer.
@@ -29,7 +29,7 @@ class Segments:
         self.sizes = torch.from_numpy(sizes.clip(min=1))
         """Channels of each layer, 1 at least: ``[L]`` int64."""
         self._sizes = sizes
-        # A segment of none would be read as one of a single channel.
+        # NumPy reads an empty segment as one of a single channel.
         self._filled = sizes.nonzero()[0]
         self._starts = starts[self._filled]
         # Layers of one width are one matrix, so that a median is one call for all of them.
@@ -48,13 +48,13 @@ class Segments:
 
     @np.errstate(all="ignore")
     def sum(self, values: Tensor) -> Tensor:
-        """Sum of each layer's values. NaN is passed over."""
+        """Sum of each layer's values. NaN is left out."""
         array = _array(values)
         return torch.from_numpy(self._sum(array if _complete(array) else np.where(np.isnan(array), 0, array)))
 
     @np.errstate(all="ignore")
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of each layer's values. NaN is passed over; a layer of only NaN gives NaN."""
+        """Mean of each layer's values. NaN is left out; a layer of only NaN gives NaN."""
         array = _array(values)
         if _complete(array):
             return torch.from_numpy(np.divide(self._sum(array), self._sizes, dtype=array.dtype))
@@ -63,13 +63,13 @@ class Segments:
 
     @np.errstate(all="ignore")
     def max(self, values: Tensor) -> Tensor:
-        """Largest value of each layer. NaN is passed over; a layer of only NaN gives NaN."""
+        """Largest value of each layer. NaN is left out; a layer of only NaN gives NaN."""
         top = np.fmax.reduceat(_array(values), self._starts, -1)
         return torch.from_numpy(self._spread(top, np.nan))
 
     @np.errstate(all="ignore")
     def median(self, values: Tensor) -> Tensor:
-        """Middle value of each layer, the lower of two. NaN is passed over; a layer of only NaN gives NaN."""
+        """Middle value of each layer, the lower of two. NaN is left out; a layer of only NaN gives NaN."""
         array = _array(values)
         out = np.full((*array.shape[:-1], len(self._sizes)), np.nan, array.dtype)
         whole = _complete(array)
@@ -86,7 +86,7 @@ class Segments:
         return self._spread(np.add.reduceat(array, self._starts, -1), 0)
 
     def _spread(self, reduced: Array, otherwise: float) -> Array:
-        """Give the layers without a channel their place."""
+        """Insert a value for the layers without a channel."""
         if len(self._filled) == len(self._sizes):
             return reduced
         out = np.full((*reduced.shape[:-1], len(self._sizes)), otherwise, reduced.dtype)
@@ -95,7 +95,7 @@ class Segments:
 
 
 def _complete(array: Array) -> bool:
-    """Whether no value is NaN. A sum that is no NaN has no NaN in it: that costs a tenth of looking for one."""
+    """Whether no value is NaN, by the sum: it is NaN if one value is, and costs a tenth of a search."""
     return not np.isnan(array.sum())
 
 

@@ -1,7 +1,7 @@
-"""Finds what is split over the processes that train together, so that no process holds all of it (FSDP and its like).
+"""Finds the parameters that are split over the processes, as FSDP and ZeRO-3 do, so that no process holds all of them.
 
-It looks at the tensors that are there and at what the wrappers say of themselves: to gather them would be a collective,
-which a monitor must not start.
+It reads the tensors at hand and the attributes of the wrappers. To gather the parts would be a collective, which a
+monitor must not start.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ _WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_mod
 
 
 def unwrapped(path: str) -> str:
-    """Return the dotted path of a module without the parts that wrappers add to it, as a ``state_dict`` has it."""
+    """Return the dotted path of a module as a ``state_dict`` has it: without the parts that wrappers add."""
     return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
 
 
 def is_split(parameter: Tensor | None) -> bool:
-    """Whether a parameter may be only a part of what it stands for: a DTensor, or one that FSDP or ZeRO-3 manages."""
+    """Whether a parameter may hold only a part of its values: a DTensor, or one that FSDP or ZeRO-3 manages."""
     if parameter is None:
         return False
     return (
@@ -31,19 +31,19 @@ def is_split(parameter: Tensor | None) -> bool:
     )
 
 
-def together(models: Iterable[nn.Module]) -> str:
-    """Say why a forward of the models takes all processes; empty if one can make it alone."""
+def collective_reason(models: Iterable[nn.Module]) -> str:
+    """Return why a forward of the models needs all processes; empty if one process can run it alone."""
     for model in models:
         for module in model.modules():
             if any(map(is_split, module._parameters.values())):
                 return "the parameters are split over the processes"
             if hasattr(type(module), "will_sync_module_buffers"):
-                return "DistributedDataParallel brings the processes together in each forward"
+                return "DistributedDataParallel makes the processes wait for each other in each forward"
     return ""
 
 
 def flat_parameters(models: Iterable[nn.Module]) -> dict[int, Tensor]:
-    """Return the flat parameter that holds a module's own, by ``id(module)``: what ``use_orig_params=False`` makes."""
+    """Return the flat parameter that holds a module's own, by ``id(module)``: FSDP's ``use_orig_params=False``."""
     found: dict[int, Tensor] = {}
     for model in models:
         for parameter in model.parameters():
@@ -53,7 +53,7 @@ def flat_parameters(models: Iterable[nn.Module]) -> dict[int, Tensor]:
 
 
 def shards_of(module: nn.Module, flat: Mapping[int, Tensor]) -> tuple[Tensor, ...] | None:
-    """Return the parameters that hold a layer's gamma and beta, if these are split; None if the layer has them whole.
+    """Return the parameters that hold parts of a layer's gamma and beta; None if the layer has them whole.
 
     Args:
         module: The layer.

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from bnmonitor._text import nearest
+from bnmonitor.layers.kinds import Fact, Family, kind_named
 from bnmonitor.layers.segments import Segments
 
-Family = Literal["batch", "instance", "frozen"]
-"""Whose statistics a layer normalizes with: those of the batch, of each sample alone, or fixed ones."""
-
 FEW = 128
-"""Channels of a layer that are looked at where only the middle one counts."""
+"""Most channels of a layer that a median looks at where a rough one is enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTable:
-    """Every normalization layer under watch, laid end to end on one flat channel axis.
+    """Every normalization layer that bnmonitor records, laid end to end on one flat channel axis.
 
     Layer ``i`` owns the channels ``offsets[i]:offsets[i + 1]`` of every ``[C]`` tensor.
 
@@ -29,15 +26,15 @@ class LayerTable:
         names: Dotted path of each layer, in execution order once a forward has been seen,
             in order of definition before.
         channels: Number of channels of each layer.
-        kinds: Class name of each layer.
+        kinds: Name of the class of each layer.
         eps: The number added to the variance before the square root.
         momentum: Weight of the newest batch in the running average; None for a cumulative average.
         affine: Whether the layer has a gamma.
         tracking: Whether the layer has running statistics.
-        family: Whether the layer normalizes over the batch, each sample alone, or with fixed statistics, as
-            torchvision's ``FrozenBatchNorm2d`` does, whatever its mode.
+        family: What the layer normalizes with: statistics of the batch, of each sample alone, or fixed ones in both
+            modes, as torchvision's ``FrozenBatchNorm2d`` does.
         synced: Positions of the layers that normalize over all processes: SyncBatchNorm and its subclasses.
-        split: Positions of the layers whose gamma and beta are split over the processes, and not known to this one.
+        split: Positions of the layers with gamma and beta split over the processes, so that this one has a part only.
     """
 
     names: tuple[str, ...]
@@ -74,9 +71,9 @@ class LayerTable:
 
     @cached_property
     def some(self) -> tuple[Tensor, Segments] | None:
-        """Channels that stand for their layers where only the middle one counts, and the reductions over them.
+        """Channels that stand for their layers in a rough median, and the reductions over them.
 
-        They are :data:`FEW` of each layer at most, evenly spread: ``[S]`` int64 on the CPU; None if no layer has more.
+        They are at most :data:`FEW` of each layer, evenly spread: ``[S]`` int64 on the CPU; None if no layer has more.
         The median of 128 lies, twice in three times, within 4.4 % of the ranks of the median of all.
         """
         if max(self.channels, default=0) <= FEW:
@@ -104,19 +101,24 @@ class LayerTable:
         return torch.tensor(self.tracking, dtype=torch.bool, device="cpu")
 
     @cached_property
-    def _families(self) -> dict[Family, Tensor]:
-        kinds: tuple[Family, ...] = ("batch", "instance", "frozen")
-        return {k: torch.tensor([f == k for f in self.family], dtype=torch.bool, device="cpu") for k in kinds}
+    def _known_facts(self) -> dict[Fact, Tensor]:
+        return {}
 
-    def of_family(self, family: Family) -> Tensor:
-        """Return which layers are of a family: ``[L]`` bool on the CPU."""
-        return self._families[family]
+    def which(self, fact: Fact) -> Tensor:
+        """Return which layers are of a kind with a fact, such as ``"normalizes_batch"``: ``[L]`` bool on the CPU.
+
+        The facts are the attributes of :class:`bnmonitor.layers.Kind`.
+        """
+        if fact not in self._known_facts:
+            holds = [bool(getattr(kind_named(family), fact)) for family in self.family]
+            self._known_facts[fact] = torch.tensor(holds, dtype=torch.bool, device="cpu")
+        return self._known_facts[fact]
 
     def index(self, name: str) -> int:
         """Return the position of a layer.
 
         Raises:
-            KeyError: There is no layer of that name; the message names the nearest one.
+            KeyError: No layer has that name; the message names the nearest one.
         """
         try:
             return self.names.index(name)

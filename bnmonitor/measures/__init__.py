@@ -2,20 +2,20 @@
 
 from bnmonitor.measures.batch_independence import independence
 from bnmonitor.measures.batches import (
+    DISTANCE_STEPS,
     LEAST_HELD_OUT,
-    SHORT,
     batch_distance,
     held_out_ratio,
     jump,
     noise,
     normalizing,
     processes,
+    samples_normalized,
     synced,
-    together,
     trunk,
     variance_noise,
 )
-from bnmonitor.measures.calls import MOST_CALLS, CallMoments, apart
+from bnmonitor.measures.calls import MOST_CALLS, CallMoments, call_distances
 from bnmonitor.measures.channels import batch_offset, covariate_shift, dead, gamma_update, offset, offsets, silent
 from bnmonitor.measures.columns import BY_CHANNEL, BY_LAYER
 from bnmonitor.measures.learning_rate import rise
@@ -49,17 +49,17 @@ from bnmonitor.measures.running_lag import (
 __all__ = [
     "BY_CHANNEL",
     "BY_LAYER",
+    "DISTANCE_STEPS",
     "LEAST_HELD_OUT",
     "LEAST_WARM_UP",
     "MOST_CALLS",
-    "SHORT",
     "Affine",
     "CallMoments",
-    "apart",
     "averages",
     "batch_distance",
     "batch_offset",
     "between",
+    "call_distances",
     "carried",
     "covariate_shift",
     "dead",
@@ -89,11 +89,11 @@ __all__ = [
     "recover",
     "reduce",
     "rise",
+    "samples_normalized",
     "settled",
     "share",
     "silent",
     "synced",
-    "together",
     "trunk",
     "typical_variance",
     "unevenness",

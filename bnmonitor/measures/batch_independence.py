@@ -1,4 +1,4 @@
-"""How batches differ from one another, against how they would if their samples were drawn independently."""
+"""How much batches differ, compared with batches of independently drawn samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor.limits import FLAT
-from bnmonitor.measures.batches import together
+from bnmonitor.measures.batches import samples_normalized
 from bnmonitor.measures.learning_rate import rises
 from bnmonitor.measures.moments import looked_at
 from bnmonitor.measures.reductions import once
@@ -17,16 +17,16 @@ from bnmonitor.measures.running_lag import LEAST_WARM_UP, settled
 from bnmonitor.window import Window
 
 LAG = 4
-"""Steps between the batches that show blocks of batches that are alike."""
+"""Steps between the batches that are compared to find blocks of similar batches."""
 
 EDGES_BENT = 1.5
-"""What a step shows in successive differences, over what it shows in second ones: 1 / 2 over 2 / 6."""
+"""Share of a jump in successive differences, over that in second differences: 1 / 2 over 2 / 6."""
 
-FAR_APART = 16, 24, 32
-"""Steps over which weights wander, and at which blocks of batches differ no more than four steps apart."""
+DISTANT_LAGS = 16, 24, 32
+"""Lags over which weights wander, and at which blocks of batches differ no more than at a lag of four."""
 
 TURN = 0.7
-"""How much of its distance from zero weights may take a batch mean in a step, if all they move along is the mean.
+"""Largest part of its distance from zero by which weights may move a batch mean in a step, if they move only the mean.
 
 A filter that turns by an angle moves its product with the mean by the angle times the root of its fan-in, as a part of
 what that product typically is: .7 is a turn of 13 degrees of a 3x3 filter. Weights in front of a normalization turn by
@@ -35,7 +35,7 @@ or a few; plain SGD at rates of .2 and .5, on data with a mean of .5 to 5 deviat
 """
 
 QUIET = 0.25
-"""Part of the steps that must be as calm as independent batches if blocks of batches are to be believed.
+"""Part of the steps that must be as calm as independent batches for a finding of blocks of batches.
 
 In blocks of two, half of all neighbors are of one block; weights that jump do so in every step.
 """
@@ -44,26 +44,26 @@ EDGE_OF_CHANGE = 1.5 * math.log(3.0)
 """Between 1 and 3: a ratio of variances that is as likely before as after a rise from the one to the other."""
 
 LEAST_PAIRS = 50
-"""Differences of batches that a number rests on."""
+"""Least number of differences of batches for a result."""
 
 LEAST_DRAWS = 15
-"""Degrees of freedom of the variance between samples below which nothing is judged: those of 16 samples."""
+"""Least degrees of freedom of the variance between samples for a result: those of 16 samples."""
 
 FEW_BATCHES = 8
-"""Batches in an epoch up to which an incomplete last one is too large a part of all to be left out."""
+"""Up to so many batches in an epoch, an incomplete last one is too large a part of all to be left out."""
 
 
 @dataclass(frozen=True)
 class Independence:
-    """How the batches of each layer that sees the data differ, where that is more than chance makes.
+    """How the batches of each layer that gets the data differ, where that is more than chance explains.
 
-    All ``[L]``, NaN where it is no more, or not known.
+    All ``[L]``, NaN where it is not more, or not known.
 
     Attributes:
         excess: Variance of the batch mean from batch to batch, over what independent samples would give: about 1 if
             they are.
-        chance: What that may be by chance, 3.5 standard errors of its log away from 1.
-        share: Part of the variance between samples that their batches explain (the intraclass correlation).
+        chance: The excess that chance may explain, 3.5 standard errors of its log away from 1.
+        share: Part of the variance between samples that the batches explain (the intraclass correlation).
         alternation: Correlation of the means of two successive batches, a trend removed.
         since: Position in the window of the first batch that differs from those before it by that much; 0 if all do.
     """
@@ -81,34 +81,33 @@ class Independence:
 
 @once
 def independence(window: Window) -> Independence:
-    """Judge the layers with no other upstream, whose batch means are the data's own.
+    """Judge the layers without another upstream: their batch means are those of the data.
 
     Samples that are drawn independently give a batch mean a variance of ``between / N``: ``between`` is the variance of
-    the samples' own means, ``N`` their number. What the batch means really vary by is taken from successive differences
-    (von Neumann 1941), and from second differences four steps apart, in which a drift at any constant speed cancels:
-    the weights before the layer move while it is watched. Blocks of like batches show in these, at most four times as
-    much as in successive ones, since the edge of a block is one pair of neighbors and four pairs four steps apart. What
-    is beyond that is a drift, but for a layer on the input itself, before which nothing moves.
+    the samples' own means, ``N`` their number. The real variance of the batch means follows from successive differences
+    (von Neumann 1941), and from second differences at a lag of four steps, in which a drift at any constant speed
+    cancels: the weights before the layer move during the window. Blocks of similar batches show in these, at most four
+    times as much as in successive ones, since the edge of a block is one pair of neighbors and four pairs at a lag of
+    four. More than that is a drift, but for a layer on the input itself, before which nothing moves.
 
-    For any other layer, what grows when it is taken over more steps is a wander of the weights as well. And where the
-    means are far from zero, weights that jump take them along, and in the means alone this looks like another order of
-    the data: weights that turn by a part ``TURN`` of their length move a mean by that part of its distance from zero,
-    and what they may do in this way is counted as expected. So data with a large mean hide their order from a layer
-    with weights before it, unless it comes in blocks, which leave most neighbors alike. And the samples must have been
-    taken after its warm-up: how much of the variance lies between samples changes with what the weights before it look
-    at, and most in the first steps.
+    For any other layer, a variance that grows with the lag is a wander of the weights as well. And where the means are
+    far from zero, weights that jump move them, which in the means alone looks like another order of the data: weights
+    that turn by a part ``TURN`` of their length move a mean by that part of its distance from zero, and so much counts
+    as expected. So data with a large mean hide their order from a layer with weights before it, unless they come in
+    blocks, in which most neighbors are similar. And the samples must be from after the layer's warm-up: the part of the
+    variance that lies between samples depends on the weights before the layer, which change most in the first steps.
     """
     layers, sample, structure = window.layers, window.sample, window.facts.structure
     rows = torch.full((5, len(layers)), torch.nan, dtype=torch.float64, device="cpu")
     result = Independence(*rows)
     if sample is None or structure is None or not structure.places or len(window) < LEAST_PAIRS + 2 * LAG:
         return result
-    sizes = together(window)
-    judged = structure.roots() & layers.of_family("batch") & settled(window)
+    sizes = samples_normalized(window)
+    judged = structure.roots() & layers.which("normalizes_batch") & settled(window)
     judged &= (window.updates == 1).all(0) & window.training.all(0) & sizes.isfinite() & (sample.calls == 1)
     still = torch.tensor([place.distance == 0 for place in structure.places], device="cpu")
     updates = window.baseline.updates - (window.steps[-1] - sample.step)
-    # Weights that begin to jump are no drift at a constant speed.
+    # Weights that begin to jump are not a drift at a constant speed.
     steady = torch.tensor(not rises(window), device="cpu")
     judged &= still | (steady & (updates >= LEAST_WARM_UP))
     for layer in judged.nonzero().flatten().tolist():
@@ -145,18 +144,18 @@ def independence(window: Window) -> Independence:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be done about batches that are smaller than the others.
+    """How to treat batches that are smaller than the others.
 
     Attributes:
-        factor: What they make of the expected variance.
-        left_out: How many of them there may be among the steps, to be left out; None: unknown.
+        factor: The factor by which they raise the expected variance.
+        left_out: How many steps to leave out, as they may have such a batch; None: unknown.
     """
 
     factor: float
     left_out: int | None
 
     def ratio(self, squares: Tensor, expected: Tensor, each: int) -> float:
-        """Compare ``[T, C]`` with what is expected; ``each`` is how many of its rows a step is part of."""
+        """Return ``[T, C]`` over its expectation; ``each`` is the number of rows that one step is part of."""
         if self.left_out is None:
             # The median over the steps is not moved by a small batch at the end of each epoch.
             return float((squares.sum(1) / expected.sum()).median())
@@ -167,13 +166,13 @@ class _Plan:
 
 
 def _plan(window: Window, layer: int) -> _Plan | None:
-    """Look at how batches are drawn; None if an incomplete one is too large a part of all, and of unknown size."""
+    """Plan by how the loader draws batches; None if an incomplete one is too large a part of all, of unknown size."""
     loader, sample = window.facts.train_loader, window.sample
     if loader is None:
         # Nothing is known of the sizes: a small batch now and then does not move a median over the steps.
         return None if 0 < window.facts.epoch_steps <= FEW_BATCHES else _Plan(1.0, None)
     if loader.batch_size is None:
-        # A batch sampler of one's own: as a rule its batches are of one size, but for the last.
+        # A batch sampler of the user's: usually its batches are of one size, but for the last.
         same = sample is not None and bool(sample.size[layer] == window.baseline.sizes[layer])
         return _Plan(1.0, 1 if same else None)
     left = loader.leftover
@@ -192,18 +191,18 @@ def _bends(x: Tensor, lag: int) -> Tensor:
 
 
 def _steps(x: Tensor, lag: int = 1) -> Tensor:
-    """The same of first differences."""
+    """Squares of the first differences of ``[T, C]``, which have the variance of independent rows as their mean."""
     return (x[lag:] - x[:-lag]).square() / 2
 
 
 def _without_drift(
     x: Tensor, expected: Tensor, moved: Tensor, plan: _Plan, near: float, far: float
 ) -> tuple[float, float]:
-    """Take the drift of the weights out of what ``[T, C]`` differ by between neighbors, and four steps apart.
+    """Subtract the drift of the weights from the excess of ``[T, C]`` at lags of one and of four steps.
 
     Second differences of neighbors are free of constant speed; their growth from one step to two is that of a random
-    walk. Of what is seen four steps apart, blocks of batches explain no more than their edges; most neighbors in a
-    block differ like independent batches, and batches farther apart than four steps differ no more than these.
+    walk. Of the excess at a lag of four, blocks of batches explain no more than their edges; most neighbors in a block
+    differ like independent batches, and batches at a larger lag differ no more than those at four.
     """
     steps, bends = _steps(x), _bends(x, 1)
     bent, quiet = plan.ratio(bends, moved, 3), float((steps.sum(1) / expected.sum()).quantile(QUIET))
@@ -211,19 +210,19 @@ def _without_drift(
     near = min(near, bent) - min(walk, max(0.0, plan.ratio(_bends(x, 2), moved, 3) - bent))
     if quiet > 1:
         return near, near
-    if plan.left_out is None:  # in a median over the steps, the edges of blocks would be lost
+    if plan.left_out is None:  # a median over the steps would lose the edges of blocks
         edges, turns = (float((d.mean(0) / expected).median()) for d in (steps, bends))
     else:
         edges, turns = (plan.ratio(d, expected, n) for d, n in ((steps, 2), (bends, 3)))
-    apart = sum(plan.ratio(_steps(x, lag), expected, 2) for lag in FAR_APART) / len(FAR_APART)
-    far -= max(0.0, apart - plan.ratio(_steps(x, LAG), expected, 2))
+    distant = sum(plan.ratio(_steps(x, lag), expected, 2) for lag in DISTANT_LAGS) / len(DISTANT_LAGS)
+    far -= max(0.0, distant - plan.ratio(_steps(x, LAG), expected, 2))
     return near, min(far, 1 + LAG * (min(edges, EDGES_BENT * turns) - 1))
 
 
 def _stirred(x: Tensor) -> Tensor:
     """Variance that weights may give to successive batch means ``[T, C]`` by turning.
 
-    Weights move within what their inputs span; the mean has a part ``a / (1 + a)`` in that, where ``a`` is the square
+    Weights move within the span of their inputs; the mean has a part ``a / (1 + a)`` of it, where ``a`` is the square
     of its distance from zero in deviations.
     """
     away = x.mean(0).square().mean()
@@ -231,7 +230,7 @@ def _stirred(x: Tensor) -> Tensor:
 
 
 def _since(ratios: Tensor, lag: int) -> float:
-    """Where ``[T, C]`` ratios of variances rose, by the sum from there to the end (Page 1954)."""
+    """Position at which ``[T, C]`` ratios of variances rose, by the sum from there to the end (Page 1954)."""
     gain = (ratios.mean(1) - EDGE_OF_CHANGE).flip(0).cumsum(0).flip(0)
     at = int(gain.argmax())
     return float(at + lag if at else 0)

@@ -1,4 +1,4 @@
-"""What a layer normalizes together, and how far its batches differ."""
+"""Size of the batches that a layer normalizes, and how much the batches differ."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ LEAST_HELD_OUT = 64
 
 @once
 def normalizing(window: Window) -> Tensor:
-    """Layers that normalize with their batch's own statistics now, as far as their updates or samples tell: ``[L]``."""
+    """Layers that normalize with statistics of their batch now, by their updates or samples: ``[L]`` bool."""
     ran = torch.where(window.layers.tracked, (window.updates > 0).any(0), window.baseline.sizes.isfinite())
-    return ran & window.training[-1] & window.layers.of_family("batch")
+    return ran & window.training[-1] & window.layers.which("normalizes_batch")
 
 
 @once
-def together(window: Window) -> Tensor:
-    """Samples that each layer normalizes together, on one process or, if synchronized, on all: ``[L]``; NaN: unknown.
+def samples_normalized(window: Window) -> Tensor:
+    """Number of samples that each layer normalizes as one batch, over all processes if synchronized: ``[L]``.
 
-    The middle of what the samples taken say; without any, what the training loader says.
+    The middle of the sampled steps; without one, the batch size of the training loader; NaN where both are unknown.
     """
     loader = window.facts.train_loader
-    told = float(loader.batch_size) if loader is not None and loader.batch_size else torch.nan
+    stated = float(loader.batch_size) if loader is not None and loader.batch_size else torch.nan
     sizes = window.baseline.sizes
-    return torch.where(sizes.isnan(), told, sizes) * processes(window)
+    return torch.where(sizes.isnan(), stated, sizes) * processes(window)
 
 
 def processes(window: Window) -> Tensor | int:
-    """How many processes' batches each layer normalizes together: ``[L]``, or one number for all."""
+    """Number of processes that each layer normalizes the batches of as one: ``[L]``, or one number for all."""
     return torch.where(synced(window), window.facts.world_size, 1) if window.facts.world_size > 1 else 1
 
 
@@ -46,45 +46,45 @@ def synced(window: Window) -> Tensor:
 
 
 def trunk(window: Window, judged: Tensor) -> Tensor:
-    """Those of the layers ``[L]`` that see several positions of each sample; all of them if none does."""
+    """Those of some layers, ``[L]`` bool, that get several positions of each sample; all of them if none does."""
     spread = judged & (window.baseline.values > window.baseline.sizes)
     return spread if spread.any() else judged
 
 
-SHORT = 10
-"""Steps over which a layer's batch distance is measured, if fewer are new."""
+DISTANCE_STEPS = 10
+"""Least number of steps that a batch distance or a jump is measured over: the new steps, if they are more."""
 
 
 @once
 def batch_distance(window: Window) -> Tensor:
-    """How far the batches are from the running statistics, in the middle channel and the middle of the new steps.
+    """Distance of the batches from the running statistics, in the middle channel and new step: ``[L]``.
 
-    In deviations, the larger of the distance of the means and the log ratio of the deviations (as its hyperbolic sine,
-    which needs no logarithm), of some channels of each layer: ``[L]``.
+    The larger of the distance of the means, in deviations, and the log ratio of the deviations (as its hyperbolic sine,
+    which needs no logarithm), over some channels of each layer.
     """
-    ratio, shift = (_some(rows[-max(SHORT, window.fresh) :], window) for rows in (window.ratio, window.shift))
-    apart = ratio.reciprocal()
-    torch.sub(ratio, apart, out=apart).abs_().div_(2)
-    return _median_of_some(middle_over_steps(torch.maximum(shift.abs(), apart, out=apart)), window)
+    ratio, shift = (_some(rows[-max(DISTANCE_STEPS, window.fresh) :], window) for rows in (window.ratio, window.shift))
+    spread = ratio.reciprocal()
+    torch.sub(ratio, spread, out=spread).abs_().div_(2)
+    return _median_of_some(middle_over_steps(torch.maximum(shift.abs(), spread, out=spread)), window)
 
 
 @once
 def jump(window: Window) -> Tensor:
-    """How far the batch mean moves from one step to the next, in deviations; the middle likewise: ``[L]``."""
+    """Move of the batch mean from one step to the next, in deviations, in the middle channel and step: ``[L]``."""
     if len(window) < 2:
         return torch.full((len(window.layers),), torch.nan, device="cpu")
-    recent = _some(window.batch_mean[-max(SHORT, window.fresh) - 1 :], window)
+    recent = _some(window.batch_mean[-max(DISTANCE_STEPS, window.fresh) - 1 :], window)
     var = _some(window.running_var[-1] + window.layers.eps_by_channel, window)
     return _median_of_some(middle_over_steps(recent.diff(dim=0).abs_()) / var.sqrt(), window)
 
 
 def noise(window: Window) -> Tensor:
-    """Spread of the batch mean around the running mean from step to step, in deviations; the middle of some."""
+    """Spread of the batch mean around the running mean over the steps, in deviations; median of some channels."""
     return _median_of_some(_deviation(_some(window.shift, window)), window)
 
 
 def variance_noise(window: Window) -> Tensor:
-    """Spread of the log of the batch deviation against the running one from step to step; the middle of some."""
+    """Spread of the log ratio of batch and running deviation over the steps; median of some channels."""
     least = torch.finfo(torch.float32).tiny
     return _median_of_some(_deviation(_some(window.ratio, window).clamp(min=least).log_()), window)
 

@@ -1,4 +1,4 @@
-"""How far apart the inputs of several calls of one layer in one step are."""
+"""Distance between the inputs of several calls of one layer in one step."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ import torch
 from torch import Tensor
 
 MOST_CALLS = 8
-"""Calls of a layer in one step that are compared."""
+"""Most calls of a layer in one step that are compared."""
 
 MOST_UNEVEN = 0.5
-"""Unevenness from which on a few samples rule a variance, and those that were looked at do not tell its noise."""
+"""From this unevenness on a few samples dominate a variance, and a part of the samples does not show its noise."""
 
 
 @dataclass(frozen=True)
 class CallMoments:
-    """One call: how many samples it had, and :func:`~bnmonitor.measures.reduce` and so on of its input.
+    """Moments of the input of one call.
 
-    The unevenness is None for few samples or such of one value, and for the first call of a step, which may be alone.
+    Attributes:
+        samples: Number of samples.
+        reduced: The result of :func:`~bnmonitor.measures.reduce`.
+        between: The result of :func:`~bnmonitor.measures.between`.
+        unevenness: The result of :func:`~bnmonitor.measures.unevenness`; None for few samples, for samples of one
+            value, and for the first call of a step, which may be the only one.
     """
 
     samples: int
@@ -29,14 +34,15 @@ class CallMoments:
     unevenness: Tensor | None = None
 
 
-def apart(calls: Sequence[CallMoments]) -> tuple[float, float, float, float]:
+def call_distances(calls: Sequence[CallMoments]) -> tuple[float, float, float, float]:
     """Compare the calls pair by pair, in the middle channel.
 
     Returns:
-        For the pair whose means differ most: the difference in deviations, and how many times the sampling noise that
-        is. For the pair whose variances differ most: the absolute log of their ratio, and how many times its noise that
-        is. All NaN for a single call. The noise of a mean is that of the samples' means, that of a variance that of
-        what the samples of the later call make of it, if they are alike; else it follows from the kurtosis.
+        For the pair with the most different means: the difference in deviations, and in multiples of the sampling
+        noise. For the pair with the most different variances: the absolute log of their ratio, and that in multiples of
+        its noise. All NaN for a single call. The noise of a mean follows from the samples' means. The noise of a
+        variance follows from the variances of the samples of the later call, if they are alike, and otherwise from the
+        kurtosis.
     """
     shifts, ratios = [(float("nan"), 0.0)], [(float("nan"), 0.0)]
     for a, b in combinations(calls[:MOST_CALLS], 2):
@@ -62,7 +68,7 @@ def _second(reduced: Tensor) -> Tensor:
 
 
 def _kurtosis(reduced: Tensor) -> Tensor:
-    """At least that of a normal distribution."""
+    """The kurtosis, at least that of a normal distribution."""
     fourth = torch.div(reduced[4], reduced[0]).cpu().double()
     return torch.div(fourth, _second(reduced).square()).nan_to_num(3.0).clamp(min=3.0)
 

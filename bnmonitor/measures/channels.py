@@ -1,4 +1,4 @@
-"""Numbers of single channels, and their middle per layer."""
+"""Statistics of single channels, and their median in each layer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from bnmonitor.window import Window
 
 
 def covariate_shift(window: Window) -> Tensor:
-    """How much the distribution of a layer's input has moved over the window, in nats; the middle channel.
+    """Move of the distribution of a layer's input over the window, in nats, in the middle channel.
 
     The symmetric Kullback-Leibler divergence of the channel's Gaussian at the first and the last step, by the running
-    statistics: ``(v1 / v0 + v0 / v1 - 2 + (m1 - m0)^2 (1 / v0 + 1 / v1)) / 2``. It is what batch normalization was
-    invented to tame (Ioffe and Szegedy 2015).
+    statistics: ``(v1 / v0 + v0 / v1 - 2 + (m1 - m0)^2 (1 / v0 + 1 / v1)) / 2``. Batch normalization was invented to
+    reduce it (Ioffe and Szegedy 2015).
     """
     eps = window.layers.eps_by_channel
     v0, v1 = window.running_var[0] + eps, window.running_var[-1] + eps
@@ -27,26 +27,26 @@ def covariate_shift(window: Window) -> Tensor:
 def offset(window: Window) -> Tensor:
     """Distance of the running mean from zero, in deviations, in the middle channel at the last step.
 
-    Channels whose variance eps decides are left out: their deviation says nothing.
+    Channels with a variance near eps are left out: eps decides their deviation.
     """
     return median(offsets(window), window)
 
 
 def offsets(window: Window) -> Tensor:
-    """The same channel by channel: ``[C]``; NaN for the channels that are left out."""
+    """Distance of the running mean from zero in each channel, in deviations: ``[C]``; NaN near eps."""
     var, eps = window.running_var[-1], window.layers.eps_by_channel
     return (window.running_mean[-1].abs() / (var + eps).sqrt()).where(var > FLAT * eps, torch.nan)
 
 
 def batch_offset(window: Window) -> Tensor:
-    """Distance of the last batch's mean from zero, in running deviations; the middle channel."""
+    """Distance of the last batch's mean from zero, in running deviations, in the middle channel."""
     var, eps = window.running_var[-1], window.layers.eps_by_channel
     away = window.batch_mean[-1].abs() / (var + eps).sqrt()
     return median(away.where(var > FLAT * eps, torch.nan), window)
 
 
 def gamma_update(window: Window, steps: int = 8) -> Tensor:
-    """Change of gamma in a step over gamma's size, mean of the last steps; the middle channel."""
+    """Relative change of gamma in a step, mean of the last steps, in the middle channel."""
     gamma = window.gamma[-steps - 1 :]
     if len(gamma) < 2:
         return torch.full((len(window.layers),), torch.nan, device="cpu")

@@ -1,4 +1,4 @@
-"""What a sample keeps of an activation: a few numbers per channel, which merge from call to call."""
+"""Moments of an activation: a few numbers per channel, which merge from call to call."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Affine(NamedTuple):
 
 
 MOST_VALUES = 2048
-"""Values per channel that a sample looks at; of more, every k-th sample of the batch is taken."""
+"""Values per channel that are reduced; of more, every k-th sample of the batch is."""
 
 LEAST_SAMPLES = 16
-"""Samples that :func:`between` looks at where there are so many."""
+"""Least number of samples that :func:`between` reduces, if the batch has so many."""
 
 
 def reduce(x: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ def reduce(x: Tensor) -> Tensor:
     """
     x = _reduced_part(x)
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-    # One copy with the values of a channel side by side; what follows works in it and in one more.
+    # One copy with the values of a channel in a row; the rest works in it and in one more.
     values = torch.empty(x.shape[1], x.shape[0], x.shape[2], dtype=dtype, device=x.device)
     values = values.copy_(x.transpose(0, 1)).flatten(1)
     low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
@@ -46,7 +46,7 @@ def reduce(x: Tensor) -> Tensor:
     values.sub_(mean)
     powers = torch.mul(values, values, out=scratch)
     second, fourth = powers.sum(1), torch.linalg.vector_norm(powers, dim=1).square_()
-    # A sum that is finite has finite terms only: counting costs a pass, and is seldom needed.
+    # A finite sum has only finite terms: counting costs a pass, and is seldom needed.
     suspect = ~second.isfinite()
     bad = suspect if x.is_cuda or not bool(suspect.any()) else (~x.isfinite()).sum((0, 2))
     third = values.mul_(powers).sum(1)
@@ -58,12 +58,12 @@ def reduce(x: Tensor) -> Tensor:
 
 
 def carried(reduced: Tensor, through: Affine, output: Tensor) -> Tensor:
-    """Return what :func:`reduce` would say of the output of an affine map, for a tenth of the cost.
+    """Return what :func:`reduce` would return for the output of an affine map, for a tenth of the cost.
 
     Args:
-        reduced: What it said of the input.
+        reduced: The result for the input.
         through: The map.
-        output: The output ``[N, C, ...]``, of which only those values are counted that are not positive.
+        output: The output ``[N, C, ...]``; only its values that are not positive are counted.
     """
     count, mean, second, third, fourth, low, high, at_low, at_high, _, nonfinite = reduced
     scale, center, beta = (t.to(reduced.dtype) for t in through)
@@ -88,7 +88,7 @@ def carried(reduced: Tensor, through: Affine, output: Tensor) -> Tensor:
 
 
 def _nonpositive(x: Tensor) -> Tensor:
-    """Count the values of each channel that are not positive, of the same part that :func:`reduce` looks at."""
+    """Count the values of each channel that are not positive, in the same part that :func:`reduce` reduces."""
     x = _reduced_part(x)
     return torch.le(x, 0, out=torch.empty(x.shape, dtype=torch.float32, device=x.device)).sum((0, 2))
 
@@ -125,7 +125,7 @@ def merge(a: Tensor, b: Tensor) -> Tensor:
 
 
 def finish(reduced: Tensor) -> dict[str, Tensor]:
-    """Turn the result of :func:`reduce` into what :class:`bnmonitor.window.Moments` holds."""
+    """Turn the result of :func:`reduce` into the fields of :class:`bnmonitor.window.Moments`."""
     count, mean, second, third, fourth, low, high, at_low, at_high, nonpositive, nonfinite = reduced
     var = second / count
     pinned = at_low - 1 + torch.where(high > low, at_high - 1, 0)
@@ -146,7 +146,7 @@ def finish(reduced: Tensor) -> dict[str, Tensor]:
 def between(x: Tensor) -> Tensor:
     """Reduce ``[N, C, ...]`` to the spread of its samples' means.
 
-    All values of a sample are taken, for its mean to be its own, of :data:`LEAST_SAMPLES` samples up to twice as many.
+    All values of a sample are used, as its mean needs them, for :data:`LEAST_SAMPLES` samples up to twice as many.
 
     Returns:
         ``[3, C]``: number of samples, mean of their means, and sum of squared deviations of their means.
@@ -162,9 +162,9 @@ def between(x: Tensor) -> Tensor:
 
 
 def unevenness(x: Tensor) -> Tensor | None:
-    """Variance, over its square, of what one sample of ``[N, C, ...]`` makes of the variance: ``[C]``.
+    """Return the relative variance of the samples' own variances of ``[N, C, ...]``: ``[C]``.
 
-    Of as many samples as :func:`between` looks at; None for fewer than :data:`LEAST_SAMPLES`, or of one value each.
+    Over as many samples as :func:`between` reduces; None for fewer than :data:`LEAST_SAMPLES`, or of one value each.
     """
     if x.dim() < 3 or x.shape[0] < LEAST_SAMPLES:
         return None
@@ -175,10 +175,10 @@ def unevenness(x: Tensor) -> Tensor | None:
 
 
 def padding(x: Tensor) -> Tensor:
-    """Count the positions of ``[N, C, L]`` at constant ends, where all channels stay as they are to the last position.
+    """Count the positions of ``[N, C, L]`` at constant ends, where no channel changes up to the last position.
 
-    An end is two positions long at least; a sequence that is constant throughout is none. Of large batches a part is
-    looked at, as :func:`reduce` does.
+    An end has at least two positions; a sequence that is constant throughout does not count. Of large batches a part
+    is read, as by :func:`reduce`.
 
     Returns:
         ``[2]``: positions at constant ends, and all positions.
@@ -198,12 +198,12 @@ def merge_between(a: Tensor, b: Tensor) -> Tensor:
 
 
 def looked_at(samples: int) -> int:
-    """How many samples of a batch :func:`between` looks at."""
+    """Return how many samples of a batch :func:`between` reduces."""
     return -(-samples // _step(samples // LEAST_SAMPLES))
 
 
 def _reduced_part(x: Tensor) -> Tensor:
-    """The part that :func:`reduce` looks at: ``[n, C, positions]``."""
+    """The part that :func:`reduce` reduces: ``[n, C, positions]``."""
     x = _part(x, min(x.shape[0], x.numel() // max(1, x.shape[1]) // MOST_VALUES))
     return x.flatten(2) if x.dim() > 2 else x[..., None]
 
@@ -213,7 +213,7 @@ def _part(x: Tensor, stride: int) -> Tensor:
 
 
 def _step(stride: int) -> int:
-    """About every ``stride``-th sample; never every second, which would see half of what comes in pairs."""
+    """About every ``stride``-th sample, but never every second one: samples that come in pairs would be halved."""
     return max(1, stride - 1 + stride % 2)
 
 

@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 def once(measure: Callable[[Window], R]) -> Callable[[Window], R]:
-    """Compute a measure once for a window, whoever asks for it."""
+    """Compute a measure once for each window, and keep the result in its memo."""
 
     @wraps(measure)
     def remembered(window: Window) -> R:
@@ -32,13 +32,13 @@ def median(values: Tensor, window: Window) -> Tensor:
 
 
 def may_exceed(values: Tensor, limit: float, window: Window) -> bool:
-    """Whether the middle channel of a layer may be above a limit: False rules it out, for a third of its cost."""
+    """Whether the median of a layer may be above a limit: False is certain, and costs a third of the median."""
     segments = window.layers.segments
     return bool((2 * segments.count(~(values <= limit)) >= segments.sizes).any())
 
 
 def mean(values: Tensor, window: Window) -> Tensor:
-    """Mean of each layer's channels, those with NaN left out: ``[C]`` to ``[L]``; NaN where there is no other."""
+    """Mean of each layer's channels, NaN left out: ``[C]`` to ``[L]``; NaN for a layer of only NaN."""
     return window.layers.segments.sum(values) / window.layers.segments.count(~values.isnan())
 
 
@@ -54,6 +54,6 @@ def _some(values: Tensor, window: Window) -> Tensor:
 
 
 def _median_of_some(values: Tensor, window: Window) -> Tensor:
-    """Middle one of these channels: ``[S]`` to ``[L]``."""
+    """Median of the channels that stand for their layers: ``[S]`` to ``[L]``."""
     some = window.layers.some
     return (window.layers.segments if some is None else some[1]).median(values)

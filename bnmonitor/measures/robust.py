@@ -1,4 +1,4 @@
-"""Robust reductions over steps that pass NaN over."""
+"""Robust reductions over steps that leave NaN out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def mean_over_steps(rows: Tensor) -> Tensor:
-    """Mean of ``[T, C]`` over the steps, NaN passed over; one pass where nothing is NaN."""
+    """Mean of ``[T, C]`` over the steps, NaN left out; one pass where nothing is NaN."""
     mean = rows.mean(0)
     holes = mean.isnan()
     if holes.any():
@@ -16,12 +16,12 @@ def mean_over_steps(rows: Tensor) -> Tensor:
 
 
 def middle_over_steps(rows: Tensor) -> Tensor:
-    """Robust middle of ``[T, C]`` over the steps, NaN passed over.
+    """Robust middle of ``[T, C]`` over the steps, NaN left out.
 
     Medians of three of medians of three (Tukey's ninther, The Ninther, 1978), down to one: every fourth of the rows may
     be wild, and it costs a few passes where a median would sort each column.
     """
-    # What passes NaN over is several times slower.
+    # The functions that leave NaN out are several times slower.
     low, high = (torch.minimum, torch.maximum) if not rows.sum().isnan() else (torch.fmin, torch.fmax)
     while len(rows) > 2:
         third = len(rows) // 3

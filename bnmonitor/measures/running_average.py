@@ -1,4 +1,4 @@
-"""The running average that BatchNorm keeps: the weight of an update, and the batch behind it."""
+"""The running average of BatchNorm: the weight of an update, and the batch that made it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def update_weight(momentum: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """Weight of everything new in a running statistic after its updates.
+    """Return the weight of all new batches in a running statistic after its updates.
 
     One update with momentum ``m`` gives ``new = (1 - m) old + m batch``; ``k`` updates give the new
     batches the weight ``1 - (1 - m)^k`` together. With a cumulative average (momentum None) the weight is
@@ -30,7 +30,7 @@ def update_weight(momentum: Tensor, before: Tensor, after: Tensor) -> Tensor:
 def recover(
     before: Tensor, after: Tensor, weight: Tensor, *, moved: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
-    """Batch statistic that turned the running statistic ``before`` into ``after``.
+    """Return the batch statistic that turned the running statistic ``before`` into ``after``.
 
     Solves ``after = before + weight (batch - before)``. The difference is taken first: for close numbers it is
     exact, so that float32 loses nothing beyond what the buffer itself had rounded away.

@@ -1,4 +1,4 @@
-"""How far the running statistics lag behind the batches, and when that can be judged."""
+"""Lag of the running statistics behind the batches, and from when on it can be judged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bnmonitor.measures.robust import mean_over_steps, middle_over_steps
 from bnmonitor.window import Window
 
 LEAST_WARM_UP = 30
-"""Updates before which no layer is judged."""
+"""Least number of updates before a layer is judged."""
 
 
 @once
@@ -35,19 +35,19 @@ def averages(window: Window) -> tuple[Tensor, Tensor, Tensor]:
 
 @once
 def lag(window: Window) -> tuple[Tensor, Tensor]:
-    """How far the running statistics lag behind the batches, noise averaged out.
+    """Lag of the running statistics behind the batches, with the noise averaged out.
 
     Returns:
         The middle channel's average distance of batch mean and running mean, in deviations, and its half log ratio of
         average batch variance and average running variance; both ``[L]``, without sign. The variances are averaged
-        before the log: the log of a small batch's variance is biased, which would look like a lag. Channels whose
-        variance eps decides are left out of it.
+        before the log: the log of a small batch's variance is biased, which would look like a lag. Channels with a
+        variance near eps are left out of it.
     """
     return median(averages(window)[0].abs(), window), median(_log_ratio(window).abs(), window)
 
 
 def may_lag(window: Window, mean: float, log_ratio: float) -> bool:
-    """Whether a number of :func:`lag` may be above its limit in any layer: False rules it out, at a lower cost."""
+    """Whether a number of :func:`lag` may be above its limit in any layer: False is certain, at a lower cost."""
     distances = (averages(window)[0].abs(), mean), (_log_ratio(window).abs(), log_ratio)
     return any(may_exceed(values, limit, window) for values, limit in distances)
 
@@ -69,22 +69,22 @@ def variance_gap(window: Window) -> Tensor:
 
 @once
 def forgetting(window: Window) -> Tensor:
-    """How much of their past each step makes the running statistics forget: ``[T, L]``, as minus a log.
+    """How much of their past the running statistics forget at each step: ``[T, L]``, as minus a log.
 
-    An update with momentum ``m`` leaves ``1 - m`` of what was; a cumulative average (None) starts from nothing.
+    An update with momentum ``m`` keeps ``1 - m`` of the old value; a cumulative average (None) keeps nothing of it.
     """
     rate = -torch.log1p(-window.momentum.double().nan_to_num(1.0).clamp(0.0, 1 - 1e-9))
     return rate * window.updates.clamp(min=0)
 
 
 def initial_weight(window: Window) -> Tensor:
-    """Weight that mean 0 and variance 1, which they began with, still have in the running statistics: ``[L]``."""
+    """Weight that the initial mean 0 and variance 1 still have in the running statistics: ``[L]``."""
     return window.baseline.initial.double() * (-window.baseline.forgotten.double()).exp()
 
 
 @once
 def warm(window: Window) -> Tensor:
-    """Which layers were warm before each step, and after the last: ``[T + 1, L]`` bool.
+    """Return which layers were warm before each step, and after the last: ``[T + 1, L]`` bool.
 
     A layer is warm after :data:`LEAST_WARM_UP` updates, once its initial statistics weigh less than
     :data:`bnmonitor.limits.INITIAL_WEIGHT`. They weigh ``(1 - m)^k`` after ``k`` updates: 5 % after 29 updates at
@@ -100,5 +100,5 @@ def warm(window: Window) -> Tensor:
 
 
 def settled(window: Window) -> Tensor:
-    """Layers whose whole window lies after their warm-up, so that a lag in it is one: ``[L]`` bool."""
+    """Layers that were warm in the whole window, so that a lag in it is not the warm-up: ``[L]`` bool."""
     return warm(window)[0]

@@ -1,4 +1,4 @@
-"""Averaged weights in an evaluation: whose statistics they are evaluated with, and since when these stand still."""
+"""Averaged weights in an evaluation: which statistics they are evaluated with, and how old these are."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from bnmonitor.recording.snapshot import Snapshot, read, tensors
 
 @dataclass(frozen=True, kw_only=True)
 class AveragedWeightsReport:
-    """What an evaluation showed of each layer.
+    """How an evaluation used the averaged weights and the statistics of each layer.
 
     Attributes:
-        swapped: ``[L]`` bool, it was evaluated with another gamma or beta than before and after the evaluation.
+        swapped: ``[L]`` bool, the layer had another gamma or beta in the evaluation than before and after it.
         borrowed: ``[L]`` bool, averaged weights were evaluated with statistics of the weights in training.
-        behind: ``[L]`` int64, training steps for which the statistics stand still while gamma or beta moved.
-        apart: ``[2, L]`` distance of the statistics from those of the weights in training, of the middle channel: of
-            the means in deviations, of the deviations as a log; NaN where there are none.
+        behind: ``[L]`` int64, training steps for which the statistics have not changed while gamma or beta have.
+        apart: ``[2, L]`` distance of the statistics from those of the weights in training, in the middle channel: of
+            the means in deviations, of the deviations as a log; NaN for a layer without averaged weights.
     """
 
     swapped: Tensor
@@ -35,8 +35,8 @@ class AveragedWeights:
 
     Args:
         layers: The table of the layers.
-        modules: The modules behind it, in the same order.
-        groups: Of each layer which model it is in, as small integers.
+        modules: The layers, in the same order.
+        groups: For each layer the number of the model that contains it.
     """
 
     def __init__(self, layers: LayerTable, modules: Sequence[nn.Module], groups: Sequence[int]) -> None:
@@ -49,27 +49,27 @@ class AveragedWeights:
         self._since = torch.full((len(layers),), -1, dtype=torch.int64, device="cpu")
 
     def begin(self) -> None:
-        """An evaluation begins."""
+        """Read the layers at the beginning of an evaluation."""
         self._before, self._seen = self._now(), {}
 
     def abandon(self) -> None:
-        """Forget the evaluation that was going on."""
+        """Drop the evaluation in progress."""
         self._before, self._seen = None, {}
 
     def visit(self, layer: int) -> None:
-        """Keep what a layer is evaluated with, at its first call."""
+        """Copy the tensors that a layer is evaluated with, at its first call."""
         found = tensors(self._modules[layer])
         self._seen[layer] = {name: None if t is None else t.detach().clone() for name, t in found.items()}
 
     def swapped(self, which: Sequence[int]) -> bool:
-        """Whether one of some layers has another gamma or beta now than when the evaluation began."""
+        """Whether one of these layers has another gamma or beta now than when the evaluation began."""
         if self._before is None:
             return False
         other = self._now().other_affine(self._before, self._layers)
         return bool(other[list(which)].any())
 
     def twins(self, of: Tensor, among: Tensor) -> Tensor:
-        """Of each layer the one with the longest common end of its name and as many channels; -1: none."""
+        """Return for each layer its twin: as many channels, and the longest common end of the names; -1: none."""
         names, channels = self._layers.names, self._layers.channels
         ends: dict[tuple[str, int], int] = {}
         for j in sorted(among.nonzero().flatten().tolist(), key=lambda j: len(names[j])):
@@ -83,14 +83,14 @@ class AveragedWeights:
     def end(
         self, evaluated: Tensor, copies: Tensor, rows: Mapping[str, Tensor], count: int, averaging: bool
     ) -> AveragedWeightsReport | None:
-        """The evaluation has ended.
+        """Return how the evaluation that has just ended used averaged weights; None if none was in progress.
 
         Args:
             evaluated: ``[L]`` bool, layers that ran in evaluation mode.
-            copies: ``[L]`` bool, layers of an average of the weights, or of another network beside the trained one.
+            copies: ``[L]`` bool, layers of an average of the weights, or of an auxiliary network.
             rows: The window's statistics, ``[T, C]`` and ``[T, L]``; ``T`` may be 0.
-            count: Training steps seen.
-            averaging: Whether something averages the weights without the buffers, and leaves the average in the model.
+            count: Number of training steps so far.
+            averaging: Whether the run averages the weights without the buffers, and leaves the average in the model.
         """
         before, seen = self._before, self._seen
         self.abandon()
@@ -129,22 +129,22 @@ class AveragedWeights:
         return read(self._layers, [tensors(m) for m in self._modules])
 
     def _spread(self, mask: Tensor) -> Tensor:
-        """What is true of a layer's gamma or beta; of a layer without, what is true of another one of its model."""
+        """Extend a mask to the layers without gamma and beta: they follow the others of their model."""
         some = torch.zeros(int(self._groups.max()) + 1, dtype=torch.bool, device="cpu")
         some[self._groups[mask & self._affine]] = True
         return torch.where(self._affine, mask, some[self._groups])
 
     def _channels(self, source: Tensor) -> Tensor:
-        """Where the channels of each layer are in the layer at ``source``, ``[L]``; those of -1 are its own."""
+        """Positions of the channels of each layer in the layer at ``source``, ``[L]``; -1 is the layer itself."""
         offsets = torch.tensor(self._layers.offsets[:-1], dtype=torch.int64, device="cpu")
         own = torch.arange(len(source), device="cpu")
         shift = offsets[torch.where(source < 0, own, source)] - offsets
         return torch.arange(self._layers.total, device="cpu") + shift[self._layers.owner]
 
     def _was(self, same: Tensor, force: Snapshot, rows: Mapping[str, Tensor], which: Tensor, twin: Tensor) -> Tensor:
-        """Add the layers with statistics that their twin had at a step of the window, with another gamma or beta.
+        """Add the layers with statistics that their twin had at a step of the window, but not its gamma and beta.
 
-        A copy of a step as a whole, such as a target network, has both; it is taken out.
+        A copy of a whole step, such as a target network, has all of them; it is left out.
         """
         if not which.any():
             return same
@@ -162,24 +162,24 @@ class AveragedWeights:
         return (same | (which & mixed)) & ~(which & (statistics & affine & self._affine).any(0))
 
     def _stood(
-        self, force: Snapshot, evaluated: Tensor, beside: Tensor, rows: Mapping[str, Tensor], count: int
+        self, force: Snapshot, evaluated: Tensor, auxiliary: Tensor, rows: Mapping[str, Tensor], count: int
     ) -> Tensor:
-        """Training steps for which the statistics have stood still, where gamma or beta has moved in that time.
+        """Training steps for which the statistics have not changed, where gamma or beta has changed in that time.
 
-        From one evaluation to the next; of layers that nothing was swapped into also by the window.
+        They are compared from one evaluation to the next; auxiliary layers also with the steps of the window.
         """
         layers = self._layers
         last = force if self._last is None else self._last
         moved = force.other_statistics(last, layers) | (self._since < 0)
         since = torch.where(moved, count, self._since)
         then = force.where(moved[layers.owner], last)
-        if beside.any() and len(rows["updates"]):
-            at = beside[layers.owner].nonzero().flatten()
+        if auxiliary.any() and len(rows["updates"]):
+            at = auxiliary[layers.owner].nonzero().flatten()
             other = torch.zeros(len(rows["updates"]), layers.total, dtype=torch.bool, device="cpu")
             mean, var = rows["running_mean"][:, at], rows["running_var"][:, at]
             other[:, at] = (mean != force.mean[at]) | (var != force.var[at])
             still = (~layers.segments.any(other)).flip(0).long().cumprod(0).sum(0)
-            earlier = beside & (still > 0) & (count - still + 1 < since)
+            earlier = auxiliary & (still > 0) & (count - still + 1 < since)
             since = torch.where(earlier, count - still + 1, since)
             row = (len(other) - still.clamp(min=1))[layers.owner]
             channel = torch.arange(layers.total, device="cpu")
@@ -192,7 +192,7 @@ class AveragedWeights:
 
 
 _ROWS = {"running_mean": "mean", "running_var": "var", "gamma": "gamma", "beta": "beta"}
-"""What a window calls the parts of a state."""
+"""The fields of a snapshot by their names in a window."""
 
 
 def _ends(name: str) -> list[str]:

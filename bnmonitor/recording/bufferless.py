@@ -1,4 +1,4 @@
-"""Batch statistics of layers that keep none: taken from their forward, by the only hooks that stay."""
+"""Batch statistics of layers without running statistics, from the only hooks that stay during training."""
 
 from __future__ import annotations
 
@@ -7,45 +7,39 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from bnmonitor.layers import Hook, recomputing
+from bnmonitor.layers import Hooks, recomputing
 from bnmonitor.recording.recovery import Seen
 from bnmonitor.sampling import kept_by_autograd
 
 
 class Observer:
-    """Hooks on the layers without running statistics, each of which keeps two small tensors a step.
+    """Hooks on the layers without running statistics; each keeps two small tensors a step.
 
-    Autograd has kept the batch mean and ``1 / sqrt(var + eps)`` for the backward already; where it has not, the input
-    is reduced once more.
+    Autograd already keeps the batch mean and ``1 / sqrt(var + eps)`` for the backward. Where it does not, the hook
+    reduces the input.
     """
 
     def __init__(self) -> None:
-        self._handles: list[RemovableHandle] = []
+        # The hooks see each training step: a function that the training compiles must not end that.
+        self._hooks = Hooks(outlast_compilation=True)
         self._seen: dict[int, Seen] = {}
 
-    @property
-    def attached(self) -> bool:
-        """Whether the hooks are in place."""
-        return bool(self._handles)
-
     def attach(self, modules: Sequence[nn.Module]) -> None:
-        """Place the hooks; what was seen before is gone."""
+        """Place the hooks, and drop what they recorded before."""
         self.detach()
-        self._handles = [module.register_forward_hook(Hook(module, self._saw)) for module in modules]
+        for module in modules:
+            self._hooks.on_forward(module, self._saw)
 
     def detach(self) -> None:
-        """Take every hook away."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Remove every hook."""
+        self._hooks.remove()
         self._seen = {}
 
-    def take(self) -> Mapping[int, Seen] | None:
-        """Hand over what a step showed, by ``id(module)``; None where nothing could be seen."""
+    def collect(self) -> Mapping[int, Seen] | None:
+        """Return the statistics of the step that has just ended, by ``id(module)``; None without hooks."""
         seen, self._seen = self._seen, {}
-        return seen if self._handles else None
+        return seen if self._hooks.placed else None
 
     @torch.no_grad()
     def _saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -56,14 +50,14 @@ class Observer:
             return
         try:
             mean, var = _from_graph(module, x, output.grad_fn) or _reduced(x)
-        except RuntimeError:  # no training stops for it: what cannot be read is missing, and said to be
+        except RuntimeError:  # a training must not stop for it: the statistics are marked as missing
             return
         new, old = Seen(1, x.numel() // x.shape[1], mean, var), self._seen.get(id(module))
         self._seen[id(module)] = new if old is None else old.averaged(new)
 
 
 def _from_graph(module: nn.Module, x: Tensor, node: Any) -> tuple[Tensor, Tensor] | None:
-    """Mean and unbiased variance that autograd has kept, or None where it has not."""
+    """Mean and unbiased variance from what autograd has kept; None where it has kept nothing."""
     kept = kept_by_autograd(x, node)
     if kept is None:
         return None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bnmonitor import measures
-from bnmonitor.context import FactsGatherer, RunFacts
+from bnmonitor.context import FactsGatherer, Recorded, RunFacts
 from bnmonitor.distributed import RankExchange, distributed
 from bnmonitor.layers import Discovery, LayerTable, channels_of, discover, is_compiled, norms, same_layer
 from bnmonitor.recording import baseline
@@ -134,7 +134,7 @@ class Recorder:
         found = self._find()
         if found.modules != self._tape.modules or found.table != self.layers:
             self._take(found)
-        self._shards, self._probing.together = found.shards, found.together
+        self._shards, self._probing.collective_reason = found.shards, found.collective_reason
         self._sampling.begin()
         self._mark()
 
@@ -193,12 +193,12 @@ class Recorder:
         if not len(self.layers):
             return
         self._reorder()
-        self._sampling.take(number, self.count, self.layers, self._tape.modules)
+        self._sampling.collect(number, self.count, self.layers, self._tape.modules)
         if self._baseline is None:
             self._baseline = self._first_baseline()
         try:
             foreign = self.exchange is not None and self.exchange.foreign
-            self._tape.step(number, rate, self._observer.take(), foreign=foreign)
+            self._tape.step(number, rate, self._observer.collect(), foreign=foreign)
         except ResizedError:
             self._renew()
         else:
@@ -236,13 +236,13 @@ class Recorder:
         self._probing.detach()
         compiled = any(is_compiled(model) for model in self._models.values())
         if self.steps:
-            self._held_out.take(self.steps[-1], self.layers)
+            self._held_out.collect(self.steps[-1], self.layers)
         self._ledger.end(
             trained=self.count > 0,
             compiled=compiled,
             rows=self._ring.view(),
             count=self.count,
-            beside=self._gatherer.beside,
+            auxiliary=self._gatherer.auxiliary,
             averaging=self._gatherer.averaging,
         )
         if self._woke() or self.renewed():
@@ -323,17 +323,16 @@ class Recorder:
     def _facts(
         self, optimizers: Sequence[Optimizer], run: RunFacts, steps: Sequence[int], rates: Sequence[float]
     ) -> Facts:
-        return self._gatherer.facts(
-            self.layers,
-            self._tape.modules,
-            optimizers,
-            run,
+        recorded = Recorded(
+            layers=self.layers,
+            modules=self._tape.modules,
+            shards=self._shards,
             steps=steps,
             rates=rates,
             structure=self._sampling.sampler.structure,
             unregistered=self._sampling.unregistered,
-            shards=self._shards,
         )
+        return self._gatherer.facts(recorded, optimizers, run)
 
     @property
     def unprobed(self) -> str:
@@ -342,7 +341,7 @@ class Recorder:
 
     def _averaged(self, inside: Sequence[int]) -> Tensor | None:
         """Which layers of a model that is about to be evaluated have averaged weights; None if it is no average."""
-        return self._ledger.averaged(inside, self._ring.view()["training"][-1], self._gatherer.beside)
+        return self._ledger.averaged(inside, self._ring.view()["training"][-1], self._gatherer.auxiliary)
 
     @property
     def news(self) -> bool:
@@ -414,7 +413,8 @@ class Recorder:
             self._restored = self._known_of(found)
         self._sampling.renew()
         self._norms = norms(self._models.values())
-        self._lazy, self._shards, self._probing.together = found.lazy, found.shards, found.together
+        self._lazy, self._shards = found.lazy, found.shards
+        self._probing.collective_reason = found.collective_reason
         self._gatherer.renew(zip(found.table.names, found.modules, strict=True))
         self._tape = Tape(found.table, found.modules, self._capacity)
         self._held_out.detach()

@@ -67,9 +67,9 @@ class Tape:
         self.modules = tuple(modules)
         self._attributes = [vars(m) for m in self.modules]
         self._buffers = [m._buffers for m in self.modules]
-        frozen = layers.of_family("frozen").tolist()
+        in_buffers = layers.which("affine_in_buffers").tolist()
         self._parameters: list[dict[str, Any]] = [
-            m._buffers if f else m._parameters for m, f in zip(self.modules, frozen, strict=True)
+            m._buffers if there else m._parameters for m, there in zip(self.modules, in_buffers, strict=True)
         ]
         first = next((t for m in self.modules for t in (*m.buffers(False), *m.parameters(False))), None)
         self._device = first.device if first is not None else torch.device("cpu")
@@ -265,13 +265,13 @@ class Tape:
         out = ring.room([row.step for row in meta if row.step is not None], [row.rate for row in meta])
         after = dict(zip(_READ, tape[now].unbind(1), strict=True))
         mean, var, *_ = tape[old].unbind(1)
-        instance = self.layers.of_family("instance")
+        counts_updates, cumulative = (self.layers.which(f) for f in ("counts_updates", "averages_cumulatively"))
         momentum = _stacked([row.momentum for row in meta], _momentum)
         identity = _table([row.identity for row in rows])
         means, variances = _table([row.means_written for row in rows]), _table([row.variances_written for row in rows])
         same = identity[now] == identity[old]
-        # InstanceNorm leaves its counter alone, but each of its forwards is one write to its buffers, if nobody else's.
-        counts = torch.where(instance, means, counts)
+        # Each forward of a layer that does not count its updates is one write to its buffers, if no other code writes.
+        counts = torch.where(counts_updates, counts, means)
         foreign = self._native & same & (means[now] - means[old] != variances[now] - variances[old])
         if any(row.foreign for row in meta):
             apart = torch.ones(len(self.layers), dtype=torch.bool, device="cpu")
@@ -283,9 +283,9 @@ class Tape:
             before=(mean, var),
             after=(after["running_mean"], after["running_var"]),
             counts=(counts[old], counts[now]),
-            counted=torch.where(instance, same & self.writes_count, self._counted()),
+            counted=torch.where(counts_updates, self._counted(), same & self.writes_count),
             foreign=foreign,
-            momentum=momentum.where(~(instance & momentum.isnan()), 0.0),
+            momentum=momentum.where(cumulative | ~momentum.isnan(), 0.0),
             half_ulp=self._half_ulp(),
             out=out,
         )
@@ -293,7 +293,7 @@ class Tape:
         for name in _READ:
             out[name].copy_(after[name])
         training = _stacked([row.training for row in meta], lambda t: torch.frombuffer(bytearray(t), dtype=torch.bool))
-        torch.logical_and(training, ~self.layers.of_family("frozen"), out=out["training"])
+        torch.logical_and(training, self.layers.which("has_modes"), out=out["training"])
         return len(at)
 
     def _counted(self) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from bnmonitor.layers import Family, discover
+from bnmonitor.layers import Fact, discover
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -27,9 +27,15 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def chosen(
-    model: nn.Module, include: Sequence[str], exclude: Sequence[str], families: Sequence[Family] = ("batch",)
+    model: nn.Module, include: Sequence[str], exclude: Sequence[str], fact: Fact | None = "normalizes_batch"
 ) -> dict[str, nn.Module]:
     """Return the layers to treat by name, in order of definition.
+
+    Args:
+        model: The model.
+        include: Glob patterns over layer names.
+        exclude: Glob patterns over layer names.
+        fact: Treat only layers of a kind with this fact; None: all.
 
     Raises:
         TypeError: The model is not a module, or the patterns are not a sequence of strings.
@@ -40,12 +46,9 @@ def chosen(
             raise TypeError(f"{name}={patterns!r} must be a sequence of strings: pass ({patterns!r},)")
     found = discover({"": bare(model)}, include=include, exclude=exclude)
     table = found.table
-    layers = {
-        name: module
-        for name, module, family in zip(table.names, found.modules, table.family, strict=True)
-        if family in families
-    }
+    treated = [True] * len(table) if fact is None else table.which(fact).tolist()
+    layers = {name: m for name, m, its in zip(table.names, found.modules, treated, strict=True) if its}
     if not layers:
-        kind = "normalization" if len(families) > 1 else "BatchNorm"
+        kind = "BatchNorm" if fact == "normalizes_batch" else "normalization"
         raise ValueError(f"the model has no {kind} layer to treat: include={tuple(include)}, exclude={tuple(exclude)}")
     return layers

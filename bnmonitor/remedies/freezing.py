@@ -53,7 +53,7 @@ def freeze(
     Raises:
         ValueError: There is no layer to freeze, or a pattern matches none.
     """
-    layers = chosen(model, include, exclude, families=("batch", "instance"))
+    layers = chosen(model, include, exclude, fact="has_modes")
     for layer in layers.values():
         trained = [name for name, p in layer.named_parameters(recurse=False) if p.requires_grad] if affine else []
         for name in trained:
@@ -81,7 +81,7 @@ def thaw(model: nn.Module, *, include: Sequence[str] = ("*",), exclude: Sequence
     Raises:
         ValueError: There is no normalization layer, or a pattern matches none.
     """
-    layers = chosen(model, include, exclude, families=("batch", "instance"))
+    layers = chosen(model, include, exclude, fact="has_modes")
     thawed = tuple(name for name, layer in layers.items() if is_frozen(layer))
     for name in thawed:
         layer = layers[name]

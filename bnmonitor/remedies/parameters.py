@@ -8,14 +8,8 @@ from typing import Any
 from torch import nn
 
 from bnmonitor._text import nearest
+from bnmonitor.layers import ANY_NORM
 from bnmonitor.remedies._layers import bare, chosen
-
-_SCALES = (
-    nn.modules.batchnorm._NormBase,  # BatchNorm and InstanceNorm
-    nn.GroupNorm,
-    nn.LayerNorm,
-    *([nn.RMSNorm] if hasattr(nn, "RMSNorm") else []),
-)
 
 
 def set_momentum(
@@ -84,7 +78,7 @@ def parameter_groups(
     spared: dict[int, nn.Parameter] = {}
     for module in bare(model).modules():
         for name, parameter in module.named_parameters(recurse=False):
-            spare = isinstance(module, _SCALES) or (not biases and name == "bias")
+            spare = isinstance(module, ANY_NORM) or (not biases and name == "bias")
             if parameter.requires_grad:
                 (spared if spare else decayed)[id(parameter)] = parameter
     groups = [

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bnmonitor._text import listing
-from bnmonitor.layers import Segments, channels_of, writes_pairwise
+from bnmonitor.layers import Segments, channels_of, is_synced, writes_pairwise
 
 _FAR = 25.0
 """Square of a mean over the variance from which on float32 squares are not exact enough."""
@@ -61,7 +61,7 @@ class Population:
             for at in range(len(self._layers)):
                 self._restore(at)
 
-    def take(self) -> None:
+    def collect(self) -> None:
         """Merge the batch that has just gone through."""
         layers, sizes = tuple(self._pending), list(self._pending.values())  # sizes, and divisors of the variances
         self._pending.clear()
@@ -137,7 +137,7 @@ class Population:
             return batches
         rank = torch.distributed.get_rank()
         for at, layer in enumerate(self._layers):
-            if isinstance(layer, nn.SyncBatchNorm) and rank:  # has seen the batches of all processes in each
+            if is_synced(layer) and rank:  # has seen the batches of all processes in each
                 self._count[self._parts[at]] = 0
         own = self._count, self._mean, self._squares
         every = [torch.zeros_like(torch.stack(own)) for _ in range(torch.distributed.get_world_size())]
@@ -156,14 +156,14 @@ class Population:
             if values is None:
                 return
             size = values.numel() // self._widths[at]
-            if isinstance(layer, nn.SyncBatchNorm) and torch.distributed.is_initialized():
+            if is_synced(layer) and torch.distributed.is_initialized():
                 every = torch.tensor(size, device=values.device)
                 torch.distributed.all_reduce(every, group=layer.process_group)
                 size = int(every)
             if size < 2:
                 raise SingleValueError
             if at in self._pending:  # a second call in one forward would overwrite the first
-                self.take()
+                self.collect()
             quick = row_moments(values) if writes_pairwise(layer) else None
             layer.training = quick is None
             if quick is not None:  # in evaluation mode the layer normalizes with what its buffers hold

@@ -122,7 +122,7 @@ def recalibrate(
                     "pass forward=lambda model, batch: model(...)"
                 ) from error
             else:
-                population.take()
+                population.collect()
                 batches += 1
         if not batches + skipped:
             raise ValueError("the loader gave no batch: statistics are left as they were")

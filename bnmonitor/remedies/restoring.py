@@ -42,7 +42,7 @@ def restore_last_finite(model: nn.Module, source: Monitor | str | Path) -> dict[
         raise TypeError(f"source must be a Monitor or the path of a black box, got {type(source).__name__}")
     found: dict[str, tuple[int, dict[str, Tensor]]] = {}
     lost = []
-    for name, layer in chosen(model, ("*",), (), families=("batch", "instance", "frozen")).items():
+    for name, layer in chosen(model, ("*",), (), fact=None).items():
         if _finite({key: t.unsqueeze(0) for key, t in _state(layer).items()}).all():
             continue
         for steps, rows in _records(source, name):
@@ -59,7 +59,7 @@ def restore_last_finite(model: nn.Module, source: Monitor | str | Path) -> dict[
             "bnmonitor.remedies.recalibrate(model, loader)"
         )
     with torch.no_grad():
-        layers = dict(chosen(model, ("*",), (), families=("batch", "instance", "frozen")))
+        layers = dict(chosen(model, ("*",), (), fact=None))
         for name, (_, state) in found.items():
             for key, tensor in _state(layers[name]).items():
                 tensor.copy_(state[key])

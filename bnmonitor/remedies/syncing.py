@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnmonitor._text import listing
-from bnmonitor.layers import discover
+from bnmonitor.layers import BATCH_NORM, discover, is_synced
 from bnmonitor.monitor import warn
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -43,7 +42,7 @@ def convert_sync(model: nn.Module, process_group: Any = None) -> nn.Module:
     found = discover({"": model})
     replaced: dict[nn.Module, nn.Module] = {}
     for name, layer in zip(found.table.names, found.modules, strict=True):
-        if not isinstance(layer, _BatchNorm) or isinstance(layer, nn.SyncBatchNorm):
+        if not isinstance(layer, BATCH_NORM) or is_synced(layer):
             continue
         if type(layer) in _PLAIN:
             convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
@@ -70,7 +69,7 @@ def _calls_super(kind: type) -> bool:
     """Return whether every forward between a class and PyTorch's own calls the next one."""
     for each in kind.__mro__:
         forward = vars(each).get("forward")
-        if each is _BatchNorm:
+        if each is BATCH_NORM:
             return True
         code = getattr(forward, "__code__", None)
         if forward is not None and (code is None or not {"super", "forward"} <= set(code.co_names)):

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from bnmonitor.graph import Tracer, UnregisteredNorms
-from bnmonitor.layers import Hook, LayerTable, recomputing, when_compiling
+from bnmonitor.layers import Hooks, LayerTable, recomputing
 from bnmonitor.measures import (
     MOST_CALLS,
     CallMoments,
-    apart,
     between,
+    call_distances,
     carried,
     finish,
     merge,
@@ -32,7 +31,7 @@ from bnmonitor.window import Moments, Sample, Structure
 
 @dataclass
 class _Seen:
-    """What one layer's hook saw in a step."""
+    """What the hook of one layer has recorded in a step."""
 
     calls: int = 0
     eval_calls: int = 0
@@ -48,23 +47,22 @@ class _Seen:
 
 
 class Sampler:
-    """Hooks every layer for one step and reduces what passes, on its device."""
+    """Places hooks on every layer for one step and reduces inputs and outputs on their device."""
 
     def __init__(self, unregistered: UnregisteredNorms | None = None, probe: Probe | None = None) -> None:
         self.unregistered, self.probe = unregistered, probe
-        self._handles: list[RemovableHandle] = []
+        self._hooks = Hooks(on_compilation=self._interrupt)
         self._seen: dict[int, _Seen] = {}
         self._tracer = Tracer()
-        self._forget: Callable[[], None] = lambda: None
         self.interrupted = False
-        """Whether a compilation began while the hooks were in place, or looking failed, which ended the sample."""
+        """Whether a compilation or an error ended the sample while the hooks were in place."""
         self.failure = ""
-        """What went wrong in looking at an activation; empty if nothing did."""
+        """The error that reducing an activation raised; empty without one."""
 
     @property
     def attached(self) -> bool:
         """Whether the hooks are in place, or were until a compilation began."""
-        return bool(self._handles) or self.interrupted
+        return self._hooks.placed or self.interrupted
 
     @property
     def order(self) -> dict[int, int]:
@@ -72,46 +70,38 @@ class Sampler:
         return {key: position for position, key in enumerate(self._seen)}
 
     def attach(self, modules: Sequence[nn.Module], models: Mapping[str, nn.Module]) -> None:
-        """Place the hooks; what was gathered before is gone.
+        """Place the hooks, and drop what they recorded before.
 
         Args:
             modules: The layers.
-            models: The models by prefix of the layers' names, whose autograd graph is described.
+            models: The models by prefix of the layers' names; their autograd graph is described.
         """
         self.detach()
         self._seen, self.interrupted = {}, False
-        self._forget = when_compiling(self._interrupt)
         for module in modules:
-            self._handles.append(module.register_forward_hook(Hook(module, self._saw)))
+            self._hooks.on_forward(module, self._saw)
         for root in models.values():
-            self._handles.append(root.register_forward_hook(Hook(root, self._ended)))
+            self._hooks.on_forward(root, self._ended)
         if self.probe is not None:
             self.probe.attach(modules)
         self._tracer.attach(modules, models)
 
     def detach(self) -> None:
-        """Take every hook away."""
-        self._forget()
-        self._release()
-
-    def _release(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Remove every hook."""
+        self._hooks.remove()
         if self.probe is not None:
             self.probe.detach()
         self._tracer.detach()
 
     def _interrupt(self) -> None:
-        # What is traced with hooks in place is guarded by their number, and compiled again once they are gone.
         self.interrupted = True
-        self._release()
+        self.detach()
 
     def _saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         try:
             self._tracer.saw(module, args, output)
             self._reduce(module, args, output)
-        except Exception as error:  # this is within the model's forward: no training ends for what cannot be looked at
+        except Exception as error:  # this runs within the model's forward: a training must not end for it
             self.failure = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
             self._interrupt()
 
@@ -124,7 +114,7 @@ class Sampler:
             seen.recomputed += module.training
             return
         if not module.training and output.grad_fn is None:
-            seen.idle += 1  # an evaluation, or a network that is not being trained
+            seen.idle += 1  # an evaluation, or a network that is not trained
             return
         x = args[0]
         seen.calls += 1
@@ -150,11 +140,11 @@ class Sampler:
 
     @property
     def structure(self) -> Structure | None:
-        """What the graphs told so far of the layers; None if nothing."""
+        """The structure that the graphs have shown so far; None before the first."""
         return self._tracer.structure
 
     def walk(self, outputs: Any) -> None:
-        """Look at the end of a step's autograd graph, such as its loss, while it is there."""
+        """Walk the autograd graph from the end of a step, such as its loss, while it exists."""
         if self.attached:
             self._tracer.walk(outputs)
             if self.unregistered is not None:
@@ -164,13 +154,13 @@ class Sampler:
         if self.unregistered is not None:
             self.unregistered.walk(output)
 
-    def take(self, step: int, layers: LayerTable, modules: Sequence[nn.Module]) -> Sample | None:
-        """Remove the hooks and return what they saw, in the order of ``modules``.
+    def collect(self, step: int, layers: LayerTable, modules: Sequence[nn.Module]) -> Sample | None:
+        """Remove the hooks and return the sample, in the order of ``modules``.
 
-        None if no layer was called, or if a compilation began before all were.
+        None if no layer was called, or if a compilation or an error ended the sample before its end.
         """
         if not self.interrupted:
-            self._tracer.take(modules, layers.names)
+            self._tracer.collect(modules, layers.names)
         self.detach()
         seen = [self._seen.get(id(m), _Seen()) for m in modules]
         cut, self.interrupted, self._seen = self.interrupted, False, {}
@@ -189,14 +179,14 @@ class Sampler:
             between=_unbiased(_flat(layers, [s.between for s in seen], 3)),
             padding=_shares([s.padding for s in seen]),
             input_dtypes=tuple(s.dtype for s in seen),
-            apart=torch.tensor([apart(s.inputs) for s in seen], dtype=torch.float64, device="cpu").T,
+            apart=torch.tensor([call_distances(s.inputs) for s in seen], dtype=torch.float64, device="cpu").T,
         )
 
 
 def _flat(layers: LayerTable, parts: Sequence[Tensor | None], rows: int) -> Tensor:
-    """Lay the numbers of all layers end to end on the CPU, ``[rows, C]``; NaN for a layer that was not called."""
+    """Lay the numbers of all layers end to end on the CPU, ``[rows, C]``; NaN for a layer without a call."""
     blank = {c: torch.full((rows, c), torch.nan, device="cpu") for c in set(layers.channels)}
-    # Without buffers and parameters PyTorch lets any number of channels through, whatever num_features says.
+    # Without buffers and parameters PyTorch accepts any number of channels, whatever num_features says.
     known = [
         blank[c] if r is None or r.shape[1] != c else r.float().cpu()
         for r, c in zip(parts, layers.channels, strict=True)
@@ -205,7 +195,7 @@ def _flat(layers: LayerTable, parts: Sequence[Tensor | None], rows: int) -> Tens
 
 
 def _shares(counts: Sequence[Tensor | None]) -> Tensor:
-    """First of each two numbers over the second, NaN where there are none: ``[L]``."""
+    """The first of each two numbers over the second, NaN for None: ``[L]``."""
     return torch.tensor([torch.nan if c is None else float(c[0] / c[1]) for c in counts], device="cpu")
 
 

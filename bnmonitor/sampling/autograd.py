@@ -1,4 +1,4 @@
-"""The map that a call of a BatchNorm was, channel by channel, where autograd keeps it."""
+"""Batch statistics that autograd keeps, and the affine map that one call of a BatchNorm applied to each channel."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from bnmonitor.layers import runs_torch_forward
 from bnmonitor.measures import Affine
 
 _NODES = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0")
@@ -26,7 +26,7 @@ def kept_by_autograd(x: Tensor, node: Any) -> tuple[Tensor, Tensor] | None:
         node: The ``grad_fn`` of its output.
 
     Returns:
-        ``[channels]`` each; None where nothing was kept, or in half precision. The names are private to PyTorch.
+        ``[channels]`` each; None where autograd kept nothing, and in half precision. The names are private to PyTorch.
     """
     if type(node).__name__ not in _NODES or _packed():
         return None
@@ -38,7 +38,7 @@ def kept_by_autograd(x: Tensor, node: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def _packed() -> bool:
-    """Whether a checkpoint or an offload packs what autograd keeps: to read it would run its forward once more."""
+    """Whether a checkpoint or an offload packs what autograd keeps: reading it would run its forward once more."""
     try:
         return _packer is None or _packer(True) is not None
     except TypeError:
@@ -46,14 +46,13 @@ def _packed() -> bool:
 
 
 def affine_of(module: nn.Module, x: Tensor, output: Tensor) -> Affine | None:
-    """Return what one call of a layer did to each channel; None where that is not known for sure.
+    """Return the affine map that one call of a layer applied to each channel; None where that is not certain.
 
-    Known are calls of PyTorch's own forward whose statistics autograd has kept, or which used the running ones. Not
-    known is what another forward did (SyncBatchNorm, an activation within the layer), what a hook has changed, a gamma
-    that is computed or split over the processes, and what float16 may have overflowed in.
+    It is certain for PyTorch's own forward if autograd has kept the batch statistics, or if the call used the running
+    ones. It is not for another forward (SyncBatchNorm, an activation within the layer), an output that a hook has
+    changed, a gamma that is computed or split over the processes, and an output in float16, which may overflow.
     """
-    plain = type(module).forward is _BatchNorm.forward and "forward" not in vars(module)
-    if not plain or output.dtype == torch.float16 or type(output.grad_fn).__name__ not in _NODES:
+    if not runs_torch_forward(module) or output.dtype == torch.float16 or type(output.grad_fn).__name__ not in _NODES:
         return None
     statistics = kept_by_autograd(x, output.grad_fn) if module.training else _running(module)
     if statistics is None or not module._parameters.keys() >= {"weight", "bias"}:

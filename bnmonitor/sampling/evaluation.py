@@ -1,4 +1,4 @@
-"""Extra forwards of an evaluation: when one begins, and as it first calls averaged weights."""
+"""Extra forwards in an evaluation: at its beginning, and when it first calls averaged weights."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from bnmonitor.layers import Hook, when_compiling
+from bnmonitor.layers import Hooks
 from bnmonitor.sampling.schedule import SampleSchedule
 from bnmonitor.window import EvaluationGap
 
 
 class FirstCall:
-    """Hooks on all that contains a layer, each of which is gone once a part with its layers was called."""
+    """Hooks on every module that contains a layer, each removed once a module with one of these layers was called."""
 
     def __init__(self) -> None:
-        self._handles: dict[int, RemovableHandle] = {}
-        self._inside: dict[int, tuple[int, ...]] = {}
-        self._forget: Callable[[], None] = lambda: None
+        self._hooks = Hooks()
+        self._inside: dict[int, tuple[nn.Module, tuple[int, ...]]] = {}
 
     def attach(
         self,
@@ -35,64 +33,57 @@ class FirstCall:
             call: Gets the module that is about to be called in evaluation mode, and the positions of its layers.
         """
         self.detach()
-        self._forget = when_compiling(self._release)
         position = {id(layer): i for i, layer in enumerate(layers)}
         for module in {id(m): m for model in models for m in model.modules()}.values():
             inside = tuple(position[id(m)] for m in module.modules() if id(m) in position)
             if inside and id(module) not in position:
-                self._inside[id(module)] = inside
-                hook = Hook(module, lambda m, args, kwargs: self._called(m, call))
-                self._handles[id(module)] = module.register_forward_pre_hook(hook, with_kwargs=True)
+                self._inside[id(module)] = module, inside
+                self._hooks.on_call(module, lambda m, args, kwargs: self._called(m, call))
 
     def detach(self) -> None:
-        """Take every hook away."""
-        self._forget()
-        self._forget = lambda: None
-        self._release()
-
-    def _release(self) -> None:
-        for handle in self._handles.values():
-            handle.remove()
-        self._handles, self._inside = {}, {}
+        """Remove every hook."""
+        self._hooks.remove()
+        self._inside = {}
 
     def _called(self, module: nn.Module, call: Callable[[nn.Module, tuple[int, ...]], None]) -> None:
         if module.training:
             return
-        inside = self._inside[id(module)]
-        for key in [key for key, its in self._inside.items() if not {*its}.isdisjoint(inside)]:
-            self._handles.pop(key).remove()
-            del self._inside[key]
+        _, inside = self._inside[id(module)]
+        for key, (other, its) in list(self._inside.items()):
+            if not {*its}.isdisjoint(inside):
+                self._hooks.remove_from(other)
+                del self._inside[key]
         call(module, inside)
 
 
 class EvaluationProbe:
-    """Asks the probe of the sampled steps, if there is one, where that is wanted and possible.
+    """Runs the probe of the sampled steps, if the user wants it, where that is possible.
 
     Args:
         models: The models by prefix of their layers' names.
-        sampling: What keeps a batch.
+        sampling: Has the probe, which keeps a batch.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], sampling: SampleSchedule) -> None:
         self._models, self._sampling = models, sampling
         self._first_call = FirstCall()
-        self.together = ""
-        """Why a forward takes all processes; empty if it does not."""
+        self.collective_reason = ""
+        """Why a forward needs all processes; empty if it does not."""
         self.averaged: EvaluationGap | None = None
-        """What was told of averaged weights, as the latest evaluation began to use them."""
+        """The gap of averaged weights, from when the latest evaluation began to use them."""
         self.news = False
-        """Whether that has not been judged yet."""
+        """Whether no rule has judged that yet."""
 
     @property
     def impossible(self) -> str:
-        """Why no extra forward can be run, although it is wanted; empty if it can, or is not wanted."""
+        """Why bnmonitor cannot run an extra forward that the user wants; empty if it can, or if none is wanted."""
         probe = self._sampling.probe
-        if probe is not None and self.together:
-            return f"needs an extra forward, which one process cannot make alone: {self.together}"
+        if probe is not None and self.collective_reason:
+            return f"needs an extra forward, which one process cannot run alone: {self.collective_reason}"
         return "" if probe is None else self._sampling.unsampled or probe.failed
 
     def gaps(self, phase: str, step: int, modules: Sequence[nn.Module], trained: Tensor) -> EvaluationGap | None:
-        """Compare the modes of the layers on the kept batch; None where that is not wanted, or not possible.
+        """Compare the modes of the layers on the kept batch; None where this is not wanted or not possible.
 
         Args:
             phase: The evaluation that begins.
@@ -115,8 +106,8 @@ class EvaluationProbe:
             phase: Which evaluation.
             step: The last training step.
             modules: The layers.
-            averaged: Gets the positions of a model's layers, and says which of them have averaged weights: ``[L]``
-                bool; None if the model's weights are no average.
+            averaged: Gets the positions of a model's layers and returns which of them have averaged weights, ``[L]``
+                bool; None if the model's weights are not an average.
         """
         self.averaged = None
 
@@ -124,7 +115,7 @@ class EvaluationProbe:
             probe = self._sampling.probe
             if probe is None:
                 return
-            try:  # it is the forward of somebody else that waits here
+            try:  # the training waits for this, within its own forward
                 with torch.inference_mode(False):
                     which = averaged(inside)
                     found = None if which is None else probe.run(step, modules, which.tolist(), inside=module)
@@ -139,7 +130,7 @@ class EvaluationProbe:
             self._first_call.attach(self._models.values(), modules, called)
 
     def detach(self) -> None:
-        """Take every hook away."""
+        """Remove every hook."""
         self._first_call.detach()
 
     def _may(self, phase: str) -> bool:

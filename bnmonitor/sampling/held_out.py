@@ -1,21 +1,20 @@
-"""What the layers that see the data are given in an evaluation, through hooks that exist only in it."""
+"""Inputs of some layers in an evaluation, through hooks that exist only during it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from bnmonitor.layers import Hook, LayerTable, when_compiling
+from bnmonitor.layers import Hooks, LayerTable
 from bnmonitor.measures import merge, reduce
 from bnmonitor.window import HeldOut
 
 MOST_BATCHES = 16
-"""Batches of an evaluation that are kept; where there are more, every second of them goes and of the rest every other
-is taken from then on, so that they lie evenly over an evaluation whose length nobody knows."""
+"""Batches of an evaluation that are kept. When there are twice as many, every second one is dropped, and from then on
+only every second one of those that would have been kept is: so they lie evenly over an evaluation of unknown length."""
 
 KEPT = 2
 """Evaluations kept."""
@@ -31,8 +30,8 @@ class _Seen:
         self.running: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
-    def take(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Look at one call."""
+    def collect(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Reduce the input of one call, if it is due."""
         x = args[0] if args else None
         due = self.calls % self.stride == 0
         if not due or module.training or not isinstance(x, Tensor) or x.dim() < 2 or not x.numel():
@@ -40,7 +39,7 @@ class _Seen:
             return
         self.calls += 1
         if self.running is None:
-            # The statistics in force: averaged weights are evaluated with others than are trained.
+            # The statistics of this evaluation: averaged weights may be evaluated with others than are trained.
             mean, var = module._buffers.get("running_mean"), module._buffers.get("running_var")
             self.running = None if mean is None or var is None else (mean.clone(), var.clone())
         self.kept.append((x.shape[0], reduce(x)))
@@ -50,38 +49,30 @@ class _Seen:
 
 
 class HeldOutSampler:
-    """Hooks some layers for an evaluation, and keeps the moments of what they were given in the latest ones."""
+    """Places hooks on some layers for an evaluation, and keeps the moments of their inputs in the latest ones."""
 
     def __init__(self) -> None:
         self.latest: tuple[HeldOut, ...] = ()
         """The latest evaluations, the newest last."""
         self.news = False
-        """Whether one of them has not been judged yet."""
+        """Whether no rule has judged the newest of them yet."""
         self._seen: dict[int, _Seen] = {}
-        self._handles: list[RemovableHandle] = []
-        self._forget: Callable[[], None] = lambda: None
+        self._hooks = Hooks()
 
     def attach(self, modules: Sequence[nn.Module], which: Collection[int]) -> None:
         """Place the hooks on the layers at some positions."""
         self.detach()
         self._seen = {i: _Seen(modules[i]) for i in which}
-        self._forget = when_compiling(self._release)
-        self._handles = [s.module.register_forward_hook(Hook(s.module, s.take)) for s in self._seen.values()]
+        for seen in self._seen.values():
+            self._hooks.on_forward(seen.module, seen.collect)
 
     def detach(self) -> None:
-        """Take every hook away, and forget what was not handed over."""
-        self._forget()
-        self._forget = lambda: None
-        self._release()
+        """Remove every hook, and forget what was not collected."""
+        self._hooks.remove()
         self._seen = {}
 
-    def _release(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def take(self, step: int, layers: LayerTable) -> None:
-        """Take in the evaluation that has just ended, if it showed anything."""
+    def collect(self, step: int, layers: LayerTable) -> None:
+        """Keep the evaluation that has just ended, if a layer was called in it."""
         seen = {i: s for i, s in self._seen.items() if s.kept and s.running is not None}
         self.detach()
         if not seen:

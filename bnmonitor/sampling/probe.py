@@ -1,4 +1,4 @@
-"""One extra forward on a kept batch: what each layer puts out in training and in evaluation mode."""
+"""One extra forward on a kept batch, which compares each layer's output in training and in evaluation mode."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from bnmonitor.layers import Hook, family_of, own_forward, recomputing
+from bnmonitor.layers import Hooks, is_synced, kind_of, recomputing
 from bnmonitor.window import EvaluationGap
 
 MOST_ENTRIES = 4
-"""Calls of a step that are kept: one where the model is called as a whole."""
+"""Most calls of a step that are kept; there is one where the model is called as a whole."""
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """A call from outside into a part of a model, with copies of what it was given."""
+    """A call from outside into a part of a model, with copies of its arguments."""
 
     module: nn.Module
     args: Any
@@ -42,30 +41,28 @@ class Probe:
         self._entries: list[_Entry] = []
         self._coming: list[_Entry] = []
         self._inside: nn.Module | None = None
-        self._handles: list[RemovableHandle] = []
+        # The sampler removes them when a compilation begins, but for those around what is compiled.
+        self._hooks = Hooks(outlast_compilation=True)
         self.failed = ""
         """Why the extra forward could not run; empty if it could."""
 
     def attach(self, layers: Sequence[nn.Module]) -> None:
-        """Place hooks on all that contains a layer, to keep what the coming step calls from outside."""
+        """Place hooks on every module that contains a layer, to keep what the coming step calls from outside."""
         self.detach()
         wanted = {id(module) for module in layers}
         for module in {id(m): m for model in self._models.values() for m in model.modules()}.values():
             if id(module) not in wanted and any(id(m) in wanted for m in module.modules()):
-                enter, leave = Hook(module, self._enter), Hook(module, self._leave)
-                self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-                self._handles.append(module.register_forward_hook(leave, always_call=True))
+                self._hooks.on_call(module, self._enter)
+                self._hooks.on_forward(module, self._leave, always=True)
 
     def attach_compiled(self, layers: Sequence[nn.Module]) -> None:
-        """Place hooks on what ``torch.compile`` has wrapped layers in, which are outside of what is compiled."""
+        """Place hooks on the wrappers that ``torch.compile`` put around layers: these are not compiled themselves."""
         self.detach()
         wanted = {id(module) for module in layers}
         for module in {id(m): m for model in self._models.values() for m in model.modules()}.values():
             if type(module).__name__ == "OptimizedModule" and any(id(m) in wanted for m in module.modules()):
-                enter = Hook(module, lambda m, args, kwargs: self._enter(_uncompiled(m), args, kwargs))
-                self._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-                leave = Hook(module, lambda m, args, out: self._leave(_uncompiled(m), args, out))
-                self._handles.append(module.register_forward_hook(leave, always_call=True))
+                self._hooks.on_call(module, lambda m, args, kwargs: self._enter(_uncompiled(m), args, kwargs))
+                self._hooks.on_forward(module, lambda m, args, out: self._leave(_uncompiled(m), args, out), always=True)
 
     @property
     def kept(self) -> bool:
@@ -73,10 +70,10 @@ class Probe:
         return bool(self._entries)
 
     def trace(self, sampler: Any, step: int, table: Any, layers: Sequence[nn.Module], trained: Sequence[bool]) -> None:
-        """Run the kept calls again as the training step did, for the graph; everything is left as it was found.
+        """Run the kept calls again as the training step did, for the graph, and restore everything afterwards.
 
         Args:
-            sampler: Hooks what there is, and walks the graph.
+            sampler: Places the hooks, and walks the graph.
             step: The last step.
             table: The table of the layers.
             layers: The layers.
@@ -95,7 +92,7 @@ class Probe:
                         if entry.autocast is not None:
                             precision.enter_context(torch.autocast(entry.autocast[0], entry.autocast[1]))
                         sampler.walk(entry.module(*_copied(entry.args), **_copied(entry.kwargs)))
-                sampler.take(step, table, layers)
+                sampler.collect(step, table, layers)
         except Exception as error:
             self.failed = f"needs an extra forward, which failed: {type(error).__name__}: {error}"
         finally:
@@ -103,10 +100,8 @@ class Probe:
             self._entries = []
 
     def detach(self) -> None:
-        """Take every hook away; what the step called is what is kept."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Remove every hook, and keep the calls of the step for the next extra forward."""
+        self._hooks.remove()
         if self._coming:
             self._entries = self._coming
         self._coming, self._inside = [], None
@@ -125,16 +120,16 @@ class Probe:
     def run(
         self, step: int, layers: Sequence[nn.Module], trained: Sequence[bool], inside: nn.Module | None = None
     ) -> EvaluationGap | None:
-        """Run the kept calls once more and compare; everything is left as it was found.
+        """Run the kept calls once more, compare the modes, and restore everything afterwards.
 
-        Dropout is off. Each layer computes with the statistics of the batch, which go on to the next layers, and
-        besides with its running statistics.
+        Dropout is off. Each layer computes with the statistics of the batch, and that output goes on to the next
+        layers; it also computes with its running statistics.
 
         Args:
             step: The last step.
             layers: The layers.
             trained: Which of them were in training mode in that step; the others are left alone.
-            inside: Call not what the step called but what stands for it in here: a copy, or the very same.
+            inside: Call the counterparts in this module of what the step called: copies, or the very same modules.
 
         Returns:
             None if nothing was kept, or the forward failed.
@@ -143,8 +138,8 @@ class Probe:
         chosen = {
             id(layer): i
             for i, layer in enumerate(layers)
-            if trained[i] and family_of(layer) == "batch" and layer._buffers.get("running_mean") is not None
-            if not (synchronized and isinstance(layer, nn.SyncBatchNorm))
+            if trained[i] and (kind := kind_of(layer)) is not None and kind.normalizes_batch
+            if layer._buffers.get("running_mean") is not None and not (synchronized and is_synced(layer))
         }
         there = {id(module) for model in self._models.values() for module in model.modules()}
         self._entries = [entry for entry in self._entries if id(entry.module) in there]
@@ -153,6 +148,7 @@ class Probe:
             entries = [replace(entry, module=m) for entry in entries if (m := _stand_in(entry.module, inside))]
         if not entries or not chosen:
             return None
+        hooks = Hooks(outlast_compilation=True)
         found: dict[int, Tensor] = {}
         sizes = [0] * len(layers)
 
@@ -170,13 +166,13 @@ class Probe:
             found[at] = (output - still).double().norm() / output.double().norm()
 
         try:
-            with _untouched(self._models.values()), torch.no_grad(), own_forward(), ExitStack() as hooks:
+            with _untouched(self._models.values()), torch.no_grad(), hooks.only_mine():
                 for model in self._models.values():
                     for module in model.modules():
                         vars(module)["training"] = False
                 for layer in (layers[i] for i in chosen.values()):
                     vars(layer)["training"], vars(layer)["track_running_stats"] = True, False
-                    hooks.callback(layer.register_forward_hook(Hook(layer, compare, own=True)).remove)
+                    hooks.on_forward(layer, compare)
                 for entry in entries:
                     with ExitStack() as precision:
                         if entry.autocast is not None:
@@ -185,6 +181,8 @@ class Probe:
         except Exception as error:
             self.failed = f"needs an extra forward, which failed: {type(error).__name__}: {error}"
             return None
+        finally:
+            hooks.remove()
         gap = torch.full((len(layers),), torch.nan, dtype=torch.float64, device="cpu")
         for at, value in found.items():
             gap[at] = value.cpu()
@@ -197,7 +195,7 @@ def _uncompiled(module: nn.Module) -> nn.Module:
 
 
 def _stand_in(module: nn.Module, inside: nn.Module) -> nn.Module | None:
-    """What stands for a module in another: itself, or a part of the same class with the same parameters and buffers."""
+    """The counterpart of a module in another: itself, or a part of the same class with tensors of the same shapes."""
     parts = list(inside.modules())
     if any(part is module for part in parts):
         return module
@@ -210,7 +208,7 @@ def _shape(module: nn.Module) -> list[tuple[str, torch.Size]]:
 
 
 def _copied(value: Any) -> Any:
-    """A copy of a nest of tensors, without their graph; anything else as it is."""
+    """A copy of a nest of tensors, without their graph; anything else is returned as it is."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if type(value) in (list, tuple):
@@ -219,7 +217,7 @@ def _copied(value: Any) -> Any:
 
 
 def _autocast(*values: Any) -> tuple[str, torch.dtype] | None:
-    """The mixed precision in force on the device of the first tensor; None if there is none."""
+    """The autocast type on the device of the first tensor; None without autocast."""
     stack, device = list(values), "cpu"
     while stack:
         value = stack.pop(0)
@@ -232,7 +230,7 @@ def _autocast(*values: Any) -> tuple[str, torch.dtype] | None:
 
 @contextmanager
 def _untouched(models: Any) -> Iterator[None]:
-    """Put modes, buffers and the state of every random generator back to what they were."""
+    """Restore modes, buffers and the state of every random generator at the end."""
     modules = list({id(m): m for model in models for m in model.modules()}.values())
     own = [vars(m) for m in modules]
     flags = [(mine, key, mine[key]) for mine in own for key in ("training", "track_running_stats") if key in mine]
@@ -254,7 +252,7 @@ def _untouched(models: Any) -> Iterator[None]:
 
 
 def _generators() -> list[Callable[[], object]]:
-    """What sets every random generator back to where it is now."""
+    """Functions that set every random generator back to its present state."""
     state, python = torch.get_rng_state(), random.getstate()
     found: list[Callable[[], object]] = [lambda: torch.set_rng_state(state), lambda: random.setstate(python)]
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""When activations are sampled, and why they are not."""
+"""Which steps are sampled, and why none is."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from bnmonitor.sampling.probe import Probe
 from bnmonitor.window import Sample
 
 KEPT = 9
-"""Samples kept."""
+"""Most samples that are kept."""
 
 
 class SampleSchedule:
-    """Places the hooks for the steps to be sampled, and keeps the newest samples.
+    """Places the hooks for the steps that are due for a sample, and keeps the newest samples.
 
     Args:
-        models: The models, at whose outputs the autograd graph is walked.
+        models: The models; the autograd graph is walked from their outputs.
         every: Steps from one sample to the next; 0: never.
         probe: Whether to keep the inputs of sampled steps for an extra forward.
     """
@@ -36,26 +36,26 @@ class SampleSchedule:
 
     @property
     def unsampled(self) -> str:
-        """Why no activation is sampled; empty if it is."""
+        """Why no step is sampled; empty if steps are."""
         unseen = "needs activation samples, and no hook was called in the sampled steps, as under torch.compile"
         return self.blocked or (unseen if self._unseen else "")
 
     def begin(self) -> None:
-        """See anew whether samples can be taken."""
+        """Check again whether samples can be taken."""
         self._unseen, self._failure = False, ""
         self.blocked = self._why_blocked()
-        """Why no hook is placed; empty if they are."""
+        """Why no hook is placed; empty if hooks are."""
 
     def _why_blocked(self) -> str:
         if not self._every:
             return "needs activation samples, and sample_every_n_steps is 0"
         if self._failure:
-            return f"needs activation samples, and to look at one ended in {self._failure}"
+            return f"needs activation samples, and taking one raised {self._failure}"
         compiled = any(is_compiled(model) for model in self._models.values())
         return "needs activation samples, which torch.compile does not let through" if compiled else ""
 
     def renew(self, samples: Sequence[Sample] = ()) -> None:
-        """Forget all samples, as the layers are others now; or go on from those that a checkpoint kept."""
+        """Drop all samples when the layers have changed, or start from those of a checkpoint."""
         self.sampler.detach()
         self.sampler = Sampler(self.unregistered, self.probe)
         self.samples: list[Sample] = list(samples)
@@ -63,7 +63,7 @@ class SampleSchedule:
         self._again = self._paused = False
 
     def place(self, modules: Sequence[nn.Module], count: int | None) -> None:
-        """Place the hooks if the coming step is to be sampled: by its count, or in any case without one."""
+        """Place the hooks if the coming step is due for a sample by its count; without a count it is."""
         if not self._every or not modules or not (count is None or self._again or count % self._every == 0):
             return
         self.blocked = self._why_blocked()
@@ -73,13 +73,13 @@ class SampleSchedule:
             self.probe.attach_compiled(modules)
 
     def trace(self, step: int, layers: LayerTable, modules: Sequence[nn.Module], trained: Sequence[bool]) -> None:
-        """Look at the graph of a compiled model, by one forward of what was compiled, if there is a kept batch."""
+        """Describe the graph of a compiled model by one forward of the uncompiled module, if a batch was kept."""
         probe = self.probe
         if probe is not None and self.blocked and self.sampler.structure is None and probe.kept and not probe.failed:
             probe.trace(self.sampler, step, layers, modules, trained)
 
-    def take(self, step: int, count: int, layers: LayerTable, modules: Sequence[nn.Module]) -> None:
-        """Take the sample of the step that has just ended, the ``count``-th, if it was one to be sampled."""
+    def collect(self, step: int, count: int, layers: LayerTable, modules: Sequence[nn.Module]) -> None:
+        """Collect the sample of the step that has just ended, the ``count``-th, if it was due for one."""
         self._again = False
         if self.blocked and self.probe is not None:
             self.probe.detach()
@@ -89,8 +89,8 @@ class SampleSchedule:
             self._failure = self.sampler.failure
             self.blocked = self._why_blocked()
         self._again = self.sampler.interrupted and not self._failure
-        sample = self.sampler.take(step, layers, modules)
-        # The first step of a resumed run is sampled for what no checkpoint keeps, the graph: its numbers are not due.
+        sample = self.sampler.collect(step, layers, modules)
+        # The first step of a resumed run is sampled for the graph, which no checkpoint keeps: its numbers are not due.
         extra, self._resumed = self._resumed and (count - 1) % self._every != 0, False
         if sample is not None and not extra:
             self.samples = [*self.samples, sample][-KEPT:]
@@ -101,15 +101,15 @@ class SampleSchedule:
         self.sampler.walk(loss)
 
     def pause(self) -> None:
-        """Take the hooks away for an evaluation."""
+        """Remove the hooks for an evaluation."""
         self._paused |= self.sampler.attached
         self.sampler.detach()
 
     def resume(self, modules: Sequence[nn.Module], count: int) -> None:
-        """Place the hooks again where an evaluation took them away, or where the coming step is due."""
+        """Place the hooks again if an evaluation removed them, or if the coming step is due."""
         paused, self._paused = self._paused, False
         self.place(modules, None if paused else count)
 
     def end(self) -> None:
-        """Leave no hook behind."""
+        """Remove every hook."""
         self.sampler.detach()

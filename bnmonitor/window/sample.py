@@ -53,7 +53,7 @@ class Sample:
         eval_calls: ``[L]`` int64, how many of these calls were in evaluation mode.
         idle: ``[L]`` int64, calls besides, in evaluation mode and without a gradient, as of a teacher.
         apart: ``[4, L]``, how far apart the inputs of the layer's calls in training mode are, as described at
-            :func:`bnmonitor.measures.apart`; NaN for a layer that was called once.
+            :func:`bnmonitor.measures.call_distances`; NaN for a layer that was called once.
         recomputed: ``[L]`` int64, calls besides, within the backward and in training mode.
         size: ``[L]`` int64, samples that were normalized together in the layer's last call (``x.shape[0]``).
         values: ``[L]`` int64, values per channel in that call.

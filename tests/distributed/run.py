@@ -28,7 +28,7 @@ from torch.distributed.nn.functional import all_reduce
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnmonitor import BatchNormMonitor, Monitor
-from bnmonitor.distributed import RankExchange, exchange
+from bnmonitor.distributed import RankExchange, group
 from bnmonitor.testing import make_window
 from tests.processes import GUARD, arrived
 
@@ -230,7 +230,7 @@ def absent(rank: int, directory: Path, store: dist.Store) -> None:
     if rank == 0:
         net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8))
         monitor = Monitor(net, sinks=[], on_alert="log", log_every_n_steps=1)
-        with patch.object(exchange, "time", Clock()) as clock:
+        with patch.object(group, "time", Clock()) as clock:
             monitor.share_ranks()
         with monitor:
             for _ in range(4):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bnmonitor.distributed.exchange import _apart
+from bnmonitor.distributed.group import _why_not
 from bnmonitor.distributed.payload import pack, unpack
 from bnmonitor.testing import make_window
 from bnmonitor.window import Window
@@ -125,17 +125,17 @@ class _Interleaved:
         return self.decision
 
 
-@pytest.mark.parametrize(("rooms", "why"), [((40, 40), ""), ((40, 41), "they watch different layers")])
+@pytest.mark.parametrize(("lengths", "why"), [((40, 40), ""), ((40, 41), "they watch different layers")])
 def test_processes_that_come_at_the_same_time_agree(
-    rooms: tuple[int, int], why: str, monkeypatch: pytest.MonkeyPatch
+    lengths: tuple[int, int], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last to be counted need not have been the last to say how much it tells."""
+    """The last process to be counted need not be the last to have written its length."""
 
     def second() -> None:
-        store.add(f"bnmonitor/0/room/{rooms[1]}", 1)
+        store.add(f"bnmonitor/0/length/{lengths[1]}", 1)
         store.add("bnmonitor/0/count", 1)
 
     store = _Interleaved(second)
     monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    assert _apart(5.0, rooms[0]) == why
+    assert _why_not(5.0, lengths[0]) == why

@@ -158,10 +158,10 @@ def test_a_process_that_never_answers_is_not_waited_for(runs: Path) -> None:
     assert second == {"first_went_on": True}
     assert first["results"] == [None] * 40
     assert first["failure"] == (
-        f"the processes could not tell each other their statistics: they have not answered the last {UNANSWERED} times"
+        f"the processes could not exchange their statistics: they have not answered the last {UNANSWERED} times"
     )
 
 
 def test_an_exchange_that_no_process_answers_in_its_time_has_failed(runs: Path) -> None:
     (first,) = seen(runs, "overdue")
-    assert first["failure"].startswith("the processes could not tell each other their statistics: ")
+    assert first["failure"].startswith("the processes could not exchange their statistics: ")

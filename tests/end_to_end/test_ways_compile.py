@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from bnmonitor.layers import when_compiling
+from bnmonitor.layers import Hooks
 from tests.end_to_end.test_promises import hooks, same
 from tests.models import ARCHITECTURES
 from tests.recording.test_recovery import quiet
@@ -168,18 +168,21 @@ def test_a_function_compiled_in_addition_to_the_model_costs_only_one_sample() ->
 
 
 def test_nothing_stays_registered_with_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    callbacks = sys.modules["torch._dynamo.callback"].callback_handler.start_callbacks
-    before = list(callbacks)
+    handler = sys.modules["torch._dynamo.callback"].callback_handler
+    before = list(handler.start_callbacks)
     model = Net()
     with quiet(model) as monitor:
-        assert len(callbacks) == len(before) + 1
+        assert len(handler.start_callbacks) == len(before) + 1
         model(DATA.batches(1)[0])
         monitor.step()
-        assert callbacks == before
-    end = when_compiling(lambda: None)
-    callbacks.clear()
-    end()
-    callbacks.extend(before)
+        assert handler.start_callbacks == before
+    hooks_of_one = Hooks()
+    hooks_of_one.on_forward(model, lambda module, args, output: None)
+    handler.start_callbacks = []  # other code has cleared them
+    hooks_of_one.remove()
+    handler.start_callbacks = before
     monkeypatch.delitem(sys.modules, "torch._dynamo.callback")
-    when_compiling(lambda: None)()
-    assert callbacks == before
+    hooks_of_one.on_forward(model, lambda module, args, output: None)
+    hooks_of_one.remove()
+    assert handler.start_callbacks == before
+    assert hooks(model) == 0

@@ -13,7 +13,7 @@ from torch import nn
 
 from bnmonitor import Monitor
 from bnmonitor.layers import unwrapped
-from bnmonitor.layers.sharding import together
+from bnmonitor.layers.sharding import collective_reason
 from tests.distributed.sharded import CASES, STEPS, WAYS
 from tests.processes import assert_exact, run_cases, seen
 
@@ -57,7 +57,7 @@ def test_rules_that_need_what_is_split_are_skipped_with_the_reason(runs: Path, c
         assert "each process has a part only (FSDP, ZeRO-3)" in skipped[name]
     assert "FSDP or ZeRO-3 puts others in their place" in skipped["unregistered-layer"]
     if case in WAYS:
-        assert "one process cannot make alone" in skipped["train-eval-gap"]
+        assert "one process cannot run alone" in skipped["train-eval-gap"]
 
 
 @pytest.mark.parametrize("case", WATCHED)
@@ -128,7 +128,7 @@ def test_sharding_that_comes_after_the_start_makes_gamma_unknown_and_ends_nothin
 def test_no_extra_forward_is_made_where_it_would_take_all_processes() -> None:
     layer = nn.BatchNorm1d(4)
     model = nn.Sequential(nn.Linear(3, 4), layer)
-    assert together([model]) == ""
+    assert collective_reason([model]) == ""
     split(layer)
     with Monitor(model, sinks=[], on_alert="log", probe=True) as monitor:
         train(monitor, model, layer)
@@ -137,7 +137,7 @@ def test_no_extra_forward_is_made_where_it_would_take_all_processes() -> None:
         monitor.begin_evaluation()
         monitor.end_evaluation()
         assert calls == []
-        assert "one process cannot make alone" in monitor.skipped["train-eval-gap"]
+        assert "one process cannot run alone" in monitor.skipped["train-eval-gap"]
 
 
 def test_names_are_without_the_parts_that_wrappers_add() -> None:

@@ -61,7 +61,7 @@ class NormUnderPerSampleGradients(Rule):
         """Find the layers that a gradient penalty passes through."""
         structure = window.facts.structure
         places = structure.places if structure is not None else ()
-        by_batch = (window.training[-1] & window.layers.of_family("batch")).tolist()
+        by_batch = (window.training[-1] & window.layers.which("normalizes_batch")).tolist()
         at = tuple(i for i, place in enumerate(places) if place.per_sample and by_batch[i])
         if not at:
             return []

@@ -63,7 +63,7 @@ class PaddingContamination(Rule):
         padding = window.sample.padding if window.sample is not None else None
         if padding is None or padding.dim() == 0:
             return []
-        at = (padding > self.warn_above) & window.training[-1] & window.layers.of_family("batch")
+        at = (padding > self.warn_above) & window.training[-1] & window.layers.which("normalizes_batch")
         found = []
         for layer in at.nonzero().flatten().tolist():
             value = float(padding[layer])

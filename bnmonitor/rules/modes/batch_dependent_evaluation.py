@@ -66,7 +66,7 @@ class BatchDependentEvaluation(Rule):
         """Find the layers without running statistics that were evaluated."""
         bare = ~torch.tensor(window.layers.tracking, dtype=torch.bool, device="cpu")
         evaluated = window.ledger.evaluated[EVALUATIONS].any(0)
-        at = (bare & window.layers.of_family("batch") & evaluated).nonzero().flatten().tolist()
+        at = (bare & window.layers.which("normalizes_batch") & evaluated).nonzero().flatten().tolist()
         return [
             Finding(
                 severity=Severity.WARNING,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import count, number
-from bnmonitor.measures import SHORT, batch_distance, jump, rise
+from bnmonitor.measures import DISTANCE_STEPS, batch_distance, jump, rise
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule, first, onset, rate_note
 from bnmonitor.window import CHANNEL_STATISTICS, LAYER_STATISTICS, Window
@@ -112,7 +112,7 @@ class LearningRateTooHigh(Rule):
             return []
         step = rise(window, window.steps[end])
         # The new weights first see the batch after the rise.
-        steps = SHORT if step is None else end - window.steps.index(step) - 1
+        steps = DISTANCE_STEPS if step is None else end - window.steps.index(step) - 1
         if not steps:
             return []
         past = _until(window, end)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bnmonitor._text import number
-from bnmonitor.measures import normalizing, together
+from bnmonitor.measures import normalizing, samples_normalized
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import Window
@@ -62,7 +62,7 @@ class AccumulationKeepsSmallBatch(Rule):
 
     def check(self, window: Window) -> list[Finding]:
         """Judge the micro-batch of the whole model once."""
-        parts, size = window.facts.accumulate, together(window)
+        parts, size = window.facts.accumulate, samples_normalized(window)
         judged = normalizing(window) & size.isfinite()
         if parts < 2 or not judged.any():
             return []

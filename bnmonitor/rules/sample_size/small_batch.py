@@ -75,7 +75,7 @@ class SmallBatch(Rule):
         """Judge the batch of the whole model once."""
         layers, base = window.layers, window.baseline
         size = base.sizes * processes(window)
-        judged = size.isfinite() & window.training[-1] & layers.of_family("batch")
+        judged = size.isfinite() & window.training[-1] & layers.which("normalizes_batch")
         if not judged.any():
             return []
         typical = float(size[judged].median())

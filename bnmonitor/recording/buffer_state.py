@@ -1,0 +1,107 @@
+"""Buffers of the layers before and after an evaluation, and the updates that happened in between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class BufferState:
+    """The buffers of all layers at one moment.
+
+    Attributes:
+        counts: Values of the update counters, 0 for a layer without: ``[L]``.
+        counters: Identity of each counter.
+        writes: How often autograd saw each counter written to in place; None where it does not know.
+        copies: Running mean and variance of the layers without a counter, by position.
+    """
+
+    counts: Tensor
+    counters: tuple[int, ...]
+    writes: tuple[int | None, ...]
+    copies: Mapping[int, tuple[Tensor, Tensor]]
+
+    @classmethod
+    @torch.no_grad()
+    def read(cls, modules: Sequence[nn.Module], counting: Sequence[bool]) -> BufferState:
+        """Return the state of the layers now.
+
+        Args:
+            modules: The layers.
+            counting: Whether each layer has a counter of its updates.
+        """
+        counters = [m._buffers.get("num_batches_tracked") for m in modules]
+        copied = {i: _copy(modules[i]) for i, counts in enumerate(counting) if not counts}
+        return cls(
+            counts=_stacked(counters),
+            counters=tuple(map(id, counters)),
+            writes=tuple(map(_writes, counters)),
+            copies={i: copy for i, copy in copied.items() if copy is not None},
+        )
+
+    def updates_until(self, after: BufferState, counting: Sequence[bool], *, compiled: bool) -> Tensor:
+        """Return how many updates each layer's own forwards have made until a later state: ``[L]`` int64.
+
+        Other code restored, swapped or reset a counter that was written to less or more often than it has grown: that
+        is not an update. A layer without a counter has had one update if its statistics have changed.
+
+        Args:
+            after: The later state.
+            counting: Whether each layer has a counter of its updates.
+            compiled: Whether the model is compiled, so that several updates may be one write to a counter.
+        """
+        grown: list[int] = (after.counts - self.counts).tolist()
+        for i, (count, counts) in enumerate(zip(grown, counting, strict=True)):
+            old, new = self.writes[i], after.writes[i]
+            if not counts:
+                a, b = self.copies.get(i), after.copies.get(i)
+                grown[i] = int(a is not None and b is not None and not all(map(torch.equal, a, b)))
+            elif (
+                count < 0
+                or self.counters[i] != after.counters[i]
+                or (old is not None and new is not None and not compiled and new - old != count)
+            ):
+                grown[i] = 0
+        return torch.tensor(grown, dtype=torch.int64, device="cpu")
+
+
+@torch.no_grad()
+def are_initial(modules: Sequence[nn.Module]) -> Tensor:
+    """Return which layers have running means of exactly 0 and variances of exactly 1: ``[L]`` bool."""
+    initial = torch.zeros(len(modules), dtype=torch.bool, device="cpu")
+    moved: dict[int, Tensor] = {}
+    for i, module in enumerate(modules):
+        mean, var = module._buffers.get("running_mean"), module._buffers.get("running_var")
+        if mean is not None and var is not None:
+            moved[i] = mean.any() | (var != 1).any()
+    if moved:
+        device = next(iter(moved.values())).device
+        initial[list(moved)] = ~torch.stack([m.to(device) for m in moved.values()]).cpu()
+    return initial
+
+
+def _copy(module: nn.Module) -> tuple[Tensor, Tensor] | None:
+    mean, var = module._buffers.get("running_mean"), module._buffers.get("running_var")
+    return None if mean is None or var is None else (mean.clone(), var.clone())
+
+
+def _stacked(counters: Sequence[Tensor | None]) -> Tensor:
+    """The counters on the CPU, 0 for None: ``[L]`` int64. An average of the weights turns them into floats."""
+    found = [c for c in counters if c is not None]
+    if not found:
+        return torch.zeros(len(counters), dtype=torch.int64, device="cpu")
+    device, zero = found[0].device, torch.zeros((), dtype=torch.int64, device="cpu")
+    counts = [(zero if c is None else c).to(device, torch.int64) for c in counters]
+    return torch.stack(counts).cpu()
+
+
+def _writes(tensor: Tensor | None) -> int | None:
+    """How often autograd saw a tensor written to in place; None where it does not know."""
+    try:
+        return None if tensor is None else tensor._version
+    except RuntimeError:  # made in inference mode
+        return None
