@@ -1,10 +1,11 @@
-"""Let trainings of two and three processes go wrong at random, and see whether the monitor keeps any process waiting.
+"""Make trainings of two and three processes fail at random, and check whether the monitor keeps a process waiting.
 
-Uneven numbers of batches with and without ``ddp.join()``, a process that raises, is killed, is slow by seconds, or has
-no monitor. A process is stuck if it is still there after the time-out of the training's own collectives and the waits
-of the monitor. Where one is, or one ends another way than it should, the run is made once more without a monitor: only
-what does not happen there too is the monitor's. Processes end by the interpreter's own exit, so that one that dies
-there is seen too.
+The failures: uneven numbers of batches with and without ``ddp.join()``, and a process that raises, is killed, is slow
+by seconds, or has no monitor. A process is stuck if it still runs after the time-out of the training's own collectives
+plus the waits of the monitor. If a process is stuck, or ends in an unexpected way, the benchmark repeats the run
+without a monitor: only a failure that does not occur there counts against the monitor. Processes end by the
+interpreter's own exit, so that the benchmark also sees a process that dies there.
+
 Run ``python benchmarks/deadlocks.py [RUNS] [SEED]``; it prints a line per run and JSON at the end, and exits with 1
 unless none was stuck. It needs ``os.fork``.
 """
@@ -26,7 +27,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch._dynamo  # DistributedDataParallel would import it anew in every process
+import torch._dynamo  # DistributedDataParallel would import it again in every process
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -40,14 +41,14 @@ TRAINING_TIMEOUT = 40.0
 
 group.GATHERING = 3.0
 LIMIT = TRAINING_TIMEOUT + group.GATHERING + exchange.PATIENCE + 20.0
-"""Seconds after which a process is stuck: all that it may wait for, and what it takes to start on a busy machine."""
+"""Seconds after which a process counts as stuck: the sum of its permitted waits and a slow start."""
 
 KINDS = ("even", "uneven", "join", "raise", "kill", "slow", "unwatched")
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """What happens in one run."""
+    """The events of one run."""
 
     kind: str
     world: int
@@ -152,7 +153,7 @@ def _fork(rank: int, folder: str, scenario: Scenario, watched: bool) -> int:
 
 
 def main(runs: int, seed: int) -> int:
-    """Make the runs; print what came of them."""
+    """Make the runs and print their results."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     draw = random.Random(seed)

@@ -1,4 +1,4 @@
-"""What is found, and what is falsely said: every injected fault on every network it fits, and the healthy suite.
+"""Detected faults and false alarms: every injected fault on every network it fits, and the healthy suite.
 
 ``python benchmarks/detection.py`` runs what has not been run yet in this state of the code, prints the result and
 writes docs/detection.md. ``--quick`` runs a part, and writes nothing; ``--jobs 4`` runs four trainings at a time.
@@ -42,7 +42,7 @@ logging.getLogger("bnmonitor").setLevel(logging.CRITICAL)
 
 
 def tasks(*, seeds: int, networks: int, quick: bool, only: str) -> Iterator[Task]:
-    """Yield every training there is to run."""
+    """Yield every training to run."""
     for fault in INJECTIONS.values():
         fit = fitting(fault)
         for network in fit[:: max(1, len(fit) // networks)][:networks] if networks else fit:
@@ -57,7 +57,7 @@ def tasks(*, seeds: int, networks: int, quick: bool, only: str) -> Iterator[Task
 
 
 def run(task: Task) -> tuple[Task, dict[str, Any]]:
-    """Run one training; a crash is a result too."""
+    """Run one training; a crash counts as a result."""
     torch.set_num_threads(1)
     kind, name, network, seed = task
     try:
@@ -69,7 +69,7 @@ def run(task: Task) -> tuple[Task, dict[str, Any]]:
 
 
 def state() -> str:
-    """A name for the code that decides what comes out."""
+    """A name for the state of the code that determines the results."""
     files = sorted([*(ROOT / "bnmonitor").rglob("*.py"), *(ROOT / "tests" / "end_to_end" / "faults").glob("*.py")])
     digest = hashlib.sha256(torch.__version__.encode())
     for file in files:
@@ -78,7 +78,7 @@ def state() -> str:
 
 
 def known(now: str) -> dict[Task, dict[str, Any]]:
-    """What was run before in the same state of the code."""
+    """Results of earlier runs in the same state of the code."""
     if not CACHE.exists():
         return {}
     rows = (json.loads(line) for line in CACHE.read_text(encoding="utf-8").splitlines())

@@ -86,7 +86,7 @@ def page(faults: Sequence[Outcome], sound: Sound) -> str:
 
 
 def _most(faults: Sequence[Outcome], what: str) -> int:
-    """How many networks, or seeds, the fault was tried with that was tried with most."""
+    """Largest number of networks, or seeds, that a fault was tried with."""
     tried: dict[str, set[object]] = {}
     for outcome in faults:
         tried.setdefault(outcome.name, set()).add(getattr(outcome, what))
@@ -162,7 +162,7 @@ text { font: 11px ui-monospace, SFMono-Regular, Menlo, monospace; fill: #1f2328;
 
 
 def matrix(faults: Sequence[Outcome], sound: Sound) -> str:
-    """Return the confusion matrix as SVG: the share of trainings with a fault (row) in which a rule (column) spoke."""
+    """Return the confusion matrix as SVG: the share of trainings with a fault (row) that a rule (column) reported."""
     valid = [o for o in faults if o.took_place]
     codes = sorted({o.code for o in valid})
     side, left, top = 26, 78, 64

@@ -1,10 +1,11 @@
-"""Kill a training with ``kill -9`` at random moments, again and again, and see what is left of its record.
+"""Kill a training with ``kill -9`` at random moments, many times, and check its record afterwards.
 
-A killed run has survived if its history is read, and holds the first frames of an uninterrupted run of the same seed
-with the same numbers, without a gap; if TensorBoard's own loader reads as many; and if every black box in it is whole.
-A frame is lost if the training step that made it had ended. The training opens an error in the middle, so that alerts
-and a black box are being written at some of the moments. Run ``python benchmarks/kills.py [KILLS] [SEED]``; it prints a
-line per kill and JSON at the end, and exits with 1 unless all survived. It needs ``os.fork``.
+The record of a killed run has survived if three conditions hold. Its history is readable and contains the first frames
+of an uninterrupted run with the same seed, with the same numbers and without a gap. TensorBoard's own loader reads as
+many frames. Every black box in it is complete. A frame counts as lost if the training step that made it had ended. The
+training opens an error halfway, so that some kills hit the writing of alerts and of a black box. Run
+``python benchmarks/kills.py [KILLS] [SEED]``; it prints a line per kill and JSON at the end, and exits with 1 unless
+all survived. It needs ``os.fork``.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def train(log_dir: Path, stepped: Callable[[int], object] = lambda step: None, s
 
 
 def killed(log_dir: Path, wait: float) -> int:
-    """Train in a process of its own, kill it so many seconds after its first step, and return its last step."""
+    """Train in a separate process, kill it so many seconds after its first step, and return its last step."""
     ours, its = os.pipe()
     child = os.fork()
     if child == 0:
@@ -66,14 +67,14 @@ def killed(log_dir: Path, wait: float) -> int:
         train(log_dir, lambda step: os.write(its, struct.pack("<q", step)), steps=10**6)
         os._exit(0)
     os.close(its)
-    told = os.read(ours, 8)
+    sent = os.read(ours, 8)
     time.sleep(wait)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     while more := os.read(ours, 1 << 16):
-        told = more
+        sent = more
     os.close(ours)
-    return int(struct.unpack("<q", told[-8:])[0])
+    return int(struct.unpack("<q", sent[-8:])[0])
 
 
 def frames(log_dir: Path) -> Frames:
@@ -92,7 +93,7 @@ def loaded(log_dir: Path) -> int:
 
 
 def fault(log_dir: Path, expected: Frames) -> str:
-    """What is wrong with what a killed run has left; empty if nothing is."""
+    """The fault in the record of a killed run; empty if there is none."""
     from bnmonitor.sinks import read_black_box as read_box
 
     [report] = read(log_dir)
@@ -119,7 +120,7 @@ def main(kills: int, seed: int) -> int:
     draw, lost, whole = random.Random(seed), [], 0
     boxes = alerts = 0
     with tempfile.TemporaryDirectory() as directory:
-        # The reference is trained in a process of its own too: after a backward pass here, none could be forked.
+        # A separate process trains the reference too: after a backward pass in this process, fork would fail.
         child = os.fork()
         if child == 0:
             train(Path(directory, "whole"))
@@ -136,8 +137,8 @@ def main(kills: int, seed: int) -> int:
             boxes += len(read(log_dir)[0].black_boxes)
             alerts += len(read(log_dir)[0].alerts)
             print(f"kill {kill}: after step {last}, {kept} frames kept, {lost[-1]} lost {wrong}", flush=True)
-    told = {"tried": kills, "survived": whole, "lost_most": max(lost), "lost_mean": sum(lost) / kills}
-    print(json.dumps({**told, "alerts": alerts, "black_boxes": boxes}))
+    result = {"tried": kills, "survived": whole, "lost_most": max(lost), "lost_mean": sum(lost) / kills}
+    print(json.dumps({**result, "alerts": alerts, "black_boxes": boxes}))
     return 0 if whole == kills else 1
 
 

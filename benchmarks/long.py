@@ -1,9 +1,10 @@
 """A run of a million steps: bytes on disk against the budget, memory, and time per step from beginning to end.
 
-Two parts. The TensorBoard sink is given the frames of a network of 53 layers, one every 50 steps, among them spikes of
-a single frame and alerts that come and go; the history is then read back and searched for them. The monitor itself
-watches a small layer that is updated without a network around it. Prints JSON, and exits with 1 if the budget was
-exceeded or a spike or an alert is not in the history. Run ``python benchmarks/long.py [STEPS] [BUDGET_IN_BYTES]``.
+There are two parts. In the first, the TensorBoard sink receives the frames of a network of 53 layers, one every 50
+steps, with spikes of a single frame and alerts that open and clear; the benchmark then searches the history for them.
+In the second, the monitor records a small layer that the benchmark updates without a network. Prints JSON, and exits
+with 1 if the budget was exceeded or a spike or an alert is not in the history. Run
+``python benchmarks/long.py [STEPS] [BUDGET_IN_BYTES]``.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def sink(directory: Path, steps: int, budget: int) -> dict[str, Any]:
 
 
 def monitor(steps: int) -> dict[str, Any]:
-    """Watch a layer for so many steps, every default rule on."""
+    """Monitor a layer for so many steps, with every default rule."""
     torch.manual_seed(0)
     norm = nn.BatchNorm1d(8)
     norm.weight.grad, norm.bias.grad = torch.ones(8), torch.ones(8)
@@ -126,7 +127,7 @@ def monitor(steps: int) -> dict[str, Any]:
     assert count is not None
     draws = torch.randn(1000, 8)
     optimizer = torch.optim.SGD(norm.parameters(), lr=0.1)
-    # Filled now, so that the times are no growth of memory.
+    # Filled now, so that storing the times does not count as growth of memory.
     times, early, every = np.full(steps, np.nan), 0, 100
     with Monitor(norm, optimizer=optimizer, check_every_n_steps=every, sinks=[], on_alert=lambda alert: None) as watch:
         for step in range(steps):

@@ -1,7 +1,7 @@
-"""What watching adds to a training step: bnmonitor beside what people use or write instead.
+"""Added time of a training step under bnmonitor, and under the usual alternatives.
 
-Everything is measured in one process, one step of each variant in turn, so that a drift of the machine's speed hits all
-alike. Prints Markdown. Run ``python benchmarks/overhead.py [--steps N]``.
+One process measures everything, one step of each variant in turn, so that a drift of the machine's speed affects all
+variants equally. Prints Markdown. Run ``python benchmarks/overhead.py [--steps N]``.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pathlib import Path
 import torch
 from resnet import resnet18
 from torch import Tensor, nn
-from watchers import WATCHERS, Nobody
+from watchers import WATCHERS, Watcher
 
 WARM_UP = 5
 SAMPLE = 100
 
 
 class Variant:
-    """One model in training, with somebody watching or nobody."""
+    """One model in training, with a watcher or without."""
 
-    def __init__(self, watcher: type[Nobody], folder: Path) -> None:
+    def __init__(self, watcher: type[Watcher], folder: Path) -> None:
         torch.manual_seed(0)
         self.model = resnet18()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
@@ -36,7 +36,7 @@ class Variant:
         self.calls: list[float] = []
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        """Note the seconds of the whole step, and those in calls of the watcher alone."""
+        """Measure the seconds of the whole step, and those in calls of the watcher."""
         begin = time.perf_counter()
         self.optimizer.zero_grad()
         loss = nn.functional.cross_entropy(self.model(images), labels)
@@ -57,7 +57,7 @@ class Variant:
 
 
 def variants(folder: Path) -> tuple[dict[str, Variant], dict[str, str]]:
-    """Make every variant whose packages are installed; also return why others are missing."""
+    """Make every variant with installed packages; also return why the others are missing."""
     made, missing = {}, {}
     for i, (name, watcher) in enumerate(WATCHERS.items()):
         try:
@@ -81,14 +81,14 @@ def main() -> None:
             for name in names[turn:] + names[:turn]:
                 made[name].step(images, labels)
         for variant in made.values():
-            with contextlib.redirect_stdout(sys.stderr):  # others have things to say; this prints Markdown
+            with contextlib.redirect_stdout(sys.stderr):  # other tools print too; this prints Markdown
                 variant.watcher.close()
             del variant.whole[:WARM_UP], variant.calls[:WARM_UP]
         report(made, missing, steps)
 
 
 def report(made: dict[str, Variant], missing: dict[str, str], steps: int) -> None:
-    """Print a table, and what bnmonitor's cost is made of."""
+    """Print a table, and the parts of bnmonitor's cost."""
     plain = made["nothing"]
     base = statistics.median(plain.whole)
     print(f"ResNet-18, batch 32 at 32x32, {torch.get_num_threads()} threads, {steps} steps of each in turn; a step")
@@ -110,9 +110,9 @@ def report(made: dict[str, Variant], missing: dict[str, str], steps: int) -> Non
 
 
 def account(made: dict[str, Variant], base: float, steps: int) -> None:
-    """Say what bnmonitor adds in all: its calls, and the hooks of sampled steps."""
+    """Print the total time that bnmonitor adds: its calls, and the hooks of sampled steps."""
     default, bare = made["bnmonitor"], made["bnmonitor, no activations"]
-    # A difference of whole steps is noisier than what there is to be seen, but on sampled steps.
+    # The difference of whole steps is noisier than the effect, except on sampled steps.
     every = made["bnmonitor, activations every 10 steps"]
     sampled = [
         a - b

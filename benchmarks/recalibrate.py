@@ -1,4 +1,4 @@
-"""How long a recalibration takes, against one evaluation pass over the same batches: ResNet-18 on the CPU, in turn."""
+"""Duration of a recalibration, against one evaluation pass over the same batches: ResNet-18 on the CPU, in turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a person waits for the report of a run: 53 layers, 5,000 frames, imports and all."""
+"""Waiting time for the report of a run: 53 layers, 5,000 frames, imports and all."""
 
 from __future__ import annotations
 

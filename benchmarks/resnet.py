@@ -1,4 +1,4 @@
-"""The network that is trained: ResNet-18 for 32x32 images."""
+"""The network of the benchmarks: ResNet-18 for 32x32 images."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a check costs, rule by rule, on layers that are updated without a network around them.
+"""Cost of a check, rule by rule, on layers that the benchmark updates without a network.
 
-Measured in a run in which nothing is wrong, with a window that is full, a sample and a chain of layers: processor time
-on one thread, medians over the checks. What several rules need is computed once, and counted where it is needed first.
+Measured in a healthy run with a full window, a sample and a chain of layers: processor time on one thread, medians over
+the checks. A value that several rules need is computed once, and counted for the first of these rules.
 Prints Markdown. Run ``python benchmarks/rules.py``.
 """
 

@@ -1,4 +1,4 @@
-"""How the cost of a step grows with layers and channels, on layers that are updated without a network around them.
+"""Cost of a step by number of layers and channels, on layers that the benchmark updates without a network.
 
 For each size: the bare multi-tensor copy of the same tensors, a step without a check, one with a check, the average
 with a check every 10, and the memory of the record. All on one thread, and in processor time, which other work on the
@@ -62,7 +62,7 @@ def clock(call: Callable[[], object]) -> float:
 
 
 def bare_copy(model: Layers) -> Callable[[], object]:
-    """Return a copy of what is recorded of all layers into one flat tensor: the least that any recorder must do."""
+    """Return a copy of the recorded values of all layers into one flat tensor: the minimum for any recorder."""
     norms = model.norms
     tensors = [[n.running_mean, n.running_var, n.weight, n.bias, n.weight.grad, n.bias.grad] for n in norms]
     source = [t.detach() for group in tensors for t in group]

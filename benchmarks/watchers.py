@@ -1,4 +1,4 @@
-"""Who watches a training: bnmonitor, and what people use or write instead."""
+"""The monitors that the benchmark compares: bnmonitor and the usual alternatives."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from bnmonitor import Monitor
 from bnmonitor.sinks import TensorBoard
 
 
-class Nobody:
-    """Nothing is watched; whoever watches is told of each step before the optimizer's step and after it."""
+class Watcher:
+    """No monitoring; a subclass is called before and after each step of the optimizer."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
         pass
 
     def before(self, loss: Tensor) -> None:
-        """The gradients are there."""
+        """Called once the gradients exist."""
 
     def after(self) -> None:
-        """The step has ended."""
+        """Called once the step has ended."""
 
     def close(self) -> None:
-        """Training has ended."""
+        """Called once the training has ended."""
 
 
-class BnMonitor(Nobody):
+class BnMonitor(Watcher):
     """bnmonitor with its defaults, writing to TensorBoard."""
 
     settings: ClassVar[Mapping[str, Any]] = {}
@@ -50,13 +50,13 @@ class BnMonitorSampling(BnMonitor):
 
 
 class BnMonitorBuffers(BnMonitor):
-    """The same without activation statistics: a step beside it tells what a sample costs."""
+    """The same without activation statistics: the difference to a step with them is the cost of a sample."""
 
     settings: ClassVar[Mapping[str, Any]] = {"sample_every_n_steps": 0}
 
 
-class Hooks(Nobody):
-    """What one would write by hand: mean and variance of each layer's input, in a forward hook."""
+class Hooks(Watcher):
+    """The usual handwritten alternative: mean and variance of each layer's input, in a forward hook."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
         self.rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -74,7 +74,7 @@ class Hooks(Nobody):
         return hook
 
 
-class Histograms(Nobody):
+class Histograms(Watcher):
     """TensorBoard histograms of each layer's running statistics, gamma and beta, every 10 steps."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
@@ -96,7 +96,7 @@ class Histograms(Nobody):
         self.writer.close()
 
 
-class WandbWatch(Nobody):
+class WandbWatch(Watcher):
     """``wandb.watch(model, log="all", log_freq=100)``, offline."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
@@ -113,7 +113,7 @@ class WandbWatch(Nobody):
         self.loss = loss.detach()
 
     def after(self) -> None:
-        """Log the loss, with which the histograms go."""
+        """Log the loss; the histograms go with it."""
         self.run.log({"loss": float(self.loss)})
 
     def close(self) -> None:
@@ -121,7 +121,7 @@ class WandbWatch(Nobody):
         self.run.finish()
 
 
-class Ormas(Nobody):
+class Ormas(Watcher):
     """``ormas_monitor.Monitor`` with its defaults."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
@@ -138,8 +138,8 @@ class Ormas(Nobody):
         self.monitor.close()
 
 
-WATCHERS: dict[str, type[Nobody]] = {
-    "nothing": Nobody,
+WATCHERS: dict[str, type[Watcher]] = {
+    "nothing": Watcher,
     "bnmonitor": BnMonitor,
     "bnmonitor, activations every 10 steps": BnMonitorSampling,
     "bnmonitor, no activations": BnMonitorBuffers,

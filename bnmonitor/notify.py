@@ -286,7 +286,7 @@ def wandb_runs(loggers: Sequence[Any]) -> list[Any]:
     return found or ([active] if active is not None else [])
 
 
-def tell_wandb(runs: Sequence[Any], alert: Alert) -> None:
+def send_to_wandb(runs: Sequence[Any], alert: Alert) -> None:
     """Send an alert through Weights & Biases, which mails it or posts it as its user has set."""
     levels = {Severity.INFO: "INFO", Severity.WARNING: "WARN", Severity.ERROR: "ERROR"}
     for run in runs:

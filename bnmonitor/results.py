@@ -1,4 +1,4 @@
-"""What is said of a run: its alerts, and how every layer is. Free of torch, for what only reads a history."""
+"""What bnmonitor says of a run: its alerts, and the state of every layer. Free of torch, to read a history with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bnmonitor._text import count, listing
 
 
 class Severity(IntEnum):
-    """How bad it is. An info is hygiene; a warning costs accuracy; an error makes the result wrong."""
+    """How bad an alert is. An info is hygiene; a warning costs accuracy; an error makes the result wrong."""
 
     INFO = 10
     WARNING = 20
@@ -20,9 +20,30 @@ class Severity(IntEnum):
     def __str__(self) -> str:
         return self.name.lower()
 
+    @property
+    def mark(self) -> str:
+        """The sign of the severity, so that color is never the only difference."""
+        return _MARKS[self]
+
+
+_MARKS = {Severity.INFO: "·", Severity.WARNING: "!", Severity.ERROR: "✗"}
+
+HEALTH_CAPS: Mapping[Severity, float] = {Severity.INFO: 100.0, Severity.WARNING: 60.0, Severity.ERROR: 20.0}
+"""The most health that a layer can have with an open alert of a severity."""
+
+
+def health_severity(health: float) -> Severity:
+    """Return the severity of the worst alert that a health leaves room for.
+
+    >>> [str(health_severity(health)) for health in (61.0, 60.0, 20.0)]
+    ['info', 'warning', 'error']
+    """
+    found = (severity for severity in (Severity.ERROR, Severity.WARNING) if health <= HEALTH_CAPS[severity])
+    return next(found, Severity.INFO)
+
 
 FOLLOWED = "; followed by "
-"""What a message says before it counts the layers that fell ill after the first."""
+"""The words of a message before it counts the layers that followed the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +53,7 @@ class Alert:
     Attributes:
         code: Code of the rule, such as ``BN304``.
         rule: Name of the rule, such as ``stale-statistics``.
-        severity: The worst it has been.
+        severity: The worst severity so far.
         layer: Dotted path of the layer where it began; None if there is no layer to name.
         layers: Every layer of the incident, the first one first.
         channels: Channels within ``layer``; empty means the whole layer.
@@ -63,12 +84,12 @@ class Alert:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What tells this episode from every other of the run."""
+        """What distinguishes this episode from every other one of the run."""
         return self.code, self.layer or self.message, self.first_step
 
     @property
     def extent(self) -> str:
-        """How many layers there are besides the first, unless the message says it: `` and 3 more layers``."""
+        """How many layers follow the first, unless the message says it: `` and 3 more layers``."""
         more = len(self.layers) - 1
         return f" and {count(more, 'more layer')}" if more > 0 and FOLLOWED not in self.message else ""
 
@@ -92,16 +113,16 @@ class Alert:
         """Return the alert that :meth:`to_dict` described.
 
         Raises:
-            KeyError: A field is missing, or the severity is none.
+            KeyError: A field is missing, or there is no such severity.
             TypeError: A field is of another type, or there is one too many.
-            ValueError: A number is none.
+            ValueError: A number cannot be read.
         """
         texts = [plain[name] for name in ("code", "rule", "severity", "state", "message", "advice", "url")]
         layer = [] if plain["layer"] is None else [plain["layer"]]
         if not all(isinstance(each, str) for each in (*texts, *layer, *plain["layers"])):
-            raise TypeError("a text of the alert is none")
+            raise TypeError("a text of the alert is not a string")
         if not all(isinstance(each, int) for each in (plain["first_step"], plain["last_step"], *plain["channels"])):
-            raise TypeError("a step or a channel of the alert is no int")
+            raise TypeError("a step or a channel of the alert is not an int")
         return cls(
             **{
                 **plain,
@@ -121,12 +142,12 @@ class LayerSummary:
     Attributes:
         name: Dotted path of the layer.
         channels: Number of channels.
-        health: 100 is well; at most 60 with an open warning, 20 with an open error.
+        health: 100 is healthy; open alerts cap it: see :data:`HEALTH_CAPS`.
         training: Whether the layer was in training mode at the last step.
         settled: Whether the window lies after the warm-up, so that a lag of the statistics is judged; a layer in
             evaluation mode has none to judge.
         batch_var: Mean of the channels' batch variances at each step of the window.
-        running_gap: Distance of batch mean and running mean, noise averaged out, in deviations.
+        running_gap: Distance of batch mean and running mean, noise averaged out, in standard deviations.
         gamma_min: Smallest absolute gamma.
         silent: Share of channels whose output was never positive in the last sample; NaN without one.
         alerts: Open alerts, each as ``rule since step``.
@@ -151,7 +172,7 @@ class StepSummary:
     """The state of all layers at one step; iterating gives a :class:`LayerSummary` each, in execution order.
 
     Attributes:
-        step: The last step that was looked at; -1 before the first.
+        step: The last recorded step; -1 before the first.
         epoch: The epoch, where there is one.
         rows: A row per layer.
         alerts: Every alert so far, cleared ones too.
@@ -179,6 +200,11 @@ class StepSummary:
         """Health of the worst layer."""
         return min((row.health for row in self.rows), default=100.0)
 
+    def ill(self) -> list[LayerSummary]:
+        """Return the layers that are no healthier than an open warning allows, the worst first."""
+        ill = (row for row in self.rows if health_severity(row.health) >= Severity.WARNING)
+        return sorted(ill, key=lambda row: row.health)
+
     def headline(self) -> str:
         """One line: is it healthy, and if not, how bad."""
         where = "".join(
@@ -192,7 +218,8 @@ class StepSummary:
         warnings = len(self.open(Severity.WARNING)) - errors
         if errors or warnings:
             found = [count(n, word) for n, word in ((errors, "error"), (warnings, "warning")) if n]
-            return f"BatchNorm {'✗' if errors else '!'} {', '.join(found)} in {count(len(self), 'layer')}{where}"
+            mark = (Severity.ERROR if errors else Severity.WARNING).mark
+            return f"BatchNorm {mark} {', '.join(found)} in {count(len(self), 'layer')}{where}"
         total = count(sum(row.channels for row in self.rows), "channel")
         infos = f" · {count(len(self.open()), 'note')}" if self.open() else ""
         young = sum(not row.settled for row in self.rows)
@@ -216,6 +243,6 @@ class StepSummary:
     def __str__(self) -> str:
         lines = [self.headline()]
         for row in self.rows:
-            told = f"  {', '.join(row.alerts)}" if row.alerts else ""
-            lines.append(f"  {row.name}: health {row.health:.0f}, running gap {row.running_gap:.2g} sigma{told}")
+            alerts = f"  {', '.join(row.alerts)}" if row.alerts else ""
+            lines.append(f"  {row.name}: health {row.health:.0f}, running gap {row.running_gap:.2g} sigma{alerts}")
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""How every layer is now: what the console shows, TensorBoard draws and ``monitor.summary()`` returns."""
+"""The state of every layer now: the console shows it, TensorBoard draws it and ``monitor.summary()`` returns it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from bnmonitor import measures
 from bnmonitor.display import health_table, show
 from bnmonitor.history import statistics as catalogue
 from bnmonitor.layers import LayerTable
-from bnmonitor.results import Alert, LayerSummary, Severity, StepSummary
+from bnmonitor.limits import LAG_LOG_DEVIATION, LAG_MEAN
+from bnmonitor.results import HEALTH_CAPS, Alert, LayerSummary, Severity, StepSummary
 from bnmonitor.window import Recovery, Window
 
 if TYPE_CHECKING:
@@ -22,17 +23,16 @@ if TYPE_CHECKING:
 METRICS = tuple(statistic.name for statistic in catalogue.LAYER)
 """Columns of :attr:`Summary.table`, in order."""
 
-_CAPS = {Severity.INFO: 100.0, Severity.WARNING: 60.0, Severity.ERROR: 20.0}
-
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Summary(StepSummary):
     """The state of all layers while they train; rich, IPython and notebooks show it as a table.
 
     Attributes:
-        table: ``[L, len(METRICS)]`` float32: the numbers by layer, in the order of :data:`METRICS`.
+        table: ``[L, len(METRICS)]`` float32: the numbers of each layer, in the order of :data:`METRICS`.
         layers: The layers' table.
-        window: The steps it was made of, channel by channel; None before the first. Valid until the next step.
+        window: The steps that it was computed from, channel by channel; None before the first step.
+            Valid until the next step.
     """
 
     table: Tensor
@@ -47,7 +47,7 @@ class Summary(StepSummary):
 
 
 def empty(layers: LayerTable, alerts: Sequence[Alert], skipped: Mapping[str, str]) -> Summary:
-    """Return the summary before any step was seen."""
+    """Return the summary before the first step."""
     table = torch.full((len(layers), len(METRICS)), torch.nan, device="cpu")
     table[:, 0] = 100.0
     rows = tuple(
@@ -74,50 +74,18 @@ def empty(layers: LayerTable, alerts: Sequence[Alert], skipped: Mapping[str, str
 def summarize(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str], epoch: int | None = None) -> Summary:
     """Reduce a window to one row per layer."""
     layers = window.layers
-    course = window.variance
-    mean_lag, log_lag = measures.lag(window)
-    gamma = window.gamma[-1].abs()
-    gamma_min = -layers.segments.max(-gamma)
-    silent = measures.silent(window)
-    told = _told(layers, alerts)
-    health = _health(window, mean_lag, log_lag, [_CAPS[worst] for worst, _ in told])
-    columns = {
-        "health": health,
-        "batch_var": course[-1],
-        "running_var": measures.mean(window.running_var[-1], window),
-        "batch_offset": measures.batch_offset(window),
-        "offset": measures.offset(window),
-        "mean_lag": mean_lag,
-        "log_lag": log_lag,
-        "var_gap": measures.variance_gap(window),
-        "noise": measures.noise(window),
-        "var_noise": measures.variance_noise(window),
-        "covariate_shift": measures.covariate_shift(window),
-        "gamma": measures.median(gamma, window),
-        "gamma_min": gamma_min,
-        "gamma_max": layers.segments.max(gamma),
-        "beta": measures.median(window.beta[-1], window),
-        "dead": measures.dead(window),
-        "silent": silent,
-        "gamma_grad": measures.median(window.gamma_grad[-1].abs(), window),
-        "gamma_update": measures.gamma_update(window),
-        "updates": window.updates.sum(0),
-        "size": window.baseline.sizes,
-        "values": window.baseline.values,
-        "training": window.training.float().mean(0),
-    }
+    found = _open_alerts(layers, alerts)
+    columns = {name: compute(window) for name, compute in measures.BY_LAYER.items()}
+    columns["health"] = _health(window, columns, [HEALTH_CAPS[worst] for worst, _ in found])
     trained = window.training[-1]
     by_layer = {
         "name": layers.names,
         "channels": layers.channels,
-        "health": health.tolist(),
         "training": trained.tolist(),
         "settled": (measures.settled(window) | ~trained).tolist(),
-        "batch_var": map(tuple, course.T.tolist()),
-        "running_gap": mean_lag.tolist(),
-        "gamma_min": gamma_min.tolist(),
-        "silent": silent.tolist(),
-        "alerts": (alerts_of for _, alerts_of in told),
+        **{statistic.row: columns[statistic.name].tolist() for statistic in catalogue.LAYER if statistic.row},
+        "batch_var": map(tuple, window.variance.T.tolist()),
+        "alerts": (alerts_of for _, alerts_of in found),
         "recovery": map(_unrecovered, window.recovery.amin(0).tolist()),
     }
     rows = tuple(LayerSummary(**dict(zip(by_layer, row, strict=True))) for row in zip(*by_layer.values(), strict=True))
@@ -134,12 +102,12 @@ def summarize(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str
 
 
 def _unrecovered(state: int) -> str:
-    """Why there are no batch statistics; empty if there are."""
+    """Return why a layer has no batch statistics; empty if it has them."""
     return "" if Recovery(state).known else Recovery(state).reason
 
 
-def _told(layers: LayerTable, alerts: Sequence[Alert]) -> list[tuple[Severity, tuple[str, ...]]]:
-    """The worst open severity and the open alerts of each layer."""
+def _open_alerts(layers: LayerTable, alerts: Sequence[Alert]) -> list[tuple[Severity, tuple[str, ...]]]:
+    """Return the worst open severity and the open alerts of each layer."""
     where: dict[str, list[Alert]] = {}
     for alert in alerts:
         if alert.state == "open":
@@ -154,8 +122,10 @@ def _told(layers: LayerTable, alerts: Sequence[Alert]) -> list[tuple[Severity, t
     ]
 
 
-def _health(window: Window, mean_lag: Tensor, log_lag: Tensor, caps: list[float]) -> Tensor:
-    """100 less up to 40 for a lag that nears its warning, capped by the open alerts."""
-    nearness = torch.maximum(mean_lag.nan_to_num(0.0) / 0.1, log_lag.nan_to_num(0.0) / 0.2).clamp(max=1.0)
+def _health(window: Window, columns: Mapping[str, Tensor], caps: list[float]) -> Tensor:
+    """Return the health of each layer: it falls as a lag nears the limit of its warning, and open alerts cap it."""
+    lags = (columns["mean_lag"], LAG_MEAN), (columns["log_lag"], LAG_LOG_DEVIATION)
+    nearness = torch.maximum(*(value.nan_to_num(0.0) / limit for value, limit in lags)).clamp(max=1.0)
     nearness = nearness.where(measures.settled(window), 0.0)
-    return torch.minimum(100 - 40 * nearness.square().float(), torch.tensor(caps, device="cpu"))
+    full, least = HEALTH_CAPS[Severity.INFO], HEALTH_CAPS[Severity.WARNING]
+    return torch.minimum(full - (full - least) * nearness.square().float(), torch.tensor(caps, device="cpu"))

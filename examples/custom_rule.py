@@ -1,4 +1,4 @@
-"""A rule of your own, for the band that gamma should stay in; weight decay on gamma drives it out.
+"""A custom rule: gamma should stay within a band, and weight decay on gamma drives it out.
 
 Run it with ``python custom_rule.py [LOG_DIR]``.
 """
@@ -20,15 +20,15 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class GammaOutOfBand(Rule):
-    """The middle gamma of a layer has left the band that this project keeps it in.
+    """The median gamma of a layer has left the band that this project keeps it in.
 
     ## What it does
     Takes the median of ``abs(gamma)`` over a layer's channels after the last step, and flags the layer if it is below
     ``low`` or above ``high``.
 
     ## Why is this bad?
-    Gamma is the deviation of the layer's output. Near zero the layer is all beta, and the gradient that it hands back
-    is as small; large, it makes the next layer's inputs large.
+    Gamma is the standard deviation of the layer's output. Near zero, the layer outputs little more than beta, and its
+    gradient is as small. A large gamma makes the inputs of the next layer large.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -36,16 +36,16 @@ class GammaOutOfBand(Rule):
     >>> str(finding.severity), round(finding.value, 2)
     ('warning', 0.1)
 
-    Inside the band it stays quiet, even where a single channel is out of it:
+    Inside the band the rule stays quiet, even if a single channel is outside:
 
     >>> GammaOutOfBand().check(make_window(gamma=[0.1, 1.0, 1.2]))
     []
 
     ## What to do
-    Take weight decay off gamma and beta, with parameter groups.
+    Remove weight decay from gamma and beta, with parameter groups.
 
     ## Thresholds
-    ``low = .5`` and ``high = 2``: a factor of two either way from where gamma starts.
+    ``low = .5`` and ``high = 2``: a factor of two up or down from the start of gamma.
 
     ## Look-alikes
     Residual branches that start at gamma = 0 are below the band at first: ``exclude`` them.
@@ -73,8 +73,8 @@ class GammaOutOfBand(Rule):
             first_step=onset((course < self.low) | (course > self.high), window),
             value=value,
             threshold=limit,
-            message=f"gamma is {value:.3g} in the middle channel, outside {self.low:g} to {self.high:g}",
-            advice="take weight decay off gamma and beta: give them a parameter group with weight_decay=0",
+            message=f"gamma is {value:.3g} in the median channel, outside {self.low:g} to {self.high:g}",
+            advice="remove weight decay from gamma and beta: give them a parameter group with weight_decay=0",
         )
 
 

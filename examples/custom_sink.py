@@ -1,7 +1,7 @@
-"""A sink of your own, which keeps the alerts as a Markdown list; one batch of the data is broken.
+"""A custom sink that writes the alerts as a Markdown list; one batch of the data contains an infinity.
 
-The loop does what many do: it skips the optimizer's step when the loss is not finite, so the weights survive. The
-running statistics have taken the batch in all the same, and every evaluation returns NaN from there on.
+Like many loops, this one skips the optimizer's step when the loss is not finite, so the weights survive. The batch
+enters the running statistics nevertheless, and every later evaluation returns NaN.
 
 Run it with ``python custom_sink.py [LOG_DIR]``.
 """

@@ -1,4 +1,4 @@
-"""Lightning Fabric: two processes on one machine, each with its part of the data; the first one judges and writes.
+"""Lightning Fabric: two processes on one machine, each with its part of the data; rank 0 runs the rules and writes.
 
 Run it: ``python examples/fabric.py [LOG_DIR]``, then ``tensorboard --logdir LOG_DIR``.
 """
@@ -22,7 +22,7 @@ def main(log_dir: str) -> None:
     x = torch.randn(2000, 20)
     loader = fabric.setup_dataloaders(DataLoader(TensorDataset(x, x[:, :4].argmax(1)), batch_size=8, shuffle=True))
 
-    # The network itself, not what Fabric wraps it in: its layers then have their own names.
+    # Pass the network itself, not Fabric's wrapper: its layers then keep their names.
     judges = {"log_dir": log_dir, "train_loader": loader} if fabric.is_global_zero else {"sinks": [], "select": ()}
     monitor = Monitor(net, optimizer=optimizer, **judges)
     monitor.share_ranks(model)

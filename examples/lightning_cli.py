@@ -1,7 +1,7 @@
 """LightningCLI with the monitor in the configuration file; needs ``pip install "jsonargparse[signatures]"``.
 
-Run it beside its YAML file: ``python lightning_cli.py fit --config lightning_cli.yaml``. Anything in the file can be
-overridden: ``--trainer.default_root_dir LOG_DIR``, ``--data.batch_size 64``.
+Run it from the folder of its YAML file: ``python lightning_cli.py fit --config lightning_cli.yaml``. Anything in the
+file can be overridden: ``--trainer.default_root_dir LOG_DIR``, ``--data.batch_size 64``.
 """
 
 import pytorch_lightning as pl

@@ -1,4 +1,4 @@
-"""A Lightning Trainer with the monitor, on a network whose momentum was copied from Keras.
+"""A Lightning Trainer with the monitor, on a network with a momentum copied from Keras.
 
 Run it with ``python lightning_ten_lines.py [LOG_DIR]``, then look at the curves with ``tensorboard --logdir LOG_DIR``.
 """

@@ -25,7 +25,7 @@ def main() -> None:
         nn.Conv2d(1, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 10)
     )
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
-    net.train()  # once, before the epochs: the fault, since eval() below is never taken back
+    net.train()  # the fault: only once, before the epochs, so that eval() below stays in force
 
     with Monitor(net, optimizer=optimizer, log_dir=log_dir) as monitor:
         for epoch in range(3):
@@ -41,7 +41,7 @@ def main() -> None:
                 accuracy = (net(batch).argmax(1) == labels).float().mean()
             print(f"epoch {epoch}: accuracy {accuracy:.3f}, health {monitor.summary().health:.0f}")
 
-        # What the rules saw is there to look at: the running mean stands still from the named step on.
+        # The history shows what the rules saw: the running mean does not change from the reported step on.
         last = monitor.steps[-1]
         for alert in monitor.alerts:
             running = monitor.history(alert.layer, "running_mean")

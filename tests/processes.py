@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from bnmonitor import Monitor
 
-def run_cases(script: str, directory: Path, cases: Iterable[str], *, timeout: float = 400) -> Path:
+GUARD = 600.0
+"""Seconds after which a test that hangs is given up; nothing is judged by how long it takes."""
+
+
+def run_cases(script: str, directory: Path, cases: Iterable[str], *, timeout: float = GUARD) -> Path:
     """Run cases of a script of :mod:`tests.distributed`, each of which writes into a directory of its own."""
     command = [sys.executable, "-m", f"tests.distributed.{script}", str(directory), *cases]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
@@ -24,6 +30,14 @@ def seen(runs: Path, case: str) -> list[dict[str, Any]]:
     error = runs / case / "error.txt"
     assert not error.exists(), error.read_text()
     return [torch.load(p, weights_only=False) for p in sorted((runs / case).glob("*.pt"))]
+
+
+def arrived(monitor: Monitor) -> None:
+    """Wait until the processes have told each other what is on its way, or have failed to."""
+    exchange, until = monitor._watch.exchange, time.monotonic() + GUARD
+    while exchange is not None and not all(offer.work.is_completed() for offer in exchange._pending):
+        assert time.monotonic() < until, "an exchange between the processes has not arrived"
+        time.sleep(0.001)
 
 
 def assert_exact(process: dict[str, Any], least: int) -> None:

@@ -17,7 +17,7 @@ PACKAGE = Path(bnmonitor.__file__).parent
 
 ORDER = (
     # Free of torch: what is said of a run, how it looks, and how it is kept.
-    *("_version", "_text", "results", "display", "history", "viewer", "report", "tensorboard_plugin"),
+    *("_version", "_text", "limits", "results", "history", "display", "viewer", "report", "tensorboard_plugin"),
     # Measuring.
     *("layers", "window", "measures", "graph", "sampling", "distributed", "context", "recording"),
     # Judging, and saying so.
@@ -29,7 +29,7 @@ ORDER = (
 OPEN = ("history", "report", "tensorboard_plugin", "rules.*.*")
 """Modules that other rooms import by path; every other room is entered by its door, ``__init__``."""
 
-FOR_RULES = {"_text", "results", "layers", "window", "measures"}
+FOR_RULES = {"_text", "limits", "results", "layers", "window", "measures"}
 """What a rule may know besides ``rules.base`` and ``rules.advice``."""
 
 
@@ -122,7 +122,7 @@ def loaded_by(statement: str) -> set[str]:
     """Top-level packages in a fresh interpreter after a statement."""
     code = f"{statement}\nimport sys, json\nprint(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
     out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent, timeout=300
     )
     return set(json.loads(out.stdout.splitlines()[-1]))
 

@@ -1,4 +1,4 @@
-"""Findings become episodes: pending, open, cleared."""
+"""Turns findings into alerts that open, get worse and are cleared."""
 
 from bnmonitor.alerts.book import AlertBook
 

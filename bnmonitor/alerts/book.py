@@ -1,336 +1,248 @@
-"""Findings become episodes: pending, open, cleared. Nothing is said twice, and followers are counted."""
+"""When a finding opens an alert, and which layer the alert names."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from bnmonitor._text import DOCS, count, listing
+from bnmonitor.alerts.candidates import Candidate, Candidates, Key
+from bnmonitor.alerts.log import AlertLog, Episode
 from bnmonitor.layers import LayerTable
-from bnmonitor.results import FOLLOWED, Severity
-from bnmonitor.results import Alert as Alert
-from bnmonitor.rules import CATALOGUE, Finding, ForLayers, Rule, judge, unmet
+from bnmonitor.results import Alert, Severity
+from bnmonitor.rules import Finding, ForLayers, MonitorFault, Rule, judge, unmet
 from bnmonitor.rules.monitor.rule_error import RuleError
 from bnmonitor.window import Window
 
-CLEAR_AFTER = 3
-"""Checks in a row without a finding after which an alert is cleared, if as many steps as opened it are quiet too.
 
-A value that wavers about its threshold is below it in one of two checks, and in three in a row once in eight. A rule
-that wants a finding confirmed for many steps judges averages over them, and takes as long to be sure that it is gone.
-"""
+class _Opening(NamedTuple):
+    """A finding that is due to be announced, and its candidate."""
 
-_SILENCING = "BN101"
-_CODES = {rule.code for rule in CATALOGUE}
-
-
-@dataclass
-class _Candidate:
-    """What is known of one rule on one layer, or on the whole model."""
-
-    since: int
-    first_step: int
-    seen: int
-    quiet: int = 0
-    alert: int | None = None
-
-
-@dataclass
-class _Episode:
-    """What goes with an alert: its message without the followers, the layers that it began with, who else joined."""
-
-    message: str
-    own: int
-    also: list[str]
+    finding: Finding
+    candidate: Candidate
 
 
 class AlertBook:
-    """Every alert of a run, and what may become one.
+    """Turns findings into alerts: each fault is announced once, and layers that it spreads to are counted.
 
     Args:
         rules: The rules to run at each check.
+        special: Rules that have other thresholds in some layers, by code.
     """
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
+    def __init__(self, rules: Sequence[Rule], special: Mapping[str, Sequence[ForLayers]] | None = None) -> None:
         self.rules = list(rules)
+        """The rules that still run: a rule that raises is removed."""
+        self._special = special or {}
         self._ordered: tuple[list[Rule], list[Rule]] = [], []
-        self.special: Mapping[str, Sequence[ForLayers]] = {}
-        """Rules that have other thresholds in some layers, by code."""
-        self.broken: set[str] = set()
-        """Codes of the rules that raised."""
-        self.alerts: list[Alert] = []
-        self._episodes: list[_Episode] = []
-        self._cases: dict[tuple[str, str | None], _Candidate] = {}
-        self._told: set[tuple[str, str | None]] = set()
-        self._clock = 0
+        self._log = AlertLog()
+        self._candidates = Candidates()
+
+    @property
+    def alerts(self) -> list[Alert]:
+        """Every alert so far, in the order they opened."""
+        return self._log.alerts
 
     def open(self) -> list[Alert]:
         """Return the alerts that are open."""
-        return [alert for alert in self.alerts if alert.state == "open"]
+        return [episode.alert for episode in self._log if episode.is_open]
 
     def held(self, layers: LayerTable) -> Tensor:
-        """Layers whose baseline must not follow what they do now: ``[L]`` bool."""
-        holding = {rule.code for rule in self.rules if rule.holds}
-        names = {name for (code, name), _ in self._cases.items() if code in holding}
+        """Return the layers whose baseline must not follow what they do now: ``[L]`` bool."""
+        names = self._candidates.layers({rule.code for rule in self.rules if rule.holds})
         return torch.tensor([name in names for name in layers.names], dtype=torch.bool, device="cpu")
+
+    def open_fault(self, finding: Finding, rule: MonitorFault) -> Alert:
+        """Open an alert about bnmonitor itself, which concerns no layer, and return it."""
+        return self._log.add(rule, finding, (), now=finding.first_step, own=0).alert
+
+    # -- a check -------------------------------------------------------------------------------------------------------
 
     def check(
         self, window: Window, absent: Mapping[str, str] | None = None, moments: Collection[str] = ("check",)
     ) -> list[Alert]:
-        """Run every rule whose moment it is on the window.
+        """Run the rules that are due on the window.
 
         Args:
             window: The window.
-            absent: What a rule may need and is not there, by the words of :data:`bnmonitor.rules.NEEDS`; the rules
-                that need it are left out, and what they said before stands.
-            moments: What it is time for: ``"check"``, ``"evaluation"``, ``"end"``.
+            absent: The needs that are not met, by the words of :data:`bnmonitor.rules.NEEDS`; rules with such a need
+                do not run, and their alerts stay as they are.
+            moments: The moments of :attr:`bnmonitor.Rule.moment` that it is now: ``"check"``, ``"evaluation"``,
+                ``"end"``.
 
         Returns:
             The alerts that opened, got worse or were cleared.
         """
-        self._clock += window.fresh
+        self._candidates.advance(window.fresh)
         events: list[Alert] = []
         broken_from = len(window.layers)
-        known = {code for code, _ in self._cases}
+        known = self._candidates.codes
         for rule in self._in_order():
-            late = window.facts.untrained and not rule.untrained
-            if late or rule.moment not in moments or unmet(rule.needs, absent or {}):
+            too_early = window.facts.untrained and not rule.untrained
+            if too_early or rule.moment not in moments or unmet(rule.needs, absent or {}):
                 continue
             try:
-                findings = judge(rule, self.special.get(rule.code, ()), window)
+                findings = judge(rule, self._special.get(rule.code, ()), window)
             except Exception as error:
-                events += self._retire(rule, window.steps[-1])
-                events.append(self.tell(RuleError.report(rule.code, error, window.steps[-1]), RuleError()))
+                events += self._retire(rule, error, window.steps[-1])
                 continue
             if not findings and rule.code not in known:
                 continue
             unjudged: tuple[str, ...] = ()
-            if rule.code == _SILENCING:
-                broken_from = min([f.layer for f in findings if f.layer is not None], default=broken_from)
+            if rule.silences_downstream:
+                broken_from = min([broken_from, *(f.layer for f in findings if f.layer is not None)])
             else:
                 findings = [f for f in findings if f.layers or f.layer is None or f.layer < broken_from]
                 unjudged = window.layers.names[broken_from:]
-            taken = {name for code, name in self._cases if name is not None and code in rule.yields_to}
+            taken = self._candidates.layers(rule.yields_to)
             findings = [f for f in findings if f.layer is None or window.layers.names[f.layer] not in taken]
             events += self._update(rule, findings, window, (*unjudged, *taken))
         return events
 
     def _in_order(self) -> list[Rule]:
-        """The rules in the order in which they are judged, found anew only where they have changed."""
+        """The rules in the order in which they run, sorted again only after the rules have changed."""
         if self._ordered[0] != self.rules:
             self._ordered = list(self.rules), _leaders_first(self.rules)
         return self._ordered[1]
 
-    def tell(self, finding: Finding, rule: Rule) -> Alert:
-        """Open an alert that belongs to no layer."""
-        return self.alerts[self._add(self._alert(rule, finding, (), finding.first_step), 0)]
-
-    def _add(self, alert: Alert, own: int) -> int:
-        """Append an alert that began with so many layers; return its index."""
-        self.alerts.append(alert)
-        self._episodes.append(_Episode(alert.message, own, []))
-        return len(self.alerts) - 1
-
-    def _amend(self, index: int, **changes: Any) -> Alert:
-        """Change an alert; what its message says of followers is counted anew."""
-        story = self._episodes[index]
-        story.message = changes.get("message", story.message)
-        alert = replace(self.alerts[index], **changes)
-        followers = len(alert.layers) - story.own
-        told = [count(followers, "layer")] if followers > 0 and alert.layer is not None else []
-        joined = " and ".join(told + ([listing(story.also)] if story.also else []))
-        self.alerts[index] = replace(alert, message=story.message + (FOLLOWED + joined if joined else ""))
-        return self.alerts[index]
-
-    def _retire(self, rule: Rule, step: int) -> list[Alert]:
-        """Switch off a rule that raised; nobody watches over its open alerts any more, and they say so."""
+    def _retire(self, rule: Rule, error: Exception, step: int) -> list[Alert]:
+        """Remove a rule that raised, close its alerts, which are not checked any more, and open one about the rule."""
         self.rules.remove(rule)
-        self.broken.add(rule.code)
-        self._cases = {key: case for key, case in self._cases.items() if key[0] != rule.code}
-        return [
-            self._amend(i, state="cleared", message=f"{self._episodes[i].message}; not watched since step {step}")
-            for i, alert in enumerate(self.alerts)
-            if alert.code == rule.code and alert.state == "open"
-        ]
+        self._candidates.drop(rule.code)
+        closed = [episode for episode in self._log if episode.alert.code == rule.code and episode.is_open]
+        for episode in closed:
+            episode.amend(state="cleared", message=f"{episode.message}; not watched since step {step}")
+        fault = self.open_fault(RuleError.report(rule.code, error, step), RuleError())
+        return [*(episode.alert for episode in closed), fault]
 
-    def _update(self, rule: Rule, findings: list[Finding], window: Window, unjudged: Sequence[str] = ()) -> list[Alert]:
-        names = window.layers.names
-        now = window.steps[-1]
-        changed: dict[int, bool] = {}
-        opening: list[tuple[Finding, _Candidate]] = []
-        # What is behind a NaN can not be judged: nothing said of it fades.
-        current: set[tuple[str, str | None]] = {(rule.code, name) for name in unjudged}
+    def _update(self, rule: Rule, findings: list[Finding], window: Window, unjudged: Iterable[str]) -> list[Alert]:
+        """Bring the candidates and alerts of a rule up to date; return the alerts that changed."""
+        names, now = window.layers.names, window.steps[-1]
+        news: dict[Episode, bool] = {}
+        opening: list[_Opening] = []
+        # Layers that the rule could not judge are not quiet: their candidates stay as they are.
+        current: set[Key] = {(rule.code, name) for name in unjudged}
         for finding in findings:
-            key = (rule.code, None if finding.layers or finding.layer is None else names[finding.layer])
+            key = _key(rule, finding, names)
             current.add(key)
-            began = self._clock - max(1, window.fresh)
-            case = self._cases.setdefault(key, _Candidate(began, finding.first_step, self._clock))
-            case.quiet, case.seen = 0, self._clock
-            case.first_step = min(case.first_step, finding.first_step)
-            if case.alert is not None:
-                changed[case.alert] = changed.get(case.alert, False) | self._renew(case.alert, finding, names, now)
-            elif self._ripe(rule, finding, case, key):
+            case = self._candidates.note(key, finding, window.fresh)
+            if case.episode is not None:
+                news[case.episode] = news.get(case.episode, False) | case.episode.renew(finding, names, now)
+            elif self._candidates.is_due(rule, finding, key):
                 leader = self._leader(rule, case, window)
                 if leader is None:
-                    opening.append((finding, case))
+                    opening.append(_Opening(finding, case))
                 else:
-                    changed[leader] = changed.get(leader, False) | self._follow(leader, rule, finding, names)
-        changed |= dict.fromkeys(self._fade(rule, current), True)
-        events = [self.alerts[i] for i, news in changed.items() if news]
-        if opening:
-            events += self._open(rule, opening, window)
-        return events
+                    news[leader] = news.get(leader, False) | leader.explain(rule, finding, names)
+        over = self._candidates.fade(rule, current)
+        for episode in [each for each in self._log if each in over]:
+            episode.amend(state="cleared")
+            news[episode] = True
+        events = [episode.alert for episode, is_news in news.items() if is_news]
+        return events + (self._open(rule, opening, window) if opening else [])
 
-    def _ripe(self, rule: Rule, finding: Finding, case: _Candidate, key: tuple[str, str | None]) -> bool:
-        if not finding.certain or (rule.confirm and self._clock - case.since <= rule.confirm):
-            return False
-        return finding.severity > Severity.INFO or key not in self._told
-
-    def _leader(self, rule: Rule, case: _Candidate, window: Window) -> int | None:
-        """The alert of another rule that explains a new finding: one that began before it, and is in the window yet."""
-        slack = 0 if rule.exact else max(1, window.fresh)
-        for index, alert in enumerate(self.alerts):
+    def _leader(self, rule: Rule, case: Candidate, window: Window) -> Episode | None:
+        """The alert of another rule that explains a new finding: it began before, and is still in the window."""
+        slack = _slack(rule, window)
+        for episode in self._log:
+            alert = episode.alert
             before = alert.code in rule.follows and alert.first_step <= case.first_step + slack
             if before and alert.severity > Severity.INFO and window.steps[-1] - alert.last_step <= len(window):
-                return index
+                return episode
         return None
 
-    def _follow(self, leader: int, rule: Rule, finding: Finding, names: tuple[str, ...]) -> bool:
-        """Count a finding under the alert that explains it; return whether that got worse."""
-        alert, story = self.alerts[leader], self._episodes[leader]
-        if alert.state != "open":
-            return False
-        if rule.name not in story.also:
-            story.also.append(rule.name)
-        worse = finding.severity > alert.severity
-        self._amend(leader, layers=_joined(alert, finding, names), severity=max(alert.severity, finding.severity))
-        return worse
+    # -- opening -------------------------------------------------------------------------------------------------------
 
-    def _renew(self, index: int, finding: Finding, names: tuple[str, ...], now: int) -> bool:
-        """Bring an open alert up to date; return whether it got worse."""
-        alert = self.alerts[index]
-        worse = finding.severity > alert.severity
-        # A fault of the whole model tells its layers each time; a layer that falls ill later was added as it opened.
-        layers = _joined(alert, finding, names) if finding.layers and not finding.modules else alert.layers
-        self._episodes[index].own += len(layers) - len(alert.layers)
-        changes: dict[str, Any] = {"last_step": now, "severity": max(alert.severity, finding.severity)}
-        if worse and finding.layer is not None and names[finding.layer] == alert.layer:
-            changes |= {name: getattr(finding, name) for name in ("channels", "value", "threshold", "message")}
-        self._amend(index, layers=layers, **changes)
-        return worse
-
-    def _fade(self, rule: Rule, current: set[tuple[str, str | None]]) -> list[int]:
-        """Let the cases that were not found this time fade; return the alerts that this clears."""
-        touched = set()
-        for key, case in list(self._cases.items()):
-            if key[0] != rule.code or key in current:
-                continue
-            case.quiet += 1
-            gone = case.quiet >= CLEAR_AFTER and self._clock - case.seen >= rule.confirm
-            if case.alert is None or gone:
-                del self._cases[key]
-                touched.add(case.alert)
-        alive = {case.alert for case in self._cases.values()}
-        cleared = [index for index in touched if index is not None and index not in alive]
-        for index in cleared:
-            self.alerts[index] = replace(self.alerts[index], state="cleared")
-        return cleared
-
-    def _open(self, rule: Rule, opening: list[tuple[Finding, _Candidate]], window: Window) -> list[Alert]:
-        """Open one alert for all that came up together, or let them follow one that is open."""
-        names, now = window.layers.names, window.steps[-1]
-        for finding, _ in opening:
-            whole = finding.layers or finding.layer is None
-            self._told.add((rule.code, None if whole else names[finding.layer or 0]))
-        earliest = min(case.first_step for _, case in opening)
-        slack = 0 if rule.exact else max(1, window.fresh)
-        lead, lead_case = min(
-            opening,
-            key=lambda item: (
-                item[1].first_step > earliest + slack,
-                item[0].layer if item[0].layer is not None else -1,
-            ),
-        )
-        members = sorted({i for f, _ in opening if f.layer is not None for i in (f.layer, *f.layers)})
-        worst = max((f for f, _ in opening), key=lambda f: f.severity)
-        index = self._followed(rule, lead, lead_case, window)
-        if index is None:
-            ordered = [i for i in (lead.layer, *members) if i is not None]
-            layers = lead.modules or tuple(names[i] for i in dict.fromkeys(ordered))
-            index = self._add(self._alert(rule, lead, layers, now), max(1, len(lead.modules or lead.layers)))
-            more = (
-                f"; worse in {names[worst.layer]}" if worst.severity > lead.severity and worst.layer is not None else ""
-            )
-            self._amend(
-                index, first_step=lead_case.first_step, severity=worst.severity, message=f"{lead.message}{more}"
-            )
-            events = [self.alerts[index]]
+    def _open(self, rule: Rule, opening: list[_Opening], window: Window) -> list[Alert]:
+        """Announce findings that came up together, in a new alert or in one that is open; return it if it is news."""
+        self._candidates.announce(_key(rule, each.finding, window.layers.names) for each in opening)
+        lead = _lead(opening, _slack(rule, window))
+        worst = max((each.finding for each in opening), key=lambda finding: finding.severity)
+        affected = sorted({i for each in opening for i in _positions(each.finding)})
+        episode = self._joinable(rule, lead, window)
+        if episode is None:
+            news = True
+            episode = self._begin(rule, lead, worst, affected, window)
         else:
-            alert = self.alerts[index]
-            new = tuple(names[i] for i in members if names[i] not in alert.layers)
-            severity = max(alert.severity, worst.severity)
-            self._amend(index, layers=alert.layers + new, severity=severity, last_step=now)
-            events = [self.alerts[index]] if worst.severity > alert.severity else []
-        for _, case in opening:
-            case.alert = index
-        return events
+            news = worst.severity > episode.alert.severity
+            _join(episode, worst, affected, window)
+        for each in opening:
+            each.candidate.episode = episode
+        return [episode.alert] if news else []
 
-    def _followed(self, rule: Rule, lead: Finding, case: _Candidate, window: Window) -> int | None:
-        """The open alert of the same rule that a new finding belongs to: one that began within a window of it.
+    def _joinable(self, rule: Rule, lead: _Opening, window: Window) -> Episode | None:
+        """The open alert of the same rule that a new finding belongs to: one that began within a window before it.
 
-        Downstream or upstream: an explosion travels forward with the activations and backward with the gradients.
+        The finding may be downstream or upstream of the alert: an explosion travels forward with the activations and
+        backward with the gradients.
         """
-        for index in range(len(self.alerts) - 1, -1, -1):
-            alert = self.alerts[index]
-            same = alert.code == rule.code and alert.state == "open" and lead.layer is not None
-            if same and case.first_step - alert.first_step <= len(window):
-                return index
+        if lead.finding.layer is None:
+            return None
+        for episode in reversed(self._log):
+            same = episode.alert.code == rule.code and episode.is_open
+            if same and lead.candidate.first_step - episode.alert.first_step <= len(window):
+                return episode
         return None
 
-    def _alert(self, rule: Rule, finding: Finding, layers: tuple[str, ...], now: int) -> Alert:
-        own = rule.code in _CODES
-        return Alert(
-            code=rule.code,
-            rule=rule.name,
-            severity=finding.severity,
-            layer=layers[0] if layers else None,
-            layers=layers,
-            channels=finding.channels,
-            first_step=finding.first_step,
-            last_step=now,
-            state="open",
-            value=finding.value,
-            threshold=finding.threshold,
-            message=finding.message,
-            advice=finding.advice,
-            url=f"{DOCS}/rules/{rule.code}.md" if own else "",
-        )
+    def _begin(self, rule: Rule, lead: _Opening, worst: Finding, affected: Sequence[int], window: Window) -> Episode:
+        """Open an alert that names the layer of the lead first, and then all others."""
+        names, finding = window.layers.names, lead.finding
+        first = [] if finding.layer is None else [finding.layer]
+        layers = finding.modules or tuple(names[i] for i in dict.fromkeys([*first, *affected]))
+        own = max(1, len(finding.modules or finding.layers))
+        message = finding.message
+        if worst.severity > finding.severity and worst.layer is not None:
+            message += f"; worse in {names[worst.layer]}"
+        episode = self._log.add(rule, finding, layers, now=window.steps[-1], own=own)
+        episode.amend(first_step=lead.candidate.first_step, severity=worst.severity, message=message)
+        return episode
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return alerts and cases as plain types."""
-        return {
-            "clock": self._clock,
-            "alerts": [alert.to_dict() for alert in self.alerts],
-            "stories": [list(astuple(story)) for story in self._episodes],
-            "cases": [[*key, *astuple(case)] for key, case in self._cases.items()],
-            "told": [list(key) for key in sorted(self._told, key=str)],
-        }
+        """Return alerts and candidates as plain types."""
+        return {**self._log.state(), **self._candidates.state(self._log)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned."""
-        self._clock = state["clock"]
-        self.alerts = [Alert.from_dict(plain) for plain in state["alerts"]]
-        self._episodes = [_Episode(*row) for row in state["stories"]]
-        self._cases = {(row[0], row[1]): _Candidate(*row[2:]) for row in state["cases"]}
-        self._told = {(code, name) for code, name in state["told"]}
+        """Continue from what :meth:`state_dict` returned."""
+        self._log.restore(state)
+        self._candidates.restore(state, self._log)
+
+
+def _key(rule: Rule, finding: Finding, names: Sequence[str]) -> Key:
+    """The candidate that a finding belongs to."""
+    return rule.code, None if finding.layers or finding.layer is None else names[finding.layer]
+
+
+def _slack(rule: Rule, window: Window) -> int:
+    """By how many steps the beginning of a rule's findings is uncertain."""
+    return 0 if rule.exact else max(1, window.fresh)
+
+
+def _positions(finding: Finding) -> tuple[int, ...]:
+    """The layers of a finding."""
+    return () if finding.layer is None else (finding.layer, *finding.layers)
+
+
+def _lead(opening: Sequence[_Opening], slack: int) -> _Opening:
+    """The finding that the alert is about: of those that began first, the one first in execution order."""
+    earliest = min(each.candidate.first_step for each in opening)
+    began_first = [each for each in opening if each.candidate.first_step <= earliest + slack]
+    return min(began_first, key=lambda each: -1 if each.finding.layer is None else each.finding.layer)
+
+
+def _join(episode: Episode, worst: Finding, affected: Sequence[int], window: Window) -> None:
+    """Add new layers to an open alert of the same rule."""
+    alert, names = episode.alert, window.layers.names
+    new = tuple(names[i] for i in affected if names[i] not in alert.layers)
+    severity = max(alert.severity, worst.severity)
+    episode.amend(layers=alert.layers + new, severity=severity, last_step=window.steps[-1])
 
 
 def _leaders_first(rules: Sequence[Rule]) -> list[Rule]:
-    """The rules in their order, but for those that follow others: these come after them."""
+    """The rules in their order, except that a rule which follows others comes after them."""
     by_code = {rule.code: rule for rule in rules}
 
     def depth(rule: Rule, above: frozenset[str] = frozenset()) -> int:
@@ -338,9 +250,3 @@ def _leaders_first(rules: Sequence[Rule]) -> list[Rule]:
         return max((1 + depth(leader, above | {rule.code}) for leader in leaders), default=0)
 
     return sorted(rules, key=depth)
-
-
-def _joined(alert: Alert, finding: Finding, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The layers of an alert and of a finding that joins it."""
-    its = finding.layers or ((finding.layer,) if finding.layer is not None else ())
-    return tuple(dict.fromkeys((*alert.layers, *(names[i] for i in its))))

@@ -102,7 +102,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
             names = _norm_names(list(file.keys()))
             return {name: file.get_tensor(name) for name in sorted(names, key=_natural)}
     except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
-        raise UnreadableError(f"{path} is no sound safetensors file: {_line(error)}") from None
+        raise UnreadableError(f"{path} is not a valid safetensors file: {_line(error)}") from None
 
 
 def _unpickled(path: Path, *, zipped: bool) -> Any:
@@ -125,7 +125,7 @@ def _unpickled(path: Path, *, zipped: bool) -> Any:
 
 
 def _harmless() -> AbstractContextManager[Any]:
-    """Let the classes through that hyperparameters are often made of; to make one runs nothing."""
+    """Allow the classes that hyperparameters often have; making one runs no code of the checkpoint."""
     # Came with torch 2.5.
     allow = getattr(torch.serialization, "safe_globals", None)
     return nullcontext() if allow is None else allow([argparse.Namespace, PosixPath])
@@ -144,7 +144,7 @@ def _check_sizes(path: Path) -> None:
 
 
 def _unsound(name: str, tensor: Tensor) -> str:
-    """Say why the tensor of a layer cannot be one; empty if it can."""
+    """Return why a tensor cannot belong to a layer; empty if it can."""
     if name.count(".") > _DEEPEST:
         return f"lies {name.count('.')} modules deep"
     if _unfit(tensor):
@@ -156,7 +156,7 @@ def _unsound(name: str, tensor: Tensor) -> str:
 
 
 def _state_dicts(value: Any, key: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every mapping of names to tensors, in a nest of mappings and sequences, that holds running statistics."""
+    """Yield every mapping of names to tensors with running statistics, in nested mappings and sequences."""
     if isinstance(value, list | tuple):
         value = dict(enumerate(value))
     if not isinstance(value, Mapping) or len(above) > 3 or id(value) in above:
@@ -171,7 +171,7 @@ def _state_dicts(value: Any, key: str = "", above: tuple[int, ...] = ()) -> Iter
 
 
 def _unfit(tensor: Tensor) -> str:
-    """What a tensor is whose values cannot be looked at; empty if they can."""
+    """Return why the values of a tensor cannot be read; empty if they can."""
     kinds = {
         "sparse": tensor.layout != torch.strided,
         "complex": tensor.is_complex(),
@@ -182,7 +182,7 @@ def _unfit(tensor: Tensor) -> str:
 
 
 def _norm_names(names: Mapping[str, Any] | list[str]) -> list[str]:
-    """The names of everything that belongs to a layer with both running statistics."""
+    """Return all names that belong to a layer with both running statistics."""
     there = set(names)
     owners = {name[: -len("running_mean")] for name in there if name.endswith("running_mean")}
     owners = {owner for owner in owners if owner + "running_var" in there and (not owner or owner.endswith("."))}
@@ -215,7 +215,7 @@ def _stand_in(tensors: Mapping[str, Tensor]) -> Norms:
 
 
 def _misfit(parts: Mapping[str, Tensor]) -> str:
-    """Why tensors cannot be those of one layer, a number per channel each, and one count; empty if they can."""
+    """Return why tensors cannot be those of one layer (a number per channel each, and one count); empty if they can."""
     for name, tensor in parts.items():
         if kind := _unfit(tensor):
             return f"has a {name} that is {kind}"
@@ -224,7 +224,7 @@ def _misfit(parts: Mapping[str, Tensor]) -> str:
         return f"has a running_mean of shape {list(mean.shape)}, which is not a number per channel"
     for name, tensor in parts.items():
         if tensor.numel() != 1 if name == "num_batches_tracked" else tensor.shape != mean.shape:
-            return f"has a {name} of shape {list(tensor.shape)} beside a running_mean of shape {list(mean.shape)}"
+            return f"has a {name} of shape {list(tensor.shape)} next to a running_mean of shape {list(mean.shape)}"
     return ""
 
 
@@ -237,11 +237,11 @@ def _put(root: nn.Module, path: list[str], layer: nn.Module) -> None:
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
-    """A key that sorts layer2 before layer10."""
+    """Return a key that sorts layer2 before layer10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def _line(error: BaseException) -> str:
-    """The first line of what an error says, at most 200 characters of it."""
+    """Return the first line of an error's message, at most 200 characters."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return first if len(first) <= 200 else first[:199] + "…"

@@ -1,4 +1,4 @@
-"""Two checkpoints side by side: how far each layer has moved, and which findings came or went."""
+"""Comparison of two checkpoints: how far each layer has moved, and which findings came or went."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from bnmonitor._text import count, listing, number, printable, shorten
 from bnmonitor.audit.judge import Audit, audit
-from bnmonitor.display import alert_block
+from bnmonitor.display import QUIET, STRONG, finding_block, finding_brief
 from bnmonitor.layers import discover
 from bnmonitor.results import Alert, Severity
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Moved:
-    """How far the middle channel of a layer has moved; 0 is not at all.
+    """How far the median channel of a layer has moved; 0 means not at all.
 
     Attributes:
         layer: Dotted path of the layer.
-        mean: Distance of the running means, in deviations of the first.
-        deviation: Log ratio of the running deviations, without sign.
+        mean: Distance of the running means, in standard deviations of the first.
+        deviation: Log ratio of the running standard deviations, without sign.
         gamma: Distance of gamma, over its size in the first.
     """
 
@@ -127,7 +127,7 @@ def _moved(name: str, before: nn.Module, after: nn.Module) -> Moved:
 
 
 def drift_table(found: Drift, *, rows: int = 12) -> RenderableType:
-    """The comparison for a terminal.
+    """Return the comparison for a terminal.
 
     Args:
         found: The comparison.
@@ -138,21 +138,19 @@ def drift_table(found: Drift, *, rows: int = 12) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style=QUIET)
     for title in ("layer", "mean moved", "log deviation", "γ changed"):
         table.add_column(title, justify="left" if title == "layer" else "right")
     for each in found.moved[:rows]:
         cells = (f"{number(each.mean)}σ", number(each.deviation), f"{number(100 * each.gamma)} %")
         table.add_row(Text(shorten(printable(each.layer), 40)), *cells)
-    parts: list[RenderableType] = [Text(found.headline(), style="bold", overflow="fold"), table]
+    parts: list[RenderableType] = [Text(found.headline(), style=STRONG, overflow="fold"), table]
     rest = len(found.moved) - rows
-    parts += [Text(count(rest, "more layer"), style="dim")] if rest > 0 else []
+    parts += [Text(count(rest, "more layer"), style=QUIET)] if rest > 0 else []
     for title, alerts in (("came", found.came), ("went", found.went)):
         if alerts:
-            parts += [
-                Text(f"{title}:", style="bold"),
-                *(alert_block(a, fix=title != "went", since=False) for a in alerts),
-            ]
+            block = finding_brief if title == "went" else finding_block
+            parts += [Text(f"{title}:", style=STRONG), *(block(a) for a in alerts)]
     for title, names in (("only before", found.only_before), ("only after", found.only_after)):
-        parts += [Text(printable(f"{title}: {listing(names)}"), style="dim", overflow="fold")] if names else []
+        parts += [Text(printable(f"{title}: {listing(names)}"), style=QUIET, overflow="fold")] if names else []
     return Group(*parts)

@@ -1,4 +1,4 @@
-"""From what is named on the command line to models: a checkpoint, a directory of them, or an importable model."""
+"""Finding the models that a command line names: a checkpoint, a directory of them, or an importable model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Found:
     """A model to audit.
 
     Attributes:
-        name: How it is called in what is shown.
+        name: Name in the output.
         model: The model; for a checkpoint, one of nothing but its normalization layers.
         real: Whether it is the model itself.
     """
@@ -34,7 +34,7 @@ class Found:
 
 
 def locate(what: str) -> list[Found]:
-    """Find what is to be audited.
+    """Find the models to audit.
 
     Args:
         what: A checkpoint, or ``package.module:factory``, where the factory is a model, or makes one without arguments.

@@ -15,7 +15,7 @@ from bnmonitor.audit.checkpoint import Norms
 from bnmonitor.audit.one_step import forward
 from bnmonitor.layers import LayerTable, discover
 from bnmonitor.recording import snapshot_window
-from bnmonitor.results import Alert, LayerSummary, Severity, StepSummary
+from bnmonitor.results import HEALTH_CAPS, Alert, LayerSummary, Severity, StepSummary
 from bnmonitor.rules import Finding, Rule, all_rules
 from bnmonitor.window import EVALUATIONS, Facts, Ledger, Recovery, Window
 
@@ -31,7 +31,6 @@ PLACES = ("BN801", "BN802", "BN803", "BN804", "BN806")
 UNTRAINED = "BN404"
 """The rule that has nothing to say of a model that was only just made."""
 
-_CAPS = {Severity.INFO: 100.0, Severity.WARNING: 60.0, Severity.ERROR: 20.0}
 _UPDATES = 1000
 
 
@@ -185,7 +184,7 @@ def _report(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str],
         LayerSummary(
             name=name,
             channels=layers.channels[i],
-            health=_CAPS[worst.get(name, Severity.INFO)],
+            health=HEALTH_CAPS[worst.get(name, Severity.INFO)],
             training=False,
             settled=True,
             batch_var=(),

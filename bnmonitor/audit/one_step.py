@@ -1,4 +1,4 @@
-"""One training step of a copy of a model, which shows how its layers are connected."""
+"""One training step of a copy of a model, to learn how its layers are connected."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def forward(
 
     Args:
         model: The model.
-        inputs: What a forward takes. None: for a model whose first layer says what it takes, something of that shape.
+        inputs: Inputs of the forward. None: random inputs of a shape that the first layer accepts, if it says so.
         select: Rules to run.
 
     Returns:
         The monitor, closed; or None and the reason, where no forward could be run.
     """
     given = [inputs] if isinstance(inputs, Tensor) else inputs
-    why = "its first layer does not tell what a forward takes"
+    why = "the first layer does not determine the input of the forward"
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", BatchNormWarning)
         for each in [[x] for x in _guesses(model)] if given is None else [given]:
@@ -34,7 +34,7 @@ def forward(
                 return _step(copy.deepcopy(model), each, select), ""
             except Exception as error:
                 why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    return None, f"needs a forward, give what it takes with --input 2,3,224,224: {why}"
+    return None, f"needs a forward: give the shape of its input with --input 2,3,224,224 ({why})"
 
 
 def _step(model: nn.Module, inputs: Sequence[Tensor], select: Sequence[str]) -> Monitor:
@@ -47,7 +47,7 @@ def _step(model: nn.Module, inputs: Sequence[Tensor], select: Sequence[str]) -> 
 
 
 def _guesses(model: nn.Module) -> list[Tensor]:
-    """What a model may take, by its first layer with weights."""
+    """Return inputs that a model may take, judged by its first layer with weights."""
     for module in model.modules():
         if isinstance(module, nn.modules.conv._ConvNd):
             axes = len(module.kernel_size)

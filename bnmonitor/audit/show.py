@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bnmonitor._text import count, number, printable, shorten
 from bnmonitor.audit.judge import Audit
-from bnmonitor.display import alert_block, unchecked
+from bnmonitor.display import QUIET, STRONG, finding_block, unchecked
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -15,7 +15,7 @@ _BLANK = "–"
 
 
 def audit_table(found: Audit, name: str, *, rows: int = 8) -> RenderableType:
-    """The verdict, the worst layers, the alerts, and what was not checked.
+    """Return the verdict, the worst layers, the alerts, and what was not checked.
 
     Args:
         found: The audit.
@@ -27,11 +27,11 @@ def audit_table(found: Audit, name: str, *, rows: int = 8) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text(printable(name), style="dim", overflow="fold")]
-    parts.append(Text(found.headline(), style="bold", overflow="fold"))
+    parts: list[RenderableType] = [Text(printable(name), style=QUIET, overflow="fold")]
+    parts.append(Text(found.headline(), style=STRONG, overflow="fold"))
     order = sorted(range(len(found.rows)), key=lambda i: found.rows[i].health)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
-    for title in ("layer", "channels", "least σ²", "middle σ²", "most σ²", "mean/σ", "γ min", "found"):
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style=QUIET)
+    for title in ("layer", "channels", "least σ²", "median σ²", "most σ²", "mean/σ", "γ min", "found"):
         table.add_column(title, justify="left" if title in ("layer", "found") else "right", overflow="fold")
     for i in order[:rows]:
         row = found.rows[i]
@@ -41,15 +41,15 @@ def audit_table(found: Audit, name: str, *, rows: int = 8) -> RenderableType:
     if found.rows:
         parts.append(table)
     rest = len(found.rows) - rows
-    parts += [Text(count(rest, "more layer"), style="dim")] if rest > 0 else []
-    parts += [alert_block(alert, since=False) for alert in found.alerts]
+    parts += [Text(count(rest, "more layer"), style=QUIET)] if rest > 0 else []
+    parts += [finding_block(alert) for alert in found.alerts]
     parts += [
-        Text(printable(f"not checked: {line}"), style="dim", overflow="fold") for line in unchecked(found.skipped)
+        Text(printable(f"not checked: {line}"), style=QUIET, overflow="fold") for line in unchecked(found.skipped)
     ]
     return Group(*parts)
 
 
 def audit_line(found: Audit, name: str) -> str:
-    """One line: the verdict and the rules that speak."""
+    """Return one line: the verdict and the rules that found something."""
     rules = ", ".join(dict.fromkeys(f"{alert.code} {alert.rule}" for alert in found.alerts))
     return f"{printable(name)}: {found.headline()}{f' · {rules}' if rules else ''}"

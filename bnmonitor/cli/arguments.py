@@ -12,7 +12,7 @@ from bnmonitor._version import __version__
 
 _MAIN = """examples:
   bnmonitor demo                   three short trainings, two of them faulty
-  bnmonitor report lightning_logs  what the newest run there says
+  bnmonitor report lightning_logs  a report on the newest run there
   bnmonitor compare BEFORE AFTER   did the fix work?
   bnmonitor audit model.ckpt       what is wrong with a checkpoint
   bnmonitor explain BN304          what a rule means, why it matters, what to do
@@ -44,7 +44,7 @@ _EXAMPLES = {
 """,
     "audit": """examples:
   bnmonitor audit model.ckpt              one checkpoint
-  bnmonitor audit checkpoints/            every one in a directory, a line each
+  bnmonitor audit checkpoints/            every checkpoint in a directory, a line each
   bnmonitor audit package.models:make     a model, before it is trained
   bnmonitor audit package.models:make --input 2,3,224,224
 """,
@@ -53,8 +53,8 @@ _EXAMPLES = {
   bnmonitor structure torchvision.models:resnet18 --input 2,3,64,64
 """,
     "rules": """examples:
-  bnmonitor rules               every rule, its severity and what it says
-  bnmonitor rules | grep BN3    those about running averages
+  bnmonitor rules               every rule, its severity and what it finds
+  bnmonitor rules | grep BN3    the rules on running averages
 """,
     "explain": """examples:
   bnmonitor explain BN304
@@ -90,12 +90,12 @@ def parser() -> Parser:
         about = description or f"{does[0].upper()}{does[1:]}."
         return commands.add_parser(name, help=does, description=textwrap.fill(about, 78), epilog=_EXAMPLES[name])
 
-    demo = command("demo", "train three small networks and watch what is found")
+    demo = command("demo", "train three small networks and report what is found")
     demo.add_argument(
         "--log-dir", type=Path, default=Path("bnmonitor_demo"), metavar="DIR", help="where logs go (%(default)s)"
     )
 
-    report = command("report", "show what a recorded run says, be it finished, running or broken off")
+    report = command("report", "report on a recorded run: finished, still running or killed")
     report.add_argument(
         "path",
         type=Path,
@@ -115,7 +115,7 @@ def parser() -> Parser:
     compare = command(
         "compare",
         "show which layers and alerts of two runs differ",
-        "Show which layers and alerts of two runs differ, or how far the layers of two checkpoints are apart.",
+        "Show which layers and alerts of two runs differ, or how far the layers of two checkpoints have moved.",
     )
     compare.add_argument("before", type=Path, help="a run's directory or event file, or a checkpoint")
     compare.add_argument("after", type=Path, help="another")
@@ -126,8 +126,8 @@ def parser() -> Parser:
     audit = command(
         "audit",
         "judge a checkpoint or a model without training it",
-        "Judge a checkpoint, every one in a directory, or a model that package.module:factory is or makes. "
-        "Of a checkpoint only tensors are read, and nothing in it is executed.",
+        "Judge a checkpoint, all checkpoints in a directory, or a model that package.module:factory is or makes. "
+        "From a checkpoint only tensors are read, and nothing in it is executed.",
     )
     audit.add_argument("what", metavar="CHECKPOINT_OR_MODEL")
     _add_input(audit)
@@ -139,7 +139,7 @@ def parser() -> Parser:
         "structure",
         "show what feeds each layer of a model, and what reads it",
         "Show the layers of a model that package.module:factory is or makes, a line each in the order of execution, "
-        "with what feeds it and what reads it. One training step of a copy is run for that.",
+        "with what feeds it and what reads it. To learn this, bnmonitor runs one training step of a copy.",
     )
     structure.add_argument("what", metavar="MODEL", help="package.module:factory")
     _add_input(structure)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bnmonitor.results import Alert
 
 FINE, FOUND, USAGE = 0, 1, 2
-"""Exit codes: nothing to say, something was found, the input cannot be used."""
+"""Exit codes: nothing was found, something was found, the input cannot be used."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _let_go() -> None:
-    """Send what is still to be written nowhere: the interpreter would try once more at its end, and complain."""
+    """Discard the rest of the output: the interpreter would try again to write it at exit, and print an error."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -160,8 +160,8 @@ def _audit(parsed: argparse.Namespace) -> int:
         bare += [] if found else [path]
         audits += [(each.name, audit(each.model, settings=each.real, inputs=_example(parsed.input))) for each in found]
     if parsed.json:
-        told = [{"name": name, **found.to_dict()} for name, found in audits]
-        print(json.dumps({"schema": 1, "audits": told}, indent=2, allow_nan=False))
+        plain = [{"name": name, **found.to_dict()} for name, found in audits]
+        print(json.dumps({"schema": 1, "audits": plain}, indent=2, allow_nan=False))
     elif directory:
         for name, one in audits:
             say(audit_line(one, name))

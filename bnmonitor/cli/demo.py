@@ -1,4 +1,4 @@
-"""Three short trainings on scikit-learn's digits: a healthy one, and two with a fault that is planted on purpose."""
+"""Three short trainings on scikit-learn's digits: a healthy one, and two with a planted fault."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnmonitor._text import shorten
+from bnmonitor.display import STRONG, WORSE, strong
 from bnmonitor.lightning import BatchNormMonitor
 from bnmonitor.results import Alert, Severity
 
@@ -36,7 +37,7 @@ class Run:
 
     Attributes:
         name: Also its directory.
-        story: What a person would have meant to do.
+        story: One line on the training.
         planted: Code of the rule that has to name the fault; None: nothing is wrong.
         where: Prefix of the layer in which the fault is.
         make: Makes the module and the data.
@@ -52,7 +53,7 @@ class Run:
 
 
 def block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """Convolution, normalization, ReLU: in this order."""
+    """Return convolution, normalization and ReLU, in this order."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
     )
@@ -90,7 +91,7 @@ class Digits(pl.LightningModule):
         self.log("accuracy", (self(images).argmax(1) == digits).float().mean())
 
     def configure_optimizers(self) -> Any:
-        """SGD with a learning rate in two steps, over what is not frozen."""
+        """Return SGD with a learning rate in two steps, over the parameters that are not frozen."""
         wanted = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(wanted, lr=self.rate, momentum=0.9, weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [66], self.factor)
@@ -98,7 +99,7 @@ class Digits(pl.LightningModule):
 
 
 def digits(shift: float = 0.0, contrast: float = 1.0) -> Loaders:
-    """The digits as loaders for training and validation, brighter and with another contrast if asked for."""
+    """Return the digits as loaders for training and validation, with a shift in brightness and contrast."""
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
     images = (images - images.mean()) / images.std() * contrast + shift
@@ -112,17 +113,17 @@ def digits(shift: float = 0.0, contrast: float = 1.0) -> Loaders:
 
 
 def healthy() -> tuple[Digits, Loaders]:
-    """What a careful person would do."""
+    """Return a sound network and its data."""
     return Digits(), digits()
 
 
 def too_fast() -> tuple[Digits, Loaders]:
-    """The schedule multiplies by 100 where it was meant to divide."""
+    """Return a network with a learning rate that rises a hundredfold, as if a schedule had the wrong sign."""
     return Digits(factor=100.0), digits()
 
 
 def leaking() -> tuple[Digits, Loaders]:
-    """Fine-tuning on other images, with a backbone that is frozen by ``requires_grad`` alone."""
+    """Return a network to fine-tune on other images, with a backbone that only ``requires_grad`` freezes."""
     model, data = healthy()
     trainer(None, 4, None).fit(model, data[0])
     model.rate = 0.02
@@ -138,10 +139,10 @@ RUNS = (
 
 
 def demo(log_dir: Path) -> bool:
-    """Train all three, print what was found, and say how to look at it in TensorBoard.
+    """Train all three networks, print the findings, and print how to open them in TensorBoard.
 
     Returns:
-        Whether every planted fault was named, in the right layer, and nothing was said of the healthy run.
+        Whether every planted fault was named, in the right layer, and the healthy run has no alert.
     """
     console = get_console()
     log_dir.mkdir(parents=True, exist_ok=True)
@@ -153,13 +154,13 @@ def demo(log_dir: Path) -> bool:
         for run in RUNS:
             console.rule(f"[bold]{run.name}[/bold]: {run.story}", align="left")
             alerts = _fit(run, log_dir)
-            told = [a for a in alerts if a.severity >= Severity.WARNING]
-            named = [a for a in told if a.code == run.planted and (a.layer or "").startswith(run.where)]
-            good = bool(named) if run.planted else not told
+            serious = [a for a in alerts if a.severity >= Severity.WARNING]
+            named = [a for a in serious if a.code == run.planted and (a.layer or "").startswith(run.where)]
+            good = bool(named) if run.planted else not serious
             right &= good
-            table.add_row(run.name, run.planted or "nothing", _verdict(good, named or told))
+            table.add_row(run.name, run.planted or "nothing", _verdict(good, named or serious))
     console.print(table)
-    console.print(Text(f"The maps and curves: {_tensorboard(log_dir)}", style="bold"), soft_wrap=True)
+    console.print(Text(f"See the maps and curves: {_tensorboard(log_dir)}", style=STRONG), soft_wrap=True)
     return right
 
 
@@ -173,7 +174,7 @@ def _fit(run: Run, log_dir: Path) -> tuple[Alert, ...]:
 
 
 def trainer(logger: TensorBoardLogger | None, epochs: int, monitor: BatchNormMonitor | None) -> pl.Trainer:
-    """Return the Trainer of every run: on the CPU, without what would clutter the picture."""
+    """Return the Trainer of every run: on the CPU, without bars and summaries."""
     return pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -188,12 +189,12 @@ def trainer(logger: TensorBoardLogger | None, epochs: int, monitor: BatchNormMon
 
 
 def _verdict(good: bool, alerts: list[Alert]) -> Text:
-    text = Text("✓ " if good else "✗ not as planted: ", style="bold" if good else "bold red")
+    text = Text("✓ " if good else "✗ not as planted: ", style=STRONG if good else strong(WORSE))
     if not alerts:
-        return text.append("nothing said", style="not bold")
+        return text.append("no alert", style=f"not {STRONG}")
     first = alerts[0]
-    text.append(f"{first.code} {first.rule} in {shorten(first.layer or 'the model', 40)}", style="not bold")
-    text.append(f", since step {first.first_step}\n{first.message}\nfix: {first.advice}", style="not bold")
+    text.append(f"{first.code} {first.rule} in {shorten(first.layer or 'the model', 40)}", style=f"not {STRONG}")
+    text.append(f", since step {first.first_step}\n{first.message}\nfix: {first.advice}", style=f"not {STRONG}")
     return text
 
 
@@ -206,7 +207,7 @@ def _tensorboard(log_dir: Path) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Lightning's own advice out of the picture."""
+    """Silence Lightning's own advice."""
     names = ("pytorch_lightning", "lightning.pytorch")
     levels = {name: logging.getLogger(name).level for name in names}
     try:

@@ -1,4 +1,4 @@
-"""Printing for people: with our signs where the encoding has them, and with plain ones where it has not."""
+"""Printing with bnmonitor's signs where the encoding has them, and with ASCII signs where it does not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _PLAIN = str.maketrans("✓✗·–…─σγβ²×" + BARS, "+x|-~-sgb2x" + "._-=+*%#")
 
 _NOTEBOOK = 100
-"""Widest line in a notebook, which shows about so many; rich takes it for wider, and a cell would be scrolled."""
+"""Widest line in a notebook. Rich assumes a wider cell, in which the reader would have to scroll."""
 
 
 def show(renderable: RenderableType, console: Console | None = None) -> None:
@@ -22,7 +22,7 @@ def show(renderable: RenderableType, console: Console | None = None) -> None:
 
     Args:
         renderable: What rich can print.
-        console: Where to; None: rich's own.
+        console: The console to print to; None: rich's own.
     """
     import rich
 
@@ -39,7 +39,7 @@ def show(renderable: RenderableType, console: Console | None = None) -> None:
 
 
 def drawn(renderable: RenderableType, console: Console) -> str:
-    """Return what a console would print, for something else to write there."""
+    """Return the text that a console would print, for a caller that writes it itself."""
     from rich.console import Console as RichConsole
 
     buffer = RichConsole(
@@ -69,11 +69,11 @@ def plainly(text: str, encoding: str) -> str:
 
 
 def writable(console: Console) -> bool:
-    """Whether the console's encoding has all our signs."""
+    """Return whether the console's encoding has all of bnmonitor's signs."""
     signs = "".join(map(chr, _PLAIN))
     return plainly(signs, console.encoding) == signs
 
 
 def _trimmed(text: str) -> str:
-    """Without the blanks that rich fills lines with: they are noise in a file, and in what is copied from one."""
+    """Remove the blanks that rich fills lines with: they are noise in a file, and in copied text."""
     return "".join(f"{line.rstrip(' ')}\n" for line in text.splitlines())

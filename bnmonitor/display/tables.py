@@ -1,4 +1,4 @@
-"""How alerts and layers look in a terminal; for what is recorded now and for what is read from a history alike."""
+"""How layers look in a terminal, both while a run is recorded and when its history is read."""
 
 from __future__ import annotations
 
@@ -7,69 +7,31 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bnmonitor._text import count, listing, number, printable, shorten
-from bnmonitor.results import Alert, LayerSummary, Severity, StepSummary
+from bnmonitor.display import styles
+from bnmonitor.display.alerts import alert_block
+from bnmonitor.history.statistics import BY_NAME
+from bnmonitor.results import LayerSummary, Severity, StepSummary, health_severity
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.text import Text
 
-_MARKS = {Severity.INFO: ("·", "none"), Severity.WARNING: ("!", "yellow"), Severity.ERROR: ("✗", "red")}
 BARS = "▁▂▃▄▅▆▇█"
 
-_ILL = 60.0
-"""Health of a layer with an open warning, at best."""
+_TITLES = (
+    "layer",
+    *(BY_NAME[name].short for name in ("health", "batch_var")),
+    "",
+    *(BY_NAME[name].short for name in ("mean_lag", "gamma_min", "silent")),
+    "alerts",
+)
+_TEXTS = ("layer", BY_NAME["batch_var"].short, "alerts")
+"""Columns of text, which begin on the left."""
 
-_TITLES = ("layer", "health", "batch σ²", "", "gap", "γ min", "silent", "alerts")
 _GAP = 3
-"""Blanks that rich leaves between two columns."""
+"""Blanks that rich puts between two columns."""
 
 _READERS = ("bnmonitor report", "tensorboard --logdir")
-
-
-def alert_block(alert: Alert, *, fix: bool = True, now: bool = False, since: bool = True) -> RenderableType:
-    """An alert in a few lines: what and where, the message, the fix, where to read more.
-
-    Args:
-        alert: The alert.
-        fix: Say what to do; without, a line will do for one that was cleared.
-        now: Say that it has got worse since it was shown.
-        since: Say since when; an audit knows no steps.
-    """
-    from rich.table import Table
-    from rich.text import Text
-
-    gone = alert.state == "cleared"
-    mark, style = ("✓", "none") if gone else _MARKS[alert.severity]
-    head = Text()
-    if not gone:
-        head.append(f"{'now ' * now}{alert.severity} ", style=f"bold {style}")
-    head.append(printable(f"{alert.code} {alert.rule}"), style="bold")
-    if alert.layer is not None or (gone and not fix):
-        head.append(f" · {printable(alert.layer or 'model')}")
-    if gone and not fix:
-        head.append(f" · cleared, last seen at step {alert.last_step}", style="dim")
-        lines = [head]
-    else:
-        head.append(alert.extent, style="dim")
-        if alert.channels:
-            head.append(f" · channels {listing(alert.channels)}")
-        if gone:
-            lasted = alert.last_step > alert.first_step
-            head.append(f" · cleared: step{'s' if lasted else ''} {alert.first_step}")
-            head.append(f" to {alert.last_step}" if lasted else "")
-        elif since:
-            head.append(f" · since step {alert.first_step}")
-        lines = [head, Text(printable(alert.message))]
-    if fix:
-        lines.append(Text.assemble(("fix: ", "bold"), printable(alert.advice)))
-        if alert.url:
-            lines.append(Text(printable(f"more: bnmonitor explain {alert.code}"), style="dim"))
-    block = Table.grid(padding=(0, 1))
-    block.add_column()
-    block.add_column(overflow="fold")
-    for line in lines:
-        block.add_row(Text(mark if line is head else "", style=f"bold {style}"), line)
-    return block
 
 
 def sparkline(values: Sequence[float], width: int = 12) -> str:
@@ -91,39 +53,39 @@ def sparkline(values: Sequence[float], width: int = 12) -> str:
 
 
 def health_table(summary: StepSummary, *, rows: int = 8, well: bool = False) -> RenderableType:
-    """The worst layers first, with their course and their alerts; one line if nothing is wrong.
+    """Return a table of the worst layers with their course and alerts; one line if nothing is wrong.
 
     Args:
         summary: The state.
         rows: Layers that the table shows; the rest is counted.
-        well: Show layers that are well, too.
+        well: Show healthy layers too.
     """
     from rich.console import Group
     from rich.text import Text
 
-    errors, warnings = summary.open(Severity.ERROR), summary.open(Severity.WARNING)
-    style = "bold red" if errors else "bold yellow" if warnings else "bold"
+    warnings = summary.open(Severity.WARNING)
+    style = styles.strong(styles.OF_SEVERITY[max(alert.severity for alert in warnings)]) if warnings else styles.STRONG
     parts: list[RenderableType] = [Text(summary.headline(), style=style, overflow="fold")]
-    worst = sorted(summary.rows, key=lambda row: row.health)
-    shown = [row for row in worst if well or (warnings and row.health <= _ILL)][: max(0, rows)]
+    worst, ill = sorted(summary.rows, key=lambda row: row.health), summary.ill()
+    shown = (worst if well else ill if warnings else [])[: max(0, rows)]
     if shown:
         parts.append(_LayerRows(shown))
         if len(worst) > len(shown):
-            ill = sum(row.health <= _ILL for row in worst[len(shown) :])
+            left = max(0, len(ill) - len(shown))
             rest = count(len(worst) - len(shown), "more layer")
-            parts.append(Text(f"{rest}{f', {ill} of them with alerts' if ill else ' ✓'}", style="dim"))
+            parts.append(Text(f"{rest}{f', {left} of them with alerts' if left else ' ✓'}", style=styles.QUIET))
     return Group(*parts)
 
 
 def final_summary(
     summary: StepSummary, *, rows: int = 8, well: bool = False, history: Sequence[str] = ()
 ) -> RenderableType:
-    """All there is to say at the end: the layers, every alert with its fix, what was not checked, where the history is.
+    """Return the report at the end of a run: layers, alerts with fixes, what was not checked, place of the history.
 
     Args:
         summary: The state.
         rows: Layers that the table shows, and alerts that are cleared or infos; the rest is counted.
-        well: Show layers that are well, too.
+        well: Show healthy layers too.
         history: Directories that the run's history was written to.
     """
     from rich.console import Group
@@ -133,10 +95,10 @@ def final_summary(
     parts += [alert_block(a) for a in sorted(summary.open(Severity.WARNING), key=lambda a: (-a.severity, a.first_step))]
     quiet = [a for a in summary.alerts if a.state == "cleared" or a.severity is Severity.INFO]
     if quiet:
-        parts += [Text(""), Text("cleared, or only worth knowing:", style="dim")]
+        parts += [Text(""), Text("cleared, or only worth knowing:", style=styles.QUIET)]
         parts += [alert_block(alert) for alert in quiet[-rows:]]
         if len(quiet) > rows:
-            parts.append(Text(f"{count(len(quiet) - rows, 'earlier alert')} of this kind", style="dim"))
+            parts.append(Text(f"{count(len(quiet) - rows, 'earlier alert')} of this kind", style=styles.QUIET))
     if summary.skipped or history or any(row.recovery for row in summary.rows):
         parts.append(_footer(summary, history))
     return Group(*parts)
@@ -155,7 +117,7 @@ def unchecked(skipped: Mapping[str, str]) -> list[str]:
 
 
 def _footer(summary: StepSummary, history: Sequence[str]) -> RenderableType:
-    """What was not checked, what could not be recovered and where the history is, under one another."""
+    """Return notes on what was not checked, what could not be recovered, and where the history is."""
     from rich.table import Table
     from rich.text import Text
 
@@ -169,8 +131,8 @@ def _footer(summary: StepSummary, history: Sequence[str]) -> RenderableType:
         "history:": [f"{command} {place}" for place in history for command in _READERS],
     }
     table = Table.grid(padding=(0, 1))
-    table.add_column(no_wrap=True, style="dim")
-    table.add_column(overflow="fold", style="dim")
+    table.add_column(no_wrap=True, style=styles.QUIET)
+    table.add_column(overflow="fold", style=styles.QUIET)
     for label, lines in notes.items():
         for place, line in enumerate(lines):
             table.add_row(Text("" if place else label), Text(printable(line), overflow="fold"))
@@ -199,11 +161,13 @@ class _LayerRows:
             left -= needs[fit]
             fit += 1
         chosen = [*columns[:fit], columns[-1]]
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim", expand=False)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style=styles.QUIET, expand=False)
         for title, _ in chosen:
-            right = title in ("health", "", "gap", "γ min", "silent")
             table.add_column(
-                Text(title), justify="right" if right else "left", no_wrap=title != "alerts", overflow="fold"
+                Text(title),
+                justify="left" if title in _TEXTS else "right",
+                no_wrap=title != "alerts",
+                overflow="fold",
             )
         for cells in zip(*(cells for _, cells in chosen), strict=True):
             table.add_row(*cells)
@@ -213,12 +177,13 @@ class _LayerRows:
 def _cells(row: LayerSummary, width: int) -> list[Text]:
     from rich.text import Text
 
-    mark, style = ("✗", "red") if row.health <= 20 else ("!", "yellow") if row.health <= _ILL else ("✓", "none")
+    severity = health_severity(row.health)
+    mark = "✓" if severity is Severity.INFO else severity.mark
     blank = "–"
     now = row.batch_var[-1] if row.batch_var else float("nan")
     return [
         Text(shorten(printable(row.name), width)),
-        Text(f"{mark} {row.health:.0f}", style=style),
+        Text(f"{mark} {row.health:.0f}", style=styles.OF_SEVERITY[severity]),
         Text(sparkline(row.batch_var)),
         Text(number(now) if now == now else blank),
         Text(f"{row.running_gap:.2f}σ" if row.running_gap == row.running_gap else blank),

@@ -1,1 +1,1 @@
-"""The history of a run in TensorBoard's event files: its words, how it is written, how it is read. Free of torch."""
+"""The history of a run in TensorBoard's event files: its names, writing it, and reading it. Free of torch."""

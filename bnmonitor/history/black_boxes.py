@@ -29,7 +29,7 @@ _DAMAGE = (
     OSError,
     RuntimeError,
 )
-"""What damaged and hostile files make the readers of Python and NumPy raise."""
+"""Errors that the readers of Python and NumPy raise for damaged and hostile files."""
 
 _ABOUT = ("steps", "layers", "channels")
 
@@ -44,23 +44,23 @@ def listing(run: Path) -> list[Path]:
 
 
 def about(path: str | Path) -> dict[str, Any]:
-    """Return what a black box says of itself: ``alert``, ``steps``, ``layers``, ``channels``; no statistic is read.
+    """Return the description in a black box: ``alert``, ``steps``, ``layers``, ``channels``. Reads no statistic.
 
     Raises:
-        ValueError: The file is no black box.
+        ValueError: The file is not a black box.
     """
     return _read(path, ())
 
 
 def load(path: str | Path, statistics: tuple[str, ...] | None = None) -> dict[str, Any]:
-    """Return all of it: besides :func:`about`, each statistic as an array ``[steps, channels]`` or ``[steps, layers]``.
+    """Return a black box: the keys of :func:`about`, and each statistic, ``[steps, channels]`` or ``[steps, layers]``.
 
     Args:
         path: The file.
         statistics: Statistics to read; None: all.
 
     Raises:
-        ValueError: The file is no black box.
+        ValueError: The file is not a black box.
     """
     return _read(path, statistics)
 
@@ -88,14 +88,14 @@ def _read(path: str | Path, statistics: tuple[str, ...] | None) -> dict[str, Any
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except (*_DAMAGE, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no black box of bnmonitor: {str(error)[:200]}") from None
+        raise ValueError(f"{path} is not a black box of bnmonitor: {str(error)[:200]}") from None
 
 
 def _check(path: str | Path) -> None:
-    """Refuse what would take more memory than the file has bytes.
+    """Refuse a file that would take more memory than it has bytes.
 
     Raises:
-        ValueError: It is compressed, which no black box is, or an array claims to be larger than it can be.
+        ValueError: The file is compressed, which a black box never is, or an array claims to be larger than the file.
     """
     import zipfile
 

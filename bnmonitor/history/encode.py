@@ -1,4 +1,4 @@
-"""From arrays and JSON to the values of a TensorBoard summary."""
+"""Turn arrays and JSON into the values of a TensorBoard summary."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _ORDER = {statistic.name: place for place, statistic in enumerate(catalogue.LAYE
 
 @dataclass(frozen=True)
 class Frames:
-    """Every logged step of a run, with all layers it ever had; those of its last steps come first.
+    """Every logged step of a run, with all layers that it ever had; the layers of the last steps come first.
 
     Attributes:
         layers: Name of each layer.
@@ -29,7 +29,7 @@ class Frames:
         metrics: Name of each statistic.
         steps: ``[S]`` int64, rising.
         wall_times: ``[S]`` float64, seconds since 1970.
-        values: ``[M, L, S]`` float32; NaN where a layer did not exist or a number could not be had.
+        values: ``[M, L, S]`` float32; NaN where a layer did not exist or a number is not known.
     """
 
     layers: tuple[str, ...]
@@ -43,7 +43,7 @@ class Frames:
         return len(self.steps)
 
     def of(self, metric: str) -> Array:
-        """Return a statistic of every layer: ``[L, S]``; NaN throughout if the run has none of the name."""
+        """Return a statistic of every layer: ``[L, S]``; NaN throughout if the run does not have it."""
         if metric in self.metrics:
             found: Array = self.values[self.metrics.index(metric)]
             return found
@@ -52,7 +52,7 @@ class Frames:
 
 @dataclass(frozen=True)
 class Channels:
-    """The channel detail of one layer: fewer steps than the frames have, as it is written within a budget.
+    """The channel detail of one layer. It has fewer steps than the frames, as a budget bounds it.
 
     Attributes:
         statistics: Name of each statistic.
@@ -65,7 +65,7 @@ class Channels:
     values: Array
 
     def of(self, statistic: str) -> Array:
-        """Return a statistic of every channel: ``[C, S]``; NaN throughout if there is none of the name."""
+        """Return a statistic of every channel: ``[C, S]``; NaN throughout if the detail does not have it."""
         if statistic in self.statistics:
             found: Array = self.values[self.statistics.index(statistic)]
             return found
@@ -73,12 +73,12 @@ class Channels:
 
 
 class Run:
-    """One run of a history; what it holds is read when it is first asked for.
+    """One run of a history, which reads each part when a caller first asks for it.
 
     Args:
-        source: Where it is read from.
-        name: Its name there.
-        tags: Its tags, if they are known already.
+        source: The source to read from.
+        name: Name of the run in the source.
+        tags: Tags of the run, if the caller knows them already.
     """
 
     def __init__(self, source: Source, name: str, tags: Mapping[str, Tag] | None = None) -> None:
@@ -88,13 +88,13 @@ class Run:
 
     @property
     def schemas(self) -> tuple[Schema, ...]:
-        """What the rows and columns of its frames are; several if the layers changed."""
+        """The rows and columns of the run's frames; several schemas if the layers changed."""
         found = [Schema.decode(tag.description) for name, tag in self.tags.items() if name.startswith(FRAME)]
         return tuple(schema for schema in found if schema is not None)
 
     @cached_property
     def frames(self) -> Frames:
-        """Its frames. Where a run was taken up again at an earlier step, the later writing counts."""
+        """The run's frames. Where a run was resumed at an earlier step, the frames written later count."""
         tags = {name: s for name in self._named(FRAME) if (s := Schema.decode(self.tags[name].description))}
         read = self._source.read(self.name, list(tags))
         series = [(schema, read.get(name, ())) for name, schema in tags.items()]
@@ -102,20 +102,20 @@ class Run:
 
     @cached_property
     def alerts(self) -> tuple[dict[str, Any], ...]:
-        """Its alerts as :meth:`bnmonitor.Alert.to_dict` gives them, in the order they began."""
+        """The run's alerts as :meth:`bnmonitor.Alert.to_dict` gives them, in the order in which they began."""
         read = self._source.read(self.name, self._named(ALERT))
         found = [a for records in read.values() if records and (a := _object(records[-1].value)) and "code" in a]
         return tuple(sorted(found, key=lambda a: (_number(a.get("first_step")), str(a["code"]))))
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """What was last said of the run as a whole: ``state`` (``running`` or ``ended``), ``version``, ``skipped``."""
+        """The last record of the run as a whole: ``state`` (``running`` or ``ended``), ``version``, ``skipped``."""
         records = self._source.read(self.name, [ABOUT] if ABOUT in self.tags else []).get(ABOUT, ())
         return (records and _object(records[-1].value)) or {}
 
     @cached_property
     def facts(self) -> dict[str, dict[str, Any]]:
-        """What is known of each layer by its name: kind, channels, eps, momentum, mode, producer, consumers."""
+        """Facts of each layer by its name: kind, channels, eps, momentum, mode, producer, consumers."""
         read = self._source.read(self.name, self._named(FACTS))
         last = sorted((records[-1] for records in read.values() if records), key=lambda r: r.wall_time)
         lists = (_parsed(record.value) for record in last)
@@ -139,12 +139,12 @@ class Run:
 
     @property
     def detailed(self) -> frozenset[str]:
-        """Layers that have channel detail."""
+        """The layers that have channel detail."""
         about = (_object(self.tags[n].description.decode("utf-8", "replace")) for n in self._named(CHANNELS))
         return frozenset(str(a["layer"]) for a in about if a and "layer" in a)
 
     def state(self, prefix: str) -> tuple[tuple[str, Tag], ...]:
-        """Return something that is another once more was written under the tags with a prefix."""
+        """Return a value that changes when something is written under the tags with a prefix."""
         return tuple((name, self.tags[name]) for name in sorted(self._named(prefix)))
 
     def _named(self, prefix: str) -> list[str]:
@@ -152,7 +152,7 @@ class Run:
 
 
 class History:
-    """Every run of a source.
+    """All runs of a source.
 
     Args:
         source: Event files, or TensorBoard's data provider.
@@ -168,18 +168,18 @@ class History:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of these runs."""
+        """The names of all runs."""
         return tuple(self.all())
 
     def run(self, name: str) -> Run:
         """Return a run.
 
         Raises:
-            KeyError: There is none of the name; the message lists those there are.
+            KeyError: There is no such run; the message lists the runs.
         """
         runs = self.all()
         if name not in runs:
-            raise KeyError(f"no run of that name holds a history of bnmonitor: {name!r}; there are {listing(runs)}")
+            raise KeyError(f"no run named {name!r} has a history of bnmonitor; there are {listing(runs)}")
         return runs[name]
 
 
@@ -195,10 +195,10 @@ def open_history(path: str | Path) -> History:
 
 
 def merge(series: Sequence[tuple[Schema, Sequence[Record]]]) -> Frames:
-    """Lay frames of one or several schemas on one axis of steps.
+    """Put frames of one or several schemas on one axis of steps.
 
-    Frames count in the order they were written: one at an earlier step than the last replaces all from there on, as
-    the run was taken up again from a checkpoint.
+    Frames count in the order in which they were written. A frame at an earlier step than the last one replaces all
+    frames from there on: the run was resumed from a checkpoint.
     """
     rows = [
         (record, place)
@@ -235,7 +235,7 @@ def merge(series: Sequence[tuple[Schema, Sequence[Record]]]) -> Frames:
 
 
 def _last_written(rows: Iterable[tuple[Record, Any]]) -> list[tuple[Record, Any]]:
-    """The rows with rising steps; a row written later replaces those at its step and after."""
+    """Return the rows with rising steps: a row written later replaces the rows at its step and after."""
     kept: list[tuple[Record, Any]] = []
     for row in sorted(rows, key=lambda row: row[0].wall_time):
         while kept and kept[-1][0].step >= row[0].step:
@@ -262,7 +262,7 @@ def _parsed(text: object) -> Any:
 
 
 def _finite(text: str) -> float | str:
-    """A number; one beyond all floats stays a text, as words for what is not finite do."""
+    """Return the number; a number too large for a float stays text, as ``inf`` and ``nan`` do."""
     value = float(text)
     return value if np.isfinite(value) else text
 

@@ -1,7 +1,7 @@
-"""Names of what is written to the event files.
+"""The tags in the event files, and what each holds.
 
-One tag per kind of thing. TensorBoard keeps only the first description of a tag, so the tags of what depends on the
-layers carry a hash of them: a run that goes on with other layers writes under other tags.
+There is one tag for each kind of data. TensorBoard keeps only the first description of a tag, so the tags of data that
+depends on the layers have a hash of the layers: a run that continues with other layers writes under other tags.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ FRAME = "bnmonitor/frame/"
 CHANNELS = "bnmonitor/channels/"
 """A float32 tensor ``[statistics, channels]`` of one layer; the description names the layer and its statistics."""
 FACTS = "bnmonitor/facts/"
-"""A JSON list with an object per layer: what does not change from step to step."""
+"""A JSON list with an object per layer: facts that do not change from step to step."""
 ALERT = "bnmonitor/alert/"
-"""A JSON object per alert, under a tag of its own; the last one is its state."""
+"""A JSON object per alert, under a tag of its own; the last one is the alert's state."""
 ABOUT = "bnmonitor/about"
 """A JSON object on the run as a whole: its state, and the rules that could not judge it."""
 
 KEPT = 5000
-"""Values of each tag that TensorBoard is asked to keep. Left alone it keeps 10 or 100 of a plugin's."""
+"""How many values of each tag bnmonitor asks TensorBoard to keep; by default it keeps 10 or 100 of a plugin."""
 
 BOXES = Path("plugins") / PLUGIN
-"""Where in a run's directory black boxes lie: TensorBoard's place for what belongs to a plugin."""
+"""The place of black boxes in a run's directory: TensorBoard reserves it for a plugin's files."""
 
 
 def _hash(text: str, length: int) -> str:
@@ -37,7 +37,7 @@ def _hash(text: str, length: int) -> str:
 
 @dataclass(frozen=True)
 class Schema:
-    """What the rows and columns of a frame are.
+    """The rows and columns of a frame.
 
     Attributes:
         layers: Name of each layer, in order.
@@ -50,12 +50,12 @@ class Schema:
     metrics: tuple[str, ...]
 
     def encode(self) -> bytes:
-        """Return the description that goes with the first frame."""
+        """Return the description that is written with the first frame."""
         return json.dumps({"v": 2, "layers": self.layers, "channels": self.channels, "metrics": self.metrics}).encode()
 
     @classmethod
     def decode(cls, content: bytes) -> Schema | None:
-        """Return what :meth:`encode` described; None for anything else."""
+        """Return the schema that :meth:`encode` described; None for any other content."""
         try:
             plain = json.loads(content)
             layers, metrics = tuple(map(str, plain["layers"])), tuple(map(str, plain["metrics"]))
@@ -66,10 +66,10 @@ class Schema:
 
     @property
     def key(self) -> str:
-        """What tells these layers and columns from others, in tags."""
+        """A hash of the layers and columns, for tags."""
         return _hash(self.encode().decode(), 8)
 
 
 def alert_tag(key: Sequence[object]) -> str:
-    """Return the tag of an alert by what tells it from every other of the run."""
+    """Return the tag of an alert from the key that no other alert of the run has."""
     return ALERT + _hash(json.dumps([str(part) for part in key]), 12)

@@ -1,4 +1,4 @@
-"""Where the records of a history come from: event files read directly, or TensorBoard's data provider."""
+"""The sources of a history's records: event files, or TensorBoard's data provider."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Tag:
-    """What is known of a tag without reading it.
+    """The facts of a tag that need no reading of its values.
 
     Attributes:
-        description: What was written with its first value.
+        description: The description written with its first value.
         last: A value that changes when something is added.
     """
 
@@ -45,14 +45,14 @@ class Tag:
 
 
 class Source(Protocol):
-    """Gives the runs of a history, their tags, and what these hold."""
+    """The runs of a history, their tags, and the values of the tags."""
 
     def runs(self) -> Mapping[str, Mapping[str, Tag]]:
-        """Return the tags of every run that holds something of ours."""
+        """Return the tags of every run that has a history of bnmonitor."""
         ...
 
     def read(self, run: str, tags: Sequence[str]) -> Mapping[str, Sequence[Record]]:
-        """Return what the tags hold, in the order it was written."""
+        """Return the values of the tags, in the order in which they were written."""
         ...
 
 
@@ -61,7 +61,7 @@ class Source(Protocol):
 
 @dataclass
 class _Run:
-    """What was read of a directory's event files so far."""
+    """The content of a directory's event files that was read so far."""
 
     tags: dict[str, bytes] = field(default_factory=dict)
     records: dict[str, list[Record]] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class _Run:
 class Files:
     """Reads event files directly.
 
-    Other things in the directories, truncated ends and damaged records are passed over: what can be read is read.
+    It ignores other files, truncated ends and damaged records, and reads the rest.
 
     Args:
         path: An event file, a run's directory, or a directory of runs; ``-``: an event file from standard input.
@@ -83,7 +83,7 @@ class Files:
 
     @property
     def unreadable(self) -> tuple[OSError, ...]:
-        """What could not be read of the files and directories; each names the file."""
+        """The errors of files and directories that could not be read; each names its file."""
         self._load()
         return tuple(self._unreadable)
 
@@ -96,7 +96,7 @@ class Files:
         }
 
     def read(self, run: str, tags: Sequence[str]) -> Mapping[str, Sequence[Record]]:
-        """Return what the tags hold, file by file in the order of their names, which begin with their time."""
+        """Return the values of the tags, file by file in the order of file names, which begin with a time."""
         known = self._load()[run].records
         return {tag: known[tag] for tag in tags if tag in known}
 
@@ -123,7 +123,7 @@ class Files:
 
 
 def _event_files(path: Path, failed: Callable[[OSError], object]) -> Iterator[tuple[str, Path]]:
-    """Event files below a path with the name of their run, the oldest of each run first."""
+    """Yield the event files below a path with the name of their run, the oldest file of each run first."""
     if path == STDIN or not path.is_dir():
         yield ".", path
         return
@@ -135,7 +135,7 @@ def _event_files(path: Path, failed: Callable[[OSError], object]) -> Iterator[tu
 
 
 def _ours(path: Path) -> Iterator[tuple[str, bytes, Record]]:
-    """Tag, description and record of each value of ours in an event file."""
+    """Yield tag, description and record of each value of bnmonitor in an event file."""
     from tensorboard.compat.proto.event_pb2 import Event
 
     for data in _records(path):
@@ -143,7 +143,7 @@ def _ours(path: Path) -> Iterator[tuple[str, bytes, Record]]:
             continue
         try:
             event = Event.FromString(data)
-        except Exception:  # protobuf's DecodeError, whose home differs between its versions
+        except Exception:  # protobuf's DecodeError, which moved between versions of protobuf
             continue
         for value in event.summary.value:
             plugin = value.metadata.plugin_data
@@ -157,10 +157,10 @@ def _ours(path: Path) -> Iterator[tuple[str, bytes, Record]]:
 
 
 def _records(path: Path) -> Iterator[bytes]:
-    """Records of a file in TensorFlow's framing: length, checksum of it, data, checksum of these.
+    """Yield the records of a file in TensorFlow's framing: length, its checksum, data, their checksum.
 
-    The checksums are not verified: in Python that takes two seconds for ten megabytes, and what is damaged is found
-    when it is decoded. A record that is cut off ends the file.
+    The checksums are not verified: in Python that takes two seconds for ten megabytes, and decoding finds the damage. A
+    truncated record ends the file.
     """
     with _opened(path) as file:
         size = file.seek(0, io.SEEK_END)
@@ -176,7 +176,7 @@ def _records(path: Path) -> Iterator[bytes]:
 
 
 def _opened(path: Path) -> BinaryIO:
-    """A file that can tell its size: what comes through a pipe is read to its end."""
+    """Open a file that has a size; a pipe is read to its end first."""
     if path == STDIN:
         return io.BytesIO(sys.stdin.buffer.read())
     file = path.open("rb")
@@ -225,7 +225,7 @@ class Provider:
         }
 
     def read(self, run: str, tags: Sequence[str]) -> Mapping[str, Sequence[Record]]:
-        """Return what TensorBoard kept of the tags."""
+        """Return the values of the tags that TensorBoard kept."""
         from tensorboard.data.provider import RunTagFilter
 
         if not tags:

@@ -10,7 +10,7 @@ _REFERENCE = 512
 
 
 def pool(values: Array, bins: int, *, logarithmic: bool = False) -> tuple[Array, Array]:
-    """Keep of every bin the value that is furthest from its row's usual one.
+    """Keep the value of each bin that is furthest from its row's usual value.
 
     The usual value is the row's median. Every value kept is one that was recorded; NaN is kept only where a bin holds
     nothing else, and an infinite value before any other.
@@ -39,7 +39,7 @@ def pool(values: Array, bins: int, *, logarithmic: bool = False) -> tuple[Array,
 
 
 def _middle(rows: Array) -> Array:
-    """Median of the finite values of each row; 0 where there are none."""
+    """Return the median of the finite values of each row; 0 if a row has none."""
     ordered = np.sort(np.where(np.isfinite(rows), rows, np.inf), 1)
     known = np.isfinite(ordered).sum(1)
     middle = ordered[np.arange(len(rows)), np.maximum(known - 1, 0) // 2]
@@ -47,7 +47,7 @@ def _middle(rows: Array) -> Array:
 
 
 def extent(values: Array, *, logarithmic: bool = False) -> tuple[float, float] | None:
-    """Where most of the finite values lie, for a colour scale: 1 % on either side are left out.
+    """Return the range of the finite values for a color scale, without 1 % on either side.
 
     Returns:
         The two ends, or None if there is no value to show.
@@ -59,3 +59,11 @@ def extent(values: Array, *, logarithmic: bool = False) -> tuple[float, float] |
         return None
     low, high = np.percentile(known[:: max(1, known.size // 100_000)], [1, 99])
     return float(low), float(high)
+
+
+def before(steps: Array) -> int:
+    """Return the step before the first column, which is as wide as the median one, or -1 if that would be negative."""
+    if not len(steps):
+        return -1
+    width = int(np.median(np.diff(steps))) if len(steps) > 1 else 1
+    return max(-1, int(steps[0]) - width)

@@ -1,4 +1,4 @@
-"""The base of every Lightning callback here."""
+"""The base class of bnmonitor's Lightning callbacks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 else:
 
     def _bases() -> tuple[type, ...]:
-        """Both Callback classes where both packages are installed: each Trainer accepts only its own."""
+        """The Callback class of each installed Lightning package: a Trainer accepts only its own package's."""
         found = []
         for name in ("lightning.pytorch", "pytorch_lightning"):
             try:

@@ -1,21 +1,24 @@
-"""The Lightning callback: each hook is a call or two on a Monitor."""
+"""The Lightning callback: each hook makes one or two calls to a Monitor."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from bnmonitor.context import RunFacts
 from bnmonitor.layers import own_forwards
 from bnmonitor.lightning.base import CallbackBase
+from bnmonitor.lightning.private import averages_without_buffers, converts_to_sync_batchnorm, steps_taken
 from bnmonitor.lightning.progress_bar import beside_bar, inside_bar
-from bnmonitor.lightning.trainer import TrainerActions, step_number
+from bnmonitor.lightning.trainer import TrainerActions
 from bnmonitor.monitor import Action, AlertError, Monitor, Phase, Settings
 from bnmonitor.results import Alert
 from bnmonitor.rules import Rule, Thresholds
-from bnmonitor.sinks import Console, Loggers, Sink, TensorBoard, checked
+from bnmonitor.sinks import Console, Loggers, Sink, TensorBoard
 
 
 class BatchNormMonitor(CallbackBase):
@@ -26,23 +29,24 @@ class BatchNormMonitor(CallbackBase):
         Trainer(callbacks=[BatchNormMonitor()])
 
     Args:
-        check_every_n_steps: Rules look at the window at this cadence; every step in it is looked at.
-        log_every_n_steps: Cadence of frames to the sinks; None: the Trainer's; 0: never.
-        sample_every_n_steps: Activation statistics on the first step and then at this cadence; 0: never.
+        check_every_n_steps: Run the rules every so many steps; each run looks at all steps since the last.
+        log_every_n_steps: Write a frame to the sinks every so many steps; None: the Trainer's cadence; 0: never.
+        sample_every_n_steps: Take activation statistics on the first step and then every so many steps; 0: never.
         window: Steps kept at full resolution.
         probe: Allow rules that need an extra forward on a kept batch at the start of a validation.
         include: Glob patterns over layer names; a layer is watched if one matches.
         exclude: Glob patterns; a layer is not watched if one matches.
         select: Rules to run: codes, prefixes, names, "default" or "all".
-        ignore: Rules to leave out, likewise.
+        ignore: Rules to leave out, in the same words.
         rules: Own rules, or thresholds by rule, such as {"small-batch": {"warn_below": 8}}.
         on_alert: "log", "warn", "stop" (ask the Trainer to stop), "raise", "checkpoint" (save one now), "wandb", or a
             callable that takes the alert, such as a bnmonitor.notify.Webhook; a list of these; or a mapping of them by
-            severity. Without a mapping, words leave infos to the log.
-        sinks: Where findings go; None: the Trainer's loggers and the console; []: nowhere.
+            severity. Without a mapping, words leave infos to the log. None: "warn" (in the console; without one, a
+            Python warning), or nothing with sinks=[].
+        sinks: Where alerts and summaries go; None: to the Trainer's loggers and the console; []: nowhere, in silence.
 
     Raises:
-        ValueError: An argument has a value it does not accept; the message says which it does.
+        ValueError: An argument has a value that is not accepted; the message says which values are.
         TypeError: An argument has the wrong type.
     """
 
@@ -59,26 +63,12 @@ class BatchNormMonitor(CallbackBase):
         select: Sequence[str] = ("default",),
         ignore: Sequence[str] = (),
         rules: Sequence[Rule] | Mapping[str, Thresholds] | None = None,
-        on_alert: Action | Mapping[str, Action] = "warn",
+        on_alert: Action | Mapping[str, Action] | None = None,
         sinks: Sequence[Sink] | None = None,
     ) -> None:
         super().__init__()
-        self._settings: dict[str, Any] = {
-            "check_every_n_steps": check_every_n_steps,
-            "log_every_n_steps": log_every_n_steps,
-            "sample_every_n_steps": sample_every_n_steps,
-            "window": window,
-            "probe": probe,
-            "include": include,
-            "exclude": exclude,
-            "select": select,
-            "ignore": ignore,
-            "rules": rules,
-            "on_alert": on_alert,
-        }
-        self._answers = TrainerActions(Settings(**self._settings).actions(), check_every_n_steps)
-        self._patterns = (list(include), list(exclude))
-        self._sinks = None if sinks is None else checked(sinks)
+        self.settings = Settings.of(locals())
+        self._actions = TrainerActions(self.settings)
         self._monitor: Monitor | None = None
         self._own_forwards: dict[str, str] = {}
         self._module: Any = None
@@ -93,7 +83,7 @@ class BatchNormMonitor(CallbackBase):
             RuntimeError: Neither a fit nor an evaluation has begun yet.
         """
         if self._monitor is None:
-            raise RuntimeError("BatchNormMonitor.monitor is there once a fit has begun: call trainer.fit(...) first")
+            raise RuntimeError("BatchNormMonitor.monitor exists after a fit has begun: call trainer.fit(...) first")
         return self._monitor
 
     @property
@@ -103,89 +93,93 @@ class BatchNormMonitor(CallbackBase):
 
     @property
     def state_key(self) -> str:
-        """Lets two monitors with different patterns live in one Trainer."""
-        return self._generate_state_key(include=self._patterns[0], exclude=self._patterns[1])
+        """Distinguishes two monitors with different patterns in one Trainer."""
+        return self._generate_state_key(include=list(self.settings.include), exclude=list(self.settings.exclude))
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Note what a conversion to SyncBatchNorm, which comes after this, would lose."""
+        """Note the forwards that a conversion to SyncBatchNorm, which follows this hook, would drop."""
         self._own_forwards = own_forwards(pl_module.named_modules())
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Find the layers, now that the model is built, moved and converted, and begin to watch."""
+        """Find the layers, after the model was built, moved and converted, and start to watch."""
         monitor = self._ready(trainer, pl_module, fresh=self._state is not None)
         monitor.should_stop = False
         monitor.watch_optimizers(trainer.optimizers)
         if trainer.world_size > 1:
             monitor.share_ranks(getattr(trainer.model, "will_sync_module_buffers", None))
         monitor.start()
-        if self._sinks is None and not trainer.loggers and trainer.is_global_zero:
+        if self.settings.sinks is None and not trainer.loggers and trainer.is_global_zero:
             beside_bar(trainer)("BatchNorm: the Trainer has no logger, so findings go to the console only")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Take the optimizers, the loaders and the scaler as they are once training begins."""
+        """Read the optimizers, the loaders and the scaler, which are complete when training begins."""
         self.monitor.watch_optimizers(trainer.optimizers)
         self.monitor.learn(scaler=getattr(trainer.precision_plugin, "scaler", None), **_loaders(trainer))
-        self.monitor.learn(own_forwards=self._own_forwards, **_conversions(trainer))
-        self._answers.publish(trainer, self.monitor)
+        self.monitor.learn(
+            own_forwards=self._own_forwards,
+            converts=converts_to_sync_batchnorm(trainer),
+            averages_without_buffers=averages_without_buffers(trainer),
+        )
+        self._actions.publish(trainer, self.monitor)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Take what another callback or a data module has changed between epochs."""
+        """Read what another callback or a data module has changed between epochs."""
         accumulate = max(1, int(trainer.accumulate_grad_batches))
         self.monitor.learn(accumulate_grad_batches=accumulate, **_loaders(trainer))
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
-        """Let the monitor see the graph of a sampled step."""
+        """Let the monitor read the autograd graph of a sampled step."""
         self.monitor.saw_loss(loss)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Look at the batch that has just ended."""
+        """Record the batch that has just ended."""
         try:
-            self.monitor.step(step_number(trainer))
+            self.monitor.step(steps_taken(trainer))
         finally:
-            self._answers.batch_ended(trainer, self.monitor)
+            self._actions.batch_ended(trainer, self.monitor)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Show the state."""
+        """Run the rules on the steps that are left, and pass the state to the sinks."""
         self.monitor.end_epoch(trainer.current_epoch)
-        self._answers.act(trainer, self.monitor)
-        self._answers.publish(trainer, self.monitor)
+        self._actions.act(trainer, self.monitor)
+        self._actions.publish(trainer, self.monitor)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """What comes now is no training."""
+        """Begin a validation in the monitor."""
         monitor = self._evaluating(trainer, pl_module, "validation")
         if trainer.state.fn == "fit":
-            self._answers.act(trainer, monitor)
-            self._answers.publish(trainer, monitor)
+            self._actions.act(trainer, monitor)
+            self._actions.publish(trainer, monitor)
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
-        """Nor is this."""
+        """Begin a test in the monitor."""
         self._evaluating(trainer, pl_module, "test")
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
-        """Nor is this."""
+        """Begin a prediction in the monitor."""
         self._evaluating(trainer, pl_module, "predict")
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """The evaluation is over."""
+        """End the evaluation in the monitor."""
         if self._monitor is not None:
             self._monitor.end_evaluation()
 
     on_test_end = on_predict_end = on_validation_end
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Show the summary and leave no hook behind."""
+        """Close the monitor: pass the summary to the sinks and remove all hooks."""
         self._close()
-        self._answers.act(trainer, self.monitor)
+        self._actions.act(trainer, self.monitor)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Do the same when the fit ends by an exception or Ctrl-C, which no alert may take the place of."""
+        """Close the monitor after an exception or Ctrl-C, which an ``AlertError`` must not replace."""
         with suppress(AlertError):
             self._close(wait=False)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Do the same, should neither have been called."""
+        """Close the monitor if neither of the two hooks before was called."""
         self._close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -195,7 +189,7 @@ class BatchNormMonitor(CallbackBase):
         return self._monitor.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state from a checkpoint until the fit begins; in a fit, take it over (a finder restores there)."""
+        """Keep the state of a checkpoint until the fit begins; in a fit, load it (a learning rate finder restores)."""
         if self._monitor is not None and self._monitor.running:
             if state_dict:
                 self._monitor.load_state_dict(self._own(state_dict))
@@ -205,7 +199,7 @@ class BatchNormMonitor(CallbackBase):
     # -- the parts -----------------------------------------------------------------------------------------------------
 
     def _ready(self, trainer: Any, pl_module: Any, *, fresh: bool) -> Monitor:
-        """The monitor of this module, made anew if it is another one's or ``fresh``, and told where to write."""
+        """The monitor of this module, with the Trainer's loggers; a new one if the module is new, or if ``fresh``."""
         if self._monitor is None or self._module is not pl_module or fresh:
             self._monitor, self._module = self._make(trainer, pl_module), pl_module
             self._judges = trainer.is_global_zero
@@ -223,34 +217,32 @@ class BatchNormMonitor(CallbackBase):
         return self._monitor
 
     def _evaluating(self, trainer: Any, pl_module: Any, phase: Phase) -> Monitor:
-        """The monitor, to which an evaluation begins; outside a fit it begins to watch.
+        """Begin an evaluation and return the monitor; outside a fit the monitor starts here.
 
-        What it knows of the fit before is more than a checkpoint, whose weights are evaluated now, can tell.
+        A monitor from a fit before is kept, because it knows more than the checkpoint whose weights are evaluated now.
         """
         monitor = self._monitor
         if monitor is None or not monitor.running:
-            with torch.inference_mode(False):  # in which the Trainer is by now
+            with torch.inference_mode(False):  # the Trainer is in inference mode here
                 monitor = self._ready(trainer, pl_module, fresh=False).start()
         monitor.begin_evaluation("sanity" if trainer.sanity_checking or trainer.fast_dev_run else phase)
         return monitor
 
     def _make(self, trainer: Any, pl_module: Any) -> Monitor:
-        settings = dict(self._settings)
-        if settings["log_every_n_steps"] is None:
-            settings["log_every_n_steps"] = max(0, int(trainer.log_every_n_steps))
-        sinks: Sequence[Sink] = [TensorBoard(), Loggers(), Console()] if self._sinks is None else self._sinks
-        if self._answers.saves:
-            settings["on_alert"] = self._answers.actions
+        settings = self.settings
+        if settings.log_every_n_steps is None:
+            settings = replace(settings, log_every_n_steps=max(0, int(trainer.log_every_n_steps)))
         if not trainer.is_global_zero:
-            # The first process judges and writes; the others tell it what they see.
-            sinks = []
-            settings |= {"select": (), "rules": None, "on_alert": "log"}
-        return Monitor(
-            pl_module, sinks=sinks, accumulate_grad_batches=max(1, int(trainer.accumulate_grad_batches)), **settings
-        )
+            # The first process runs the rules and writes; the others send it their statistics.
+            settings = replace(settings, select=(), rules=None, on_alert="log", sinks=[])
+        elif settings.sinks is None:
+            settings = replace(settings, sinks=[TensorBoard(), Loggers(), Console()])
+        facts = RunFacts(accumulate_grad_batches=max(1, int(trainer.accumulate_grad_batches)))
+        words = {"checkpoint": self._actions.checkpoint}
+        return Monitor.from_settings(pl_module, settings, facts=facts, words=words)
 
     def _own(self, state: dict[str, Any]) -> dict[str, Any]:
-        """What of a checkpoint's state is this process's: its window and its alerts are those of the first one."""
+        """The state for this process: a checkpoint holds the window and the alerts of the first process only."""
         if self._judges:
             return state
         return {**state, "watch": {**state["watch"], "window": None}, "book": self.monitor.state_dict()["book"]}
@@ -261,20 +253,9 @@ class BatchNormMonitor(CallbackBase):
 
 
 def _loaders(trainer: Any) -> dict[str, Any]:
-    """What the Trainer knows of its loaders: the facts of a run by name."""
+    """The facts about the loaders, by name, for :meth:`Monitor.learn`."""
     return {
         "train_loader": trainer.train_dataloader,
         "val_loader": trainer.val_dataloaders,
         "batches": trainer.num_training_batches,
-    }
-
-
-def _conversions(trainer: Any) -> dict[str, bool]:
-    """What the Trainer's plugins and callbacks do to the model: facts of a run by name."""
-    # The strategy of a single device does not convert, but the next run may have more of them.
-    sync = getattr(getattr(trainer, "_accelerator_connector", None), "_layer_sync", None)
-    averages = [c for c in trainer.callbacks if any(k.__name__ == "WeightAveraging" for k in type(c).__mro__)]
-    return {
-        "converts": type(sync).__name__ == "TorchSyncBatchNorm",
-        "averages_without_buffers": any(not getattr(c, "_use_buffers", True) for c in averages),
     }

@@ -17,6 +17,7 @@ from bnmonitor.measures.batches import (
 )
 from bnmonitor.measures.calls import MOST_CALLS, CallMoments, call_distances
 from bnmonitor.measures.channels import batch_offset, covariate_shift, dead, gamma_update, offset, offsets, silent
+from bnmonitor.measures.columns import BY_CHANNEL, BY_LAYER
 from bnmonitor.measures.learning_rate import rise
 from bnmonitor.measures.moments import (
     Affine,
@@ -33,7 +34,6 @@ from bnmonitor.measures.reductions import may_exceed, mean, median, once, share
 from bnmonitor.measures.robust import mean_over_steps, middle_over_steps
 from bnmonitor.measures.running_average import recover, update_weight
 from bnmonitor.measures.running_lag import (
-    FLAT,
     LEAST_WARM_UP,
     averages,
     forgetting,
@@ -47,8 +47,9 @@ from bnmonitor.measures.running_lag import (
 )
 
 __all__ = [
+    "BY_CHANNEL",
+    "BY_LAYER",
     "DISTANCE_STEPS",
-    "FLAT",
     "LEAST_HELD_OUT",
     "LEAST_WARM_UP",
     "MOST_CALLS",

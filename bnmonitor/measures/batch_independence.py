@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bnmonitor.limits import FLAT
 from bnmonitor.measures.batches import samples_normalized
 from bnmonitor.measures.learning_rate import rises
 from bnmonitor.measures.moments import looked_at
 from bnmonitor.measures.reductions import once
-from bnmonitor.measures.running_lag import FLAT, LEAST_WARM_UP, settled
+from bnmonitor.measures.running_lag import LEAST_WARM_UP, settled
 from bnmonitor.window import Window
 
 LAG = 4

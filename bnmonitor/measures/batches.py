@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bnmonitor.limits import FLAT
 from bnmonitor.measures.reductions import _median_of_some, _some, median, once
 from bnmonitor.measures.robust import mean_over_steps, middle_over_steps
-from bnmonitor.measures.running_lag import FLAT
 from bnmonitor.window import Window
 
 LEAST_HELD_OUT = 64

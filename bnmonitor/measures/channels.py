@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bnmonitor.limits import ALWAYS_ZERO, DEAD_BETA, DEAD_GAMMA, FLAT
 from bnmonitor.measures.reductions import median, once, share
-from bnmonitor.measures.running_lag import FLAT
 from bnmonitor.window import Window
 
 
@@ -56,13 +56,14 @@ def gamma_update(window: Window, steps: int = 8) -> Tensor:
 def dead(window: Window) -> Tensor:
     """Share of channels that gamma or beta switched off at the last step.
 
-    Gamma is below a hundredth of its start, or beta is so far below zero (3.1 times gamma: one value in a thousand is
-    positive) that a ReLU that alone reads the output lets nothing through. A gamma that starts at zero is not dead.
+    Gamma is below :data:`bnmonitor.limits.DEAD_GAMMA` of its start, or beta is below
+    :data:`bnmonitor.limits.DEAD_BETA` gammas where a ReLU alone reads the output, so that it lets nothing through. A
+    gamma that starts at zero is not dead.
     """
     gamma, beta = window.gamma[-1].abs(), window.beta[-1]
-    off = gamma < 0.01 * window.baseline.gamma.abs()
+    off = gamma < DEAD_GAMMA * window.baseline.gamma.abs()
     if window.facts.structure is not None:
-        off |= window.facts.structure.relu_only()[window.layers.owner] & (beta < -3.1 * gamma)
+        off |= window.facts.structure.relu_only()[window.layers.owner] & (beta < DEAD_BETA * gamma)
     return share(off, window)
 
 
@@ -72,4 +73,4 @@ def silent(window: Window) -> Tensor:
         return torch.full((len(window.layers),), torch.nan, device="cpu")
     nonpositive = window.sample.output.nonpositive
     known = share(~nonpositive.isnan(), window) > 0
-    return share(nonpositive > 0.999, window).where(known, torch.nan)
+    return share(nonpositive > ALWAYS_ZERO, window).where(known, torch.nan)

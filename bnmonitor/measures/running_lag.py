@@ -8,15 +8,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from bnmonitor.limits import FLAT, INITIAL_WEIGHT
 from bnmonitor.measures.reductions import may_exceed, median, once, once_of_rows
 from bnmonitor.measures.robust import mean_over_steps, middle_over_steps
 from bnmonitor.window import Window
 
 LEAST_WARM_UP = 30
 """Least number of updates before a layer is judged."""
-
-FLAT = 10
-"""A variance below so many eps is mostly decided by eps: the output is a twentieth smaller than it should be."""
 
 
 @once_of_rows
@@ -88,8 +86,9 @@ def initial_weight(window: Window) -> Tensor:
 def warm(window: Window) -> Tensor:
     """Return which layers were warm before each step, and after the last: ``[T + 1, L]`` bool.
 
-    A layer is warm after 30 updates, once its initial statistics weigh under 5 %. They weigh ``(1 - m)^k`` after ``k``
-    updates, so that takes 29 updates at momentum .1, 299 at .01, 2995 at .001.
+    A layer is warm after :data:`LEAST_WARM_UP` updates, once its initial statistics weigh less than
+    :data:`bnmonitor.limits.INITIAL_WEIGHT`. They weigh ``(1 - m)^k`` after ``k`` updates: 5 % after 29 updates at
+    momentum .1, 299 at .01, 2995 at .001.
     """
 
     def before(each_step: Tensor, total: Tensor) -> Tensor:
@@ -97,7 +96,7 @@ def warm(window: Window) -> Tensor:
 
     forgotten = before(forgetting(window), window.baseline.forgotten.double())
     updates = before(window.updates.clamp(min=0), window.baseline.updates)
-    return (forgotten >= -math.log(0.05)) & (updates >= LEAST_WARM_UP)
+    return (forgotten >= -math.log(INITIAL_WEIGHT)) & (updates >= LEAST_WARM_UP)
 
 
 def settled(window: Window) -> Tensor:

@@ -1,33 +1,31 @@
-"""What happens when an alert opens: every sink is told, then the action is taken that was asked for."""
+"""What happens when an alert opens: all sinks are notified, then the actions run that the user asked for."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from bnmonitor.monitor.settings import OneAction, unsaid
-from bnmonitor.notify import Notifier, tell_wandb, wandb_runs
+from bnmonitor.monitor.settings import OneAction, Settings
+from bnmonitor.notify import Notifier, send_to_wandb, wandb_runs
 from bnmonitor.results import Alert, Severity
-from bnmonitor.rules import Finding, Rule
-from bnmonitor.rules.monitor.rule_error import RuleError
-from bnmonitor.rules.monitor.sink_error import SinkError
+from bnmonitor.rules import MONITOR_FAULTS
 from bnmonitor.sinks import FanOut, Run, Sink
 
 logger = logging.getLogger("bnmonitor")
 
 _LEVELS = {Severity.INFO: logging.INFO, Severity.WARNING: logging.WARNING, Severity.ERROR: logging.ERROR}
-_OWN_FAULTS = (RuleError.code, SinkError.code)
-"""Alerts about bnmonitor itself, which never stop a training."""
+_NOT_FOR_MONITOR_FAULTS = ("stop", "raise", "checkpoint")
+"""Actions that change the training: an alert about bnmonitor itself gives a warning instead."""
 
 
 class BatchNormWarning(UserWarning):
-    """What ``on_alert="warn"`` warns with, and what bnmonitor says of its own set-up."""
+    """The warning of ``on_alert="warn"``, and of problems in bnmonitor's own set-up."""
 
 
 class AlertError(RuntimeError):
-    """What ``on_alert="raise"`` raises.
+    """The exception that ``on_alert="raise"`` raises.
 
     Attributes:
         alert: The alert.
@@ -39,68 +37,76 @@ class AlertError(RuntimeError):
 
 
 def _sentence(alert: Alert) -> str:
-    """All that there is to say of an alert where there is no room for a table."""
+    """The whole alert in one line, for places without room for a table."""
     return f"{alert}. Fix: {alert.advice}" + (f". See {alert.url}" if alert.url else "")
 
 
 def warn(message: str) -> None:
-    """Say something of the set-up as a Python warning."""
+    """Give a Python warning about the set-up."""
     warnings.warn(message, BatchNormWarning, stacklevel=2)
 
 
+class FaultOpener(Protocol):
+    """Opens an alert about a sink or an action that raised."""
+
+    def __call__(self, who: str, error: Exception) -> Alert:
+        """Open the alert and return it."""
+
+
 class AlertActions:
-    """Tells the sinks, and acts.
+    """Notifies the sinks, and runs the actions.
 
     Args:
-        sinks: Where alerts go.
-        actions: What to do by severity.
-        tell: Opens an alert about bnmonitor itself.
-        now: The step that such an alert is dated with.
+        settings: Holds the sinks, and the actions by severity.
+        words: The functions behind words that an adapter supplies, such as ``"checkpoint"``.
+        open_fault: Called when a sink or an action raised. The alert that it returns is announced like any other.
     """
 
     def __init__(
-        self,
-        sinks: Sequence[Sink],
-        actions: Mapping[Severity, tuple[OneAction, ...]],
-        tell: Callable[[Finding, Rule], Alert],
-        now: Callable[[], int],
+        self, settings: Settings, words: Mapping[str, Callable[[Alert], object]], open_fault: FaultOpener
     ) -> None:
-        self._sinks = FanOut(sinks, lambda sink, error: self.report(f"sink {type(sink).__name__}", error))
-        self._actions = dict(actions)
+        self._sinks = FanOut(
+            settings.sinks or (), lambda sink, error: self.report_failure(f"sink {type(sink).__name__}", error)
+        )
+        self._actions = settings.actions()
+        self._words = {**words, "wandb": self._send_to_wandb}
         self._wandb: list[Any] = []
-        self._silent = not sinks
-        self._tell_book, self._now = tell, now
+        self._open_fault = open_fault
         self.should_stop = False
-        """Set by the action ``"stop"``."""
+        """Whether the training should end."""
 
-    def tell(self, what: Literal["open", "frame", "epoch", "close"], argument: Any) -> None:
-        """Tell every sink something other than an alert."""
-        if what == "open":
-            self._meet(argument)
-        self._sinks.tell(what, argument)
+    def request_stop(self, wanted: bool = True) -> None:
+        """Say that the training should end, or take that back."""
+        self.should_stop = wanted
+
+    def notify(self, event: Literal["open", "frame", "epoch", "close"], argument: Any) -> None:
+        """Pass an event other than an alert to every sink."""
+        if event == "open":
+            self._find_wandb_runs(argument)
+        self._sinks.call(event, argument)
         for notifier in self._notifiers:
-            if what == "close":
+            if event == "close":
                 notifier.flush()
             failed = notifier.failure()
             if failed is not None:
-                self.report("on_alert", failed)
+                self.report_failure("on_alert", failed)
 
     def announce(self, events: Sequence[Alert]) -> None:
-        """Tell the sinks of all alerts, then act on each that is open: an action may raise."""
+        """Pass all alerts to the sinks, then run the actions of each that is open: an action may raise."""
         for alert in events:
-            self._sinks.tell("alert", alert)
+            self._sinks.call("alert", alert)
         for alert in events:
             if alert.state == "open":
                 for action in sorted(self._actions[alert.severity], key=lambda action: action == "raise"):
                     self._act(action, alert)
 
-    def report(self, who: str, error: Exception) -> None:
-        """Open an alert about something of the user's, or of ours, that raised."""
-        self.announce([self._tell_book(SinkError.report(who, error, self._now()), SinkError())])
+    def report_failure(self, who: str, error: Exception) -> None:
+        """Open and announce an alert about a sink, an action or the black box that raised."""
+        self.announce([self._open_fault(who, error)])
 
     @property
     def sinks(self) -> Sequence[Sink]:
-        """The sinks; one that failed is not among them any more."""
+        """The sinks, without those that failed."""
         return self._sinks.sinks
 
     @property
@@ -108,40 +114,37 @@ class AlertActions:
         every = [action for actions in self._actions.values() for action in actions if isinstance(action, Notifier)]
         return list(dict.fromkeys(every))
 
-    def _meet(self, run: Run) -> None:
-        """Find who the word ``"wandb"`` means in this run."""
+    def _find_wandb_runs(self, run: Run) -> None:
         if any("wandb" in actions for actions in self._actions.values()):
             self._wandb = wandb_runs(run.loggers)
             if not self._wandb:
                 warn('on_alert="wandb" finds no run: give the Trainer a WandbLogger, or call wandb.init() first')
 
+    def _send_to_wandb(self, alert: Alert) -> None:
+        send_to_wandb(self._wandb, alert)
+
     def _act(self, action: OneAction, alert: Alert) -> None:
-        if alert.code in _OWN_FAULTS and action in ("stop", "raise"):
+        if alert.code in MONITOR_FAULTS and action in _NOT_FOR_MONITOR_FAULTS:
             action = "warn"
-        if callable(action):
-            self._call(action, alert)
+        function = action if callable(action) else self._words.get(action)
+        if function is not None:
+            self._call(action, function, alert)
         elif action == "raise":
             raise AlertError(alert)
         elif action == "stop":
-            self.should_stop = True
-        elif action == "wandb":
-            self._call(self._tell_wandb, alert)
+            self.request_stop()
         elif action == "log":
             logger.log(_LEVELS[alert.severity], "%s", _sentence(alert))
-        elif not self._sinks.shows_alerts and not (self._silent and unsaid(action)):
+        elif not self._sinks.shows_alerts:
             warn(_sentence(alert))
 
-    def _call(self, action: Callable[[Alert], object], alert: Alert) -> None:
-        """Call the user's function; should it raise, alerts are only logged from then on."""
+    def _call(self, action: OneAction, function: Callable[[Alert], object], alert: Alert) -> None:
+        """Call the function of an action; if it raises, the action only logs alerts from then on."""
         try:
-            action(alert)
+            function(alert)
         except Exception as error:
-            known = "wandb" if action == self._tell_wandb else action
             self._actions = {
-                severity: tuple("log" if each is known or each == known else each for each in actions)
+                severity: tuple("log" if each is action or each == action else each for each in actions)
                 for severity, actions in self._actions.items()
             }
-            self.report("on_alert", error)
-
-    def _tell_wandb(self, alert: Alert) -> None:
-        tell_wandb(self._wandb, alert)
+            self.report_failure("on_alert", error)

@@ -1,9 +1,10 @@
-"""The wiring for plain PyTorch: who judges, and who is told."""
+"""The public face of the engine, for plain PyTorch and for adapters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +18,11 @@ from bnmonitor.distributed import RankExchange
 from bnmonitor.layers import LayerTable
 from bnmonitor.monitor.actions import AlertError, warn
 from bnmonitor.monitor.session import Session
-from bnmonitor.monitor.settings import WARN, Action, Settings, as_folder, as_models, as_optimizers
+from bnmonitor.monitor.settings import Action, Settings, as_folder, as_models, as_optimizers
 from bnmonitor.recording import Recorder
 from bnmonitor.results import Alert
 from bnmonitor.rules import Rule, Thresholds, check_patterns
-from bnmonitor.sinks import Console, Sink, TensorBoard, checked, totals
+from bnmonitor.sinks import Console, Run, Sink, TensorBoard, totals
 from bnmonitor.summary import Summary
 from bnmonitor.window import SERIES, RankStatistics, Sample, Structure, Window
 
@@ -43,30 +44,32 @@ class Monitor:
 
     Args:
         model: The model, or a mapping of names to models (a GAN's two, a teacher).
-        optimizer: The optimizer or optimizers; without, every parameter that requires a gradient counts as trained.
-        log_dir: Where the history and the black boxes of errors go; None: not written.
-        train_loader: The training loader, for rules that look at how batches are drawn.
-        val_loader: The validation loader, likewise.
+        optimizer: The optimizer or optimizers; None: every parameter that requires a gradient counts as trained.
+        log_dir: The directory for the history and the black boxes of errors; None: they are not written.
+        train_loader: The training loader, for rules about how batches are drawn.
+        val_loader: The validation loader, for the same.
         accumulate_grad_batches: Micro-batches per optimizer step.
         scaler: The gradient scaler, for rules about skipped steps.
-        check_every_n_steps: Rules look at the window at this cadence; every step in it is looked at.
-        log_every_n_steps: Cadence of frames to the sinks; None: 50; 0: never.
-        sample_every_n_steps: Activation statistics on the first step and then at this cadence; 0: never.
+        check_every_n_steps: Run the rules every so many steps; each run looks at all steps since the last.
+        log_every_n_steps: Write a frame to the sinks every so many steps; None: 50; 0: never.
+        sample_every_n_steps: Take activation statistics on the first step and then every so many steps; 0: never.
         window: Steps kept at full resolution.
         probe: Allow rules that need an extra forward on a kept batch at the start of a validation.
         include: Glob patterns over layer names; a layer is watched if one matches.
         exclude: Glob patterns; a layer is not watched if one matches.
         select: Rules to run: codes, prefixes, names, ``"default"`` or ``"all"``.
-        ignore: Rules to leave out, likewise.
+        ignore: Rules to leave out, in the same words.
         rules: Own rules, or thresholds by rule: ``{"small-batch": {"warn_below": 8}}``; under ``"layers"`` a rule takes
             other thresholds for some layers: ``{"small-batch": {"layers": {"head.*": {"warn_below": 4}}}}``.
         on_alert: ``"log"``, ``"warn"`` (in the console; without one, a Python warning), ``"stop"``, ``"raise"``,
             ``"wandb"``, or a callable that takes the alert, such as a :class:`bnmonitor.notify.Webhook`; a list of
-            these; or a mapping of them by severity. Without a mapping, words leave infos to the log.
-        sinks: Where findings go; None: the console for alerts, and the history if ``log_dir`` is given; []: nowhere.
+            these; or a mapping of them by severity. Without a mapping, words leave infos to the log. None: ``"warn"``,
+            or nothing with ``sinks=[]``.
+        sinks: Where alerts and summaries go; None: to the console, and to a history if ``log_dir`` is given; []:
+            nowhere, in silence.
 
     Raises:
-        ValueError: An argument has a value it does not accept; the message says which it does.
+        ValueError: An argument has a value that is not accepted; the message says which values are.
         TypeError: An argument has the wrong type.
     """
 
@@ -90,48 +93,73 @@ class Monitor:
         select: Sequence[str] = ("default",),
         ignore: Sequence[str] = (),
         rules: Sequence[Rule] | Mapping[str, Thresholds] | None = None,
-        on_alert: Action | Mapping[str, Action] = WARN,
+        on_alert: Action | Mapping[str, Action] | None = None,
         sinks: Sequence[Sink] | None = None,
     ) -> None:
-        self.settings = Settings(
-            check_every_n_steps=check_every_n_steps,
-            log_every_n_steps=log_every_n_steps,
-            sample_every_n_steps=sample_every_n_steps,
-            window=window,
-            probe=probe,
-            include=include,
-            exclude=exclude,
-            select=select,
-            ignore=ignore,
-            rules=rules,
-            on_alert=on_alert,
-        )
-        if "checkpoint" in self.settings.words():
-            raise ValueError(
-                'on_alert="checkpoint" needs a Lightning Trainer, which knows what a checkpoint holds: '
-                "in plain PyTorch pass a callable that saves"
-            )
-        self._facts = RunFacts(
+        settings = Settings.of(locals())
+        facts = RunFacts(
             train_loader=train_loader,
             val_loader=val_loader,
             accumulate_grad_batches=accumulate_grad_batches,
             scaler=scaler,
         )
-        self._recorder = Recorder(as_models(model), self.settings)
+        self._assemble(model, settings, facts, log_dir, {})
+        self.watch_optimizers(optimizer)
+
+    @classmethod
+    def from_settings(
+        cls,
+        model: nn.Module | Mapping[str, nn.Module],
+        settings: Settings,
+        *,
+        facts: RunFacts | None = None,
+        words: Mapping[str, Callable[[Alert], object]] | None = None,
+    ) -> Monitor:
+        """Return a monitor for an adapter, such as the Lightning callback, that validated its arguments before.
+
+        Args:
+            model: The model, or a mapping of names to models.
+            settings: How to watch.
+            facts: What is known about the training; None: nothing yet.
+            words: The functions behind words of ``on_alert`` that the adapter supplies, such as ``"checkpoint"``.
+
+        Raises:
+            ValueError: A pattern matches no layer, or ``on_alert`` has a word that nobody supplies.
+            TypeError: The model has the wrong type.
+        """
+        monitor = cls.__new__(cls)
+        monitor._assemble(model, settings, facts or RunFacts(), None, words or {})
+        return monitor
+
+    def _assemble(
+        self,
+        model: object,
+        settings: Settings,
+        facts: RunFacts,
+        log_dir: object,
+        words: Mapping[str, Callable[[Alert], object]],
+    ) -> None:
+        if "checkpoint" in settings.words() - words.keys():
+            raise ValueError(
+                'on_alert="checkpoint" needs a Lightning Trainer, which knows what a checkpoint holds: '
+                "in plain PyTorch pass a callable that saves"
+            )
+        self._facts = facts
+        self._recorder = Recorder(as_models(model), settings)
         if not self._recorder.waiting:
-            check_patterns(self.settings.special_rules(), self.layers)
+            check_patterns(settings.special_rules(), self.layers)
         folder = as_folder(log_dir)
-        told = _default_sinks(folder) if sinks is None else checked(sinks)
-        self._session = Session(self.settings, self._recorder, self._facts, told, folder)
-        self._session.optimizers = as_optimizers(optimizer)
+        self.settings = settings if settings.sinks is not None else replace(settings, sinks=_default_sinks(folder))
+        run = Run(layers=self.layers, log_dir=folder)
+        self._session = Session(self.settings, self._recorder, facts, run, words)
         if not self._session.watching:
-            warn("the model has no BatchNorm layer: there is nothing to watch, training goes on without bnmonitor")
+            warn("the model has no BatchNorm layer: bnmonitor has nothing to watch, training goes on without it")
 
     # -- what it knows -------------------------------------------------------------------------------------------------
 
     @property
     def layers(self) -> LayerTable:
-        """The layers under watch, in execution order once a step has been sampled."""
+        """The layers under watch, in execution order after a step has been sampled."""
         return self._recorder.layers
 
     @property
@@ -141,17 +169,22 @@ class Monitor:
 
     @property
     def running(self) -> bool:
-        """Whether it was started and not yet closed."""
+        """Whether the monitor was started and not yet closed."""
         return self._session.running
+
+    @property
+    def failure(self) -> str:
+        """Why bnmonitor has stopped watching, in one sentence; empty if it has not failed."""
+        return self._session.failure
 
     @property
     def should_stop(self) -> bool:
         """Set by ``on_alert="stop"``: the training loop should end."""
-        return self._session.responder.should_stop
+        return self._session.actions.should_stop
 
     @should_stop.setter
     def should_stop(self, value: bool) -> None:
-        self._session.responder.should_stop = value
+        self._session.actions.request_stop(value)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -161,10 +194,10 @@ class Monitor:
 
     @property
     def samples(self) -> tuple[Sample, ...]:
-        """The newest samples of activations, one for each sampled step that is kept, the newest last.
+        """The newest activation samples, one for each sampled step that is kept, the newest last.
 
-        Each holds, per layer or channel, counts ``[L]`` (``calls``, ``size``, ``values``), the moments ``[C]`` of the
-        layers' inputs and outputs (``input.mean``, ``output.kurtosis``), and more; see
+        Each holds counts per layer, ``[L]`` (``calls``, ``size``, ``values``), the moments of the layers' inputs and
+        outputs per channel, ``[C]`` (``input.mean``, ``output.kurtosis``), and more; see
         :class:`bnmonitor.window.Sample`. ``L`` counts the layers, ``C`` the channels of all layers end to end.
         """
         return tuple(self._recorder.samples)
@@ -177,12 +210,12 @@ class Monitor:
 
     @property
     def ranks(self) -> RankStatistics | None:
-        """What all processes had at the last step at which they told each other; None in a single process."""
+        """The statistics of all processes at the last step they exchanged; None in a single process."""
         return self._recorder.peers.latest
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Rules whose needs are not met now, by name, with the reason; they run as soon as they are."""
+        """Rules whose needs are not met now, by name, each with the reason; they run as soon as the needs are met."""
         return self._session.skipped()
 
     def history(self, layer: str, statistic: str) -> Tensor:
@@ -193,7 +226,7 @@ class Monitor:
             statistic: ``batch_mean``, ``batch_var``, ``running_mean``, ``running_var``, ``gamma``, ``beta``,
                 ``gamma_grad``, ``beta_grad``, ``shift`` or ``ratio``, as described at
                 :class:`bnmonitor.window.Window`; ``gamma_update`` or ``beta_update``, the change since the step before;
-                or of sampled steps what :class:`bnmonitor.window.Moments` has with the side before it, such as
+                or, for sampled steps, a field of :class:`bnmonitor.window.Moments` with the side before it, such as
                 ``input_skewness`` or ``output_max``, and ``input_between``.
 
         Returns:
@@ -201,7 +234,7 @@ class Monitor:
             without a sample.
 
         Raises:
-            KeyError: There is no such layer, or no such statistic.
+            KeyError: The layer or the statistic does not exist.
         """
         if statistic not in SERIES:
             known = ", ".join(SERIES)
@@ -210,43 +243,43 @@ class Monitor:
         return self._recorder.rows(statistic, layer)[-self.settings.window :]
 
     def window(self) -> Window | None:
-        """Return everything that rules judge by, as it is after the last step.
+        """Return what rules judge by, as it is after the last step.
 
-        This judges nothing and changes nothing: the next check finds the same steps new, ``window.fresh`` of them.
+        This runs no rule and changes nothing: the next check finds the same steps new, ``window.fresh`` of them.
 
         Returns:
-            The statistics, ``[T, C]`` per channel and ``[T, L]`` per layer on the CPU, of the ``T`` steps that are
-            kept, with the baseline, the facts of the run, the ledger of updates and the latest sample; a copy that
-            later steps do not change. ``C`` counts the channels of all layers end to end: those of layer ``i`` are
+            The statistics of the ``T`` steps that are kept, ``[T, C]`` per channel and ``[T, L]`` per layer on the CPU,
+            with the baseline, the facts about the run, the ledger of updates and the latest sample; a copy that later
+            steps do not change. ``C`` counts the channels of all layers end to end: those of layer ``i`` are
             ``window.batch_mean[:, window.layers.span(i)]``. None before the first step.
         """
         window = self._session.window()
         return None if window is None else window.snapshot()
 
     def summary(self, epoch: int | None = None) -> Summary:
-        """Return how every layer is now: what the console's table shows."""
+        """Return the state of every layer now, as the console's table shows it."""
         return self._session.summary(epoch)
 
     def structure(self) -> Structure:
-        """Return where each layer sits in the network, as the autograd graphs of the sampled steps told.
+        """Return where each layer sits in the network, according to the autograd graphs of the sampled steps.
 
-        Printed, it is a tree: a line a layer with what feeds it and what reads it. A layer that no graph showed says
-        why in ``places[i].blind``.
+        Printed, the result is a tree with one line a layer: what feeds it and what reads it. For a layer that no graph
+        showed, ``places[i].blind`` gives the reason.
         """
         return self._recorder.structure
 
     # -- what a training loop calls ------------------------------------------------------------------------------------
 
     def start(self) -> Monitor:
-        """Begin to watch, or begin again; layers that were replaced since are found anew."""
+        """Start to watch, or start again; layers that were replaced in between are found."""
         self._session.begin()
         return self
 
     def step(self, global_step: int | None = None) -> None:
-        """Look at the training batch that has just ended.
+        """Record the training batch that has just ended.
 
         Args:
-            global_step: The number of the step; None: the one after the last, from 0.
+            global_step: The number of the step; None: one more than the last, from 0.
 
         Raises:
             RuntimeError: The monitor was not started.
@@ -256,20 +289,20 @@ class Monitor:
             raise RuntimeError("Monitor.step() was called before start(): write `with monitor:`, or call start() first")
         if global_step is not None:
             if isinstance(global_step, bool) or not isinstance(global_step, int):
-                raise TypeError(f"global_step={global_step!r} must be an int, or None to count calls")
+                raise TypeError(f"global_step must be an int, or None to count calls, got {global_step!r}")
             if global_step < 0:
-                raise ValueError(f"global_step={global_step!r} must be 0 or more, or None to count calls")
+                raise ValueError(f"global_step must be at least 0, or None to count calls, got {global_step!r}")
         self._session.guard(self._session.step, self._recorder.number if global_step is None else global_step)
 
     @contextmanager
     def evaluation(self, phase: Phase = "validation") -> Iterator[None]:
-        """Say that what happens inside is an evaluation, not training.
+        """Treat the forwards inside as an evaluation, not as training.
 
         Args:
             phase: ``"validation"``, ``"test"``, ``"predict"`` or ``"sanity"``.
 
         Raises:
-            ValueError: There is no such phase.
+            ValueError: The phase is not one of these.
         """
         self.begin_evaluation(phase)
         try:
@@ -278,26 +311,28 @@ class Monitor:
             self.end_evaluation()
 
     def begin_evaluation(self, phase: Phase = "validation") -> None:
-        """Enter :meth:`evaluation` where a context manager does not fit."""
+        """Begin an :meth:`evaluation` where a context manager does not fit."""
         if phase not in _PHASES:
             known = ", ".join(map(repr, _PHASES))
-            raise ValueError(f"evaluation phase {phase!r} is not known{nearest(str(phase), _PHASES)}; it takes {known}")
+            raise ValueError(f"the phase of an evaluation must be {known}, got {phase!r}{nearest(str(phase), _PHASES)}")
         self._session.begin_evaluation(phase)
 
     def end_evaluation(self) -> None:
-        """Leave what :meth:`begin_evaluation` entered."""
+        """End the evaluation that :meth:`begin_evaluation` began."""
         self._session.end_evaluation()
 
     def end_epoch(self, epoch: int | None = None) -> None:
-        """Check what is still unchecked, and let the sinks show the state."""
+        """Run the rules on the steps that are left, and pass the state to the sinks."""
         self._session.guard(self._session.end_epoch, epoch)
 
     def close(self, *, wait: bool = True) -> None:
-        """Check what is still unchecked, show the summary, and leave no hook behind. May be called twice.
+        """Run the rules on the steps that are left, pass the summary to the sinks, and remove all hooks.
+
+        A second call does nothing.
 
         Args:
-            wait: Whether to wait, for a few seconds, for what other processes still tell. One that fails should not,
-                as the others learn of it only when it has ended.
+            wait: Whether to wait a few seconds for what other processes still send. A process that fails should not
+                wait: the others notice the failure only after it has ended.
         """
         self._session.close(wait=wait)
 
@@ -314,38 +349,40 @@ class Monitor:
     # -- what an adapter such as the Lightning callback calls ----------------------------------------------------------
 
     def connect(self, **run: Any) -> None:
-        """Tell the sinks of the run: fields of :class:`bnmonitor.sinks.Run`, before :meth:`start`."""
-        self._session.run |= run
+        """Set fields of the :class:`bnmonitor.sinks.Run` that the sinks get; call it before :meth:`start`."""
+        if "log_dir" in run:
+            run["log_dir"] = as_folder(run["log_dir"])
+        self._session.connect(**run)
 
     def watch_optimizers(self, optimizers: Optimizer | Sequence[Optimizer] | None) -> None:
-        """Set the optimizers, where they are made later than the monitor."""
-        self._session.optimizers = as_optimizers(optimizers)
+        """Set the optimizers, if they are created later than the monitor."""
+        self._session.use_optimizers(as_optimizers(optimizers))
 
     def learn(self, **facts: Any) -> None:
-        """Take over facts of the run that were not known at construction, by the names of its arguments.
+        """Set facts about the training that were not known at construction, by the names of the arguments.
 
-        Besides, ``batches`` is how many batches an epoch takes from ``train_loader``. What is None stays as it is.
+        A further one is ``batches``: how many batches an epoch takes from ``train_loader``. None changes nothing.
         """
         self._session.guard(partial(self._facts.update, **facts), idle=True)
 
     def share_ranks(self, overwrites: Callable[[], bool] | nn.Module | None = None) -> None:
-        """Let the processes that train together tell each other their statistics at every logged step.
+        """Let the processes that train together exchange their statistics at every logged step.
 
-        Every process has to call this, after ``torch.distributed`` was set up and before the first step; nobody waits
-        for anybody in it later on. The Lightning callback calls it by itself.
+        Every process has to call this, after ``torch.distributed`` was set up and before the first step; after that no
+        process waits for another. The Lightning callback calls it by itself.
 
         Args:
-            overwrites: The ``DistributedDataParallel``, or what contains it, as Fabric's module does; or what says
-                whether the coming forward takes over the buffers of the first process; None: it never does.
+            overwrites: The ``DistributedDataParallel``, or a module that contains it, as Fabric's does; or a function
+                that returns whether the next forward copies the buffers of the first process; None: it never does.
         """
         self._recorder.share_ranks(RankExchange(self.layers, overwrites))
 
     def saw_loss(self, loss: Any) -> None:
-        """Look at the graph behind a loss, before its backward; of use where the model's own forward is not called."""
+        """Read the autograd graph of a loss before its backward; needed only if the model's forward is not called."""
         self._session.guard(self._recorder.saw_loss, loss)
 
     def totals(self) -> dict[str, float]:
-        """Return the few numbers that a stopping or saving callback may watch; none once watching has failed."""
+        """Return the numbers that a callback which stops or saves may watch; empty after bnmonitor has failed."""
         found: dict[str, float] = {}
         self._session.guard(lambda: found.update(totals(self.summary())), idle=True)
         return found
@@ -355,10 +392,10 @@ class Monitor:
         return {"version": 1, "watch": self._recorder.state_dict(), "book": self._session.book.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned.
+        """Continue from what :meth:`state_dict` returned.
 
         Raises:
-            ValueError: It is something else.
+            ValueError: The state is not one of :meth:`state_dict`.
         """
         if not {"watch", "book"} <= set(state):
             raise ValueError(

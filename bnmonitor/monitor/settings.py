@@ -1,12 +1,12 @@
-"""The arguments of Monitor and BatchNormMonitor, checked once."""
+"""The arguments that Monitor and BatchNormMonitor share, validated once and handed on as one object."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 from torch.optim import Optimizer
@@ -14,34 +14,22 @@ from torch.optim import Optimizer
 from bnmonitor._text import nearest
 from bnmonitor.results import Alert, Severity
 from bnmonitor.rules import ForLayers, Rule, Thresholds, by_layer, choose
+from bnmonitor.sinks import Sink, checked
 
 Word = Literal["log", "warn", "stop", "raise", "checkpoint", "wandb"]
 OneAction = Word | Callable[[Alert], object]
 Action = OneAction | Sequence[OneAction]
-"""What to do when an alert opens or gets worse: one thing, or several."""
-
-
-class _Unsaid(str):
-    """The default of an argument, told apart from the same word when a user writes it."""
-
-    __slots__ = ()
-
-
-WARN = cast(Action, _Unsaid("warn"))
-"""Warn, unless there is no sink at all: whoever says ``sinks=[]`` and nothing of alerts wants to hear nothing."""
-
-
-def unsaid(action: object) -> bool:
-    """Whether an action is the default, not one that the user wrote."""
-    return isinstance(action, _Unsaid)
-
+"""What to do when an alert opens or gets worse: one action, or several."""
 
 _ACTIONS = get_args(Word)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """See :class:`bnmonitor.Monitor` for what each means.
+    """How to watch a training; :class:`bnmonitor.Monitor` documents each field.
+
+    The fields are the keyword arguments that both constructors share. Nothing reads an argument except through this
+    object, so a value is validated in one place.
 
     Raises:
         ValueError: An argument has a value it does not accept.
@@ -58,32 +46,38 @@ class Settings:
     select: Sequence[str] = ("default",)
     ignore: Sequence[str] = ()
     rules: Sequence[Rule] | Mapping[str, Thresholds] | None = None
-    on_alert: Action | Mapping[str, Action] = WARN
+    on_alert: Action | Mapping[str, Action] | None = None
+    sinks: Sequence[Sink] | None = None
 
     def __post_init__(self) -> None:
-        for name, least, meaning in (
-            ("check_every_n_steps", 1, "1 or more"),
-            ("sample_every_n_steps", 0, "1 or more, or 0 for never"),
-            ("window", 2, "2 or more"),
-            ("log_every_n_steps", 0, "1 or more, 0 for never, or None for the Trainer's"),
+        for name, least, otherwise in (
+            ("check_every_n_steps", 1, ""),
+            ("sample_every_n_steps", 0, " (0: never)"),
+            ("window", 2, ""),
+            ("log_every_n_steps", 0, " (0: never), or None for the Trainer's cadence"),
         ):
             value = getattr(self, name)
             if value is None and name == "log_every_n_steps":
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r} is no number of steps it accepts: pass an int, {meaning}")
+                raise ValueError(f"{name} must be an int of at least {least}{otherwise}, got {value!r}")
         if not isinstance(self.probe, bool):
-            raise TypeError(f"probe={self.probe!r} must be True or False")
+            raise TypeError(f"probe must be True or False, got {self.probe!r}")
         for name in ("include", "exclude", "select", "ignore"):
             value = getattr(self, name)
             if isinstance(value, str):
-                raise TypeError(f"{name}={value!r} must be a sequence of strings: pass ({value!r},)")
-            if not isinstance(value, Sequence):
-                raise TypeError(f"{name}={value!r} must be a sequence of strings, such as a tuple")
-            if not all(isinstance(word, str) for word in value):
-                raise TypeError(f"{name}={value!r} must hold strings only")
+                raise TypeError(f"{name} must be a sequence of strings, got the string {value!r}: pass ({value!r},)")
+            if not isinstance(value, Sequence) or not all(isinstance(word, str) for word in value):
+                raise TypeError(f"{name} must be a sequence of strings, got {value!r}")
+        if self.sinks is not None:
+            checked(self.sinks)
         self.chosen_rules()
         self.actions()
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Settings:
+        """Return the settings among the arguments of a constructor: ``Settings.of(locals())``."""
+        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
 
     def chosen_rules(self) -> tuple[Rule, ...]:
         """The rules to run."""
@@ -94,16 +88,22 @@ class Settings:
         return by_layer(self.rules)
 
     def actions(self) -> dict[Severity, tuple[OneAction, ...]]:
-        """What to do by severity. Without a mapping, words do not apply to infos, which are only logged."""
+        """What to do by severity.
+
+        Without a mapping, words do not apply to infos, which are only logged. What ``on_alert`` leaves open is
+        ``"warn"``, or nothing if the user asked for silence with ``sinks=[]``.
+        """
+        silent = self.sinks is not None and not self.sinks
+        default: tuple[OneAction, ...] = () if silent else ("warn",)
         if isinstance(self.on_alert, Mapping):
             given = {_severity(key): _actions(action) for key, action in self.on_alert.items()}
-            return {Severity.INFO: ("log",), Severity.WARNING: ("warn",), Severity.ERROR: ("warn",), **given}
-        actions = _actions(self.on_alert)
+            return {Severity.INFO: ("log",), Severity.WARNING: default, Severity.ERROR: default, **given}
+        actions = default if self.on_alert is None else _actions(self.on_alert)
         calls = tuple(action for action in actions if callable(action))
         return {Severity.INFO: calls or ("log",), Severity.WARNING: actions, Severity.ERROR: actions}
 
     def words(self) -> set[str]:
-        """The words among the actions."""
+        """The words that name actions, such as ``"stop"``."""
         return {str(action) for actions in self.actions().values() for action in actions if not callable(action)}
 
 
@@ -113,7 +113,9 @@ def _severity(key: object) -> Severity:
     names = [str(s) for s in Severity]
     if isinstance(key, str) and key.lower() in names:
         return Severity[key.upper()]
-    raise ValueError(f"on_alert has no severity {key!r}{nearest(str(key), names)}; there are {', '.join(names)}")
+    raise ValueError(
+        f"a mapping of on_alert must have the keys {', '.join(map(repr, names))}, got {key!r}{nearest(str(key), names)}"
+    )
 
 
 def _actions(given: Any) -> tuple[OneAction, ...]:
@@ -122,8 +124,8 @@ def _actions(given: Any) -> tuple[OneAction, ...]:
         if not (callable(action) or (isinstance(action, str) and action in _ACTIONS)):
             hint = nearest(action, _ACTIONS) if isinstance(action, str) else ""
             raise ValueError(
-                f"on_alert={action!r} is not an action{hint}; it takes {', '.join(map(repr, _ACTIONS))}, "
-                "a callable, a list of these, or a mapping of these by severity"
+                f"on_alert must be {', '.join(map(repr, _ACTIONS))}, a callable, a list of these, "
+                f"or a mapping of these by severity, got {action!r}{hint}"
             )
     return tuple(given) if several else (given,)
 
@@ -132,7 +134,7 @@ def as_models(model: object) -> dict[str, nn.Module]:
     """Return the models by the prefix of their layers' names.
 
     Raises:
-        TypeError: It is neither a module nor a mapping of names to modules.
+        TypeError: The model is neither a module nor a mapping of names to modules.
     """
     if isinstance(model, nn.Module):
         return {"": model}
@@ -142,13 +144,13 @@ def as_models(model: object) -> dict[str, nn.Module]:
 
 
 def as_folder(log_dir: object) -> Path | None:
-    """Return where files go, or None for nowhere.
+    """Return the directory for files, or None if none are to be written.
 
     Raises:
-        TypeError: It is no path.
+        TypeError: ``log_dir`` is not a path.
     """
     if log_dir is not None and not isinstance(log_dir, str | PathLike):
-        raise TypeError(f"log_dir={log_dir!r} must be a path, or None to write nothing")
+        raise TypeError(f"log_dir must be a path, or None to write nothing, got {log_dir!r}")
     return None if log_dir is None else Path(log_dir)
 
 
@@ -156,9 +158,9 @@ def as_optimizers(optimizer: object) -> list[Optimizer]:
     """Return one optimizer, several, or none as a list.
 
     Raises:
-        TypeError: It is something else.
+        TypeError: The argument is neither.
     """
-    # By what it has: DeepSpeed's is of no class of PyTorch's.
+    # DeepSpeed's optimizer does not derive from PyTorch's class, so an attribute decides.
     given = [] if optimizer is None else [optimizer] if hasattr(optimizer, "param_groups") else optimizer
     if not isinstance(given, Sequence) or not all(hasattr(o, "param_groups") for o in given):
         raise TypeError(f"optimizer must be an optimizer or a sequence of them, got {type(optimizer).__name__}")

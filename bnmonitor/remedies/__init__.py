@@ -1,4 +1,4 @@
-"""What the advice of the rules names: functions that mend a model, and Lightning callbacks that call them."""
+"""The remedies that rules advise: functions that repair a model, and Lightning callbacks that call them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers a remedy treats."""
+"""The choice of the layers that a remedy treats."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from bnmonitor.layers import Fact, discover
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """Return the user's model out of the wrappers of distribution and compilation.
+    """Return the user's model without the wrappers of distribution and compilation.
 
     Raises:
-        TypeError: It is no module.
+        TypeError: It is not a module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -38,7 +38,7 @@ def chosen(
         fact: Treat only layers of a kind with this fact; None: all.
 
     Raises:
-        TypeError: The model is no module, or a pattern is no sequence of strings.
+        TypeError: The model is not a module, or the patterns are not a sequence of strings.
         ValueError: There is no such layer.
     """
     for name, patterns in (("include", include), ("exclude", exclude)):

@@ -1,4 +1,4 @@
-"""The remedies that belong into a Lightning Trainer."""
+"""The remedies as callbacks of a Lightning Trainer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WHEN = ("validation", "end")
 class Recalibrate(CallbackBase):
     """Recalibrates before every validation, or once at the end of the fit: :func:`bnmonitor.remedies.recalibrate`.
 
-    It leaves the random state as it was, so the training goes on with the batches it would have had::
+    It leaves the random state as it was, so training continues with the same batches::
 
         Trainer(callbacks=[Recalibrate(max_batches=100)])
 
@@ -54,12 +54,12 @@ class Recalibrate(CallbackBase):
         if when not in _WHEN:
             raise ValueError(f"when={when!r} must be 'validation' or 'end'{nearest(str(when), _WHEN)}")
         self.last: Recalibration | None = None
-        """What the last one did."""
+        """The result of the last recalibration."""
         self._when, self._loader, self._forward = when, loader, forward
         self._max_batches, self._include, self._exclude = max_batches, include, exclude
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Recalibrate, unless this is the sanity check or no fit."""
+        """Recalibrate in a fit, except in the sanity check."""
         if self._when == "validation" and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._run(trainer, pl_module)
 
@@ -72,7 +72,7 @@ class Recalibrate(CallbackBase):
         from pytorch_lightning.utilities.seed import isolate_rng
 
         given = trainer.train_dataloader if self._loader is None else self._loader
-        with isolate_rng(), _apart(given) as loader, trainer.precision_plugin.forward_context():
+        with isolate_rng(), _separate(given) as loader, trainer.precision_plugin.forward_context():
             self.last = recalibrate(
                 pl_module,
                 (trainer.strategy.batch_to_device(batch) for batch in loader),
@@ -85,19 +85,19 @@ class Recalibrate(CallbackBase):
 
 
 @contextmanager
-def _apart(loader: Any) -> Iterator[Iterable[Any]]:
-    """Yield the loader such that reading it does not touch the iteration that training may be in the middle of."""
+def _separate(loader: Any) -> Iterator[Iterable[Any]]:
+    """Yield a copy of the loader, so that reading it does not disturb an iteration of the training."""
     if not isinstance(loader, DataLoader):
         yield loader
         return
-    apart = copy.copy(loader)
-    apart._iterator = None  # workers that persist belong to the training
+    separate = copy.copy(loader)
+    separate._iterator = None  # workers that persist belong to the training
     inner = getattr(loader.batch_sampler, "sampler", None)
     owners = (loader, loader.sampler, loader.batch_sampler, inner)
     generators = {g for owner in owners if isinstance(g := getattr(owner, "generator", None), torch.Generator)}
     states = [(generator, generator.get_state()) for generator in generators]
     try:
-        yield apart
+        yield separate
     finally:
         for generator, state in states:
             generator.set_state(state)
@@ -106,7 +106,7 @@ def _apart(loader: Any) -> Iterator[Iterable[Any]]:
 class Freeze(CallbackBase):
     """Freezes normalization for the fit, or its first epochs: :func:`bnmonitor.remedies.freeze`.
 
-    At the end of the fit everything is as it was before::
+    At the end of the fit all layers are as they were before::
 
         Trainer(callbacks=[Freeze(include=["backbone.*"])])
 
@@ -118,7 +118,7 @@ class Freeze(CallbackBase):
             from the start.
 
     Raises:
-        ValueError: ``until_epoch`` is no number of an epoch.
+        ValueError: ``until_epoch`` is not the number of an epoch.
     """
 
     def __init__(
@@ -136,16 +136,16 @@ class Freeze(CallbackBase):
         self._trained: list[nn.Parameter] = []
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Freeze before the model is wrapped, which looks at what requires a gradient."""
+        """Freeze before the model is wrapped: the wrapper looks at which parameters require a gradient."""
         if stage == "fit" and norms([pl_module]):
             self._freeze(pl_module)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Freeze what was made or converted since."""
+        """Freeze the layers that were made or converted since ``setup``."""
         self._freeze(pl_module)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Thaw, if it is time."""
+        """Thaw when epoch ``until_epoch`` begins."""
         if self._until is not None and trainer.current_epoch >= self._until:
             self._thaw(pl_module)
 

@@ -21,13 +21,13 @@ class _StayFrozen:
         self.trained = trained
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
-        """Put the layer back in evaluation mode, should a ``train()`` have reached it."""
+        """Put the layer back in evaluation mode if a ``train()`` has reached it."""
         if layer.training:
             layer.training = False
 
 
 def is_frozen(layer: nn.Module) -> bool:
-    """Whether :func:`freeze` holds a layer."""
+    """Return whether :func:`freeze` froze a layer."""
     return any(isinstance(hook, _StayFrozen) for hook in layer._forward_pre_hooks.values())
 
 

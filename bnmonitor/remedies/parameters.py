@@ -55,7 +55,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return parameter groups for an optimizer in which gamma and beta are not decayed.
 
-    Decay on gamma does not regularize: the next layer makes up for it, and channels whose gamma reaches zero are dead.
+    Decay on gamma does not regularize: the next layer makes up for it, and a channel is dead once its gamma is zero.
     Covers BatchNorm, InstanceNorm, GroupNorm, LayerNorm and RMSNorm with all their subclasses::
 
         torch.optim.SGD(parameter_groups(model, weight_decay=1e-4), lr=0.1, momentum=0.9)
@@ -67,7 +67,7 @@ def parameter_groups(
         options: Further options of both groups, such as ``lr``.
 
     Returns:
-        Two groups, what is decayed first; one if the other would be empty.
+        Two groups, the decayed one first; one group if the other would be empty.
 
     Raises:
         ValueError: ``weight_decay`` is negative, or no parameter is trained.

@@ -20,7 +20,7 @@ class SingleValueError(Exception):
 
 
 class Population:
-    """Merges what layers with momentum 1 leave in their buffers; a context manager that leaves no trace on an error.
+    """Merges the batch statistics that layers with momentum 1 leave in their buffers; on an error it restores them.
 
     All accumulators are ``[C]`` float64, the channels of all layers end to end.
 
@@ -80,7 +80,7 @@ class Population:
             total[index] = part
 
     def drop(self) -> None:
-        """Forget the batch that has just failed."""
+        """Discard the batch that has just failed."""
         self._pending.clear()
 
     def finish(self, batches: int) -> tuple[dict[str, float], tuple[str, ...]]:
@@ -90,8 +90,8 @@ class Population:
             batches: Batches that went in, on this process.
 
         Returns:
-            By layer, the median over its channels of how far the mean moved in deviations; and the layers that no
-            batch reached.
+            By layer, the median over its channels of how far the mean moved in standard deviations; and the layers
+            that no batch reached.
 
         Raises:
             ValueError: No layer was reached, or a result is not finite.
@@ -212,8 +212,8 @@ def merge(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> tuple[Tensor, .
     (count, mean, squares), (more, its_mean, its_squares) = one, other
     total = count + more
     share = more / total.clamp(min=1)
-    apart = its_mean - mean
+    distance = its_mean - mean
     empty, full = more == 0, count == 0
-    mean = torch.where(full, its_mean, torch.where(empty, mean, mean + apart * share))
-    between = torch.where(full | empty, 0.0, apart.square() * count * share)
+    mean = torch.where(full, its_mean, torch.where(empty, mean, mean + distance * share))
+    between = torch.where(full | empty, 0.0, distance.square() * count * share)
     return total, mean, squares.where(~full, 0.0) + its_squares.where(~empty, 0.0) + between

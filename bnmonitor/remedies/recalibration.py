@@ -1,4 +1,4 @@
-"""Population statistics: what evaluation should normalize with, computed anew over a loader."""
+"""Population statistics for evaluation, computed over a loader."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Forward = Callable[[nn.Module, Any], object]
 
 @dataclass(frozen=True, kw_only=True)
 class Recalibration:
-    """What :func:`recalibrate` did.
+    """The result of :func:`recalibrate`.
 
     Attributes:
         batches: Batches that went in, on this process.
         skipped: Batches left out because they gave some layer one value per channel, of which there is no variance.
-        moved: By layer, how far the running mean moved: the median over its channels, in deviations.
+        moved: By layer, how far the running mean moved: the median over its channels, in standard deviations.
         untouched: Layers that no batch reached, which are as they were.
     """
 
@@ -40,7 +40,7 @@ class Recalibration:
 
     def __str__(self) -> str:
         far = sorted(self.moved, key=lambda name: -self.moved[name])[:1]
-        most = f"; {name} moved most, by {self.moved[name]:.2g} deviations" if (name := "".join(far)) else ""
+        most = f"; {name} moved most, by {self.moved[name]:.2g} standard deviations" if (name := "".join(far)) else ""
         left = f"; never reached: {listing(self.untouched, 3)}" if self.untouched else ""
         return f"recalibrated {len(self.moved)} layers over {self.batches} batches{most}{left}"
 
@@ -63,12 +63,12 @@ def recalibrate(
     would add a variance that evaluation does not have. Batches are merged in float64 with their sizes (Chan, Golub and
     LeVeque, 1979), so the spread between batches counts too; an average of batch variances misses it. As PyTorch does,
     the variance is kept unbiased. No activation is kept: the layers' own forward computes the batch statistics, and
-    momentum 1 leaves them in the buffers, as exact as PyTorch computes them: within 1e-6 deviations for contiguous
-    images; in channels-last memory and for ``[N, C]`` inputs its float32 sums lose up to 1e-5 of the mean.
+    momentum 1 leaves them in the buffers, as exact as PyTorch computes them: within 1e-6 standard deviations for
+    contiguous images; in channels-last memory and for ``[N, C]`` inputs its float32 sums lose up to 1e-5 of the mean.
 
-    Momentum and modes are put back as they were, whatever happens; should anything raise, so are the statistics. Where
-    processes train together, each takes its share of the data and all end with the same statistics. Layers frozen by
-    :func:`freeze` stay as they are. ``num_batches_tracked`` counts the batches that went in, as in
+    Momentum and modes are restored in any case, and the statistics too if something raises. Where processes train
+    together, each takes its share of the data and all end with the same statistics. Layers frozen by :func:`freeze`
+    stay as they are. ``num_batches_tracked`` counts the batches that went in, as in
     ``torch.optim.swa_utils.update_bn``.
 
     Args:
@@ -83,7 +83,7 @@ def recalibrate(
         progress: Show a progress bar, where there is a terminal.
 
     Returns:
-        What was done.
+        The result.
 
     Raises:
         ValueError: There is no layer to treat, no batch, or no batch that reached one; or a layer's statistics came out
@@ -132,7 +132,7 @@ def recalibrate(
 
 @contextmanager
 def _modes(model: nn.Module, layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Put the layers in training mode and all else in evaluation mode, without calling a ``train`` of the user's."""
+    """Put the layers in training mode and all else in evaluation mode, without calling the user's ``train``."""
     before = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in before:
@@ -146,7 +146,7 @@ def _modes(model: nn.Module, layers: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _eager() -> Any:
-    """Run compiled parts as they are written: hooks that come after a compilation are not seen in it."""
+    """Run compiled parts eagerly: compiled code ignores hooks that are added after the compilation."""
     stance = getattr(torch.compiler, "set_stance", None)
     return stance("force_eager") if stance is not None else nullcontext()
 
@@ -178,7 +178,7 @@ def _moved(batch: Any, device: torch.device | None) -> Any:
 
 
 def _shown(batches: Iterable[Any], loader: Iterable[Any], most: int | None, progress: bool) -> Iterable[Any]:
-    """Show how far the batches have gone."""
+    """Show a progress bar."""
     if not progress or (torch.distributed.is_initialized() and torch.distributed.get_rank()):
         return batches
     import rich

@@ -1,4 +1,4 @@
-"""Putting back the last running statistics that were finite."""
+"""Restoring the last running statistics that were finite."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Rows = Callable[[str, str], Tensor]
 
 
 def restore_last_finite(model: nn.Module, source: Monitor | str | Path) -> dict[str, int]:
-    """Put layers whose statistics, gamma or beta are no longer finite back to the last step at which they were.
+    """Restore layers with statistics, gamma or beta that are not finite to the last step at which they were.
 
-    Layers that are well stay as they are. Weights of other layers and the optimizer's own state are not in the record:
-    if they are no longer finite either, go back to a checkpoint instead.
+    Healthy layers stay as they are. Weights of other layers and the optimizer's own state are not in the record: if
+    they are not finite either, go back to a checkpoint instead.
 
     Args:
         model: The model.
-        source: The monitor that watched it, whose window is looked through first and then its black boxes, newest
-            first; or the file of a black box.
+        source: The monitor of the model: its window is searched first, then its black boxes, newest first;
+            or the file of a black box.
 
     Returns:
-        By layer that was put back, the step whose state it has now.
+        By restored layer, the step of its new state.
 
     Raises:
         ValueError: The record holds no finite state of a layer that needs one; nothing is changed then.
@@ -47,9 +47,9 @@ def restore_last_finite(model: nn.Module, source: Monitor | str | Path) -> dict[
             continue
         for steps, rows in _records(source, name):
             state = {key: rows(key, name).cpu() for key in _state(layer)}
-            well = _finite(state).nonzero().flatten().tolist()
-            if well:
-                found[name] = steps[well[-1]], {key: value[well[-1]] for key, value in state.items()}
+            good = _finite(state).nonzero().flatten().tolist()
+            if good:
+                found[name] = steps[good[-1]], {key: value[good[-1]] for key, value in state.items()}
                 break
         else:
             lost.append(name)
@@ -72,13 +72,13 @@ def _state(layer: nn.Module) -> dict[str, Tensor]:
 
 
 def _finite(state: dict[str, Tensor]) -> Tensor:
-    """Rows of ``[T, c]`` tensors that are finite in all of them, with no negative variance: ``[T]`` bool."""
-    well = torch.stack([value.isfinite().all(1) for value in state.values()]).all(0)
-    return well & (state["running_var"] >= 0).all(1) if "running_var" in state else well
+    """Return which rows of ``[T, c]`` tensors are finite in all of them, with no negative variance: ``[T]`` bool."""
+    finite = torch.stack([value.isfinite().all(1) for value in state.values()]).all(0)
+    return finite & (state["running_var"] >= 0).all(1) if "running_var" in state else finite
 
 
 def _records(source: Monitor | str | Path, layer: str) -> Iterator[tuple[list[int], Rows]]:
-    """The records that a layer is in, newest first."""
+    """Yield the records that a layer is in, newest first."""
     if isinstance(source, Monitor):
         if layer in source.layers.names:
             yield list(source.steps), lambda statistic, name: source.history(name, statistic)

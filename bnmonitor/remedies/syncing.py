@@ -34,7 +34,7 @@ def convert_sync(model: nn.Module, process_group: Any = None) -> nn.Module:
         The model; another module only where the model itself is a BatchNorm layer.
 
     Raises:
-        TypeError: It is no module.
+        TypeError: It is not a module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -66,7 +66,7 @@ def convert_sync(model: nn.Module, process_group: Any = None) -> nn.Module:
 
 
 def _calls_super(kind: type) -> bool:
-    """Whether every forward between a class and PyTorch's own calls the next one."""
+    """Return whether every forward between a class and PyTorch's own calls the next one."""
     for each in kind.__mro__:
         forward = vars(each).get("forward")
         if each is BATCH_NORM:
@@ -79,7 +79,7 @@ def _calls_super(kind: type) -> bool:
 
 @cache
 def _synchronized(kind: Any) -> Any:
-    """A class whose ``super().forward`` is SyncBatchNorm's: behind ``kind`` in the order of resolution."""
+    """Return a class with SyncBatchNorm's forward after that of ``kind`` in the order of resolution."""
 
     def reduce(self: nn.Module, protocol: object) -> tuple[Any, ...]:
         return _rebuild, (kind,), self.__dict__
@@ -89,7 +89,7 @@ def _synchronized(kind: Any) -> Any:
 
 
 def _rebuild(kind: Any) -> nn.Module:
-    """An empty instance, for copies and pickles."""
+    """Return an empty instance, for copies and pickles."""
     made = _synchronized(kind)
     layer: nn.Module = made.__new__(made)
     torch.nn.Module.__init__(layer)

@@ -1,1 +1,1 @@
-"""What a recorded run says: read from its history, without torch."""
+"""Reports on a recorded run: read from its history, without torch."""

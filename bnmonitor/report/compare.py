@@ -1,4 +1,4 @@
-"""Whether a fix worked: two recorded runs side by side, layer by layer and alert by alert."""
+"""Comparison of two recorded runs, layer by layer and alert by alert: did a fix work?"""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bnmonitor._text import count, listing, number, printable, shorten
-from bnmonitor.display import alert_block
+from bnmonitor.display import QUIET, STRONG, WORSE, alert_block, alert_brief
 from bnmonitor.history.run import Frames, History
 from bnmonitor.history.source import Array
+from bnmonitor.history.statistics import BY_NAME
+from bnmonitor.limits import LAG_LOG_DEVIATION, LAG_MEAN, MANY_DEAD
 from bnmonitor.report.read import Report, report
 from bnmonitor.results import Alert, Severity
 
@@ -22,16 +24,16 @@ LARGE = 0.474
 """Cliff's delta from which an effect counts as large (Romano et al. 2006)."""
 
 LEAST_FRAMES = 4
-"""Frames of each run below which nothing is compared."""
+"""Fewest frames of each run for a comparison."""
 
 JUDGED: Mapping[str, tuple[str, float, int]] = {
-    "health": ("health", 5.0, 1),
-    "mean_lag": ("running gap", 0.02, -1),
-    "log_lag": ("running gap of the deviation", 0.04, -1),
-    "dead": ("dead share", 0.02, -1),
+    "health": (BY_NAME["health"].title, 5.0, 1),
+    "mean_lag": (BY_NAME["mean_lag"].title, LAG_MEAN / 5, -1),
+    "log_lag": (BY_NAME["log_lag"].title, LAG_LOG_DEVIATION / 5, -1),
+    "dead": (BY_NAME["dead"].title, MANY_DEAD / 5, -1),
 }
 """What decides whether a layer got better: its name for people, the least difference of the medians that matters (a
-fifth of what the rules warn of), and which way is better."""
+fifth of what a rule reports), and which way is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ class Comparison:
 
     @property
     def worse(self) -> tuple[Change, ...]:
-        """Changes for the worse, but for layers whose health, which is the sum of all, got better."""
+        """Changes for the worse, except in layers that got healthier: health sums up the other numbers."""
         healed = {c.layer for c in self.changes if c.statistic == "health" and c.verdict == "better"}
         return tuple(c for c in self.changes if c.verdict == "worse" and c.layer not in healed)
 
@@ -114,9 +116,8 @@ class Comparison:
 def compare(before: tuple[History, str], after: tuple[History, str]) -> Comparison:
     """Compare two runs, each given as a history and a run's name in it.
 
-    A layer counts as better or worse only if the effect is large and the medians differ by more than is worth a word.
-    The frames of one run resemble each other, so the effect says how cleanly the runs differ, not how surely the fix
-    was the reason.
+    A layer counts as better or worse only if the effect is large and the medians differ enough to matter. The frames of
+    one run resemble each other, so the effect says how cleanly the runs differ, not how surely the fix was the reason.
     """
     runs = [history.run(name).frames for history, name in (before, after)]
     old, new = (report(*each) for each in (before, after))
@@ -136,7 +137,7 @@ def compare(before: tuple[History, str], after: tuple[History, str]) -> Comparis
 
 
 def alert_key(alert: Alert) -> tuple[str, str | None]:
-    """What makes two alerts of two runs the same."""
+    """Return the key that equal alerts of two runs share."""
     return alert.code, alert.layer
 
 
@@ -173,14 +174,14 @@ def _changes(layer: str, before: Frames, after: Frames) -> list[Change]:
 
 
 def _second_half(row: Array) -> Array:
-    """What is known of the second half of a run: by then the warm-up is over."""
+    """Return the known values in the second half of a run, when the warm-up is over."""
     late = row[len(row) // 2 :]
     known: Array = late[np.isfinite(late)]
     return known
 
 
 def terminal(found: Comparison, *, rows: int = 12) -> RenderableType:
-    """The comparison for a terminal.
+    """Return the comparison for a terminal.
 
     Args:
         found: The comparison.
@@ -191,23 +192,24 @@ def terminal(found: Comparison, *, rows: int = 12) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text(found.headline(), style="bold", overflow="fold")]
+    parts: list[RenderableType] = [Text(found.headline(), style=STRONG, overflow="fold")]
     for mark, each in (("before", found.before), ("after ", found.after)):
-        parts.append(Text(printable(f"{mark} {each.about()[0]}"), style="dim", overflow="fold"))
+        parts.append(Text(printable(f"{mark} {each.about()[0]}"), style=QUIET, overflow="fold"))
     if found.changes:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="dim")
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style=QUIET)
         for title in ("layer", "statistic", "before", "after", "effect", ""):
             table.add_column(title, justify="right" if title in ("before", "after", "effect") else "left")
         for change in found.changes[:rows]:
-            sign = Text("✗ worse", style="red") if change.verdict == "worse" else Text("✓ better")
+            sign = Text("✗ worse", style=WORSE) if change.verdict == "worse" else Text("✓ better")
             cells = [JUDGED[change.statistic][0], number(change.before), number(change.after), f"{change.delta:+.2f}"]
             table.add_row(Text(shorten(printable(change.layer), 40)), *cells, sign)
         parts.append(table)
         rest = len(found.changes) - rows
-        parts += [Text(f"{count(rest, 'more change')}", style="dim")] if rest > 0 else []
+        parts += [Text(f"{count(rest, 'more change')}", style=QUIET)] if rest > 0 else []
     for title, alerts in (("came", found.came), ("went", found.went), ("stayed", found.stayed)):
         if alerts:
-            parts += [Text(f"{title}:", style="bold"), *(alert_block(a, fix=title != "went") for a in alerts)]
+            block = alert_brief if title == "went" else alert_block
+            parts += [Text(f"{title}:", style=STRONG), *(block(a) for a in alerts)]
     for title, names in (("only before", found.only_before), ("only after", found.only_after)):
-        parts += [Text(printable(f"{title}: {listing(names)}"), style="dim", overflow="fold")] if names else []
+        parts += [Text(printable(f"{title}: {listing(names)}"), style=QUIET, overflow="fold")] if names else []
     return Group(*parts)

@@ -14,44 +14,41 @@ import numpy as np
 from bnmonitor import viewer
 from bnmonitor._text import count, listing, number
 from bnmonitor.display import sparkline
-from bnmonitor.history import statistics as catalogue
 from bnmonitor.history.run import Channels, Frames, History, Run
 from bnmonitor.history.source import Array
-from bnmonitor.history.thin import extent, pool
+from bnmonitor.history.statistics import CHANNEL, LAYER, Statistic, logarithmic
+from bnmonitor.history.thin import before, extent, pool
 from bnmonitor.report.read import Report, report
-from bnmonitor.results import Alert, Severity
+from bnmonitor.results import Alert
 
 BUDGET = 780_000
-"""Bytes of numbers in the page, as they are written; with the drawing code and the text it stays below a megabyte."""
+"""Bytes of numbers in the page, as encoded; with the drawing code and the text the page stays below a megabyte."""
 
 LEAST_COLUMNS = 160
-"""A map of fewer columns says little: a model of more than about 80 layers makes a larger page instead."""
+"""Fewest columns of a map: a model of more than about 80 layers makes a larger page instead."""
 
 COLUMNS = 1200
-"""Most columns of a map: more than most screens can tell apart."""
+"""Most columns of a map: more than most screens show."""
 
 CHANNEL_COLUMNS = 96
 _KEPT_BITS = 12
 
-_MARKS = {Severity.INFO: "·", Severity.WARNING: "!", Severity.ERROR: "✗"}
-_LOGARITHMIC = {s.name for s in (*catalogue.LAYER, *catalogue.CHANNEL) if s.scale == "log"}
-
-# The page needs nothing from anywhere, and may get nothing.
+# The page loads nothing, and the browser forbids it to.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 def page(history: History, name: str) -> str:
     """Return a page that shows a run, needs no network, and has less than a megabyte for up to about 80 layers.
 
-    Histories that are longer than fits are thinned, so that of every column the value furthest from the usual one
-    stays; numbers keep three to four significant digits.
+    A history that does not fit is thinned: each column keeps the value that is furthest from the usual one. Numbers
+    keep three to four significant digits.
     """
     run, state = history.run(name), report(history, name)
     content, numbers = _content(run, state)
     return _TEMPLATE.format(
         policy=_POLICY,
         title=escape(f"BatchNorm: {_called(state)}"),
-        style=(viewer.DIRECTORY / "style.css").read_text(encoding="utf-8") + _STYLE,
+        style="".join(_read(name) for name in ("palette.css", "style.css")) + _STYLE,
         summary=_summary(state),
         content=_json(content),
         numbers=base64.b64encode(numbers).decode(),
@@ -69,11 +66,22 @@ class _Sheets:
         self._blocks: list[Array] = []
         self._length = 0
 
-    def add(self, names: tuple[str, ...], steps: Array, values: Array, columns: int) -> dict[str, Any]:
-        """Add ``[sheets, rows, steps]`` thinned to some columns; return what describes it."""
+    def add(
+        self, names: tuple[str, ...], of: tuple[Statistic, ...], steps: Array, values: Array, columns: int
+    ) -> dict[str, Any]:
+        """Add ``[sheets, rows, steps]``, thinned to some columns, and return its description.
+
+        Args:
+            names: Name of each sheet.
+            of: The table of statistics that the names are from.
+            steps: The step of each column.
+            values: The numbers.
+            columns: The most columns to keep.
+        """
         thin, edges = [], np.arange(1)
-        for sheet, rows in zip(names, values, strict=True):
-            pooled, edges = pool(rows, columns, logarithmic=sheet in _LOGARITHMIC)
+        logs = [logarithmic(name, of) for name in names]
+        for log, rows in zip(logs, values, strict=True):
+            pooled, edges = pool(rows, columns, logarithmic=log)
             thin.append(pooled)
         block = np.ascontiguousarray(np.stack(thin), "<f4")
         about = {
@@ -81,16 +89,16 @@ class _Sheets:
             "shape": block.shape,
             "sheets": names,
             "ends": steps[edges[1:] - 1].tolist(),
-            "before": max(-1, int(steps[0]) - (int(np.median(np.diff(steps))) if len(steps) > 1 else 1)),
+            "before": before(steps),
             "frames": len(steps),
-            "extents": [extent(v, logarithmic=s in _LOGARITHMIC) for s, v in zip(names, values, strict=True)],
+            "extents": [extent(rows, logarithmic=log) for log, rows in zip(logs, values, strict=True)],
         }
         self._blocks.append(block.ravel())
         self._length += block.size
         return about
 
     def packed(self) -> bytes:
-        """All numbers, rounded to 12 bits of mantissa, byte by byte in planes, compressed."""
+        """Return all numbers, rounded to 12 bits of mantissa, byte by byte in planes, compressed."""
         values = np.concatenate(self._blocks) if self._blocks else np.zeros(0, "<f4")
         bits = values.view("<u4")
         cut = 23 - _KEPT_BITS
@@ -115,8 +123,9 @@ def _content(run: Run, state: Report) -> tuple[dict[str, Any], bytes]:
     content = {
         "index": {
             "runs": [{"name": _called(state), "layers": len(frames.layers), "last": state.step, "wall": state.written}],
-            "statistics": [s.to_dict() for s in catalogue.LAYER],
-            "channelStatistics": [s.to_dict() for s in catalogue.CHANNEL],
+            "statistics": [s.to_dict() for s in LAYER],
+            "channelStatistics": [s.to_dict() for s in CHANNEL],
+            "columns": COLUMNS,
         },
         "run": {
             "name": _called(state),
@@ -137,21 +146,21 @@ def _content(run: Run, state: Report) -> tuple[dict[str, Any], bytes]:
 
 
 def _called(state: Report) -> str:
-    """The run's name; that of its directory where it was given by this."""
+    """Return the run's name, or the name of its directory if the run has none."""
     return state.run if state.run != "." else state.path.resolve().name
 
 
 def _layers(sheets: _Sheets, frames: Frames, columns: int) -> dict[str, Any]:
     if not len(frames):
         return {"at": 0, "shape": (0, 0, 0), "sheets": (), "ends": [], "before": -1, "frames": 0, "extents": []}
-    return sheets.add(frames.metrics, frames.steps, frames.values, columns)
+    return sheets.add(frames.metrics, LAYER, frames.steps, frames.values, columns)
 
 
 def _channels(sheets: _Sheets, run: Run, state: Report) -> dict[str, Any]:
-    """The channels of as many layers as fit: those with alerts first."""
-    told = {name: i for i, name in enumerate(n for a in state.alerts for n in a.layers)}
+    """Add the channels of as many layers as fit, those with alerts first."""
+    urgent = {name: i for i, name in enumerate(n for a in state.alerts for n in a.layers)}
     known = [name for name in run.frames.layers if name in run.detailed]
-    order = sorted(known, key=lambda name: told.get(name, len(told)))
+    order = sorted(known, key=lambda name: urgent.get(name, len(urgent)))
     spent, found = _size(sheets), {}
     for name in order:
         detail: Channels | None = run.channels(name)
@@ -162,7 +171,7 @@ def _channels(sheets: _Sheets, run: Run, state: Report) -> dict[str, Any]:
         spent += int(detail.values.shape[0] * detail.values.shape[1] * thin * 2.5 * 4 / 3)
         if spent > BUDGET:
             break
-        found[name] = sheets.add(detail.statistics, detail.steps, detail.values, thin)
+        found[name] = sheets.add(detail.statistics, CHANNEL, detail.steps, detail.values, thin)
     return found
 
 
@@ -173,19 +182,23 @@ def _size(sheets: _Sheets) -> int:
 # -- the code ----------------------------------------------------------------------------------------------------------
 
 
+def _read(name: str) -> str:
+    return (viewer.DIRECTORY / name).read_text(encoding="utf-8")
+
+
 def _modules() -> dict[str, str]:
-    """The drawing code by bare names, which a page can hold: relative ones need an address to be relative to."""
+    """Return the drawing code by bare module names: relative names need an address, which an inlined module lacks."""
     found = {}
     for path in sorted(viewer.DIRECTORY.glob("*.js")):
         code = re.sub(r'(from|import)(\s*\(?\s*)"\./([\w.]+)"', r'\1\2"bn/\3"', path.read_text(encoding="utf-8"))
         found[f"bn/{path.name}"] = "data:text/javascript;base64," + base64.b64encode(code.encode()).decode()
     found.pop("bn/index.js", None)
-    found.pop("bn/source.js", None)
+    found.pop("bn/server.js", None)
     return found
 
 
 def _json(thing: object) -> str:
-    """JSON that can stand inside a script element."""
+    """Return JSON that can stand inside a script element."""
     text = json.dumps(thing, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
@@ -196,9 +209,9 @@ def _json(thing: object) -> str:
 def _summary(state: Report) -> str:
     lines = [f"<h1>{escape(state.headline())}</h1>"]
     lines += [f'<p class="quiet">{escape(line)}</p>' for line in state.about()]
-    told = sorted(state.alerts, key=lambda a: (a.state != "open", -a.severity, a.first_step))
-    lines += [_alert(alert) for alert in told]
-    ill = [row for row in sorted(state.rows, key=lambda row: row.health) if row.health <= 60]
+    ordered = sorted(state.alerts, key=lambda a: (a.state != "open", -a.severity, a.first_step))
+    lines += [_alert(alert) for alert in ordered]
+    ill = state.ill()
     if ill:
         head = "".join(f"<th>{t}</th>" for t in ("layer", "health", "batch σ²", "", "running gap", "γ min", "alerts"))
         body = "".join(
@@ -241,7 +254,7 @@ def _alert(alert: Alert) -> str:
     over = f", cleared, last seen at step {alert.last_step}" if alert.state == "cleared" else ""
     return (
         f'<article class="said {alert.severity} {alert.state}">'
-        f"<h2>{_MARKS[alert.severity]} {alert.severity}: {name}</h2>"
+        f"<h2>{alert.severity.mark} {alert.severity}: {name}</h2>"
         f"<p><b>{where}</b>, since step {alert.first_step}{over}</p>"
         f"<p>{escape(alert.message)}</p><p><b>fix:</b> {escape(alert.advice)}</p></article>"
     )

@@ -1,4 +1,4 @@
-"""From a history to the same state that the terminal shows while a run trains."""
+"""Reading a history back to the state that the terminal shows while a run trains."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _PATIENCE = 600.0
 
 
 class NoHistoryError(ValueError):
-    """There is nothing to report on; the message says what was looked for and what to do."""
+    """There is no history to report on; the message says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Report(StepSummary):
-    """The last state of a recorded run, and how the record ends.
+    """The last state of a recorded run, and whether the run ended.
 
     Attributes:
-        run: Its name below the directory that was given; ``"."`` for the directory itself.
-        path: Its directory.
+        run: Name of the run below the given directory; ``"."`` for the directory itself.
+        path: Directory of the run.
         frames: Number of logged steps.
-        first_step: The first of them; -1 if there is none.
-        began: When that was, in seconds since 1970; 0 if unknown.
-        written: When the last was written, alike.
-        ended: Whether the run said that it ended.
+        first_step: The first logged step; -1 if there is none.
+        began: Time of the first logged step, in seconds since 1970; 0 if unknown.
+        written: Time of the last logged step, in the same form.
+        ended: Whether the run recorded its end.
         version: Version of bnmonitor that recorded it; empty if unknown.
         black_boxes: Files with the whole window at the moment an error opened.
     """
@@ -57,7 +57,7 @@ class Report(StepSummary):
     black_boxes: tuple[Path, ...]
 
     def ending(self, now: float | None = None) -> str:
-        """Say how the record ends: the run ended, still writes, or stopped without a word."""
+        """Return how the record ends: the run ended, still writes, or stopped without a word."""
         if self.ended:
             return "ended"
         now = time.time() if now is None else now
@@ -67,14 +67,14 @@ class Report(StepSummary):
         return "stopped without a word: what came after the last flush is missing"
 
     def about(self) -> list[str]:
-        """Say in a line or two what was read, and how it ends."""
+        """Return lines that say what was read and how it ends."""
         when = _date(self.written)
         steps = f"steps {self.first_step} to {self.step}" if self.frames else "no frame yet"
         lines = [f"{self.path} · {count(self.frames, 'frame')}, {steps} · {self.ending()}{when and f' · {when}'}"]
         return lines + [f"black box: {path}" for path in self.black_boxes]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain types that JSON can hold; what is not a finite number is null or, in an alert, a word."""
+        """Return plain types that JSON can hold; a number that is not finite is null or, in an alert, a word."""
         return {
             "schema": SCHEMA,
             "version": self.version,
@@ -137,7 +137,7 @@ def find(path: str | Path, run: str | None = None) -> tuple[History, tuple[str, 
 
 
 def said(error: OSError) -> str:
-    """What could not be read, and why, in a few words."""
+    """Return which file could not be read, and why."""
     return f"cannot read {error.filename}: {error.strerror}"
 
 
@@ -171,14 +171,10 @@ def _rows(run: Run, alerts: Sequence[Alert]) -> tuple[LayerSummary, ...]:
     frames, facts = run.frames, run.facts
     if not len(frames):
         return ()
-    # A layer that is gone by the last frame has no health there, and is no part of the last state.
+    # A layer that is gone by the last frame has no health there, and is not part of the last state.
     health = frames.of("health")[:, -1]
     course = _thinned(frames.of("batch_var"))
     last = {name: frames.of(name)[:, -1].tolist() for name in ("mean_lag", "gamma_min", "silent", "training")}
-    told: dict[str, tuple[str, ...]] = {}
-    for alert in alerts:
-        for name in alert.layers if alert.state == "open" else ():
-            told[name] = (*told.get(name, ()), f"{alert.rule} since {alert.first_step}")
     rows = []
     for i in np.flatnonzero(~np.isnan(health)).tolist():
         name = frames.layers[i]
@@ -204,7 +200,7 @@ def _rows(run: Run, alerts: Sequence[Alert]) -> tuple[LayerSummary, ...]:
 
 
 def _date(seconds: float) -> str:
-    """When something was, in words; empty if unknown, or if a damaged file says nonsense."""
+    """Return a time in words; empty if it is unknown or, in a damaged file, impossible."""
     try:
         return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M UTC") if seconds else ""
     except (OSError, OverflowError, ValueError):
@@ -212,7 +208,7 @@ def _date(seconds: float) -> str:
 
 
 def _thinned(series: Array) -> Array:
-    """At most :data:`COURSE` columns of ``[L, S]``, the largest value of each part: a spike stays."""
+    """Return at most :data:`COURSE` columns of ``[L, S]``: the largest value of each part, so that a spike stays."""
     parts = np.array_split(series, min(COURSE, max(1, series.shape[1])), axis=1)
     tops = [
         np.where(np.isnan(part).all(1), np.nan, np.nanmax(np.where(np.isnan(part), -np.inf, part), 1)) for part in parts
@@ -221,7 +217,7 @@ def _thinned(series: Array) -> Array:
 
 
 def _alert(plain: Mapping[str, Any]) -> Alert | None:
-    """The alert that was recorded; None for what is none."""
+    """Return a recorded alert; None if the record is damaged."""
     try:
         return Alert.from_dict(plain)
     except (KeyError, TypeError, ValueError, OverflowError):

@@ -1,4 +1,4 @@
-"""A report for people: in the terminal, and as Markdown for a pull request."""
+"""A report in the terminal, and as Markdown for a pull request."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bnmonitor._text import count, listing, number, printable
-from bnmonitor.display import final_summary, sparkline
+from bnmonitor.display import QUIET, final_summary, sparkline
 from bnmonitor.report.read import Report
-from bnmonitor.results import Alert, Severity
+from bnmonitor.results import Alert
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_MARKS = {Severity.INFO: "·", Severity.WARNING: "!", Severity.ERROR: "✗"}
-
 
 def terminal(reports: Sequence[Report], *, rows: int = 8) -> RenderableType:
-    """The newest run in full, and a line for each of the others.
+    """Return the newest run in full, and a line for each of the others.
 
     Args:
         reports: The runs, the newest first.
@@ -27,22 +25,22 @@ def terminal(reports: Sequence[Report], *, rows: int = 8) -> RenderableType:
     from rich.text import Text
 
     newest, *others = reports
-    parts: list[RenderableType] = [Text(printable(line), style="dim", overflow="fold") for line in newest.about()]
+    parts: list[RenderableType] = [Text(printable(line), style=QUIET, overflow="fold") for line in newest.about()]
     parts.append(final_summary(newest, rows=rows))
     if others:
-        parts += [Text(""), Text(f"{count(len(others), 'older run')} (--run NAME shows one):", style="dim")]
+        parts += [Text(""), Text(f"{count(len(others), 'older run')} (--run NAME shows one):", style=QUIET)]
         parts += [Text(printable(f"{each.run}: {each.headline()}"), overflow="fold") for each in others]
     return Group(*parts)
 
 
 def markdown(reports: Sequence[Report], *, rows: int = 8) -> str:
-    """The same for a pull request: a section for each run, the newest first."""
+    """Return Markdown for a pull request: a section for each run, the newest first."""
     return "\n\n".join(_section(each, rows) for each in reports) + "\n"
 
 
 def _section(report: Report, rows: int) -> str:
     lines = [f"### {_plain(report.headline())}", "", f"`{printable(report.run)}`: {_plain(report.about()[0])}"]
-    ill = [row for row in sorted(report.rows, key=lambda row: row.health) if row.health <= 60]
+    ill = report.ill()
     if ill:
         lines += ["", "| layer | health | batch σ² | | running gap | γ min | alerts |", "|---|--:|---|--:|--:|--:|---|"]
         for row in ill[:rows]:
@@ -59,8 +57,8 @@ def _section(report: Report, rows: int) -> str:
             lines.append("| " + " | ".join("–" if cell in ("nan", "nanσ") else cell for cell in cells) + " |")
         rest = len(report.rows) - len(ill[:rows])
         lines += ["", f"{count(rest, 'more layer')}."] if rest else []
-    told = sorted(report.alerts, key=lambda a: (a.state != "open", -a.severity, a.first_step))
-    lines += ["", *(_item(alert) for alert in told)] if told else []
+    ordered = sorted(report.alerts, key=lambda a: (a.state != "open", -a.severity, a.first_step))
+    lines += ["", *(_item(alert) for alert in ordered)] if ordered else []
     skipped = [f"`{printable(rule)}` ({_plain(why)})" for rule, why in report.skipped.items()]
     lines += ["", f"<details><summary>{count(len(skipped), 'rule')} not checked</summary>", ""] if skipped else []
     lines += [*(f"- {each}" for each in skipped), "", "</details>"] if skipped else []
@@ -72,14 +70,14 @@ def _item(alert: Alert) -> str:
     channels = f", channels {listing(alert.channels)}" if alert.channels else ""
     where = f" in {_plain(alert.layer)}{more}{channels}" if alert.layer is not None else ""
     code = f"[{alert.code}]({alert.url})" if alert.url else alert.code
-    head = f"- {_MARKS[alert.severity]} **{code} {_plain(alert.rule)}**{where}, since step {alert.first_step}"
+    head = f"- {alert.severity.mark} **{code} {_plain(alert.rule)}**{where}, since step {alert.first_step}"
     if alert.state == "cleared":
         return f"{head}; cleared, last seen at step {alert.last_step}: {_plain(alert.message)}"
     return f"{head}: {_plain(alert.message)}  \n  fix: {_plain(alert.advice)}"
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is; a line break, and what would begin HTML, cannot come through."""
+    """Return text that Markdown shows as it is; line breaks and HTML are escaped."""
     text = printable(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     for sign in "\\`*_[]|":
         text = text.replace(sign, f"\\{sign}")

@@ -1,10 +1,10 @@
 """The catalogue: one rule a file, pure over a window, and the vocabulary that rules are written in."""
 
 from bnmonitor.results import Severity
-from bnmonitor.rules.base import Finding, Rule, first, onset, sampled
-from bnmonitor.rules.catalogue import CATALOGUE, FAMILIES, all_rules, default_rules
+from bnmonitor.rules.base import Finding, MonitorFault, Rule, first, onset, sampled
+from bnmonitor.rules.catalogue import CATALOGUE, FAMILIES, MONITOR_FAULTS, all_rules, default_rules
 from bnmonitor.rules.manual import plain
-from bnmonitor.rules.needs import NEEDS, missing, unmet
+from bnmonitor.rules.needs import NEEDS, Conditions, Need, absent_needs, unmet
 from bnmonitor.rules.selection import by_layer, choose, find
 from bnmonitor.rules.thresholds import ForLayers, Thresholds, check_patterns, judge
 from bnmonitor.window import Window
@@ -12,13 +12,18 @@ from bnmonitor.window import Window
 __all__ = [
     "CATALOGUE",
     "FAMILIES",
+    "MONITOR_FAULTS",
     "NEEDS",
+    "Conditions",
     "Finding",
     "ForLayers",
+    "MonitorFault",
+    "Need",
     "Rule",
     "Severity",
     "Thresholds",
     "Window",
+    "absent_needs",
     "all_rules",
     "by_layer",
     "check_patterns",
@@ -27,7 +32,6 @@ __all__ = [
     "find",
     "first",
     "judge",
-    "missing",
     "onset",
     "plain",
     "sampled",

@@ -1,4 +1,4 @@
-"""Advice that several rules give."""
+"""Advice that several rules share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bnmonitor.window import Window
 
 
 def retreat(window: Window, step: int, otherwise: str) -> str:
-    """What to do first about what began at a step: take back such a rise if it was just before, else something else."""
+    """Advise to undo a rise of the learning rate if one came shortly before a step, else give other advice."""
     raised = rise(window, step + 1)
     if raised is None:
         return otherwise

@@ -1,4 +1,4 @@
-"""What a rule is: a check over a window that yields findings."""
+"""What a rule is: a check over a window that returns findings."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Moment = Literal["check", "evaluation", "end"]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a rule says about one layer, or about the whole model, at one check.
+    """What a rule reports about one layer, or about the whole model, at one check.
 
     Attributes:
-        severity: How bad it is now.
+        severity: How bad the fault is now.
         layer: Position of the layer; None if there is no layer to name.
-        first_step: The step when it began, as far as the window reaches.
+        first_step: The step when the fault began, as far as the window reaches.
         value: The number that was judged.
-        threshold: The number it was judged by.
+        threshold: The number that ``value`` was compared with.
         message: What is wrong, with the value and the likely cause.
         advice: One concrete fix.
         channels: Channels within ``layer``; empty means the whole layer.
-        layers: All layers concerned, if one fault of the whole model is told once; ``layer`` is its first.
-        modules: Dotted paths of other modules, to be named in place of the layers.
-        certain: False for the first sign of a fault that nobody should be told of yet; it dates the alert.
+        layers: All affected layers, if one finding reports a fault of the whole model; ``layer`` is the first of them.
+        modules: Dotted paths of other modules, which the alert names instead of the layers.
+        certain: False for a first sign that opens no alert yet; if the fault is confirmed, the alert begins here.
     """
 
     severity: Severity
@@ -51,27 +51,29 @@ class Finding:
 class Rule(ABC):
     """A check over the window of all layers. Its thresholds are its fields.
 
-    A rule is a pure function: it keeps no state and changes nothing. What it needs to remember is in the
-    window's baseline; that a finding must last before anyone is told is the engine's work.
+    A rule is a pure function: it keeps no state and changes nothing. The window's baseline remembers the past, and the
+    engine waits until a finding has lasted long enough before it opens an alert.
 
     Class attributes:
         code: ``BN304``; public, never changes its meaning.
-        name: ``stale-statistics``; likewise.
+        name: ``stale-statistics``; public as well.
         severity: The severity it usually has.
-        needs: What must be there for it to run, in the words of :data:`bnmonitor.rules.NEEDS`. It is left out, and
-            listed as skipped with the reason, for as long as something is missing.
-        confirm: Steps for which it must hold before an alert opens; 0: at once.
-        exact: Whether ``first_step`` is exact. If not, the first layer in execution order is blamed among
-            those that began within one check of each other.
-        holds: Whether an open alert keeps the layer's baseline from following.
-        yields_to: Codes of the rules that know better: while one of them has found something in a layer, this one is
-            silent there.
-        follows: Codes of the rules whose alerts explain this one: what it finds in any layer after such an alert has
-            begun, and while that is in the window, is counted there and opens no alert of its own.
-        moment: When it is judged: at each ``"check"`` with new steps, when an ``"evaluation"`` begins, or at the
+        needs: What the rule requires, in the words of :data:`bnmonitor.rules.NEEDS`. While something is missing, the
+            rule does not run, and is listed as skipped with the reason.
+        confirm: Steps for which a finding must hold before an alert opens; 0: at once.
+        exact: Whether ``first_step`` is exact. If not, the alert names the first layer in execution order among
+            those whose findings began within one check of each other.
+        holds: Whether the baseline of a layer stops following while the rule has an open alert there.
+        yields_to: Codes of more specific rules: while one of them has a finding in a layer, this rule reports nothing
+            there.
+        follows: Codes of the rules whose alerts explain this rule's findings: a finding in any layer that begins after
+            such an alert, while the alert is in the window, is counted under it and opens no alert of its own.
+        moment: When the rule runs: at each ``"check"`` with new steps, when an ``"evaluation"`` begins, or at the
             ``"end"``.
-        default: Whether it runs when nothing is selected.
-        untrained: Whether it can judge an evaluation without a training step before it.
+        default: Whether the rule runs when nothing is selected.
+        untrained: Whether the rule can judge an evaluation without a training step before it.
+        silences_downstream: Whether a finding makes the layers after it in execution order impossible to judge.
+        about_monitor: Whether the rule reports a fault of bnmonitor itself, which must not stop a training.
     """
 
     code: ClassVar[str]
@@ -86,10 +88,37 @@ class Rule(ABC):
     moment: ClassVar[Moment] = "check"
     default: ClassVar[bool] = True
     untrained: ClassVar[bool] = False
+    silences_downstream: ClassVar[bool] = False
+    about_monitor: ClassVar[bool] = False
 
     @abstractmethod
     def check(self, window: Window) -> list[Finding]:
-        """Judge the window; return one finding per layer concerned, worst or not."""
+        """Judge the window; return one finding for every affected layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorFault(Rule):
+    """A fault of bnmonitor itself. The engine reports it when it happens, so no check ever finds it."""
+
+    severity: ClassVar[Severity] = Severity.WARNING
+    about_monitor: ClassVar[bool] = True
+
+    def check(self, window: Window) -> list[Finding]:
+        """Find nothing."""
+        return []
+
+    @classmethod
+    def raised(cls, who: str, error: Exception, step: int, advice: str) -> Finding:
+        """Return the finding that something raised an exception."""
+        return Finding(
+            severity=cls.severity,
+            layer=None,
+            first_step=step,
+            value=1.0,
+            threshold=0.0,
+            message=f"{who} raised {type(error).__name__}: {error}",
+            advice=advice,
+        )
 
 
 def last_run(mask: Tensor) -> Tensor:
@@ -115,7 +144,7 @@ def sampled(window: Window) -> int:
 
 
 def run_note(window: Window, layer: int, step: int) -> str:
-    """Say under which learning rate, batch size and momentum it happened, as far as they are known."""
+    """Return the learning rate, batch size and momentum at a step as text, as far as they are known."""
     samples, momentum = float(window.baseline.sizes[layer]), float(window.momentum[-1, layer])
     batches = f"; batches of {number(samples)}" if samples == samples else ""
     average = f"; momentum {number(momentum)}" if momentum == momentum else "; a cumulative average"
@@ -123,7 +152,7 @@ def run_note(window: Window, layer: int, step: int) -> str:
 
 
 def rate_note(window: Window, step: int) -> str:
-    """Say which learning rate was in force at a step, and whether it had just changed; empty if unknown."""
+    """Return the learning rate at a step as text, and whether it had just changed; empty if unknown."""
     rates = window.facts.learning_rates
     if len(rates) != len(window) or step not in window.steps:
         return ""

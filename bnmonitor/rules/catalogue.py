@@ -113,6 +113,9 @@ CATALOGUE: tuple[type[Rule], ...] = (
     MissingNorm,
 )
 
+MONITOR_FAULTS = frozenset(rule.code for rule in CATALOGUE if rule.about_monitor)
+"""Codes of the rules about bnmonitor itself, whose alerts must not stop a training."""
+
 FAMILIES = {
     "BN0": "the monitor itself",
     "BN1": "numerics",

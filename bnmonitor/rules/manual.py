@@ -1,4 +1,4 @@
-"""The rules' docstrings as a manual: a Markdown page each, an index, and plain text for the terminal."""
+"""The manual of the rules, from their docstrings: Markdown pages, an index, and plain text for the terminal."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def index(rules: Sequence[Rule]) -> str:
     lines = [
         "# Rules",
         "",
-        "Every rule that bnmonitor knows. A code and a name never change their meaning. An info is hygiene, a warning",
-        "costs accuracy, an error makes the result wrong; the tables give the severity that a rule usually has.",
+        "The rules of bnmonitor. A code and a name never change their meaning. An info is a matter of good practice, a",
+        "warning means lost accuracy, an error means a wrong result. The tables give the usual severity of a rule.",
         "",
     ]
     for family, members in families.items():
         prefix = next((f"{code}: " for code, title in FAMILIES.items() if title == family), "")
-        lines += [f"## {prefix}{family}", "", "| code | name | severity | what it says |", "|---|---|---|---|"]
+        lines += [f"## {prefix}{family}", "", "| code | name | severity | what it finds |", "|---|---|---|---|"]
         for rule in members:
             summary = _markdown(_parts(rule)[0]).replace("\n", " ").replace("|", "\\|")
             lines.append(f"| [{rule.code}](rules/{rule.code}.md) | {rule.name} | {rule.severity} | {summary} |")
@@ -56,11 +56,11 @@ def index(rules: Sequence[Rule]) -> str:
 
 
 def plain(rule: Rule, width: int = 80) -> str:
-    """Return what there is to know of a rule, for the terminal.
+    """Return the manual of a rule as plain text, for the terminal.
 
     Args:
         rule: The rule.
-        width: Columns to wrap at; examples are left as they are.
+        width: Columns to wrap at; examples are not wrapped.
     """
     summary, sections = _parts(rule)
     needs = [f"Needs {_needs(rule)}.", ""] if rule.needs else []
@@ -91,14 +91,14 @@ def _parts(rule: Rule) -> tuple[str, list[tuple[str, str]]]:
 
 
 def _with_thresholds(rule: Rule, sections: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """The sections, with one for the thresholds where the docstring has none although there are some."""
+    """The sections, plus one for the thresholds if the docstring lacks it although the rule has thresholds."""
     yield from sections
     if fields(rule) and "Thresholds" not in dict(sections):
         yield "Thresholds", ""
 
 
 def _blocks(body: str) -> list[str]:
-    """Paragraphs and examples of a section, apart even where no blank line parts them."""
+    """Paragraphs and examples of a section, split even without a blank line between them."""
     blocks: list[list[str]] = [[]]
     for line in body.splitlines():
         if not line.strip():
@@ -120,7 +120,7 @@ def _values(rule: Rule) -> list[tuple[str, str]]:
 
 
 def _needs(rule: Rule) -> str:
-    return "; ".join(NEEDS[need] for need in NEEDS if need in rule.needs)
+    return "; ".join(need.meaning for need in NEEDS if need.word in rule.needs)
 
 
 def _family(rule: Rule) -> str:
@@ -150,7 +150,7 @@ def _table(rule: Rule) -> list[str]:
 def _settings(rule: Rule) -> list[str]:
     if _family(rule) == FAMILIES["BN0"]:
         return []
-    lines = ["## Settings", "", f'Leave the rule out with `ignore=("{rule.name}",)`.']
+    lines = ["## Settings", "", f'Switch the rule off with `ignore=("{rule.name}",)`.']
     for name, value in _values(rule)[:1]:
         lines += [f'Set a threshold with `rules={{"{rule.name}": {{"{name}": {value}}}}}`.']
     return lines
@@ -166,7 +166,7 @@ def _prose(title: str, text: str) -> str:
 
 
 def _linked(text: str) -> str:
-    """Make a link of every ``owner/project#7``, and of a ``#8`` that follows it."""
+    """Turn every ``owner/project#7``, and a ``#8`` that follows it, into a link."""
     project = ""
 
     def link(found: re.Match[str]) -> str:
@@ -182,7 +182,7 @@ def _fence(block: str) -> str:
 
 
 def _import_first(rule: Rule, lines: list[str]) -> list[str]:
-    """Import the rule at the head of its first example, so that it runs as it is printed."""
+    """Import the rule at the start of its first example, so that the example runs as printed."""
     line = f">>> from {type(rule).__module__} import {type(rule).__name__}\n"
     text = "\n".join(lines)
     return text.replace("```python\n", f"```python\n{line}", 1).split("\n")

@@ -1,100 +1,179 @@
-"""What a rule may need before it can judge, and why it may not be there."""
+"""What a rule may need before it can judge, and why it may be missing."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
-NEEDS: Mapping[str, str] = {
-    "buffers": "running statistics",
-    "affine": "gamma and beta, whole in each process (no FSDP, no ZeRO-3)",
-    "whole": "parameters that are whole in each process (no FSDP, no ZeRO-3)",
-    "ledger": "the count of who called each layer",
-    "samples": "activation samples (sample_every_n_steps above 0, no torch.compile)",
-    "optimizer": "the optimizer (optimizer=)",
-    "loader": "the training loader (train_loader=)",
-    "batch_size": "the number of samples in a batch (train_loader=, or activation samples)",
-    "scaler": "the gradient scaler (scaler=)",
-    "accumulation": "the number of micro-batches per optimizer step (accumulate_grad_batches=)",
-    "dataflow": "the autograd graph of a training step (no torch.compile, or probe=True)",
-    "validation": "a validation",
-    "probe": "an extra forward at the start of a validation (probe=True)",
-    "ranks": "several processes that train together",
-    "exchange": "what these processes tell each other (monitor.share_ranks() in each; Lightning does it)",
-}
-"""Every word of :attr:`bnmonitor.Rule.needs`, and what it stands for."""
-
-_SPLIT = (
-    "needs gamma and beta, of which each process has a part only (FSDP, ZeRO-3): the whole would have to be gathered"
-)
-_COPIES = (
-    "needs to know whose each parameter is, and the optimizer trains copies of them; with DeepSpeed pass the one that "
-    "deepspeed.initialize returned"
-)
+from bnmonitor.layers import LayerTable
 
 
-def missing(
-    *,
-    tracking: bool,
-    affine: bool,
-    unsampled: str,
-    untraced: str,
-    optimizers: bool,
-    loader: bool | None,
-    scaler: bool,
-    validated: bool,
-    probe: bool,
-    ranks: bool,
-    exchange: bool,
-    split: bool = False,
-    copies: bool = False,
-) -> dict[str, str]:
-    """Return what is not there now, by the word of the vocabulary, each with the reason.
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """The state of a training at a check, as far as rules depend on it.
 
-    Args:
-        tracking: Whether a layer keeps running statistics.
-        affine: Whether a layer has a gamma.
-        unsampled: Why no activation is sampled; empty if it is.
+    Attributes:
+        layers: The layers under watch.
+        unsampled: Why no activation is sampled; empty if activations are.
         untraced: Why no autograd graph is known; empty if one is.
+        unprobed: Why no extra forward is possible; empty if it is.
+        exchange_failure: Why the processes cannot exchange statistics; empty if nothing has failed.
         optimizers: Whether the optimizers are known.
-        loader: Whether the training loader is known; None if one was given that tells nothing.
-        scaler: Whether there is a gradient scaler.
+        copies: Whether the optimizers train copies of the parameters, which cannot be matched with the layers.
+        loader: Whether the training loader is known; None if one was given whose batch size and length are not.
+        scaler: Whether a gradient scaler is known.
         validated: Whether a validation was seen.
-        probe: Whether an extra forward is allowed.
+        probe: Whether the user allows extra forwards.
         ranks: Whether several processes train together.
-        exchange: Whether they tell each other what they see.
-        split: Whether gamma and beta of a layer are split over them.
-        copies: Whether the optimizers train copies of the parameters, of which nobody knows whose they are.
+        shares: Whether these processes exchange statistics.
     """
-    told = "needs a DataLoader, whose batch size and length are known: what train_loader= got tells neither"
-    reasons: dict[str, tuple[Any, str]] = {
-        "buffers": (tracking, "needs running statistics, and no layer keeps any"),
-        "affine": (affine and not split, _SPLIT if split else "needs gamma and beta, and no layer has any"),
-        "whole": (
-            not split and not copies,
-            "needs to know whose each parameter is, and FSDP or ZeRO-3 puts others in their place in each forward"
-            if split
-            else _COPIES,
-        ),
-        "samples": (not unsampled, unsampled),
-        "optimizer": (optimizers and not copies, _COPIES if copies else "needs the optimizer: pass optimizer="),
-        "loader": (loader, "needs the training loader: pass train_loader=" if loader is False else told),
-        "batch_size": (
-            not unsampled or loader,
-            f"needs the batch size: pass train_loader=, or let activations be sampled; it {unsampled}",
-        ),
-        "scaler": (scaler, "needs a gradient scaler, which trains in fp16: pass scaler= if there is one"),
-        "dataflow": (not untraced, untraced),
-        "validation": (validated, "needs a validation, and none was seen yet: wrap it in monitor.evaluation()"),
-        "probe": (probe, "needs an extra forward at the start of a validation: pass probe=True"),
-        "ranks": (ranks, "needs several processes that train together, and there is one"),
-        "exchange": (exchange, "needs what all processes see: call monitor.share_ranks() in each of them"),
-    }
-    return {need: why for need, (there, why) in reasons.items() if not there}
+
+    layers: LayerTable
+    unsampled: str
+    untraced: str
+    unprobed: str
+    exchange_failure: str
+    optimizers: bool
+    copies: bool
+    loader: bool | None
+    scaler: bool
+    validated: bool
+    probe: bool
+    ranks: bool
+    shares: bool
+
+    @property
+    def split(self) -> bool:
+        """Whether each process holds only a part of gamma and beta of some layer."""
+        return bool(self.layers.split)
+
+
+@dataclass(frozen=True)
+class Need:
+    """One word of :attr:`bnmonitor.Rule.needs`.
+
+    Attributes:
+        word: The word.
+        meaning: What it stands for, in the manual.
+        why_absent: Returns why a training does not meet the need now; empty if it does.
+    """
+
+    word: str
+    meaning: str
+    why_absent: Callable[[Conditions], str]
+
+
+def _never(now: Conditions) -> str:
+    return ""
+
+
+def _buffers(now: Conditions) -> str:
+    there = not len(now.layers) or any(now.layers.tracking)
+    return "" if there else "needs running statistics, and no layer keeps any"
+
+
+def _affine(now: Conditions) -> str:
+    if now.split:
+        return "needs gamma and beta, and FSDP or ZeRO-3 splits them over the processes: bnmonitor does not gather them"
+    there = not len(now.layers) or any(now.layers.affine)
+    return "" if there else "needs gamma and beta, and no layer has any"
+
+
+def _whole(now: Conditions) -> str:
+    if now.split:
+        return (
+            "needs to match each parameter with its layer, and FSDP or ZeRO-3 replaces the parameters in each forward"
+        )
+    return _copies(now)
+
+
+def _copies(now: Conditions) -> str:
+    if not now.copies:
+        return ""
+    return (
+        "needs to match each parameter with its layer, and the optimizer trains copies of the parameters; with "
+        "DeepSpeed pass the optimizer that deepspeed.initialize returned"
+    )
+
+
+def _optimizer(now: Conditions) -> str:
+    return _copies(now) or ("" if now.optimizers else "needs the optimizer: pass optimizer=")
+
+
+def _loader(now: Conditions) -> str:
+    if now.loader is None:
+        return "needs a DataLoader, whose batch size and length are known: those of the given train_loader= are not"
+    return "" if now.loader else "needs the training loader: pass train_loader="
+
+
+def _batch_size(now: Conditions) -> str:
+    if now.loader or not now.unsampled:
+        return ""
+    return f"needs the batch size: pass train_loader=, or let activations be sampled; it {now.unsampled}"
+
+
+def _scaler(now: Conditions) -> str:
+    return "" if now.scaler else "needs a gradient scaler, which trains in fp16: pass scaler= if there is one"
+
+
+def _validation(now: Conditions) -> str:
+    return "" if now.validated else "needs a validation, and none was seen yet: wrap it in monitor.evaluation()"
+
+
+def _probe(now: Conditions) -> str:
+    allowed = "" if now.probe else "needs an extra forward at the start of a validation: pass probe=True"
+    return now.unprobed or allowed
+
+
+def _ranks(now: Conditions) -> str:
+    return "" if now.ranks else "needs several processes that train together, and there is one"
+
+
+def _exchange(now: Conditions) -> str:
+    if now.exchange_failure:
+        return f"needs the statistics of all processes, and {now.exchange_failure}"
+    return "" if now.shares else "needs the statistics of all processes: call monitor.share_ranks() in each of them"
+
+
+NEEDS: tuple[Need, ...] = (
+    Need("buffers", "running statistics", _buffers),
+    Need("affine", "gamma and beta, whole in each process (no FSDP, no ZeRO-3)", _affine),
+    Need("whole", "parameters that are whole in each process (no FSDP, no ZeRO-3)", _whole),
+    Need("ledger", "the count of who called each layer", _never),
+    Need(
+        "samples",
+        "activation samples (sample_every_n_steps above 0, no torch.compile)",
+        lambda now: now.unsampled,
+    ),
+    Need("optimizer", "the optimizer (optimizer=)", _optimizer),
+    Need("loader", "the training loader (train_loader=)", _loader),
+    Need("batch_size", "the number of samples in a batch (train_loader=, or activation samples)", _batch_size),
+    Need("scaler", "the gradient scaler (scaler=)", _scaler),
+    Need("accumulation", "the number of micro-batches per optimizer step (accumulate_grad_batches=)", _never),
+    Need(
+        "dataflow",
+        "the autograd graph of a training step (no torch.compile, or probe=True)",
+        lambda now: now.untraced,
+    ),
+    Need("validation", "a validation", _validation),
+    Need("probe", "an extra forward at the start of a validation (probe=True)", _probe),
+    Need("ranks", "several processes that train together", _ranks),
+    Need(
+        "exchange",
+        "the statistics of all these processes (monitor.share_ranks() in each; Lightning does it)",
+        _exchange,
+    ),
+)
+"""Every word of :attr:`bnmonitor.Rule.needs`. A new need is one entry here."""
+
+
+def absent_needs(now: Conditions) -> dict[str, str]:
+    """Return the words of the needs that are not met now, each with the reason."""
+    return {need.word: why for need in NEEDS if (why := need.why_absent(now))}
 
 
 def unmet(needs: Collection[str], absent: Mapping[str, str]) -> str:
-    """Return the reason why needs are not met, the first in the order of the vocabulary; empty if they are."""
+    """Return the reason why needs are not met, the first in the order of :data:`NEEDS`; empty if they are."""
     if absent.keys().isdisjoint(needs):
         return ""
     return next(why for need, why in absent.items() if need in needs)

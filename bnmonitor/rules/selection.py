@@ -1,4 +1,4 @@
-"""Choose rules by code, prefix or name."""
+"""Selects rules by code, prefix or name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def find(word: str, rules: Sequence[Rule] | None = None) -> Rule:
     """Return the rule with a code or name.
 
     Raises:
-        ValueError: There is none; the message names the nearest.
+        ValueError: No rule has it; the message names the nearest.
     """
     every = all_rules() if rules is None else rules
     for rule in every:
@@ -35,32 +35,35 @@ def choose(
     Args:
         select: Codes, prefixes of codes, names, ``"default"`` or ``"all"``.
         ignore: Codes, prefixes of codes or names to leave out.
-        rules: Own rules, which join the catalogue or replace a rule of the same code and always run unless ignored; or
-            thresholds by rule: ``{"small-batch": {"warn_below": 8}}``; see :func:`by_layer` for those of some layers.
+        rules: Own rules, which run unless ignored and replace a rule of the same code; or thresholds by rule:
+            ``{"small-batch": {"warn_below": 8}}``; see :func:`by_layer` for thresholds of some layers.
 
     Raises:
-        ValueError: A word matches no rule, a threshold does not exist, or is no number.
-        TypeError: ``rules`` holds something that is no rule.
+        ValueError: A word matches no rule, a threshold does not exist, or it is not a number.
+        TypeError: ``rules`` holds something that is not a rule.
     """
     available = {rule.code: rule for rule in all_rules()}
     own: set[str] = set()
     if isinstance(rules, Mapping):
         for word, thresholds in rules.items():
             if not isinstance(word, str):
-                raise TypeError(f"rules= maps codes or names of rules to thresholds, got the key {word!r}")
+                raise TypeError(f"rules= must map codes or names of rules to thresholds, got the key {word!r}")
             rule, _ = with_thresholds(find(word), thresholds)
             available[rule.code] = rule
     elif rules is not None and not isinstance(rules, Sequence):
-        raise TypeError(f"rules={rules!r} must be a sequence of Rule instances or a mapping of thresholds by rule")
+        raise TypeError(
+            f"rules= must be a sequence of Rule instances or a mapping of thresholds by rule, got {rules!r}"
+        )
     else:
         for rule in rules or ():
             if not isinstance(rule, Rule):
                 hint = "pass an instance" if isinstance(rule, type) else "derive it from bnmonitor.rules.Rule"
-                raise TypeError(f"rules= takes Rule instances or a mapping of thresholds, got {rule!r}; {hint}")
-            for need in sorted(rule.needs - NEEDS.keys()):
+                raise TypeError(f"rules= must hold Rule instances or map rules to thresholds, got {rule!r}; {hint}")
+            words = [need.word for need in NEEDS]
+            for word in sorted(rule.needs.difference(words)):
                 raise ValueError(
-                    f"rule {rule.name!r} needs {need!r}, which is not known{nearest(need, NEEDS)}; "
-                    f"a rule may need {', '.join(NEEDS)}"
+                    f"rule {rule.name!r} needs {word!r}, which is not known{nearest(word, words)}; "
+                    f"a rule may need {', '.join(words)}"
                 )
             available[rule.code] = rule
             own.add(rule.code)
@@ -71,10 +74,10 @@ def choose(
 
 
 def by_layer(rules: Sequence[Rule] | Mapping[str, Thresholds] | None) -> dict[str, tuple[ForLayers, ...]]:
-    """Return by code the rules that have other thresholds in some layers.
+    """Return the rules that have other thresholds in some layers, by code.
 
     ``{"small-batch": {"warn_below": 8, "layers": {"head.*": {"warn_below": 4}}}}`` warns below 4 samples in the layers
-    that ``head.*`` matches, and below 8 in all others. Of several patterns that match a layer the first counts.
+    that ``head.*`` matches, and below 8 in all others. If several patterns match a layer, the first applies.
     """
     if not isinstance(rules, Mapping):
         return {}

@@ -1,4 +1,4 @@
-"""Thresholds that users set: of a rule, and of a rule in some layers only."""
+"""Thresholds that users set, for a rule in all layers or in some."""
 
 from __future__ import annotations
 
@@ -12,52 +12,52 @@ from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import Window
 
 LAYERS = "layers"
-"""The word under which a rule's thresholds hold those of some layers, by glob pattern."""
+"""The key, among a rule's thresholds, of the thresholds for some layers by glob pattern."""
 
 Thresholds = Mapping[str, float | Mapping[str, Mapping[str, float]]]
-"""Thresholds of a rule by name, and under ``layers`` those of some layers by pattern."""
+"""Thresholds of a rule by name, and under ``layers`` the thresholds for some layers by pattern."""
 
 
 @dataclass(frozen=True)
 class ForLayers:
-    """A rule with other thresholds, for the layers that a pattern matches."""
+    """A rule with its thresholds for the layers that a pattern matches."""
 
     pattern: str
     rule: Rule
 
 
 def with_thresholds(rule: Rule, thresholds: Mapping[str, object]) -> tuple[Rule, tuple[ForLayers, ...]]:
-    """Return a rule with other thresholds, and what it becomes in some layers.
+    """Return a rule with other thresholds, and the variants of the rule for some layers.
 
-    What is set for the rule holds in these layers as well, but for what is set there.
+    A variant has the thresholds that were set for the rule, except those that were set for its layers.
 
     Raises:
-        ValueError: A threshold does not exist, or is no number.
-        TypeError: What should map to thresholds does not.
+        ValueError: A threshold does not exist, or is not a number.
+        TypeError: An argument is not a mapping of thresholds.
     """
     if not isinstance(thresholds, Mapping):
-        raise TypeError(f"rules={{{rule.name!r}: {thresholds!r}}} must map to thresholds by name, {_example(rule)}")
+        raise TypeError(f"rules= must map {rule.name!r} to thresholds by name, {_example(rule)}, got {thresholds!r}")
     everywhere = _set(rule, {name: value for name, value in thresholds.items() if name != LAYERS})
     patterns = thresholds.get(LAYERS, {})
     if not isinstance(patterns, Mapping) or not all(isinstance(p, str) for p in patterns):
         raise TypeError(
-            f"rules={{{rule.name!r}: {{'layers': {patterns!r}}}}} must map patterns of layer names to thresholds, "
-            f"such as {{'head.*': {{...}}}}"
+            f"rules= must map 'layers' of {rule.name!r} to thresholds by pattern of layer names, "
+            f"such as {{'head.*': {{...}}}}, got {patterns!r}"
         )
     for pattern, some in patterns.items():
         if not isinstance(some, Mapping):
             raise TypeError(
-                f"rules={{{rule.name!r}: {{'layers': {{{pattern!r}: {some!r}}}}}}} must map the pattern to thresholds, "
-                f"{_example(rule)}"
+                f"rules= must map the pattern {pattern!r} of {rule.name!r} to thresholds by name, {_example(rule)}, "
+                f"got {some!r}"
             )
     return everywhere, tuple(ForLayers(pattern, _set(everywhere, some)) for pattern, some in patterns.items())
 
 
 def check_patterns(special: Mapping[str, Sequence[ForLayers]], layers: LayerTable) -> None:
-    """Refuse a pattern that matches no layer, so that a slip of the pen is not a threshold that never counts.
+    """Refuse a pattern that matches no layer: a typing error would leave its thresholds without effect.
 
     Raises:
-        ValueError: One does not.
+        ValueError: A pattern matches no layer.
     """
     for variants in special.values():
         for variant in variants:
@@ -70,7 +70,7 @@ def check_patterns(special: Mapping[str, Sequence[ForLayers]], layers: LayerTabl
 
 
 def judge(rule: Rule, special: Sequence[ForLayers], window: Window) -> list[Finding]:
-    """Return a rule's findings, each layer judged by the first pattern that matches it, or by the rule itself."""
+    """Return a rule's findings; the first variant whose pattern matches a layer judges it, else the rule itself."""
     if not special:
         return rule.check(window)
     findings: list[Finding] = []
@@ -84,7 +84,7 @@ def judge(rule: Rule, special: Sequence[ForLayers], window: Window) -> list[Find
 
 
 def _within(finding: Finding, layers: set[int]) -> Finding | None:
-    """What is left of a finding in some layers."""
+    """The part of a finding that concerns some layers; None if no part does."""
     if not finding.layers:
         return finding if finding.layer in layers else None
     mine = tuple(i for i in finding.layers if i in layers)

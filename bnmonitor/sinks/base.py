@@ -1,4 +1,4 @@
-"""What a sink is, and what it is told of the run."""
+"""What a sink is, and what the monitor passes to it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a sink may need to know when it opens.
+    """What the monitor passes to a sink when it opens it.
 
     Attributes:
         layers: The layers under watch.
-        log_dir: Where files of the run belong; None: nowhere.
+        log_dir: The directory for files of the run; None: write no files.
         loggers: The loggers of a Lightning Trainer.
-        emit: Prints a rich renderable without tearing the progress bar; None: print to rich's own console.
-        status: Shows a word on the state inside the progress bar; None: there is no bar.
-        sinks: All sinks of the run, but for those that failed.
+        emit: Prints a rich renderable without breaking the progress bar; None: print to rich's own console.
+        status: Shows a short text on the state inside the progress bar; None: there is no bar.
+        sinks: All sinks of the run, except those that failed.
     """
 
     layers: LayerTable
@@ -37,60 +37,60 @@ class Run:
 
     @property
     def history(self) -> tuple[str, ...]:
-        """Directories that the history goes to, once all sinks are open."""
+        """Directories that the sinks write a history to, known once all are open."""
         return tuple(dict.fromkeys(place for sink in self.sinks for place in sink.history))
 
 
 class Sink:
-    """Takes what the monitor has to say. Override what you need; the rest does nothing.
+    """Receives alerts and summaries from the monitor. Override the methods you need; the others do nothing.
 
-    A sink that raises is reported once (BN002) and not called again.
+    If a sink raises, the monitor reports it once (BN002) and does not call it again.
 
     Attributes:
-        shows_alerts: Whether a person sees the alerts here; then ``on_alert="warn"`` needs no Python warning.
-        history: Directories it writes a history to that ``bnmonitor report`` can read; known once it is open.
+        shows_alerts: Whether a person sees the alerts here; then ``on_alert="warn"`` gives no Python warning.
+        history: Directories with a history that ``bnmonitor report`` can read; known once the sink is open.
     """
 
     shows_alerts: bool = False
     history: Sequence[str] = ()
 
     def open(self, run: Run) -> None:
-        """Begin; called at each ``start()``."""
+        """Prepare for a run; called at each ``start()``."""
 
     def frame(self, summary: Summary) -> None:
-        """Take the state of all layers; called every ``log_every_n_steps``."""
+        """Receive the state of all layers; called every ``log_every_n_steps``."""
 
     def alert(self, alert: Alert) -> None:
-        """Take an alert that opened, got worse or was cleared (see ``alert.state``)."""
+        """Receive an alert that opened, got worse or was cleared (see ``alert.state``)."""
 
     def epoch(self, summary: Summary) -> None:
-        """Take the state at the end of an epoch."""
+        """Receive the state at the end of an epoch."""
 
     def close(self, summary: Summary) -> None:
-        """Take the state at the end, and flush."""
+        """Receive the state at the end of the run, and flush."""
 
 
 def checked(sinks: object) -> Sequence[Sink]:
-    """Return the sinks a user gave.
+    """Return the sinks that a user passed, after a check.
 
     Raises:
-        TypeError: They are no sequence of sinks.
+        TypeError: The argument is not a sequence of sinks.
     """
     if not isinstance(sinks, Sequence) or isinstance(sinks, str):
         raise TypeError(f"sinks must be a sequence of sinks, got {type(sinks).__name__}: pass [sink]")
     for sink in sinks:
         if not isinstance(sink, Sink):
             hint = "pass an instance" if isinstance(sink, type) else "derive it from bnmonitor.sinks.Sink"
-            raise TypeError(f"sinks holds {sink!r}, which is no sink: {hint}")
+            raise TypeError(f"sinks must hold sinks only, got {sink!r}: {hint}")
     return sinks
 
 
 class FanOut:
-    """Several sinks as one; a sink that raises is left out from then on.
+    """Several sinks as one. A sink that raises is removed.
 
     Args:
         sinks: The sinks.
-        failed: Told of each sink that raised, after it was left out.
+        failed: Called with each sink that raised, after it was removed.
     """
 
     def __init__(self, sinks: Sequence[Sink], failed: Callable[[Sink, Exception], None]) -> None:
@@ -99,16 +99,16 @@ class FanOut:
 
     @property
     def shows_alerts(self) -> bool:
-        """Whether a person sees the alerts in one of them."""
+        """Whether a person sees the alerts in one of the sinks."""
         return any(sink.shows_alerts for sink in self.sinks)
 
-    def tell(self, what: Literal["open", "frame", "alert", "epoch", "close"], argument: Any) -> None:
+    def call(self, method: Literal["open", "frame", "alert", "epoch", "close"], argument: Any) -> None:
         """Call one method of every sink."""
         for sink in list(self.sinks):
             if sink not in self.sinks:
-                continue  # left out meanwhile, while another one's failure was told
+                continue  # it failed and was removed while the failure of another sink was announced
             try:
-                getattr(sink, what)(argument)
+                getattr(sink, method)(argument)
             except Exception as error:
                 self.sinks.remove(sink)
                 self._failed(sink, error)

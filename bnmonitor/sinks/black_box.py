@@ -24,7 +24,7 @@ class BlackBox:
 
     Args:
         run: The run's directory.
-        most: Files kept at most; later errors of the run are not written.
+        most: Most files of a run; later errors are not written.
     """
 
     def __init__(self, run: Path, most: int = 8) -> None:
@@ -54,7 +54,7 @@ class BlackBox:
         return path
 
     def failures(self) -> list[Exception]:
-        """Return, and forget, what went wrong in writing."""
+        """Return the errors of writing since the last call."""
         failed, self._failed = self._failed, []
         return failed
 
@@ -94,12 +94,12 @@ def read_black_box(path: str | Path) -> dict[str, Any]:
         a tensor ``[steps, channels]`` or ``[steps, layers]``.
 
     Raises:
-        ValueError: The file is no black box.
+        ValueError: The file is not a black box.
     """
     found = boxes.load(path)
     try:
         alert = Alert.from_dict(found.pop("alert"))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no black box of bnmonitor: {error}") from None
+        raise ValueError(f"{path} is not a black box of bnmonitor: {error}") from None
     about = {name: found.pop(name) for name in ("steps", "layers", "channels")}
     return {"alert": alert, **about, **{name: torch.from_numpy(array) for name, array in found.items()}}

@@ -1,4 +1,4 @@
-"""What TensorBoard is given beyond the frame: facts of each layer, and the channels of some within a budget."""
+"""The data that TensorBoard gets besides frames: facts of each layer, and channels of some layers within a budget."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from bnmonitor.history import encode
 from bnmonitor.history import statistics as catalogue
 from bnmonitor.history.schema import CHANNELS, FACTS
+from bnmonitor.measures import BY_CHANNEL
 from bnmonitor.results import Severity
 from bnmonitor.summary import Summary
 from bnmonitor.window import Window
@@ -42,11 +43,11 @@ class ChannelDetail:
         self._described: set[str] = set()
 
     def reopen(self) -> None:
-        """Describe every tag again, as another file is written from here on."""
+        """Describe every tag again, in the next file."""
         self._described.clear()
 
     def values(self, summary: Summary, key: str) -> list[SummaryProto.Value]:
-        """Return the channels of the layers whose turn it is, under tags with the key of the schema."""
+        """Return the channels of the layers that are next in turn, under tags with the key of the schema."""
         window, layers = summary.window, summary.layers
         if not self._budget or window is None:
             return []
@@ -65,7 +66,7 @@ class ChannelDetail:
         return values
 
     def _turn(self, summary: Summary) -> list[int]:
-        """The layers that may be written, the most overdue first."""
+        """Return the layers that may be written, the most overdue first."""
         flagged = {name for alert in summary.open(Severity.WARNING) for name in alert.layers}
         waited = [
             (self._frames - self._last.get(name, -self._frames)) * (_HURRY if name in flagged else 1)
@@ -78,35 +79,22 @@ class ChannelDetail:
         if tag not in self._described:
             self._described.add(tag)
             about = json.dumps({"v": 2, "layer": window.layers.names[index], "statistics": STATISTICS}).encode()
-        rows = []
-        for name in STATISTICS:
-            if name in ("nonpositive", "peak"):
-                rows.append(_sampled(window, span, name))
-            else:
-                rows.append(getattr(window, name)[-1, span].float())
+        rows = [BY_CHANNEL[name](window, span).float() for name in STATISTICS]
         return encode.floats(tag, torch.stack(rows).numpy(), about)
 
 
-def _sampled(window: Window, span: slice, name: str) -> torch.Tensor:
-    if window.sample is None:
-        return torch.full((span.stop - span.start,), torch.nan, device="cpu")
-    if name == "nonpositive":
-        return window.sample.output.nonpositive[span].float()
-    return torch.maximum(window.sample.input.max[span], -window.sample.input.min[span]).float()
-
-
 class LayerFacts:
-    """Writes what is known of each layer, again whenever it changed."""
+    """Writes the facts of each layer, and again when they change."""
 
     def __init__(self) -> None:
         self._written: dict[str, list[dict[str, Any]]] = {}
 
     def reopen(self) -> None:
-        """Write it again, as another file is written from here on."""
+        """Write the facts again, into the next file."""
         self._written.clear()
 
     def values(self, summary: Summary, key: str) -> list[SummaryProto.Value]:
-        """Return the facts if they are news."""
+        """Return the facts if they changed."""
         if summary.window is None:
             return []
         facts = facts_of(summary.window)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from bnmonitor._text import nearest
-from bnmonitor.display import alert_block, final_summary, health_table, show
+from bnmonitor.display import alert_block, alert_change, final_summary, health_table, show
 from bnmonitor.results import Alert, Severity
 from bnmonitor.sinks.base import Run, Sink
 from bnmonitor.summary import Summary
@@ -72,8 +72,8 @@ class Console(Sink):
             self._open[alert.key] = alert.severity
         self._say()
         if not self._quiet or alert.severity >= Severity.WARNING:
-            told = alert.key in self._told
-            self._emit(alert_block(alert, fix=not (gone or told), now=told))
+            seen = gone or alert.key in self._told
+            self._emit(alert_change(alert) if seen else alert_block(alert))
             self._told.add(alert.key)
 
     def epoch(self, summary: Summary) -> None:

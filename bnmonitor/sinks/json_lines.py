@@ -13,7 +13,7 @@ class JsonLines(Sink):
     """Appends every alert event (opened, got worse, cleared) to a file, as one JSON object a line.
 
     Args:
-        path: The file; its directory is made if need be.
+        path: The file; its directory is made if it is missing.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -11,7 +11,7 @@ from bnmonitor.summary import Summary
 
 
 def totals(summary: Summary) -> dict[str, float]:
-    """The numbers that stand for the whole model: worst health, open errors, open warnings."""
+    """Return the numbers of the whole model: worst health, open errors, open warnings."""
     errors = len(summary.open(Severity.ERROR))
     return {
         "bnmonitor/health": summary.health,
@@ -23,7 +23,7 @@ def totals(summary: Summary) -> dict[str, float]:
 def torch_writer(logger: Any) -> Any:
     """Return the ``torch.utils.tensorboard`` writer of a TensorBoard logger; None for any other logger.
 
-    Lightning falls back to tensorboardX, whose writer takes other protocol buffers: that counts as any other logger.
+    Lightning falls back to tensorboardX. Its writer takes other protocol buffers, so it counts as another logger.
     """
     if not any(c.__name__ == "TensorBoardLogger" for c in type(logger).__mro__):
         return None
@@ -32,7 +32,7 @@ def torch_writer(logger: Any) -> Any:
 
 
 def _writes_events(logger: Any) -> bool:
-    """Whether the TensorBoard sink sees to this logger; a writer that can not be made is for that sink to report."""
+    """Return whether the TensorBoard sink writes to this logger; it also reports a writer that cannot be made."""
     try:
         return torch_writer(logger) is not None
     except Exception:

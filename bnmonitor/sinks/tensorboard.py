@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnmonitor._text import count, listing
 from bnmonitor._version import __version__
-from bnmonitor.history import encode
+from bnmonitor.history import encode, statistics
 from bnmonitor.history.schema import ABOUT, FRAME, Schema, alert_tag
 from bnmonitor.results import Alert
 from bnmonitor.sinks.base import Run, Sink
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary as SummaryProto
 
 ALERTS_TAG = "bnmonitor/alerts"
-PER_LAYER = {"bn_health": "health", "bn_batch_var": "batch_var", "bn_running_gap": "mean_lag"}
+PER_LAYER = {statistic.tag: statistic.name for statistic in statistics.LAYER if statistic.tag}
 """Scalars with a value per layer: group of tags, and the metric it shows."""
 
 FLUSH_SECONDS = 10
-"""What a killed run loses at most of an event file of our own; a logger's writer has an interval of its own."""
+"""At most this many seconds of events are lost if the process is killed; a logger's writer has its own interval."""
 
 MANY = 64
 """With more layers than this only those that have had an alert get scalars of their own; the tab shows all."""
@@ -36,25 +36,26 @@ _FRAMING = 48
 """Bytes around a summary in the file: length, checksums, step and time."""
 
 ROWS = 50
-"""Alerts that the table for every TensorBoard shows; it is written anew each time, and the tab shows all."""
+"""Alerts in the table of the Text tab, which is rewritten at each alert; the BatchNorm tab shows all."""
 
 RUN_BYTES = 512 * 2**20
-"""What the frames of a run take at most, unless another budget is given."""
+"""Most bytes of a run's frames by default."""
 
 
 class TensorBoard(Sink):
     """Writes the state of all layers as event data.
 
-    For every TensorBoard: a handful of scalars, and the alerts as one Markdown table that is written anew when it
-    changes. For the BatchNorm tab, the report and the comparison: the whole ``[layers, metrics]`` table as one tensor,
-    the channels of some layers, and each alert as JSON. A frame and what goes with it is one event.
+    For every TensorBoard: a few scalars, and the alerts as one Markdown table that is rewritten when it changes. For
+    the BatchNorm tab, the report and the comparison: the whole ``[layers, metrics]`` table as one tensor, the channels
+    of some layers, and each alert as JSON. A frame with its scalars and channels is one event.
 
     Args:
-        log_dir: Directory for an event file of our own; None: the files of the Trainer's TensorBoard loggers.
+        log_dir: Directory for a new event file; None: the files of the Trainer's TensorBoard loggers.
         channel_bytes: Bytes per frame for channels; 0: none are written. Layers with an open warning come first.
         run_bytes: Bytes of all frames of a run, with their scalars and channels; None: no bound. Long before it is
             reached only every 2nd, 4th, ... frame is written, and those at which a layer does something unusual or an
-            alert comes or goes: see :class:`bnmonitor.sinks.thinning.Thinning`. Counted anew when a run is resumed.
+            alert comes or goes: see :class:`bnmonitor.sinks.thinning.Thinning`. The count starts again
+            when a run is resumed.
 
     Raises:
         ValueError: ``channel_bytes`` is negative, or ``run_bytes`` is not positive.
@@ -76,7 +77,7 @@ class TensorBoard(Sink):
         self._alerts: dict[tuple[str, str, int], Alert] = {}
         self._written: dict[tuple[str, str, int], Alert] = {}
         self._described: set[str] = set()
-        self._told: dict[str, Any] = {}
+        self._reported: dict[str, Any] = {}
         self._channels, self._facts = ChannelDetail(channel_bytes), LayerFacts()
         self._thinning = Thinning(run_bytes)
         self._alerted = self._left_out = False
@@ -92,13 +93,13 @@ class TensorBoard(Sink):
             self._own = SummaryWriter(str(self._log_dir), flush_secs=FLUSH_SECONDS)
             self._writers = [self._own]
         self.history = [str(writer.log_dir) for writer in self._writers]
-        self._told = {}
+        self._reported = {}
         self._described.clear()
         self._channels.reopen()
         self._facts.reopen()
 
     def frame(self, summary: Summary) -> None:
-        """Write one frame, its scalars, and what is news of alerts and layers; in a long run not every frame."""
+        """Write a frame, its scalars, and changes of alerts and layers; a long run does not write every frame."""
         self._step = max(0, summary.step)
         self._take(summary)
         variance, health = (summary.table[:, METRICS.index(name)] for name in ("batch_var", "health"))
@@ -110,7 +111,7 @@ class TensorBoard(Sink):
             self._thinning.wrote(self._whole(summary))
 
     def _whole(self, summary: Summary) -> int:
-        """Write a frame and what goes with it, channels only at the stride; return its bytes."""
+        """Write a frame with its scalars and facts, and with channels at the stride; return its bytes."""
         schema = Schema(summary.layers.names, summary.layers.channels, METRICS)
         channels = self._channels.values(summary, schema.key) if self._thinning.on_stride else []
         return self._add(
@@ -125,7 +126,7 @@ class TensorBoard(Sink):
         )
 
     def alert(self, alert: Alert) -> None:
-        """Write the alert, and the table of all alerts anew."""
+        """Write the alert, and rewrite the table of all alerts."""
         self._alerts[alert.key] = alert
         self._alerted = True
         self._step = max(self._step, alert.last_step)
@@ -140,7 +141,7 @@ class TensorBoard(Sink):
             writer.flush()
 
     def close(self, summary: Summary) -> None:
-        """Write the last frame if it was left out, and that the run has ended; an event file of our own is closed."""
+        """Write the last frame if it was left out, and the end of the run; close the sink's own event file."""
         if self._left_out and summary.step >= 0:
             self._left_out = False
             self._whole(summary)
@@ -151,13 +152,13 @@ class TensorBoard(Sink):
             self._own, self._writers = None, ()
 
     def _about(self, state: str, summary: Summary) -> list[SummaryProto.Value]:
-        """What is said of the run as a whole, if it is news."""
+        """Return the record of the run as a whole, if it changed."""
         about = {"version": __version__, "state": state, "epoch": summary.epoch, "skipped": dict(summary.skipped)}
-        told, self._told = self._told, {**about, "epoch": None}
-        return [] if told == self._told else [encode.plain(ABOUT, about)]
+        before, self._reported = self._reported, {**about, "epoch": None}
+        return [] if before == self._reported else [encode.plain(ABOUT, about)]
 
     def _take(self, summary: Summary) -> None:
-        """Take over how the alerts are now: those of before a resume, and layers that joined one since it was told."""
+        """Copy the state of the alerts: those from before a resume, and layers that joined one since it was written."""
         self._alerts.update((alert.key, alert) for alert in summary.alerts)
 
     def _add(self, values: list[SummaryProto.Value]) -> int:
@@ -192,7 +193,7 @@ class TensorBoard(Sink):
         return encode.floats(tag, summary.table.numpy(), description)
 
     def _news(self, even_older: bool = False) -> list[SummaryProto.Value]:
-        """The alerts that changed since they were written; that one still lasts is no news before the epoch ends."""
+        """Return the alerts that changed since they were written; a new last step counts only when an epoch ends."""
         values = []
         for key, alert in self._alerts.items() if self._writers else ():
             before = self._written.get(key)
@@ -209,12 +210,12 @@ class TensorBoard(Sink):
 
 
 def _same(before: Alert, now: Alert) -> bool:
-    """Whether nothing changed but the last step it was seen at."""
+    """Return whether nothing changed but the last step of the alert."""
     return replace(before, last_step=now.last_step) == now
 
 
 def _markdown(alerts: list[Alert]) -> str:
-    """The alerts so far as one table, newest first."""
+    """Return all alerts as one table, newest first."""
     lines = ["| rule | severity | layer | since | state | what | fix |", "|---|---|---|---|---|---|---|"]
     for a in sorted(alerts, key=lambda a: -a.first_step)[:ROWS]:
         more = f" (+{len(a.layers) - 1})" if len(a.layers) > 1 else ""

@@ -1,4 +1,4 @@
-"""Which frames of a long run are written: all at first, then ever fewer, but for those that show something."""
+"""The choice of frames to write in a long run: all at first, then fewer and fewer, except unusual ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _AT_A_STRIDE = 0.75
 _WHOLE = 0.25
 """Share of that for the beginning of the run, of which every frame is written."""
 _SHRINK = 0.9
-"""What is left for a stride after the one before has had its share, as a share of what was left to that."""
+"""Share of the remaining budget that stays for the strides after this one."""
 _STAGES = 60
 """Beyond this the stride does not double any more."""
 _MEMORY = 0.05
@@ -47,7 +47,7 @@ class Thinning:
 
     @property
     def stride(self) -> int:
-        """Every how many frames one is written by now, whatever it shows."""
+        """The current stride: one in so many frames is written, whatever it shows."""
         return int(2**self._stage)
 
     def wants(self, variance: Tensor, health: Tensor, alerted: bool) -> bool:
@@ -75,17 +75,17 @@ class Thinning:
             self._stage += 1
 
     def _fits(self, on_stride: bool, bytes_: float) -> bool:
-        """Whether one more frame is within its part of so many bytes."""
+        """Return whether one more frame fits into its part of so many bytes."""
         part = _AT_A_STRIDE if on_stride else 1 - _AT_A_STRIDE
         return self._spent[on_stride] + self._size[on_stride] <= part * bytes_
 
     def _share(self) -> float:
-        """Bytes that may have been written by the end of this stage."""
+        """Return the bytes that may be written by the end of this stage."""
         return (self._budget or 0) * (1 - (1 - _WHOLE) * _SHRINK**self._stage)
 
 
 class _Spikes:
-    """Tells a frame that is unlike those before it, in a time that does not grow with the run."""
+    """Recognizes a frame that is unlike those before it, in a time that does not grow with the run."""
 
     def __init__(self) -> None:
         self._level: Tensor | None = None
@@ -101,7 +101,7 @@ class _Spikes:
         far = away > (_FAR * self._usual).clamp(min=_LEAST)
         turned = now.isfinite() != self._level.isfinite()
         found = bool((far | turned | (self._health - health >= _DROP)).any())
-        # What is far moves the level by as much as what is usual, so that a spike is no new level.
+        # What is far moves the level by as much as what is usual, so that a spike does not become the level.
         step = (now - self._level).clamp(-_FAR * self._usual, _FAR * self._usual)
         known = now.isfinite() & self._level.isfinite()
         self._level = torch.where(known, self._level + 4 * _MEMORY * step, now)

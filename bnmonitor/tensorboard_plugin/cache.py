@@ -1,4 +1,4 @@
-"""Keeps what was read last, within bounds."""
+"""A cache of the values that were read last, bounded by their bytes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 
 
 class Cache:
-    """Values by key, each good for one state of what it was made of.
+    """Values by key, each valid for one state of its sources.
 
-    Requests come from many threads: each value is made once, and while it is made other keys are served.
+    Many threads send requests: each value is made once, and other keys are served meanwhile.
 
     Args:
         most: Bytes of arrays to keep; the value used last is kept whatever its size.
@@ -26,7 +26,7 @@ class Cache:
         self._kept: OrderedDict[Hashable, tuple[Hashable, Any, int]] = OrderedDict()
 
     def get(self, key: Hashable, state: Hashable, make: Callable[[], Any]) -> Any:
-        """Return the value of a key, made anew if the state is another than when it was made."""
+        """Return the value of a key; make it again if the state changed."""
         with self._lock:
             making = self._making.setdefault(key, Lock())
         with making:

@@ -1,4 +1,4 @@
-"""Where a run's own files lie, as far as TensorBoard reads a local directory."""
+"""The files of a run, where TensorBoard reads a local directory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def box_files(context: Any, run: str) -> dict[str, Path]:
 
 
 def _places(context: Any, run: str) -> list[tuple[Path, str]]:
-    """Directories that TensorBoard was told of, each with where in it the run would be."""
+    """Return the log directories of TensorBoard, each with the place of the run in it."""
     if context.logdir:
         return [(Path(context.logdir).expanduser(), run)]
     places = []

@@ -1,8 +1,7 @@
-"""What TensorBoard imports when it starts.
+"""The module that TensorBoard imports when it starts.
 
-It does so without a guard: should this module fail to import, TensorBoard does not start at all; and what it costs,
-every start of TensorBoard pays. So it imports nothing but the standard library, what TensorBoard has imported already,
-and two names.
+TensorBoard imports it without a guard: if the import fails, TensorBoard does not start, and if it is slow, every start
+is slow. So it imports only the standard library, what TensorBoard has imported already, and two names.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ class BatchNormLoader(base_plugin.TBLoader):  # type: ignore[misc]
     """Makes the tab's plugin; it defines no flags of its own."""
 
     def fix_flags(self, flags: argparse.Namespace) -> None:
-        """Have our frames kept, unless ``--samples_per_plugin`` says how many."""
+        """Make TensorBoard keep bnmonitor's frames, unless ``--samples_per_plugin`` says how many."""
         samples = getattr(flags, "samples_per_plugin", None)
         if isinstance(samples, dict):
             samples.setdefault(PLUGIN, KEPT)

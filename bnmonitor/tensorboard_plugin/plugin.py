@@ -1,4 +1,7 @@
-"""The server's side of the BatchNorm tab: reads the history through TensorBoard's data provider, and serves slices."""
+"""The server's side of the BatchNorm tab: reads the history through TensorBoard's data provider, and serves slices.
+
+``http_api.md`` describes each route: its parameters, its answer and its errors.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,18 @@ from werkzeug import wrappers
 from bnmonitor import viewer
 from bnmonitor.history import black_boxes as boxes
 from bnmonitor.history import statistics as catalogue
+from bnmonitor.history import thin
 from bnmonitor.history.run import Frames, History, Run
 from bnmonitor.history.schema import ALERT, CHANNELS, FACTS, FRAME, KEPT, PLUGIN
 from bnmonitor.history.source import Array, Provider
-from bnmonitor.history.thin import extent, pool
 from bnmonitor.tensorboard_plugin.cache import Cache
 from bnmonitor.tensorboard_plugin.files import box_files
-from bnmonitor.tensorboard_plugin.wire import LONGEST, NotThereError, Query, answer, as_binary, as_json
+from bnmonitor.tensorboard_plugin.wire import MOST_COLUMNS, NotThereError, Query, answer, as_binary, as_json
 
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
 _LATEST = 2**53
-_LAYER = {statistic.name: statistic for statistic in catalogue.LAYER}
-_CHANNEL = {statistic.name: statistic for statistic in catalogue.CHANNEL}
+COLUMNS = 1500
+"""Columns of a slice unless the request asks for another number."""
 
 Answer = tuple[Any, str]
 
@@ -59,14 +62,14 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         return {**files, **{route: answer(handle) for route, handle in data.items()}}
 
     def is_active(self) -> bool:
-        """Whether to show the tab; TensorBoard shows it by itself once there is data, so this need not look."""
+        """Return whether to show the tab: False, as TensorBoard itself shows it once there is data."""
         return False
 
     def frontend_metadata(self) -> Any:
         """Return how the page is loaded."""
         return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="BatchNorm")
 
-    # -- what it answers -----------------------------------------------------------------------------------------------
+    # -- answers -------------------------------------------------------------------------------------------------------
 
     def _runs(self, request: wrappers.Request, query: Query) -> Answer:
         history = self._history(request)
@@ -80,7 +83,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
             runs.append({"name": name, "layers": layers, "last": last, "wall": wall})
         statistics = [statistic.to_dict() for statistic in catalogue.LAYER]
         channel = [statistic.to_dict() for statistic in catalogue.CHANNEL]
-        return as_json({"runs": runs, "statistics": statistics, "channelStatistics": channel})
+        return as_json({"runs": runs, "statistics": statistics, "channelStatistics": channel, "columns": MOST_COLUMNS})
 
     def _run(self, request: wrappers.Request, query: Query) -> Answer:
         run = self._find(request, query)
@@ -104,18 +107,18 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         )
 
     def _slice(self, request: wrappers.Request, query: Query) -> Answer:
-        """A statistic of all layers over a range of steps: ``[layers, columns]``."""
+        """Answer a statistic of all layers over a range of steps: ``[layers, columns]``."""
         run, metric = self._find(request, query), query.text("statistic")
         frames = self._frames(request, run)
-        logarithmic = _logarithmic(metric, _LAYER)
+        logarithmic = catalogue.logarithmic(metric, catalogue.LAYER)
         values = frames.of(metric)
         ends = self._kept(
-            request, run, FRAME, lambda: extent(values, logarithmic=logarithmic), metric
-        )  # of the whole run, so that colours stay what they are while zooming
+            request, run, FRAME, lambda: thin.extent(values, logarithmic=logarithmic), metric
+        )  # of the whole run, so that zooming changes no color
         return _columns(frames.steps, values, query, logarithmic, {"extent": ends})
 
     def _layer(self, request: wrappers.Request, query: Query) -> Answer:
-        """Every statistic of one layer: ``[statistics, columns]``."""
+        """Answer every statistic of one layer: ``[statistics, columns]``."""
         run, layer = self._find(request, query), query.text("layer")
         frames = self._frames(request, run)
         if layer not in frames.layers:
@@ -124,23 +127,23 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         return _columns(frames.steps, values, query, False, {"statistics": frames.metrics})
 
     def _channels(self, request: wrappers.Request, query: Query) -> Answer:
-        """A statistic of a layer's channels: ``[channels, columns]``."""
+        """Answer a statistic of a layer's channels: ``[channels, columns]``."""
         run, statistic = self._find(request, query), query.text("statistic")
         detail = self._detail(request, run, query)
         values = detail.of(statistic)
-        logarithmic = _logarithmic(statistic, _CHANNEL)
-        ends = extent(values, logarithmic=logarithmic)
+        logarithmic = catalogue.logarithmic(statistic, catalogue.CHANNEL)
+        ends = thin.extent(values, logarithmic=logarithmic)
         return _columns(detail.steps, values, query, logarithmic, {"extent": ends})
 
     def _channel(self, request: wrappers.Request, query: Query) -> Answer:
-        """Every statistic of one channel: ``[statistics, columns]``."""
+        """Answer every statistic of one channel: ``[statistics, columns]``."""
         run = self._find(request, query)
         detail = self._detail(request, run, query)
         channel = query.number("channel", 0, detail.values.shape[1] - 1, 0)
         return _columns(detail.steps, detail.values[:, channel], query, False, {"statistics": detail.statistics})
 
     def _box(self, request: wrappers.Request, query: Query) -> Answer:
-        """A statistic of one layer in a black box: ``[channels, steps]``, every step of it."""
+        """Answer a statistic of one layer in a black box: ``[channels, steps]``, every step of it."""
         run, name = self._find(request, query), query.text("file")
         layer, statistic = query.text("layer"), query.text("statistic", "batch_var")
         files = box_files(self._context, run.name)
@@ -151,11 +154,11 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
             values = boxes.of_layer(box, layer, statistic)
         except (OSError, ValueError, IndexError) as error:
             raise NotThereError(f"the black box has no such layer or statistic, or cannot be read: {error}") from None
-        ends = extent(values, logarithmic=_logarithmic(statistic, _CHANNEL))
+        ends = thin.extent(values, logarithmic=catalogue.logarithmic(statistic, catalogue.CHANNEL))
         steps = np.asarray(box["steps"])
         return _columns(steps, values, query, False, {"extent": ends, "layers": box["layers"]})
 
-    # -- where it has it from ------------------------------------------------------------------------------------------
+    # -- reading ------------------------------------------------------------------------------------------------------
 
     def _history(self, request: wrappers.Request) -> History:
         context = plugin_util.context(request.environ)
@@ -183,7 +186,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         return detail
 
     def _kept(self, request: wrappers.Request, run: Run, prefix: str, read: Callable[[], Any], more: str = "") -> Any:
-        """What was read before, unless something was added to the tags it comes from."""
+        """Return a cached value, read again if something was added to its tags."""
         key = (self._experiment(request), run.name, prefix, more)
         return self._cache.get(key, run.state(prefix), read)
 
@@ -193,28 +196,18 @@ def _static(path: Path) -> Any:
     return answer(lambda request, query: (path.read_text(encoding="utf-8"), kind))
 
 
-def _logarithmic(statistic: str, known: dict[str, catalogue.Statistic]) -> bool:
-    return statistic in known and known[statistic].scale == "log"
-
-
 def _columns(steps: Array, values: Array, query: Query, logarithmic: bool, header: dict[str, Any]) -> Answer:
-    """A range of steps, thinned. Column ``i`` stands for the steps after the end of the one before up to its own."""
+    """Answer a range of steps, thinned: column ``i`` stands for the steps after ``ends[i - 1]`` up to ``ends[i]``."""
     first, last = query.number("from", -_LATEST, _LATEST, -_LATEST), query.number("to", -_LATEST, _LATEST, _LATEST)
     lo, hi = int(np.searchsorted(steps, first, "left")), int(np.searchsorted(steps, last, "right"))
     lo, hi = max(0, lo - 1), min(len(steps), hi + 1)  # a column more on either side, to draw up to the edge
-    thin, edges = pool(values[:, lo:hi], query.number("bins", 1, LONGEST, 1500), logarithmic=logarithmic)
+    thinned, edges = thin.pool(
+        values[:, lo:hi], query.number("bins", 1, MOST_COLUMNS, COLUMNS), logarithmic=logarithmic
+    )
     inside = steps[lo:hi]
     ends = inside[edges[1:] - 1] if len(inside) else inside
-    before = int(steps[lo - 1]) if lo else _before(steps)
-    return as_binary({**header, "ends": ends.tolist(), "before": before, "frames": hi - lo}, thin)
-
-
-def _before(steps: Array) -> int:
-    """Where the first column begins: as wide as the usual one, but not before the first step of all."""
-    if not len(steps):
-        return -1
-    width = int(np.median(np.diff(steps))) if len(steps) > 1 else 1
-    return max(-1, int(steps[0]) - width)
+    before = int(steps[lo - 1]) if lo else thin.before(steps)
+    return as_binary({**header, "ends": ends.tolist(), "before": before, "frames": hi - lo}, thinned)
 
 
 def _described(files: dict[str, Path]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What goes over the wire: checked parameters in, JSON or binary slices out."""
+"""Requests and answers: checked parameters in, JSON or binary slices out. ``http_api.md`` describes both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ logger = logging.getLogger(__name__)
 
 BINARY = "application/octet-stream"
 LONGEST = 4096
-"""Characters of a parameter, and the most columns of a slice."""
+"""The most characters of a parameter."""
+
+MOST_COLUMNS = 4096
+"""The most columns of a slice, which is more than most screens have pixels."""
 
 App = Callable[..., Any]
 
@@ -29,7 +32,7 @@ class BadRequestError(Exception):
 
 
 class NotThereError(Exception):
-    """What was asked for does not exist."""
+    """The requested run, layer or file does not exist."""
 
 
 class Query:
@@ -59,7 +62,7 @@ class Query:
         """Return a parameter as an int.
 
         Raises:
-            BadRequestError: It is no int from ``least`` to ``most``.
+            BadRequestError: It is not an int from ``least`` to ``most``.
         """
         text = self.text(name, str(default))
         try:
@@ -72,7 +75,7 @@ class Query:
 
 
 def answer(handle: Callable[[wrappers.Request, Query], tuple[Any, str]]) -> App:
-    """Make an app of a function that returns content and its type; what goes wrong is one sentence of plain text."""
+    """Make a web app from a function that returns content and its type; an error is one sentence of plain text."""
 
     @wrappers.Request.application
     def app(request: wrappers.Request) -> wrappers.Response:

@@ -3,4 +3,4 @@
 from pathlib import Path
 
 DIRECTORY = Path(__file__).parent
-"""Where its modules lie."""
+"""The directory of its modules."""

@@ -1,7 +1,7 @@
 /** Alerts as a list, as a time line, and one of them in full. */
 
 import { h } from "./dom.js";
-import { keyOf } from "./state.js";
+import { keyOf } from "./view_state.js";
 import { count, cut, grouped, number, severity } from "./text.js";
 
 /** @typedef {import("./types.js").Alert} Alert */
@@ -18,10 +18,10 @@ export function verdict(run) {
   const open = run.alerts.filter((a) => a.state === "open");
   const of = (/** @type {string} */ s) => open.filter((a) => a.severity === s).length;
   const found = [of("error") && count(of("error"), "error"), of("warning") && count(of("warning"), "warning")].filter(Boolean);
-  const worst = of("error") ? "error" : of("warning") ? "warning" : "well";
+  const worst = of("error") ? "error" : of("warning") ? "warning" : "healthy";
   const where = `${count(run.layers.length, "layer")} · step ${grouped(run.steps[1])}`;
   const notes = of("info") ? ` · ${count(of("info"), "note")}` : "";
-  return h("div", { class: `verdict ${worst}` }, h("b", {}, worst === "well" ? "✓" : severity(worst).glyph), " ", worst === "well" ? `healthy, ${where}${notes}` : `${found.join(", ")} in ${where}`);
+  return h("div", { class: `verdict ${worst}` }, h("b", {}, worst === "healthy" ? "✓" : severity(worst).glyph), " ", worst === "healthy" ? `healthy, ${where}${notes}` : `${found.join(", ")} in ${where}`);
 }
 
 /** @param {Alert[]} alerts @param {string} selected @param {(alert: Alert) => void} select */

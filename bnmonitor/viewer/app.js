@@ -1,17 +1,17 @@
-/** The page: what is asked for, what is shown, and how the one follows from the other. */
+/** The page: its state, the numbers that it asks for, and what it shows. */
 
-import { Bar } from "./bar.js";
+import { Toolbar } from "./toolbar.js";
 import { h } from "./dom.js";
 import { empty, trouble } from "./notices.js";
 import { Overview } from "./overview.js";
 import { Panel } from "./panel.js";
 import { scaleOf } from "./scale.js";
-import { fromWords, keyOf, toWords } from "./state.js";
+import { fromWords, keyOf, toWords } from "./view_state.js";
 
 /** @typedef {import("./types.js").Run} Run */
 /** @typedef {import("./types.js").Slice} Slice */
 /** @typedef {import("./types.js").Range} Range */
-/** @typedef {import("./state.js").State} State */
+/** @typedef {import("./view_state.js").State} State */
 
 const POLL = 10_000;
 const PAUSE = 120;
@@ -33,7 +33,7 @@ export class App {
     this.runs = new Map();
     /** @type {Map<string, Slice>} */
     this.slices = new Map();
-    this.bar = new Bar({ change: (part) => this.change(part) });
+    this.toolbar = new Toolbar({ change: (part) => this.change(part) });
     const on = {
       zoom: (/** @type {Range|null} */ view) => this.change({ from: view?.from ?? null, to: view?.to ?? null }),
       alert: (/** @type {import("./types.js").Alert} */ a, /** @type {string} */ run) =>
@@ -50,18 +50,18 @@ export class App {
     this.notice = h("div", { class: "notice-place" });
     this.room = h("section", { class: "maps" }, ...this.maps.map((m) => m.el));
     this.main = h("main", { class: "split", hidden: true }, this.room, this.panel.el);
-    this.el = h("div", { class: "bn" }, this.bar.el, this.notice, this.main);
+    this.el = h("div", { class: "bn" }, this.toolbar.el, this.notice, this.main);
     new ResizeObserver(() => this.resized()).observe(this.room);
     document.addEventListener("keydown", (e) => this.key(e));
     if (options.live) setInterval(() => this.poll(), POLL);
   }
 
-  /** The run the panel speaks of. */
+  /** The run that the panel shows. */
   get focused() {
     return this.state.focus && this.state.focus === this.state.compare ? this.state.compare : this.state.run;
   }
 
-  /** Change a part of what is looked at. @param {Partial<State>} part */
+  /** Change a part of the view. @param {Partial<State>} part */
   change(part) {
     Object.assign(this.state, part);
     clearTimeout(this.waiting);
@@ -70,7 +70,7 @@ export class App {
     this.load();
   }
 
-  /** Draw another range of what is there at once, and ask for a finer look when the hand rests. */
+  /** Draw another range of the numbers at hand at once, and ask for finer ones when the pointer rests. */
   glide() {
     const { runs, slices } = /** @type {NonNullable<App["shown"]>} */ (this.shown);
     this.token = {};
@@ -79,7 +79,7 @@ export class App {
     this.waiting = setTimeout(() => this.change({}), PAUSE);
   }
 
-  /** Read everything anew; what is looked at stays. */
+  /** Read everything again; the view stays. */
   async reload() {
     this.index = null;
     this.runs.clear();
@@ -94,7 +94,7 @@ export class App {
       const seen = (/** @type {import("./types.js").Index|null} */ i) => JSON.stringify(i?.runs.filter((r) => !i || r.name === this.state.run || r.name === this.state.compare || i.runs.length < 2));
       if (index.runs.length !== this.index?.runs.length || seen(index) !== seen(this.index)) await this.reload();
     } catch {
-      // The server is gone for now; the next look, or a click, will tell.
+      // The server does not answer; the next poll or click tries again.
     }
   }
 
@@ -119,7 +119,7 @@ export class App {
     }
   }
 
-  /** Fill in what is not said, and drop what is not there. @param {import("./types.js").Index} index */
+  /** Fill in missing words of the view, and drop words that name nothing. @param {import("./types.js").Index} index */
   settle(index) {
     const { state } = this;
     const known = new Set(index.runs.map((r) => r.name));
@@ -141,7 +141,7 @@ export class App {
   /** @param {string} name */
   async slice(name) {
     const { statistic, from, to } = this.state;
-    const bins = Math.min(4096, Math.max(400, Math.round((this.maps[0].map.el.clientWidth || window.innerWidth) * (window.devicePixelRatio || 1))));
+    const bins = Math.min(this.index?.columns ?? 400, Math.max(400, Math.round((this.maps[0].map.el.clientWidth || window.innerWidth) * (window.devicePixelRatio || 1))));
     const whole = JSON.stringify([name, statistic]);
     const known = this.slices.get(whole);
     // Where nothing was thinned away, a part of it is in what is there already.
@@ -173,8 +173,8 @@ export class App {
     const { state, view, full, statistic } = this;
     this.notice.replaceChildren();
     this.main.hidden = false;
-    const scale = (this.scale = scaleOf(statistic, slices.map((s) => s.extent), document.documentElement.classList.contains("dark")));
-    this.bar.set(this.index, state, statistic, scale, view);
+    const scale = (this.scale = scaleOf(statistic, slices.map((s) => s.extent)));
+    this.toolbar.set(this.index, state, statistic, scale, view);
     const rows = [...new Set(runs.flatMap((r) => r.layers.map((l) => l.name)))];
     const room = Math.max(this.least, window.innerHeight - this.room.getBoundingClientRect().top - 84 - Math.max(...runs.map((r) => Math.min(6, r.alerts.length))) * 20 - (runs.length > 1 ? 20 : 0));
     this.maps[1].el.hidden = runs.length < 2;
@@ -189,12 +189,12 @@ export class App {
   blank() {
     this.main.hidden = true;
     this.shown = undefined;
-    this.bar.clear();
+    this.toolbar.clear();
     this.notice.replaceChildren(empty());
     this.ready();
   }
 
-  /** Said once everything that was asked for is drawn. */
+  /** Send an event once everything is drawn. */
   ready() {
     document.documentElement.dataset.drawn = String(Math.round(performance.now()));
     document.dispatchEvent(new CustomEvent("bnmonitor-drawn"));

@@ -34,7 +34,7 @@ export class BoxView {
     this.run = run.name;
     this.file = box.file;
     this.view = null;
-    this.all = statistics.filter((s) => !["nonpositive", "peak"].includes(s.name));
+    this.all = statistics.filter((s) => !s.sampled);
     this.title.textContent = `Black box: ${box.code} at step ${grouped(box.first_step)}`;
     choose(this.statistic, this.all.map((s) => ({ value: s.name, label: s.label })), "batch_var");
     choose(this.layer, run.layers.map((l) => ({ value: l.name, label: cut(l.name, 40), title: l.name })), box.layer ?? run.layers[0]?.name ?? "");
@@ -59,7 +59,7 @@ export class BoxView {
       return;
     }
     const full = { from: slice.before, to: slice.ends[slice.columns - 1] };
-    const scale = scaleOf(statistic, [slice.extent], document.documentElement.classList.contains("dark"));
+    const scale = scaleOf(statistic, [slice.extent]);
     this.legend.replaceChildren(legend(scale, statistic, true));
     this.note.textContent = `Every one of the last ${slice.columns} steps, every channel.`;
     this.map.set({

@@ -9,7 +9,7 @@ import { grouped, number } from "./text.js";
  * @property {string} label
  * @property {number[]|Float32Array} values
  * @property {"line"|"dots"|"dashed"} style
- * @property {string} colour  Name of a colour of the page.
+ * @property {string} color  Name of a color of the page.
  * @property {{low: number[]|Float32Array, high: number[]|Float32Array, label: string}} [band]
  *
  * @typedef {object} Drawn
@@ -67,7 +67,7 @@ export class Chart {
     const width = this.el.clientWidth;
     if (!d || !width) return;
     const height = this.options.height ?? 130;
-    const colours = theme();
+    const colors = theme();
     const context = surface(this.canvas, width, height);
     const plot = { w: width - LEFT - 4, h: height - BOTTOM - 6 };
     const inside = d.steps.map((s) => s >= d.view.from && s <= d.view.to);
@@ -95,28 +95,28 @@ export class Chart {
     const pad = (b - a) * 0.06;
     const x = (/** @type {number} */ s) => LEFT + ((s - d.view.from) / (d.view.to - d.view.from || 1)) * plot.w;
     const y = (/** @type {number} */ v) => 4 + plot.h - ((f(v) - a + pad) / (b - a + 2 * pad)) * plot.h;
-    context.font = colours.small;
+    context.font = colors.small;
     context.textBaseline = "middle";
     for (const t of d.log ? logTicks(low, high) : ticks(low, high, 3)) {
-      context.fillStyle = colours.line;
+      context.fillStyle = colors.line;
       context.fillRect(LEFT, Math.round(y(t)), plot.w, 1);
-      context.fillStyle = colours.muted;
+      context.fillStyle = colors.muted;
       context.textAlign = "right";
       context.fillText(number(t), LEFT - 6, y(t));
     }
     context.textAlign = "center";
     context.textBaseline = "top";
-    context.fillStyle = colours.muted;
+    context.fillStyle = colors.muted;
     for (const t of ticks(d.view.from, d.view.to, plot.w / 90)) if (t === Math.round(t)) context.fillText(grouped(t), Math.min(width - 18, Math.max(LEFT + 8, x(t))), 8 + plot.h);
     context.save();
     context.beginPath();
     context.rect(LEFT, 0, plot.w + 4, plot.h + 8);
     context.clip();
-    for (const line of d.lines) if (line.band) this.band(context, d, line, x, y, colours);
-    for (const line of [...d.lines].sort((p, q) => Number(q.style === "dots") - Number(p.style === "dots"))) this.line(context, d, line, x, y, colours);
+    for (const line of d.lines) if (line.band) this.band(context, d, line, x, y, colors);
+    for (const line of [...d.lines].sort((p, q) => Number(q.style === "dots") - Number(p.style === "dots"))) this.line(context, d, line, x, y, colors);
     const at = this.column();
     if (d.step !== null && at >= 0) {
-      context.fillStyle = colours.text;
+      context.fillStyle = colors.text;
       context.globalAlpha = 0.5;
       context.fillRect(x(d.steps[at]), 0, 1, plot.h + 8);
       context.globalAlpha = 1;
@@ -124,14 +124,14 @@ export class Chart {
     context.restore();
     this.legend.replaceChildren(
       ...d.lines.flatMap((line) => [
-        h("span", { class: "key" }, h("i", { class: line.style, style: { color: `var(--${line.colour})` } }), line.label, at >= 0 ? h("b", {}, `${number(line.values[at])}${d.unit ? " " + d.unit : ""}`) : null),
-        line.band ? h("span", { class: "key" }, h("i", { class: "band", style: { color: `var(--${line.colour})` } }), line.band.label) : null,
+        h("span", { class: "key" }, h("i", { class: line.style, style: { color: `var(--${line.color})` } }), line.label, at >= 0 ? h("b", {}, `${number(line.values[at])}${d.unit ? " " + d.unit : ""}`) : null),
+        line.band ? h("span", { class: "key" }, h("i", { class: "band", style: { color: `var(--${line.color})` } }), line.band.label) : null,
       ].filter(Boolean)),
       h("span", { class: "key at" }, at >= 0 ? `step ${grouped(d.steps[at])}` : ""),
     );
   }
 
-  /** The column at the cursor; the last one in sight if there is none. */
+  /** The column at the cursor; without a cursor the last one in sight. */
   column() {
     const d = /** @type {Drawn} */ (this.drawn);
     const step = d.step ?? d.view.to;
@@ -140,23 +140,23 @@ export class Chart {
     return best;
   }
 
-  /** @param {CanvasRenderingContext2D} context @param {Drawn} d @param {Line} line @param {(s: number) => number} x @param {(v: number) => number} y @param {any} colours */
-  band(context, d, { band, colour }, x, y, colours) {
+  /** @param {CanvasRenderingContext2D} context @param {Drawn} d @param {Line} line @param {(s: number) => number} x @param {(v: number) => number} y @param {any} colors */
+  band(context, d, { band, color }, x, y, colors) {
     if (!band) return;
     const good = d.steps.map((_, i) => i).filter((i) => Number.isFinite(band.low[i]) && Number.isFinite(band.high[i]) && (!d.log || band.low[i] > 0));
     if (!good.length) return;
     context.beginPath();
     for (const i of good) context.lineTo(x(d.steps[i]), y(band.high[i]));
     for (const i of good.reverse()) context.lineTo(x(d.steps[i]), y(band.low[i]));
-    context.fillStyle = colours[colour];
+    context.fillStyle = colors[color];
     context.globalAlpha = 0.18;
     context.fill();
     context.globalAlpha = 1;
   }
 
-  /** @param {CanvasRenderingContext2D} context @param {Drawn} d @param {Line} line @param {(s: number) => number} x @param {(v: number) => number} y @param {any} colours */
-  line(context, d, line, x, y, colours) {
-    context.strokeStyle = context.fillStyle = colours[line.colour];
+  /** @param {CanvasRenderingContext2D} context @param {Drawn} d @param {Line} line @param {(s: number) => number} x @param {(v: number) => number} y @param {any} colors */
+  line(context, d, line, x, y, colors) {
+    context.strokeStyle = context.fillStyle = colors[line.color];
     const known = (/** @type {number} */ v) => Number.isFinite(v) && (!d.log || v > 0);
     if (line.style === "dots") {
       const size = d.steps.length > 400 ? 1.5 : 2.5;

@@ -1,4 +1,4 @@
-/** Elements without markup: nothing from the data is ever parsed as HTML. */
+/** Elements without markup: no data is ever parsed as HTML. */
 
 /**
  * @param {string} tag
@@ -21,7 +21,7 @@ export function h(tag, properties = {}, ...children) {
 }
 
 /**
- * Options of a `<select>` made anew, its value kept where it still is one.
+ * Replace the options of a `<select>` if they changed, and choose a value.
  * @param {HTMLSelectElement} select
  * @param {{value: string, label: string, title?: string}[]} options
  * @param {string} value
@@ -52,17 +52,19 @@ export function surface(canvas, width, height) {
   return context;
 }
 
-/** The page's colours, for canvases. */
+/** The page's colors, for canvases. */
 export function theme() {
   const style = getComputedStyle(document.documentElement);
   const read = (/** @type {string} */ name) => style.getPropertyValue(`--${name}`).trim();
   return {
-    dark: document.documentElement.classList.contains("dark"),
     surface: read("surface"), text: read("text"), muted: read("muted"), line: read("line"), accent: read("accent"),
     error: read("error"), warning: read("warning"), info: read("info"), gap: read("gap"), second: read("second"),
     font: "12px " + read("font"), small: "11px " + read("font"),
   };
 }
+
+/** The colors of a scale, from low to high. @param {"cividis"|"signed"|"health"} name @returns {string[]} */
+export const ramp = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim().split(/\s+/);
 
 /** Call at most once per frame of the screen. @param {() => void} draw */
 export function once(draw) {

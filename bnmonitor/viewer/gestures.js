@@ -29,11 +29,11 @@ export class Gestures {
     this.pointer = { x: e.clientX - box.left - this.map.options.names, y: e.clientY - box.top };
     if (this.drag) this.drag.now = Math.max(0, Math.min(this.map.width, this.pointer.x));
     this.map.redraw();
-    this.tell(e.clientX, e.clientY);
+    this.hover(e.clientX, e.clientY);
   }
 
   /** @param {number} clientX @param {number} clientY */
-  tell(clientX, clientY) {
+  hover(clientX, clientY) {
     const at = this.drag ? null : this.map.under();
     const s = this.map.shown;
     this.map.tip.hidden = !at;

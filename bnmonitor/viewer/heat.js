@@ -1,7 +1,7 @@
 /** Paints a matrix: columns of steps onto pixels so that no spike is lost, rows onto lines. */
 
 /**
- * For each pixel the first column that it shows and the one after the last; empty where there is none.
+ * For each pixel the first column that it shows, and the column after its last; equal if it shows none.
  * @param {import("./types.js").Slice} slice
  * @param {import("./types.js").Range} view
  * @param {number} width
@@ -74,19 +74,19 @@ export function shown(slice, row, first, after, usual, log) {
  * @param {import("./types.js").Range} view
  * @param {number} width
  * @param {import("./scale.js").Scale} scale
- * @param {number} missing  Colour of what is not known.
- * @param {number} infinite  Colour of what is not finite.
+ * @param {number} missing  Color of what is not known.
+ * @param {number} infinite  Color of what is not finite.
  */
 export function image(slice, view, width, scale, missing, infinite) {
   const out = new ImageData(width, Math.max(1, slice.rows));
   const pixels = new Uint32Array(out.data.buffer);
   const { first, after } = columnsOf(slice, view, width);
   const usual = middles(slice);
-  const { colours, place } = scale;
+  const { colors, place } = scale;
   for (let r = 0; r < slice.rows; r++) {
     const line = r * width;
     let last = -1;
-    let colour = missing;
+    let color = missing;
     for (let x = 0; x < width; x++) {
       if (after[x] <= first[x]) continue; // transparent: no step was logged there
       const c = after[x] - first[x] === 1 ? first[x] : shown(slice, r, first[x], after[x], usual[r], scale.log);
@@ -94,9 +94,9 @@ export function image(slice, view, width, scale, missing, infinite) {
         last = c;
         const v = slice.values[r * slice.columns + c];
         const t = place(v);
-        colour = Number.isNaN(v) ? missing : !Number.isFinite(v) ? infinite : colours[t <= 0 ? 0 : t >= 1 ? 255 : (t * 255 + 0.5) | 0];
+        color = Number.isNaN(v) ? missing : !Number.isFinite(v) ? infinite : colors[t <= 0 ? 0 : t >= 1 ? 255 : (t * 255 + 0.5) | 0];
       }
-      pixels[line + x] = colour;
+      pixels[line + x] = color;
     }
   }
   return out;

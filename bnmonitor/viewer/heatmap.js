@@ -106,7 +106,7 @@ export class HeatMap {
     const s = this.shown;
     if (!s || !this.el.clientWidth) return;
     const { names, least = 2, most = 26 } = this.options;
-    const colours = theme();
+    const colors = theme();
     const placed = layout(s.rows, s.room, { grouped: !!this.options.grouped, least, most });
     this.placed = placed;
     this.columns = this.usual = undefined;
@@ -118,7 +118,7 @@ export class HeatMap {
       const fine = Math.round(width * ratio);
       const packed = (/** @type {string} */ hex) => (255 << 24) | parseInt(hex.slice(5, 7) + hex.slice(3, 5) + hex.slice(1, 3), 16);
       const bitmap = document.createElement("canvas");
-      const pixels = image(s.slice, s.view, fine, s.scale, packed(colours.gap), packed(colours.error));
+      const pixels = image(s.slice, s.view, fine, s.scale, packed(colors.gap), packed(colors.error));
       bitmap.width = pixels.width;
       bitmap.height = pixels.height;
       /** @type {CanvasRenderingContext2D} */ (bitmap.getContext("2d")).putImageData(pixels, 0, 0);
@@ -131,38 +131,38 @@ export class HeatMap {
         r = end;
       }
       if (placed.height >= 8) {
-        context.fillStyle = colours.surface;
+        context.fillStyle = colors.surface;
         for (const top of placed.tops) context.fillRect(names, top + placed.height - 1, width, 1);
       }
     }
-    if (names) this.label(context, placed, colours);
-    this.drawAxis(colours);
+    if (names) this.label(context, placed, colors);
+    this.drawAxis(colors);
     this.paintOver();
   }
 
-  /** @param {CanvasRenderingContext2D} context @param {import("./layout.js").Layout} placed @param {any} colours */
-  label(context, placed, colours) {
+  /** @param {CanvasRenderingContext2D} context @param {import("./layout.js").Layout} placed @param {any} colors */
+  label(context, placed, colors) {
     const room = this.options.names - 14;
     context.textBaseline = "middle";
-    context.font = colours.small;
+    context.font = colors.small;
     const fits = (/** @type {number} */ most) => (/** @type {string} */ text) => context.measureText(text).width <= most;
-    context.fillStyle = colours.muted;
+    context.fillStyle = colors.muted;
     for (const { top, label } of placed.headings) context.fillText(shorten(label, fits(room)), 2, top + 11);
     if (placed.height < 10) return;
-    context.fillStyle = colours.text;
+    context.fillStyle = colors.text;
     context.textAlign = "right";
     placed.labels.forEach((label, i) => context.fillText(shorten(label, fits(room)), this.options.names - 8, placed.tops[i] + placed.height / 2));
     context.textAlign = "left";
   }
 
-  /** @param {any} colours */
-  drawAxis(colours) {
+  /** @param {any} colors */
+  drawAxis(colors) {
     const s = /** @type {Shown} */ (this.shown);
     const { names } = this.options;
     const context = surface(this.axis, names + this.width, AXIS);
-    context.font = colours.small;
-    context.fillStyle = colours.muted;
-    context.strokeStyle = colours.line;
+    context.font = colors.small;
+    context.fillStyle = colors.muted;
+    context.strokeStyle = colors.line;
     context.textBaseline = "top";
     if (names) context.fillText("step", 2, 8);
     for (const step of ticks(s.view.from, s.view.to, this.width / 90)) {
@@ -180,37 +180,37 @@ export class HeatMap {
     const placed = this.placed;
     if (!s || !placed || !this.el.clientWidth) return;
     const { names } = this.options;
-    const colours = theme();
+    const colors = theme();
     const width = this.width;
     const context = surface(this.over, names + width, placed.total);
     context.save();
     context.beginPath();
     context.rect(names, 0, width, placed.total);
     context.clip();
-    for (const mark of s.marks) this.mark(context, mark, placed, colours);
+    for (const mark of s.marks) this.mark(context, mark, placed, colors);
     if (s.step !== null) {
-      context.fillStyle = colours.accent;
+      context.fillStyle = colors.accent;
       context.fillRect(names + this.xOf(s.step) - 0.5, 0, 1, placed.total);
     }
     if (this.gestures.drag) {
       context.globalAlpha = 0.2;
-      context.fillStyle = colours.accent;
+      context.fillStyle = colors.accent;
       context.fillRect(names + Math.min(this.gestures.drag.x, this.gestures.drag.now), 0, Math.abs(this.gestures.drag.now - this.gestures.drag.x), placed.total);
       context.globalAlpha = 1;
     }
     context.restore();
     if (s.selected >= 0 && s.selected < placed.tops.length) {
-      context.strokeStyle = colours.accent;
+      context.strokeStyle = colors.accent;
       context.lineWidth = 2;
       context.strokeRect(1, placed.tops[s.selected] - 0.5, names + width - 2, Math.max(placed.height, 3));
     }
     if (this.gestures.pointer && !this.gestures.drag) {
       const row = rowAt(placed, this.gestures.pointer.y);
-      context.fillStyle = colours.text;
+      context.fillStyle = colors.text;
       context.globalAlpha = 0.55;
       if (this.gestures.pointer.x >= 0) context.fillRect(names + this.gestures.pointer.x, 0, 1, placed.total);
       if (row >= 0 && row !== s.selected) {
-        context.strokeStyle = colours.text;
+        context.strokeStyle = colors.text;
         context.lineWidth = 1;
         context.strokeRect(0.5, placed.tops[row] - 0.5, names + width - 1, Math.max(placed.height, 3));
       }
@@ -218,26 +218,26 @@ export class HeatMap {
     }
   }
 
-  /** @param {CanvasRenderingContext2D} context @param {Mark} mark @param {import("./layout.js").Layout} placed @param {any} colours */
-  mark(context, mark, placed, colours) {
+  /** @param {CanvasRenderingContext2D} context @param {Mark} mark @param {import("./layout.js").Layout} placed @param {any} colors */
+  mark(context, mark, placed, colors) {
     if (mark.severity === "info") return;
     const { names } = this.options;
     const y = placed.tops[mark.row] + placed.height / 2;
     const from = names + this.xOf(mark.from);
     const to = Math.max(from + 1, names + this.xOf(mark.to));
-    const colour = colours[mark.severity] ?? colours.info;
-    context.fillStyle = colour;
+    const color = colors[mark.severity] ?? colors.info;
+    context.fillStyle = color;
     if (placed.height >= 6) context.fillRect(from, placed.tops[mark.row] + placed.height - 3, to - from, 2);
     const size = Math.max(5, Math.min(7, placed.height / 2));
     context.beginPath();
     context.arc(from, y, size + 1.5, 0, 7);
-    context.fillStyle = colours.surface;
+    context.fillStyle = colors.surface;
     context.fill();
     context.beginPath();
     context.arc(from, y, size, 0, 7);
-    context.fillStyle = colour;
+    context.fillStyle = color;
     context.fill();
-    context.fillStyle = colours.surface;
+    context.fillStyle = colors.surface;
     context.font = `bold ${Math.round(size * 1.6)}px sans-serif`;
     context.textAlign = "center";
     context.textBaseline = "middle";

@@ -2,17 +2,17 @@
 
 import { App } from "./app.js";
 import { h } from "./dom.js";
-import { Server } from "./source.js";
+import { Server } from "./server.js";
 import { followTheme, listen, readAddress, writeAddress } from "./tensorboard.js";
 
 export async function render() {
-  const style = h("link", { rel: "stylesheet", href: new URL("./style.css", import.meta.url).href });
-  const styled = new Promise((done) => ["load", "error"].forEach((name) => style.addEventListener(name, done)));
-  document.head.append(style);
+  const styles = ["./palette.css", "./style.css"].map((file) => h("link", { rel: "stylesheet", href: new URL(file, import.meta.url).href }));
+  const styled = styles.map((style) => new Promise((done) => ["load", "error"].forEach((name) => style.addEventListener(name, done))));
+  document.head.append(...styles);
   const app = new App(new Server(new URL("./", import.meta.url).href), { words: readAddress(), changed: writeAddress, live: true });
   followTheme(() => app.show());
   listen(() => app.reload());
-  await styled;
+  await Promise.all(styled);
   document.body.append(app.el);
   await app.load();
 }

@@ -1,4 +1,4 @@
-/** A layer: batch against running, its channels, gamma and beta, and what is known of it. */
+/** A layer: batch against running, its channels, gamma and beta, and its facts. */
 
 import { fact } from "./alerts.js";
 import { Chart } from "./chart.js";
@@ -28,7 +28,7 @@ export class LayerView {
     this.source = source;
     this.on = on;
     const chart = (/** @type {string} */ label, height = 130) => new Chart({ label, height, hover: (step) => this.cursor(step), select: on.cursor });
-    this.mean = chart("Mean: batch against running, in deviations");
+    this.mean = chart("Mean: batch against running, in standard deviations");
     this.variance = chart("Variance: batch against running");
     this.affine = chart("Gamma and beta", 110);
     this.output = chart("Channels switched off, and silent outputs", 90);
@@ -54,7 +54,7 @@ export class LayerView {
   /**
    * @param {import("./types.js").Run} run
    * @param {import("./types.js").Layer} layer
-   * @param {import("./state.js").State} state
+   * @param {import("./view_state.js").State} state
    * @param {Range} view @param {Range} full
    * @param {import("./types.js").Statistic[]} statistics  Of channels.
    */
@@ -80,20 +80,20 @@ export class LayerView {
     this.facts.replaceChildren(...factsOf(layer, all));
   }
 
-  /** The middle channel of the layer. @param {Slice} s @param {{view: Range, step: number|null}} common */
+  /** The median channel of the layer. @param {Slice} s @param {{view: Range, step: number|null}} common */
   ofLayer(s, common) {
     const [running, noise] = [rowOf(s, "offset"), rowOf(s, "noise")];
     const band = { low: zip(running, noise, (r, n) => Math.max(0, r - n)), high: zip(running, noise, (r, n) => r + n), label: "noise of the batches" };
     this.mean.set({ ...common, steps: s.ends, log: false, unit: "σ", lines: [
-      { label: "running", values: running, style: "line", colour: "accent", band },
-      { label: "batch", values: rowOf(s, "batch_offset"), style: "dots", colour: "second" },
-      { label: "gap", values: rowOf(s, "mean_lag"), style: "dashed", colour: "muted" },
+      { label: "running", values: running, style: "line", color: "accent", band },
+      { label: "batch", values: rowOf(s, "batch_offset"), style: "dots", color: "second" },
+      { label: "gap", values: rowOf(s, "mean_lag"), style: "dashed", color: "muted" },
     ] });
     const [var_, spread] = [rowOf(s, "running_var"), rowOf(s, "var_noise")];
     const around = { low: zip(var_, spread, (v, n) => v * Math.exp(-2 * n)), high: zip(var_, spread, (v, n) => v * Math.exp(2 * n)), label: "noise of the batches" };
     this.variance.set({ ...common, steps: s.ends, log: true, unit: "", lines: [
-      { label: "running", values: var_, style: "line", colour: "accent", band: around },
-      { label: "batch", values: rowOf(s, "batch_var"), style: "dots", colour: "second" },
+      { label: "running", values: var_, style: "line", color: "accent", band: around },
+      { label: "batch", values: rowOf(s, "batch_var"), style: "dots", color: "second" },
     ] });
   }
 
@@ -102,34 +102,34 @@ export class LayerView {
     const [mean, variance] = [rowOf(s, "running_mean"), rowOf(s, "running_var")];
     const sigma = variance.map(Math.sqrt);
     this.mean.set({ ...common, steps: s.ends, log: false, unit: "", lines: [
-      { label: `running mean of channel ${channel}`, values: mean, style: "line", colour: "accent", band: { low: zip(mean, sigma, (m, d) => m - d), high: zip(mean, sigma, (m, d) => m + d), label: "± running deviation" } },
-      { label: "batch", values: rowOf(s, "batch_mean"), style: "dots", colour: "second" },
+      { label: `running mean of channel ${channel}`, values: mean, style: "line", color: "accent", band: { low: zip(mean, sigma, (m, d) => m - d), high: zip(mean, sigma, (m, d) => m + d), label: "± running deviation" } },
+      { label: "batch", values: rowOf(s, "batch_mean"), style: "dots", color: "second" },
     ] });
     this.variance.set({ ...common, steps: s.ends, log: true, unit: "", lines: [
-      { label: `running variance of channel ${channel}`, values: variance, style: "line", colour: "accent" },
-      { label: "batch", values: rowOf(s, "batch_var"), style: "dots", colour: "second" },
+      { label: `running variance of channel ${channel}`, values: variance, style: "line", color: "accent" },
+      { label: "batch", values: rowOf(s, "batch_var"), style: "dots", color: "second" },
     ] });
   }
 
   /** @param {Slice} all @param {Slice|null} one @param {{view: Range, step: number|null}} common */
   rest(all, one, common) {
     const lines = one
-      ? [{ label: "gamma", values: rowOf(one, "gamma"), style: "line", colour: "accent" }, { label: "beta", values: rowOf(one, "beta"), style: "line", colour: "second" }]
+      ? [{ label: "gamma", values: rowOf(one, "gamma"), style: "line", color: "accent" }, { label: "beta", values: rowOf(one, "beta"), style: "line", color: "second" }]
       : [
-          { label: "size of gamma", values: rowOf(all, "gamma"), style: "line", colour: "accent", band: { low: rowOf(all, "gamma_min"), high: rowOf(all, "gamma_max"), label: "smallest to largest" } },
-          { label: "beta", values: rowOf(all, "beta"), style: "line", colour: "second" },
+          { label: "size of gamma", values: rowOf(all, "gamma"), style: "line", color: "accent", band: { low: rowOf(all, "gamma_min"), high: rowOf(all, "gamma_max"), label: "smallest to largest" } },
+          { label: "beta", values: rowOf(all, "beta"), style: "line", color: "second" },
         ];
     this.affine.set({ ...common, steps: (one ?? all).ends, log: false, unit: "", lines: /** @type {import("./chart.js").Line[]} */ (lines) });
     const percent = (/** @type {Float32Array} */ v) => v.map((x) => 100 * x);
     this.output.set({ ...common, steps: all.ends, log: false, unit: "%", lines: [
-      { label: "dead", values: percent(rowOf(all, "dead")), style: "line", colour: "accent" },
-      { label: "silent", values: percent(rowOf(all, "silent")), style: "line", colour: "second" },
+      { label: "dead", values: percent(rowOf(all, "dead")), style: "line", color: "accent" },
+      { label: "silent", values: percent(rowOf(all, "silent")), style: "line", color: "second" },
     ] });
   }
 
-  /** @param {import("./types.js").Layer} layer @param {Slice|null} slice @param {import("./types.js").Statistic} statistic @param {import("./state.js").State} state @param {Range} view @param {Range} full @param {number|null} channel */
+  /** @param {import("./types.js").Layer} layer @param {Slice|null} slice @param {import("./types.js").Statistic} statistic @param {import("./view_state.js").State} state @param {Range} view @param {Range} full @param {number|null} channel */
   channelMap(layer, slice, statistic, state, view, full, channel) {
-    const scale = scaleOf(statistic, [slice?.extent], document.documentElement.classList.contains("dark"));
+    const scale = scaleOf(statistic, [slice?.extent]);
     this.map.el.hidden = !slice;
     this.nothing.textContent = slice ? "" : "No channel of this layer was written yet: channels are recorded in turn, flagged layers first.";
     this.legend.replaceChildren(...(slice ? [legend(scale, statistic, true)] : []));

@@ -12,7 +12,7 @@
 const HEADING = 18;
 
 /**
- * How many parts of the path the headings take: as many as give few groups that are not torn apart.
+ * How many parts of the path the headings take: as many as give few groups without splitting one.
  * @param {string[][]} paths
  */
 function depth(paths) {
@@ -61,7 +61,7 @@ export function layout(names, room, { grouped, least, most }) {
   return { tops, height, total: y, headings: labels, labels: names.map((name, i) => (keys[i] ? name.slice(keys[i].length + 1) : name)) };
 }
 
-/** The row at a height; -1 where there is none. @param {Layout} placed @param {number} y */
+/** The row at a height; -1 if there is no row. @param {Layout} placed @param {number} y */
 export function rowAt(placed, y) {
   let low = 0;
   let high = placed.tops.length - 1;

@@ -1,4 +1,4 @@
-/** What is said when there is nothing to show. */
+/** The texts of a page that has nothing to show. */
 
 import { h } from "./dom.js";
 
@@ -13,7 +13,7 @@ with Monitor(model, optimizer=optimizer, log_dir="logs") as monitor:
         ...  # forward, backward, optimizer.step()
         monitor.step()`;
 
-/** No run has anything of ours. */
+/** No run has a history of bnmonitor. */
 export function empty() {
   return h(
     "div",
@@ -27,7 +27,7 @@ export function empty() {
   );
 }
 
-/** Something could not be had. @param {unknown} error @param {() => void} again */
+/** A request failed. @param {unknown} error @param {() => void} again */
 export function trouble(error, again) {
   const said = error instanceof Error ? error.message : String(error);
   return h("div", { class: "trouble", role: "alert" }, h("b", {}, "This could not be shown. "), said, " ", h("button", { type: "button", onclick: again }, "Try again"));

@@ -50,7 +50,7 @@ export class Overview {
    * @param {import("./scale.js").Scale} shown.scale
    * @param {import("./types.js").Range} shown.view
    * @param {import("./types.js").Range} shown.full
-   * @param {import("./state.js").State} shown.state
+   * @param {import("./view_state.js").State} shown.state
    * @param {boolean} shown.focused
    * @param {number} shown.room
    * @param {boolean} shown.titled

@@ -4,14 +4,14 @@ import { card, list, ranked } from "./alerts.js";
 import { BoxView } from "./boxview.js";
 import { h } from "./dom.js";
 import { LayerView } from "./layerview.js";
-import { keyOf } from "./state.js";
+import { keyOf } from "./view_state.js";
 import { css } from "./scale.js";
 import { cut, measured } from "./text.js";
 
 export class Panel {
   /**
    * @param {import("./types.js").Source} source
-   * @param {{change: (part: Partial<import("./state.js").State>) => void, zoom: (view: import("./types.js").Range|null) => void, alert: (alert: import("./types.js").Alert) => void}} on
+   * @param {{change: (part: Partial<import("./view_state.js").State>) => void, zoom: (view: import("./types.js").Range|null) => void, alert: (alert: import("./types.js").Alert) => void}} on
    */
   constructor(source, on) {
     this.on = on;
@@ -24,7 +24,7 @@ export class Panel {
 
   /**
    * @param {import("./types.js").Run} run
-   * @param {import("./state.js").State} state
+   * @param {import("./view_state.js").State} state
    * @param {import("./types.js").Range} view
    * @param {import("./types.js").Range} full
    * @param {import("./types.js").Statistic[]} statistics  Of channels.
@@ -52,9 +52,9 @@ export class Panel {
       this.head.replaceChildren(back, h("h2", { title: layer?.name }, cut(layer?.name ?? "the whole model", 48)));
       // The selected alert in full, or else the worst; the others as a list, so that the pictures stay in sight.
       const own = ranked(run.alerts.filter((a) => a.layers.includes(layer?.name ?? "") && a.state === "open"));
-      const told = alert ?? own.find((a) => a.severity !== "info");
-      const others = own.filter((a) => a !== told);
-      this.top.replaceChildren(...cards(told ? [told] : []), others.length ? list(others, "", on.alert) : "", told || own.length || !layer ? "" : h("p", { class: "verdict well" }, h("b", {}, "✓"), " no open alert in this layer"));
+      const main = alert ?? own.find((a) => a.severity !== "info");
+      const others = own.filter((a) => a !== main);
+      this.top.replaceChildren(...cards(main ? [main] : []), others.length ? list(others, "", on.alert) : "", main || own.length || !layer ? "" : h("p", { class: "verdict healthy" }, h("b", {}, "✓"), " no open alert in this layer"));
     } else {
       this.head.replaceChildren(h("h2", {}, "Alerts"));
       this.top.replaceChildren(list(run.alerts, state.alert, on.alert), ...foremost(run, now, (layer) => on.change({ layer })), h("p", { class: "quiet hint" }, "Click a layer for its channels, drag over steps to zoom, double click to see all. Arrow keys, + and − do the same."));

@@ -1,4 +1,4 @@
-/** What the page needs of TensorBoard around it: reloads, dark mode, the address. */
+/** The connection to TensorBoard around the page: reloads, dark mode, the address. */
 
 const PREFIX = "p.bnmonitor.";
 
@@ -15,7 +15,7 @@ export function listen(reloaded) {
   window.parent.postMessage("experimental.bootstrap", "*", [channel.port2]);
 }
 
-/** The page around this one, where it may be looked at. @returns {Window|null} */
+/** The page around this one, if this one may read it. @returns {Window|null} */
 function outside() {
   try {
     return window.parent !== window && window.parent.document ? window.parent : null;
@@ -24,7 +24,7 @@ function outside() {
   }
 }
 
-/** Follow TensorBoard's dark mode, or the system's where there is no TensorBoard to ask. @param {() => void} changed */
+/** Follow TensorBoard's dark mode, or the system's outside TensorBoard. @param {() => void} changed */
 export function followTheme(changed) {
   const body = outside()?.document.body;
   const media = window.matchMedia("(prefers-color-scheme: dark)");
@@ -39,7 +39,7 @@ export function followTheme(changed) {
   apply();
 }
 
-/** The words of ours in TensorBoard's address. @returns {Record<string, string>} */
+/** The words of this tab in TensorBoard's address. @returns {Record<string, string>} */
 export function readAddress() {
   /** @type {Record<string, string>} */
   const words = {};

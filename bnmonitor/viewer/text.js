@@ -45,7 +45,7 @@ export function shorten(name, fits) {
 /** Cut to a number of characters. @param {string} name @param {number} most */
 export const cut = (name, most) => shorten(name, (text) => [...text].length <= most);
 
-/** The glyph and the word of a severity: no meaning by colour alone. */
+/** The glyph and the word of a severity: no meaning by color alone. */
 export const SEVERITY = {
   error: { glyph: "✗", rank: 2 },
   warning: { glyph: "!", rank: 1 },

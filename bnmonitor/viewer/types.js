@@ -1,5 +1,5 @@
 /**
- * What the modules hand each other. Types only: nothing here runs.
+ * The types that the modules share. Nothing here runs.
  *
  * @typedef {object} Statistic  One number per layer or channel.
  * @property {string} name
@@ -7,6 +7,8 @@
  * @property {string} unit
  * @property {"health"|"linear"|"log"|"signed"|"share"|"count"} scale
  * @property {string} meaning
+ * @property {Record<string, number>} limits  The value from which it stands for a severity.
+ * @property {boolean} sampled  Whether it is known on sampled steps only.
  *
  * @typedef {object} Alert  As `bnmonitor.Alert.to_dict` gives it.
  * @property {string} code
@@ -54,6 +56,7 @@
  * @property {RunInfo[]} runs
  * @property {Statistic[]} statistics
  * @property {Statistic[]} channelStatistics
+ * @property {number} columns  The most columns of a slice.
  *
  * @typedef {object} Run
  * @property {string} name

@@ -15,7 +15,7 @@ from torch import nn
 
 from bnmonitor import Alert, AlertError, BatchNormWarning, Finding, Monitor, Rule, Severity
 from bnmonitor.alerts import AlertBook
-from bnmonitor.alerts.book import CLEAR_AFTER
+from bnmonitor.alerts.candidates import CLEAR_AFTER
 from bnmonitor.rules import find
 from bnmonitor.testing import RecordingSink, make_window
 from bnmonitor.window import Window
@@ -97,7 +97,8 @@ class Another(Scripted):
 
 @dataclass(frozen=True, kw_only=True)
 class NotANumber(Scripted):
-    code: ClassVar[str] = "BN101"
+    code: ClassVar[str] = "XY090"
+    silences_downstream: ClassVar[bool] = True
 
 
 def finding(layer: int | None = 0, step: int = 0, severity: Severity = WARNING, **more: Any) -> Finding:
@@ -449,7 +450,7 @@ def test_follower_that_outlives_its_cause_by_a_window_opens_an_alert_of_its_own(
     assert opened == ["", "", "", "", "", "", "XY050", ""]
 
 
-# -- BN101 silences ----------------------------------------------------------------------------------------------------
+# -- a rule that silences downstream -----------------------------------------------------------------------------------
 
 
 def test_layers_behind_a_nan_are_not_judged_by_other_rules() -> None:
@@ -457,7 +458,7 @@ def test_layers_behind_a_nan_are_not_judged_by_other_rules() -> None:
     story = Story(first, other)
     other.answers[:] = [finding(i) for i in range(LAYERS)]
     events = story.check(finding(2, 0, ERROR))
-    assert [(a.code, a.layers) for a in events] == [("BN101", ("layer2",)), ("XY100", ("layer0", "layer1"))]
+    assert [(a.code, a.layers) for a in events] == [("XY090", ("layer2",)), ("XY100", ("layer0", "layer1"))]
 
 
 def test_alert_of_a_layer_that_can_not_be_judged_any_more_is_not_cleared() -> None:
@@ -467,17 +468,17 @@ def test_alert_of_a_layer_that_can_not_be_judged_any_more_is_not_cleared() -> No
     story.check()
     other.answers[:] = []
     events = [e for _ in range(CLEAR_AFTER + 1) for e in story.check(finding(2, 10, ERROR))]
-    assert [(a.code, a.state) for a in events] == [("BN101", "open")]
-    assert [(a.code, a.state) for a in story.book.alerts] == [("XY300", "open"), ("BN101", "open")]
+    assert [(a.code, a.state) for a in events] == [("XY090", "open")]
+    assert [(a.code, a.state) for a in story.book.alerts] == [("XY300", "open"), ("XY090", "open")]
     cleared = story.quiet(CLEAR_AFTER)
-    assert {(a.code, a.state) for a in cleared} == {("XY300", "cleared"), ("BN101", "cleared")}
+    assert {(a.code, a.state) for a in cleared} == {("XY300", "cleared"), ("XY090", "cleared")}
 
 
 def test_faults_of_the_whole_model_are_not_silenced() -> None:
     first, other = NotANumber(), Scripted()
     story = Story(first, other)
     other.answers[:] = [finding(3, layers=(3, 4))]
-    assert [a.code for a in story.check(finding(0, 0, ERROR))] == ["BN101", "XY100"]
+    assert [a.code for a in story.check(finding(0, 0, ERROR))] == ["XY090", "XY100"]
 
 
 # -- rules that raise --------------------------------------------------------------------------------------------------

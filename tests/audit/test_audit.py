@@ -148,7 +148,7 @@ def run(*arguments: object, cwd: Path) -> tuple[int, str]:
         [sys.executable, "-m", "bnmonitor", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": path, "COLUMNS": "100"},
@@ -232,7 +232,7 @@ def test_structure_is_printed_layer_by_layer(
     assert capsys.readouterr().out == "●  input → [(root)] → nothing\n"
     for arguments, why in (
         (["several_models:bare"], "has no BatchNorm layer"),
-        (["several_models:alone"], "does not tell what a forward takes"),
+        (["several_models:alone"], "does not determine the input of the forward"),
         (["several_models:make", "--input", "8,4"], "RuntimeError: "),
         (["empty.pt"], "is a checkpoint"),
         (["nowhere:make"], "cannot import"),

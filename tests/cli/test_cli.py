@@ -29,7 +29,7 @@ def run(*arguments: object, **more: Any) -> subprocess.CompletedProcess[bytes]:
     environment = {**os.environ, "COLUMNS": "80", **more.pop("env", {})}
     command = [sys.executable, "-m", "bnmonitor", *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.run(command, timeout=60, check=False, env=environment, **{**pipes, **more})
+    return subprocess.run(command, timeout=3000, check=False, env=environment, **{**pipes, **more})
 
 
 # -- help and mistakes -------------------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ def test_help_imports_nothing_heavy() -> None:
     code = "import sys; from bnmonitor.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     done = subprocess.run(
         [sys.executable, "-c", code + "print({'torch', 'numpy', 'rich', 'tensorboard'} & {*sys.modules})"],
-        capture_output=True, text=True, check=True, timeout=60,
+        capture_output=True, text=True, check=True, timeout=3000,
     )  # fmt: skip
     assert done.stdout.splitlines()[-1] == "set()"
 
@@ -103,9 +103,9 @@ def test_a_named_pipe_is_read_to_its_end(recorded: Path, tmp_path: Path) -> None
     os.mkfifo(pipe)
     with subprocess.Popen(["cp", str(file), str(pipe)]) as copying:
         told = run("report", pipe)
-        copying.wait(30)
+        copying.wait(300)
     assert told.returncode == 1
-    assert b"60 frames" in told.stdout
+    assert b"60 frames" in b" ".join(told.stdout.split())  # a long path breaks the line
 
 
 @pytest.mark.parametrize("form", [[], ["--json"], ["--markdown"]])

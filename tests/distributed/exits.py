@@ -1,7 +1,7 @@
 """Processes that end by the interpreter's own exit: ``python -m tests.distributed.exits DIRECTORY CASE...``.
 
-What became of each process of a case goes to ``DIRECTORY/CASE/ends.json``: its exit code, negative for a signal, and
-the seconds from its last line to its end; what it says itself to ``DIRECTORY/CASE/RANK.json``.
+What became of each process of a case goes to ``DIRECTORY/CASE/ends.json``: its exit code, negative for a signal; what
+it says itself to ``DIRECTORY/CASE/RANK.json``. Once a process has ended there is a ``DIRECTORY/CASE/RANK.ended``.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import torch.distributed as dist
 from torch import nn
 
 from bnmonitor import Monitor
+from bnmonitor.distributed import exchange
+from tests.processes import arrived
 
-LONGER = 6.0
-"""Seconds for which the second process stays, where the first one does not wait for it."""
+GUARD = 120.0
+"""Seconds after which the second process gives up to wait for the end of the first one."""
 
 
 def network(*channels: int) -> nn.Sequential:
@@ -39,7 +41,7 @@ def steps(monitor: Monitor, net: nn.Module, count: int) -> None:
         net(torch.randn(16, 6)).square().mean().backward()
         monitor.step()
         dist.barrier()
-        time.sleep(0.05)
+        arrived(monitor)
 
 
 def watch(net: nn.Module) -> Monitor:
@@ -54,7 +56,7 @@ def said(monitor: Monitor) -> dict[str, Any]:
     return {**found, "heard": None if heard is None else [heard.step, len(heard.batch_mean)]}
 
 
-def different(rank: int) -> dict[str, Any]:
+def different(rank: int, _: Path) -> dict[str, Any]:
     """The processes train networks that are not the same."""
     net = network(*((8, 5), (8,))[rank])
     with watch(net) as monitor:
@@ -72,45 +74,50 @@ def resized(rank: int, *channels: int) -> dict[str, Any]:
         return said(monitor)
 
 
-def unanswered(rank: int) -> dict[str, Any]:
+def outlived(directory: Path) -> dict[str, Any]:
+    """Stay until the first process has ended; say whether it has."""
+    until = time.monotonic() + GUARD
+    while not (directory / "0.ended").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    return {"outlived": (directory / "0.ended").exists()}
+
+
+def unanswered(rank: int, directory: Path) -> dict[str, Any]:
     """The first process leaves, having told something, and the second neither answers nor ends."""
-    net = network(8)
-    start = time.monotonic()
-    monitor = watch(net)
-    if rank == 0:
-        monitor.start()
-        net(torch.randn(16, 6)).square().mean().backward()
-        monitor.step()
-        start = time.monotonic()
-        monitor.close(wait=False)
-    else:
-        time.sleep(LONGER)
-    return {"waited": time.monotonic() - start}
-
-
-def failing(rank: int) -> dict[str, Any]:
-    """The same, where the first process ends by an exception."""
+    exchange.PATIENCE = 2 * GUARD  # a process that waited at all would wait for longer than the second one stays
     net = network(8)
     monitor = watch(net)
     if rank == 1:
-        time.sleep(LONGER)
-        return {}
+        return outlived(directory)
+    monitor.start()
+    net(torch.randn(16, 6)).square().mean().backward()
+    monitor.step()
+    monitor.close(wait=False)
+    return {}
+
+
+def failing(rank: int, directory: Path) -> dict[str, Any]:
+    """The same, where the first process ends by an exception."""
+    exchange.PATIENCE = 2 * GUARD
+    net = network(8)
+    monitor = watch(net)
+    if rank == 1:
+        return outlived(directory)
     try:
         with monitor:
             net(torch.randn(16, 6)).square().mean().backward()
             monitor.step()
-            start = time.monotonic()
             raise ValueError("the training fails")
     except ValueError:
-        return {"waited": time.monotonic() - start}
+        return {}
 
 
-CASES: dict[str, Callable[[int], dict[str, Any]]] = {
+CASES: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "different": different,
-    "narrowed": lambda rank: resized(rank, 5, 5),
-    "widened": lambda rank: resized(rank, 9, 9),
-    "widened-in-one": lambda rank: resized(rank, 8, 9),
-    "narrowed-in-one": lambda rank: resized(rank, 5, 8),
+    "narrowed": lambda rank, _: resized(rank, 5, 5),
+    "widened": lambda rank, _: resized(rank, 9, 9),
+    "widened-in-one": lambda rank, _: resized(rank, 8, 9),
+    "narrowed-in-one": lambda rank, _: resized(rank, 5, 8),
     "unanswered": unanswered,
     "failing": failing,
 }
@@ -127,11 +134,10 @@ def run(directory: Path, name: str) -> None:
     ends: list[Any] = [None, None]
     while None in ends:
         for rank, pid in enumerate(pids):
-            ended, status = (0, 0) if ends[rank] else os.waitpid(pid, os.WNOHANG)
+            ended, status = (0, 0) if ends[rank] is not None else os.waitpid(pid, os.WNOHANG)
             if ended:
-                last = directory / f"{rank}.last"
-                took = time.time() - float(last.read_text()) if last.exists() else None
-                ends[rank] = [os.waitstatus_to_exitcode(status), took]
+                ends[rank] = os.waitstatus_to_exitcode(status)
+                (directory / f"{rank}.ended").touch()
         time.sleep(0.01)
     (directory / "ends.json").write_text(json.dumps(ends))
 
@@ -142,12 +148,11 @@ def child(directory: Path, name: str, rank: int) -> None:
         store = dist.FileStore(str(directory / "store"), 2)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
         torch.manual_seed(rank)
-        (directory / f"{rank}.json").write_text(json.dumps(CASES[name](rank)))
+        (directory / f"{rank}.json").write_text(json.dumps(CASES[name](rank, directory)))
         dist.destroy_process_group()
     except Exception:
         code = 1
         (directory / f"{rank}.json").write_text(json.dumps({"error": traceback.format_exc()}))
-    (directory / f"{rank}.last").write_text(str(time.time()))
     sys.exit(code)
 
 

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from bnmonitor import BatchNormMonitor, Monitor
 from bnmonitor.distributed import RankExchange, group
 from bnmonitor.testing import make_window
+from tests.processes import GUARD, arrived
 
 STEPS, LOG_EVERY = 24, 4
 
@@ -90,6 +91,8 @@ class Keep(pl.Callback):
         self.ranks: dict[int, Any] = {}
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.watch is not None:
+            arrived(self.watch.monitor)
         heard = self.watch.monitor.ranks if self.watch is not None else None
         if heard is not None:
             self.ranks[heard.step] = vars(heard)
@@ -209,21 +212,32 @@ def joined(rank: int, directory: Path, store: dist.Store) -> None:
     torch.save({"history": monitor.history("1", "batch_mean"), "ranks": monitor.ranks}, directory / f"{rank}.pt")
 
 
+class Clock:
+    """A clock that only sleep advances."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
 def absent(rank: int, directory: Path, store: dist.Store) -> None:
-    """The second process has no monitor: the first does not wait for it for long, and goes on."""
+    """The second process has no monitor: the first does not wait for it for ever, and goes on."""
     if rank == 0:
-        group.GATHERING = 0.5
         net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8))
-        start = time.perf_counter()
         monitor = Monitor(net, sinks=[], on_alert="log", log_every_n_steps=1)
-        monitor.share_ranks()
-        waited = time.perf_counter() - start
+        with patch.object(group, "time", Clock()) as clock:
+            monitor.share_ranks()
         with monitor:
             for _ in range(4):
                 net(torch.randn(16, 6)).square().mean().backward()
                 monitor.step()
             skipped, steps = monitor.skipped, monitor.steps
-        torch.save({"skipped": skipped, "steps": steps, "waited": waited}, directory / "0.pt")
+        torch.save({"skipped": skipped, "steps": steps, "waited": clock.now}, directory / "0.pt")
     dist.barrier()
     if rank == 1:
         late = RankExchange(make_window().layers)
@@ -232,20 +246,38 @@ def absent(rank: int, directory: Path, store: dist.Store) -> None:
 
 
 def silent(rank: int, directory: Path, store: dist.Store) -> None:
-    """The second process never answers: the first goes on, and learns why it hears nothing."""
+    """The second process never answers, and leaves only when the first has gone on without it."""
     window = make_window(channels=(3, 2), steps=4)
-    exchange = RankExchange(window.layers, timeout=timedelta(seconds=1))
-    seen: dict[str, Any] = {"results": [], "slowest": 0.0}
+    exchange = RankExchange(window.layers)
     if rank == 0:
+        results = []
         for _ in range(40):
-            start = time.perf_counter()
             exchange.stepped()
             exchange.offer(window)
-            seen["results"].append(exchange.result())
-            seen["slowest"] = max(seen["slowest"], time.perf_counter() - start)
-            time.sleep(0.05)
-        seen["failure"] = exchange.failure
-        torch.save(seen, directory / "0.pt")
+            results.append(exchange.result())
+        store.add("gone on", 1)
+        torch.save({"results": results, "failure": exchange.failure}, directory / "0.pt")
+        return
+    until = time.monotonic() + GUARD / 2
+    while store.add("gone on", 0) == 0 and time.monotonic() < until:
+        time.sleep(0.01)
+    torch.save({"first_went_on": store.add("gone on", 0) == 1}, directory / "1.pt")
+
+
+def overdue(rank: int, directory: Path, store: dist.Store) -> None:
+    """The second process does not answer in the time that an exchange has."""
+    window = make_window(channels=(3, 2), steps=4)
+    exchange = RankExchange(window.layers, timeout=timedelta(seconds=1))
+    if rank == 0:
+        exchange.offer(window)
+        until = time.monotonic() + GUARD / 2
+        while not exchange.failure and time.monotonic() < until:
+            assert exchange.result() is None
+            time.sleep(0.01)
+        store.add("failed", 1)
+        torch.save({"failure": exchange.failure}, directory / "0.pt")
+    while store.add("failed", 0) == 0:
+        time.sleep(0.01)
 
 
 def late(rank: int, directory: Path, store: dist.Store) -> None:
@@ -258,7 +290,7 @@ def late(rank: int, directory: Path, store: dist.Store) -> None:
         exchange.offer(replace(window, steps=tuple(range(step - 3, step + 1))))
 
     def hear(step: int) -> None:
-        until = time.monotonic() + 20
+        until = time.monotonic() + GUARD / 2
         while step not in heard and not exchange.failure and time.monotonic() < until:
             found = exchange.result()
             heard.extend([] if found is None else [found.step])
@@ -308,6 +340,7 @@ CASES: dict[str, Callable[[Path], None]] = {
     "joined": partial(two, joined),
     "absent": partial(two, absent),
     "silent": partial(two, silent),
+    "overdue": partial(two, overdue),
     "late": partial(two, late),
     "raise": lambda d: case(d, net={"poison": 9}, monitor={"on_alert": "raise"}),
 }

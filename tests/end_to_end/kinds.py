@@ -1,4 +1,4 @@
-"""Every kind of normalization layer, and what is to be recorded of it: the one list behind tests and documentation."""
+"""Every kind of normalization layer, and what bnmonitor records of it: the single list for tests and documentation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Kind:
         status: How good the batch statistics are.
         how: Where they come from, or why there are none.
         recovery: What each step is to be marked with.
-        mean: Largest error of the mean, in deviations.
+        mean: Largest error of the mean, in standard deviations.
         var: Largest relative error of the variance.
         rounded: Whether some values are withheld, as they would be mostly rounding.
         wrap: Changes the finished model.
@@ -80,7 +80,7 @@ class Around(nn.Module):
 
 
 class SyncOfOne(nn.SyncBatchNorm):
-    """Writes its buffers as SyncBatchNorm does, whose forward needs a GPU."""
+    """Writes its buffers like SyncBatchNorm, which cannot run without a GPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         self.num_batches_tracked.add_(1)
@@ -88,11 +88,11 @@ class SyncOfOne(nn.SyncBatchNorm):
 
 
 class Subclass(nn.BatchNorm2d):
-    """A subclass that changes nothing of the statistics."""
+    """A subclass that does not change the statistics."""
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
-    """Applies its activation too, as timm's does: what comes out of it is not what BatchNorm gave."""
+    """Applies its activation too, like timm's: its output is not that of BatchNorm."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(super().forward(x))
@@ -314,14 +314,14 @@ KINDS = (
         name="evaluation mode",
         make=frozen_by_mode,
         status="not possible",
-        how="there is no batch in the running statistics",
+        how="the running statistics contain no batch",
         recovery=Recovery.NO_UPDATE,
     ),
     Kind(
         name="`FrozenBatchNorm2d` of torchvision, detectron2 and others",
         make=lambda: FrozenBatchNorm2d(CHANNELS),
         status="not possible",
-        how="there is no batch in fixed statistics: shown as frozen, in no mode to warn of",
+        how="fixed statistics contain no batch: the layer is shown as frozen, without a warning",
         recovery=Recovery.NO_UPDATE,
     ),
     Kind(

@@ -1,4 +1,4 @@
-"""What goes wrong around a training: its own fate is unchanged, and what was written can be read."""
+"""Failures around a training: the training ends as without the monitor, and what was written can be read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = [
 
 
 def left_behind(monitor_of: Callable[[nn.Module], Monitor] | None, middle: Callable[[], object]) -> dict[str, Any]:
-    """Train, let something happen in the middle, and return all that the training leaves behind."""
+    """Train, let something happen halfway, and return all that the training leaves behind."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 2))
     before = attributes(model)
@@ -78,7 +78,7 @@ def watched(log_dir: Path, middle: Callable[[], object] = lambda: None, **settin
     return monitors[0]
 
 
-def told(monitor: Monitor, code: str = "BN002") -> list[str]:
+def reported(monitor: Monitor, code: str = "BN002") -> list[str]:
     return [alert.message for alert in monitor.alerts if alert.code == code]
 
 
@@ -95,8 +95,8 @@ def full_disk(size: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def nobody() -> Iterator[None]:
-    """Without the rights of the superuser, who may write where nobody may."""
+def without_privileges() -> Iterator[None]:
+    """Run without the rights of the superuser, who may write anywhere."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
@@ -110,11 +110,11 @@ def nobody() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("size", [0, 500, 5_000, 20_000])
-def test_a_full_disk_stops_the_record_and_what_fitted_is_read(tmp_path: Path, size: int) -> None:
+def test_a_full_disk_stops_the_record_and_the_written_part_is_readable(tmp_path: Path, size: int) -> None:
     with full_disk(size):
         monitor = watched(tmp_path)
-    assert len(told(monitor)) == 1
-    assert "sink TensorBoard raised" in told(monitor)[0]
+    assert len(reported(monitor)) == 1
+    assert "sink TensorBoard raised" in reported(monitor)[0]
     assert monitor.steps == tuple(range(STEPS))
     if size >= 5_000:
         [report] = read(tmp_path)
@@ -128,8 +128,8 @@ def test_a_full_disk_stops_the_record_and_what_fitted_is_read(tmp_path: Path, si
 def test_a_full_disk_leaves_no_half_black_box(tmp_path: Path) -> None:
     with full_disk(2_000):
         monitor = watched(tmp_path, rules=[AlwaysFinds()], sinks=[])
-    assert len(told(monitor)) == 1
-    assert "the black box raised" in told(monitor)[0]
+    assert len(reported(monitor)) == 1
+    assert "the black box raised" in reported(monitor)[0]
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert monitor.black_boxes == ()
 
@@ -142,7 +142,7 @@ def test_a_thread_that_cannot_be_started_costs_the_black_box_only(
 
     monkeypatch.setattr("bnmonitor.sinks.black_box.Thread.start", refuse)
     monitor = watched(tmp_path, rules=[AlwaysFinds()], sinks=[])
-    assert told(monitor) == ["the black box raised RuntimeError: can't start new thread"]
+    assert reported(monitor) == ["the black box raised RuntimeError: can't start new thread"]
     assert monitor.steps == tuple(range(STEPS))
 
 
@@ -151,9 +151,9 @@ def test_a_directory_that_cannot_be_written_is_reported_once(tmp_path: Path) -> 
     folder.mkdir()
     folder.chmod(0o500)
     importlib.import_module("torch.utils.tensorboard")
-    with nobody():
+    with without_privileges():
         monitor = watched(folder, rules=[AlwaysFinds()])
-    reasons = told(monitor)
+    reasons = reported(monitor)
     assert len(reasons) == 2
     assert reasons[0].startswith("sink TensorBoard raised PermissionError")
     assert reasons[1].startswith("the black box raised PermissionError")
@@ -164,8 +164,8 @@ def test_a_directory_that_cannot_be_written_is_reported_once(tmp_path: Path) -> 
 def test_a_directory_that_vanishes_is_reported_once(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     monitor = watched(folder, lambda: shutil.rmtree(folder, ignore_errors=True))
-    assert len(told(monitor)) == 1
-    assert "sink TensorBoard raised" in told(monitor)[0]
+    assert len(reported(monitor)) == 1
+    assert "sink TensorBoard raised" in reported(monitor)[0]
     assert monitor.steps == tuple(range(STEPS))
 
 
@@ -173,7 +173,7 @@ def test_a_directory_that_vanishes_is_reported_once(tmp_path: Path) -> None:
 
 
 def whole(log_dir: Path, steps: int) -> None:
-    """Assert that all that was told is on disk."""
+    """Assert that everything reported is on disk."""
     [report] = read(log_dir)
     assert (report.frames, report.first_step, report.step) == (steps, 0, steps - 1)
     assert report.ended
@@ -188,13 +188,13 @@ def test_an_exception_in_the_training_step_is_the_same_and_every_frame_is_there(
 
     monitor = watched(tmp_path, fail)
     assert monitor.steps == tuple(range(MIDDLE))
-    assert told(monitor) == []
+    assert reported(monitor) == []
     whole(tmp_path, MIDDLE)
 
 
 def test_a_rule_that_raises_costs_its_findings_only(tmp_path: Path) -> None:
     monitor = watched(tmp_path, rules=[Raises()])
-    assert len(told(monitor, "BN001")) == 1
+    assert len(reported(monitor, "BN001")) == 1
     whole(tmp_path, STEPS)
     assert "BN001" in {alert.code for alert in read(tmp_path)[0].alerts}
 
@@ -202,7 +202,7 @@ def test_a_rule_that_raises_costs_its_findings_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["open", "frame", "alert", "close"])
 def test_a_sink_that_raises_costs_no_other_sink_anything(tmp_path: Path, method: str) -> None:
     monitor = watched(tmp_path, sinks=[Faulty(method), TensorBoard(tmp_path)], rules=[AlwaysFinds()])
-    assert len(told(monitor)) == 1
+    assert len(reported(monitor)) == 1
     whole(tmp_path, STEPS)
     assert "BN002" in {alert.code for alert in read(tmp_path)[0].alerts}
 
@@ -237,7 +237,7 @@ def test_ctrl_c_while_the_monitor_works_ends_the_training_there(tmp_path: Path) 
     assert read(tmp_path)[0].step == done
 
 
-def test_should_the_monitor_itself_break_what_it_had_told_is_on_disk(
+def test_if_the_monitor_itself_breaks_all_that_it_reported_is_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> None:
@@ -281,7 +281,7 @@ def test_a_fit_that_fails_is_what_it_would_be_and_its_history_whole(tmp_path: Pa
     whole(tmp_path / "run", 5)
 
 
-def test_an_alert_that_raises_does_not_take_the_place_of_what_ended_the_fit() -> None:
+def test_an_alert_that_raises_does_not_replace_the_error_that_ended_the_fit() -> None:
     lightning: Any = importlib.import_module(PACKAGES[0])
 
     def during(module: Any, batch_idx: int) -> None:
@@ -309,7 +309,7 @@ class AtTheEnd(AlwaysFinds):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_it_loses_nothing_it_said_it_kept_killed_at_any_moment() -> None:
+def test_it_loses_nothing_it_reported_as_kept_when_killed_at_any_moment() -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "kills.py"
     done = subprocess.run([sys.executable, script, "6"], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -318,7 +318,7 @@ def test_it_loses_nothing_it_said_it_kept_killed_at_any_moment() -> None:
     assert figures["lost_most"] <= 12
 
 
-def test_a_black_box_that_is_being_written_is_not_taken_for_one(tmp_path: Path) -> None:
+def test_a_half_written_black_box_is_not_listed(tmp_path: Path) -> None:
     box = BlackBox(tmp_path)
     assert box.files == []
     watched(tmp_path, rules=[AlwaysFinds()])

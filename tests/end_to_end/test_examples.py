@@ -21,7 +21,7 @@ def run(name: str, *arguments: str, cwd: Path) -> str:
         env={**os.environ, "COLUMNS": "200", "PYTHONIOENCODING": "utf-8", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""How processes end that tell each other their statistics: as they do without a monitor, and as soon."""
+"""Processes that exchange their statistics end as they do without a monitor, and as soon."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from tests.distributed.exits import CASES, LONGER
+from tests.distributed.exits import CASES
 from tests.processes import run_cases
 
 pytestmark = pytest.mark.skipif(
@@ -21,18 +21,18 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case of :mod:`tests.distributed.exits`, run once."""
-    return run_cases("exits", tmp_path_factory.mktemp("exits"), CASES, timeout=200)
+    return run_cases("exits", tmp_path_factory.mktemp("exits"), CASES)
 
 
 def said(runs: Path, case: str) -> list[dict[str, Any]]:
-    """What each process says of itself, the first one first."""
+    """The report of each process, rank 0 first."""
     return [json.loads((runs / case / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_no_process_dies_of_what_they_tell_each_other(runs: Path, case: str) -> None:
-    """Gloo ends a process that is told more than it expects, as of layers that it does not have."""
-    assert [code for code, _ in json.loads((runs / case / "ends.json").read_text())] == [0, 0], said(runs, case)
+def test_no_process_dies_of_what_they_send_each_other(runs: Path, case: str) -> None:
+    """Gloo ends a process that receives more than it expects, for example of layers that it does not have."""
+    assert json.loads((runs / case / "ends.json").read_text()) == [0, 0], said(runs, case)
 
 
 @pytest.mark.parametrize(
@@ -44,14 +44,14 @@ def test_no_process_dies_of_what_they_tell_each_other(runs: Path, case: str) -> 
         ("widened-in-one", "more layers or channels than at the beginning", 4),
     ],
 )
-def test_what_the_processes_cannot_tell_each_other_is_said(runs: Path, case: str, why: str, steps: int) -> None:
+def test_what_the_processes_cannot_send_each_other_is_reported(runs: Path, case: str, why: str, steps: int) -> None:
     for process in said(runs, case):
         assert why in process["skipped"]
         assert process["heard"] is None
         assert len(process["steps"]) == steps
 
 
-def test_narrower_layers_are_told_of_as_those_before(runs: Path) -> None:
+def test_narrower_layers_are_sent_like_those_before(runs: Path) -> None:
     for process in said(runs, "narrowed"):
         assert process["skipped"] == ""
         assert process["heard"][0] > process["steps"][0]
@@ -60,7 +60,5 @@ def test_narrower_layers_are_told_of_as_those_before(runs: Path) -> None:
 
 @pytest.mark.parametrize("case", ["unanswered", "failing"])
 def test_a_process_does_not_wait_at_its_end_for_one_that_never_answers(runs: Path, case: str) -> None:
-    (_, took), _ = json.loads((runs / case / "ends.json").read_text())
-    first, _ = said(runs, case)
-    assert first["waited"] < 1
-    assert took < LONGER / 2
+    _, second = said(runs, case)
+    assert second == {"outlived": True}

@@ -71,8 +71,8 @@ def damaged(data: st.DataObject, whole: bytes) -> bytes:
     return bytes(changed[: data.draw(st.integers(0, len(changed)))] if data.draw(st.booleans()) else changed)
 
 
-def told(path: Path) -> str:
-    """Everything that is made of a history, or the sentence that refuses it."""
+def read_all(path: Path) -> str:
+    """Everything that bnmonitor reads from a history, or the sentence that refuses it."""
     try:
         reports = read(path)
         history, names = find(path)
@@ -104,12 +104,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_a_damaged_event_file_gives_a_report_or_a_sentence(whole: bytes, tmp_path: Path, data: st.DataObject) -> None:
     file = tmp_path / "events.out.tfevents.0"
     file.write_bytes(damaged(data, whole))
-    assert not CONTROL.search(told(file))
+    assert not CONTROL.search(read_all(file))
 
 
 @fuzz
 @given(data=st.data())
-def test_what_a_history_holds_may_be_anything(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_a_history_may_contain_anything(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     directory = tmp_path_factory.mktemp("hostile")
     with Writer(directory, NAMES, 3) as writer:
         writer.frames([0, 10], course(3, 2))
@@ -127,7 +127,7 @@ def test_what_a_history_holds_may_be_anything(tmp_path_factory: pytest.TempPathF
         description = data.draw(st.sampled_from([about, "[" * 100_000])).encode()
         step = data.draw(st.integers(-(2**63), 2**63 - 1))
         writer.add(step, data.draw(st.floats()), encode.floats(FRAME + "other", np.zeros(shape, "<f4"), description))
-    assert not CONTROL.search(told(directory))
+    assert not CONTROL.search(read_all(directory))
 
 
 def text(tag: str, content: str) -> Any:
@@ -138,7 +138,7 @@ def text(tag: str, content: str) -> Any:
 
 
 @pytest.mark.parametrize("content", [b"[" * 100_000, b'{"layers": [], "metrics": [], "channels": [Infinity]}'])
-def test_a_description_that_breaks_a_parser_is_none(content: bytes) -> None:
+def test_a_description_that_breaks_a_parser_counts_as_missing(content: bytes) -> None:
     assert Schema.decode(content) is None or content.startswith(b"{")
 
 
@@ -162,7 +162,7 @@ def test_a_damaged_black_box_gives_arrays_or_a_sentence(tmp_path: Path, data: st
         boxes.load(path)
     except ValueError as error:
         said = str(error).replace(str(path), "")
-    assert not said or said.startswith(" is no black box")
+    assert not said or said.startswith(" is not a black box")
     assert len(said) < 300
 
 
@@ -173,14 +173,14 @@ def test_a_black_box_with_a_pickle_in_it_is_refused_and_nothing_is_run(tmp_path:
 
     path = tmp_path / "x.npz"
     np.savez(path, alert=np.array("{}"), steps=np.array([Trap()], dtype=object), layers=np.array(["a"]))
-    with pytest.raises(ValueError, match="is no black box"):
+    with pytest.raises(ValueError, match="is not a black box"):
         boxes.load(path)
     assert not (tmp_path / "sprung").exists()
 
 
 def test_a_black_box_that_unpacks_to_more_than_itself_is_refused(tmp_path: Path) -> None:
     path = a_box(tmp_path / "x.npz", compress=True, batch_var=np.zeros(1 << 22))
-    with pytest.raises(ValueError, match=r"is no black box.*compressed"):
+    with pytest.raises(ValueError, match=r"is not a black box.*compressed"):
         boxes.about(path)
 
 
@@ -191,7 +191,7 @@ def test_an_array_that_claims_terabytes_is_refused(tmp_path: Path, shape: str) -
     path = a_box(tmp_path / "x.npz")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("huge.npy", array)
-    with pytest.raises(ValueError, match="is no black box"):
+    with pytest.raises(ValueError, match="is not a black box"):
         boxes.load(path)
 
 
@@ -200,13 +200,13 @@ def test_an_array_of_countless_values_without_bytes_is_refused(tmp_path: Path) -
     path = tmp_path / "x.npz"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("layers.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode())
-    with pytest.raises(ValueError, match=r"is no black box.*claims 999999999 bytes"):
+    with pytest.raises(ValueError, match=r"is not a black box.*claims 999999999 bytes"):
         boxes.about(path)
 
 
 def test_an_alert_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
     path = a_box(tmp_path / "x.npz", alert=np.array("[" * 100_000))
-    with pytest.raises(ValueError, match="is no black box"):
+    with pytest.raises(ValueError, match="is not a black box"):
         boxes.load(path)
 
 
@@ -252,7 +252,7 @@ layer_parts = st.dictionaries(
 
 @fuzz
 @given(name=st.one_of(words, st.text(max_size=30)), more=layer_parts)
-def test_a_checkpoint_may_hold_anything(
+def test_a_checkpoint_may_contain_anything(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, more: dict[str, torch.Tensor]
 ) -> None:
     torch.save(a_layer(name.encode("utf-8", "replace").decode(), **more), tmp_path / "x.pt")

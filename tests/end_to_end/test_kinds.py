@@ -1,4 +1,4 @@
-"""Every kind of layer against the truth in float64, and what is left of the training: nothing changed."""
+"""Every kind of layer against the truth in float64, in a training that stays unchanged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def by_name(kinds: list[Kind]) -> Any:
 
 
 class Truth:
-    """Mean and unbiased variance of what each layer was called with, in float64, averaged over the calls of a step."""
+    """Mean and unbiased variance of each layer's input, in float64, averaged over the calls of a step."""
 
     def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
         self.layers = {name: model.get_submodule(name) for name in names}
@@ -86,7 +86,7 @@ def states(monitor: Monitor, layer: str) -> set[Recovery]:
 
 
 def errors(kind: Kind) -> tuple[float, float]:
-    """Largest error of the means in deviations, and of the variances relative to the true one."""
+    """Largest error of the means in standard deviations, and of the variances relative to the true one."""
     monitor, truth = recorded(kind)
     worst_mean = worst_var = 0.0
     for name in kind.layers:
@@ -169,7 +169,7 @@ def test_gamma_is_1_and_beta_0_where_there_are_none() -> None:
 
 
 class Counted(nn.Module):
-    """A parametrization that keeps count of how often it was asked."""
+    """A parametrization that counts how often it was evaluated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ class Counted(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["pruned", "pruned later", "computed"])
-def test_a_gamma_that_is_no_parameter_is_not_taken_for_1(how: str) -> None:
+def test_a_gamma_that_is_not_a_parameter_does_not_count_as_1(how: str) -> None:
     layer, later = nn.BatchNorm1d(4), how == "pruned later"
     counted = Counted()
     if how == "computed":
@@ -199,11 +199,11 @@ def test_a_gamma_that_is_no_parameter_is_not_taken_for_1(how: str) -> None:
         gamma = monitor.history("1", "gamma")
         assert str(monitor.summary())
     assert gamma.isnan().all(1).tolist() == [not later, not later, True, True]
-    assert counted.asked - before == (4 if how == "computed" else 0), "nobody else asked"
+    assert counted.asked - before == (4 if how == "computed" else 0), "no other code asked"
 
 
 @pytest.mark.parametrize("seen_as", ["training", "evaluation"])
-def test_a_frozen_look_alike_shows_its_buffers_and_is_no_fault(seen_as: str) -> None:
+def test_a_frozen_look_alike_shows_its_buffers_and_is_not_a_fault(seen_as: str) -> None:
     model = kind_named("FrozenBatchNorm2d").build().train(seen_as == "training")
     kind = kind_named("FrozenBatchNorm2d")
     monitor = Monitor(model, sinks=[], on_alert="log", select=("all",), sample_every_n_steps=2)
@@ -216,7 +216,7 @@ def test_a_frozen_look_alike_shows_its_buffers_and_is_no_fault(seen_as: str) -> 
     assert monitor.alerts == ()
 
 
-def test_what_has_the_names_but_not_the_shapes_of_a_frozen_layer_is_none() -> None:
+def test_a_module_with_the_names_but_not_the_shapes_of_a_frozen_layer_does_not_count_as_one() -> None:
     odd = nn.Module()
     for name in ("weight", "bias", "running_mean", "running_var"):
         odd.register_buffer(name, torch.zeros(2, 3))
@@ -233,7 +233,7 @@ def test_a_fused_activation_is_the_consumer_and_in_the_sampled_output() -> None:
     assert float(window.sample.output.min.min()) == 0.0
 
 
-def test_the_layer_before_a_frozen_one_is_not_taken_for_it() -> None:
+def test_the_layer_before_a_frozen_one_is_not_mistaken_for_it() -> None:
     model = nn.Sequential(nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1), kind_named("FrozenBatchNorm2d").make(), nn.ReLU())
     with Monitor(model, sinks=[], on_alert="log") as monitor:
         model(torch.randn(8, 6, 4, 4)).sum().backward()
@@ -261,7 +261,7 @@ def test_an_instance_norm_without_momentum_keeps_nothing_of_the_batch() -> None:
     assert states(monitor, "layer") == {Recovery.NO_MOMENTUM}
 
 
-def test_an_instance_norm_whose_buffers_are_replaced_is_read_on() -> None:
+def test_an_instance_norm_with_replaced_buffers_is_still_read() -> None:
     kind = kind_named("InstanceNorm2d")
     model = kind.build()
     truth = Truth(model, kind.layers)
@@ -301,7 +301,7 @@ def test_an_evaluation_is_not_observed_and_the_hook_is_there_after_it(plain: tup
 
 
 @pytest.mark.parametrize("how", [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_a_copy_tells_nothing(how: Callable[[nn.Module], nn.Module], plain: tuple[nn.Module, Monitor]) -> None:
+def test_a_copy_records_nothing(how: Callable[[nn.Module], nn.Module], plain: tuple[nn.Module, Monitor]) -> None:
     model, monitor = plain
     assert b"bnmonitor" not in pickle.dumps(model.layer)
     how(model.layer)(torch.randn(4, CHANNELS, 3, 3, requires_grad=True))
@@ -318,7 +318,7 @@ def test_no_graph_is_kept_alive(plain: tuple[nn.Module, Monitor]) -> None:
     assert seen.mean.untyped_storage().nbytes() == CHANNELS * 4
 
 
-def test_a_forward_that_is_no_training_is_not_taken_for_one(plain: tuple[nn.Module, Monitor]) -> None:
+def test_a_forward_outside_training_does_not_count_as_training(plain: tuple[nn.Module, Monitor]) -> None:
     model, monitor = plain
     model.eval()
     with torch.no_grad():
@@ -327,7 +327,7 @@ def test_a_forward_that_is_no_training_is_not_taken_for_one(plain: tuple[nn.Modu
     assert monitor.history("layer", "batch_mean")[-1].isnan().all()
 
 
-def test_other_channels_than_promised_and_no_tensor_at_all_do_no_harm() -> None:
+def test_unexpected_channels_and_a_missing_tensor_do_no_harm() -> None:
     class Odd(nn.BatchNorm2d):
         def forward(self, x: Any) -> Any:
             return x if isinstance(x, str) else super().forward(x)
@@ -342,7 +342,7 @@ def test_other_channels_than_promised_and_no_tensor_at_all_do_no_harm() -> None:
     assert window.recovery.flatten().tolist() == [Recovery.NO_BUFFERS, Recovery.NO_BUFFERS, Recovery.NON_FINITE]
 
 
-def test_a_reduction_stands_in_where_no_gradient_is_needed() -> None:
+def test_a_reduction_is_used_where_no_gradient_is_needed() -> None:
     layer = untracked(affine=False)
     x = torch.randn(8, CHANNELS, 5, 5) * 3 + 40
     with Monitor(nn.Sequential(layer), sinks=[], on_alert="log") as monitor:
@@ -353,16 +353,14 @@ def test_a_reduction_stands_in_where_no_gradient_is_needed() -> None:
 
 
 @pytest.mark.parametrize("packer", [None, lambda: None, lambda tracing: "something packs"])
-def test_a_reduction_stands_in_where_it_is_not_known_that_nothing_is_packed(
-    packer: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reduction_is_used_where_the_input_may_be_packed(packer: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autograd, "_packer", packer)
     mean, var = errors(kind_named("`track_running_stats=False`"))
     assert mean <= 1e-6
     assert var <= 1e-6
 
 
-def test_what_cannot_be_reduced_stops_no_training(
+def test_an_input_that_cannot_be_reduced_does_not_stop_training(
     plain: tuple[nn.Module, Monitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:

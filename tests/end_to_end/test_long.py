@@ -1,4 +1,4 @@
-"""A long run: its frames stay within their budget, what is worth seeing is kept, and nothing grows with the steps."""
+"""A long run: its frames stay within their budget, spikes and alerts are kept, and nothing grows with the steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.sinks.test_sinks import a_summary, an_alert
 
 
 def written(thinning: Thinning, frames: int, size: int, spikes: frozenset[int] = frozenset()) -> list[int]:
-    """The frames that are written of a healthy run with spikes of a single frame."""
+    """The written frames of a healthy run with spikes of a single frame."""
     torch.manual_seed(0)
     health = torch.full((3,), 100.0)
     found = []
@@ -52,7 +52,7 @@ def test_frames_become_rarer_by_doubling_strides() -> None:
     assert max(gaps) <= 128
 
 
-def test_spikes_are_kept_and_the_noise_is_none() -> None:
+def test_spikes_are_kept_and_noise_is_not_a_spike() -> None:
     spikes = frozenset(range(301, 2000, 97))
     found = written(Thinning(40_000), 2000, 100, spikes)
     assert spikes <= set(found)
@@ -102,7 +102,7 @@ def test_a_budget_must_be_positive(run_bytes: int) -> None:
         TensorBoard(run_bytes=run_bytes)
 
 
-def test_the_table_of_alerts_does_not_grow_without_end(tmp_path: Path) -> None:
+def test_the_table_of_alerts_stays_bounded(tmp_path: Path) -> None:
     sink = TensorBoard(tmp_path)
     sink.open(Run(layers=a_summary().layers))
     sizes = []

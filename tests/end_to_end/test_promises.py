@@ -114,7 +114,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """What is set on every module: names and types of attributes, and the contents of the registries."""
+    """The state of every module: names and types of attributes, and the contents of the registries."""
     return {
         name: {
             key: sorted(value) if isinstance(value, dict | set) else type(value) for key, value in vars(module).items()
@@ -124,7 +124,7 @@ def attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def outcome(name: str, momentum: float | None, **settings: Any) -> dict[str, Any]:
-    """Everything that a training leaves behind, watched if there are settings."""
+    """Everything that a training leaves behind, monitored if there are settings."""
     architecture = ARCHITECTURES[name]
     model = architecture.build(momentum)
     before = attributes(model)
@@ -254,7 +254,7 @@ def saved_and_loaded(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("how", COPIES)
-def test_it_does_not_change_training_a_copy_made_while_hooks_are_there_works_and_tells_nothing(how: str) -> None:
+def test_it_does_not_change_training_a_copy_made_while_hooks_are_there_works_and_records_nothing(how: str) -> None:
     model = ARCHITECTURES["mlp"].build()
     batches = ARCHITECTURES["mlp"].batches(3)
     with Monitor(model, sinks=[], on_alert="log", sample_every_n_steps=1) as monitor:
@@ -280,7 +280,7 @@ def test_it_does_not_change_training_a_model_pickled_in_a_sampled_step_does_not_
         assert b"bnmonitor" not in pickle.dumps(model)
 
 
-def test_it_does_not_change_training_a_shallow_copy_tells_nothing_either() -> None:
+def test_it_does_not_change_training_a_shallow_copy_records_nothing_either() -> None:
     bn = nn.BatchNorm1d(3)
     model = nn.Sequential(bn)
     with Monitor(model, sinks=[], on_alert="log", sample_every_n_steps=1) as monitor:
@@ -304,7 +304,7 @@ class Operations(TorchDispatchMode):
 
 
 def operations_of_a_step(layers: int, *, watched: bool = True) -> tuple[list[str], list[str]]:
-    """The operations of a training step between two checks and samples, and those of recording it."""
+    """The operations of a training step without check and sample, and those that record it."""
     torch.manual_seed(0)
     blocks = [m for _ in range(layers) for m in (nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU())]
     model = nn.Sequential(*blocks)
@@ -343,11 +343,11 @@ def test_it_does_not_stop_training_when_a_rule_raises() -> None:
     monitor = Monitor(model, sinks=[], rules=[Raises(), AlwaysFinds()], on_alert="log", check_every_n_steps=2)
     with monitor:
         train(model, architecture.batches(9), monitor=monitor)
-    told = [alert for alert in monitor.alerts if alert.code == "BN001"]
-    assert len(told) == 1
-    assert "BN990" in told[0].message
-    assert "ZeroDivisionError: on purpose" in told[0].message
-    assert told[0].first_step == 0
+    reported = [alert for alert in monitor.alerts if alert.code == "BN001"]
+    assert len(reported) == 1
+    assert "BN990" in reported[0].message
+    assert "ZeroDivisionError: on purpose" in reported[0].message
+    assert reported[0].first_step == 0
     assert "BN991" in {alert.code for alert in monitor.alerts}
     assert monitor.steps == tuple(range(9))
 
@@ -376,10 +376,10 @@ def watch_with(*sinks: Sink) -> Monitor:
 def test_it_does_not_stop_training_when_a_sink_raises(method: str) -> None:
     faulty, healthy = Faulty(method), RecordingSink()
     monitor = watch_with(faulty, healthy)
-    told = [alert for alert in monitor.alerts if alert.code == "BN002"]
-    assert len(told) == 1
-    assert "Faulty" in told[0].message
-    assert "No space left" in told[0].message
+    reported = [alert for alert in monitor.alerts if alert.code == "BN002"]
+    assert len(reported) == 1
+    assert "Faulty" in reported[0].message
+    assert "No space left" in reported[0].message
     assert faulty.calls.count(method) == 1
     assert faulty.calls[-1] == method
     events = [what for what, _ in healthy.events]
@@ -422,9 +422,9 @@ def test_it_does_not_stop_training_when_the_on_alert_function_raises() -> None:
     with monitor:
         train(model, architecture.batches(9), monitor=monitor)
     assert len(calls) == 1
-    told = [alert for alert in monitor.alerts if alert.code == "BN002"]
-    assert len(told) == 1
-    assert "my own mistake" in told[0].message
+    reported = [alert for alert in monitor.alerts if alert.code == "BN002"]
+    assert len(reported) == 1
+    assert "my own mistake" in reported[0].message
     assert {alert.code for alert in monitor.alerts} == {"BN001", "BN002", "BN991"}
     assert monitor.steps == tuple(range(9))
 
@@ -440,9 +440,11 @@ def test_it_does_not_stop_training_when_the_monitor_itself_breaks(monkeypatch: p
     with monitor:
         train(model, architecture.batches(2), monitor=monitor)
         monkeypatch.setattr(monitor._watch._recorder, "step", broken)
-        with pytest.warns(UserWarning, match="stopped watching, training goes on: IndexError: a bug of ours") as told:
+        with pytest.warns(
+            UserWarning, match="stopped watching, training goes on: IndexError: a bug of ours"
+        ) as reported:
             train(model, architecture.batches(3), monitor=monitor)
-        assert len(told) == 1
+        assert len(reported) == 1
         assert hooks(model) == 0
 
 
@@ -504,7 +506,7 @@ def test_it_is_honest_and_history_cannot_be_written_through() -> None:
 
 
 def with_a_fault(**arguments: Any) -> Monitor:
-    """A training whose momentum is upside down, watched with no sink at all."""
+    """A training with an inverted momentum, monitored without any sink."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8, momentum=0.99), nn.ReLU(), nn.Linear(8, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -517,7 +519,7 @@ def with_a_fault(**arguments: Any) -> Monitor:
     return monitor
 
 
-def test_without_any_sink_nothing_is_said_unless_it_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_any_sink_nothing_is_printed_unless_requested(capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         monitor = with_a_fault()

@@ -22,7 +22,7 @@ STATISTICS = ("batch_mean", "batch_var", "running_mean", "running_var", "gamma",
 
 
 class Training:
-    """A model, its optimizer and its monitor, all of which a checkpoint brings back."""
+    """A model, its optimizer and its monitor, which a checkpoint restores."""
 
     def __init__(self, log_dir: Path, width: int = 8, **settings: Any) -> None:
         torch.manual_seed(0)
@@ -74,7 +74,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Training, Path]:
 
 
 @pytest.mark.parametrize("at", [1, 57, 85, 125])
-def test_it_loses_nothing_it_said_it_kept_when_resumed(whole: tuple[Training, Path], tmp_path: Path, at: int) -> None:
+def test_it_loses_nothing_it_reported_as_kept_when_resumed(
+    whole: tuple[Training, Path], tmp_path: Path, at: int
+) -> None:
     first = Training(tmp_path)
     with first.monitor:
         saved = b""
@@ -111,13 +113,13 @@ def test_it_loses_nothing_it_said_it_kept_when_resumed(whole: tuple[Training, Pa
     assert [a["code"] for a in ours.alerts] == [a["code"] for a in theirs.alerts]
 
 
-def test_a_checkpoint_from_before_the_monitor_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_checkpoint_from_before_the_monitor_loads(tmp_path: Path) -> None:
     training = Training(tmp_path)
     training.run(30, 60)
     assert training.monitor.steps == tuple(range(30, 60))
 
 
-def test_another_batch_size_goes_on_with_the_same_window(tmp_path: Path) -> None:
+def test_another_batch_size_continues_with_the_same_window(tmp_path: Path) -> None:
     first = Training(tmp_path)
     first.run(0, 60)
     second = Training(tmp_path)
@@ -131,7 +133,7 @@ def test_another_batch_size_goes_on_with_the_same_window(tmp_path: Path) -> None
     assert {a["code"] for a in said(second)} == {a["code"] for a in said(first)}
 
 
-def test_other_layers_begin_anew_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_other_layers_start_over_and_the_rest_continues(tmp_path: Path) -> None:
     first = Training(tmp_path)
     first.run(0, 60)
     state = first.monitor.state_dict()

@@ -1,4 +1,4 @@
-"""Random trainings, settings, saves and exceptions: the parameters are always as they are without a monitor."""
+"""Random trainings, settings, saves and exceptions: the parameters always equal those without a monitor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Leg:
     Attributes:
         steps: Its steps.
         breaks: The step after which the training raises; -1: it does not.
-        poisoned: The step whose batch holds an infinity; -1: none does.
+        poisoned: The step with an infinity in its batch; -1: none.
         faulty: What the monitor's sink fails in.
         settings: The monitor's settings.
     """
@@ -62,7 +62,7 @@ legs = st.builds(
 
 
 class Broken(Exception):  # noqa: N818
-    """What a training raises."""
+    """The exception that a training raises."""
 
 
 def run(name: str, momentum: float | None, course: list[Leg], *, watched: bool) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Ways of training in plain PyTorch: what is recorded in each is the truth, and the training is what it would be."""
+"""Ways of training in plain PyTorch: each record is true, and the training is unchanged."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_checkpointed_activations_update_twice(reentrant: bool) -> None:
     monitor, truth = trained(way)
     assert_true(monitor, truth, Recovery.AVERAGED)
     sample = monitor._watch._sampling.samples[-1]
-    assert sample.calls.unique().tolist() == [1], "the recomputation is no call of the training loop's"
+    assert sample.calls.unique().tolist() == [1], "the recomputation is not a call by the training loop"
 
 
 def test_several_forwards_a_step() -> None:

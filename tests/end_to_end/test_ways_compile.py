@@ -1,4 +1,4 @@
-"""torch.compile: nothing is compiled more often than without the monitor, and all is recorded but the samples."""
+"""torch.compile: nothing compiles more often than without the monitor, and all but the samples is recorded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Net(nn.Module):
 
 
 def run(when: int, *, watch: bool, method: bool, **settings: Any) -> tuple[list[Any], Any]:
-    """Train and evaluate; return what is left, with what was compiled, and the monitor."""
+    """Train and evaluate; return the final state with the compilations, and the monitor."""
     dynamo.reset()
     dynamo.utils.counters.clear()
     model = Net()
@@ -76,7 +76,7 @@ def run(when: int, *, watch: bool, method: bool, **settings: Any) -> tuple[list[
 
 @pytest.mark.parametrize("fullgraph", [False, True])
 @pytest.mark.parametrize("method", [False, True])
-def test_compiling_is_left_alone_and_all_is_recorded(method: bool, fullgraph: bool) -> None:
+def test_compilation_is_unchanged_and_all_is_recorded(method: bool, fullgraph: bool) -> None:
     settings = {"backend": "eager", "fullgraph": fullgraph}
     _, eager = run(NEVER, watch=True, method=method)
     alone, _ = run(WRAPPED, watch=False, method=method, **settings)
@@ -94,8 +94,8 @@ def test_compiling_is_left_alone_and_all_is_recorded(method: bool, fullgraph: bo
 
 @pytest.mark.parametrize("fullgraph", [False, True])
 @pytest.mark.parametrize("mode", [False, True])
-def test_with_the_probe_the_graph_is_that_of_what_was_compiled(fullgraph: bool, mode: bool) -> None:
-    """One forward of the uncompiled module tells it, and neither the training nor the compiler is any the wiser."""
+def test_with_the_probe_the_graph_is_that_of_the_compiled_module(fullgraph: bool, mode: bool) -> None:
+    """One forward of the uncompiled module finds the graph, without an effect on the training or the compiler."""
 
     def trained(watch: bool, probe: bool, compiled: bool = True) -> tuple[list[Any], Any]:
         dynamo.reset()
@@ -137,12 +137,12 @@ def test_with_the_probe_the_graph_is_that_of_what_was_compiled(fullgraph: bool, 
     _, unprobed = trained(True, False)
     assert same(alone, watched)
 
-    def told(monitor: Any) -> dict[str, tuple[Any, ...]]:
+    def traced(monitor: Any) -> dict[str, tuple[Any, ...]]:
         names = [name.replace("_orig_mod.", "") for name in monitor.layers.names]
         places = monitor.structure().places
         return {n: (p.blind, p.root, p.depth, p.joins, p.shape) for n, p in zip(names, places, strict=True)}
 
-    assert told(monitor) == told(eager)
+    assert traced(monitor) == traced(eager)
     assert "torch.compile" in unprobed.structure().places[0].blind
     assert "norm-after-activation" in unprobed.skipped
     assert "norm-after-activation" not in monitor.skipped
@@ -155,7 +155,7 @@ def test_autograd_compiled_ahead_of_time_is_recorded_as_well() -> None:
     assert all(monitor.history(name, "batch_mean").isfinite().all() for name in monitor.layers.names)
 
 
-def test_a_function_compiled_beside_the_model_costs_one_sample_and_no_more() -> None:
+def test_a_function_compiled_in_addition_to_the_model_costs_only_one_sample() -> None:
     dynamo.reset()
     model = Net()
     scale = torch.compile(lambda x: x * 2, backend="eager")
@@ -167,7 +167,7 @@ def test_a_function_compiled_beside_the_model_costs_one_sample_and_no_more() -> 
     assert monitor.skipped == {k: v for k, v in monitor.skipped.items() if "sample" not in v}
 
 
-def test_nothing_is_left_with_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_stays_registered_with_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     handler = sys.modules["torch._dynamo.callback"].callback_handler
     before = list(handler.start_callbacks)
     model = Net()

@@ -1,4 +1,4 @@
-"""Layers that are added, removed, replaced or resized while the monitor watches."""
+"""Layers that are added, removed, replaced or resized during a monitored training."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def replace_wider(model: nn.Module) -> None:
 
 
 def prune(model: nn.Module) -> None:
-    """As pruning tools do: the tensors get shorter, ``num_features`` stays."""
+    """Shorten the tensors as pruning tools do; ``num_features`` stays."""
     with torch.no_grad():
         for name in ("conv1", "bn1"):
             module = getattr(model[3], name)
@@ -54,7 +54,7 @@ CHANGES = (add, remove, replace, replace_wider, prune)
 
 
 def truths(model: nn.Module, seen: dict[str, list[Tensor]]) -> None:
-    """Keep the true batch means of every layer that there is from now on."""
+    """Keep the true batch means of every layer from now on."""
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
 
@@ -103,7 +103,7 @@ def test_the_new_layers_are_watched_at_the_latest_from_the_next_check_on(
     assert hooks(model) == len(known), "the test's own"
 
 
-def test_what_is_known_of_the_layers_that_stay_is_kept_and_new_ones_begin_anew() -> None:
+def test_records_of_the_layers_that_stay_are_kept_and_new_layers_start_empty() -> None:
     model = DATA.build()
     with quiet(model) as monitor:
         train(model, DATA.batches(40), monitor=monitor)
@@ -115,7 +115,7 @@ def test_what_is_known_of_the_layers_that_stay_is_kept_and_new_ones_begin_anew()
     assert set(updates.values()) == {48}
 
 
-def test_an_exchange_of_buffers_for_synchronized_ones_keeps_what_is_known() -> None:
+def test_a_conversion_to_synchronized_layers_keeps_the_records() -> None:
     model = DATA.build()
     monitor = quiet(model)
     with monitor:
@@ -127,7 +127,7 @@ def test_an_exchange_of_buffers_for_synchronized_ones_keeps_what_is_known() -> N
         assert set(monitor.state_dict()["watch"]["layers"]) == set(monitor.layers.names)
 
 
-def test_patterns_whose_layers_are_gone_do_not_end_the_watch() -> None:
+def test_patterns_that_no_longer_match_a_layer_do_not_end_the_recording() -> None:
     model = DATA.build()
     with quiet(model, exclude=("4.*",), check_every_n_steps=2) as monitor:
         train(model, DATA.batches(4), monitor=monitor)
@@ -147,7 +147,7 @@ def test_a_model_that_gets_its_first_layer_before_the_start_is_watched() -> None
     assert monitor.steps == (0, 1, 2)
 
 
-def test_a_change_after_the_last_step_does_not_take_the_window_away() -> None:
+def test_a_change_after_the_last_step_does_not_discard_the_window() -> None:
     model = DATA.build()
     with quiet(model) as monitor:
         train(model, DATA.batches(6), monitor=monitor)

@@ -1,4 +1,4 @@
-"""Ways of training in a Lightning Trainer: what is recorded is the truth, and the training is what it would be."""
+"""Ways of training in a Lightning Trainer: each record is true, and the training is unchanged."""
 
 from __future__ import annotations
 

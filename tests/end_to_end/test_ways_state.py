@@ -1,4 +1,4 @@
-"""States that are averaged, copied, loaded or converted while the monitor watches, and numbers of steps."""
+"""States that are averaged, copied, loaded or converted during a monitored training, and step numbers."""
 
 from __future__ import annotations
 
@@ -87,13 +87,13 @@ def test_a_model_made_half_midway_is_recorded_within_the_rounding_of_its_buffers
         assert bool((error.isnan() | (error <= 2 * slip * scale[4:] + 1e-2)).all())
 
 
-def test_step_numbers_that_repeat_and_go_back_are_kept_as_told() -> None:
-    told = [0, 0, 1, 5, 5, 2, 3, 0, 1, 1]
+def test_step_numbers_that_repeat_and_go_back_are_kept_as_given() -> None:
+    numbers = [0, 0, 1, 5, 5, 2, 3, 0, 1, 1]
 
     def way(run: Run) -> None:
-        for number, x in zip(told, run.batches, strict=True):
+        for number, x in zip(numbers, run.batches, strict=True):
             run.step(loss_of(run.model(x)), number)
 
     monitor, truth = trained(way)
-    assert monitor.steps == tuple(told)
+    assert monitor.steps == tuple(numbers)
     assert_true(monitor, truth)

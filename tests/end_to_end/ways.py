@@ -1,4 +1,4 @@
-"""A training with and without the monitor, and the truth of it."""
+"""A training with and without the monitor, and its true statistics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def loss_of(out: Tensor) -> Tensor:
 
 
 class Run:
-    """One training, watched or not; ``end_step`` belongs behind every batch."""
+    """One training, monitored or not; ``end_step`` belongs after every batch."""
 
     def __init__(self, models: dict[str, nn.Module], monitor: Monitor | None) -> None:
         self.models, self.monitor = models, monitor
@@ -69,7 +69,7 @@ class Run:
 def trained(
     way: Callable[[Run], None], build: Callable[[], nn.Module | dict[str, nn.Module]] = DATA.build
 ) -> tuple[Monitor, Truth]:
-    """Train twice, once watched, and compare all that is left behind."""
+    """Train twice, once monitored, and compare all that is left behind."""
     left = []
     for watch in (False, True):
         built = build()

@@ -1,4 +1,4 @@
-"""A fit with and without the callback, and the truth, taken by a callback of the tests' own."""
+"""A fit with and without the callback, and its true statistics, recorded by a callback of the tests."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def fitted(
 
 
 def check(callback: BatchNormMonitor, taken: Any) -> None:
-    """Whatever was recovered is true, and what was not has a reason."""
+    """Check that every recovered value is true, and every missing one has a reason."""
     monitor = callback.monitor
     for name in monitor.layers.names:
         got = monitor.history(name, "batch_mean")

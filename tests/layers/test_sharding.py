@@ -26,7 +26,7 @@ WATCHED = [name for name in CASES if not name.endswith("unwatched")]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case of :mod:`tests.distributed.sharded`, run once."""
-    return run_cases("sharded", tmp_path_factory.mktemp("sharded"), CASES, timeout=400)
+    return run_cases("sharded", tmp_path_factory.mktemp("sharded"), CASES)
 
 
 @pytest.mark.parametrize("case", [*WAYS, "lightning-fsdp1", "lightning-fsdp2"])

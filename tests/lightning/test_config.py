@@ -127,13 +127,13 @@ def test_callback_comes_with_its_defaults_from_the_command_line_alone(lightning:
     given = (f"{callback}=bnmonitor.BatchNormMonitor", f"{callback}.sinks=[]", f"{callback}.on_alert=log")
     monitor = monitor_of(run(lightning, config, *given)).monitor
     plain = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(monitor.settings).items()}
-    assert plain == vars(Settings(on_alert="log", log_every_n_steps=50))
+    assert plain == vars(Settings(on_alert="log", log_every_n_steps=50, sinks=()))
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("check_every_n_steps: 4", "check_every_n_steps: 0", "check_every_n_steps=0 is no number of steps"),
+        ("check_every_n_steps: 4", "check_every_n_steps: 0", "check_every_n_steps must be an int of at least 1, got 0"),
         ("warn_below", "warn_bellow", "did you mean 'warn_below'"),
         ("error: stop", "eror: stop", "did you mean 'error'"),
         ("window: 16", "windw: 16", "windw"),

@@ -1,8 +1,9 @@
-"""Bad input: one clear sentence, from both doors."""
+"""The two constructors: the same arguments, the same defaults, and one clear sentence for bad input."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from bnmonitor import Alert, BatchNormMonitor, Monitor, Severity
+from bnmonitor import Alert, BatchNormMonitor, BatchNormWarning, Monitor, Severity
 from bnmonitor.monitor import Settings
 from bnmonitor.sinks import Console, JsonLines
+from bnmonitor.testing import RecordingSink
 
 SHARED: dict[str, Any] = {
     "check_every_n_steps": 10,
@@ -25,7 +27,7 @@ SHARED: dict[str, Any] = {
     "select": ("default",),
     "ignore": (),
     "rules": None,
-    "on_alert": "warn",
+    "on_alert": None,
     "sinks": None,
 }
 MONITOR_ONLY: dict[str, Any] = {
@@ -68,7 +70,7 @@ def test_doors_share_their_arguments_and_defaults(door: type, own: dict[str, Any
 
 
 def test_settings_have_the_same_defaults_and_both_doors_explain_every_argument() -> None:
-    assert vars(Settings()) == {name: value for name, value in SHARED.items() if name != "sinks"}
+    assert vars(Settings()) == SHARED
     for door, names in ((Monitor, {**MONITOR_ONLY, **SHARED}), (BatchNormMonitor, SHARED)):
         text = inspect.getdoc(door) or ""
         assert all(f"    {name}: " in text for name in names)
@@ -88,7 +90,7 @@ def test_settings_have_the_same_defaults_and_both_doors_explain_every_argument()
     ],
 )
 def test_number_of_steps_that_is_none_is_refused(door: Door, name: str, bad: object) -> None:
-    with pytest.raises(ValueError, match=rf"^{name}=.* is no number of steps it accepts: pass an int, . or more"):
+    with pytest.raises(ValueError, match=rf"^{name} must be an int of at least \d.*, got {re.escape(repr(bad))}$"):
         door(**{name: bad})
 
 
@@ -111,7 +113,7 @@ def test_smallest_numbers_of_steps_are_taken(door: Door, good: dict[str, int]) -
 @both_doors
 @pytest.mark.parametrize("bad", ["yes", 1, None])
 def test_probe_is_true_or_false(door: Door, bad: object) -> None:
-    with pytest.raises(TypeError, match=r"^probe=.* must be True or False$"):
+    with pytest.raises(TypeError, match=rf"^probe must be True or False, got {bad!r}$"):
         door(probe=bad)
 
 
@@ -121,7 +123,9 @@ def test_probe_is_true_or_false(door: Door, bad: object) -> None:
 @both_doors
 @pytest.mark.parametrize("name", ["include", "exclude", "select", "ignore"])
 def test_single_string_instead_of_a_tuple_is_refused_with_what_to_write(door: Door, name: str) -> None:
-    with pytest.raises(TypeError, match=rf"^{name}='BN3' must be a sequence of strings: pass \('BN3',\)$"):
+    with pytest.raises(
+        TypeError, match=rf"^{name} must be a sequence of strings, got the string 'BN3': pass \('BN3',\)$"
+    ):
         door(**{name: "BN3"})
 
 
@@ -129,14 +133,14 @@ def test_single_string_instead_of_a_tuple_is_refused_with_what_to_write(door: Do
 @pytest.mark.parametrize("name", ["include", "exclude", "select", "ignore"])
 @pytest.mark.parametrize("bad", [None, 5, {"a"}])
 def test_what_is_no_sequence_is_refused(door: Door, name: str, bad: object) -> None:
-    with pytest.raises(TypeError, match=rf"^{name}=.* must be a sequence of strings"):
+    with pytest.raises(TypeError, match=rf"^{name} must be a sequence of strings, got {re.escape(repr(bad))}$"):
         door(**{name: bad})
 
 
 @both_doors
 @pytest.mark.parametrize("name", ["include", "exclude", "select", "ignore"])
 def test_sequence_of_something_else_is_refused(door: Door, name: str) -> None:
-    with pytest.raises(TypeError, match=rf"^{name}=\('\*', 3\) must hold strings only$"):
+    with pytest.raises(TypeError, match=rf"^{name} must be a sequence of strings, got \('\*', 3\)$"):
         door(**{name: ("*", 3)})
 
 
@@ -187,7 +191,7 @@ def test_threshold_of_a_wrong_type_is_refused(door: Door) -> None:
 
 @both_doors
 def test_something_that_is_no_rule_is_refused(door: Door) -> None:
-    with pytest.raises(TypeError, match=r"^rules= takes Rule instances or a mapping of thresholds"):
+    with pytest.raises(TypeError, match=r"^rules= must hold Rule instances or map rules to thresholds, got <function"):
         door(rules=[lambda window: []])
 
 
@@ -202,11 +206,11 @@ def test_rules_of_a_wrong_shape_are_refused_in_one_clear_sentence(door: Door, ba
 
 
 @both_doors
-@pytest.mark.parametrize("bad", ["warning", 5, None, [], ["warn", "panic"], {"error": "explode"}, {"error": []}])
+@pytest.mark.parametrize("bad", ["warning", 5, [], ["warn", "panic"], [None], {"error": "explode"}, {"error": []}])
 def test_unknown_action_is_refused_with_what_there_is(door: Door, bad: object) -> None:
     message = (
-        r"^on_alert=.* is not an action.*it takes 'log', 'warn', 'stop', 'raise', 'checkpoint', 'wandb', a callable, "
-        "a list of these, or a mapping of these"
+        r"^on_alert must be 'log', 'warn', 'stop', 'raise', 'checkpoint', 'wandb', a callable, a list of these, "
+        "or a mapping of these by severity, got "
     )
     with pytest.raises(ValueError, match=message):
         door(on_alert=bad)
@@ -214,14 +218,14 @@ def test_unknown_action_is_refused_with_what_there_is(door: Door, bad: object) -
 
 @both_doors
 def test_misspelled_action_is_refused_with_the_nearest(door: Door) -> None:
-    with pytest.raises(ValueError, match=r"^on_alert='rase' is not an action; did you mean 'raise'\?"):
+    with pytest.raises(ValueError, match=r"^on_alert must be .*, got 'rase'; did you mean 'raise'\?$"):
         door(on_alert="rase")
 
 
 @both_doors
 @pytest.mark.parametrize(("bad", "hint"), [("eror", "; did you mean 'error'\\?"), (30, ""), (None, "")])
 def test_unknown_severity_is_refused_with_what_there_is(door: Door, bad: object, hint: str) -> None:
-    message = rf"^on_alert has no severity {bad!r}{hint}.*there are info, warning, error$"
+    message = rf"^a mapping of on_alert must have the keys 'info', 'warning', 'error', got {bad!r}{hint}"
     with pytest.raises(ValueError, match=message):
         door(on_alert={bad: "log"})
 
@@ -239,6 +243,81 @@ def test_actions_by_severity_fill_up_with_the_default_and_a_single_word_leaves_i
     several: Any = ["stop", call]
     assert Settings(on_alert=several).actions() == {info: (call,), warning: ("stop", call), error: ("stop", call)}
     assert Settings(on_alert={"error": several}).words() == {"log", "warn", "stop"}
+
+
+def test_default_action_is_a_warning_and_without_any_sink_it_is_silence() -> None:
+    info, warning, error = Severity
+    warned = {info: ("log",), warning: ("warn",), error: ("warn",)}
+    assert Settings().actions() == Settings(sinks=[Console()]).actions() == warned
+    assert Settings(sinks=[]).actions() == {info: ("log",), warning: (), error: ()}
+    assert Settings(sinks=[], on_alert={"error": "stop"}).actions() == {info: ("log",), warning: (), error: ("stop",)}
+    assert Settings(sinks=[], on_alert="warn").actions() == warned
+
+
+class Faulty(nn.Module):
+    """A model on which BN301 opens an alert at the first check: its momentum is one minus the usual one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, momentum=0.99))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)  # type: ignore[no-any-return]
+
+
+def train(**arguments: Any) -> list[str]:
+    model = Faulty()
+    with Monitor(model, **arguments) as monitor:
+        model(torch.randn(8, 3)).sum().backward()
+        monitor.step()
+    return [alert.code for alert in monitor.alerts]
+
+
+def fit(**arguments: Any) -> list[str]:
+    pl = pytest.importorskip("lightning.pytorch")
+
+    class Module(pl.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Faulty()
+
+        def training_step(self, batch: torch.Tensor, _: int) -> torch.Tensor:
+            return self.model(batch).sum()  # type: ignore[no-any-return]
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    callback = BatchNormMonitor(**arguments)
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = pl.Trainer(max_steps=1, accelerator="cpu", callbacks=[callback], **off)
+    trainer.fit(Module(), torch.utils.data.DataLoader(list(torch.randn(8, 3)), batch_size=8))
+    return [alert.code for alert in callback.alerts]
+
+
+both_trainings = pytest.mark.parametrize("training", [train, fit])
+
+
+@both_trainings
+def test_no_sinks_and_no_action_is_silent_at_both_doors(
+    training: Callable[..., list[str]], recwarn: pytest.WarningsRecorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert training(sinks=[], select=("BN301",)) == ["BN301"]
+    assert [w for w in recwarn if issubclass(w.category, BatchNormWarning)] == []
+    assert "BN301" not in "".join(capsys.readouterr())
+
+
+@both_trainings
+def test_no_sinks_and_an_explicit_warning_warns_at_both_doors(training: Callable[..., list[str]]) -> None:
+    with pytest.warns(BatchNormWarning, match="^BN301 inverted-momentum"):
+        assert training(sinks=[], select=("BN301",), on_alert="warn") == ["BN301"]
+
+
+@both_trainings
+def test_default_action_warns_at_both_doors_if_no_sink_shows_alerts_to_a_person(
+    training: Callable[..., list[str]],
+) -> None:
+    with pytest.warns(BatchNormWarning, match="^BN301 inverted-momentum"):
+        assert training(sinks=[RecordingSink()], select=("BN301",)) == ["BN301"]
 
 
 # -- model, optimizer, sinks -------------------------------------------------------------------------------------------
@@ -265,8 +344,8 @@ def test_optimizer_of_a_wrong_type_is_refused(bad: Any) -> None:
         ("console", r"^sinks must be a sequence of sinks, got str: pass \[sink\]$"),
         (Console(), r"^sinks must be a sequence of sinks, got Console: pass \[sink\]$"),
         (5, r"^sinks must be a sequence of sinks, got int"),
-        ([JsonLines], r"which is no sink: pass an instance$"),
-        ([print], r"which is no sink: derive it from bnmonitor\.sinks\.Sink$"),
+        ([JsonLines], r"^sinks must hold sinks only, got <class .*>: pass an instance$"),
+        ([print], r"^sinks must hold sinks only, got <.*>: derive it from bnmonitor\.sinks\.Sink$"),
     ],
 )
 def test_sinks_of_a_wrong_type_are_refused(door: Door, bad: object, message: str) -> None:
@@ -281,7 +360,7 @@ def test_number_of_micro_batches_that_is_none_is_refused(bad: Any) -> None:
 
 
 def test_log_dir_of_a_wrong_type_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"^log_dir=5 must be a path, or None to write nothing$"):
+    with pytest.raises(TypeError, match=r"^log_dir must be a path, or None to write nothing, got 5$"):
         a_monitor(log_dir=5)
 
 
@@ -302,14 +381,14 @@ def test_step_before_start_and_after_close_says_what_to_write() -> None:
 def test_step_number_of_a_wrong_type_is_refused(bad: Any) -> None:
     with (
         a_monitor() as monitor,
-        pytest.raises(TypeError, match=r"^global_step=.* must be an int, or None to count calls$"),
+        pytest.raises(TypeError, match=r"^global_step must be an int, or None to count calls, got .+$"),
     ):
         monitor.step(global_step=bad)
 
 
 def test_steps_are_counted_on_from_a_number_that_was_given() -> None:
     with a_monitor() as monitor:
-        with pytest.raises(ValueError, match=r"^global_step=-1 must be 0 or more, or None to count calls$"):
+        with pytest.raises(ValueError, match=r"^global_step must be at least 0, or None to count calls, got -1$"):
             monitor.step(global_step=-1)
         monitor.step()
         monitor.step(global_step=100)
@@ -331,11 +410,9 @@ def test_state_of_something_else_is_refused() -> None:
 @pytest.mark.parametrize(("bad", "hint"), [("validate", "; did you mean 'validation'\\?"), (None, ""), (["test"], "")])
 def test_unknown_phase_is_refused_with_what_there_is(bad: Any, hint: str) -> None:
     with a_monitor() as monitor:
-        with pytest.raises(
-            ValueError, match=rf"is not known{hint}.*it takes 'validation', 'test', 'predict', 'sanity'$"
-        ):
+        with pytest.raises(ValueError, match=rf"must be 'validation', 'test', 'predict', 'sanity', got .+{hint}$"):
             monitor.begin_evaluation(bad)
-        with pytest.raises(ValueError, match="is not known"), monitor.evaluation(bad):
+        with pytest.raises(ValueError, match="must be 'validation'"), monitor.evaluation(bad):
             pass
 
 
@@ -350,5 +427,5 @@ def test_history_of_something_unknown_is_refused_with_the_nearest() -> None:
 def test_callback_before_its_first_fit_says_so() -> None:
     callback = a_callback()
     assert callback.alerts == ()
-    with pytest.raises(RuntimeError, match=r"is there once a fit has begun: call trainer\.fit"):
+    with pytest.raises(RuntimeError, match=r"exists after a fit has begun: call trainer\.fit"):
         _ = callback.monitor

@@ -96,7 +96,7 @@ def test_statistics_that_stay_behind_later(watch_copy: bool) -> None:
                     run.model(data(64)[0])
     assert [a.layer for a in run.told] == ["copy.module.1" if watch_copy else "1"]
     assert run.told[0].severity is Severity.ERROR
-    assert "have not moved for " in run.told[0].message
+    assert "have not changed for " in run.told[0].message
     where = [name.startswith("copy") == watch_copy for name in run.monitor.layers.names]
     assert [b > 0 for b in run.ledger.behind.tolist()] == where
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import random
-import socket
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -312,9 +311,9 @@ def test_exception_in_the_middle_puts_everything_back(stop: type[BaseException])
 # -- several processes -------------------------------------------------------------------------------------------------
 
 
-def _worker(rank: int, world: int, port: int, out: str) -> None:
+def _worker(rank: int, world: int, out: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    torch.distributed.init_process_group("gloo", f"file://{out}/store", rank=rank, world_size=world)
     model = nn.parallel.DistributedDataParallel(Net())
     share = [batches()[:1], batches()[1:]][rank]  # of different lengths
     done = recalibrate(model, share, progress=False)
@@ -323,10 +322,7 @@ def _worker(rank: int, world: int, port: int, out: str) -> None:
 
 
 def test_processes_merge_their_shares_and_agree(tmp_path: Path) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(_worker, (2, port, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(_worker, (2, str(tmp_path)), nprocs=2)
     one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert (one["batches"], two["batches"]) == (1, 4)
     assert all(torch.equal(v, two["state"][k]) for k, v in one["state"].items())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import math
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -502,8 +501,8 @@ def test_subclass_that_normalizes_by_itself_is_left_and_named() -> None:
     assert type(model[0]) is nn.SyncBatchNorm
 
 
-def _worker(rank: int, port: int, out: str) -> None:
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def _worker(rank: int, out: str) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{out}/store", rank=rank, world_size=2)
     said = []
     for layer in (WithRelu(3), Deeper(3)):
         try:
@@ -516,10 +515,7 @@ def _worker(rank: int, port: int, out: str) -> None:
 
 def test_the_forward_between_processes_is_syncbatchnorms(tmp_path: Path) -> None:
     """SyncBatchNorm trains on GPUs only; that it says so here shows that it is the one that is called."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(_worker, (port, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(_worker, (str(tmp_path),), nprocs=2)
     for rank in "01":
         said = (tmp_path / rank).read_text()
         assert said.count("SyncBatchNorm expected input tensor to be on") == 2, said

@@ -121,10 +121,10 @@ def test_a_browser_draws_it_without_complaint_or_network(small: Path, tmp_path: 
         view.on("pageerror", lambda error: said.append(str(error)))
         view.on("request", lambda r: said.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None)
         view.goto(file.as_uri())
-        view.wait_for_function("document.documentElement.dataset.drawn", timeout=20_000)
+        view.wait_for_function("document.documentElement.dataset.drawn", timeout=120_000)
         assert view.locator("canvas").count() > 0
         view.get_by_role("button", name="variance-explosion").first.click()
-        view.wait_for_function(f"document.body.innerText.includes({json.dumps(NAMES[2])})", timeout=5_000)
+        view.wait_for_function(f"document.body.innerText.includes({json.dumps(NAMES[2])})", timeout=120_000)
         assert "p.bnmonitor.alert" in view.url
         browser.close()
     assert said == []
@@ -143,7 +143,7 @@ def test_on_paper_nothing_is_behind_a_scroll_bar(tmp_path: Path) -> None:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         view = browser.new_page(viewport={"width": 1000, "height": 500})
         view.goto(file.as_uri())
-        view.wait_for_function("document.documentElement.dataset.drawn", timeout=20_000)
+        view.wait_for_function("document.documentElement.dataset.drawn", timeout=120_000)
         assert max(view.evaluate(hidden)) > 0, "on this screen the map is higher than there is room"
         view.emulate_media(media="print")
         assert max(view.evaluate(hidden)) == 0

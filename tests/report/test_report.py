@@ -61,7 +61,7 @@ def run(*arguments: object) -> tuple[int, str]:
         [sys.executable, "-m", "bnmonitor", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
         env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
     )
@@ -149,10 +149,10 @@ def test_no_line_is_wider_than_the_terminal(runs: Path, width: int) -> None:
 
 
 def test_a_run_that_was_killed_is_read_up_to_its_last_flush(tmp_path: Path) -> None:
-    code = "import sys, pathlib, tests.test_report as t; t.train(pathlib.Path(sys.argv[1]), steps=10**6)"
+    code = "import sys, pathlib, tests.report.test_report as t; t.train(pathlib.Path(sys.argv[1]), steps=10**6)"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and not _frames(tmp_path):
             time.sleep(0.2)
     finally:

@@ -1,4 +1,4 @@
-"""Rules about what lies before and behind a layer, on windows made by hand and on small networks."""
+"""Rules about the operations before and after a layer, on windows made by hand and on small networks."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ DROP = Operation(kind="dropout", role="dropout", name="drop")
 
 def judged(code: str, *places: Place, facts: dict[str, Any] | None = None, **window: Any) -> list[Finding]:
     count = len(places)
-    told = Structure(producer_trains=(True,) * count, consumers=(None,) * count, places=places)
-    return find(code).check(make_window(channels=[4] * count, facts={"structure": told, **(facts or {})}, **window))
+    structure = Structure(producer_trains=(True,) * count, consumers=(None,) * count, places=places)
+    return find(code).check(
+        make_window(channels=[4] * count, facts={"structure": structure, **(facts or {})}, **window)
+    )
 
 
 def fed(kind: str = "convolution", role: Any = "weights", *between: Operation, **more: Any) -> Place:
@@ -42,7 +44,7 @@ def fed(kind: str = "convolution", role: Any = "weights", *between: Operation, *
 def alerts(
     model: nn.Module, *inputs: Tensor, loss: Callable[[nn.Module, Tensor], Tensor] | None = None, steps: int = 1
 ) -> dict[str, Alert]:
-    """What the family says of a training, by code; an alert each."""
+    """Alerts of the family in a training, by code."""
     torch.manual_seed(0)
     with Monitor(model, select=CODES, sinks=[], on_alert="log") as monitor:
         for _ in range(steps):
@@ -63,13 +65,13 @@ IMAGES = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_what_is_not_known_is_not_judged(code: str) -> None:
+def test_an_unknown_structure_is_not_judged(code: str) -> None:
     assert judged(code, Place(blind="not called")) == []
     assert find(code).check(make_window(facts={"structure": None})) == []
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_common_architectures_are_left_in_peace(name: str) -> None:
+def test_common_architectures_raise_no_alert(name: str) -> None:
     architecture = ARCHITECTURES[name]
     found = alerts(architecture.build(), torch.randn(8, *architecture.shape))
     assert not [str(a) for a in found.values() if a.severity > INFO]
@@ -81,7 +83,7 @@ def test_common_architectures_are_left_in_peace(name: str) -> None:
 def test_bn801_lists_all_layers_once() -> None:
     [finding] = judged("BN801", fed(), fed("linear", "weights", RELU, SHAPED), fed("convolution", "weights", RELU))
     assert (finding.severity, finding.layer, finding.layers) == (INFO, 1, (1, 2))
-    assert "2 of 3 layers normalize what comes straight from a nonlinearity (relu)" in finding.message
+    assert "2 of 3 layers normalize the output of a nonlinearity (relu)" in finding.message
 
 
 def test_bn801_on_networks() -> None:
@@ -119,11 +121,11 @@ def measured(share: float, size: int = 64) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("share", "severity", "limit"), [(0.81, INFO, 0.8), (0.79, WARNING, 0.8), (0.51, WARNING, 0.8), (0.49, ERROR, 0.5)]
 )
-def test_bn802_grows_with_the_shift_that_was_measured(share: float, severity: Severity, limit: float) -> None:
+def test_bn802_severity_grows_with_the_measured_shift(share: float, severity: Severity, limit: float) -> None:
     [finding] = judged("BN802", DROPPED, **measured(share))
     assert (finding.severity, finding.threshold) == (severity, limit)
     assert finding.value == pytest.approx(share, rel=1e-4)
-    assert "dropout of 0.5 (drop (dropout)) lies in front of it" in finding.message
+    assert "dropout of 0.5 (drop (dropout)) comes before the layer" in finding.message
 
 
 @pytest.mark.parametrize("window", [{}, measured(0.3, size=63), {**measured(0.3), "seen": 5}])
@@ -133,7 +135,7 @@ def test_bn802_remains_an_info_where_the_shift_is_not_known(window: dict[str, An
     assert "in validation" not in finding.message
 
 
-def test_bn802_does_not_take_a_variance_that_falls_in_training_for_dropout() -> None:
+def test_bn802_does_not_mistake_a_variance_that_falls_in_training_for_dropout() -> None:
     [finding] = judged("BN802", DROPPED, batch_var=[0.5] * 4, **measured(0.5))
     assert finding.severity is INFO
     assert finding.value == pytest.approx(1.0, rel=1e-4)
@@ -144,7 +146,7 @@ def test_bn802_is_quiet_in_evaluation_mode_without_dropout_and_with_none_that_dr
     assert judged("BN802", fed()) == []
     assert judged("BN802", Place(dropouts=(DROP,), dropout=0.0)) == []
     [finding] = judged("BN802", Place(dropouts=(replace(DROP, name=""),), dropout=0.0))
-    assert finding.message.startswith("dropout (dropout) lies in front of it")
+    assert finding.message.startswith("dropout (dropout) comes before the layer")
 
 
 @pytest.mark.parametrize(("p", "worst"), [(0.5, ERROR), (0.02, INFO)])
@@ -188,7 +190,7 @@ NEEDED: dict[str, tuple[Place, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_bn803_is_quiet_where_the_bias_does_something(name: str) -> None:
+def test_bn803_is_quiet_where_the_bias_has_an_effect(name: str) -> None:
     place, window = NEEDED[name]
     assert judged("BN803", place, **window) == []
 
@@ -205,7 +207,7 @@ def test_bn803_on_networks() -> None:
     assert alerts(model, IMAGES) == {}
 
 
-def test_bn803_leaves_a_generator_its_bias_for_each_position() -> None:
+def test_bn803_ignores_a_bias_with_one_value_per_position() -> None:
     model = nn.Sequential(nn.Linear(6, 4 * 9), nn.Unflatten(1, (4, 3, 3)), nn.BatchNorm2d(4), nn.ReLU())
     assert alerts(model, torch.randn(8, 6)) == {}
 
@@ -291,8 +293,8 @@ def test_bn805_is_quiet_in_evaluation_mode_and_without_a_graph_of_the_gradient()
 
 
 def network(normalized: int, *bare: Bare) -> Window:
-    told = Structure(producer_trains=(True,), consumers=(None,), bare=bare, normalized=normalized)
-    return make_window(facts={"structure": told})
+    structure = Structure(producer_trains=(True,), consumers=(None,), bare=bare, normalized=normalized)
+    return make_window(facts={"structure": structure})
 
 
 def forgotten(name: str = "c") -> Bare:
@@ -300,7 +302,7 @@ def forgotten(name: str = "c") -> Bare:
 
 
 @pytest.mark.parametrize(("normalized", "fires"), [(1, False), (2, False), (3, True), (9, True)])
-def test_bn806_speaks_where_most_have_one(normalized: int, fires: bool) -> None:
+def test_bn806_reports_where_most_convolutions_have_a_normalization(normalized: int, fires: bool) -> None:
     assert bool(find("BN806").check(network(normalized, forgotten(), forgotten("d")))) is fires
     assert find("BN806").check(network(normalized, forgotten(""))) == []
 
@@ -314,11 +316,11 @@ def test_bn806_names_the_convolutions() -> None:
     )
     alert = alerts(model, IMAGES, steps=30)["BN806"]
     assert (alert.layer, alert.layers, alert.severity, alert.state) == ("6", ("6",), INFO, "open")
-    assert "1 convolution without a normalization before the nonlinearity, where 3 have one: 6" in alert.message
+    assert "1 convolution without a normalization before the nonlinearity, while 3 have one: 6" in alert.message
     assert Alert.from_dict(alert.to_dict()) == alert
 
 
-def test_bn806_leaves_the_first_convolution_of_a_discriminator_and_gates_alone() -> None:
+def test_bn806_ignores_gates_and_the_first_convolution_of_a_discriminator() -> None:
     gate = [nn.AdaptiveAvgPool2d(1), *conv(nn.ReLU()), *conv(nn.Sigmoid())]
     blocks = [part for _ in range(3) for part in conv(nn.BatchNorm2d(4), nn.LeakyReLU())]
     assert alerts(nn.Sequential(*conv(nn.LeakyReLU()), *blocks, *gate), IMAGES) == {}
@@ -327,7 +329,7 @@ def test_bn806_leaves_the_first_convolution_of_a_discriminator_and_gates_alone()
 # -- without training --------------------------------------------------------------------------------------------------
 
 
-def test_an_audit_finds_what_is_wrong_with_the_structure() -> None:
+def test_an_audit_finds_faults_of_the_structure() -> None:
     model = nn.Sequential(
         *conv(nn.BatchNorm2d(4), nn.ReLU(), bias=True),
         nn.Dropout2d(0.5),

@@ -12,7 +12,7 @@ import pytest
 
 import bnmonitor.rules
 from bnmonitor import Finding, Rule, Severity, all_rules, default_rules
-from bnmonitor.rules import CATALOGUE, FAMILIES, NEEDS, choose, find
+from bnmonitor.rules import CATALOGUE, FAMILIES, MONITOR_FAULTS, NEEDS, choose, find
 from bnmonitor.window import Window
 
 RULES = [pytest.param(rule, id=rule.name) for rule in CATALOGUE]
@@ -36,7 +36,7 @@ class Mine(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class Replacement(Mine):
-    """Takes the place of a rule of the catalogue."""
+    """Replaces a rule of the catalogue."""
 
     code: ClassVar[str] = "BN201"
 
@@ -84,12 +84,16 @@ def test_rule_has_a_code_and_a_kebab_case_name(rule: type[Rule]) -> None:
     assert re.fullmatch(r"BN\d{3}", rule.code)
     assert re.fullmatch(r"[a-z]+(-[a-z]+)*", rule.name)
     assert isinstance(rule.severity, Severity)
-    assert rule.needs <= NEEDS.keys()
+    assert rule.needs <= {need.word for need in NEEDS}
     assert rule.confirm >= 0
 
 
+def test_faults_of_the_monitor_are_the_family_of_the_monitor() -> None:
+    assert {rule.code for rule in CATALOGUE if rule.code.startswith("BN0")} == MONITOR_FAULTS == {"BN001", "BN002"}
+
+
 @pytest.mark.parametrize("rule", RULES)
-def test_rule_is_named_alike_in_its_file_and_its_class(rule: type[Rule]) -> None:
+def test_rule_has_the_same_name_in_its_file_and_its_class(rule: type[Rule]) -> None:
     assert Path(inspect.getfile(rule)).name == rule.name.replace("-", "_") + ".py"
     assert rule.__name__ == "".join(part.capitalize() for part in rule.name.split("-"))
 
@@ -108,7 +112,7 @@ def test_rule_is_documented_under_the_fixed_headings(rule: type[Rule]) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_every_threshold_is_a_number_and_its_meaning_is_written_down(rule: type[Rule]) -> None:
+def test_every_threshold_is_a_number_with_a_documented_meaning(rule: type[Rule]) -> None:
     for threshold in fields(rule):
         assert isinstance(threshold.default, int | float)
         assert not isinstance(threshold.default, bool)
@@ -178,7 +182,7 @@ def test_select_takes_a_prefix_of_codes() -> None:
     assert codes(choose(("BN",))) == codes(all_rules())
 
 
-def test_chosen_rules_come_once_and_by_code_however_they_were_asked_for() -> None:
+def test_chosen_rules_come_once_and_by_code_however_they_were_selected() -> None:
     assert codes(choose(("stale-statistics", "BN1", "BN304", "BN101"))) == [
         *[rule.code for rule in CATALOGUE if rule.code.startswith("BN1")],
         "BN304",
@@ -200,7 +204,7 @@ def test_word_that_matches_no_rule_is_refused_with_the_nearest(argument: str) ->
 
 
 @pytest.mark.parametrize("argument", ["select", "ignore"])
-def test_empty_word_is_refused_rather_than_taken_for_all(argument: str) -> None:
+def test_empty_word_is_refused_and_does_not_mean_all(argument: str) -> None:
     with pytest.raises(ValueError, match="matches no rule"):
         choose(**{argument: ("",)})
 
@@ -208,7 +212,7 @@ def test_empty_word_is_refused_rather_than_taken_for_all(argument: str) -> None:
 # -- thresholds and own rules ------------------------------------------------------------------------------------------
 
 
-def test_thresholds_are_set_by_name_or_code_and_leave_the_rest_alone() -> None:
+def test_thresholds_are_set_by_name_or_code_and_keep_the_others() -> None:
     for word in ("small-batch", "BN201"):
         chosen = choose(rules={word: {"warn_below": 8}})
         assert codes(chosen) == codes(default_rules())
@@ -218,7 +222,7 @@ def test_thresholds_are_set_by_name_or_code_and_leave_the_rest_alone() -> None:
     assert find("BN201") == type(find("BN201"))(), "the catalogue itself must not change"
 
 
-def test_threshold_does_not_select_a_rule_that_was_not_asked_for() -> None:
+def test_threshold_does_not_select_a_rule() -> None:
     assert codes(choose(("BN3",), rules={"small-batch": {"warn_below": 8}})) == codes(choose(("BN3",)))
 
 
@@ -234,7 +238,7 @@ def test_unknown_threshold_is_refused_with_the_nearest_and_the_list() -> None:
 
 
 @pytest.mark.parametrize("value", ["8", True, None, [8]])
-def test_threshold_that_is_no_number_is_refused(value: object) -> None:
+def test_threshold_that_is_not_a_number_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match=r"'warn_below' of rule 'small-batch' must be a number, got "):
         choose(rules={"small-batch": {"warn_below": value}})  # type: ignore[dict-item]
 
@@ -245,7 +249,7 @@ def test_own_rule_joins_and_runs_whatever_is_selected() -> None:
     assert codes(choose(("XY1",), rules=[Mine()])) == ["XY123"]
 
 
-def test_own_rule_of_the_same_code_takes_the_place_of_ours() -> None:
+def test_own_rule_replaces_the_rule_with_the_same_code() -> None:
     chosen = choose(rules=[Replacement()])
     assert codes(chosen) == codes(default_rules())
     assert find("BN201", chosen) == Replacement()
@@ -256,7 +260,7 @@ def test_own_rule_is_left_out_if_ignored() -> None:
 
 
 def test_class_instead_of_an_instance_is_refused_with_a_hint() -> None:
-    with pytest.raises(TypeError, match=r"takes Rule instances .* pass an instance"):
+    with pytest.raises(TypeError, match=r"must hold Rule instances .* pass an instance$"):
         choose(rules=[Mine])  # type: ignore[list-item]
     with pytest.raises(TypeError, match=r"got 5; derive it from bnmonitor\.rules\.Rule"):
         choose(rules=[5])  # type: ignore[list-item]

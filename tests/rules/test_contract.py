@@ -1,4 +1,4 @@
-"""What every rule owes, whatever it is given: see also `bnmonitor.testing.check_rule`."""
+"""The contract that every rule keeps, whatever its window: see also `bnmonitor.testing.check_rule`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ OF_HELD_OUT = ("mean", "var", "running_mean", "running_var")
 
 
 def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = True, run: int | None = None) -> Window:
-    """Make a window of anything: calm layers beside broken ones, NaN and infinity sprinkled over a third of them.
+    """Make a window of anything: calm layers and broken ones, with NaN and infinity in a third of them.
 
     What belongs to the run and not to a layer (learning rates, the step of the sample) follows from ``run``.
     """
@@ -258,7 +258,7 @@ def moved(places: tuple[Place, ...], by: int) -> tuple[Place, ...]:
 
 
 def some_place(place: Place, seed: int, channels: int) -> Place:
-    """Put anything around a layer."""
+    """Put random operations around a layer."""
     rng = torch.Generator().manual_seed(seed)
 
     def coin() -> bool:
@@ -287,13 +287,13 @@ def some_place(place: Place, seed: int, channels: int) -> Place:
 
 
 def some_evaluation(seed: int, channels: list[int], step: int) -> HeldOut:
-    """Make an evaluation of anything."""
+    """Make a random evaluation."""
     rng = torch.Generator().manual_seed(seed)
     rows = {name: torch.rand(sum(channels), generator=rng) for name in OF_HELD_OUT}
     return HeldOut(step=step, size=torch.full((len(channels),), 512), **rows)
 
 
-def beside(a: Window, b: Window) -> Window:
+def joined_windows(a: Window, b: Window) -> Window:
     """Lay two windows of the same run end to end."""
     table = {
         f.name: getattr(a.layers, f.name) + getattr(b.layers, f.name)
@@ -392,7 +392,7 @@ def shuffled(window: Window, seed: int) -> tuple[Window, list[list[int]]]:
 
 
 def essence(finding: Finding) -> tuple[object, ...]:
-    """What a finding says, with a tolerance for the order of a sum."""
+    """The content of a finding, with a tolerance for the order of a sum."""
 
     def rounded(value: float) -> object:
         return f"{value:.4g}"
@@ -451,7 +451,7 @@ def test_rule_keeps_the_contract_on_any_window(rule: Rule, seed: int, steps: int
 @pytest.mark.parametrize("rule", RULES)
 @anything
 @given(seed=SEEDS, channels=CHANNELS)
-def test_rule_takes_part_in_no_graph_and_says_only_plain_python(rule: Rule, seed: int, channels: list[int]) -> None:
+def test_rule_builds_no_graph_and_returns_only_plain_python(rule: Rule, seed: int, channels: list[int]) -> None:
     window = random_window(seed, 40, channels)
     window = replace(window, gamma=window.gamma.requires_grad_())
     for finding in rule.check(window):
@@ -475,10 +475,10 @@ def test_two_models_side_by_side_give_the_findings_of_each(rule: Rule, seed: int
         replace(f, layer=None if f.layer is None else f.layer + shift, layers=tuple(i + shift for i in f.layers))
         for f in rule.check(b)
     ]
-    together = rule.check(beside(a, b))
+    together = rule.check(joined_windows(a, b))
     if any(
         f.layers or f.layer is None for f in (*of_a, *of_b, *together)
-    ):  # a fault of the whole model is told once, for all its layers
+    ):  # a fault of the whole model is reported once, for all its layers
         assert len(together) <= 1
         if rule.code == "BN401":
             assert {i for f in together for i in f.layers} == {i for f in (*of_a, *of_b) for i in f.layers}
@@ -504,13 +504,13 @@ def test_permuting_channels_within_a_layer_permutes_the_channels_that_are_named(
 @pytest.mark.filterwarnings("ignore:std.*degrees of freedom")  # BN201: see test_rules.py
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("steps", [1, 2])
-def test_window_of_one_or_two_steps_is_judged_without_a_fuss(rule: Rule, steps: int) -> None:
+def test_window_of_one_or_two_steps_is_judged_without_an_error(rule: Rule, steps: int) -> None:
     for seed in range(20):
         check_rule(rule, random_window(seed, steps, [5, 1, 8]))
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_layers_whose_batches_could_not_be_recovered_do_not_trouble_the_rule(rule: Rule) -> None:
+def test_layers_with_unrecovered_batches_raise_no_error_in_the_rule(rule: Rule) -> None:
     for window in gallery()[:20]:
         hidden = {
             name: torch.full_like(getattr(window, name), math.nan)
@@ -520,7 +520,7 @@ def test_layers_whose_batches_could_not_be_recovered_do_not_trouble_the_rule(rul
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_number_that_was_judged_is_a_number(rule: Rule) -> None:
+def test_judged_value_is_finite_or_infinite_but_not_nan(rule: Rule) -> None:
     for window in gallery():
         for finding in rule.check(window):
             assert not math.isnan(finding.value), finding.message
@@ -535,7 +535,7 @@ def test_rule_judges_a_window_in_double_precision_as_well(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize("rule", JUDGING)
-def test_rule_says_nothing_of_a_model_that_never_ran(rule: Rule) -> None:
+def test_rule_reports_nothing_about_a_model_that_never_ran(rule: Rule) -> None:
     window = random_window(0, 12, [4, 4], wild=False)
     rows = {name: torch.full_like(getattr(window, name), math.nan) for name in CHANNEL_STATISTICS}
     rows |= {

@@ -109,19 +109,19 @@ def test_batches_of_samples_that_belong_together_are_found_at_the_layer_that_see
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_domains_that_take_turns_are_found(seed: int) -> None:
+def test_alternating_domains_are_found(seed: int) -> None:
     assert of(fit(net(), domains, seed=seed), "BN601", "BN602") == [("BN602", "1", Severity.WARNING)]
 
 
 @pytest.mark.parametrize("lr", [0.01, 0.1, 0.5])
 @pytest.mark.parametrize("draw", [independent, ragged])
-def test_independent_samples_raise_no_alarm_at_any_learning_rate(
+def test_independent_samples_raise_no_alert_at_any_learning_rate(
     draw: Callable[[int, torch.Generator], Batch], lr: float
 ) -> None:
     assert of(fit(net(), draw, lr=lr), "BN6") == []
 
 
-def test_drift_of_the_data_is_no_correlation() -> None:
+def test_drift_of_the_data_is_not_a_correlation() -> None:
     def drifting(step: int, generator: torch.Generator) -> Batch:
         x, y = images(32, generator)
         return x + 0.01 * step, y
@@ -129,7 +129,7 @@ def test_drift_of_the_data_is_no_correlation() -> None:
     assert of(fit(net(), drifting), "BN601", "BN602") == []
 
 
-def test_validation_data_of_another_scale_is_found_and_of_the_same_kind_is_not() -> None:
+def test_validation_data_of_another_scale_is_found_but_not_of_the_same_scale() -> None:
     def same(generator: torch.Generator) -> Tensor:
         return images(64, generator)[0]
 
@@ -144,7 +144,7 @@ def test_validation_data_of_another_scale_is_found_and_of_the_same_kind_is_not()
         assert of(fit(net(), independent, validate=other), "BN603") == [("BN603", "1", Severity.WARNING)]
 
 
-def test_validation_in_order_of_the_classes_is_no_shift() -> None:
+def test_validation_in_order_of_the_classes_is_not_a_shift() -> None:
     calls = iter(range(10**6))
 
     def ordered(generator: torch.Generator) -> Tensor:
@@ -176,7 +176,7 @@ def test_padding_is_found_by_its_share(padded: float, severity: Severity | None)
 # -- architecture ------------------------------------------------------------------------------------------------------
 
 
-def told(*modules: nn.Module, steps: int = 12) -> list[tuple[str, str | None, Severity]]:
+def reported(*modules: nn.Module, steps: int = 12) -> list[tuple[str, str | None, Severity]]:
     torch.manual_seed(0)
     model = nn.Sequential(*modules, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(4))
     model(torch.randn(2, 3, 8, 8))
@@ -187,22 +187,22 @@ def conv(given: int = 4, bias: bool = False) -> nn.Module:
     return nn.Conv2d(given, 4, 3, padding=1, bias=bias)
 
 
-def test_a_sound_network_hears_nothing_of_its_architecture() -> None:
-    assert told(conv(3), nn.BatchNorm2d(4), nn.ReLU(), conv(), nn.BatchNorm2d(4), nn.ReLU()) == []
+def test_a_healthy_network_gets_no_alert_about_its_architecture() -> None:
+    assert reported(conv(3), nn.BatchNorm2d(4), nn.ReLU(), conv(), nn.BatchNorm2d(4), nn.ReLU()) == []
     assert of(fit(net(), independent, steps=12), "BN8") == []
 
 
-def test_normalization_behind_nonlinearities_is_one_info() -> None:
-    assert told(conv(3), nn.ReLU(), nn.BatchNorm2d(4), conv(), nn.SiLU(), nn.BatchNorm2d(4)) == [
+def test_normalization_after_nonlinearities_is_one_info() -> None:
+    assert reported(conv(3), nn.ReLU(), nn.BatchNorm2d(4), conv(), nn.SiLU(), nn.BatchNorm2d(4)) == [
         ("BN801", "2", Severity.INFO)
     ]
 
 
-def test_dropout_in_front_is_told_and_behind_is_not() -> None:
+def test_dropout_before_a_layer_is_reported_and_after_it_is_not() -> None:
     front = (conv(3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), conv(), nn.BatchNorm2d(4))
-    assert told(*front) == [("BN802", "5", Severity.INFO)]
+    assert reported(*front) == [("BN802", "5", Severity.INFO)]
     behind = (conv(3), nn.BatchNorm2d(4), nn.Dropout(0.3), nn.ReLU(), conv(), nn.BatchNorm2d(4))
-    assert told(*behind) == []
+    assert reported(*behind) == []
 
 
 def test_dropout_that_a_validation_measures_is_a_warning() -> None:
@@ -222,25 +222,25 @@ def test_dropout_that_a_validation_measures_is_a_warning() -> None:
 
 def test_biases_before_a_normalization_are_one_info() -> None:
     layers = (conv(3, bias=True), nn.BatchNorm2d(4), nn.ReLU(), conv(bias=True), nn.BatchNorm2d(4))
-    assert told(*layers) == [("BN803", "1", Severity.INFO)]
+    assert reported(*layers) == [("BN803", "1", Severity.INFO)]
 
 
-def test_a_frozen_bias_or_one_in_front_of_a_frozen_layer_is_none() -> None:
+def test_a_frozen_bias_and_one_before_a_frozen_layer_are_not_reported() -> None:
     frozen = conv(3, bias=True)
     assert frozen.bias is not None
     frozen.bias.requires_grad_(False)
-    assert told(frozen, nn.BatchNorm2d(4), nn.ReLU()) == []
+    assert reported(frozen, nn.BatchNorm2d(4), nn.ReLU()) == []
 
 
 def test_a_forgotten_normalization_is_named_by_its_convolution() -> None:
     def block() -> list[nn.Module]:
         return [conv(), nn.BatchNorm2d(4), nn.ReLU()]
 
-    found = told(conv(3), nn.BatchNorm2d(4), nn.ReLU(), *block(), conv(), nn.ReLU(), *block())
+    found = reported(conv(3), nn.BatchNorm2d(4), nn.ReLU(), *block(), conv(), nn.ReLU(), *block())
     assert found == [("BN806", "6", Severity.INFO)]
 
 
-def test_positions_taken_for_channels_are_found() -> None:
+def test_positions_normalized_as_channels_are_found() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(7), nn.ReLU(), nn.Flatten(), nn.Linear(42, 4))
 

@@ -38,7 +38,7 @@ def data(number: int = 32, *, shift: float = 0.0) -> tuple[Tensor, Tensor]:
 
 
 class Trial:
-    """A training under watch, whose steps a test arranges."""
+    """A monitored training with steps that a test arranges."""
 
     def __init__(self, model: Any, optimizer: Any = None, **settings: Any) -> None:
         torch.manual_seed(0)
@@ -66,20 +66,20 @@ class Trial:
             self.model.train()
 
     @property
-    def told(self) -> dict[str, Alert]:
+    def reported(self) -> dict[str, Alert]:
         """Warnings and errors of the families of this file, by code."""
         self.monitor.close()
         return {a.code: a for a in self.monitor.alerts if a.code.startswith(MINE) and a.severity > Severity.INFO}
 
 
 def assert_only(trial: Trial, code: str, layers: tuple[str, ...], severity: Severity, first: int | None = None) -> None:
-    told = trial.told
-    assert list(told) == [code]
-    assert told[code].layers == layers
-    assert told[code].severity is severity
-    assert told[code].layer == layers[0]
+    reported = trial.reported
+    assert list(reported) == [code]
+    assert reported[code].layers == layers
+    assert reported[code].severity is severity
+    assert reported[code].layer == layers[0]
     if first is not None:
-        assert told[code].first_step == first
+        assert reported[code].first_step == first
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def test_bn404_a_copy_without_its_buffers_is_evaluated() -> None:
         assert_only(trial, "BN404", ("average.1", "average.4"), Severity.ERROR)
 
 
-def test_bn405_unfrozen_where_the_data_is_another() -> None:
+def test_bn405_unfrozen_on_other_data() -> None:
     model = net()
     trial = Trial(model)
     with trial.monitor:
@@ -149,7 +149,7 @@ def test_bn406_evaluation_in_training_mode(phase: Any) -> None:
         assert_only(trial, "BN406", ("1", "4"), Severity.ERROR, 19)
 
 
-def test_bn406_is_a_warning_while_it_is_rare_and_is_over_once_it_was_mended() -> None:
+def test_bn406_is_a_warning_while_it_is_rare_and_clears_once_it_is_fixed() -> None:
     trial = Trial(net())
     with trial.monitor:
         trial.steps(400)
@@ -159,7 +159,7 @@ def test_bn406_is_a_warning_while_it_is_rare_and_is_over_once_it_was_mended() ->
             for _ in range(5):
                 trial.evaluate()
                 trial.steps(10)
-        assert trial.told["BN406"].state == "cleared"
+        assert trial.reported["BN406"].state == "cleared"
 
 
 def test_bn406_sees_monte_carlo_dropout_by_training_mode() -> None:
@@ -169,7 +169,7 @@ def test_bn406_sees_monte_carlo_dropout_by_training_mode() -> None:
     with trial.monitor:
         trial.steps(20)
         trial.evaluate("test", mode=True)
-        assert "BN406" in trial.told
+        assert "BN406" in trial.reported
 
 
 def test_bn408_evaluated_without_statistics() -> None:
@@ -193,8 +193,8 @@ def test_bn501_activation_checkpointing(reentrant: bool) -> None:
     with trial.monitor:
         trial.steps(forward=forward)
         assert_only(trial, "BN501", ("1",), Severity.WARNING, 0)
-    assert "momentum 0.1 acts like 0.19" in trial.told["BN501"].message
-    assert "set its momentum to 0.0513" in trial.told["BN501"].advice
+    assert "momentum 0.1 acts like 0.19" in trial.reported["BN501"].message
+    assert "set its momentum to 0.0513" in trial.reported["BN501"].advice
 
 
 def test_bn506_a_layer_that_nothing_calls() -> None:
@@ -211,7 +211,7 @@ def test_bn506_a_layer_that_nothing_calls() -> None:
 
 
 def assert_quiet(trial: Trial) -> None:
-    assert {code: str(alert) for code, alert in trial.told.items()} == {}
+    assert {code: str(alert) for code, alert in trial.reported.items()} == {}
 
 
 def test_an_ordinary_training_with_all_kinds_of_evaluation() -> None:
@@ -266,7 +266,7 @@ def test_linear_probing_in_evaluation_mode() -> None:
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_statistics_estimated_anew_for_other_data(inside: bool) -> None:
+def test_statistics_estimated_again_for_other_data(inside: bool) -> None:
     model = net()
     trial = Trial(model)
     loader = [data(shift=2.0)[0] for _ in range(10)]
@@ -407,7 +407,7 @@ def test_a_generator_and_its_critic() -> None:
     assert_quiet(trial)
 
 
-# -- networks beside the trained one, layers that no model has, calls that differ --------------------------------------
+# -- auxiliary networks, layers that no model has, calls that differ --------------------------------------------------
 
 
 class Distilled(nn.Module):
@@ -440,20 +440,20 @@ def distill(model: Distilled, steps: int = 40) -> Trial:
     return trial
 
 
-def test_bn407_a_teacher_that_follows_by_its_parameters_and_updates_by_itself() -> None:
+def test_bn407_a_teacher_with_followed_parameters_and_its_own_statistics() -> None:
     trial = distill(Distilled())
     assert_only(trial, "BN407", ("teacher.1", "teacher.4"), Severity.WARNING, 0)
-    assert "'teacher'" in trial.told["BN407"].message
+    assert "'teacher'" in trial.reported["BN407"].message
 
 
-def test_bn407_leaves_a_teacher_that_stands_still_to_bn402() -> None:
+def test_bn407_leaves_a_teacher_with_constant_parameters_to_bn402() -> None:
     model = Distilled()
     trial = Trial(model, torch.optim.SGD(model.student.parameters(), lr=0.05))
     with trial.monitor:
         trial.steps(40)
-    told = trial.told
-    assert list(told) == ["BN402"]
-    assert told["BN402"].layers == ("teacher.1", "teacher.4")
+    reported = trial.reported
+    assert list(reported) == ["BN402"]
+    assert reported["BN402"].layers == ("teacher.1", "teacher.4")
 
 
 def test_a_teacher_in_evaluation_mode() -> None:
@@ -488,13 +488,17 @@ def test_bn507_a_layer_that_the_model_does_not_know(made: str) -> None:
     trial = Trial(Stray(made))
     with trial.monitor:
         trial.steps()
-    told = trial.told
-    assert list(told) == ["BN507"]
-    assert (told["BN507"].severity, told["BN507"].layer, told["BN507"].first_step) == (Severity.ERROR, None, 0)
-    assert told["BN507"].message.endswith(": 8 channels, behind deep")
+    reported = trial.reported
+    assert list(reported) == ["BN507"]
+    assert (reported["BN507"].severity, reported["BN507"].layer, reported["BN507"].first_step) == (
+        Severity.ERROR,
+        None,
+        0,
+    )
+    assert reported["BN507"].message.endswith(": 8 channels, behind deep")
 
 
-def test_functional_normalizations_and_a_network_of_its_own_are_no_strays() -> None:
+def test_functional_normalizations_and_a_second_network_are_not_unregistered() -> None:
     other = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
     model = Stray("nowhere")
     perceptual = [net().eval()]
@@ -534,7 +538,7 @@ def test_bn502_two_scales_in_two_calls() -> None:
 
 
 @pytest.mark.parametrize(("contrast", "number", "says"), [(0.0, 32, True), (0.7, 32, False), (0.0, 8, False)])
-def test_bn502_tells_scales_apart_where_the_samples_of_a_call_are_alike(
+def test_bn502_compares_scales_only_if_the_samples_of_a_call_are_alike(
     contrast: float, number: int, says: bool
 ) -> None:
     def forward(model: nn.Module, x: Tensor) -> Tensor:
@@ -545,19 +549,19 @@ def test_bn502_tells_scales_apart_where_the_samples_of_a_call_are_alike(
     trial = Trial(net(), ignore=("small-batch",))
     with trial.monitor:
         trial.steps(40, lambda x: forward(trial.model, x))
-    assert ("BN502" in trial.told) is says
+    assert ("BN502" in trial.reported) is says
 
 
-def test_bn502_is_silent_where_single_samples_rule_the_variance() -> None:
+def test_bn502_is_quiet_where_single_samples_dominate_the_variance() -> None:
     trial = Trial(net(), sample_every_n_steps=5)
     with trial.monitor:
         for _ in range(120):
             scales = torch.exp(0.7 * torch.randn(2, 32, 1, 1, 1))
             trial.steps(1, lambda x, s=scales: (trial.model(x * s[0]) + trial.model(x.roll(1, 0) * s[1])) / 2)
-    assert "BN502" not in trial.told
+    assert "BN502" not in trial.reported
 
 
-def test_bn502_says_that_a_critic_sees_real_and_fake_apart_and_warns_once_it_is_evaluated() -> None:
+def test_bn502_is_an_info_for_a_critic_and_a_warning_once_it_is_evaluated() -> None:
     critic = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 1))
     generator = nn.Linear(4, 8)
     optimizers = [torch.optim.Adam(m.parameters(), lr=1e-4) for m in (generator, critic)]
@@ -613,12 +617,12 @@ def average(model: nn.Module, *, use_buffers: bool, refresh: bool = False, steps
     return trial
 
 
-def test_bn505_averaged_weights_with_the_statistics_of_the_others() -> None:
+def test_bn505_averaged_weights_with_the_statistics_of_the_trained_ones() -> None:
     trial = average(net(), use_buffers=False)
     assert_only(trial, "BN505", ("ema.module.1", "ema.module.4"), Severity.WARNING)
 
 
-def test_averaged_weights_whose_statistics_were_estimated() -> None:
+def test_averaged_weights_with_estimated_statistics() -> None:
     assert_quiet(average(net(), use_buffers=False, refresh=True))
 
 
@@ -666,5 +670,5 @@ def test_bn504_a_conversion_that_drops_a_forward(kind: Any) -> None:
         if kind is Renamed:
             return assert_quiet(trial)
         assert_only(trial, "BN504", ("4",), Severity.ERROR)
-    assert "a Fused, which has a forward of its own, has been replaced" in trial.told["BN504"].message
+    assert "a Fused, which has a forward of its own, has been replaced" in trial.reported["BN504"].message
     return None

@@ -1,4 +1,4 @@
-"""Modes and bookkeeping under a Lightning Trainer, whose own callbacks change both."""
+"""Modes and bookkeeping under a Lightning Trainer with callbacks that change both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.lightning.test_callback import a_body, a_module, a_trainer, lightning
 __all__ = ["lightning", "one_thread"]
 
 
-def told(callback: BatchNormMonitor) -> dict[str, Alert]:
+def reported(callback: BatchNormMonitor) -> dict[str, Alert]:
     return {a.code: a for a in callback.alerts if a.code.startswith(("BN4", "BN5")) and a.severity > Severity.INFO}
 
 
@@ -27,7 +27,7 @@ def fit(lightning: Any, module: Any, *callbacks: Any, **more: Any) -> BatchNormM
 
 def test_an_ordinary_fit_with_sanity_check_validation_and_probe_is_quiet(lightning: Any) -> None:
     callback = fit(lightning, a_module(lightning))
-    assert told(callback) == {}
+    assert reported(callback) == {}
     window = callback.monitor._watch.window([])
     assert window is not None
     assert window.ledger.of("evaluated", "sanity").all()
@@ -39,22 +39,22 @@ def test_bn406_a_validation_step_that_trains(lightning: Any) -> None:
     module = a_module(lightning)
     plain = module.validation_step
     module.validation_step = lambda batch, batch_idx: (module.train(), plain(batch, batch_idx))[1]
-    found = told(fit(lightning, module))
+    found = reported(fit(lightning, module))
     assert "BN406" in found
     assert found["BN406"].layers == ("body.1", "body.4")
     assert "the sanity check" in found["BN406"].message
 
 
 @pytest.mark.parametrize("use_buffers", [True, False])
-def test_bn505_weight_averaging_is_told_by_its_buffers(lightning: Any, use_buffers: bool) -> None:
+def test_bn505_depends_on_whether_weight_averaging_averages_the_buffers(lightning: Any, use_buffers: bool) -> None:
     averaging = lightning.callbacks.EMAWeightAveraging(use_buffers=use_buffers, decay=0.9)
-    found = told(fit(lightning, a_module(lightning), averaging))
+    found = reported(fit(lightning, a_module(lightning), averaging))
     assert list(found) == ([] if use_buffers else ["BN505"])
 
 
 def test_stochastic_weight_averaging_is_quiet(lightning: Any) -> None:
     averaging = lightning.callbacks.StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1)
-    assert told(fit(lightning, a_module(lightning), averaging)) == {}
+    assert reported(fit(lightning, a_module(lightning), averaging)) == {}
 
 
 def finetuning(lightning: Any, **arguments: Any) -> Any:
@@ -72,11 +72,11 @@ def finetuning(lightning: Any, **arguments: Any) -> Any:
 
 
 def test_a_backbone_that_is_unfrozen_with_its_normalization_trained_throughout_is_quiet(lightning: Any) -> None:
-    assert told(fit(lightning, a_module(lightning, a_body()), finetuning(lightning, train_bn=True))) == {}
+    assert reported(fit(lightning, a_module(lightning, a_body()), finetuning(lightning, train_bn=True))) == {}
 
 
 def test_bn403_freezing_without_its_normalization(lightning: Any) -> None:
-    found = told(fit(lightning, a_module(lightning, a_body()), finetuning(lightning, train_bn=False)))
+    found = reported(fit(lightning, a_module(lightning, a_body()), finetuning(lightning, train_bn=False)))
     assert "BN403" in found
     assert found["BN403"].layers == ("body.1", "body.4")
 
@@ -88,16 +88,16 @@ class Fused(nn.BatchNorm2d):
         return super().forward(x).relu()
 
 
-def test_bn504_a_conversion_that_is_asked_for(lightning: Any) -> None:
+def test_bn504_a_conversion_that_the_trainer_makes(lightning: Any) -> None:
     body = a_body()
     body[4] = Fused(8)
-    found = told(fit(lightning, a_module(lightning, body), sync_batchnorm=True))
+    found = reported(fit(lightning, a_module(lightning, body), sync_batchnorm=True))
     assert found["BN504"].layers == ("body.4",)
-    assert told(fit(lightning, a_module(lightning), sync_batchnorm=True)) == {}
+    assert reported(fit(lightning, a_module(lightning), sync_batchnorm=True)) == {}
 
 
 def test_the_learning_rate_finder_is_quiet(lightning: Any) -> None:
     finder = lightning.callbacks.LearningRateFinder(num_training_steps=15)
     module = a_module(lightning)
     module.lr = 0.05
-    assert told(fit(lightning, module, finder)) == {}
+    assert reported(fit(lightning, module, finder)) == {}

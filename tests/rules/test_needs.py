@@ -1,8 +1,8 @@
-"""What rules need, what a run tells of itself, and that a rule runs as soon as its needs are met."""
+"""The needs of rules, the facts of a run, and that a rule runs as soon as its needs are met."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -13,29 +13,34 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorD
 from bnmonitor import Finding, Monitor, Rule, Severity
 from bnmonitor.context import RunFacts
 from bnmonitor.context.loaders import describe
-from bnmonitor.rules import NEEDS, missing, unmet
+from bnmonitor.rules import NEEDS, Conditions, absent_needs, unmet
+from bnmonitor.testing import make_window
 from bnmonitor.window import Loader, Window
 
 torch.set_num_threads(1)
 DATA = TensorDataset(torch.randn(50, 3), torch.arange(50) % 2)
-ALL_THERE: dict[str, Any] = {
-    "tracking": True,
-    "affine": True,
-    "unsampled": "",
-    "untraced": "",
-    "optimizers": True,
-    "loader": True,
-    "scaler": True,
-    "validated": True,
-    "probe": True,
-    "ranks": True,
-    "exchange": True,
-}
+WORDS = {need.word for need in NEEDS}
+LAYERS = make_window().layers
+ALL_THERE = Conditions(
+    layers=LAYERS,
+    unsampled="",
+    untraced="",
+    unprobed="",
+    exchange_failure="",
+    optimizers=True,
+    copies=False,
+    loader=True,
+    scaler=True,
+    validated=True,
+    probe=True,
+    ranks=True,
+    shares=True,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traced(Rule):
-    """Says that the graph is there."""
+    """Reports that the graph is there."""
 
     code: ClassVar[str] = "XY100"
     name: ClassVar[str] = "traced"
@@ -63,34 +68,56 @@ def train(monitor: Monitor, model: nn.Module, steps: int = 1) -> None:
 
 
 def test_nothing_is_missing_where_everything_is_there() -> None:
-    assert missing(**ALL_THERE) == {}
-    assert unmet(NEEDS.keys(), {}) == ""
+    assert absent_needs(ALL_THERE) == {}
+    assert unmet(WORDS, {}) == ""
+
+
+def test_every_need_has_a_word_of_its_own_and_a_meaning() -> None:
+    assert len(WORDS) == len(NEEDS)
+    assert all(need.meaning for need in NEEDS)
 
 
 @pytest.mark.parametrize(
     ("absent", "need", "says"),
     [
-        ({"tracking": False}, "buffers", "running statistics"),
-        ({"affine": False}, "affine", "gamma"),
+        ({"layers": replace(LAYERS, tracking=(False,))}, "buffers", "running statistics"),
+        ({"layers": replace(LAYERS, affine=(False,))}, "affine", "gamma"),
         ({"unsampled": "no samples here"}, "samples", "no samples here"),
-        ({"exchange": False}, "exchange", "share_ranks"),
+        ({"shares": False}, "exchange", "share_ranks"),
+        ({"exchange_failure": "the network is down"}, "exchange", "and the network is down"),
         ({"untraced": "no graph here"}, "dataflow", "no graph here"),
         ({"optimizers": False}, "optimizer", "optimizer="),
         ({"loader": False}, "loader", "train_loader="),
-        ({"loader": None}, "loader", "neither"),
+        ({"loader": None}, "loader", "are not"),
         ({"scaler": False}, "scaler", "scaler="),
         ({"validated": False}, "validation", "monitor.evaluation()"),
         ({"probe": False}, "probe", "probe=True"),
+        ({"unprobed": "no probe here"}, "probe", "no probe here"),
         ({"ranks": False}, "ranks", "several processes"),
     ],
 )
-def test_each_need_that_is_missing_is_told_with_the_way_to_meet_it(
+def test_each_missing_need_is_reported_with_the_way_to_meet_it(
     absent: dict[str, Any], need: str, says: str
 ) -> None:
-    reasons = missing(**{**ALL_THERE, **absent})
-    assert reasons.keys() == {need} <= NEEDS.keys()
+    reasons = absent_needs(replace(ALL_THERE, **absent))
+    assert reasons.keys() == {need} <= WORDS
     assert says in unmet({need}, reasons)
-    assert unmet(NEEDS.keys() - {need}, reasons) == ""
+    assert unmet(WORDS - {need}, reasons) == ""
+
+
+@pytest.mark.parametrize(
+    ("absent", "needs"),
+    [
+        ({"unsampled": "no samples", "loader": False}, {"samples", "loader", "batch_size"}),
+        ({"copies": True}, {"whole", "optimizer"}),
+        ({"layers": replace(LAYERS, split=(0,))}, {"affine", "whole"}),
+    ],
+    ids=["no batch size", "copies", "split"],
+)
+def test_condition_that_several_needs_depend_on(absent: dict[str, Any], needs: set[str]) -> None:
+    reasons = absent_needs(replace(ALL_THERE, **absent))
+    assert reasons.keys() == needs
+    assert all(why.startswith(("needs ", "no samples")) for why in reasons.values())
 
 
 def test_rule_with_an_unknown_need_is_refused_at_construction() -> None:
@@ -130,7 +157,7 @@ class Stream(IterableDataset[torch.Tensor]):
 
 
 @pytest.mark.parametrize(
-    ("loader", "told", "leftover"),
+    ("loader", "expected", "leftover"),
     [
         (DataLoader(DATA, 16), Loader(batch_size=16, samples=50, drop_last=False, shuffled=False), 2),
         (
@@ -155,9 +182,9 @@ class Stream(IterableDataset[torch.Tensor]):
     ],
     ids=["plain", "drop_last", "even", "sampler", "weighted", "stream", "own batches", "nested"],
 )
-def test_loader_tells_what_its_last_batch_will_be(loader: Any, told: Loader, leftover: int | None) -> None:
-    assert describe(loader) == told
-    assert told.leftover == leftover
+def test_loader_shows_the_size_of_its_last_batch(loader: Any, expected: Loader, leftover: int | None) -> None:
+    assert describe(loader) == expected
+    assert expected.leftover == leftover
 
 
 def test_epoch_that_ends_early_never_sees_the_last_batch() -> None:
@@ -170,7 +197,7 @@ def test_epoch_that_ends_early_never_sees_the_last_batch() -> None:
 
 
 @pytest.mark.parametrize("several", [[torch.randn(4, 3)], {"a": DataLoader(DATA), "b": DataLoader(DATA)}, iter(())])
-def test_what_is_no_single_loader_tells_nothing_and_the_reason_says_so(several: Any) -> None:
+def test_several_loaders_give_no_batch_size_and_the_reason_says_so(several: Any) -> None:
     assert describe(several) is None
     assert RunFacts(train_loader=several).unreadable
 
@@ -236,7 +263,7 @@ def test_scaler_that_is_switched_off_skips_nothing() -> None:
 # -- Lightning ---------------------------------------------------------------------------------------------------------
 
 
-def test_trainer_tells_its_loaders_and_its_accumulation_by_itself() -> None:
+def test_trainer_provides_its_loaders_and_its_accumulation() -> None:
     import lightning.pytorch as pl
 
     from bnmonitor import BatchNormMonitor

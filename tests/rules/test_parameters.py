@@ -186,7 +186,7 @@ def test_bn703_knows_which_decay_is_decoupled(kind: Any, options: dict[str, Any]
 
 
 @pytest.mark.parametrize("factor", [10.0, 30.0, 100.0])
-def test_bn704_finds_a_rate_that_was_raised_and_speaks_for_all_layers(factor: float) -> None:
+def test_bn704_finds_a_raised_rate_and_reports_it_once_for_all_layers(factor: float) -> None:
     alerts = train(190, at={150: rate_times(factor)})
     [alert] = of("BN704", alerts)
     assert alert.severity >= WARNING
@@ -199,7 +199,7 @@ def test_bn704_finds_a_rate_that_was_raised_and_speaks_for_all_layers(factor: fl
 
 
 def lost(*, wild: bool, raised: bool) -> Window:
-    """Two layers that are no numbers from step 60 on; wild for two steps before, after the rate rose at step 57."""
+    """Two layers with NaN from step 60 on, and with wild batches for two steps before; the rate rose at step 57."""
     mean = torch.tensor([0.01, -0.01] * 32)[:, None].expand(64, 6).clone()
     if wild:
         mean[58:60] = torch.tensor([2.0, -3.0])[:, None]
@@ -211,7 +211,7 @@ def lost(*, wild: bool, raised: bool) -> Window:
     return replace(make_window(channels=(3, 3), batch_mean=mean, running_var=var, facts=facts), fresh=10)
 
 
-def test_bn704_speaks_from_the_steps_before_a_nan() -> None:
+def test_bn704_judges_the_steps_before_a_nan() -> None:
     [finding] = findings("BN704", lost(wild=True, raised=True))
     assert finding.first_step == 57
     assert finding.value == pytest.approx(2.0, rel=1e-4)
@@ -220,7 +220,7 @@ def test_bn704_speaks_from_the_steps_before_a_nan() -> None:
 
 
 @pytest.mark.parametrize(("wild", "raised"), [(False, False), (False, True), (True, False)])
-def test_bn704_makes_no_learning_rate_of_a_nan_that_came_without_one(wild: bool, raised: bool) -> None:
+def test_bn704_does_not_blame_the_learning_rate_for_a_nan_without_a_rise(wild: bool, raised: bool) -> None:
     assert not findings("BN704", lost(wild=wild, raised=raised))
 
 
@@ -241,7 +241,7 @@ def test_bn704_leaves_a_fault_of_one_layer_to_others() -> None:
     assert not of("BN704", alerts)
 
 
-def test_bn704_leaves_a_change_of_the_data_alone() -> None:
+def test_bn704_ignores_a_change_of_the_data() -> None:
     def turn(net: nn.Module, _: object) -> None:
         net[0].register_forward_pre_hook(lambda _, args: (2 * args[0].flip(1) + 0.5,))
 
@@ -266,7 +266,7 @@ def test_bn704_stays_quiet_under_a_schedule(schedule: Callable[[int], float]) ->
 # -- BN705 -------------------------------------------------------------------------------------------------------------
 
 
-def test_bn705_finds_a_rate_at_which_nothing_moves_and_one_that_was_lowered_too_far() -> None:
+def test_bn705_finds_a_rate_that_is_too_low_and_one_that_was_lowered_too_far() -> None:
     [alert] = of("BN705", train(80, optimizer=lambda net: sgd(net, 1e-9)))
     assert (alert.severity, len(alert.layers), alert.first_step) == (INFO, 4, 0)
     [alert] = of("BN705", train(220, at={120: rate_times(1e-7)}))
@@ -321,7 +321,7 @@ def test_bn707_is_judged_at_the_end_only() -> None:
     assert not of("BN707", train(40))
 
 
-def test_bn707_leaves_a_layer_on_the_input_alone() -> None:
+def test_bn707_ignores_a_layer_on_the_input() -> None:
     """The digits have pixels that never vary: their scale is far from the others', but nothing can be folded."""
     net = nn.Sequential(nn.BatchNorm1d(64), *a_net())
     assert not of("BN707", train(96, net=net))
@@ -358,7 +358,7 @@ def test_bn706_is_not_misled_by_one_layer_or_by_gradients_that_shrink_or_are_mis
 
 
 class Grows(torch.autograd.Function):
-    """The identity, but for a gradient that it makes larger."""
+    """The identity, with an enlarged gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -379,7 +379,7 @@ class Skip(nn.Module):
 
 
 @pytest.mark.parametrize("skip", [False, True])
-def test_bn706_finds_the_chain_whose_gradients_grow_and_no_other(skip: bool) -> None:
+def test_bn706_finds_only_the_chain_with_growing_gradients(skip: bool) -> None:
     torch.manual_seed(0)
     blocks: list[nn.Module] = []
     for _ in range(12):

@@ -86,7 +86,7 @@ def test_bn101_finds_the_onset_before_the_new_steps() -> None:
 def test_bn101_says_if_it_was_so_from_the_beginning_of_the_window() -> None:
     finding = one("BN101", make_window(running_mean=math.nan))
     assert finding.first_step == 0
-    assert "already so when the window begins" in finding.message
+    assert "already so when the window began" in finding.message
     assert finding.channels == (0, 1, 2)
 
 
@@ -103,7 +103,7 @@ def test_bn101_is_quiet_on_the_largest_finite_number_and_on_a_variance_of_zero()
     assert rule("BN101").check(make_window(running_var=0.0)) == []
 
 
-def test_bn101_is_quiet_once_the_layer_was_mended() -> None:
+def test_bn101_is_quiet_once_the_layer_is_repaired() -> None:
     mended = course(from30=math.nan)
     mended[50:] = 0.0
     assert rule("BN101").check(make_window(running_mean=mended)) == []
@@ -154,7 +154,7 @@ def test_bn105_is_not_certain_before_the_running_variance_has_followed() -> None
 
 
 @pytest.mark.parametrize(("flat", "severity"), [(1, INFO), (2, WARNING)])
-def test_bn105_takes_channels_that_never_lived_for_an_info_up_to_a_quarter(flat: int, severity: Severity) -> None:
+def test_bn105_reports_channels_that_were_never_alive_as_an_info_up_to_a_quarter(flat: int, severity: Severity) -> None:
     window = collapsed(flat, 8, 0.0)
     window = replace(
         window, baseline=replace(window.baseline, alive=torch.tensor([False] * flat + [True] * (8 - flat)))
@@ -190,7 +190,7 @@ def test_bn106_leaves_growth_that_the_running_average_can_follow_to_other_rules(
     assert one("BN106", make_window(batch_var=steady**5)).severity is WARNING
 
 
-def test_bn106_is_over_once_the_level_has_stood_for_as_long_as_the_average_remembers() -> None:
+def test_bn106_ends_once_the_level_has_lasted_as_long_as_the_average_remembers() -> None:
     assert one("BN106", make_window(batch_var=risen([500.0] * 3, at=50))).channels == (0, 1, 2)
     assert rule("BN106").check(make_window(batch_var=risen([500.0] * 3, at=40))) == []
 
@@ -258,7 +258,9 @@ def test_bn106_names_the_learning_rate_that_had_just_grown() -> None:
 
 
 @pytest.mark.parametrize(("spread", "factor", "fires"), [(0.1, 150.0, True), (1.0, 150.0, False), (1.0, 1e6, True)])
-def test_bn106_asks_more_of_a_channel_that_is_wild_by_nature(spread: float, factor: float, fires: bool) -> None:
+def test_bn106_requires_more_growth_of_a_channel_that_always_varies_much(
+    spread: float, factor: float, fires: bool
+) -> None:
     window = make_window(batch_var=course(from58=factor))
     calm = replace(window.baseline, spread=torch.full((1,), spread))
     assert bool(rule("BN106").check(replace(window, baseline=calm))) is fires
@@ -267,13 +269,13 @@ def test_bn106_asks_more_of_a_channel_that_is_wild_by_nature(spread: float, fact
 @pytest.mark.parametrize(
     ("mean", "offset", "fires"), [(9.9, 0, False), (10.1, 0, True), (19.9, 10, False), (20.1, 10, True)]
 )
-def test_bn107_needs_ten_deviations_and_twice_the_past(mean: float, offset: float, fires: bool) -> None:
+def test_bn107_needs_ten_standard_deviations_and_twice_the_past(mean: float, offset: float, fires: bool) -> None:
     findings = rule("BN107").check(make_window(running_mean=[mean, -mean, mean], offset=offset))
     assert [(f.severity, f.channels, f.threshold) for f in findings] == [(WARNING, (), max(10.0, 2 * offset))] * fires
     assert [f.value for f in findings] == [pytest.approx(mean, rel=1e-4)] * fires
 
 
-def test_bn107_judges_the_middle_channel() -> None:
+def test_bn107_judges_the_median_channel() -> None:
     assert rule("BN107").check(make_window(running_mean=[1000.0, 0.0, 0.0])) == []
 
 
@@ -298,7 +300,7 @@ def test_bn201_judges_the_batch_by_its_size(size: int, severity: Severity | None
     assert found == ([] if severity is None else [(severity, 0, (0, 1), float(size), threshold)])
 
 
-def test_bn201_wants_spread_as_proof_where_a_sample_has_many_values() -> None:
+def test_bn201_requires_spread_where_a_sample_has_many_values() -> None:
     calm = make_window(sizes=4, values=50_000)
     noise = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
     assert one("BN201", calm).severity is WARNING
@@ -375,11 +377,11 @@ def test_bn301_warns_of_momenta_that_differ_ninefold_and_names_the_odd_one(odd: 
     assert all(f.value == pytest.approx(0.1 / odd) for f in findings)
 
 
-def test_bn301_takes_exactly_ninefold_for_mixed() -> None:
+def test_bn301_counts_exactly_ninefold_as_mixed() -> None:
     assert one("BN301", momenta(0.09, 0.01, 0.09)).value == pytest.approx(9.0)
 
 
-def test_bn301_leaves_out_cumulative_averages_standing_layers_and_zero() -> None:
+def test_bn301_leaves_out_cumulative_averages_layers_without_updates_and_zero() -> None:
     assert rule("BN301").check(momenta(None, 0.1, 0.0)) == []
     assert rule("BN301").check(make_window(momentum=0.99, updates=0)) == []
     frozen = momenta(0.1, 0.99)
@@ -407,14 +409,16 @@ def test_bn304_judges_the_lag_of_the_mean(shift: float, severity: Severity | Non
     ("log", "severity", "threshold"),
     [(0.199, None, 0), (0.201, WARNING, 0.2), (0.69, WARNING, 0.2), (0.71, ERROR, 0.7), (-0.71, ERROR, 0.7)],
 )
-def test_bn304_judges_the_lag_of_the_deviation(log: float, severity: Severity | None, threshold: float) -> None:
+def test_bn304_judges_the_lag_of_the_standard_deviation(
+    log: float, severity: Severity | None, threshold: float
+) -> None:
     findings = rule("BN304").check(make_window(batch_var=math.exp(2 * log), running_var=1.0))
     assert [(f.severity, f.threshold) for f in findings] == ([] if severity is None else [(severity, threshold)])
     assert all(f.value == pytest.approx(abs(log), rel=1e-3) for f in findings)
-    assert all("batch deviations differ by a factor" in f.message for f in findings)
+    assert all("batch standard deviations differ by a factor" in f.message for f in findings)
 
 
-def test_bn304_lets_noise_of_both_signs_cancel_and_judges_the_middle_channel() -> None:
+def test_bn304_lets_noise_of_both_signs_cancel_and_judges_the_median_channel() -> None:
     sign = torch.tensor([1.0, -1.0]).repeat(32)[:, None].expand(64, 3)
     assert rule("BN304").check(make_window(shift=0.9 * sign)) == []
     assert rule("BN304").check(make_window(shift=[0.9, 0.0, 0.0])) == []
@@ -457,7 +461,7 @@ def test_bn304_is_quiet_in_evaluation_mode_and_on_a_short_window() -> None:
     assert rule("BN304").check(make_window(shift=0.5, steps=7)) == []
 
 
-def test_bn304_speaks_of_what_is_relatively_worse() -> None:
+def test_bn304_reports_the_relatively_worse_lag() -> None:
     finding = one("BN304", make_window(shift=0.3, batch_var=math.exp(0.5)))
     assert finding.value == pytest.approx(0.3, rel=1e-3)
     finding = one("BN304", make_window(shift=0.11, batch_var=math.exp(1.0)))
@@ -469,7 +473,7 @@ def test_bn304_compares_the_number_it_names_with_a_threshold_that_number_has_pas
     assert finding.value > finding.threshold
 
 
-def test_bn304_names_the_mean_if_the_variances_say_nothing() -> None:
+def test_bn304_names_the_mean_if_the_variances_are_unknown() -> None:
     window = make_window(shift=0.5, batch_var=course(at20=math.inf), running_var=course(at30=math.inf))
     assert one("BN304", window).value == pytest.approx(0.5)
 
@@ -497,7 +501,7 @@ def test_bn401_is_quiet_about_a_frozen_layer_a_training_one_and_one_that_took_no
         assert rule("BN401").check(replace(window, baseline=never)) == []
 
 
-def test_bn401_takes_a_layer_that_was_updated_before_for_one_that_runs_unless_a_sample_did_not_see_it() -> None:
+def test_bn401_assumes_a_layer_with_earlier_updates_runs_unless_a_sample_did_not_see_it() -> None:
     window = in_eval(gamma_grad=math.nan)
     assert one("BN401", window).layers == (0,)
     sample = a_sample(window)
@@ -505,7 +509,7 @@ def test_bn401_takes_a_layer_that_was_updated_before_for_one_that_runs_unless_a_
     assert one("BN401", replace(window, sample=replace(sample, calls=torch.ones_like(sample.calls)))).layers == (0,)
 
 
-def test_bn401_takes_a_sampled_call_for_taking_part() -> None:
+def test_bn401_counts_a_sampled_call_as_taking_part() -> None:
     window = in_eval(gamma_grad=0.0)
     window = replace(window, baseline=replace(window.baseline, updates=torch.tensor([0])))
     assert one("BN401", replace(window, sample=a_sample(window, eval_calls=1))).layers == (0,)
@@ -579,7 +583,7 @@ def test_bn402_is_quiet_where_gamma_or_beta_moves_as_in_a_gan() -> None:
     assert rule("BN402").check(leaking(beta=course(calm=0.0, from62=1e-6))) == []
 
 
-def test_bn402_is_quiet_if_it_trains_or_stands_still() -> None:
+def test_bn402_is_quiet_if_the_layer_trains_or_its_statistics_do_not_change() -> None:
     assert rule("BN402").check(make_window(running_mean=5.0)) == []
     assert rule("BN402").check(leaking(training=False, updates=0)) == []
     assert rule("BN402").check(leaking(updates=0)) == []
@@ -653,14 +657,14 @@ def test_bn701_dates_it_by_the_step_at_which_enough_channels_were_off() -> None:
 
 
 @pytest.mark.parametrize(("gamma", "fires"), [(0.0101, False), (0.0099, True), (-0.0099, True)])
-def test_bn701_takes_a_gamma_below_a_hundredth_of_its_start_without_gradient_for_dead(
+def test_bn701_counts_a_gamma_below_a_hundredth_of_its_start_without_gradient_as_dead(
     gamma: float, fires: bool
 ) -> None:
     window = make_window(gamma=[gamma, 1.0], gamma_grad=[0.0, 0.1])
     assert bool(rule("BN701").check(window)) is fires
 
 
-def test_bn701_is_quiet_about_a_small_gamma_whose_gradient_lives_even_in_one_step() -> None:
+def test_bn701_is_quiet_about_a_small_gamma_with_a_gradient_even_in_one_step() -> None:
     assert rule("BN701").check(make_window(gamma=[0.0, 1.0], gamma_grad=[0.1, 0.1])) == []
     gradient = torch.tensor([0.0, 0.1]).repeat(64, 1)
     gradient[5, 0] = 0.1
@@ -673,7 +677,7 @@ def test_bn701_is_quiet_about_zero_initialized_branches_and_unknown_gradients() 
     assert rule("BN701").check(make_window(gamma=0.0, gamma_grad=0.0, steps=9)) == []
 
 
-def test_bn701_tells_each_layer_on_its_own() -> None:
+def test_bn701_reports_each_layer_separately() -> None:
     window = make_window(channels=(2, 2, 2), beta=[-5.0, 0.0, 0.0, 0.0, -5.0, -5.0], relu=True)
     assert [(f.layer, f.channels, f.severity) for f in rule("BN701").check(window)] == [
         (0, (0,), WARNING),

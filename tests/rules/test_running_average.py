@@ -37,7 +37,7 @@ def a_net(momentum: float | None = 0.1, scale: float = 1.0) -> nn.Sequential:
 def train(
     net: nn.Module, steps: int, *, phase: str | None = "validation", before: object = None, **options: object
 ) -> tuple[Alert, ...]:
-    """Train for some steps, do something else if told to, and let an evaluation begin."""
+    """Train for some steps, call a function if there is one, and let an evaluation begin."""
     batches = [torch.randn(16, 1, 6, 6) for _ in range(8)]
     optimizer = torch.optim.SGD(net.parameters(), 0.01)
     monitor = Monitor(net, optimizer=optimizer, sinks=[], **options)  # type: ignore[arg-type]
@@ -71,14 +71,14 @@ def test_bn302_judges_the_momentum_itself(momentum: float | None, severity: Seve
     assert [(f.severity, f.layer, f.layers) for f in found] == ([] if severity is None else [(severity, 0, (0, 1))])
 
 
-def test_bn302_speaks_of_none_only_beyond_an_epoch() -> None:
-    for seen, epoch_steps, speaks in ((100, 0, False), (101, 0, True), (500, 500, False), (501, 500, True)):
+def test_bn302_reports_momentum_none_only_beyond_an_epoch() -> None:
+    for seen, epoch_steps, reports in ((100, 0, False), (101, 0, True), (500, 500, False), (501, 500, True)):
         window = make_window(momentum=None, seen=seen)
         window = replace(window, facts=replace(window.facts, epoch_steps=epoch_steps))
-        assert bool(findings("BN302", window)) == speaks
+        assert bool(findings("BN302", window)) == reports
 
 
-def test_bn302_leaves_a_layer_alone_that_is_frozen_or_not_called() -> None:
+def test_bn302_ignores_a_layer_that_is_frozen_or_not_called() -> None:
     assert not findings("BN302", make_window(momentum=0.0, training=False))
     assert not findings("BN302", make_window(momentum=0.0, updates=0))
 
@@ -117,7 +117,7 @@ def test_bn303_judges_the_weight_of_the_initial_statistics_and_what_it_does(
     momentum: float | None, seen: int, variance: float, severity: Severity | None
 ) -> None:
     weight = 0.0 if momentum is None else (1 - momentum) ** seen
-    mean = 1.0 if seen == 12 else 0.0  # moves the middle channel by more than a tenth of a deviation
+    mean = 1.0 if seen == 12 else 0.0  # moves the median channel by more than a tenth of a standard deviation
     window = make_window(
         channels=(2, 1),
         momentum=momentum,
@@ -134,8 +134,8 @@ def test_bn303_judges_the_weight_of_the_initial_statistics_and_what_it_does(
 
 
 def test_bn303_judges_only_where_an_evaluation_begins() -> None:
-    for phase, speaks in (("", False), ("sanity", False), ("validation", True), ("test", True)):
-        assert bool(findings("BN303", make_window(momentum=0.01, seen=50, evaluation=phase))) == speaks
+    for phase, reports in (("", False), ("sanity", False), ("validation", True), ("test", True)):
+        assert bool(findings("BN303", make_window(momentum=0.01, seen=50, evaluation=phase))) == reports
 
 
 def test_bn303_finds_a_cold_evaluation_at_its_beginning_even_right_after_a_check() -> None:
@@ -145,14 +145,14 @@ def test_bn303_finds_a_cold_evaluation_at_its_beginning_even_right_after_a_check
         assert math.isclose(alert.value, 0.99**steps, rel_tol=1e-6)
 
 
-def test_bn303_keeps_silent_when_warm_before_training_or_without_an_evaluation() -> None:
+def test_bn303_is_quiet_when_warm_before_training_or_without_an_evaluation() -> None:
     assert not of("BN303", train(a_net(0.1), 40))
     assert not of("BN303", train(a_net(0.01), 40, phase="sanity"))
     assert not of("BN303", train(a_net(0.01), 40, phase=None))
     assert not of("BN303", train(a_net(0.01), 0))
 
 
-def test_bn303_knows_statistics_that_were_loaded_or_estimated_anew() -> None:
+def test_bn303_recognizes_statistics_that_were_loaded_or_estimated_again() -> None:
     loaded = a_net(0.01)
     with torch.no_grad():
         loaded[1].running_var.fill_(0.4)
@@ -168,7 +168,7 @@ def test_bn303_counts_the_forward_that_came_before_the_monitor() -> None:
     assert math.isclose(alert.value, 0.99**21, rel_tol=1e-5)
 
 
-def test_bn303_stays_silent_after_statistics_were_estimated_in_an_earlier_evaluation() -> None:
+def test_bn303_stays_quiet_after_statistics_were_estimated_in_an_earlier_evaluation() -> None:
     net = a_net(0.01)
     batches = [torch.randn(16, 1, 6, 6) for _ in range(8)]
     optimizer = torch.optim.SGD(net.parameters(), 0.01)
@@ -203,7 +203,7 @@ def test_bn303_finds_a_layer_that_training_never_updates() -> None:
     ("momentum", "lag", "severity"),
     [(0.1, 0.09, None), (0.1, 0.11, WARNING), (0.1, 0.26, ERROR), (None, 0.24, None), (None, 0.26, ERROR)],
 )
-def test_bn304_takes_the_lag_of_a_cumulative_average_for_granted_until_it_does_harm(
+def test_bn304_accepts_the_lag_of_a_cumulative_average_until_it_does_harm(
     momentum: float | None, lag: float, severity: Severity | None
 ) -> None:
     found = findings("BN304", make_window(batch_mean=lag, momentum=momentum))

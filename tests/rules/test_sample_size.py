@@ -52,7 +52,7 @@ SKIPPED = {"skipped_steps": tuple(step == 60 for step in range(64)), "scales": (
         ({"ratio": at60(3.1, 1.0)}, WARNING),
         ({"ratio": at60(0.3, 1.0)}, WARNING),
         ({"running_mean": torch.cat([torch.zeros(60, 3), torch.full((4, 3), torch.inf)])}, ERROR),
-        ({"running_mean": torch.full((64, 3), torch.inf)}, None),  # poisoned long before: BN101 speaks
+        ({"running_mean": torch.full((64, 3), torch.inf)}, None),  # infinite long before: BN101 reports it
     ],
 )
 def test_bn102_judges_the_batch_of_a_skipped_step(statistics: dict[str, Tensor], says: Severity | None) -> None:
@@ -60,7 +60,7 @@ def test_bn102_judges_the_batch_of_a_skipped_step(statistics: dict[str, Tensor],
     assert severity("BN102", make_window(**statistics)) is None, "no step was skipped"
 
 
-def test_bn102_is_silent_while_the_layer_is_not_warm_as_the_scaler_looks_for_its_scale() -> None:
+def test_bn102_is_quiet_before_warm_up_while_the_scaler_searches_its_scale() -> None:
     window = make_window(facts=SKIPPED, shift=at60(9.0))
     young = replace(window.baseline, updates=torch.tensor([5]), forgotten=torch.tensor([0.5]))
     assert severity("BN102", replace(window, baseline=young)) is None
@@ -106,7 +106,7 @@ def test_bn104_judges_momentum_by_the_precision_of_the_buffers(
 
 
 @pytest.mark.parametrize(("mean", "size", "fires"), [(0.2, 1024, True), (0.05, 1024, False), (0.2, 64, False)])
-def test_bn104_sees_a_buffer_that_stands_still_beside_its_batch(mean: float, size: int, fires: bool) -> None:
+def test_bn104_finds_a_constant_buffer_far_from_its_batch(mean: float, size: int, fires: bool) -> None:
     window = make_window(facts={"buffer_dtypes": (torch.bfloat16,)})
     sample = make_sample(window.layers, size=size, input={"mean": mean})
     assert severity("BN104", replace(window, sample=sample)) is (WARNING if fires else None)
@@ -122,7 +122,7 @@ def test_bn104_sees_a_buffer_that_stands_still_beside_its_batch(mean: float, siz
         ([1024.0, 1024.0, 4.0], WARNING),
         ([1024.0, 1024.0, 3.0], ERROR),
         ([1024.0, 15.0, 15.0], WARNING),  # most of the model may be behind the pooling
-        ([15.0, 15.0, 15.0], None),  # the whole model: BN201 speaks
+        ([15.0, 15.0, 15.0], None),  # the whole model: BN201 reports it
         ([40.0, 40.0, 15.0], None),
         ([torch.nan, torch.nan, torch.nan], None),
     ],
@@ -165,7 +165,9 @@ def test_bn203_divides_the_samples_by_the_batch_size(
 
 
 @pytest.mark.parametrize(("size", "shift", "says"), [(15, 1.0, WARNING), (17, 1.0, None), (15, 0.2, None)])
-def test_bn203_sees_a_small_batch_that_is_far_out(size: int, shift: float, says: Severity | None) -> None:
+def test_bn203_finds_a_small_batch_far_from_the_running_statistics(
+    size: int, shift: float, says: Severity | None
+) -> None:
     window = make_window(shift=at60(shift, 0.1), sizes=64, facts={"train_loader": Loader(batch_size=64)})
     assert severity("BN203", replace(window, sample=make_sample(window.layers, step=60, size=size))) is says
 
@@ -174,13 +176,13 @@ def test_bn203_sees_a_small_batch_that_is_far_out(size: int, shift: float, says:
     ("size", "parts", "says"),
     [(8, 4, WARNING), (31, 2, WARNING), (32, 4, None), (8, 1, None), (8, 3, None), (float("nan"), 4, None)],
 )
-def test_bn204_speaks_where_only_the_accumulated_batch_is_large_enough(
+def test_bn204_reports_where_only_the_accumulated_batch_is_large_enough(
     size: float, parts: int, says: Severity | None
 ) -> None:
     assert severity("BN204", make_window(sizes=size, facts={"accumulate": parts})) is says
 
 
-def test_bn204_takes_the_batch_size_of_the_loader_where_no_sample_told_it() -> None:
+def test_bn204_takes_the_batch_size_of_the_loader_where_no_sample_has_it() -> None:
     facts = {"accumulate": 4, "train_loader": Loader(batch_size=16)}
     assert severity("BN204", make_window(sizes=float("nan"), facts=facts)) is WARNING
 
@@ -210,7 +212,7 @@ def test_bn206_multiplies_over_the_chain(layers: int, values: float, says: Sever
     assert severity("BN206", frozen) is None
 
 
-def test_bn206_begins_anew_behind_a_skip_connection() -> None:
+def test_bn206_starts_a_new_chain_after_a_skip_connection() -> None:
     window = make_window(channels=(1,) * 20, sizes=32, chain=True)
     structure = window.facts.structure
     assert structure is not None
@@ -296,7 +298,7 @@ def train(
 
 
 @pytest.mark.parametrize("scaler", [False, True])
-def test_healthy_training_hears_nothing(scaler: bool) -> None:
+def test_healthy_training_gets_no_alert(scaler: bool) -> None:
     loader = DataLoader(TensorDataset(torch.randn(128, 1, 10, 10)), 64)
     monitor, alerts = train(
         a_model(), 90, train_loader=loader, scaler=torch.amp.GradScaler("cpu", init_scale=64.0) if scaler else None
@@ -321,7 +323,7 @@ def test_bn102_finds_the_batch_behind_a_skipped_step(factor: float, level: Sever
     assert (alert.severity, alert.layer, alert.first_step) == (level, "1", 50)
 
 
-def test_bn103_finds_the_layer_whose_input_nears_the_end() -> None:
+def test_bn103_finds_the_layer_with_an_input_near_the_limit() -> None:
     model = a_model()
     with torch.no_grad():
         model[3].weight.mul_(1e4)
@@ -342,7 +344,7 @@ def test_bn201_leaves_a_small_batch_of_large_images_with_a_head_on_pooled_featur
     assert (severity("BN201", window), severity("BN202", window)) == (Severity.INFO, WARNING)
 
 
-def test_bn202_finds_the_layer_behind_the_pooling() -> None:
+def test_bn202_finds_the_layer_after_the_pooling() -> None:
     model = a_model()
     model.append(nn.AdaptiveAvgPool2d(1)).append(nn.Conv2d(6, 4, 1)).append(nn.BatchNorm2d(4))
     monitor, alerts = train(model, 20, size=12, ignore=("small-batch",))
@@ -350,7 +352,7 @@ def test_bn202_finds_the_layer_behind_the_pooling() -> None:
     assert [(a.code, a.layer, a.value) for a in alerts if a.code == "BN202"] == [("BN202", "8", 12.0)]
 
 
-def test_bn203_finds_a_rest_of_one_before_the_epoch_ends() -> None:
+def test_bn203_finds_a_remainder_of_one_before_the_epoch_ends() -> None:
     loader = DataLoader(TensorDataset(torch.randn(641, 1, 10, 10)), 64)
     _, alerts = train(a_model(), 3, train_loader=loader)
     assert [(a.code, a.severity) for a in alerts] == [("BN203", ERROR)]

@@ -23,7 +23,7 @@ def found(rules: Any, code: str, **window: Any) -> list[int | None]:
     return [f.layer for f in judge(rule, by_layer(rules).get(code, ()), make_window(**window))]
 
 
-def test_thresholds_of_some_layers_hold_there_alone() -> None:
+def test_thresholds_of_some_layers_apply_only_there() -> None:
     window = {"channels": (10, 10), "batch_var": DEAD * 2, "running_var": DEAD * 2}
     quiet = {"warn_share": 0.5}
     assert found({}, "BN105", **window) == [0, 1]
@@ -35,7 +35,7 @@ def test_thresholds_of_some_layers_hold_there_alone() -> None:
     assert found(other, "BN105", **window) == [1]
 
 
-def test_first_pattern_that_matches_counts_and_the_rest_of_the_thresholds_is_the_rules_own() -> None:
+def test_first_matching_pattern_counts_and_the_other_thresholds_are_those_of_the_rule() -> None:
     rules = {"small-batch": {"warn_below": 40, "layers": {"layer1": {"error_below": 20}, "layer*": {"warn_below": 2}}}}
     [first, second] = by_layer(rules)["BN201"]
     assert (first.pattern, second.pattern) == ("layer1", "layer*")
@@ -47,7 +47,7 @@ def test_first_pattern_that_matches_counts_and_the_rest_of_the_thresholds_is_the
     assert (finding.layer, finding.layers, str(finding.severity)) == (1, (1,), "error")
 
 
-def test_fault_of_the_whole_model_names_the_layers_whose_thresholds_it_breaks() -> None:
+def test_fault_of_the_whole_model_names_the_layers_with_a_broken_threshold() -> None:
     rules = {"small-batch": {"layers": {"layer0": {"warn_below": 4, "error_below": 2}}}}
     [finding] = judge(
         choose(("BN201",), rules=rules)[0], by_layer(rules)["BN201"], make_window(channels=(2, 2, 2), sizes=8)
@@ -73,7 +73,7 @@ def a_model() -> nn.Sequential:
         ({"small-batch": {"layers": {"11": {"warn_below": 4}}}}, "'11' of 'small-batch' matches no BatchNorm layer"),
     ],
 )
-def test_what_cannot_be_set_is_refused_at_construction(rules: Any, says: str) -> None:
+def test_invalid_settings_are_refused_at_construction(rules: Any, says: str) -> None:
     with pytest.raises((TypeError, ValueError), match=says):
         Monitor(a_model(), rules=rules, sinks=[])
 

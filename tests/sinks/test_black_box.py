@@ -100,5 +100,5 @@ def test_a_file_that_is_no_black_box_is_refused_in_one_sentence(tmp_path: Path, 
         np.savez(path, steps=np.arange(3), evil=np.array([{"a": 1}], dtype=object))
     else:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match="is no black box"):
+    with pytest.raises(ValueError, match="is not a black box"):
         read_black_box(path)

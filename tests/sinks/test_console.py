@@ -338,23 +338,43 @@ def test_the_word_joins_the_metrics_of_a_bar_in_signs_that_it_can_write(monkeypa
 def test_rich_draws_no_bar_amid_a_print(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rich, "_console", rich.console.Console(file=io.StringIO(), force_terminal=True, width=60))
     live = rich.live.Live("a bar", console=rich.get_console(), auto_refresh=False)
-    drawn = threading.Event()
+    order: list[str] = []
+    come = threading.Event()
+
+    class Asked:
+        """A lock that says who has to wait for it."""
+
+        def __init__(self, lock: Any) -> None:
+            self.lock = lock
+
+        def __enter__(self) -> None:
+            if not self.lock.acquire(blocking=False):
+                order.append("bar waits")
+                come.set()
+                self.lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.lock.release()
 
     def draw() -> None:
         live.refresh()
-        drawn.set()
+        order.append("bar drawn")
+        come.set()
 
     class Slow:
         def __rich_console__(self, *_: object) -> Iterator[str]:
             thread.start()
-            assert not drawn.wait(0.2), "the bar was drawn while something was printed"
+            assert come.wait(120)
+            order.append("printed")
             yield "printed"
 
+    live._lock = Asked(live._lock)  # type: ignore[assignment]
     thread = threading.Thread(target=draw, daemon=True)
     with live:
         trainer = _Trainer(types.SimpleNamespace(progress=types.SimpleNamespace(live=live)))
         beside_bar(trainer)(Slow())  # type: ignore[arg-type]
-        assert drawn.wait(5)
+        thread.join(120)
+    assert order == ["bar waits", "printed", "bar drawn"]
 
 
 # -- in a fit of Lightning ---------------------------------------------------------------------------------------------

@@ -195,7 +195,7 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def fetch(url: str, process: subprocess.Popen[bytes], seconds: float = 60) -> Any:
+def fetch(url: str, process: subprocess.Popen[bytes], seconds: float = 300) -> Any:
     """Ask until there is an answer with something in it."""
     ends = time.monotonic() + seconds
     while time.monotonic() < ends and process.poll() is None:
@@ -226,7 +226,7 @@ def test_tensorboard_itself_starts_and_serves_the_scalars(written: Written, load
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

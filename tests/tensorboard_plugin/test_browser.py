@@ -67,7 +67,7 @@ def tensorboard(entry_point: Path, *arguments: str, prefix: str = "") -> Iterato
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -82,7 +82,7 @@ def answers(address: str) -> bool:
         return False
 
 
-def wait_for(true: Callable[[], bool], process: subprocess.Popen[bytes] | None = None, seconds: float = 40) -> None:
+def wait_for(true: Callable[[], bool], process: subprocess.Popen[bytes] | None = None, seconds: float = 300) -> None:
     ends = time.monotonic() + seconds
     while not true():
         if time.monotonic() > ends or (process is not None and process.poll() is not None):
@@ -147,16 +147,16 @@ class Tab:
         hash_ = "".join(f"&p.bnmonitor.{name}={quote(str(word), safe='')}" for name, word in words.items())
         self.page.goto("about:blank")
         self.page.goto(f"{self.address}?darkMode=false#bnmonitor{hash_}")
-        self.frame = self.page.wait_for_selector("iframe", timeout=30_000).content_frame()
-        self.frame.wait_for_url("**/plugin_entry*", timeout=30_000)
-        self.frame.wait_for_function(READY, timeout=30_000)
+        self.frame = self.page.wait_for_selector("iframe", timeout=120_000).content_frame()
+        self.frame.wait_for_url("**/plugin_entry*", timeout=120_000)
+        self.frame.wait_for_function(READY, timeout=120_000)
         return self.frame
 
     def drawn(self, action: Callable[[], object]) -> None:
         """Do something, and wait until it is drawn."""
         self.frame.evaluate(f"delete {READY}")
         action()
-        self.frame.wait_for_function(READY, timeout=15_000)
+        self.frame.wait_for_function(READY, timeout=120_000)
 
     def words(self) -> str:
         return str(self.page.evaluate("decodeURIComponent(location.hash)"))

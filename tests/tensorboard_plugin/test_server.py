@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
+import re
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +19,12 @@ from tensorboard.backend.event_processing.data_ingester import LocalDataIngester
 from werkzeug.test import Client
 from werkzeug.wrappers import Response
 
+from bnmonitor import tensorboard_plugin
 from bnmonitor.tensorboard_plugin.cache import Cache
 from bnmonitor.tensorboard_plugin.files import box_files
 from bnmonitor.tensorboard_plugin.loader import BatchNormLoader
-from bnmonitor.tensorboard_plugin.plugin import BatchNormPlugin
+from bnmonitor.tensorboard_plugin.plugin import COLUMNS, BatchNormPlugin
+from bnmonitor.tensorboard_plugin.wire import LONGEST, MOST_COLUMNS, Query
 from bnmonitor.viewer import DIRECTORY
 from tests import histories
 from tests.histories import HOSTILE, METRICS, STATISTICS, Writer, course, write
@@ -174,7 +175,7 @@ def test_a_layer_a_channel_map_and_a_channel(tab: Asked) -> None:
     [
         ("/run", {}, 400, "the parameter 'run' is missing"),
         ("/run", {"run": "x" * 5000}, 400, "has 5000 characters, at most 4096"),
-        ("/run", {"run": "../../etc"}, 404, "no run of that name"),
+        ("/run", {"run": "../../etc"}, 404, "no run named"),
         ("/slice", {"run": SICK}, 400, "'statistic' is missing"),
         ("/slice", {"run": SICK, "statistic": "health", "bins": 0}, 400, "must be an int from 1 to 4096"),
         ("/slice", {"run": SICK, "statistic": "health", "bins": "9" * 4000}, 400, "must be an int from 1 to 4096"),
@@ -343,7 +344,7 @@ def test_the_plugin_declares_a_tab_and_never_looks_for_data_by_itself(tab: Asked
 
 def loaded(statement: str) -> set[str]:
     code = f"{statement}\nimport sys, json; print(json.dumps(sorted(sys.modules)))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
     return set(json.loads(out.stdout.splitlines()[-1]))
 
 
@@ -368,7 +369,65 @@ def test_the_package_declares_the_entry_point_and_carries_the_page() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     [(name, target)] = project["project"]["entry-points"]["tensorboard_plugins"].items()
     assert (name, target) == ("bnmonitor", f"{BatchNormLoader.__module__}:{BatchNormLoader.__name__}")
-    assert "viewer/*" in project["tool"]["setuptools"]["package-data"]["bnmonitor"]
+    data = project["tool"]["setuptools"]["package-data"]["bnmonitor"]
+    assert {"viewer/*", "tensorboard_plugin/*.md"} <= set(data)
+
+
+# -- the description of the routes -------------------------------------------------------------------------------------
+
+API = Path(tensorboard_plugin.__file__).with_name("http_api.md")
+
+
+def described() -> dict[str, str]:
+    """The part of the description that each route has."""
+    parts = re.split(r"^## (/\w+)$", API.read_text(encoding="utf-8"), flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def in_tables(part: str, head: str) -> set[str]:
+    """The names in the first column of the tables with a head."""
+    tables = re.findall(rf"^\| {head} \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", part, flags=re.M)
+    return {name for rows in tables for row in rows.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+
+
+def test_every_route_is_described_and_no_other(tab: Asked) -> None:
+    assert set(described()) == {route for route in tab.apps if "." not in route}
+
+
+def test_a_route_takes_the_parameters_and_gives_the_answer_that_are_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = a_box(tmp_path / "run")
+    write(tmp_path / "run", ("layer0", "layer1"), range(5), sick=(1,), channels=4, detailed=(1,))
+    tab, asked = Asked(tmp_path), set()
+    text = Query.text
+
+    def noted(query: Query, name: str, default: str | None = None) -> str:
+        asked.add(name)
+        return text(query, name, default)
+
+    monkeypatch.setattr(Query, "text", noted)
+    given = {"run": "run", "layer": "layer1", "statistic": "batch_var", "file": file, "channel": 1}
+    every = in_tables(API.read_text(encoding="utf-8"), "key")
+    common = {"shape", "ends", "before", "frames"}
+    for route, part in described().items():
+        asked.clear()
+        if route in ("/runs", "/run"):
+            assert set(tab.json(route, **given)) == in_tables(part, "key")
+        else:
+            header, values = tab.slice(route, **given)
+            assert common < set(header)
+            assert common < every
+            assert all(f"`{key}`" in part for key in header.keys() - common)
+            assert values.shape == tuple(header["shape"])
+        assert asked == in_tables(part, "parameter"), route
+
+
+def test_the_description_says_the_bounds_that_the_server_keeps(tab: Asked) -> None:
+    text = API.read_text(encoding="utf-8")
+    assert f"longer than {LONGEST} characters" in text
+    assert f"| {COLUMNS} |" in text
+    assert tab.json("/runs")["columns"] == MOST_COLUMNS
 
 
 @pytest.fixture
@@ -377,12 +436,18 @@ def long_run(tmp_path: Path) -> Asked:
     return Asked(tmp_path)
 
 
-def test_a_slice_takes_a_tenth_of_a_second_once_read(long_run: Asked) -> None:
+def test_a_slice_of_a_run_that_was_read_once_reads_nothing_again(
+    long_run: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    for name in ("read_tensors", "read_blob_sequences", "read_scalars"):
+        original = getattr(long_run.provider, name)
+        monkeypatch.setattr(
+            long_run.provider, name, lambda *a, o=original, n=name, **k: (read.append(n), o(*a, **k))[1]
+        )
     long_run.slice("/slice", run="run", statistic="health")
-    took = []
-    for _ in range(3):
-        begin = time.process_time()
-        header, _ = long_run.slice("/slice", run="run", statistic="batch_var", bins=1500)
-        took.append(time.process_time() - begin)
+    assert read
+    read.clear()
+    header, _ = long_run.slice("/slice", run="run", statistic="batch_var", bins=1500)
     assert header["shape"] == [53, 1500]
-    assert min(took) < 0.1, f"{1e3 * min(took):.0f} ms of processor time, client included ({os.cpu_count()} cores)"
+    assert read == []

@@ -1,4 +1,4 @@
-"""BN802: dropout in front of a normalization."""
+"""BN802: dropout before a normalization."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import Place, Window
 
 RECENT = 8
-"""Steps whose batches say what variance training has now."""
+"""Number of latest steps that give the present variance in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DropoutBeforeNorm(Rule):
-    """Dropout makes the variance that a layer learns in training larger than the one it meets in evaluation.
+    """Dropout before a layer makes the variance in training larger than the variance in evaluation.
 
     ## What it does
-    Flags layers with dropout upstream and nothing but linear operations between. Once a validation was seen, the
-    variance measured there against the running variance decides how bad it is; where layers before it that
-    no dropout reaches are off as well, that is put down to the data.
+    Flags layers with dropout upstream and only linear operations between. Once a validation has run, the ratio of the
+    variance measured there to the running variance decides the severity. If layers upstream that no dropout reaches are
+    off as well, the rule attributes the difference to the data.
 
     ## Why is this bad?
-    Dropout with probability ``p`` keeps the mean and adds variance: of a value with mean ``c`` and variance ``v`` it
-    makes one with variance ``(c^2 + v) / (1 - p) - c^2``. The running variance learns that. In evaluation dropout is
-    off, and the layer divides by too large a deviation: its output shrinks, and layer by layer the error adds up.
+    Dropout with probability ``p`` keeps the mean and adds variance: a value with mean ``c`` and variance ``v`` gets the
+    variance ``(c^2 + v) / (1 - p) - c^2``. The running variance learns this larger value. In evaluation dropout is off,
+    so the layer divides by a standard deviation that is too large. Its output shrinks, and the error adds up layer by
+    layer.
 
     ## Example
     >>> from bnmonitor.window import Operation
@@ -41,24 +42,26 @@ class DropoutBeforeNorm(Rule):
     >>> str(finding.severity)
     'info'
 
-    Dropout behind the last layer is nobody's input and stays quiet:
+    Dropout after the last layer feeds no normalization and stays quiet:
 
     >>> DropoutBeforeNorm().check(make_window(facts={"structure": make_structure()}))
     []
 
     ## What to do
-    Put dropout behind the last normalization, or lower its probability. Without a change of the network: estimate the
-    running statistics again with dropout off (:func:`bnmonitor.remedies.recalibrate` on a model whose dropout layers
-    are in evaluation mode).
+    Put dropout after the last normalization, or lower its probability. To keep the network as it is, estimate the
+    running statistics again with dropout off (:func:`bnmonitor.remedies.recalibrate` on a model that has its dropout
+    layers in evaluation mode).
 
     ## Thresholds
     ``warn_below = .8`` of the running variance: the output is a tenth too small. ``error_below = .5``: the ratio that
-    dropout of one half in front of a value with mean 0 gives by the formula above. Not before the statistics are warm;
-    and where the last batches of training are below the running variance too, only what is beyond that counts.
+    dropout of one half before a value with mean 0 gives by the formula above. The ratio is judged only after the
+    statistics are warm. If the last batches of training are below the running variance too, only the difference beyond
+    that counts.
 
     ## Look-alikes
-    Wide layers in front average much of it out: then the measured variance hardly differs, and it remains an info.
-    Dropping whole residual branches (stochastic depth) is milder and is not flagged.
+    Wide layers between the dropout and the normalization average much of it out: then the measured variance hardly
+    differs, and the alert stays an info. Dropping whole residual branches (stochastic depth) has a smaller effect and
+    is not flagged.
 
     ## References
     Li et al., Understanding the disharmony between dropout and batch normalization by variance shift, 2019;
@@ -74,17 +77,17 @@ class DropoutBeforeNorm(Rule):
     error_below: float = 0.5
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the layers with dropout in front, each with the ratio of variances that a validation measured."""
+        """Find the layers with dropout before them, each with the ratio of variances that a validation measured."""
         structure = window.facts.structure
         places = structure.places if structure is not None else ()
         at = [i for i, place in enumerate(places) if _drops(place) and window.training[-1, i]]
         if not at:
             return []
-        ratio = _left_of(window).tolist()
+        ratio = _variance_ratio(window).tolist()
         return [self._finding(window, i, torch.nan if self._of_data(places, i, ratio) else ratio[i]) for i in at]
 
     def _of_data(self, places: tuple[Place, ...], layer: int, ratio: list[float]) -> bool:
-        """Whether a layer upstream that dropout does not reach is off as well."""
+        """Whether an upstream layer that no dropout reaches is off as well."""
         stack, seen = list(places[layer].predecessors), set()
         while stack:
             at = stack.pop()
@@ -102,7 +105,7 @@ class DropoutBeforeNorm(Rule):
         if ratio < self.error_below:
             severity, limit = Severity.ERROR, self.error_below
         measured = ratio == ratio
-        seen = f": in validation its input has {number(ratio)} of the running variance" if measured else ""
+        seen = f"; in validation the input has {number(ratio)} times the running variance" if measured else ""
         amount = f" of {number(place.dropout)}" if place.dropout else ""
         return Finding(
             severity=severity,
@@ -110,21 +113,21 @@ class DropoutBeforeNorm(Rule):
             first_step=window.steps[0],
             value=ratio if measured else place.dropout,
             threshold=limit if measured else 0.0,
-            message=f"dropout{amount} ({place.dropouts[0]}) lies in front of it with only linear "
-            f"operations between, and adds variance in training that evaluation does not have{seen}",
-            advice="put dropout behind the last normalization, or lower its probability",
+            message=f"dropout{amount} ({place.dropouts[0]}) comes before the layer with only linear operations "
+            f"between, and adds variance in training that evaluation does not have{seen}",
+            advice="put dropout after the last normalization, or lower its probability",
         )
 
 
 def _drops(place: Place) -> bool:
-    """Whether dropout that drops anything is upstream; of what has no module the probability is not known."""
+    """Whether dropout that can drop values is upstream; the probability of a functional dropout is unknown."""
     return bool(place.dropouts) and (place.dropout > 0 or any(not operation.name for operation in place.dropouts))
 
 
-def _left_of(window: Window) -> Tensor:
-    """Variance of each layer's input in validation over that in training, as far as its statistics are warm: ``[L]``.
+def _variance_ratio(window: Window) -> Tensor:
+    """Input variance of each layer in validation over that in training: ``[L]``; NaN before its statistics are warm.
 
-    While the running variance still follows a fall, the batches of training are below it as well.
+    While the running variance still follows a decrease, the batches of training are below it as well.
     """
     trained = median(mean_over_steps(window.batch_var[-RECENT:]) / window.running_var[-1], window)
     ratio = held_out_ratio(window) / trained.nan_to_num(1.0).clamp(0.0, 1.0)

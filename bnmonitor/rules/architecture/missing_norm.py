@@ -1,4 +1,4 @@
-"""BN806: a convolution that was left without its normalization."""
+"""BN806: a convolution without a normalization."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class MissingNorm(Rule):
-    """A convolution goes straight into its nonlinearity, in a network where most others are normalized first.
+    """A convolution feeds its nonlinearity directly, in a network that normalizes most other convolutions first.
 
     ## What it does
-    Counts the convolutions that a normalization follows, and those that a nonlinearity follows with none between. Where
-    the first are the most, the second are named: one alert, with the paths of the convolutions.
+    Counts the convolutions that a normalization follows, and those that a nonlinearity follows without a normalization
+    between. If the first kind is the majority, the rule names the convolutions of the second kind in one alert, by
+    their paths.
 
     ## Why is this bad?
-    It may be meant. Else a layer was forgotten, or lost in a conversion: the scale of what comes out of the convolution
-    is not held, and the learning rate that suits the rest of the network may be too high for it.
+    It may be intended. Otherwise a layer was forgotten, or a conversion lost it: nothing controls the scale of the
+    convolution's output, and the learning rate that suits the rest of the network may be too high for it.
 
     ## Example
     >>> from bnmonitor.window import Bare
@@ -32,21 +33,22 @@ class MissingNorm(Rule):
     >>> str(finding.severity), finding.modules
     ('info', ('body.4.conv',))
 
-    Where few convolutions are normalized, nothing is missing:
+    Where few convolutions are normalized, the rule stays quiet:
 
     >>> MissingNorm().check(make_window(facts={"structure": make_structure(bare=(bare,) * 8, normalized=2)}))
     []
 
     ## What to do
-    Put a BatchNorm between the convolution and its nonlinearity, or leave it if the network is meant so.
+    Put a BatchNorm between the convolution and its nonlinearity, or leave the network as it is if that is intended.
 
     ## Thresholds
-    ``most = .5``: the share of normalized convolutions must be larger; ``least = 2`` of them.
+    ``most = .5``: the share of normalized convolutions must be larger than this; ``least = 2``: there must be at least
+    this many of them.
 
     ## Look-alikes
-    Squeeze-and-excite gates and heads behind a global pooling, and convolutions that end in a sigmoid, tanh or softmax,
-    need none. The first convolution of a discriminator goes without by design: one on the input that a LeakyReLU
-    follows is left alone (Radford et al. 2015).
+    Squeeze-and-excite gates and heads after a global pooling, and convolutions that end in a sigmoid, tanh or softmax,
+    need no normalization. The first convolution of a discriminator has none by design, so a convolution on the
+    network's input that a LeakyReLU follows is not flagged (Radford et al. 2015).
 
     ## References
     Radford et al., Unsupervised representation learning with deep convolutional GANs, 2015.
@@ -79,8 +81,8 @@ class MissingNorm(Rule):
                 first_step=window.steps[0],
                 value=float(len(bare)),
                 threshold=0.0,
-                message=f"{count(len(bare), 'convolution')} without a normalization before the nonlinearity, where "
+                message=f"{count(len(bare), 'convolution')} without a normalization before the nonlinearity, while "
                 f"{structure.normalized} have one: {listing(names)}",
-                advice="put a BatchNorm between the convolution and its nonlinearity, unless it is meant so",
+                advice="put a BatchNorm between the convolution and its nonlinearity, unless this is intended",
             )
         ]

@@ -1,4 +1,4 @@
-"""BN801: normalization behind the nonlinearity."""
+"""BN801: normalization after the nonlinearity."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class NormAfterActivation(Rule):
-    """A layer normalizes what comes straight from a nonlinearity, and not what goes into one.
+    """A layer normalizes the output of a nonlinearity, instead of the input of one.
 
     ## What it does
-    Flags the layers whose input is the output of a nonlinearity, changes of shape looked through. One alert for the
-    model, of severity info.
+    Flags the layers with an input that is the output of a nonlinearity; operations that only change the shape are
+    skipped. One alert for the model, with severity info.
 
     ## Why is this bad?
-    It may be, and it may not. Batch normalization was made for the place before the nonlinearity: the sum that a
-    convolution or a linear map computes is nearly symmetric and not sparse, so that mean and variance say most of it,
-    and what they say keeps a sigmoid out of saturation and about half of the ReLUs open (Ioffe and Szegedy 2015). It
-    also makes the bias before it redundant and folds into the weights. On the other side, later measurements found
-    normalizing after a ReLU as good or slightly better for some networks (Mishkin et al. 2017; on CIFAR-10
-    gcr/torch-residual-networks#5), as the next weights then get input of mean 0 and variance 1. Neither place is a
-    mistake; both in one network often is.
+    It may be bad, and it may not. Batch normalization was designed for the place before the nonlinearity. The sum that
+    a convolution or a linear map computes is nearly symmetric and not sparse, so mean and variance describe most of it,
+    and normalizing it keeps a sigmoid out of saturation and about half of the ReLUs open (Ioffe and Szegedy 2015). It
+    also makes the bias before it redundant and folds into the weights. On the other hand, later measurements found
+    normalization after a ReLU as good or slightly better for some networks (Mishkin et al. 2017; on CIFAR-10
+    gcr/torch-residual-networks#5), because the next weights then get input with mean 0 and variance 1. Neither place is
+    a mistake; both in one network often is.
 
     ## Example
     >>> from bnmonitor.window import Operation
@@ -36,22 +36,22 @@ class NormAfterActivation(Rule):
     >>> str(finding.severity), finding.layers
     ('info', (0,))
 
-    Behind a convolution, or a pooling, it is quiet:
+    A layer after a convolution or a pooling stays quiet:
 
     >>> pool = Operation(kind="maxpool2d", role="pooling")
     >>> NormAfterActivation().check(make_window(facts={"structure": make_structure(between=(relu, pool))}))
     []
 
     ## What to do
-    Nothing, if it is meant. Else put the layer between the convolution and its nonlinearity, and leave out the
-    convolution's bias; train both, as the difference is small and depends on the network.
+    Nothing, if it is intended. Otherwise put the layer between the convolution and its nonlinearity, and remove the
+    bias of the convolution; train both variants, because the difference is small and depends on the network.
 
     ## Thresholds
-    None: the place is a fact.
+    None: the place of a layer is a fact.
 
     ## Look-alikes
-    Networks with normalization first in each block (ResNet v2, DenseNet) normalize sums and poolings, and then comes
-    the nonlinearity: they are quiet. A layer that standardizes the input of the network is quiet as well.
+    Networks with normalization first in each block (ResNet v2, DenseNet) normalize sums and poolings, and the
+    nonlinearity follows: they stay quiet. A layer that standardizes the input of the network stays quiet as well.
 
     ## References
     Ioffe and Szegedy, Batch Normalization, 2015; Mishkin et al., Systematic evaluation of CNN advances on the ImageNet,
@@ -64,7 +64,7 @@ class NormAfterActivation(Rule):
     needs: ClassVar[frozenset[str]] = frozenset({"dataflow"})
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the layers that read a nonlinearity."""
+        """Find the layers with a nonlinearity as their input."""
         structure = window.facts.structure
         places = structure.places if structure is not None else ()
         at = {i: place.activation for i, place in enumerate(places) if place.activation is not None}
@@ -79,9 +79,9 @@ class NormAfterActivation(Rule):
                 first_step=window.steps[0],
                 value=float(len(at)),
                 threshold=0.0,
-                message=f"{len(at)} of {len(window.layers)} layers normalize what comes straight from a nonlinearity "
-                f"({kinds}): the method was made for the place before it (Ioffe and Szegedy 2015), later measurements "
-                "found either place good",
-                advice="if it is not meant, put the normalization between the convolution and its nonlinearity",
+                message=f"{len(at)} of {len(window.layers)} layers normalize the output of a nonlinearity "
+                f"({kinds}): the method was designed for the place before it (Ioffe and Szegedy 2015), and later "
+                "measurements found either place good",
+                advice="put the normalization between the convolution and its nonlinearity, unless this is intended",
             )
         ]

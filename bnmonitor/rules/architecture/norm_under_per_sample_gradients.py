@@ -15,13 +15,13 @@ class NormUnderPerSampleGradients(Rule):
     """A gradient penalty goes through layers that couple the samples of a batch.
 
     ## What it does
-    Flags layers in training mode through which, in a sampled step, a gradient with respect to the network's input went
-    that keeps a graph of its own (``create_graph=True``). One alert for the model.
+    Looks for a gradient with respect to the network's input that keeps its own graph (``create_graph=True``), in a
+    sampled step. Flags the layers in training mode that this gradient passed through. One alert for the model.
 
     ## Why is this bad?
-    The penalty of WGAN-GP, R1 and their like bounds the slope of the critic at each sample by itself. A layer that
-    normalizes by the batch makes each output depend on all inputs: the gradient that is taken contains what a sample
-    does to the others, and the penalty bounds something else.
+    The penalty of WGAN-GP, R1 and similar methods bounds the slope of the critic at each sample by itself. A layer that
+    normalizes by the batch makes each output depend on all inputs. The gradient then contains the effect of a sample on
+    the other samples, and the penalty bounds something else.
 
     ## Example
     >>> from bnmonitor.testing import make_structure, make_window
@@ -31,7 +31,7 @@ class NormUnderPerSampleGradients(Rule):
     >>> str(finding.severity), finding.layers
     ('warning', (0,))
 
-    In evaluation mode the samples are apart:
+    In evaluation mode each output depends on its own sample only:
 
     >>> NormUnderPerSampleGradients().check(
     ...     make_window(training=False, facts={"structure": make_structure(per_sample=True)})
@@ -39,14 +39,14 @@ class NormUnderPerSampleGradients(Rule):
     []
 
     ## What to do
-    LayerNorm, InstanceNorm or no normalization in the critic, as the paper does.
+    Use LayerNorm, InstanceNorm or no normalization in the critic, as the paper does.
 
     ## Thresholds
-    None: whether such a gradient went through is a fact.
+    None: whether such a gradient passed through is a fact.
 
     ## Look-alikes
     Adversarial examples take gradients with respect to the input without a graph, and meta-learning takes gradients
-    with a graph with respect to parameters: both are left alone.
+    with a graph with respect to parameters: the rule flags neither.
 
     ## References
     Gulrajani et al., Improved training of Wasserstein GANs, 2017, section 4; eriklindernoren/Keras-GAN#48.
@@ -58,7 +58,7 @@ class NormUnderPerSampleGradients(Rule):
     needs: ClassVar[frozenset[str]] = frozenset({"dataflow"})
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the layers that a gradient penalty goes through."""
+        """Find the layers that a gradient penalty passes through."""
         structure = window.facts.structure
         places = structure.places if structure is not None else ()
         by_batch = (window.training[-1] & window.layers.which("normalizes_batch")).tolist()
@@ -73,8 +73,8 @@ class NormUnderPerSampleGradients(Rule):
                 first_step=window.steps[0],
                 value=float(len(at)),
                 threshold=0.0,
-                message="a gradient penalty is taken through it in training mode: each output depends on the whole "
-                "batch, and the penalty bounds no sample's own slope",
+                message="a gradient penalty passes through the layer in training mode: each output depends on the "
+                "whole batch, so the penalty does not bound the slope at each sample",
                 advice="use LayerNorm, InstanceNorm or no normalization in the critic",
             )
         ]

@@ -1,4 +1,4 @@
-"""BN803: a bias that the normalization takes away again."""
+"""BN803: a bias that the normalization cancels."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from bnmonitor.window import Place, Producer, Window
 
 @dataclass(frozen=True, kw_only=True)
 class RedundantBias(Rule):
-    """The convolution or linear map before a layer trains a bias that subtracting the mean removes.
+    """The convolution or linear map before a layer trains a bias that the layer cancels by subtracting the mean.
 
     ## What it does
-    Flags layers that normalize by their batch and are fed by an operation whose bias is trained, with nothing between
-    that tells one position from another, as many channels as the layer has, and nothing else that reads it. One alert
-    for the model.
+    Flags layers that normalize by their batch and take their input from an operation with a trained bias. Nothing
+    between the two may treat positions differently, the operation must have as many channels as the layer, and nothing
+    else may read its output. One alert for the model.
 
     ## Why is this bad?
-    It is not bad, it is useless: the bias has no effect on the output in training, gets no gradient but rounding noise,
-    and is weight-decayed or moved about by it. Beta does what it was for. It costs memory, time and optimizer state.
+    It is not harmful, it is useless: the bias has no effect on the output in training and gets no gradient except
+    rounding noise, and weight decay or that noise moves it without effect. Beta does its job. The bias costs memory,
+    time and optimizer state.
 
     ## Example
     >>> from bnmonitor.window import Producer
@@ -32,20 +33,20 @@ class RedundantBias(Rule):
     >>> str(finding.severity), finding.message
     ('info', 'the bias of 1 operation before a normalization has no effect: conv')
 
-    In front of a frozen layer the bias does something:
+    Before a frozen layer the bias has an effect:
 
     >>> RedundantBias().check(make_window(training=False, facts={"structure": make_structure(producers=(conv,))}))
     []
 
     ## What to do
-    ``bias=False`` in the convolutions and linear maps that are named.
+    Set ``bias=False`` in the named convolutions and linear maps.
 
     ## Thresholds
-    None: it follows from the structure.
+    None: this follows from the structure.
 
     ## Look-alikes
-    A layer in evaluation mode, a frozen bias, a bias that another branch reads too, and one with a value for each
-    position (a linear map that is reshaped into an image) are left alone.
+    The rule does not flag a layer in evaluation mode, a frozen bias, a bias that another branch reads too, or a bias
+    with one value per position (a linear map that is reshaped into an image).
 
     ## References
     Ioffe and Szegedy, Batch Normalization, 2015, section 3.2; milesial/Pytorch-UNet#325.
@@ -57,7 +58,7 @@ class RedundantBias(Rule):
     needs: ClassVar[frozenset[str]] = frozenset({"dataflow"})
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the layers that are fed by an operation with a bias."""
+        """Find the layers that take their input from an operation with a useless bias."""
         structure = window.facts.structure
         places = structure.places if structure is not None else ()
         sizes, training = window.layers.channels, window.training[-1].tolist()
@@ -75,14 +76,14 @@ class RedundantBias(Rule):
                 threshold=0.0,
                 message=f"the bias of {count(len(names), 'operation')} before a normalization has no effect: "
                 + listing(names),
-                advice="create them with bias=False; beta does what the bias was for",
+                advice="create these operations with bias=False; beta replaces the bias",
             )
         ]
 
 
 def _redundant(place: Place, channels: int) -> list[Producer]:
-    """What feeds a layer with a bias to no effect."""
-    # What lies between is known of the first place where the layer is called.
+    """Operations that feed a layer and have a bias without effect."""
+    # The operations between are those of the layer's first call.
     if len(place.producers) > 1 or any(operation.role not in ("shape", "pooling") for operation in place.between):
         return []
     return [p for p in place.producers if p.bias and not p.shared and not p.features_last and p.features == channels]

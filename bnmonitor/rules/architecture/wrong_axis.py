@@ -1,4 +1,4 @@
-"""BN804: positions normalized where features were meant."""
+"""BN804: positions normalized instead of features."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class WrongAxis(Rule):
-    """BatchNorm1d got ``[N, L, C]``: it takes the positions of the sequence for channels.
+    """BatchNorm1d received ``[N, L, C]`` and treats the positions of the sequence as channels.
 
     ## What it does
-    Looks at layers with an input of three axes that is fed by a linear map, an embedding, a LayerNorm or a recurrent
-    network whose features are the last axis, and that were not transposed on the way.
+    Looks at layers with an input of three axes that comes from a linear map, an embedding, a LayerNorm or a recurrent
+    network with its features on the last axis, without a transposition on the way.
 
     ## Why is this bad?
-    ``BatchNorm1d`` normalizes the second axis. If the length of the sequence happens to be ``num_features``, it runs
-    without a complaint: each position is normalized over all features, the features keep their differences, and another
-    length fails.
+    ``BatchNorm1d`` normalizes the second axis. If the length of the sequence happens to equal ``num_features``, it
+    raises no error: each position is normalized over all features, the differences between features stay, and a
+    sequence of another length fails.
 
     ## Example
     >>> from bnmonitor.window import Producer
@@ -39,15 +39,15 @@ class WrongAxis(Rule):
     []
 
     ## What to do
-    ``bn(x.transpose(1, 2)).transpose(1, 2)`` with ``num_features`` the number of features; or LayerNorm, which
-    normalizes the last axis.
+    Call ``bn(x.transpose(1, 2)).transpose(1, 2)`` with ``num_features`` set to the number of features, or use
+    LayerNorm, which normalizes the last axis.
 
     ## Thresholds
-    None: the axes are a fact.
+    None: the order of the axes is a fact.
 
     ## Look-alikes
-    Convolutions put their channels on the second axis. A linear map over time, as in an MLP-Mixer, whose input was
-    transposed for it, is meant to have the positions last.
+    Convolutions put their channels on the second axis. A linear map over time on a transposed input, as in an
+    MLP-Mixer, is meant to have the positions last.
 
     ## References
     xieyulai/LSTM-for-Human-Activity-Recognition-using-2D-Pose_Pytorch#2; pytorch/pytorch#76613.
@@ -73,9 +73,10 @@ class WrongAxis(Rule):
                         first_step=window.steps[0],
                         value=float(positions),
                         threshold=float(features),
-                        message=f"it takes the {positions} positions of a sequence for channels: its input is "
+                        message=f"the layer treats the {positions} positions of a sequence as channels: its input is "
                         f"[N, {positions}, {features}], and {producer} puts its {features} features last",
-                        advice=f"transpose(1, 2) before and after it, with num_features={features}; or use LayerNorm",
+                        advice=f"apply transpose(1, 2) before and after the layer, with num_features={features}; or "
+                        "use LayerNorm",
                     )
                 )
         return found

@@ -1,4 +1,4 @@
-"""BN501: running statistics updated once more by a recomputation."""
+"""BN501: running statistics that a recomputation updates a second time."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class DoubleUpdate(Rule):
-    """Activation checkpointing runs the layer again in the backward, and that updates the statistics again.
+    """Activation checkpointing runs a layer again in the backward pass, and that updates its running statistics again.
 
     ## What it does
-    In a sampled step, counts the layer's forwards within the backward, and the updates of its statistics beyond those
-    that its other forwards explain. Flags layers with such updates.
+    In a sampled step, counts the forwards of a layer during the backward pass, and the updates of its running
+    statistics beyond those that its other forwards explain. Flags layers with such updates.
 
     ## Why is this bad?
     Each batch counts twice: momentum .1 acts like .19, so the running statistics are noisier and remember half as long.
-    Loss and gradients are exactly those of a training without it, so nothing else shows it. ``SyncBatchNorm`` also
-    synchronizes twice.
+    Loss and gradients are exactly those of a training without checkpointing, so nothing else shows the problem.
+    ``SyncBatchNorm`` also synchronizes twice.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -30,21 +30,22 @@ class DoubleUpdate(Rule):
     >>> str(finding.severity), finding.value
     ('warning', 1.0)
 
-    A layer that is called twice a step, and updated by both calls, stays quiet:
+    A layer that training calls twice a step, with an update from each call, stays quiet:
 
     >>> DoubleUpdate().check(make_window(updates=2, ledger={"latest": {"training": 2}}))
     []
 
     ## What to do
-    Set the momentum to ``1 - sqrt(1 - m)`` in the layers concerned: .0513 for .1. Or leave normalization out of the
-    checkpointed part, or use a checkpoint that does not track in one of its passes, as fairscale's does.
+    Set the momentum of these layers to ``1 - sqrt(1 - m)``: .0513 for .1. Or leave normalization out of the
+    checkpointed part, or use a checkpoint function that does not track statistics in one of its passes, as fairscale's
+    does.
 
     ## Thresholds
-    None: updates and calls are counted.
+    None: the rule counts updates and calls.
 
     ## Look-alikes
-    Several forwards a step (ghost batches, two views) are no recomputation. A recomputation in evaluation mode, or with
-    ``track_running_stats`` switched off, updates nothing.
+    Several forwards in one step (ghost batches, two views) are not a recomputation. A recomputation in evaluation mode,
+    or with ``track_running_stats`` switched off, updates nothing.
 
     ## References
     pytorch/pytorch#96136, #62471; facebookresearch/fairscale#1035; pfnet/pytorch-pfn-extras#117;
@@ -58,7 +59,7 @@ class DoubleUpdate(Rule):
     exact: ClassVar[bool] = True
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the layers that a backward updated."""
+        """Find the layers that a backward pass updated."""
         again = window.ledger.of("latest", "recompute")
         sampled = window.sample.step if window.sample is not None else window.steps[0]
         return [
@@ -79,7 +80,7 @@ class DoubleUpdate(Rule):
             first_step=step,
             value=float(again),
             threshold=0.0,
-            message=f"the backward runs it again and makes {count(again, 'more update')} a step of the running "
-            f"statistics (activation checkpointing){acts}",
+            message=f"the backward pass runs the layer again (activation checkpointing) and makes "
+            f"{count(again, 'extra update')} of the running statistics per step{acts}",
             advice=advice,
         )

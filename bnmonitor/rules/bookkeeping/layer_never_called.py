@@ -1,4 +1,4 @@
-"""BN506: a layer that is part of the model and takes no part in its training."""
+"""BN506: a layer of the model that training does not use."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class LayerNeverCalled(Rule):
-    """A layer was not called in the first steps of training.
+    """Training did not call a layer in its first steps.
 
     ## What it does
-    Flags layers that had no update, no gradient and no call seen in the first twenty training steps.
+    Flags layers that had no update, no gradient and no observed call in the first twenty training steps.
 
     ## Why is this bad?
-    It may be meant: an unused head, a branch for later. Otherwise the forward passes it by: a subclass whose forward
-    does not call its parent's, a layer that is made in ``__init__`` and forgotten, or one whose twin in a plain list is
-    called in its place.
+    It may be intended: an unused head, or a branch for later. Otherwise the forward pass skips the layer: a subclass
+    with a forward that does not call its parent's, a layer that ``__init__`` makes and the forward forgets, or a layer
+    with a copy in a plain list that is called in its place.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -34,13 +34,14 @@ class LayerNeverCalled(Rule):
     []
 
     ## What to do
-    Remove the layer if nothing needs it; else look why the forward does not reach it.
+    Remove the layer if nothing needs it; otherwise find out why the forward pass does not reach it.
 
     ## Thresholds
-    ``after = 20`` training steps: enough for an alternating or random branch to have come up.
+    ``after = 20`` training steps: enough for an alternating or random branch to run at least once.
 
     ## Look-alikes
-    Unused heads of a pretrained network, branches that are switched on later, an averaged copy that is only evaluated.
+    Unused heads of a pretrained network, branches that are switched on later, and an averaged copy that is only
+    evaluated.
 
     ## References
     feinanshan/FANet#5; official-stockfish/nnue-pytorch#91.
@@ -65,8 +66,8 @@ class LayerNeverCalled(Rule):
                 first_step=window.steps[0],
                 value=float(ledger.steps),
                 threshold=float(self.after),
-                message=f"it is part of the model, but was not called in the first {ledger.steps} training steps",
-                advice="remove it if nothing needs it; else look why the forward does not reach it",
+                message=f"the layer is in the model, but training did not call it in the first {ledger.steps} steps",
+                advice="remove the layer if nothing needs it; otherwise find out why the forward does not reach it",
             )
             for layer in (~ledger.called & ~ledger.averaged).nonzero().flatten().tolist()
         ]

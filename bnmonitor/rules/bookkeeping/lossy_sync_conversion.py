@@ -1,4 +1,4 @@
-"""BN504: a conversion to SyncBatchNorm that drops what a layer did besides."""
+"""BN504: a conversion to SyncBatchNorm that loses a layer's own forward."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class LossySyncConversion(Rule):
 
     ## What it does
     Flags layers of a subclass of BatchNorm that overrides ``forward``, if the Trainer converts the model
-    (``sync_batchnorm=True``), or if such a layer has become a ``SyncBatchNorm`` since watching began.
+    (``sync_batchnorm=True``), or if such a layer has become a ``SyncBatchNorm`` since the monitor was attached.
 
     ## Why is this bad?
-    ``convert_sync_batchnorm`` replaces every subclass of BatchNorm by a bare ``SyncBatchNorm``. An activation or a
-    dropout that the subclass applied in its forward is gone, without a word: the network is another one.
+    ``convert_sync_batchnorm`` replaces every subclass of BatchNorm by a bare ``SyncBatchNorm``. It silently removes an
+    activation or a dropout that the subclass applied in its forward: the result is a different network.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -32,20 +32,20 @@ class LossySyncConversion(Rule):
     >>> str(finding.severity)
     'error'
 
-    A subclass that leaves the forward alone is converted without a loss, and stays quiet:
+    A subclass that does not override the forward loses nothing and stays quiet:
 
     >>> LossySyncConversion().check(make_window(facts={"converts": True}))
     []
 
     ## What to do
-    Convert with a function that knows the class, such as ``timm.layers.convert_sync_batchnorm``, before the Trainer
-    does; in Lightning, pass a ``LayerSync`` plugin of your own in place of ``sync_batchnorm=True``.
+    Convert with a function that supports the class, such as ``timm.layers.convert_sync_batchnorm``, before the Trainer
+    does; in Lightning, pass your own ``LayerSync`` plugin in place of ``sync_batchnorm=True``.
 
     ## Thresholds
     None: whether a class overrides ``forward`` is a fact.
 
     ## Look-alikes
-    Subclasses that only change defaults; a conversion before the monitor was made, which leaves nothing to be seen.
+    Subclasses that only change defaults. A conversion before the monitor was made cannot be detected.
 
     ## References
     pytorch/pytorch#187298; huggingface/pytorch-image-models#1254.
@@ -76,9 +76,10 @@ class LossySyncConversion(Rule):
                         first_step=window.steps[0],
                         value=0.0,
                         threshold=0.0,
-                        message=f"a {own}, which has a forward of its own, {how}: what it did besides is lost",
-                        advice="convert with a function that knows the class (timm.layers.convert_sync_batchnorm), or "
-                        "pass a LayerSync plugin of your own in place of sync_batchnorm=True",
+                        message=f"a {own}, which has a forward of its own, {how}: the other operations of its forward "
+                        "are lost",
+                        advice="convert with a function that supports the class (timm.layers.convert_sync_batchnorm), "
+                        "or pass your own LayerSync plugin in place of sync_batchnorm=True",
                     )
                 )
         return found

@@ -17,16 +17,16 @@ from bnmonitor.window import EVALUATIONS, Window
 
 @dataclass(frozen=True, kw_only=True)
 class MixedCalls(Rule):
-    """A layer is called several times in a step with inputs of different distributions.
+    """A step calls a layer several times with inputs of different distributions.
 
     ## What it does
-    In a sampled step, compares the inputs of a layer's calls in training mode: how many deviations the means are apart,
-    and the log of the ratio of the variances, in the middle channel. Only layers with no other normalization upstream
-    are judged, as further down each call has been normalized by itself.
+    In a sampled step, compares the inputs of a layer's calls in training mode: the distance between the means in
+    standard deviations, and the log of the ratio of the variances, in the median channel. It judges only layers with no
+    other normalization upstream, because further down each call has been normalized by itself.
 
     ## Why is this bad?
     Each call is normalized with its own statistics, but the running statistics become a mixture of all kinds of calls,
-    the last one weighted most. Evaluation normalizes with a distribution that no call had.
+    with the most weight on the last one. Evaluation normalizes with a distribution that no call had.
 
     ## Example
     >>> from bnmonitor.testing import make_sample, make_window
@@ -40,25 +40,26 @@ class MixedCalls(Rule):
     >>> str(finding.severity), round(finding.value, 1)
     ('warning', 0.6)
 
-    Two calls whose inputs are alike stay quiet:
+    Two calls with similar inputs stay quiet:
 
     >>> MixedCalls().check(two_calls(0.02))
     []
 
     ## What to do
     Concatenate the inputs to one batch, give each kind its own normalization (split or auxiliary BatchNorm), or let
-    only the kind that evaluation sees update the statistics.
+    only the kind that evaluation sees update the running statistics.
 
     ## Thresholds
-    ``warn_shift = .25`` deviations between the means, or ``warn_log_ratio = .5`` in the log of the variances (a factor
-    1.65); ``error_shift = 1`` and ``error_log_ratio = 1.4`` (a factor 4). Two domains in one training were .43 and 1.2
-    apart at the first layer, two calls with the same distribution .02. Besides, the difference must be
-    ``least_noise = 3`` times what samples of this size differ by chance, which the spread between the samples tells if
-    there are 16 or more and they are alike.
+    ``warn_shift = .25`` standard deviations between the means, or ``warn_log_ratio = .5`` in the log of the variances
+    (a factor 1.65); ``error_shift = 1`` and ``error_log_ratio = 1.4`` (a factor 4). Two domains in one training
+    measured .43 and 1.2 at the first layer, two calls with the same distribution .02.
+
+    The difference must also be at least ``least_noise = 3`` times the difference that samples of this size have by
+    chance. The spread between the samples gives that chance, if there are 16 or more samples and they are alike.
 
     ## Look-alikes
     Ghost batches and twin views have the same distribution. A discriminator that is never evaluated does not use its
-    running statistics: with several optimizers, and before an evaluation has reached the layer, this is an info.
+    running statistics: with several optimizers, and before an evaluation has reached the layer, the alert is an info.
 
     ## References
     davda54/sam#17, #30; PatrickHua/SimSiam#1; soumith/ganhacks#52; keras-team/keras#11927.
@@ -77,7 +78,7 @@ class MixedCalls(Rule):
     least_noise: float = 3.0
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the first layers whose calls see different inputs."""
+        """Find the first layers with calls that see different inputs."""
         if window.sample is None:
             return []
         shift, shift_noise, ratio, ratio_noise = window.sample.distance.expand(4, len(window.layers))
@@ -89,7 +90,7 @@ class MixedCalls(Rule):
         return [self._finding(window, i, float(shift[i]), float(ratio[i])) for i in mixed.nonzero().flatten().tolist()]
 
     def _roots(self, window: Window) -> Tensor:
-        """Layers without another upstream; where no graph tells, all of them."""
+        """Layers with no other normalization upstream; all layers if the graph is unknown."""
         everywhere = torch.ones(len(window.layers), dtype=torch.bool, device="cpu")
         structure = window.facts.structure
         roots: Tensor = everywhere if structure is None else structure.roots()
@@ -108,8 +109,9 @@ class MixedCalls(Rule):
             first_step=max(step, window.steps[0]),
             value=shift if by_mean else ratio,
             threshold=limits[0] if by_mean else limits[1],
-            message=f"its calls in one step have different inputs: the means are {number(shift)} deviations apart, "
-            f"the variances by a factor {number(math.exp(ratio))}; the running statistics are a mixture that none has",
+            message=f"calls of the layer in one step have different inputs: the means differ by {number(shift)} "
+            f"standard deviations, the variances by a factor {number(math.exp(ratio))}; the running statistics are a "
+            "mixture that fits none of the calls",
             advice="concatenate the inputs to one batch, give each kind its own normalization, or let only the kind "
             "that evaluation sees update the statistics",
         )

@@ -1,4 +1,4 @@
-"""BN505: averaged weights that are evaluated with the statistics of other weights."""
+"""BN505: averaged weights evaluated with the running statistics of other weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import count, number
+from bnmonitor.limits import (
+    GAP_ERROR,
+    GAP_SAMPLES,
+    GAP_WARNING,
+    LAG_LOG_DEVIATION,
+    LAG_MEAN,
+    SEVERE_LAG_LOG_DEVIATION,
+    SEVERE_LAG_MEAN,
+)
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import EVALUATIONS, Window
@@ -16,21 +25,23 @@ from bnmonitor.window import EVALUATIONS, Window
 
 @dataclass(frozen=True, kw_only=True)
 class StaleAveragedWeights(Rule):
-    """An average of the weights (SWA, EMA) is evaluated with running statistics that belong to other weights.
+    """Averaged weights (SWA, EMA) are evaluated with running statistics that belong to other weights.
 
     ## What it does
     Looks at weights that an evaluation uses and training does not: those of an averaged copy, and those swapped in for
     the evaluation. Flags layers that were evaluated with exactly the running statistics of the network in training, or
-    with statistics that stand still while the weights move and that are far from those of training by now; in
-    Lightning, where the evaluation can not be looked into, a weight-averaging callback that leaves the buffers out.
-    With ``probe=True`` a kept training batch is run through the averaged weights as they are about to be evaluated, and
-    each layer's output with its running statistics is compared with that with the statistics of the batch. That says
-    how much it matters, and statistics that stand still need be neither old nor apart if the outputs are.
+    with statistics that did not change while the weights did and are by now far from those of training. In Lightning,
+    where the rule cannot observe such an evaluation, it flags a weight-averaging callback that leaves the buffers out.
+
+    With ``probe=True`` bnmonitor runs a kept training batch through the averaged weights just before they are
+    evaluated. It compares each layer's output under its running statistics with its output under the statistics of the
+    batch. This shows how much the fault matters, and unchanged statistics then need to be neither old nor far from
+    those of training if the outputs differ.
 
     ## Why is this bad?
     Averaged weights produce other activations than the weights they were averaged from. With the running statistics of
-    the latter, or with those of long ago, evaluation normalizes what it does not see, and the average looks worse than
-    it is.
+    the latter, or with old ones, evaluation normalizes by statistics that do not match its activations, and the
+    averaged weights look worse than they are.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -38,7 +49,7 @@ class StaleAveragedWeights(Rule):
     >>> str(finding.severity)
     'warning'
 
-    An average with statistics of its own stays quiet:
+    Averaged weights with statistics of their own stay quiet:
 
     >>> StaleAveragedWeights().check(make_window(ledger={"averaged": True}))
     []
@@ -48,15 +59,16 @@ class StaleAveragedWeights(Rule):
     evaluated: ``torch.optim.swa_utils.update_bn(loader, averaged_model)``.
 
     ## Thresholds
-    None for statistics that are those of training, number for number. Statistics that stand still count after
-    ``1 / momentum`` steps, when those of a network in training would have been renewed, at the latest after a window,
-    if they are apart from those in training by BN304's ``warn_mean = .1`` or ``warn_log_deviation = .2``;
-    ``error_mean = .25`` and ``error_log_deviation = .7``, or never to have moved, make an error. For the probe, BN305's
-    ``warn_above = .25``, ``error_above = .5`` and ``least_samples = 32``.
+    None for statistics that equal those of training, number for number. Unchanged statistics count after
+    ``1 / momentum`` steps, the time in which training would have renewed them, or after one window if that is shorter.
+    They must also differ from those in training by BN304's ``warn_mean = .1`` or ``warn_log_deviation = .2``. It is an
+    error from ``error_mean = .25`` and ``error_log_deviation = .7`` on, or if the statistics have never changed. For
+    the probe: BN305's ``warn_above = .25``, ``error_above = .5`` and ``least_samples = 32``.
 
     ## Look-alikes
-    Averaged buffers, and statistics that ``update_bn`` estimated. Before the averaged weights differ from the others
-    their statistics fit. Statistics that stand still in training too, as of a frozen layer, are the same for all.
+    Averaged buffers, and statistics that ``update_bn`` estimated. As long as the averaged weights equal the others,
+    their statistics fit. Statistics that do not change in training either, as in a frozen layer, are the same for all
+    weights.
 
     ## References
     Lightning-AI/pytorch-lightning#8811; pytorch/pytorch#84053; mosaicml/composer#624;
@@ -70,16 +82,16 @@ class StaleAveragedWeights(Rule):
     exact: ClassVar[bool] = True
     yields_to: ClassVar[frozenset[str]] = frozenset({"BN404"})
 
-    warn_mean: float = 0.1
-    error_mean: float = 0.25
-    warn_log_deviation: float = 0.2
-    error_log_deviation: float = 0.7
-    warn_above: float = 0.25
-    error_above: float = 0.5
-    least_samples: int = 32
+    warn_mean: float = LAG_MEAN
+    error_mean: float = SEVERE_LAG_MEAN
+    warn_log_deviation: float = LAG_LOG_DEVIATION
+    error_log_deviation: float = SEVERE_LAG_LOG_DEVIATION
+    warn_above: float = GAP_WARNING
+    error_above: float = GAP_ERROR
+    least_samples: int = GAP_SAMPLES
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the averaged layers with statistics of other weights."""
+        """Find the averaged layers with running statistics of other weights."""
         ledger = window.ledger
         evaluated = ledger.evaluated[EVALUATIONS].any(0)
         callback = evaluated & window.layers.tracked & ~ledger.averaged & window.facts.averages_without_buffers
@@ -88,9 +100,9 @@ class StaleAveragedWeights(Rule):
             return []
         gap = self._gap(window).where(still | ledger.uses_training_statistics, 0.0)
         mean, deviation = ledger.distance
-        apart = (mean > self.warn_mean) | (deviation > self.warn_log_deviation)
+        distant = (mean > self.warn_mean) | (deviation > self.warn_log_deviation)
         needed = (1 / window.momentum[-1].nan_to_num(1.0)).clamp(max=len(window) - 1)
-        behind = still & (ledger.steps_stale >= needed) & apart
+        behind = still & (ledger.steps_stale >= needed) & distant
         far = (mean > self.error_mean) | (deviation > self.error_log_deviation)
         error = (behind & (far | self._unmoved(window))) | (gap > self.error_above)
         stale = ledger.uses_training_statistics | callback | behind | (gap > self.warn_above)
@@ -99,13 +111,13 @@ class StaleAveragedWeights(Rule):
         ]
 
     def _unmoved(self, window: Window) -> Tensor:
-        """Copies whose statistics have never moved since watching began: ``[L]`` bool."""
+        """Copies with running statistics that never changed since the monitor was attached: ``[L]`` bool."""
         base = window.baseline
         moved = (window.running_mean[-1] != base.mean) | (window.running_var[-1] != base.var)
         return ~window.layers.segments.any(moved) & ~window.ledger.swapped
 
     def _gap(self, window: Window) -> Tensor:
-        """What the probe told of averaged weights: ``[L]``, 0 where it did not run."""
+        """Gap that the probe measured with averaged weights: ``[L]``, 0 where it did not run."""
         gaps = window.facts.averaged_gaps
         if gaps is None:
             return torch.zeros(len(window.layers), dtype=torch.float64, device="cpu")
@@ -113,15 +125,15 @@ class StaleAveragedWeights(Rule):
 
     def _finding(self, window: Window, layer: int, gap: float, *, error: bool) -> Finding:
         steps = int(window.ledger.steps_stale[layer])
-        whose = f"have not moved for {count(steps, 'step')}" if steps else "are those of the weights in training"
-        told = f"; on a training batch its output differs by {number(100 * gap)} % from that in training mode"
+        what = f"have not changed for {count(steps, 'step')}" if steps else "are those of the weights in training"
+        effect = f"; on a training batch the output differs by {number(100 * gap)} % from that in training mode"
         return Finding(
             severity=Severity.ERROR if error else Severity.WARNING,
             layer=layer,
             first_step=window.steps[-1],
             value=gap,
             threshold=(self.error_above if gap > self.error_above else self.warn_above) if gap else 0.0,
-            message=f"averaged weights are evaluated here, but the running statistics {whose}{told if gap else ''}",
+            message=f"the evaluation uses averaged weights, but the running statistics {what}{effect if gap else ''}",
             advice="average the buffers as well (use_buffers=True), or estimate the statistics before evaluation: "
             "torch.optim.swa_utils.update_bn(loader, averaged_model)",
         )

@@ -1,4 +1,4 @@
-"""BN507: a normalization layer that ran and belongs to no model."""
+"""BN507: a normalization layer that ran but belongs to no model."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class UnregisteredLayer(Rule):
     """A BatchNorm took part in a training step, but is not among the modules of the model.
 
     ## What it does
-    Looks for normalizations in training mode in the autograd graph of a sampled step, whose gamma is a parameter of no
-    watched model and of no optimizer.
+    Looks in the autograd graph of a sampled step for normalizations in training mode with a gamma that is a parameter
+    of no monitored model and of no optimizer.
 
     ## Why is this bad?
-    A layer that is made inside ``forward``, or kept in a plain list or dict, is not known to the model: ``eval()`` does
-    not reach it, no optimizer trains it, ``state_dict`` does not save it, ``to(device)`` leaves it behind. One that is
-    made anew in every forward never keeps a statistic at all.
+    The model does not know a layer that its ``forward`` makes, or that it keeps in a plain list or dict: ``eval()``
+    does not reach the layer, no optimizer trains it, ``state_dict`` does not save it, and ``to(device)`` does not move
+    it. A layer that every forward makes again never accumulates running statistics at all.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -29,22 +29,22 @@ class UnregisteredLayer(Rule):
     >>> str(finding.severity), finding.layer
     ('error', None)
 
-    Where every layer that ran is part of the model it stays quiet:
+    If every layer that ran is part of the model, the rule stays quiet:
 
     >>> UnregisteredLayer().check(make_window())
     []
 
     ## What to do
-    Make the layer in ``__init__`` and assign it to an attribute; keep several in ``nn.ModuleList`` or
+    Make the layer in ``__init__`` and assign it to an attribute; keep several layers in ``nn.ModuleList`` or
     ``nn.ModuleDict``.
 
     ## Thresholds
     None: a parameter belongs to a model or it does not.
 
     ## Look-alikes
-    A second network that was not given to the monitor, but is in an optimizer, is not the model's fault. A layer with
-    ``affine=False`` has no gamma to tell it by, and is not seen. Neither is one in a part that is checkpointed with
-    ``use_reentrant=True``.
+    A second network that the monitor does not know, but an optimizer trains, is not a fault of the model. The rule does
+    not see a layer with ``affine=False``, which has no gamma to recognize it by. Nor does it see a layer in a part that
+    is checkpointed with ``use_reentrant=True``.
 
     ## References
     pytorch/pytorch#46818; feinanshan/FANet#5.
@@ -57,7 +57,7 @@ class UnregisteredLayer(Rule):
     exact: ClassVar[bool] = True
 
     def check(self, window: Window) -> list[Finding]:
-        """Name what ran and belongs to no model."""
+        """Report the normalizations that ran and belong to no model."""
         unregistered = window.facts.unregistered
         if not unregistered:
             return []
@@ -69,7 +69,7 @@ class UnregisteredLayer(Rule):
                 value=float(len(unregistered)),
                 threshold=0.0,
                 message=f"a BatchNorm that is not among the model's modules ran in training: {'; '.join(unregistered)}",
-                advice="make it in __init__ and assign it to an attribute, or keep it in nn.ModuleList: eval(), "
-                "the optimizer and state_dict do not know it",
+                advice="make the layer in __init__ and assign it to an attribute, or keep it in nn.ModuleList: eval(), "
+                "the optimizer and state_dict do not reach it otherwise",
             )
         ]

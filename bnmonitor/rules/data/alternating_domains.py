@@ -1,4 +1,4 @@
-"""BN602: two kinds of batches that take turns."""
+"""BN602: two kinds of batches that alternate."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class AlternatingDomains(Rule):
-    """Two kinds of batches take turns, and share one set of running statistics.
+    """Two kinds of batches alternate and share one set of running statistics.
 
     ## What it does
-    At the layers that see the data, with no other layer before them, it looks for batch means that go up and down from
-    step to step, by far more than independent samples would.
+    At the layers that see the data, with no other layer before them, the rule looks for batch means that go up and down
+    from step to step by far more than those of independent samples would.
 
     ## Why is this bad?
-    In training each batch is normalized by the statistics of its own kind. The running statistics average over both,
-    and fit neither: in evaluation each kind is shifted by half of what lies between them. Sources and targets of
-    domain adaptation, labeled and unlabeled batches, real and generated images are such kinds.
+    In training each batch is normalized by the statistics of its own kind. The running statistics average over both
+    kinds and fit neither: in evaluation each kind is shifted by half of the distance between them. Examples of such
+    kinds are source and target of a domain adaptation, labeled and unlabeled batches, and real and generated images.
 
     ## Example
     >>> from bnmonitor.testing import drawn_window
@@ -31,24 +31,24 @@ class AlternatingDomains(Rule):
     >>> str(finding.severity)
     'warning'
 
-    Batches that differ without taking turns are for BN601:
+    Batches that differ but do not alternate are left to BN601:
 
     >>> AlternatingDomains().check(drawn_window(spread=30.0))
     []
 
     ## What to do
-    A layer of statistics for each kind (domain-specific batch normalization), or both kinds in every batch if they
-    are to be treated alike. For one kind in evaluation, estimate the running statistics on that kind alone
+    Give each kind statistics of its own (domain-specific batch normalization), or mix both kinds in every batch if the
+    model should treat them alike. To evaluate one kind only, estimate the running statistics on that kind
     (:func:`bnmonitor.remedies.recalibrate`).
 
     ## Thresholds
-    ``correlation = -.5`` between successive batch means (independent ones: 0, turns of two: -1) and ``excess = 3``
-    times the variance of independent batch means, the limit of BN601: in batches of 32, two domains measured around 10.
-    ``least_share = .01`` as for BN601.
+    ``correlation = -.5`` between successive batch means: independent batches have 0, two alternating kinds -1.
+    ``excess = 3`` times the variance of independent batch means, the limit of BN601: in batches of 32, two domains
+    measured about 10. ``least_share = .01`` as for BN601.
 
     ## Look-alikes
-    Augmentation that is strong in every other batch is two kinds as well. Two kinds in one step, by two calls, are for
-    BN502.
+    Strong augmentation in every other batch makes two kinds as well. BN502 judges two kinds within one step, in two
+    calls.
 
     ## References
     Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021, section 5; Chang et al., Domain-specific batch normalization,
@@ -66,9 +66,9 @@ class AlternatingDomains(Rule):
     least_share: float = 0.01
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the layers whose batches take turns."""
+        """Find the layers with two alternating kinds of batches."""
         known = independence(window)
-        turns = (known.alternation < self.correlation) & known.beyond(self.excess, self.least_share)
+        alternating = (known.alternation < self.correlation) & known.beyond(self.excess, self.least_share)
         return [
             Finding(
                 severity=Severity.WARNING,
@@ -76,11 +76,11 @@ class AlternatingDomains(Rule):
                 first_step=window.steps[int(known.since[layer])],
                 value=float(known.alternation[layer]),
                 threshold=self.correlation,
-                message="two kinds of batches take turns: the means of successive batches have a correlation of "
-                f"{number(float(known.alternation[layer]))}, and vary {number(float(known.excess[layer]))} times as "
-                "much as independent samples would; the running statistics fit neither kind",
+                message="two kinds of batches alternate: the means of successive batches have a correlation of "
+                f"{number(float(known.alternation[layer]))} and {number(float(known.excess[layer]))} times the "
+                "variance that independent samples give; the running statistics fit neither kind",
                 advice="give each kind its own statistics (domain-specific batch normalization), or mix both in each "
                 "batch",
             )
-            for layer in turns.nonzero().flatten().tolist()
+            for layer in alternating.nonzero().flatten().tolist()
         ]

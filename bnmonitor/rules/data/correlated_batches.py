@@ -1,4 +1,4 @@
-"""BN601: batches whose samples belong together."""
+"""BN601: batches with samples that belong together."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class CorrelatedBatches(Rule):
     """The batches differ more from one another than batches of independent samples would.
 
     ## What it does
-    At the layers that see the data, with no other layer before them, it compares how much the batch mean changes from
-    batch to batch with what the spread of single samples would give if they were drawn independently. A drift of the
-    weights cancels in the differences, and batches four steps apart are compared as well, which shows blocks of batches
-    that are alike. It began with the batch from which on, to the end of the window, the differences are rather three
-    times as large as expected than as large.
+    Judges the layers that see the data, with no other layer before them. It compares how much the batch mean changes
+    from batch to batch with the change that the spread of single samples would give if they were drawn independently. A
+    drift of the weights cancels in these differences. Batches four steps apart are compared as well, which reveals
+    blocks of similar batches. The alert begins at the batch from which, to the end of the window, the differences are
+    closer to three times the expected size than to the expected size.
 
     ## Why is this bad?
-    Samples in order of their class, windows that overlap, patches of one volume, several copies of one image: each
-    batch has statistics of its own, which tell the network what the batch is made of. It learns to rely on that, and
-    in evaluation it gets an average that no batch ever had. Ioffe (2017) names it as the failure of batch
+    Samples in order of their class, overlapping windows, patches of one volume or several copies of one image give each
+    batch statistics of its own, which show the network what the batch is made of. The network learns to rely on them,
+    and in evaluation it gets an average that no batch ever had. Ioffe (2017) names this as the failure of batch
     normalization.
 
     ## Example
@@ -41,30 +41,30 @@ class CorrelatedBatches(Rule):
     []
 
     ## What to do
-    ``shuffle=True`` in the training loader; mix windows and volumes within a batch; a larger batch. If the batches have
-    to be so, GroupNorm or LayerNorm; or estimate the running statistics over shuffled data before evaluating
-    (:func:`bnmonitor.remedies.recalibrate`).
+    Set ``shuffle=True`` in the training loader, mix windows and volumes within a batch, or use a larger batch. If the
+    batches must stay as they are, use GroupNorm or LayerNorm, or estimate the running statistics over shuffled data
+    before evaluating (:func:`bnmonitor.remedies.recalibrate`).
 
     ## Thresholds
-    ``warn_above = 3`` and ``error_above = 10`` times the variance that independent samples give, and more than chance
-    may make of the pairs and samples that were seen: 3.5 standard errors of the log of a ratio of variances, with the
-    kurtosis of the input. Two classes in each batch give 2 to 10, eight copies of each sample 9 to 15, sound trainings
-    up to 3; fewer than 16 images in a batch tell too little of that, and are not judged. ``least_share = .01``
-    of what tells samples apart must be their batch: in large batches the variance of independent samples is so small
-    that differences which harm nobody exceed it.
+    ``warn_above = 3`` and ``error_above = 10`` times the variance that independent samples give. The excess must also
+    be more than chance can explain with the pairs and samples seen: 3.5 standard errors of the log of a ratio of
+    variances, which take the kurtosis of the input into account. Two classes in each batch give 2 to 10, eight copies
+    of each sample 9 to 15, healthy trainings up to 3. Batches of fewer than 16 images say too little and are not
+    judged. ``least_share = .01``: the batch must explain at least this share of the variance between samples, because
+    in large batches the variance of independent samples is so small that harmless differences exceed it.
 
     ## Look-alikes
-    Samplers for metric learning draw some classes with several samples each, on purpose: what is said is true, and
-    wanted. Batches that differ in what was done to all their samples alike, as in training at several image sizes, are
-    correlated, too. Data that are unshuffled but in no order are silent, and so are sorted data whose classes hardly
-    differ in what the layer sees, such as handwritten digits in batches of 32 to 128. An incomplete last batch is left
-    out or counted in, for which the training loader has to be known.
+    Samplers for metric learning draw a few classes with several samples each on purpose: the alert is correct, and the
+    effect is wanted. Batches in which all samples were processed in the same way, as in training at several image
+    sizes, are correlated as well. Unshuffled data without an order stays quiet. So does sorted data with classes that
+    hardly differ at the layer, such as handwritten digits in batches of 32 to 128. An incomplete last batch is left out
+    or accounted for, if the training loader is known.
 
-    Weights that jump from step to step take the batch means along, the more so the farther these are from zero: on an
-    input that is not centered this exceeds by far what the order of the data does. What weights may do in this way is
-    counted as expected, so that such data have to differ as much to be found, or to come in blocks of batches, in
-    which most neighbors are alike. Behind weights no layer is judged while a rise of the learning rate, fourfold or
-    more from one step to the next, is in the window.
+    Weights that jump from step to step move the batch means too, and more so the farther these means are from zero: on
+    an input that is not centered, this effect is far larger than that of the order of the data. What weights can do in
+    this way counts as expected. Such data is therefore flagged only if it differs by even more, or comes in blocks of
+    batches, in which most neighbors are alike. After a layer with weights, no layer is judged while the window contains
+    a rise of the learning rate, fourfold or more from one step to the next.
 
     ## References
     Ioffe, Batch Renormalization, 2017; pytorch/pytorch#4741; facebookarchive/C3D#277.
@@ -82,7 +82,7 @@ class CorrelatedBatches(Rule):
     least_share: float = 0.01
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the layers that see batches unlike one another."""
+        """Find the layers with batches that differ too much from one another."""
         known = independence(window)
         excess, found = known.excess, []
         for layer in known.beyond(self.warn_above, self.least_share).nonzero().flatten().tolist():
@@ -95,10 +95,10 @@ class CorrelatedBatches(Rule):
                     first_step=window.steps[int(known.since[layer])],
                     value=value,
                     threshold=self.error_above if error else self.warn_above,
-                    message=f"the means of its batches vary {number(value)} times as much as those of independent "
-                    "samples would: samples of a batch belong together, as by class, source or time",
-                    advice="shuffle the training data, or mix what belongs together over the batches; else GroupNorm "
-                    "or LayerNorm",
+                    message=f"the batch means have {number(value)} times the variance that independent samples give: "
+                    "the samples of a batch belong together, for example by class, source or time",
+                    advice="shuffle the training data, or spread related samples over the batches; otherwise use "
+                    "GroupNorm or LayerNorm",
                 )
             )
         return found

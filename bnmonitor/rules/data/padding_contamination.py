@@ -13,16 +13,16 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class PaddingContamination(Rule):
-    """A good part of the positions that a layer normalizes over is padding at the end of sequences.
+    """A large share of the positions that a layer normalizes over is padding at the end of sequences.
 
     ## What it does
-    In sampled steps, it looks at layers with an input ``[N, C, L]`` for positions at the end of a sequence at which all
-    channels stay as they are to the last one.
+    In sampled steps, looks at layers with an input ``[N, C, L]``. It counts the positions at the end of each sequence
+    from which on all channels stay constant.
 
     ## Why is this bad?
-    The layer takes padding for data. With a share ``p`` of zeros the mean is ``1 - p`` of what it was, and the square
-    likewise; how large ``p`` is depends on the longest sequence of the batch, so that a sequence comes out different by
-    whom it is with.
+    The layer treats padding as data. With a share ``p`` of zeros, the mean is ``1 - p`` of its true value, and so is
+    the mean square. How large ``p`` is depends on the longest sequence of the batch, so the output of a sequence
+    depends on the other sequences in its batch.
 
     ## Example
     >>> from bnmonitor.testing import padded_window
@@ -30,21 +30,21 @@ class PaddingContamination(Rule):
     >>> str(finding.severity), round(finding.value, 3)
     ('warning', 0.2)
 
-    A little at the end stays quiet:
+    A little padding at the end stays quiet:
 
     >>> PaddingContamination().check(padded_window(0.05))
     []
 
     ## What to do
-    Put sequences of like length into a batch; normalize with a mask; or use LayerNorm, for which each position stands
-    alone. Repeating the sequence instead of padding it with zeros keeps its moments.
+    Put sequences of similar length into one batch, normalize with a mask, or use LayerNorm, which normalizes each
+    position by itself. Repeating the sequence instead of padding it with zeros keeps its mean and variance.
 
     ## Thresholds
     ``warn_above = .1`` and ``error_above = .3`` of all positions: the mean is off by that share.
 
     ## Look-alikes
-    Sequences that are constant throughout, and channels that a ReLU has silenced while others vary, are not counted.
-    Nor are images with a black margin: only inputs of three axes are looked at.
+    Sequences that are constant throughout do not count, nor do channels that a ReLU has silenced while others vary.
+    Images with a black margin do not count either: the rule looks only at inputs with three axes.
 
     ## References
     pytorch/pytorch#70529; tensorflow/tensorflow#30161; SeanNaren/deepspeech.pytorch#312.
@@ -75,9 +75,9 @@ class PaddingContamination(Rule):
                     first_step=sampled(window),
                     value=value,
                     threshold=self.error_above if error else self.warn_above,
-                    message=f"{number(100 * value)} % of the positions it normalizes over are constant ends of "
-                    "sequences, as padding is: they pull mean and variance towards it",
-                    advice="batch sequences of like length, normalize with a mask, or use LayerNorm",
+                    message=f"{number(100 * value)} % of the positions that the layer normalizes over are constant "
+                    "ends of sequences, which looks like padding: they distort the mean and variance",
+                    advice="batch sequences of similar length, normalize with a mask, or use LayerNorm",
                 )
             )
         return found

@@ -1,4 +1,4 @@
-"""BN407: a network beside the trained one, whose running statistics follow its own forwards."""
+"""BN407: an auxiliary network with running statistics that its own forwards update."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class AuxiliaryNetworkUpdates(Rule):
     """A sub-network that no optimizer trains, such as a teacher or a target network, updates its running statistics.
 
     ## What it does
-    Flags layers in training mode whose statistics are updated by their own forwards, in a sub-network of which no
-    parameter is in any optimizer.
+    Flags layers in training mode that update their running statistics in their own forwards, in a sub-network that has
+    none of its parameters in any optimizer.
 
     ## Why is this bad?
-    The parameters of a teacher or a target network are loaded, or follow those of another network; its statistics come
-    from whatever it was last given. In evaluation mode the two no longer belong together, and in training mode its
-    answers depend on the batch.
+    The parameters of a teacher or a target network are loaded, or follow those of another network; its running
+    statistics come from its latest inputs. In evaluation mode the two no longer belong together, and in training mode
+    its output depends on the batch.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -35,16 +35,16 @@ class AuxiliaryNetworkUpdates(Rule):
     []
 
     ## What to do
-    Put it into evaluation mode after every ``model.train()``, and copy or average the buffers together with the
-    parameters (``AveragedModel(use_buffers=True)``; in a Polyak update, loop over ``buffers()`` as well).
+    Put the sub-network into evaluation mode after every ``model.train()``, and copy or average its buffers together
+    with its parameters (``AveragedModel(use_buffers=True)``; in a Polyak update, loop over ``buffers()`` as well).
 
     ## Thresholds
-    None: that no optimizer has its parameters, and that its statistics move, are facts.
+    None: it is a fact that no optimizer has its parameters, and that its running statistics change.
 
     ## Look-alikes
-    Some methods run the teacher or target in training mode on purpose (BYOL, overhaul distillation): ignore it there.
-    An ``AveragedModel`` whose buffers are averaged is not called in training, so it stays quiet. A part whose gamma and
-    beta stand still is BN402's.
+    Some methods run the teacher or target in training mode on purpose (BYOL, overhaul distillation): ignore the rule
+    there. Training does not call an ``AveragedModel`` with averaged buffers, so it stays quiet. BN402 judges a part
+    with a gamma and beta that do not change.
 
     ## References
     DLR-RM/stable-baselines3#1004, #553; clovaai/overhaul-distillation#37; facebookresearch/unbiased-teacher#47.
@@ -61,8 +61,8 @@ class AuxiliaryNetworkUpdates(Rule):
 
     def check(self, window: Window) -> list[Finding]:
         """Find the layers of untrained sub-networks that their own forwards update."""
-        beside = window.facts.auxiliary
-        if not any(beside) or len(window) < self.least_steps:
+        auxiliary = window.facts.auxiliary
+        if not any(auxiliary) or len(window) < self.least_steps:
             return []
         recent = window.last(self.least_steps)
         moving = recent.training[-1] & (recent.updates > 0).any(0) & window.ran_in_training()
@@ -73,10 +73,10 @@ class AuxiliaryNetworkUpdates(Rule):
                 first_step=first((window.updates[:, layer] > 0) & window.training[:, layer], window),
                 value=float(recent.updates[:, layer].sum()),
                 threshold=0.0,
-                message=f"no optimizer trains {beside[layer]!r}, but its forwards update its running statistics",
-                advice=f"put {beside[layer]!r} into evaluation mode after every model.train(), and copy or average its "
-                "buffers together with its parameters",
+                message=f"no optimizer trains {auxiliary[layer]!r}, but its forwards update its running statistics",
+                advice=f"put {auxiliary[layer]!r} into evaluation mode after every model.train(), and copy or average "
+                "its buffers together with its parameters",
             )
             for layer in moving.nonzero().flatten().tolist()
-            if beside[layer]
+            if auxiliary[layer]
         ]

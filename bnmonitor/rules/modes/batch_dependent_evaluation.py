@@ -1,4 +1,4 @@
-"""BN408: a layer without running statistics that is evaluated."""
+"""BN408: an evaluated layer without running statistics."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from bnmonitor.window import EVALUATIONS, Window
 
 @dataclass(frozen=True, kw_only=True)
 class BatchDependentEvaluation(Rule):
-    """A layer keeps no running statistics, so what the model answers depends on what else is in the batch.
+    """A layer keeps no running statistics, so the output of the model in evaluation depends on the rest of the batch.
 
     ## What it does
     Flags layers without running statistics that ran in an evaluation.
 
     ## Why is this bad?
     ``track_running_stats=False`` makes the layer use the batch's own statistics in evaluation mode as well. A
-    prediction then changes with batch size and order; a batch of one has no variance; a test set sorted by class tells
-    the model the class. It is often set to hide a gap between training and evaluation, whose cause stays.
+    prediction then changes with the size and order of the batch, a batch of one has no variance, and a test set sorted
+    by class reveals the class to the model. This setting often serves to hide a gap between training and evaluation;
+    the cause of the gap stays.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -33,22 +34,22 @@ class BatchDependentEvaluation(Rule):
     >>> str(finding.severity)
     'warning'
 
-    With running statistics it stays quiet:
+    A layer with running statistics stays quiet:
 
     >>> BatchDependentEvaluation().check(window)
     []
 
     ## What to do
-    Keep running statistics; if training and evaluation differ too much with them, look for the cause (BN304, BN305), or
-    estimate them anew before evaluation: ``torch.optim.swa_utils.update_bn``. If each sample is to be normalized by
-    itself, use ``InstanceNorm`` or ``GroupNorm``.
+    Keep running statistics. If training and evaluation differ too much with them, look for the cause (BN304, BN305), or
+    estimate them again before evaluation: ``torch.optim.swa_utils.update_bn``. To normalize each sample by itself, use
+    ``InstanceNorm`` or ``GroupNorm``.
 
     ## Thresholds
-    None: that the layer has no running statistics and was evaluated is a fact.
+    None: it is a fact that the layer has no running statistics and was evaluated.
 
     ## Look-alikes
-    Meta-learning evaluates on the statistics of the support set on purpose, and test-time adaptation on those of the
-    batch: ignore it there. A layer that is only trained, such as a discriminator's, stays quiet.
+    Meta-learning evaluates with the statistics of the support set on purpose, and test-time adaptation with those of
+    the batch: ignore the rule there. A layer that is only trained, such as one of a discriminator, stays quiet.
 
     ## References
     pytorch/pytorch#156051, #20967; ArdhenduBehera/cap#8; TengdaHan/DPC#21.
@@ -73,7 +74,7 @@ class BatchDependentEvaluation(Rule):
                 first_step=window.steps[-1],
                 value=0.0,
                 threshold=0.0,
-                message="it keeps no running statistics, so its answers in evaluation depend on the rest of the batch",
+                message="the layer keeps no running statistics, so its output in evaluation depends on the whole batch",
                 advice="keep running statistics (track_running_stats=True), or use InstanceNorm or GroupNorm",
             )
             for layer in at

@@ -1,4 +1,4 @@
-"""BN401: a layer that trains, in evaluation mode."""
+"""BN401: a trained layer that runs in evaluation mode."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ class EvalModeInTraining(Rule):
     """A layer ran in evaluation mode during training although its parameters are being trained.
 
     ## What it does
-    Flags layers that took part in the training steps in evaluation mode, with a gamma or beta that an optimizer
-    trains; for a layer without them, if the layer before is trained. One alert for all layers concerned.
+    Flags layers that took part in the training steps in evaluation mode and have a gamma or beta that an optimizer
+    trains. A layer without gamma and beta is flagged if the operation before it is trained. One alert for all affected
+    layers.
 
     ## Why is this bad?
-    The layer normalizes with fixed statistics while the network before it changes: it does not normalize what it is
-    given. If the statistics are still 0 and 1, it does not normalize at all.
+    The layer normalizes with fixed statistics while the network before it changes, so it no longer normalizes its
+    input. If the statistics are still 0 and 1, it does not normalize at all.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -30,21 +31,22 @@ class EvalModeInTraining(Rule):
     >>> str(finding.severity)
     'warning'
 
-    A layer that is frozen on purpose, with its gamma and beta, stays quiet:
+    A layer frozen on purpose, together with its gamma and beta, stays quiet:
 
     >>> EvalModeInTraining().check(make_window(training=False, updates=0, affine_trains=False))
     []
 
     ## What to do
-    Call ``model.train()`` before the training steps (a stray ``eval()``, often after validation or loading, is the
-    usual cause). If the layer is meant to be frozen, freeze its gamma and beta as well, with
+    Call ``model.train()`` before the training steps: the usual cause is an ``eval()`` without a ``train()`` after it,
+    often after validation or loading. To freeze the layer on purpose, freeze its gamma and beta as well, with
     ``bnmonitor.remedies.freeze``.
 
     ## Thresholds
     None: the mode is a fact.
 
     ## Look-alikes
-    A frozen BatchNorm in fine-tuning, common in detection: gamma and beta do not train, so it is taken as meant.
+    A frozen BatchNorm in fine-tuning, common in detection: gamma and beta do not train, so the rule takes it as
+    intended.
 
     ## References
     Lightning-AI/pytorch-lightning#20105, #19820, #20573; keras-team/keras-io#198.
@@ -56,7 +58,7 @@ class EvalModeInTraining(Rule):
     exact: ClassVar[bool] = True
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the layers that trained in evaluation mode in every new step."""
+        """Find the layers that took part in every new training step in evaluation mode."""
         new = slice(-max(1, window.fresh), None)
         still = ~window.training[new].any(0) & (window.updates[new] == 0).all(0)
         if not still.any():
@@ -73,10 +75,10 @@ class EvalModeInTraining(Rule):
                 first_step=min(onset(~window.training[:, i], window) for i in at),
                 value=float(len(at)),
                 threshold=0.0,
-                message="training runs through it in evaluation mode, although its parameters are trained: "
-                "it normalizes with statistics that stand still",
-                advice="call model.train() before the training steps; to freeze it on purpose, its gamma and beta too: "
-                "bnmonitor.remedies.freeze(model, include=[...])",
+                message="the layer runs in evaluation mode during training, although its parameters are trained: "
+                "it normalizes with running statistics that do not change",
+                advice="call model.train() before the training steps; to freeze the layer on purpose, use "
+                "bnmonitor.remedies.freeze(model, include=[...]), which freezes gamma and beta too",
             )
         ]
 
@@ -89,7 +91,7 @@ class EvalModeInTraining(Rule):
         return window.facts.affine_trains | (~affine & producer)
 
     def _took_part(self, fresh: Window) -> torch.Tensor:
-        """Whether a layer ran: it was updated earlier or has a gradient, unless the last sample did not see it."""
+        """Whether a layer ran: it has a gradient or earlier updates, unless the last sample did not see it run."""
         gradient = fresh.layers.segments.any((fresh.gamma_grad.abs() > 0).any(0))
         ran = gradient | (fresh.baseline.updates > 0)
         if fresh.sample is None:

@@ -1,4 +1,4 @@
-"""BN406: running statistics that move while nothing is trained."""
+"""BN406: running statistics that an evaluation updates."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from bnmonitor.window import EVALUATIONS, PHASES, Window
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationUpdatesStatistics(Rule):
-    """The running statistics are updated during validation, test, prediction or the sanity check.
+    """Validation, test, prediction or the sanity check updates the running statistics.
 
     ## What it does
-    Compares the number of updates of each layer before and after an evaluation. Flags the layers whose own forwards
-    moved their statistics in the latest one; an error once such updates are more than a hundredth of all.
+    Compares the number of updates of each layer before and after an evaluation. Flags the layers with running
+    statistics that their own forwards updated in the latest evaluation. It is an error once such updates are more than
+    a hundredth of all updates.
 
     ## Why is this bad?
-    The layer ran in training mode: its output depended on the batch, and the data that was to be held out is now in
-    the running statistics. ``torch.no_grad()`` does not stop the updates.
+    The layer ran in training mode: its output depended on the batch, and the held-out data is now in the running
+    statistics. ``torch.no_grad()`` does not stop the updates.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -30,22 +31,23 @@ class EvaluationUpdatesStatistics(Rule):
     >>> str(finding.severity), finding.value
     ('warning', 6.0)
 
-    An evaluation that leaves the statistics alone stays quiet, whatever happened in training:
+    An evaluation without updates stays quiet, whatever happened in training:
 
     >>> EvaluationUpdatesStatistics().check(make_window(ledger={"seen": {"training": 6}}))
     []
 
     ## What to do
-    Call ``model.eval()`` before the evaluation. For Monte Carlo dropout put only the dropout layers back into training
+    Call ``model.eval()`` before the evaluation. For Monte Carlo dropout, put only the dropout layers back into training
     mode. Look for a ``self.train()`` in the validation step, in a helper that probes shapes, or in a rollout.
 
     ## Thresholds
-    That statistics move is a fact. ``error_share = .01``: more than one update in a hundred was of held-out data.
+    It is a fact that the statistics change. ``error_share = .01``: more than one update in a hundred came from held-out
+    data.
 
     ## Look-alikes
-    Estimating the statistics anew for new data (AdaBN, ``update_bn``): where the counters are reset first, or only the
-    normalization layers are in training mode while the modules around them are not, it is taken as meant. Weights that
-    are swapped for the evaluation, or a checkpoint that is loaded in it, write to the statistics without an update.
+    Estimating the running statistics again for new data (AdaBN, ``update_bn``) counts as intended if the counters are
+    reset first, or if only the normalization layers are in training mode and the modules around them are not. Swapping
+    weights for the evaluation, or loading a checkpoint in it, writes to the statistics without an update.
 
     ## References
     jurgisp/pydreamer#7; lightning-uq-box/lightning-uq-box#173; milesial/Pytorch-UNet#31; sbi-dev/sbi#785.

@@ -1,4 +1,4 @@
-"""BN404: a layer that normalizes with the statistics it was made with."""
+"""BN404: a layer that normalizes with its initial running statistics."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ class InitialStatisticsInUse(Rule):
     """A layer is evaluated, or runs frozen, with running statistics of exactly 0 and 1.
 
     ## What it does
-    Flags layers whose running mean is 0 and running variance 1 in every channel, which no data ever gives, if an
-    evaluation after the first training step used them, or training runs through the layer in evaluation mode.
+    Flags layers with a running mean of 0 and a running variance of 1 in every channel, which real data never gives. An
+    evaluation after the first training step must have used these values, or the layer must run in evaluation mode
+    during training.
 
     ## Why is this bad?
-    The layer does not normalize at all: it only applies gamma and beta. Everything behind it sees a distribution that
-    it was not trained on. Frozen layers on a network that was never trained, a checkpoint loaded with ``strict=False``
-    that lacks the statistics, and a copy of a network that got the parameters but not the buffers end like this.
+    The layer does not normalize at all: it only applies gamma and beta. Everything after it sees a distribution that it
+    was not trained on. The usual causes are a frozen layer in a network that was never trained, a checkpoint without
+    the statistics that was loaded with ``strict=False``, and a copy of a network that received the parameters but not
+    the buffers.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -32,21 +34,21 @@ class InitialStatisticsInUse(Rule):
     >>> str(finding.severity)
     'error'
 
-    Frozen with statistics of real data stays quiet:
+    A layer frozen with statistics of real data stays quiet:
 
     >>> InitialStatisticsInUse().check(make_window(training=False, updates=0, running_mean=[0.2, -0.1]))
     []
 
     ## What to do
-    Load the statistics with the weights, and look at what ``load_state_dict(strict=False)`` returns; or estimate them:
-    ``torch.optim.swa_utils.update_bn(loader, model)``. When a network is copied, copy its buffers as well.
+    Load the running statistics with the weights, and check what ``load_state_dict(strict=False)`` returns; or estimate
+    them: ``torch.optim.swa_utils.update_bn(loader, model)``. When you copy a network, copy its buffers as well.
 
     ## Thresholds
-    None: the values are compared exactly.
+    None: the rule compares the values exactly.
 
     ## Look-alikes
-    The sanity check, and a validation before the first training step, evaluate such layers in every training from
-    scratch: neither counts.
+    In every training from scratch, the sanity check and a validation before the first training step evaluate such
+    layers: neither counts.
 
     ## References
     pytorch/vision#5443; odegeasslbc/FastGAN-pytorch#4; boschresearch/OASIS#21.
@@ -70,7 +72,7 @@ class InitialStatisticsInUse(Rule):
         frozen = initial & ~window.training[-1] & ledger.called
         found = []
         for layer in (frozen | ledger.initial).nonzero().flatten().tolist():
-            how = "training runs through it in evaluation mode" if frozen[layer] else "it is evaluated"
+            how = "runs in evaluation mode during training" if frozen[layer] else "is evaluated"
             found.append(
                 Finding(
                     severity=Severity.ERROR,
@@ -78,9 +80,9 @@ class InitialStatisticsInUse(Rule):
                     first_step=self._began(window, layer) if frozen[layer] else window.steps[-1],
                     value=0.0,
                     threshold=0.0,
-                    message=f"{how} with running statistics of exactly 0 and 1, as it was made: it does not normalize",
-                    advice="load the statistics with the weights (see what load_state_dict(strict=False) returns), or "
-                    "estimate them: torch.optim.swa_utils.update_bn(loader, model)",
+                    message=f"the layer {how} with the initial statistics, exactly 0 and 1: it does not normalize",
+                    advice="load the statistics with the weights (check what load_state_dict(strict=False) returns), "
+                    "or estimate them: torch.optim.swa_utils.update_bn(loader, model)",
                 )
             )
         return found
@@ -90,5 +92,5 @@ class InitialStatisticsInUse(Rule):
         return torch.stack([~window.layers.segments.any(row) for row in other])
 
     def _began(self, window: Window, layer: int) -> int:
-        """The step since which it runs in evaluation mode."""
+        """The step since which the layer runs in evaluation mode."""
         return window.steps[len(window) - max(1, int(last_run(~window.training[:, layer]).sum()))]

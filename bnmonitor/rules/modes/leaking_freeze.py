@@ -1,4 +1,4 @@
-"""BN402: a frozen layer whose statistics keep moving."""
+"""BN402: a frozen layer with running statistics that still change."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ class LeakingFreeze(Rule):
     """Gamma and beta are frozen, but the running statistics are still updated.
 
     ## What it does
-    Flags layers in training mode whose gamma and beta do not train (no gradient wanted, or in no optimizer) and have
-    not changed, while the running statistics are updated. Likewise a layer without gamma and beta behind a
-    frozen layer. An error once the statistics have moved far from where they were when watching began.
+    Flags layers in training mode that still update their running statistics although gamma and beta do not train (no
+    gradient wanted, or in no optimizer) and have not changed. A layer without gamma and beta is flagged if it comes
+    after a frozen layer. It is an error once the running statistics have moved far from where they were when the
+    monitor was attached.
 
     ## Why is this bad?
-    ``requires_grad_(False)``, ``torch.no_grad()`` and leaving parameters out of the optimizer do not stop the
-    running statistics. The features that were meant to stay fixed change with every batch of the new data, and a
-    checkpoint with only the trained part can not reproduce them.
+    ``requires_grad_(False)``, ``torch.no_grad()`` and leaving parameters out of the optimizer do not stop the running
+    statistics. The features that were meant to stay fixed change with every batch of the new data, and a checkpoint
+    with only the trained part cannot reproduce them.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -36,24 +37,24 @@ class LeakingFreeze(Rule):
     >>> str(finding.severity), round(finding.value, 2)
     ('error', 0.5)
 
-    Frozen in evaluation mode, as it should be, stays quiet:
+    A layer frozen in evaluation mode, as it should be, stays quiet:
 
     >>> LeakingFreeze().check(make_window(affine_trains=False, training=False, updates=0))
     []
 
     ## What to do
-    Freeze it so that it stays frozen through every ``model.train()``: ``bnmonitor.remedies.freeze(model,
-    include=["backbone.*"])``, or the callback ``bnmonitor.remedies.Freeze``. ``requires_grad_(False)`` alone is not
-    enough, and ``layer.eval()`` lasts until the next ``model.train()``.
+    Freeze the layer so that it stays frozen through every ``model.train()``:
+    ``bnmonitor.remedies.freeze(model, include=["backbone.*"])``, or the callback ``bnmonitor.remedies.Freeze``.
+    ``requires_grad_(False)`` alone is not enough, and ``layer.eval()`` lasts only until the next ``model.train()``.
 
     ## Thresholds
-    That statistics move is a fact. ``error_drift = .25`` deviations in the mean, or ``error_log_variance = .5`` in the
-    log of the variance, in the middle channel, against the start.
+    It is a fact that the statistics change. ``error_drift = .25`` standard deviations in the mean, or
+    ``error_log_variance = .5`` in the log of the variance, in the median channel, against the start.
 
     ## Look-alikes
-    Estimating statistics anew for new data (AdaBN) does this on purpose: ignore it there. A GAN switches
-    ``requires_grad`` back and forth, so gamma and beta must also have stood still in the last five steps. The buffers
-    of an averaged copy are moved by the averaging, not by its forward.
+    Estimating the running statistics again for new data (AdaBN) does this on purpose: ignore the rule there. A GAN
+    switches ``requires_grad`` back and forth, so gamma and beta must also have been constant over the last five steps.
+    For an averaged copy, the averaging changes the buffers, not a forward of the copy.
 
     ## References
     Lightning-AI/pytorch-lightning#18930, #2551; chemprop/chemprop#952; huggingface/peft#1732.
@@ -69,7 +70,7 @@ class LeakingFreeze(Rule):
     least_steps: int = 5
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the frozen layers whose statistics are updated."""
+        """Find the frozen layers that still update their running statistics."""
         new = slice(-max(self.least_steps, window.fresh), None)
         moving = self._frozen(window) & window.training[-1] & (window.updates[new] > 0).any(0)
         moving &= window.ran_in_training()
@@ -96,7 +97,7 @@ class LeakingFreeze(Rule):
         span = window.layers.span(layer)
         gamma, beta = window.gamma[:, span], window.beta[:, span]
         same = ((gamma == gamma[-1]) & (beta == beta[-1])).all(1)
-        # A step's gamma is that after the step: the one that changed it last was not frozen.
+        # The gamma of a step is its value after the step: at the last step that changed it, the layer was not frozen.
         frozen = same if same.all() else same & same.roll(1)
         return first(last_run(frozen) & (window.updates[:, layer] > 0), window)
 
@@ -110,15 +111,15 @@ class LeakingFreeze(Rule):
         error = mean > self.error_drift or log_var > self.error_log_variance
         by_mean = mean / self.error_drift >= log_var / self.error_log_variance
         limit = self.error_drift if by_mean else self.error_log_variance
-        frozen = "gamma and beta are frozen" if window.layers.affine[layer] else "what feeds it is frozen"
+        frozen = "gamma and beta are frozen" if window.layers.affine[layer] else "the operation before it is frozen"
         return Finding(
             severity=Severity.ERROR if error else Severity.WARNING,
             layer=layer,
             first_step=self._began(window, layer),
             value=mean if by_mean else log_var,
             threshold=limit if error else 0.0,
-            message=f"{frozen}, but the running statistics are updated: the mean has drifted {number(mean)} "
-            f"deviations, the variance by a factor {number(math.exp(min(log_var, 80.0)))}",
-            advice="bnmonitor.remedies.freeze(model, include=[...]), which lasts through every model.train(); "
-            "requires_grad_(False) does not stop the statistics",
+            message=f"{frozen}, but training still updates the running statistics: the mean has moved by "
+            f"{number(mean)} standard deviations, the variance by a factor {number(math.exp(min(log_var, 80.0)))}",
+            advice="call bnmonitor.remedies.freeze(model, include=[...]), which lasts through every model.train(); "
+            "requires_grad_(False) does not stop the updates",
         )

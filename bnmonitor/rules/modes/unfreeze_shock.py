@@ -1,4 +1,4 @@
-"""BN405: a layer that goes back to batch statistics which differ from those it was frozen with."""
+"""BN405: an unfrozen layer with batches far from its running statistics."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class UnfreezeShock(Rule):
-    """A frozen layer was put into training mode, and its batches look nothing like its running statistics.
+    """A frozen layer was put into training mode, and its batches are far from its running statistics.
 
     ## What it does
     Flags layers that ran in evaluation mode for some steps of the training and then in training mode, if the first
-    batch after that is far from the running statistics of before, in the middle channel.
+    batch after the change is far from the running statistics before it, in the median channel.
 
     ## Why is this bad?
-    From one step to the next the layer normalizes with other statistics. What follows it was trained on the output of
-    the frozen layer and now sees another distribution, so the loss jumps, and the gradients with it.
+    From one step to the next the layer normalizes with other statistics. The layers after it were trained on the output
+    of the frozen layer and now see another distribution, so the loss and the gradients jump.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -37,22 +37,23 @@ class UnfreezeShock(Rule):
     >>> finding.first_step, round(finding.value, 2)
     (60, 0.9)
 
-    Unfrozen where the data is what the statistics say stays quiet:
+    An unfrozen layer with data that matches its running statistics stays quiet:
 
     >>> UnfreezeShock().check(make_window(training=modes, updates=modes.long(), shift=shift / 9))
     []
 
     ## What to do
-    Estimate the statistics anew before unfreezing, with ``torch.optim.swa_utils.update_bn``, or keep the layer frozen.
-    Lower the learning rate for the first steps after it.
+    Estimate the running statistics again before unfreezing, with ``torch.optim.swa_utils.update_bn``, or keep the layer
+    frozen. Lower the learning rate for the first steps after unfreezing.
 
     ## Thresholds
-    ``shift = .5`` deviations in the mean, or ``log_ratio = .7`` in the log of the deviation (a factor 2): five times
-    the worst of a healthy run, where the first batch differs from the running statistics by noise. ``least_frozen = 3``
-    steps in evaluation mode in a row before it, so that a mode that changes with every step is not one freeze.
+    ``shift = .5`` standard deviations in the mean, or ``log_ratio = .7`` in the log of the standard deviation (a factor
+    2): five times the worst of a healthy run, in which the first batch differs from the running statistics only by
+    noise. ``least_frozen = 3`` consecutive steps in evaluation mode before the change, so that a mode that changes with
+    every step does not count as a freeze.
 
     ## Look-alikes
-    Gradual unfreezing where the data matches the statistics; a network that is trained every other step.
+    Gradual unfreezing on data that matches the running statistics; a network that is trained every other step.
 
     ## References
     VisualComputingInstitute/TrackR-CNN#102; keras-team/keras#9965. The numbers are those of Batch Renormalization
@@ -70,7 +71,7 @@ class UnfreezeShock(Rule):
     least_frozen: int = 3
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the layers that were unfrozen in the window, with a jump."""
+        """Find the layers that were unfrozen within the window and jumped."""
         if window.training.all():
             return []
         at = self._unfrozen(window)
@@ -106,8 +107,9 @@ class UnfreezeShock(Rule):
             first_step=window.steps[at],
             value=shift if by_mean else log_ratio,
             threshold=self.shift if by_mean else self.log_ratio,
-            message=f"unfrozen at step {window.steps[at]}: the first batch is {number(shift)} deviations from the "
-            f"statistics it was frozen with, and wider or narrower by a factor {number(math.exp(min(log_ratio, 80)))}",
-            advice="estimate the statistics anew before unfreezing (torch.optim.swa_utils.update_bn), or keep the "
+            message=f"the layer was unfrozen at step {window.steps[at]}: the mean of the first batch is "
+            f"{number(shift)} standard deviations from the frozen running mean, and the standard deviation differs "
+            f"by a factor {number(math.exp(min(log_ratio, 80)))}",
+            advice="estimate the statistics again before unfreezing (torch.optim.swa_utils.update_bn), or keep the "
             "layer in evaluation mode; lower the learning rate for the first steps",
         )

@@ -1,4 +1,4 @@
-"""BN104: running statistics too coarse to follow."""
+"""BN104: running statistics in half precision that cannot follow their updates."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class HalfPrecisionBuffers(Rule):
-    """Running statistics are kept in half precision, and updates are rounded away.
+    """Running statistics are kept in half precision, and rounding loses their updates.
 
     ## What it does
-    Flags layers in training whose running statistics are bf16 or fp16 and whose momentum is so small that an
-    update is less than the rounding; likewise, whatever the momentum, if they have stood still over the whole window
-    while a sampled batch was somewhere else. One alert for all layers concerned.
+    Flags layers in training with running statistics in bf16 or fp16 and a momentum so small that rounding loses the
+    update. Also flags such a layer at any momentum if its running statistics did not change over the whole window
+    although a sampled batch was far from them. Opens one alert for all affected layers.
 
     ## Why is this bad?
-    An update adds ``momentum * (batch - running)``. bf16 keeps 8 bits: what is smaller than half of the last one leaves
-    the running value as it was. The statistics stop short of the truth and stay there; measured in bf16 at
-    momentum .01, a mean of 5 was taken for 3.3, at .001 for 2.
+    An update adds ``momentum * (batch - running)``. bf16 keeps 8 bits: an addend smaller than half of the last bit
+    leaves the running value unchanged. The running statistics stop short of the true value and stay there. Measured in
+    bf16, a true mean of 5 was estimated as 3.3 at momentum .01, and as 2 at .001.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -36,24 +36,27 @@ class HalfPrecisionBuffers(Rule):
     >>> str(finding.severity), finding.value
     ('warning', 0.01)
 
-    Float32, as autocast leaves it, stays quiet:
+    Float32 buffers, which autocast keeps, stay quiet:
 
     >>> HalfPrecisionBuffers().check(make_window(momentum=0.01, facts={"buffer_dtypes": (torch.float32,)}))
     []
 
     ## What to do
-    Keep the layer in float32: ``layer.float()`` after ``model.half()`` or ``model.bfloat16()``; in Lightning
+    Keep the layer in float32: call ``layer.float()`` after ``model.half()`` or ``model.bfloat16()``; in Lightning use
     ``precision="bf16-mixed"`` instead of ``"bf16-true"``. Under FSDP, leave normalization out of mixed precision.
 
     ## Thresholds
-    ``warn_bf16_momentum = .05`` and ``warn_fp16_momentum = .002``: an update is lost if ``momentum * |batch -
-    running|`` is under half a unit in the last place, ``2^-9`` to ``2^-8`` of the value in bf16 and an eighth of that
-    in fp16. In bf16 that is an error of 4 to 8 % at momentum .05, of 20 to 39 % at .01. ``stall = .1`` deviations
-    between the running mean and a sampled batch, and at least three times the error of the mean of as many samples,
-    over ``least_steps = 16`` updates in which nothing changed in the middle channel.
+    ``warn_bf16_momentum = .05`` and ``warn_fp16_momentum = .002``: an update is lost if
+    ``momentum * |batch - running|`` is less than half a unit in the last place, which is ``2^-9`` to ``2^-8`` of the
+    value in bf16 and an eighth of that in fp16. In bf16 this is an error of 4 to 8 % at momentum .05, and of 20 to 39 %
+    at .01.
+
+    The running statistics count as stalled if they did not change in the median channel over ``least_steps = 16``
+    updates, while a sampled batch was ``stall = .1`` standard deviations or more away from the running mean. That
+    distance must also be at least three times the error of the mean of that many samples.
 
     ## Look-alikes
-    A layer frozen in evaluation mode may be kept in half precision: it has nothing to add up.
+    A layer frozen in evaluation mode may be kept in half precision: it has no updates to add.
 
     ## References
     facebookresearch/fairscale#442; google-deepmind/dm-haiku#396.
@@ -88,10 +91,10 @@ class HalfPrecisionBuffers(Rule):
         still = bool(stalled[first] and not small[first])
         kinds = listing(sorted({str(dtypes[i]).removeprefix("torch.") for i in layers}))
         what = (
-            f"the running mean has not moved in {len(window)} steps, {number(float(away[first]))} deviations from "
-            "the batch"
+            f"the running mean has not changed in {len(window)} steps, {number(float(away[first]))} standard "
+            "deviations from the batch"
             if still
-            else f"at momentum {number(float(momentum[first]))} updates are rounded away (limit "
+            else f"at momentum {number(float(momentum[first]))} rounding loses the updates (limit "
             f"{number(float(limit[first]))})"
         )
         return [
@@ -102,14 +105,14 @@ class HalfPrecisionBuffers(Rule):
                 first_step=window.steps[0],
                 value=round(float(away[first] if still else momentum[first]), 6),
                 threshold=float(self.stall if still else limit[first]),
-                message=f"running statistics are kept in {kinds}: {what}",
-                advice="keep the normalization in float32: layer.float() after model.half() or model.bfloat16(); "
-                "Trainer(precision='bf16-mixed') instead of 'bf16-true'",
+                message=f"the running statistics are kept in {kinds}: {what}",
+                advice="keep the layer in float32: layer.float() after model.half() or model.bfloat16(); in Lightning "
+                "use Trainer(precision='bf16-mixed') instead of 'bf16-true'",
             )
         ]
 
     def _stalled(self, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
-        """Layers that stood still though a batch was elsewhere, and how far away that was: ``[L]`` each."""
+        """Layers with unchanged running statistics far from the sampled batch, and their distance: ``[L]`` each."""
         sample = window.sample
         if sample is None:
             return torch.zeros(len(window.layers), dtype=torch.bool), torch.full((len(window.layers),), torch.nan)

@@ -1,4 +1,4 @@
-"""BN103: activations that come close to the end of fp16."""
+"""BN103: activations close to the largest number of fp16."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ LARGEST = torch.finfo(torch.float16).max
 
 @dataclass(frozen=True, kw_only=True)
 class HalfPrecisionHeadroom(Rule):
-    """The input of a layer is fp16 and near the largest number that fp16 can hold.
+    """The fp16 input of a layer is near the largest number that fp16 can hold.
 
     ## What it does
-    On sampled steps, takes the largest absolute value of each layer's input, where that is fp16.
+    On sampled steps, takes the largest absolute value of each layer's input, if that input is fp16.
 
     ## Why is this bad?
-    fp16 ends at 65 504. The layer would normalize any scale away, so nothing keeps the convolution before it small, and
-    autocast hands its output on as it is: beyond the end it is infinite, the running mean with it, and evaluation
-    returns NaN from then on (BN101).
+    fp16 ends at 65 504. The layer normalizes any scale away, so nothing keeps the output of the convolution before it
+    small. Autocast passes that output on as it is: beyond the end of fp16 it is infinite, the running mean becomes
+    infinite with it, and every later evaluation returns NaN (BN101).
 
     ## Example
     >>> from bnmonitor.testing import make_sample, make_window
@@ -37,23 +37,23 @@ class HalfPrecisionHeadroom(Rule):
     >>> str(finding.severity), finding.channels, finding.value
     ('warning', (1,), 20000.0)
 
-    The same in bf16, which reaches as far as float32, stays quiet:
+    The same values in bf16, which has the range of float32, stay quiet:
 
     >>> sample = make_sample(window.layers, dtype=torch.bfloat16, input={"max": [9.0, 2e4, 8.0]})
     >>> HalfPrecisionHeadroom().check(make_window(sample=sample))
     []
 
     ## What to do
-    Train in bf16: ``precision="bf16-mixed"``, ``torch.autocast(dtype=torch.bfloat16)``. Else keep the layer before
-    in float32 (``with torch.autocast("cuda", enabled=False)``), normalize the input of the network, or put weight decay
-    on the weights that have grown.
+    Train in bf16: ``precision="bf16-mixed"`` or ``torch.autocast(dtype=torch.bfloat16)``. Otherwise keep the layer
+    before in float32 (``with torch.autocast("cuda", enabled=False)``), normalize the input of the network, or put
+    weight decay on the weights that have grown.
 
     ## Thresholds
-    ``warn_above = 6.5e3``, a tenth of the range: a batch ten times as large as usual is not rare at the peak of a
-    learning rate. ``error_above = 3.2e4``, half of it.
+    ``warn_above = 6.5e3``, a tenth of the range: near the peak of the learning rate, a batch with ten times the usual
+    values is not rare. ``error_above = 3.2e4``, half of the range.
 
     ## Look-alikes
-    A single large value in raw data: the same danger.
+    A single large value in the raw data: the danger is the same.
 
     ## References
     pytorch/pytorch#88929, #75478; open-mmlab/mmcv#1910.
@@ -91,9 +91,9 @@ class HalfPrecisionHeadroom(Rule):
             first_step=step,
             value=worst,
             threshold=limit,
-            message=f"its fp16 input reaches {number(worst)} in {count(len(channels), 'channel')} (limit "
+            message=f"the fp16 input reaches {number(worst)} in {count(len(channels), 'channel')} (limit "
             f"{number(limit)}):"
-            f" {number(LARGEST / worst)} times more is infinite{rate_note(window, step)}",
+            f" a value {number(LARGEST / worst)} times as large is infinite in fp16{rate_note(window, step)}",
             advice="train in bf16 (precision='bf16-mixed'), or run the layer before in float32: "
             "torch.autocast('cuda', enabled=False)",
         )

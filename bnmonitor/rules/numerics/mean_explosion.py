@@ -1,4 +1,4 @@
-"""BN107: a mean that dwarfs the deviation."""
+"""BN107: a running mean much larger than the standard deviation."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class MeanExplosion(Rule):
-    """The running mean of a layer has grown to many deviations.
+    """The running mean of a layer has grown to many standard deviations.
 
     ## What it does
-    Takes the middle of ``abs(running_mean) / sqrt(running_var + eps)`` over a layer's channels, and flags the layer if
-    it is above ``limit`` and has grown ``growth``-fold against its own baseline.
+    Takes the median of ``abs(running_mean) / sqrt(running_var + eps)`` over the channels of a layer. Flags the layer if
+    this median is above ``limit`` and has grown ``growth``-fold against the layer's own baseline.
 
     ## Why is this bad?
-    The layer subtracts a number much larger than what is left: in float32 the difference loses digits, in half
-    precision it is mostly rounding. It also says that the input of the layer is nearly constant: its weights or
-    the bias before it have run away.
+    The layer subtracts a number that is much larger than what is left. In float32 the difference loses digits; in half
+    precision it is mostly rounding error. It also means that the input of the layer is nearly constant: the weights or
+    the bias before the layer have grown out of control.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -39,15 +39,15 @@ class MeanExplosion(Rule):
     []
 
     ## What to do
-    Look at the layer before: drop its bias (``bias=False``, the normalization removes it anyway), or lower its
+    Look at the layer before: remove its bias (``bias=False``; the normalization cancels it anyway), or lower its
     learning rate. In half precision use bf16, or keep this part in float32.
 
     ## Thresholds
-    ``limit = 10`` deviations: fp16 keeps 11 bits, so three to four of them are gone. ``growth = 2``
-    against the baseline.
+    ``limit = 10`` standard deviations: fp16 keeps 11 bits, so three to four of them are lost. ``growth = 2`` against
+    the baseline.
 
     ## Look-alikes
-    Inputs that were never centered: there from the start, so the baseline has them; BN108 speaks of those.
+    Inputs that were never centered have a large mean from the start, so the baseline includes it. BN108 reports those.
 
     ## References
     matterport/Mask_RCNN#573; TuSimple/mx-maskrcnn#127.
@@ -63,7 +63,7 @@ class MeanExplosion(Rule):
     growth: float = 2.0
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the layers whose middle channel has a large and grown offset."""
+        """Find the layers with a median channel that has a large offset which has grown."""
         now = offset(window)
         limit = (self.growth * window.baseline.offset).clamp(min=self.limit)
         return [self._finding(window, now, limit, i) for i in (now > limit).nonzero().flatten().tolist()]
@@ -82,8 +82,8 @@ class MeanExplosion(Rule):
             first_step=step,
             value=value,
             threshold=float(limit[layer]),
-            message=f"the running mean is {number(value)} deviations in the middle channel, it was {number(before)} "
-            f"(limit {number(float(limit[layer]))}){run_note(window, layer, step)}",
-            advice="drop the bias of the layer before (bias=False) or lower its learning rate; "
+            message=f"the running mean is {number(value)} standard deviations in the median channel (was "
+            f"{number(before)}, limit {number(float(limit[layer]))}){run_note(window, layer, step)}",
+            advice="remove the bias of the layer before (bias=False) or lower its learning rate; "
             "in half precision use precision='bf16-mixed'",
         )

@@ -1,4 +1,4 @@
-"""BN101: running statistics that are not numbers."""
+"""BN101: running statistics that are NaN, infinite or negative."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class NonFiniteStatistics(Rule):
     """A running mean or variance is NaN or infinite, or a running variance is negative.
 
     ## What it does
-    Looks at every running value of every step, and names the first layer in execution order, the first step, and
-    the last step at which the layer was still finite. If the learning rate was raised fourfold or more from one step to
-    the next within the 20 steps before, it is named as the likely cause.
+    Checks every running value at every step. Reports the first affected layer in execution order, the first step, and
+    the last step at which the layer was still finite. If the learning rate rose fourfold or more from one step to the
+    next within the 20 steps before, the rule names that as the likely cause.
 
     ## Why is this bad?
-    The running average keeps a NaN or an infinity for ever: no later batch can wash it out. Training mode never reads
-    the running statistics, so the loss may look perfect while every evaluation returns NaN.
+    The running average keeps a NaN or an infinity forever: no later batch can remove it. Training mode never reads the
+    running statistics, so the loss may look perfect while every evaluation returns NaN.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -33,19 +33,19 @@ class NonFiniteStatistics(Rule):
     >>> str(finding.severity), finding.channels
     ('error', (1,))
 
-    Large, but finite, stays quiet:
+    A large but finite value stays quiet:
 
     >>> NonFiniteStatistics().check(make_window(running_var=[1.0, 1e30, 1.0]))
     []
 
     ## What to do
-    Find the batch: an infinite or missing value in the data, or an overflow in half precision just before the layer.
-    Then ``bnmonitor.remedies.restore_last_finite(model, monitor)`` puts the statistics back to the last step at which
-    they were finite. Clipping gradients (``Trainer(gradient_clip_val=1.0)``), a lower learning rate or
-    ``precision="bf16-mixed"`` keep it from coming back.
+    Find the batch: look for an infinite or missing value in the data, or an overflow in half precision just before the
+    layer. Then ``bnmonitor.remedies.restore_last_finite(model, monitor)`` sets the running statistics back to the last
+    step at which they were finite. To keep it from happening again, clip gradients
+    (``Trainer(gradient_clip_val=1.0)``), lower the learning rate or use ``precision="bf16-mixed"``.
 
     ## Thresholds
-    None: it is arithmetic, not statistics. An average with a NaN in it is NaN.
+    None: this is arithmetic, not statistics. An average that contains a NaN is NaN.
 
     ## Look-alikes
     None known. A layer that was never used keeps its initial 0 and 1.
@@ -59,9 +59,10 @@ class NonFiniteStatistics(Rule):
     severity: ClassVar[Severity] = Severity.ERROR
     exact: ClassVar[bool] = True
     untrained: ClassVar[bool] = True
+    silences_downstream: ClassVar[bool] = True
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the layers with a running value that is no finite number, or a negative variance."""
+        """Find the layers with a running value that is not finite, or with a negative running variance."""
         new = slice(-max(1, window.fresh), None)
         mean, var = window.running_mean[new], window.running_var[new]
         if bool((mean.sum() + var.sum()).isfinite()) and bool(var.amin() >= 0):
@@ -77,9 +78,9 @@ class NonFiniteStatistics(Rule):
         bad = ~(mean.isfinite() & (var >= 0) & var.isfinite())
         step = first(bad.any(1), window)
         at = window.steps.index(step)
-        # One step later every channel of the network may be NaN: those of the first step say where it came in.
+        # One step later every channel of the network may be NaN. The channels of the first step show where it entered.
         channels = tuple(bad[at].nonzero().flatten().tolist())
-        finite = f"last finite at step {window.steps[at - 1]}" if at else "already so when the window begins"
+        finite = f"last finite at step {window.steps[at - 1]}" if at else "already so when the window began"
         values = torch.cat([mean[at], var[at]])
         what = "NaN" if values.isnan().any() else "infinite" if values.isinf().any() else "negative"
         cause, back = _cause(window, step)
@@ -90,7 +91,7 @@ class NonFiniteStatistics(Rule):
             first_step=step,
             value=float(len(channels)),
             threshold=0.0,
-            message=f"running statistics are {what} in {count(len(channels), 'channel')}, {finite}; "
+            message=f"the running statistics are {what} in {count(len(channels), 'channel')}, {finite}; "
             f"evaluation mode returns NaN from here on{cause}",
             advice=f"{back}, then bnmonitor.remedies.restore_last_finite(model, "
             "monitor); clip gradients: Trainer(gradient_clip_val=1.0)",
@@ -98,13 +99,13 @@ class NonFiniteStatistics(Rule):
 
 
 def _cause(window: Window, step: int) -> tuple[str, str]:
-    """Say what is known of the cause, and what to do first about it."""
+    """Return the likely cause and the first thing to do about it."""
     raised = rise(window, step)
     if raised is None:
-        return rate_note(window, step), "find the batch or the overflow of that step"
+        return rate_note(window, step), "find the batch or the overflow at that step"
     at = window.steps.index(raised)
     low, high = (number(window.facts.learning_rates[i]) for i in (at - 1, at))
     return (
-        f"; the likely cause: the learning rate was raised from {low} to {high} at step {raised}",
+        f"; likely cause: the learning rate was raised from {low} to {high} at step {raised}",
         f"go back to a learning rate of {low}, or raise it step by step",
     )

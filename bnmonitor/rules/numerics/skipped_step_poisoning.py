@@ -1,4 +1,4 @@
-"""BN102: a batch whose gradients were thrown away, but not its statistics."""
+"""BN102: a skipped step with a batch that still entered the running statistics."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class SkippedStepPoisoning(Rule):
     """The gradient scaler skipped a step, but the batch of that step had already entered the running statistics.
 
     ## What it does
-    Looks at the steps at which the scaler lowered its scale, which it does when it has thrown the gradients away.
-    If a batch statistic of such a step lies far outside the running statistics of a layer that was warm, that is a
-    warning; if running statistics stopped being finite, an error. One alert for all layers concerned.
+    Looks at the steps at which the scaler lowered its scale, which it does after it has discarded the gradients. It is
+    a warning if a batch statistic of such a step lies far outside the running statistics of a layer that was warm. It
+    is an error if running statistics stopped being finite. Opens one alert for all affected layers.
 
     ## Why is this bad?
     ``scaler.step(optimizer)`` protects the weights from a batch that overflowed. Nothing protects the running
-    statistics: the forward wrote to them before anybody looked at the gradients. Training mode does not read them, so
-    that only the evaluation goes wrong, and after an infinity it stays wrong for ever.
+    statistics: the forward pass wrote them before the scaler checked the gradients. Training mode does not read them,
+    so only evaluation goes wrong, and after an infinity it stays wrong forever.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -38,24 +38,26 @@ class SkippedStepPoisoning(Rule):
     >>> str(finding.severity), finding.first_step, finding.value
     ('warning', 60, 1.6)
 
-    A step that was skipped for its gradients alone, with statistics like those of other batches, stays quiet:
+    A step skipped only for its gradients, with batch statistics like those of other steps, stays quiet:
 
     >>> SkippedStepPoisoning().check(make_window(shift=0.3, facts={"skipped_steps": skipped}))
     []
 
     ## What to do
-    Train in bf16 (``precision="bf16-mixed"``), which needs no scaler. Else keep a copy of the buffers before the
-    forward and put it back when the scale has gone down; lower ``init_scale`` of the scaler, or clip the gradients.
-    What is poisoned already: ``layer.reset_running_stats()``, then ``torch.optim.swa_utils.update_bn(loader, model)``.
+    Train in bf16 (``precision="bf16-mixed"``), which needs no scaler. Otherwise copy the buffers before the forward
+    pass and restore them when the scale has gone down; lower ``init_scale`` of the scaler, or clip the gradients. To
+    repair running statistics that are already damaged, call ``layer.reset_running_stats()``, then
+    ``torch.optim.swa_utils.update_bn(loader, model)``.
 
     ## Thresholds
-    ``limit_shift = 5`` deviations in the mean and ``limit_ratio = 3`` in the deviation, either way: the final clip
-    limits of Batch Renormalization, beyond which a batch counts as telling nothing of the others. In a middle channel
-    of the layer: among thousands of channels one is always far out. The value is the larger of the two, by its limit.
+    ``limit_shift = 5`` standard deviations in the mean and a factor ``limit_ratio = 3`` in the standard deviation, up
+    or down: these are the final clip limits of Batch Renormalization, and a batch beyond them says nothing about the
+    others. The median channel of the layer is judged, because among thousands of channels one is always far out. The
+    reported value is the larger of the two distances, each divided by its limit.
 
     ## Look-alikes
-    A scaler begins with a scale that is too large, and skips the first few steps to find a better one: their batches
-    are sound, and the layers are not warm yet.
+    A scaler begins with a scale that is too large and skips the first few steps to find a better one. The batches of
+    these steps are normal, and the layers are not warm yet.
 
     ## References
     pytorch/pytorch#88474, #90342, #115500; Ioffe, Batch Renormalization, 2017.
@@ -71,7 +73,7 @@ class SkippedStepPoisoning(Rule):
     limit_ratio: float = 3.0
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the skipped steps whose batch moved the running statistics."""
+        """Find the skipped steps with a batch that changed the running statistics."""
         skipped = window.facts.skipped_steps
         at = [t for t, was in enumerate(skipped) if was] if len(skipped) == len(window) else []
         for t in at:
@@ -92,7 +94,7 @@ class SkippedStepPoisoning(Rule):
         return window.layers.segments.any(~finite) & tracking
 
     def _distance(self, window: Window, t: int) -> torch.Tensor:
-        """How far the middle channel of each warm layer is out, in units of the limit: ``[L]``."""
+        """Distance of each warm layer's median channel from its running statistics, over the limit: ``[L]``."""
         segments = window.layers.segments
         mean = segments.median(window.shift[t].abs()) / self.limit_shift
         scale = segments.median(window.ratio[t].log().abs()) / torch.tensor(self.limit_ratio).log()
@@ -104,10 +106,10 @@ class SkippedStepPoisoning(Rule):
         scale = f" (its scale is now {number(scales[t])})" if len(scales) == len(window) else ""
         if worst is None:
             value, limit = float(len(layers)), 0.0
-            did = f"running statistics of {count(len(layers), 'layer')} stopped being finite"
+            did = f"the running statistics of {count(len(layers), 'layer')} stopped being finite"
         else:
             value, limit = round(float(worst.max()), 4), 1.0
-            did = f"its batch entered the running statistics, {number(value)} times as far out as is credible"
+            did = f"its batch entered the running statistics, {number(value)} times the credible distance from them"
         return Finding(
             severity=Severity.ERROR if worst is None else Severity.WARNING,
             layer=layers[0],
@@ -116,6 +118,6 @@ class SkippedStepPoisoning(Rule):
             value=value,
             threshold=limit,
             message=f"the gradient scaler skipped step {window.steps[t]}{scale}, but {did}",
-            advice="train in bf16 (precision='bf16-mixed'), or restore the buffers after a skipped step; then "
+            advice="train in bf16 (precision='bf16-mixed'), or restore the buffers after a skipped step; then call "
             "layer.reset_running_stats() and torch.optim.swa_utils.update_bn(loader, model)",
         )

@@ -1,4 +1,4 @@
-"""BN108: data that nobody normalized."""
+"""BN108: input data that was not normalized."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import number
+from bnmonitor.limits import FLAT
 from bnmonitor.measures import median, middle_over_steps, typical_variance
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
@@ -17,18 +18,18 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class UnnormalizedInput(Rule):
-    """The first layer of the network sees what looks like data that was not normalized.
+    """The first layer of the network appears to receive data that was not normalized.
 
     ## What it does
-    Looks at the layers that have no other normalization upstream and at most one operation with weights between the
-    network's input and themselves. An info if the middle channel has a large batch variance, or a mean of many
-    deviations, from the start. A warning where that does harm: in fp16, or if the layer is frozen with running
-    statistics of other data.
+    Looks at the layers that have no other normalization upstream, and at most one operation with weights between the
+    network's input and themselves. It is an info if the median channel has, from the start, a large batch variance or a
+    mean of many standard deviations. It is a warning where this does harm: in fp16, or if the layer is frozen with
+    running statistics of other data.
 
     ## Why is this bad?
-    The layer divides any scale away, which hides a forgotten ``/ 255`` or ``Normalize`` from the loss. But the
-    convolution before it gets gradients of that scale, fp16 ends at 65 504, and frozen statistics of a pretrained
-    network describe data that were normalized.
+    The layer divides any scale away, so the loss does not show a forgotten ``/ 255`` or ``Normalize``. But the
+    convolution before the layer gets gradients of that scale, fp16 ends at 65 504, and the frozen statistics of a
+    pretrained network describe data that was normalized.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -36,23 +37,25 @@ class UnnormalizedInput(Rule):
     >>> str(finding.severity), finding.value
     ('info', 4600.0)
 
-    The scale that a default initialization gives normalized data stays quiet:
+    The scale that normalized data has after a default initialization stays quiet:
 
     >>> UnnormalizedInput().check(make_window(batch_var=2.0, running_var=2.0, chain=True))
     []
 
     ## What to do
-    Normalize the input by the mean and deviation of the training data, or by those that a pretrained network was
-    trained with: ``torchvision.transforms.v2.Normalize``. Look for a division by 255 that is missing, or done twice.
+    Normalize the input by the mean and standard deviation of the training data, or by those that a pretrained network
+    was trained with: ``torchvision.transforms.v2.Normalize``. Look for a division by 255 that is missing, or done
+    twice.
 
     ## Thresholds
-    ``limit_variance = 1e3``: data of deviation 1 through a default initialization give a variance of the order of 1;
-    images from 0 to 255 some 5e3. ``limit_offset = 5`` deviations between the mean and zero. ``frozen_shift = .5``
-    deviations, or ``frozen_log_ratio = .7`` in the log of the deviation, between a frozen layer and what it sees.
+    ``limit_variance = 1e3``: data with standard deviation 1 gives a variance of about 1 after a default initialization;
+    images from 0 to 255 give about 5e3. ``limit_offset = 5`` standard deviations between the mean and zero.
+    ``frozen_shift = .5`` standard deviations, or ``frozen_log_ratio = .7`` in the log of the standard deviation,
+    between the statistics of a frozen layer and its input.
 
     ## Look-alikes
-    Some networks take raw pixels by design, and some use the layer itself to normalize their input: hence an info. A
-    variance that has grown during training is for BN106 and BN107 to judge.
+    Some networks take raw pixels by design, and some use the layer itself to normalize their input; so this is only an
+    info. BN106 and BN107 judge a variance or mean that has grown during training.
 
     ## References
     Megvii-BaseDetection/YOLOX#736; matterport/Mask_RCNN#573; TuSimple/mx-maskrcnn#127; tensorflow/tensorflow#44371.
@@ -79,8 +82,8 @@ class UnnormalizedInput(Rule):
         mean, var = self._seen(window)
         eps = window.layers.eps_by_channel
         variance = median(var, window)
-        offset = median((mean.abs() / (var + eps).sqrt()).where(var > 10 * eps, torch.nan), window)
-        # From the start: the baseline follows growth slowly, and is unknown before the layer is warm.
+        offset = median((mean.abs() / (var + eps).sqrt()).where(var > FLAT * eps, torch.nan), window)
+        # The baseline shows whether it was so from the start: it follows growth slowly, and is unknown before warm-up.
         level = median(window.baseline.log_var, window).nan_to_num(torch.inf)
         large = (variance > self.limit_variance) & (level > math.log(self.limit_variance / 2))
         far = (offset > self.limit_offset) & (window.baseline.offset.nan_to_num(torch.inf) > self.limit_offset / 2)
@@ -91,14 +94,14 @@ class UnnormalizedInput(Rule):
         ]
 
     def _suspicious(self, window: Window, first: torch.Tensor) -> bool:
-        """Whether any channel of the first layers has a large variance or mean, which costs little to see."""
+        """Whether any channel of the first layers has a large variance or mean: a cheap test before the full one."""
         mine = first[window.layers.owner].nonzero().flatten()
         mean, var = self._seen(window, mine)
         far = mean.abs() / (var + window.layers.eps_by_channel[mine]).sqrt() > self.limit_offset
         return bool(((var > self.limit_variance) | far).any())
 
     def _seen(self, window: Window, at: slice | torch.Tensor = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and variance of what comes in, by channel: from the buffers or, if they stand still, the sample."""
+        """Mean and variance of the input by channel: from the buffers or, if these do not change, from the sample."""
         mean = middle_over_steps(window.batch_mean[-max(1, window.fresh) :][:, at])
         var = typical_variance(window)[at]
         if window.sample is None:
@@ -120,10 +123,10 @@ class UnnormalizedInput(Rule):
         sample, span = window.sample, window.layers.span(layer)
         half = sample is not None and sample.input_dtypes[layer : layer + 1] == (torch.float16,)
         frozen = not bool(window.training[-1, layer]) and self._differs(window, span, mean, var)
-        harm = ", in fp16, which ends at 65 504" if half else ""
-        harm = f"{harm}, and its frozen statistics are of other data" if frozen else harm
-        offset_says = f"the batch mean is {number(offset)} deviations from zero"
-        what = f"batch variance is {number(variance)}" if large else offset_says
+        harm = "; it is fp16, which ends at 65 504" if half else ""
+        harm = f"{harm}; the frozen statistics of the layer are of other data" if frozen else harm
+        offset_says = f"the batch mean is {number(offset)} standard deviations from zero"
+        what = f"the batch variance is {number(variance)}" if large else offset_says
         limit = self.limit_variance if large else self.limit_offset
         return Finding(
             severity=Severity.WARNING if half or frozen else Severity.INFO,
@@ -131,9 +134,9 @@ class UnnormalizedInput(Rule):
             first_step=window.steps[0],
             value=round(variance if large else offset, 6),
             threshold=limit,
-            message=f"the input of the network looks unnormalized: {what} in the middle channel "
+            message=f"the input of the network looks unnormalized: {what} in the median channel "
             f"(limit {number(limit)}){harm}",
-            advice="normalize the input by the mean and deviation of the training data "
+            advice="normalize the input by the mean and standard deviation of the training data "
             "(transforms.Normalize(mean, std)); look for a missing division by 255",
         )
 

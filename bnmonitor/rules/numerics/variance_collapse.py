@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import count, number
+from bnmonitor.limits import FLAT
 from bnmonitor.measures import share, typical_variance, warm
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule, first, run_note
@@ -16,17 +17,17 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class VarianceCollapse(Rule):
-    """Channels whose variance has fallen to where eps decides the output.
+    """The variance of some channels has fallen so low that eps decides the output.
 
     ## What it does
-    Flags channels that were alive and whose batch variance and running variance are both below ``eps_factor`` times
-    the layer's eps. Many of them in one layer are a warning or an error; a single one is a warning once it is below
-    eps itself. Channels that never were alive are an info, unless they are a quarter of the layer.
+    Flags channels that were alive and have a batch variance and a running variance both below ``eps_factor`` times the
+    layer's eps. Many such channels in one layer are a warning or an error; a single one is a warning once it is below
+    eps itself. Channels that were never alive are an info, unless they make up a quarter of the layer.
 
     ## Why is this bad?
-    The layer divides by ``sqrt(var + eps)``. At ``var = 10 eps`` that already shrinks the output by 5 %, at ``var =
-    eps`` by 29 %; below, the channel is a constant beta: it carries nothing and passes no gradient on. After folding
-    into the convolution such a channel gets an enormous weight.
+    The layer divides by ``sqrt(var + eps)``. At ``var = 10 eps`` this already shrinks the output by 5 %, at
+    ``var = eps`` by 29 %. Below that the channel outputs the constant beta: it carries no information and passes no
+    gradient on. When the layer is folded into the convolution, such a channel gets an enormous weight.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -35,21 +36,22 @@ class VarianceCollapse(Rule):
     >>> str(finding.severity), finding.channels
     ('warning', (8, 9))
 
-    A small but live variance stays quiet:
+    A small variance well above eps stays quiet:
 
     >>> small = [1.0] * 8 + [1e-3] * 2
     >>> VarianceCollapse().check(make_window(batch_var=small, running_var=small))
     []
 
     ## What to do
-    Look at what feeds the layer: a ReLU that is never positive, weights driven to zero by weight decay or pruning,
-    an input that became constant. A lower learning rate or less weight decay on the layer before keeps channels alive.
+    Look at what feeds the layer: a ReLU that is never positive, weights that weight decay or pruning has driven to
+    zero, or an input that became constant. A lower learning rate or less weight decay on the layer before keeps
+    channels alive.
 
     ## Thresholds
-    ``eps_factor = 10``: there the output's deviation is ``sqrt(10 / 11) = .953`` of what it should be.
+    ``eps_factor = 10``: there the standard deviation of the output is ``sqrt(10 / 11) = .953`` of what it should be.
     ``warn_share = .05`` and ``error_share = .25`` of a layer's channels. ``flat_share = .25`` for channels that were
-    flat from the start: several per cent are common in healthy depthwise layers. Alive means a batch variance of at
-    least 100 eps, once.
+    flat from the start: several percent are common in healthy depthwise layers. A channel counts as alive once its
+    batch variance has been at least 100 eps.
 
     ## Look-alikes
     A pruned channel, and a zero-initialized branch in its first steps: neither was ever alive, so both are an info.
@@ -64,7 +66,7 @@ class VarianceCollapse(Rule):
     holds: ClassVar[bool] = True
     follows: ClassVar[frozenset[str]] = frozenset({"BN106", "BN704"})
 
-    eps_factor: float = 10.0
+    eps_factor: float = FLAT
     warn_share: float = 0.05
     error_share: float = 0.25
     flat_share: float = 0.25
@@ -117,7 +119,7 @@ class VarianceCollapse(Rule):
         part = len(channels) / window.layers.channels[layer]
         lowest = window.running_var[-1, span][list(channels)].min()
         step = first(low[:, list(channels)].any(1), window)
-        was = "" if severity is Severity.INFO or limit == self.flat_share else "that were alive "
+        was = "" if severity is Severity.INFO or limit == self.flat_share else "once alive "
         return Finding(
             severity=severity,
             layer=layer,
@@ -126,10 +128,9 @@ class VarianceCollapse(Rule):
             value=part,
             threshold=limit,
             certain=settled,
-            message=f"{count(len(channels), 'channel')} {was}({number(100 * part)} %, limit {number(100 * limit)} %) "
-            "no "
-            f"longer vary: running variance {number(float(lowest))} at eps {number(window.layers.eps[layer])}"
+            message=f"{count(len(channels), f'{was}channel')} ({number(100 * part)} %, limit {number(100 * limit)} %) "
+            f"no longer vary: running variance {number(float(lowest))}, eps {number(window.layers.eps[layer])}"
             f"{run_note(window, layer, step)}",
-            advice="look at what feeds the layer (a ReLU that is never positive, weights decayed to zero, a constant); "
+            advice="check what feeds the layer (a ReLU that is never positive, weights decayed to zero, a constant); "
             "lower the learning rate or the weight decay of the layer before",
         )

@@ -1,4 +1,4 @@
-"""BN106: batch variance that has left its own past behind."""
+"""BN106: a batch variance that has grown far beyond its baseline."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import count, number
+from bnmonitor.limits import FLAT
 from bnmonitor.results import Severity
 from bnmonitor.rules.advice import retreat
 from bnmonitor.rules.base import Finding, Rule, run_note
@@ -23,14 +24,15 @@ class VarianceExplosion(Rule):
     """The batch variance of a channel has grown a hundredfold against its own baseline.
 
     ## What it does
-    Compares each channel's batch variance, in three steps in a row, with the larger of two: its own baseline (the
-    robust middle of its past after warm-up, which follows slow changes and stands still while an alert is open), and
-    its own level as many steps ago as the running average remembers, ``1 / momentum``.
+    Compares each channel's batch variance, in three consecutive steps, with the larger of two levels. The first is the
+    channel's baseline: the robust median of its past after warm-up, which follows slow changes and is fixed while an
+    alert is open. The second is the channel's own level as many steps ago as the running average remembers,
+    ``1 / momentum``.
 
     ## Why is this bad?
     In training mode the layer divides the growth away, so the loss hides it for a while. The running statistics lag
     behind (evaluation is wrong until they catch up), half precision overflows, and most of the time the weights that
-    made it are still growing: a learning rate that is too high is the usual cause.
+    caused the growth are still growing. The usual cause is a learning rate that is too high.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -41,7 +43,7 @@ class VarianceExplosion(Rule):
     >>> str(finding.severity), finding.channels, finding.first_step
     ('warning', (1,), 59)
 
-    The same growth over the whole window is fast, but the running average can follow it:
+    The same growth spread over the whole window is fast, but the running average can follow it:
 
     >>> course[:, 1] = torch.logspace(0, 2.4, 64)
     >>> VarianceExplosion().check(make_window(batch_var=course))
@@ -49,24 +51,26 @@ class VarianceExplosion(Rule):
 
     ## What to do
     Look at the learning rate at the step where it began: lower its peak, lengthen the warm-up, or clip gradients
-    (``Trainer(gradient_clip_val=1.0)``). If only the first layer is concerned, look at the data of that step instead:
-    a missing normalization, a broken batch.
+    (``Trainer(gradient_clip_val=1.0)``). If only the first layer is affected, look at the data of that step instead: a
+    missing normalization or a broken batch.
 
     ## Thresholds
-    ``warn_factor = 100`` and ``error_factor = 1e4`` in variance: ten and a hundred times the deviation. A channel's
-    baseline counts as at least a tenth of its layer's middle one and ten times eps, so that a channel which comes to
-    life does not count as exploding. Three steps in a row, so that one odd batch does not count; and in the log at
-    least ``wild = 6`` robust deviations of the channel's own past, for one that jumps tenfold from batch to batch. ``1
-    / momentum`` steps (at least 10, at most half the window): growth by a factor ``1 + r`` a step leaves a half log lag
-    of ``log(1 + r (1 - m) / m) / 2`` in the running statistics, and a hundredfold in ``1 / m`` steps one of .82 at
-    momentum .1, above the error level of BN304. Slower growth leaves less, and healthy runs have it: a one-cycle
-    schedule took single layers up 100- to 900-fold in 60 steps, but at most 46-fold in 10.
+    ``warn_factor = 100`` and ``error_factor = 1e4`` in variance: 10 and 100 times the standard deviation. A channel's
+    baseline counts as at least a tenth of its layer's median baseline and at least ten times eps, so that a channel
+    which comes to life does not count as exploding. The growth must hold for three consecutive steps, so that a single
+    odd batch does not count. In the log it must also be at least ``wild = 6`` robust standard deviations of the
+    channel's own past, for channels that jump tenfold from batch to batch.
+
+    The second level is ``1 / momentum`` steps old (at least 10, at most half the window). Growth by a factor ``1 + r``
+    per step leaves the running statistics with half a log lag of ``log(1 + r (1 - m) / m) / 2``. A hundredfold growth
+    in ``1 / m`` steps leaves .82 at momentum .1, which is above the error level of BN304. Slower growth leaves less,
+    and healthy runs have it: a one-cycle schedule took single layers up 100- to 900-fold in 60 steps, but at most
+    46-fold in 10.
 
     ## Look-alikes
     The first steps, before the baseline exists, are not judged. Weights before a normalization grow in healthy
-    training, fast while the learning rate warms up: the second level is for that.
-
-    If half of the layers jump at once it is the learning rate's fault, and BN704 speaks for all of them.
+    training, and fast while the learning rate warms up; the second level covers this. If half of the layers jump at
+    once, the learning rate is the cause, and BN704 reports it for all of them.
 
     ## References
     Bjorck et al., Understanding Batch Normalization, 2018; matterport/Mask_RCNN#573.
@@ -95,9 +99,9 @@ class VarianceExplosion(Rule):
         ]
 
     def _growth(self, window: Window) -> torch.Tensor | None:
-        """Log factor by which each channel has grown, at each new step: ``[T', C]``; None before it can be told."""
+        """Log factor by which each channel has grown, at each new step: ``[T', C]``; None while it is unknown."""
         new, row, rate = max(1, window.fresh), self.steps_in_a_row, window.momentum[-1]
-        # No growth is larger than that of the largest value since over its own past, which takes one pass to find.
+        # The largest recent value over the baseline bounds every growth, and takes one pass to compute.
         top = window.batch_var[-(new + row - 1) :].amax(0).log_() - window.baseline.log_var
         if bool(top.amax() <= math.log(self.warn_factor)) or bool(window.baseline.log_var.isnan().all()):
             return None
@@ -116,12 +120,12 @@ class VarianceExplosion(Rule):
         return growth
 
     def _reference(self, window: Window) -> torch.Tensor:
-        """Log of what growth is measured from: ``[C]``; higher for a channel that is wild by nature."""
+        """Log of the level that growth is measured from: ``[C]``; higher for a channel that always varies much."""
         layers = window.layers
         wild = (self.wild * MAD * window.baseline.spread - math.log(self.warn_factor)).clamp(min=0).nan_to_num(0.0)
         own = window.baseline.log_var + wild
         typical = layers.segments.median(own)[layers.owner] + math.log(0.1)
-        return torch.maximum(torch.maximum(own, typical), (10 * layers.eps_by_channel).log())
+        return torch.maximum(torch.maximum(own, typical), (FLAT * layers.eps_by_channel).log())
 
     def _finding(self, window: Window, growth: torch.Tensor, layer: int) -> Finding:
         mine = growth[:, window.layers.span(layer)]
@@ -138,17 +142,17 @@ class VarianceExplosion(Rule):
             first_step=step,
             value=factor,
             threshold=self.error_factor if error else self.warn_factor,
-            message=f"batch variance of {count(len(channels), 'channel')} is up to {number(factor)} times what it was "
-            f"(limit {number(self.error_factor if error else self.warn_factor)})"
+            message=f"the batch variance of {count(len(channels), 'channel')} is up to {number(factor)}× its "
+            f"earlier value (limit {number(self.error_factor if error else self.warn_factor)})"
             f"{run_note(window, layer, step)}",
             advice=f"{retreat(window, step, 'lower the peak learning rate')} or clip gradients: "
             "Trainer(gradient_clip_val=1.0); "
-            "if only the first layer is concerned, look at the data of that step",
+            "if only the first layer is affected, check the data of that step",
         )
 
 
 def _floor(rows: torch.Tensor, length: int) -> torch.Tensor:
-    """Smallest value of every ``length`` rows in a row."""
+    """Smallest value of every ``length`` consecutive rows."""
     low = rows[length - 1 :]
     for shift in range(1, length):
         low = torch.minimum(low, rows[length - 1 - shift : len(rows) - shift])

@@ -1,4 +1,4 @@
-"""BN701: channels that gamma or beta have switched off."""
+"""BN701: channels that gamma or beta has switched off."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import number
+from bnmonitor.limits import ALWAYS_ZERO, DEAD_BETA, DEAD_GAMMA, MANY_DEAD
 from bnmonitor.measures import median, share
 from bnmonitor.results import Severity
 from bnmonitor.rules.advice import retreat
@@ -17,17 +18,16 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class DeadChannels(Rule):
-    """Gamma has vanished, or beta is so negative that the ReLU behind never opens.
+    """Gamma has vanished, or beta is so negative that the ReLU after the layer never opens.
 
     ## What it does
-    Calls a channel dead if gamma has fallen below a hundredth of its start and gets no gradient any more, or if
-    ``beta / abs(gamma)`` is below -3.1 in front of a ReLU or ReLU6. If activations were sampled since then,
-    they must agree.
+    Counts a channel as dead if gamma has fallen below a hundredth of its start and no longer gets a gradient, or if
+    ``beta / abs(gamma)`` is below -3.1 before a ReLU or ReLU6. If activations were sampled since then, they must agree.
     The share of dead channels in a layer decides the severity.
 
     ## Why is this bad?
-    The output of the channel is constant, its gradient is zero, and only weight decay still acts on it: it can
-    not come back. What is left of the layer does the work of all.
+    The output of the channel is constant, its gradient is zero, and only weight decay still acts on it, so it cannot
+    recover. The remaining channels have to do the work of all.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -35,7 +35,7 @@ class DeadChannels(Rule):
     >>> str(finding.severity), finding.channels
     ('warning', (1, 2))
 
-    Without a ReLU behind, a negative beta is nothing special; nor is a zero-initialized gamma that gets a gradient:
+    A negative beta without a ReLU after it stays quiet, and so does a zero-initialized gamma that gets a gradient:
 
     >>> DeadChannels().check(make_window(beta=[0.0, -5.0, -6.0, 0.1]))
     []
@@ -43,17 +43,16 @@ class DeadChannels(Rule):
     []
 
     ## What to do
-    Lower the learning rate (the chance grows with its square) or lengthen the warm-up; take weight decay off
-    gamma and beta (``bnmonitor.remedies.parameter_groups``); use a leaky activation. Channels that are dead for
-    good can be pruned.
+    Lower the learning rate (the risk grows with its square) or lengthen the warm-up; remove weight decay from gamma and
+    beta (``bnmonitor.remedies.parameter_groups``); use a leaky activation. Channels that stay dead can be pruned.
 
     ## Thresholds
-    ``gamma_share = .01`` of the start (Frankle et al. 2021 count ``abs(gamma) < .01``). ``beta_ratio = -3.1``: behind a
+    ``gamma_share = .01`` of the start (Frankle et al. 2021 count ``abs(gamma) < .01``). ``beta_ratio = -3.1``: after a
     normalization the ReLU then opens once in a thousand values, ``Phi(-3.1) = .001``. ``info_share = .1``,
-    ``warn_share = .33`` (about as many as training only gamma and beta switches off by itself), ``error_share = .75``.
+    ``warn_share = .33`` (about the share that dies in a training of gamma and beta alone), ``error_share = .75``.
 
     ## Look-alikes
-    Residual branches that start at gamma = 0: their gradient lives. Pruning by gamma on purpose: ignore it there.
+    Residual branches that start at gamma = 0 still get a gradient. If you prune by gamma on purpose, ignore the rule.
 
     ## References
     Zhou et al., How does BN increase collapsed neural network filters, 2020; Frankle et al., Training BatchNorm
@@ -66,11 +65,11 @@ class DeadChannels(Rule):
     needs: ClassVar[frozenset[str]] = frozenset({"affine"})
     follows: ClassVar[frozenset[str]] = frozenset({"BN704"})
 
-    gamma_share: float = 0.01
-    beta_ratio: float = -3.1
-    zero_share: float = 0.999
+    gamma_share: float = DEAD_GAMMA
+    beta_ratio: float = DEAD_BETA
+    zero_share: float = ALWAYS_ZERO
     vanished: float = 1e-8
-    info_share: float = 0.1
+    info_share: float = MANY_DEAD
     warn_share: float = 0.33
     error_share: float = 0.75
     least_steps: int = 10
@@ -106,7 +105,7 @@ class DeadChannels(Rule):
         return window.beta < self.beta_ratio * window.gamma.abs()
 
     def _vanished(self, window: Window) -> torch.Tensor:
-        """Channels whose gamma is gone and gets no gradient."""
+        """Channels with a vanished gamma that gets no gradient."""
         start = window.baseline.gamma.abs()
         small = window.gamma[-1].abs() < self.gamma_share * start.where(start > 0, 1.0)
         if not small.any():
@@ -140,6 +139,6 @@ class DeadChannels(Rule):
             threshold=limit,
             message=f"{len(channels)} of {window.layers.channels[layer]} channels ({number(100 * part)} %) are "
             f"switched off by gamma or beta and get no gradient{rate_note(window, step)}",
-            advice=f"{retreat(window, step, 'lower the learning rate or lengthen its warm-up')}, and take weight "
-            "decay off gamma and beta: bnmonitor.remedies.parameter_groups(model, weight_decay=...)",
+            advice=f"{retreat(window, step, 'lower the learning rate or lengthen its warm-up')}, and remove weight "
+            "decay from gamma and beta: bnmonitor.remedies.parameter_groups(model, weight_decay=...)",
         )

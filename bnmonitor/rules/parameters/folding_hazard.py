@@ -17,16 +17,16 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class FoldingHazard(Rule):
-    """The scales by which a layer multiplies its channels in evaluation differ so much that 8 bits cannot hold them.
+    """The scales that a layer applies to its channels in evaluation differ too much for 8 bits.
 
     ## What it does
-    Compares, at the end of training, each channel's ``abs(gamma) / sqrt(running_var + eps)`` with the middle one of its
-    layer. That is the factor by which the weights of the producer are multiplied when the layer is folded into it.
+    At the end of training, compares each channel's ``abs(gamma) / sqrt(running_var + eps)`` with the median of its
+    layer. Folding multiplies the weights of the operation before the layer by this factor.
 
     ## Why is this bad?
-    Quantization with one scale for the whole tensor gives 127 steps to the largest weight. One channel with next to no
-    variance is multiplied by up to ``gamma / sqrt(eps)``, 316 times gamma, and takes the steps of all others:
-    MobileNet fell from 70 % to 2 % that way. Training and evaluation in floating point do not notice.
+    Quantization with one scale for the whole tensor gives 127 steps to the largest weight. A channel with almost no
+    variance is multiplied by up to ``gamma / sqrt(eps)``, 316 times gamma, and takes the steps of all other channels:
+    this made MobileNet fall from 70 % to 2 %. Training and evaluation in floating point do not show the problem.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -38,16 +38,15 @@ class FoldingHazard(Rule):
     []
 
     ## What to do
-    Quantize per channel. Or set gamma of the named channels to 0 and put what they say into beta, before folding: a
-    channel that does not vary is a constant. Cross-layer equalization helps where they do vary.
+    Quantize per channel. Or, before folding, set gamma of the named channels to 0 and move their constant output into
+    beta: a channel that does not vary is a constant. Cross-layer equalization helps for channels that do vary.
 
     ## Thresholds
-    ``info_ratio = 20``: the middle channel is left with 6 steps of 127. ``warn_ratio = 127``: it is left with one or
-    none.
+    ``info_ratio = 20``: the median channel keeps 6 steps of 127. ``warn_ratio = 127``: it keeps one or none.
 
     ## Look-alikes
-    A layer right on the input cannot be folded into anything and is not judged. Who quantizes per channel, or not at
-    all, may ignore it.
+    A layer directly on the input cannot be folded into anything and is not judged. If you quantize per channel, or not
+    at all, ignore the rule.
 
     ## References
     Sheng et al., A Quantization-Friendly Separable Convolution for MobileNets, 2018; Nagel et al., Data-Free
@@ -64,7 +63,7 @@ class FoldingHazard(Rule):
     warn_ratio: float = 127.0
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the layers whose scales are far apart."""
+        """Find the layers with scales that differ too much."""
         scale = window.gamma[-1].abs() / (window.running_var[-1] + window.layers.eps_by_channel).sqrt()
         ratio = scale / median(scale, window)[window.layers.owner]
         ratio = ratio.where(ratio.isfinite() & self._foldable(window)[window.layers.owner], 0.0)
@@ -72,7 +71,7 @@ class FoldingHazard(Rule):
         return [self._finding(window, layer, ratio) for layer in over.nonzero().flatten().tolist()]
 
     def _foldable(self, window: Window) -> Tensor:
-        """Layers that something with weights feeds, or of which that is not known: ``[L]`` bool."""
+        """Layers after an operation with weights, or with an unknown input: ``[L]`` bool."""
         structure = window.facts.structure
         places = structure.places if structure is not None else ()
         on_input = [not place.blind and place.distance == 0 and place.root for place in places]
@@ -90,7 +89,8 @@ class FoldingHazard(Rule):
             first_step=window.steps[-1],
             value=value,
             threshold=limit,
-            message=f"folded into the layer before, {count(len(channels), 'channel')} would be multiplied by up to "
-            f"{number(value)} times what the middle one is, which in 8 bits keeps {int(127 / value)} of 127 steps",
+            message=f"folding into the layer before would scale {count(len(channels), 'channel')} by up to "
+            f"{number(value)} times the factor of the median channel, which keeps {int(127 / value)} of 127 steps in "
+            "8 bits",
             advice="quantize per channel, or set gamma of these channels to 0 before folding",
         )

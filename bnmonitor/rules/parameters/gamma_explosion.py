@@ -1,4 +1,4 @@
-"""BN702: gamma that has grown out of proportion."""
+"""BN702: a gamma far above its start or above the rest of its layer."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class GammaExplosion(Rule):
-    """Gamma of a channel is ten times what it was at the start, or far outside its layer and still growing.
+    """Gamma of a channel is ten times its value at the start, or far above the rest of its layer and still growing.
 
     ## What it does
-    Compares each channel's ``abs(gamma)`` with its own start, which counts as at least the middle of its layer at the
-    start and at least ``least_start``. Besides, looks for channels that are far from the rest of their layer, by the
-    layer's own spread, and have grown through the window.
+    Compares each channel's ``abs(gamma)`` with its own start, which counts as at least the median of its layer at the
+    start and at least ``least_start``. The rule also looks for channels that are far above the rest of their layer,
+    measured by the spread of that layer, and have grown within the window.
 
     ## Why is this bad?
-    Gamma is the only scale that a normalized layer has: a channel with ten times the gamma drowns the others in the
-    next layer, and its gradient grows alike. In half precision it is where activations begin to overflow, and in
-    quantization it takes the range of all others (BN707).
+    Gamma is the only scale that a normalized layer has: a channel with ten times the gamma dominates the others in the
+    next layer, and its gradient grows in proportion. In half precision, activations overflow in such a channel first.
+    In quantization it takes the range of all other channels (BN707).
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -42,19 +42,20 @@ class GammaExplosion(Rule):
     []
 
     ## What to do
-    Lower the learning rate of gamma, or clip gradients (``Trainer(gradient_clip_val=1.0)``); look at what reads the
-    channel: often it has learned to cancel it.
+    Lower the learning rate of gamma, or clip gradients (``Trainer(gradient_clip_val=1.0)``). Look at the layer that
+    reads the channel: often it has learned to cancel the channel.
 
     ## Thresholds
-    ``growth = 10`` against the start, ``least_start = .5``: a gamma that starts at zero or near it is on its way to
-    one, and is judged from 5 on; healthy residual branches reached 2.2. ``spread = 10`` deviations of the layer, by the
-    median absolute deviation, of which a Gaussian layer of any width never has one; the deviation counts as at least
-    ``least_spread = .2`` of the layer's middle or of 1, the scale that gamma is made for, so that neither a layer in
-    which all gammas are alike nor one that has only left zero is judged by what is no spread yet. And the channel must
-    have grown by ``growing = 1 %`` within the window.
+    ``growth = 10`` against the start, ``least_start = .5``: a gamma that starts at or near zero is expected to grow to
+    one, and is judged from 5 on; healthy residual branches reached 2.2.
+
+    ``spread = 10`` standard deviations of the layer, estimated from the median absolute deviation; a Gaussian layer of
+    any width never has such a channel. This standard deviation counts as at least ``least_spread = .2`` of the layer's
+    median or of 1, the usual scale of gamma, whichever is larger. This avoids alerts in a layer with equal gammas, and
+    in one that has only just left zero. The channel must also have grown by ``growing = 1 %`` within the window.
 
     ## Look-alikes
-    A learning rate that is too high for the whole model moves every gamma: BN704 speaks then.
+    A learning rate that is too high for the whole model moves every gamma: BN704 reports that.
 
     ## References
     Luo et al., Towards Understanding Regularization in Batch Normalization, 2019; deepinsight/insightface#277.
@@ -78,7 +79,7 @@ class GammaExplosion(Rule):
         now, segments = window.gamma[-1].abs(), window.layers.segments
         middle = median(now, window)
         room = self.spread * self.least_spread * middle.clamp(min=1.0)
-        # Nearly always nothing is that large, and the rest need not be computed.
+        # Nearly always no gamma is that large, and the rest need not be computed.
         limit = (middle + room).clamp(max=self.growth * self.least_start)
         if not (now > limit[window.layers.owner]).any():
             return []
@@ -93,7 +94,7 @@ class GammaExplosion(Rule):
         return torch.fmax(start, median(start, window)[window.layers.owner]).nan_to_num(0.0).clamp(min=self.least_start)
 
     def _outside(self, window: Window, now: Tensor, middle: Tensor) -> Tensor:
-        """Distance from the layer's middle, in its deviations, of the channels that still grow; 0 for the others."""
+        """Distance of growing channels from the layer's median, in its standard deviations; 0 for the others."""
         owner = window.layers.owner
         spread = 1.4826 * median((now - middle[owner]).abs(), window)
         spread = torch.maximum(spread, self.least_spread * middle.clamp(min=1.0))
@@ -109,7 +110,8 @@ class GammaExplosion(Rule):
         course = (window.gamma[:, span].abs() / self._start(window)[span])[:, mine].nan_to_num(0.0).amax(1)
         step = onset(course > (self.growth if by_growth else 0.9 * course[-1].item()), window)
         largest = number(window.gamma[-1, span][mine].abs().max().item())
-        what = f"{number(factor)} times its start" if by_growth else f"{number(far)} deviations from the layer's middle"
+        outlier = f"{number(far)} standard deviations above the layer's median"
+        what = f"{number(factor)}× its start" if by_growth else outlier
         return Finding(
             severity=Severity.WARNING,
             layer=layer,

@@ -15,7 +15,7 @@ from bnmonitor.rules.base import Finding, Rule, rate_note
 from bnmonitor.window import Window
 
 _CACHED = 1 << 16
-"""Numbers in double precision that fit into a core's cache."""
+"""Count of double precision numbers that fit into the cache of a core."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +23,15 @@ class GradientGrowthWithDepth(Rule):
     """Along a chain of layers without a skip connection, the gradient of gamma grows exponentially toward the input.
 
     ## What it does
-    Takes the chains of layers in which each follows the one before without a skip connection, as the autograd graph
-    shows them, and fits a line through the log of the gradient of gamma, root mean square over the channels and middle
-    over the window, against the position in the chain.
+    Takes the chains in the autograd graph in which each layer follows another without a skip connection. Measures the
+    gradient of gamma of each layer: the root mean square over the channels, then the median over the window. Fits a
+    line through the log of this gradient against the position in the chain.
 
     ## Why is this bad?
-    In a deep plain network with batch normalization the gradient at the start grows by about 1.2 per layer, whatever
-    the initialization: batch normalization keeps the forward pass in bounds and pays for it in the backward. The first
-    layers then take steps that are hundreds of times as large as those of the last: no learning rate suits both.
+    In a deep plain network with batch normalization the gradient at the start of training grows by about 1.2 per layer,
+    whatever the initialization: batch normalization keeps the forward pass in bounds, at the price of the backward
+    pass. The first layers then take steps hundreds of times as large as those of the last layers, and no learning rate
+    suits both.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -40,25 +41,25 @@ class GradientGrowthWithDepth(Rule):
     >>> round(finding.value, 2), finding.layer, len(finding.layers)
     (1.3, 0, 12)
 
-    With a skip connection around every layer nothing accumulates:
+    With a skip connection around every layer, nothing accumulates:
 
     >>> GradientGrowthWithDepth().check(make_window(channels=(1,) * 12, gamma_grad=gradient))
     []
 
     ## What to do
-    Add skip connections every few layers. Where that is out of the question: warm the learning rate up, clip gradients,
-    or make the network nearly linear at the start (a leaky activation, an orthogonal initialization).
+    Add skip connections every few layers. If that is not possible, warm the learning rate up, clip gradients, or make
+    the network nearly linear at the start (a leaky activation, an orthogonal initialization).
 
     ## Thresholds
     ``growth = 1.15`` per layer over ``least_layers = 10`` layers or more, and ``total = 10`` along the chain: theory
     gives 1.21 per layer for ReLU at the start, which is tenfold after 12 layers and 117-fold after 25. The line must
-    explain ``fit = .5`` of the variance of the logs, or it is no growth with depth but one layer that is different. It
-    has to last for 20 steps: most networks train their way out of it. Measured on digits, chains of 10 to 24
-    convolutions grew by 1.14 at most, a chain of 12 linear layers that trained well by up to 1.21, eightfold in all,
-    and one of 25 by 1.21 over 50 steps, hundredfold, and learned little.
+    explain ``fit = .5`` of the variance of the logs; otherwise one layer differs and the gradient does not grow with
+    depth. The growth must last for 20 steps, because most networks train their way out of it. Measured on digits,
+    chains of 10 to 24 convolutions grew by 1.14 at most. A chain of 12 linear layers that trained well grew by up to
+    1.21, eightfold in all. A chain of 25 grew by 1.21 over 50 steps, hundredfold in all, and learned little.
 
     ## Look-alikes
-    A bottleneck or a change of width in the middle of a chain, which the fit is for. Residual networks: their chains
+    A bottleneck or a change of width in the middle of a chain: the fit excludes these. Residual networks: their chains
     end at each addition.
 
     ## References
@@ -88,7 +89,7 @@ class GradientGrowthWithDepth(Rule):
         return [finding for finding in findings if finding is not None]
 
     def _size(self, window: Window) -> Tensor:
-        """Log of the gradient of gamma: root mean square over the channels, middle of some new steps: ``[L]``."""
+        """Log of the gradient of gamma: root mean square over the channels, median of some new steps: ``[L]``."""
         gradient = window.gamma_grad[-max(self.least_steps, window.fresh) :]
         gradient = gradient[:: max(1, len(gradient) // self.least_steps)]
         width = torch.tensor(window.layers.channels, device="cpu")

@@ -17,19 +17,19 @@ from bnmonitor.window import CHANNEL_STATISTICS, LAYER_STATISTICS, Window
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRateTooHigh(Rule):
-    """The batch statistics of many layers at once jump about, in layers that were calm before.
+    """The batch statistics of many layers change strongly from step to step, in layers that were calm before.
 
     ## What it does
-    Measures the batch distance of each layer: how far its batches are from its running statistics, and how far their
-    mean moves from one step to the next, in the middle channel. Speaks if half of the layers or more, and not just one
-    of two, have left the level of their own calm times behind: the weights take steps after which every layer is
-    another one.
-    One alert for all layers.
+    Measures the batch distance of each layer: how far its batches are from its running statistics. Also measures the
+    jump: how far the batch mean moves from one step to the next. Both are those of the median channel. Reports if at
+    least half of the layers, and not just one of two, have left the level of their own calm times: the weights then
+    take steps after which every layer computes something else. One alert for all layers.
 
     ## Why is this bad?
-    Batch normalization lets a network train at rates that would make it diverge without, because the scale of the
-    weights before it does not matter. It does not make every rate a good one: what was learned is lost within a few
-    steps, channels die (BN701), and the running statistics describe no network that ever was.
+    Batch normalization lets a network train at learning rates that would otherwise make it diverge, because the scale
+    of the weights before the layer does not matter. It does not make every rate a good one: the network loses within a
+    few steps what it had learned, channels die (BN701), and the running statistics describe no network that ever
+    existed.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -40,39 +40,40 @@ class LearningRateTooHigh(Rule):
     >>> len(finding.layers), round(finding.value, 2)
     (2, 0.6)
 
-    One layer of several may have a fault of its own, which is not the learning rate's:
+    One layer of several may have a fault of its own, which the learning rate did not cause:
 
     >>> wild[:, 2:] = 0.0
     >>> LearningRateTooHigh().check(make_window(channels=(2, 2, 2), batch_mean=wild))
     []
 
     ## What to do
-    Go back to the rate that was in force before, or lower the peak of the schedule to a third; lengthen the warm-up, or
-    clip gradients (``Trainer(gradient_clip_val=1.0)``). Look at it where the message says it began.
+    Go back to the previous learning rate, or lower the peak of the schedule to a third; lengthen the warm-up, or clip
+    gradients (``Trainer(gradient_clip_val=1.0)``). Look at the learning rate at the step where the message says it
+    began.
 
     ## Thresholds
-    ``least_distance = .3`` deviations and ``growth = 4`` times the calm level. The running statistics of momentum ``m``
-    are ``(1 - m) / m`` steps behind, nine at .1: a batch distance of .3 is one that BN304 would call a stale average,
-    were it always to one side. ``jump_growth = 1.5``: the mean must also move more from batch to batch, which it does
-    not after a single change of the data.
+    ``least_distance = .3`` standard deviations and ``growth = 4`` times the calm level. The running statistics with
+    momentum ``m`` are ``(1 - m) / m`` steps behind, nine at .1: BN304 would call a batch distance of .3 a stale average
+    if it were always to one side. ``jump_growth = 1.5``: the mean must also move more from batch to batch, which does
+    not happen after a single change of the data.
 
-    ``sudden_distance = .06`` and ``sudden_growth = 2``, and no word of the mean, if the learning rate was raised
-    fourfold to thirtyfold (``sudden_from``, ``sudden_to``) within 20 steps, above all rates so far: that needs less of
-    a proof. From a rate near zero, as before a warm-up by epochs, a rise is no sign.
+    ``sudden_distance = .06`` and ``sudden_growth = 2``, without a condition on the mean, if the learning rate rose
+    fourfold to thirtyfold (``sudden_from``, ``sudden_to``) within 20 steps, above all rates so far: such a rise needs
+    less evidence. A rise from a rate near zero, as in a warm-up by epochs, does not count as one.
 
-    Where the statistics are lost to a NaN or an infinity, the steps before it are judged instead:
-    those since the learning rate was raised fourfold or more from one step to the next, if that was within 20 steps,
-    else the last ten. The calm level is that of the time before.
+    If a NaN or an infinity has destroyed the running statistics, the rule judges the steps before it instead: the steps
+    since a rise of the learning rate, fourfold or more from one step to the next, if it was within 20 steps; otherwise
+    the last ten. The calm level is that of the time before.
 
-    Measured in the middle layer: 125 healthy trainings of 60,000 steps and 20 more schedules (warm-up over 20 to 500
+    Measured in the median layer: 125 healthy trainings of 60,000 steps and 20 more schedules (warm-up over 20 to 500
     steps and by epochs, one-cycle to .4, restarts, triangles, Adam to .01) reached .32 where the rate rose to its peak,
-    never more than 3 times the calm level at once with .1; a tenfold rate in the middle of training took the same
+    and never more than 3 times the calm level together with .1. A tenfold rate in the middle of training took the same
     networks to .06 to .49 and 2 to 18 times within 20 steps.
 
     ## Look-alikes
-    The first steps, which are not judged. Restarts and one-cycle peaks, which stay below. New data in the middle of
-    training move every layer once. A fault of one layer is told by BN106 or BN702, which count as followers
-    where all layers jump.
+    The first steps are not judged. Restarts and one-cycle peaks stay below the thresholds. New data in the middle of
+    training moves every layer once. BN106 or BN702 reports a fault of one layer; where all layers jump, their findings
+    count as effects of this alert.
 
     ## References
     Ioffe and Szegedy, Batch Normalization, 2015, section 3.3; Bjorck et al., Understanding Batch Normalization, 2018;
@@ -101,26 +102,26 @@ class LearningRateTooHigh(Rule):
         return self._before(window, lost) if lost.any() else self._judge(window, now, moved)
 
     def _before(self, window: Window, lost: Tensor) -> list[Finding]:
-        """Judge the steps before the statistics of some layers were no numbers any more."""
+        """Judge the steps before the running statistics of some layers stopped being finite."""
         channels = lost[window.layers.owner]
         finite = window.shift[:, channels].isfinite() & window.running_var[:, channels].isfinite()
         gone = finite.double().mean(1) < 0.5
-        # What was gone when the window began has no steps before it.
+        # If they were not finite when the window began, there are no steps to judge.
         end = int(gone.long().argmax())
         if not end:
             return []
         step = rise(window, window.steps[end])
-        # The first batch that the new weights see is that after the rise.
+        # The new weights first see the batch after the rise.
         steps = DISTANCE_STEPS if step is None else end - window.steps.index(step) - 1
         if not steps:
             return []
         past = _until(window, end)
         found = self._judge(past, batch_distance(past.last(steps)), jump(past.last(steps + 1)))
-        told = f"; no numbers any more from step {window.steps[end]} on"
-        return [replace(finding, message=f"{finding.message}{told}") for finding in found]
+        lost_at = f"; running statistics not finite from step {window.steps[end]} on"
+        return [replace(finding, message=f"{finding.message}{lost_at}") for finding in found]
 
     def _judge(self, window: Window, now: Tensor, moved: Tensor) -> list[Finding]:
-        """Compare batch_distance and jumps, ``[L]`` each, with those of calm times."""
+        """Compare batch distances and jumps, ``[L]`` each, with those of calm times."""
         calm = window.baseline.batch_distance
         judged = window.training[-1] & now.isfinite() & calm.isfinite()
         raised = self._raised(window)
@@ -129,13 +130,13 @@ class LearningRateTooHigh(Rule):
         wild = judged & (now > least) & (now > growth * calm)
         wild &= raised | (moved > self.jump_growth * window.baseline.jump)
         count_wild, count_judged = int(wild.sum()), int(judged.sum())
-        # One layer of two is a fault of that layer, however large its share.
+        # If one layer of two is affected, the fault is that layer's own, however large its share.
         if not count_wild or count_wild < max(self.least_share * count_judged, min(2, count_judged)):
             return []
         return [self._finding(window, now, wild, judged, bool((raised & wild).any()))]
 
     def _raised(self, window: Window) -> Tensor:
-        """Layers for which the learning rate was raised at once, to where it never was: ``[L]`` bool."""
+        """Layers with a sudden rise of the learning rate above all earlier rates: ``[L]`` bool."""
         before, now = window.baseline.rate, window.learning_rate()
         return (before > 0) & (now >= self.sudden_from * before) & (now <= self.sudden_to * before)
 
@@ -161,14 +162,14 @@ class LearningRateTooHigh(Rule):
             first_step=step,
             value=value,
             threshold=self.sudden_distance if raised else self.least_distance,
-            message=f"in {int(wild.sum())} of {count(len(layers), 'layer')} the batches are {number(value)} deviations "
-            f"from the running statistics, {number(value / calm)} times as far as in calm times"
+            message=f"in {int(wild.sum())} of {count(len(layers), 'layer')} the batches are {number(value)} standard "
+            f"deviations from the running statistics, {number(value / calm)}× the usual distance"
             f"{rate_note(window, step)}",
             advice=f"{advice}; clip gradients: Trainer(gradient_clip_val=1.0)",
         )
 
     def _since(self, window: Window, layer: int, calm: float) -> int:
-        """The step since when a layer has been restless."""
+        """The step at which the batch distance of a layer left its calm level."""
         span = window.layers.span(layer)
         shift, ratio = window.shift[:, span].abs(), window.ratio[:, span]
         course = torch.maximum(shift, (ratio - 1 / ratio).abs() / 2).nanmedian(1).values
@@ -176,7 +177,7 @@ class LearningRateTooHigh(Rule):
 
 
 def _until(window: Window, end: int) -> Window:
-    """The same window without its steps from a position on."""
+    """The window cut off before a position."""
     rows = {name: getattr(window, name)[:end] for name in CHANNEL_STATISTICS + LAYER_STATISTICS}
     facts = replace(window.facts, learning_rates=window.facts.learning_rates[:end])
     return replace(window, steps=window.steps[:end], fresh=min(window.fresh, end), facts=facts, **rows)

@@ -1,4 +1,4 @@
-"""BN705: a learning rate at which nothing moves."""
+"""BN705: a learning rate that is too low to change the model."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRateTooLow(Rule):
-    """Gamma, beta and the batch statistics of every layer stand still, although gradients arrive.
+    """Gamma, beta and the batch statistics of every layer do not change, although gradients arrive.
 
     ## What it does
-    Compares the first and the last step of a long window: how far gamma and beta have gone per step, against the size
-    of gamma, and how far the batch means have drifted, against what the noise of the batches allows to tell. Speaks if
-    no layer that trains has moved, and either gamma has hardly moved since the start or the rate is far below its peak.
+    Compares the first and the last step of a long window in two ways. The first is the change of gamma and beta per
+    step, relative to the size of gamma. The second is the drift of the batch means, relative to what the noise of the
+    batches lets one detect. Reports if no trained layer has moved, and either gamma has hardly changed since the start
+    or the learning rate is far below its peak.
 
     ## Why is this bad?
-    The run costs as much as one that learns. Batch normalization bears higher rates than the same network without:
-    the usual mistake is to keep the rate of the network without it.
+    The run costs as much as one that learns. A network with batch normalization allows higher learning rates than the
+    same network without: the usual mistake is to keep the rate of the latter.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -40,18 +41,19 @@ class LearningRateTooLow(Rule):
     []
 
     ## What to do
-    Raise the learning rate tenfold, and again, until the loss moves; with a warm-up of a few hundred steps it may go as
-    high as the loss bears. If a schedule has brought it there, end the run or restart the schedule.
+    Raise the learning rate tenfold, and again, until the loss moves; with a warm-up of a few hundred steps, raise it as
+    far as the loss stays stable. If a schedule has lowered it this far, end the run or restart the schedule.
 
     ## Thresholds
-    ``least_ratio = 1e-6`` of gamma per step, or of 1 where gamma began at zero: 100,000 steps would change it by a
-    tenth; below 6e-8 a number near 1 does not change at all in float32. ``least_drift = 1e-4`` deviations per step, or
-    three standard errors of the batch means if that is more. ``moved = 1e-3`` since the start, ``lowered = 30`` below
-    the peak: a network that has learned and stands still at an unchanged rate has converged. At least ``least_steps =
-    50``, with a rate that a schedule does not move meanwhile, and four optimizer steps.
+    ``least_ratio = 1e-6`` of gamma per step, or of 1 if gamma began at zero: 100,000 steps would change it by a tenth.
+    Below 6e-8 a number near 1 does not change at all in float32. ``least_drift = 1e-4`` standard deviations per step,
+    or three standard errors of the batch means if that is more. ``moved = 1e-3`` since the start and ``lowered = 30``
+    below the peak: a network that has learned and no longer changes at an unchanged rate has converged. The window must
+    have at least ``least_steps = 50`` steps, during which no schedule moves the rate, and four optimizer steps.
 
     ## Look-alikes
-    The tail of a cosine, where the rate still moves; a converged network; frozen layers, which are not judged.
+    The tail of a cosine schedule, in which the rate still moves; a converged network; frozen layers, which are not
+    judged.
 
     ## References
     Ioffe and Szegedy, Batch Normalization, 2015, section 4.2.1; Santurkar et al., How Does Batch Normalization Help
@@ -92,7 +94,7 @@ class LearningRateTooLow(Rule):
         return bool(rates) and not min(rates) >= (1 - self.schedule) * max(rates)
 
     def _moves(self, window: Window) -> bool:
-        """Whether the first layer that trains has clearly moved, so that the others need not be looked at."""
+        """Whether the first trained layer has clearly moved, so that the others need no check."""
         layer = int(window.facts.affine_trains.long().argmax())
         span = window.layers.span(layer)
         gradient, gamma = window.gamma_grad[-1, span], window.gamma[:, span]
@@ -103,13 +105,13 @@ class LearningRateTooLow(Rule):
         return bool(gone > 2 * self.least_ratio * (len(window) - 1) * size.clamp(min=1e-12))
 
     def _ratio(self, window: Window) -> Tensor:
-        """How far gamma and beta have gone per step, against the size of gamma: ``[L]``."""
+        """Change of gamma and beta per step, relative to the size of gamma: ``[L]``."""
         size = self._scale(window)
         gone = torch.maximum(*(self._size(window, rows[-1] - rows[0]) for rows in (window.gamma, window.beta)))
         return gone / size.clamp(min=1e-12) / (len(window) - 1)
 
     def _scale(self, window: Window) -> Tensor:
-        """What a move is measured against: the size of gamma, and 1 for each gamma that began at zero: ``[L]``."""
+        """Reference for a change: the size of gamma, or 1 for each gamma that began at zero: ``[L]``."""
         gamma = window.gamma[-1].abs()
         return self._size(window, gamma.where(window.baseline.gamma != 0, gamma.clamp(min=1.0)))
 
@@ -117,13 +119,13 @@ class LearningRateTooLow(Rule):
         return window.layers.segments.sum(values.square()).sqrt()
 
     def _low(self, window: Window) -> Tensor:
-        """Layers that have not learned yet, or no longer do because the rate was lowered: ``[L]`` bool."""
+        """Layers that have not learned yet, or stopped learning because the rate was lowered: ``[L]`` bool."""
         gone = self._size(window, window.gamma[-1] - window.baseline.gamma)
         moved = gone > self.moved * self._scale(window)
         return ~moved | (window.baseline.rate > self.lowered * window.learning_rate())
 
     def _drifts(self, window: Window) -> Tensor:
-        """Layers whose batch means have drifted by more than can be noise: ``[L]`` bool."""
+        """Layers with batch means that drifted by more than noise explains: ``[L]`` bool."""
         half = len(window) // 2
         halves = [mean_over_steps(rows) for rows in (window.batch_mean[:half], window.batch_mean[-half:])]
         spread = (window.running_var[-1] + window.layers.eps_by_channel).sqrt()
@@ -142,7 +144,7 @@ class LearningRateTooLow(Rule):
             first_step=window.steps[0],
             value=value,
             threshold=self.least_ratio,
-            message=f"gamma and beta of {count(len(layers), 'layer')} move by {number(value)} of gamma per step "
-            f"at most, and the batch statistics stand still{rate_note(window, window.steps[-1])}",
-            advice=f"raise the learning rate{f' to {number(10 * rate)}' * (rate > 0)} and see whether the loss moves",
+            message=f"gamma and beta of {count(len(layers), 'layer')} change by at most {number(value)} of gamma per "
+            f"step, and the batch statistics do not change{rate_note(window, window.steps[-1])}",
+            advice=f"raise the learning rate{f' to {number(10 * rate)}' * (rate > 0)} and check whether the loss moves",
         )

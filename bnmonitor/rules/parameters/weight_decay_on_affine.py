@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import count, number
+from bnmonitor.limits import MANY_DEAD
 from bnmonitor.measures import dead
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
@@ -16,16 +17,17 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class WeightDecayOnAffine(Rule):
-    """An optimizer decays gamma or beta.
+    """An optimizer applies weight decay to gamma or beta.
 
     ## What it does
-    Looks at the weight decay of the parameter groups that hold a gamma or beta. An info, once for the whole model: many
-    recipes do it, and many leave it out. A warning if the decay is strong and channels of such a layer are dead.
+    Looks at the weight decay of the parameter groups that contain a gamma or beta. It is an info, once for the whole
+    model: many recipes decay them, and many do not. It is a warning if the decay is strong and channels of such a layer
+    are dead.
 
     ## Why is this bad?
-    On the weights before a normalization, decay only changes the effective learning rate, for their scale does not
-    matter. On gamma it is a pull to zero: without a gradient, gamma falls as ``exp(-lr * decay * t)``, and a channel
-    whose gamma is gone gets no gradient to come back.
+    On the weights before a normalization, decay only changes the effective learning rate, because their scale does not
+    matter. On gamma it is a pull toward zero: without a gradient, gamma falls as ``exp(-lr * decay * t)``, and a
+    channel with a vanished gamma gets no gradient to recover.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -37,17 +39,17 @@ class WeightDecayOnAffine(Rule):
     []
 
     ## What to do
-    Give gamma and beta a group of their own: ``bnmonitor.remedies.parameter_groups(model, weight_decay=...)`` makes the
-    groups for the optimizer.
+    Put gamma and beta into a parameter group of their own:
+    ``bnmonitor.remedies.parameter_groups(model, weight_decay=...)`` makes the groups for the optimizer.
 
     ## Thresholds
-    A warning from ``warn_decay = 1e-3`` through the gradient, as in SGD, and ``warn_decoupled = .05`` beside it, as in
-    AdamW, if more than ``dead_share = .1`` of a layer's channels are switched off: gamma below a hundredth of its
-    start, or beta so negative that a ReLU never opens. At a learning rate of .1 and a decay of 1e-3, gamma without a
-    gradient falls to a third in 10,000 steps.
+    It is a warning from ``warn_decay = 1e-3`` for decay through the gradient, as in SGD, and from
+    ``warn_decoupled = .05`` for decoupled decay, as in AdamW, if more than ``dead_share = .1`` of a layer's channels
+    are switched off: gamma below a hundredth of its start, or beta so negative that a ReLU never opens. At a learning
+    rate of .1 and a decay of 1e-3, gamma without a gradient falls to a third in 10,000 steps.
 
     ## Look-alikes
-    Decay on gamma to prune channels (network slimming): ignore it there.
+    Decay on gamma to prune channels (network slimming): ignore the rule there.
 
     ## References
     Zhou et al., How does BN increase collapsed neural network filters, 2020; Summers and Dinneen, Four Things Everyone
@@ -61,10 +63,10 @@ class WeightDecayOnAffine(Rule):
 
     warn_decay: float = 1e-3
     warn_decoupled: float = 0.05
-    dead_share: float = 0.1
+    dead_share: float = MANY_DEAD
 
     def check(self, window: Window) -> list[Finding]:
-        """Judge all layers whose gamma or beta is decayed."""
+        """Judge all layers with a decayed gamma or beta."""
         decay, decoupled = window.facts.decay, window.facts.decoupled
         if decay is None or decoupled is None or not (decay > 0).any():
             return []

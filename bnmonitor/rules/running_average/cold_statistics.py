@@ -1,4 +1,4 @@
-"""BN303: evaluated before the running statistics have forgotten where they began."""
+"""BN303: an evaluation with running statistics that still contain their initial values."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import count, number
+from bnmonitor.limits import INITIAL_WEIGHT, LAG_LOG_DEVIATION, LAG_MEAN
 from bnmonitor.measures import initial_weight, median
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Moment, Rule
@@ -18,17 +19,17 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class ColdStatistics(Rule):
-    """An evaluation begins while the running statistics are still partly the mean 0 and variance 1 they began with.
+    """An evaluation begins while the running statistics still contain part of their initial mean 0 and variance 1.
 
     ## What it does
-    Looks when an evaluation begins (the sanity check before training is none). Running statistics have no bias
-    correction: after ``k`` updates with momentum ``m``, mean 0 and variance 1 still have the weight ``(1 - m)^k`` in
-    them. One alert for all layers concerned; also for a layer that trains on batches without ever updating them.
-    Statistics that were loaded or estimated anew are not cold.
+    Judges the moment when an evaluation begins (the sanity check before training does not count). Running statistics
+    have no bias correction: after ``k`` updates with momentum ``m``, mean 0 and variance 1 still have the weight
+    ``(1 - m)^k`` in them. A layer that trains on batches without ever updating its statistics counts too. Statistics
+    that were loaded or estimated again are not cold. One alert for all affected layers.
 
     ## Why is this bad?
     The evaluation normalizes with a mixture of the data and of numbers that were never measured. Its result is too bad,
-    and gets better evaluation by evaluation for no other reason than that they fade.
+    and improves from one evaluation to the next only because those numbers lose weight.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -43,19 +44,19 @@ class ColdStatistics(Rule):
 
     ## What to do
     Estimate the statistics before the evaluation: ``torch.optim.swa_utils.update_bn(loader, model)``. Or evaluate
-    later, or take a momentum that fits the length of the run.
+    later, or choose a momentum that fits the length of the run.
 
     ## Thresholds
     ``warn_weight = .05``, reached after 29 updates at momentum .1, 299 at .01, 2995 at .001; ``error_weight = .3``,
-    after 12, 120 and 1204. What a weight ``w`` does to the statistics can be computed: the mean is off by
+    after 12, 120 and 1204. The effect of a weight ``w`` on the statistics can be computed: the mean is off by
     ``w / (1 - w)`` of itself, and the variance is ``(1 - w) v + w`` instead of ``v``. Between the two thresholds it is
-    a warning if that moves the middle channel of a layer by more than BN304 allows a lag (``least_mean = .1``
-    deviations, ``least_log_deviation = .2``), and an info if not: a layer whose input has about variance 1 does not
-    feel it. On digits, an evaluation after 22 steps at .1 (a weight of .098) gave six networks 10 to 60 % accuracy
-    where fresh statistics gave 60 to 79 %; where the middle channel moved by less than .1, the two agreed.
+    a warning if that moves the median channel of a layer by more than BN304 allows for a lag (``least_mean = .1``
+    standard deviations, ``least_log_deviation = .2``), and an info if not: the effect is small in a layer with an input
+    variance of about 1. On digits, an evaluation after 22 steps at .1 (a weight of .098) gave six networks 10 to 60 %
+    accuracy where fresh statistics gave 60 to 79 %; where the median channel moved by less than .1, the two agreed.
 
     ## Look-alikes
-    Fine-tuning, where the statistics began as those of another training: BN304 is the rule for them.
+    In fine-tuning the statistics began as those of another training: BN304 judges them.
 
     ## References
     chemprop/chemprop#607; keras-team/keras#6014; ludwig-ai/ludwig#328; facebookresearch/schedule_free#60.
@@ -67,10 +68,10 @@ class ColdStatistics(Rule):
     needs: ClassVar[frozenset[str]] = frozenset({"buffers", "validation"})
     moment: ClassVar[Moment] = "evaluation"
 
-    warn_weight: float = 0.05
+    warn_weight: float = INITIAL_WEIGHT
     error_weight: float = 0.3
-    least_mean: float = 0.1
-    least_log_deviation: float = 0.2
+    least_mean: float = LAG_MEAN
+    least_log_deviation: float = LAG_LOG_DEVIATION
 
     def check(self, window: Window) -> list[Finding]:
         """Judge all layers that update their statistics, if an evaluation begins."""
@@ -84,9 +85,9 @@ class ColdStatistics(Rule):
         return [self._finding(window, weight, cold)] if cold else []
 
     def _judged(self, window: Window) -> Tensor:
-        """Layers that normalize with their batches; those that never updated count if a sample saw them called.
+        """Layers that normalize with their batches; one without an update counts if a sample saw a call of it.
 
-        What momentum 0 keeps from moving is BN302's; a cumulative average forgets at its first update.
+        BN302 judges momentum 0, which never moves the statistics; a cumulative average forgets at its first update.
         """
         momentum, updates = window.momentum[-1], window.baseline.updates
         trained = window.training[-1] & (momentum != 0) & ~(momentum.isnan() & (updates > 0))
@@ -94,7 +95,7 @@ class ColdStatistics(Rule):
         return trained & ((updates > 0) | called) & ~window.copied
 
     def _felt(self, window: Window, weight: Tensor) -> Tensor:
-        """Layers whose middle channel the initial statistics have moved by more than a lag may: ``[L]`` bool."""
+        """Layers with a median channel that the initial statistics move by more than a lag may: ``[L]`` bool."""
         left = weight.clamp(max=0.99)[window.layers.owner]
         mean, var, eps = window.running_mean[-1], window.running_var[-1], window.layers.eps_by_channel
         off = left / (1 - left) * mean.abs() / (var + eps).sqrt()

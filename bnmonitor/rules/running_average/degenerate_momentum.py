@@ -1,4 +1,4 @@
-"""BN302: a momentum with which there is no running average."""
+"""BN302: a momentum that gives no moving average."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class DegenerateMomentum(Rule):
-    """Momentum is 0, 1 or None, and the running statistics are no moving average of the training.
+    """Momentum is 0, 1 or None, so the running statistics are not a moving average of the training.
 
     ## What it does
-    Looks at the momentum of every layer that trains on its batches. With 0 the running statistics never move; with 1
+    Looks at the momentum of every layer that trains on its batches. With 0 the running statistics never change; with 1
     they are those of the last batch; with None they are the plain average over all batches since the first. One alert
-    for all layers concerned.
+    for all affected layers.
 
     ## Why is this bad?
-    Evaluation normalizes with statistics that have nothing to do with the network: those it began with, those of
-    one batch, or those of all the networks it has been since the start.
+    Evaluation normalizes with statistics that do not fit the network: the initial ones, those of a single batch, or
+    those of all states of the network since the start.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -31,23 +31,23 @@ class DegenerateMomentum(Rule):
     >>> str(finding.severity), finding.message
     ('error', 'momentum 0: training never moves the running statistics')
 
-    A small momentum is slow, but it is one:
+    A small momentum is slow, but gives a moving average, and stays quiet:
 
     >>> DegenerateMomentum().check(make_window(momentum=0.001))
     []
 
     ## What to do
     Write ``momentum=0.1``, PyTorch's default. To freeze a layer, put it into evaluation mode: ``layer.eval()``. To
-    estimate the statistics anew, let ``torch.optim.swa_utils.update_bn(loader, model)`` set the momentum for a while.
+    estimate the statistics again, let ``torch.optim.swa_utils.update_bn(loader, model)`` set the momentum for a while.
 
     ## Thresholds
-    The values themselves. None is right for estimating statistics anew, and an info once it has gone on for longer: for
-    more than one epoch of training, or, where the length of an epoch is not known, ``least_updates = 100``. The average
-    is then 50 batches old on average; with momentum .1 it is 9 batches old for good.
+    The values themselves. None is right for estimating statistics again. It is an info once it has lasted longer: for
+    more than one epoch of training or, if the length of an epoch is not known, for more than ``least_updates = 100``.
+    The average is then 50 batches old on average; with momentum .1 it stays 9 batches old.
 
     ## Look-alikes
-    Statistics that are estimated anew in the middle of training, with momentum None for one pass or 1 for a batch:
-    do it inside ``with monitor.evaluation()``, where it counts as no training.
+    Statistics that are estimated again in the middle of training, with momentum None for one pass or 1 for a batch: do
+    this inside ``with monitor.evaluation()``, where it does not count as training.
 
     ## References
     Lightning-AI/pytorch-lightning#14866; pytorch/pytorch#194504.
@@ -61,7 +61,7 @@ class DegenerateMomentum(Rule):
     least_updates: int = 100
 
     def check(self, window: Window) -> list[Finding]:
-        """Judge the momentum of all layers that train on their batches; the worst value speaks."""
+        """Judge the momentum of all layers that train on their batches, and report the worst value."""
         trained = ((window.updates > 0) & window.training).any(0).tolist()
         momenta = {i: m for i, m in enumerate(window.momentum[-1].tolist()) if trained[i]}
         for value in (0.0, 1.0):
@@ -75,7 +75,8 @@ class DegenerateMomentum(Rule):
         return [self._cumulative(window, pass_length, layers)] if layers else []
 
     def _fixed(self, window: Window, value: float, layers: list[int]) -> Finding:
-        what = "training never moves the running statistics" if value == 0 else "the last batch is all they remember"
+        last = "the running statistics are those of the last batch"
+        what = "training never moves the running statistics" if value == 0 else last
         return Finding(
             severity=Severity.ERROR if value == 0 else Severity.WARNING,
             layer=layers[0],
@@ -86,7 +87,7 @@ class DegenerateMomentum(Rule):
             message=f"momentum {value:g}: {what}",
             advice="write momentum=0.1; to freeze a layer, call its eval() instead"
             if value == 0
-            else "write momentum=0.1; to estimate statistics anew, use torch.optim.swa_utils.update_bn(loader, model)",
+            else "write momentum=0.1; to estimate the statistics, use torch.optim.swa_utils.update_bn(loader, model)",
         )
 
     def _cumulative(self, window: Window, pass_length: int, layers: list[int]) -> Finding:
@@ -99,7 +100,7 @@ class DegenerateMomentum(Rule):
             value=float(updates),
             threshold=float(pass_length),
             message=f"momentum None averages all {number(updates)} batches since the first with equal weight: "
-            "the first network counts as much as the present one",
-            advice="write momentum=0.1, and estimate the statistics anew before evaluations that matter: "
+            "the initial network counts as much as the present one",
+            advice="write momentum=0.1, and estimate the statistics again before evaluations that matter: "
             "torch.optim.swa_utils.update_bn(loader, model)",
         )

@@ -1,4 +1,4 @@
-"""BN301: momentum in another framework's convention."""
+"""BN301: a momentum in the convention of another framework."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class InvertedMomentum(Rule):
     """Momentum is so large that the running statistics are hardly more than the last batch.
 
     ## What it does
-    Looks at the momentum of every layer that trains. One alert for all layers concerned. Also warns if layers of one
-    model differ ninefold in momentum.
+    Looks at the momentum of every layer that trains. One alert for all affected layers. Also warns if the momentum
+    differs ninefold between layers of one model.
 
     ## Why is this bad?
-    In PyTorch momentum is the weight of the *new* batch. Keras, TensorFlow and Caffe call the weight of the *old*
-    average momentum: their .99 is .01 here. At .9 the running statistics remember 1.2 batches, and evaluation
-    jumps about with whichever batch came last.
+    In PyTorch, momentum is the weight of the *new* batch. In Keras, TensorFlow and Caffe, momentum is the weight of the
+    *old* average: their .99 is .01 here. At .9 the running statistics remember 1.2 batches, and evaluation depends on
+    the last batch.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -39,16 +39,16 @@ class InvertedMomentum(Rule):
     []
 
     ## What to do
-    Write ``momentum=0.01`` for another framework's .99, ``0.1`` for its .9, or set it on a model that is there:
-    ``bnmonitor.remedies.set_momentum(model, 0.01)``. A finished model needs no retraining:
-    ``bnmonitor.remedies.recalibrate(model, loader)`` estimates its statistics anew.
+    Write ``momentum=0.01`` for another framework's .99, and ``0.1`` for its .9, or set it on an existing model:
+    ``bnmonitor.remedies.set_momentum(model, 0.01)``. A trained model needs no new training:
+    ``bnmonitor.remedies.recalibrate(model, loader)`` estimates its running statistics again.
 
     ## Thresholds
     The average keeps ``m / (2 - m)`` of the variance between batches: 5 % at .1, 33 % at ``warn_from = .5``, 82 % at
     ``error_from = .9``. ``mixed_ratio = 9`` between the largest and the smallest momentum of a model.
 
     ## Look-alikes
-    A momentum of exactly 1 is BN302's. Per-task statistics in meta-learning: ignore it there.
+    BN302 judges a momentum of exactly 1. Statistics for each task in meta-learning: ignore the rule there.
 
     ## References
     pytorch/vision#8250; eriklindernoren/PyTorch-YOLOv3#230; huggingface/transformers#19454.
@@ -85,7 +85,7 @@ class InvertedMomentum(Rule):
             threshold=self.error_from if error else self.warn_from,
             message=f"momentum {number(worst)} is the weight of the newest batch in PyTorch: the running statistics "
             f"remember {number((2 - worst) / worst)} batches",
-            advice=f"bnmonitor.remedies.set_momentum(model, momentum={number(max(0.01, 1 - worst))}): PyTorch's "
+            advice=f"call bnmonitor.remedies.set_momentum(model, momentum={number(max(0.01, 1 - worst))}): PyTorch's "
             "momentum is one minus Keras's",
         )
 
@@ -102,10 +102,10 @@ class InvertedMomentum(Rule):
             value=ratio,
             threshold=self.mixed_ratio,
             message=f"momentum differs {number(ratio)}-fold within the model: {listing(number(v) for v in values)}",
-            advice=f"bnmonitor.remedies.set_momentum(model, momentum={number(usual)}): what most layers have",
+            advice=f"call bnmonitor.remedies.set_momentum(model, momentum={number(usual)}), the value of most layers",
         )
 
 
 def _rounded(momentum: Tensor) -> list[float]:
-    """Momenta as people write them; a cumulative average is NaN, and larger than nothing."""
+    """Momenta as written in code; a cumulative average is NaN, which no comparison selects."""
     return [round(m, 6) for m in momentum.tolist()]

@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import number
-from bnmonitor.measures import FLAT, lag, may_lag, settled
+from bnmonitor.limits import FLAT, LAG_LOG_DEVIATION, LAG_MEAN, SEVERE_LAG_LOG_DEVIATION, SEVERE_LAG_MEAN
+from bnmonitor.measures import lag, may_lag, settled
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule, onset, rate_note
 from bnmonitor.window import Window
@@ -20,14 +21,15 @@ class StaleStatistics(Rule):
     """The running statistics lag behind the batches, in the same direction, step after step.
 
     ## What it does
-    Averages, per channel and with its sign, how far the batch mean is from the running mean, in deviations; and
-    compares the average batch variance of the window with the average running variance. The noise of single batches
-    cancels in such averages, a lag does not. The median over the steps has to agree, so that one jump, which the
-    running statistics catch up with, is no lag. The middle channel of a layer is judged, over two windows in a row.
+    Averages, per channel and with its sign, the distance of the batch mean from the running mean, in standard
+    deviations. Also compares the average batch variance of the window with the average running variance. The noise of
+    single batches cancels in such averages, a lag does not. The median over the steps must agree, so that a single
+    jump, which the running statistics catch up with, does not count as a lag. The rule judges the median channel of a
+    layer over two consecutive windows.
 
     ## Why is this bad?
-    Evaluation normalizes with statistics of a network that no longer exists. Validation loss jumps or
-    oscillates while training is smooth, and recovers when the learning rate decays.
+    Evaluation normalizes with the statistics of a network that no longer exists. Validation loss jumps or oscillates
+    while training is smooth, and recovers when the learning rate decays.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -43,24 +45,24 @@ class StaleStatistics(Rule):
     []
 
     ## What to do
-    Estimate the statistics anew before each evaluation: ``bnmonitor.remedies.recalibrate(model, loader)``, or the
-    callback ``bnmonitor.remedies.Recalibrate()``.
-    A larger momentum (.1 instead of .01), a lower learning rate or a longer decay remove the cause.
+    Estimate the running statistics again before each evaluation: ``bnmonitor.remedies.recalibrate(model, loader)``, or
+    the callback ``bnmonitor.remedies.Recalibrate()``. A larger momentum (.1 instead of .01), a lower learning rate or a
+    longer decay removes the cause.
 
     ## Thresholds
-    ``warn_mean = .1`` deviations and ``warn_log_deviation = .2``; ``error_mean = .25`` and ``error_log_deviation =
-    .7``. Settled healthy runs measured .03 and .02, and for a few dozen steps early in training
-    up to .36 and .6, which the second window is for; momentum .01 over 220 steps measured .24 and .43 and lost 7 points
-    of accuracy, momentum .001 .68 and 1.04 and lost 73. Both windows lie after warm-up. The variance is compared by
-    its average, not by the average of its log: the log of a small batch's variance is biased (by -.29 at three
-    values), which would look like a lag.
+    ``warn_mean = .1`` standard deviations and ``warn_log_deviation = .2``; ``error_mean = .25`` and
+    ``error_log_deviation = .7``. Settled healthy runs measured .03 and .02, and up to .36 and .6 for a few dozen steps
+    early in training, which the second window excludes. Momentum .01 over 220 steps measured .24 and .43 and lost 7
+    points of accuracy; momentum .001 measured .68 and 1.04 and lost 73. Both windows lie after warm-up. The variance is
+    compared by its average, not by the average of its log: the log of a small batch's variance is biased (by -.29 at
+    three values), which would look like a lag.
 
-    A cumulative average (momentum None) lags by construction: of a network that moves as the log of time it is always
-    one deviation of the last e-fold of training behind, and BN302 says so. It is judged from the error levels on: on
-    digits, lags up to .23 cost at most 3 points of accuracy, and lags from .27 on 3 to 56.
+    A cumulative average (momentum None) always lags: if the network moves as the log of time, the average is one
+    standard deviation of the last e-fold of training behind, and BN302 reports that. This rule judges it only from the
+    error levels on: on digits, lags up to .23 cost at most 3 points of accuracy, and lags from .27 on cost 3 to 56.
 
     ## Look-alikes
-    The jump after a restart of the learning rate, which is over within a window; the first steps, which are not judged.
+    The jump after a restart of the learning rate is over within a window. The first steps are not judged.
 
     ## References
     Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021; keras-team/keras#10666; facebookresearch/SlowFast#44.
@@ -73,14 +75,14 @@ class StaleStatistics(Rule):
     yields_to: ClassVar[frozenset[str]] = frozenset({"BN105", "BN106", "BN107"})
     follows: ClassVar[frozenset[str]] = frozenset({"BN106", "BN704"})
 
-    warn_mean: float = 0.1
-    warn_log_deviation: float = 0.2
-    error_mean: float = 0.25
-    error_log_deviation: float = 0.7
+    warn_mean: float = LAG_MEAN
+    warn_log_deviation: float = LAG_LOG_DEVIATION
+    error_mean: float = SEVERE_LAG_MEAN
+    error_log_deviation: float = SEVERE_LAG_LOG_DEVIATION
     least_steps: int = 32
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the layers whose running statistics lag."""
+        """Find the layers with running statistics that lag."""
         seen = window.updates.clamp(min=0).sum(0)
         judged = settled(window) & (seen >= min(self.least_steps, len(window))) & window.training[-1] & ~window.copied
         if len(window) < 8 or not judged.any():
@@ -113,9 +115,10 @@ class StaleStatistics(Rule):
         by_mean = mean / limits[0] >= log / limits[1]
         momentum = float(window.momentum[-1, layer])
         if by_mean:
-            what = f"batch means are {number(mean)} deviations away from the running mean, always to the same side"
+            what = f"the batch means are {number(mean)} standard deviations off the running mean, always on one side"
         else:
-            what = f"batch deviations differ by a factor {number(math.exp(min(log, 80.0)))} from the running ones"
+            factor = number(math.exp(min(log, 80.0)))
+            what = f"the batch standard deviations differ by a factor {factor} from the running ones"
         return Finding(
             severity=Severity.ERROR if error else Severity.WARNING,
             layer=layer,
@@ -124,17 +127,17 @@ class StaleStatistics(Rule):
             threshold=limits[0] if by_mean else limits[1],
             message=f"{what}; momentum {number(momentum) if momentum == momentum else None}"
             f"{rate_note(window, window.steps[-1])}",
-            advice="bnmonitor.remedies.recalibrate(model, loader) before each evaluation; "
+            advice="call bnmonitor.remedies.recalibrate(model, loader) before each evaluation; "
             "a larger momentum or a lower learning rate removes the cause",
         )
 
 
 def _steady(values: torch.Tensor) -> torch.Tensor:
-    """Middle channel's distance from zero, by the median over the steps: ``[T, c]`` to a number."""
+    """Distance of the median channel from zero, by the median over the steps: ``[T, c]`` to a number."""
     return values.nanmedian(0).values.abs().nanmedian()
 
 
 def _since(values: torch.Tensor, limit: float, window: Window) -> int:
-    """The step since when the channels have been off to the side that they are off to in the middle."""
+    """The step since which the channels have been off to the side of their median."""
     toward = (values * values.nanmedian(0).values.sign()).nanmedian(1).values
     return onset(toward > limit / 2, window)

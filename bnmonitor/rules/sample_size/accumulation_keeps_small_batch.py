@@ -1,4 +1,4 @@
-"""BN204: accumulated gradients do not make the batch of a normalization larger."""
+"""BN204: accumulated gradients, which do not enlarge the batch of a normalization."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class AccumulationKeepsSmallBatch(Rule):
-    """Gradients are accumulated to a batch that would be large enough, but each part of it is normalized on its own.
+    """Gradients are accumulated to a batch that would be large enough, but each part of it is normalized separately.
 
     ## What it does
-    Compares the samples N that are normalized together with the k N that an optimizer step sees, under
+    Compares the N samples that are normalized together with the k N samples of an optimizer step, under
     ``accumulate_grad_batches=k``. One alert for the whole model.
 
     ## Why is this bad?
-    Accumulating gradients is the same as a larger batch for every layer but this one: statistics are those of each
-    micro-batch, with its noise, and the running statistics are updated k times per optimizer step. Results that
+    For every other kind of layer, accumulating gradients is the same as a larger batch. A BatchNorm uses the statistics
+    of each micro-batch, with its noise, and updates its running statistics k times per optimizer step. Results that
     were published with a batch of k N are not reproduced.
 
     ## Example
@@ -31,22 +31,22 @@ class AccumulationKeepsSmallBatch(Rule):
     >>> str(finding.severity), finding.value
     ('warning', 8.0)
 
-    Accumulating batches that are large enough by themselves stays quiet:
+    Accumulating batches that are large enough on their own stays quiet:
 
     >>> AccumulationKeepsSmallBatch().check(make_window(sizes=64, facts={"accumulate": 8}))
     []
 
     ## What to do
-    ``Trainer(sync_batchnorm=True)`` on several devices, ``GroupNorm``, or frozen statistics for a pretrained network.
-    At least let the running average remember as many optimizer steps as it would have: ``momentum = 1 - (1 -
-    m)^(1/k)``.
+    Use ``Trainer(sync_batchnorm=True)`` on several devices, ``GroupNorm``, or frozen statistics for a pretrained
+    network. At least choose a momentum with which the running average remembers the same number of optimizer steps:
+    ``momentum = 1 - (1 - m)^(1/k)``.
 
     ## Thresholds
-    ``warn_below = 32`` samples: below, and not above, accuracy depends on how many are normalized together (Wu and
-    Johnson 2021). Only if k N reaches it: else the batch is meant to be small.
+    ``warn_below = 32`` samples: below this, and not above, accuracy depends on how many samples are normalized together
+    (Wu and Johnson 2021). The rule reports only if k N reaches it: otherwise the batch is meant to be small.
 
     ## Look-alikes
-    Frozen normalization, and other kinds than BatchNorm, which do not look at the batch: none of these are judged.
+    Frozen normalization, and kinds other than BatchNorm that do not depend on the batch: the rule judges none of these.
 
     ## References
     pytorch/pytorch#46516; Lightning-AI/pytorch-lightning#17446; ultralytics/yolov5#1630.
@@ -80,12 +80,10 @@ class AccumulationKeepsSmallBatch(Rule):
                 first_step=window.steps[0],
                 value=samples,
                 threshold=float(self.warn_below),
-                message=f"an optimizer step sees {number(parts * samples)} samples, but only the {number(samples)} "
-                "of a "
-                f"micro-batch are normalized together (fewer than {self.warn_below}): "
-                f"accumulate_grad_batches={parts} does "
-                "not change that",
-                advice="a larger batch and fewer accumulated ones, Trainer(sync_batchnorm=True) on several devices, or "
-                f"GroupNorm{slower}",
+                message=f"an optimizer step sees {number(parts * samples)} samples, but only the {number(samples)} of "
+                f"a micro-batch are normalized together (fewer than {self.warn_below}): "
+                f"accumulate_grad_batches={parts} does not change that",
+                advice="use a larger batch and accumulate fewer, Trainer(sync_batchnorm=True) on several devices, "
+                f"or GroupNorm{slower}",
             )
         ]

@@ -1,4 +1,4 @@
-"""BN206: a small difference between training and evaluation, many times over."""
+"""BN206: a small difference between training and evaluation that multiplies along a chain."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class BiasedVarianceChain(Rule):
-    """Each layer of a chain is a little smaller in evaluation than in training, and together that is a lot.
+    """Each layer of a chain shrinks its output a little in evaluation, and together that is a lot.
 
     ## What it does
-    Multiplies ``sqrt((n - 1) / n)`` over the layers of each chain that no skip connection interrupts, with n the values
+    Multiplies ``sqrt((n - 1) / n)`` over the layers of each chain without a skip connection; n is the number of values
     per channel that a layer normalizes together. Judges the chain with the smallest product.
 
     ## Why is this bad?
-    PyTorch normalizes a batch with its biased variance and keeps the unbiased one for evaluation, which is ``n / (n -
-    1)`` times as large. What a layer hands on in evaluation is smaller by the root of that, the next one expects what
-    it saw in training and makes it smaller again. Measured on 20 layers: .86 of the output is left at n = 64, .53 at
-    16, .06 at 4.
+    PyTorch normalizes a batch with its biased variance and keeps the unbiased one for evaluation, which is
+    ``n / (n - 1)`` times as large. In evaluation the output of a layer is smaller by the root of that factor; the next
+    layer expects the size it saw in training and shrinks it again. Measured on 20 layers: .86 of the output is left at
+    n = 64, .53 at 16, .06 at 4.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -34,21 +34,22 @@ class BiasedVarianceChain(Rule):
     >>> str(finding.severity), round(finding.value, 3)
     ('warning', 0.854)
 
-    The same chain of convolutions on images, where n is thousands, stays quiet:
+    The same chain with convolutions on images, where n is in the thousands, stays quiet:
 
     >>> BiasedVarianceChain().check(make_window(channels=(2,) * 20, sizes=64, values=64 * 49, chain=True))
     []
 
     ## What to do
-    A larger batch, or ``LayerNorm`` in a deep perceptron; skip connections, which start anew. In a finished model,
-    ``running_var.mul_((n - 1) / n)`` in each layer of the chain makes evaluation what training was.
+    Use a larger batch, ``LayerNorm`` in a deep perceptron, or skip connections, which end a chain. In a trained model,
+    ``running_var.mul_((n - 1) / n)`` in each layer of the chain makes evaluation equal to training.
 
     ## Thresholds
-    ``warn_below = .95`` and ``error_below = .8`` of the output: exact algebra, no estimate. ``least_layers = 5`` in the
-    chain: in a shorter one only a batch that BN201 speaks of already gets there by itself, or nearly.
+    ``warn_below = .95`` and ``error_below = .8`` of the output: this is exact algebra, not an estimate.
+    ``least_layers = 5`` in the chain: a shorter chain gets there, or nearly, only with a batch so small that BN201
+    reports it.
 
     ## Look-alikes
-    A frozen layer is the same in both modes, and does not count. Residual networks are reset by each join.
+    A frozen layer is the same in both modes and does not count. In residual networks each addition ends a chain.
 
     ## References
     pytorch/pytorch#100048, #3122, #19902, #19916.
@@ -95,11 +96,10 @@ class BiasedVarianceChain(Rule):
                 first_step=window.steps[0],
                 value=left,
                 threshold=limit,
-                message=f"through {count(len(layers), 'layer')} in a row without a skip connection, evaluation gives "
-                f"{number(left)} of what training gives (limit {number(limit)}): each keeps the unbiased variance of "
-                "as few as "
-                f"{number(least)} values per channel",
-                advice="a larger batch, LayerNorm, or skip connections; in a finished model "
+                message=f"after {count(len(layers), 'layer')} in a row without a skip connection, the output in "
+                f"evaluation is {number(left)} of that in training (limit {number(limit)}): each layer keeps the "
+                f"unbiased variance of as few as {number(least)} values per channel",
+                advice="use a larger batch, LayerNorm or skip connections; in a trained model call "
                 "layer.running_var.mul_((n - 1) / n) in each of these layers",
             )
         ]

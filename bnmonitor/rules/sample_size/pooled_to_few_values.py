@@ -1,4 +1,4 @@
-"""BN202: a layer on a pooled branch."""
+"""BN202: a layer with few values after a pooling."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class PooledToFewValues(Rule):
     """A layer normalizes over a handful of values per channel, while others of the model see plenty.
 
     ## What it does
-    Takes the values per channel that each layer sees in a call: samples times positions. Flags the layers that see few
-    while the middle layer of the trunk, which sees several positions of each sample, has enough. One alert, under the
-    first of them.
+    Takes the number of values per channel that each layer sees in a call: samples times positions. Flags the layers
+    that see few, while the median layer of the trunk has enough; the trunk is the layers that see several positions of
+    each sample. One alert, under the first of these layers.
 
     ## Why is this bad?
-    In the trunk of a convolutional network a batch of 8 images is thousands of values per channel. Behind a global
-    pooling it is 8: the mean is off by a third of a deviation, and the variance by half. Squeeze-and-excite branches,
-    pooled pyramids and projection heads are the weakest layers of a network, and the first to fail on a last batch of
-    one.
+    In the trunk of a convolutional network a batch of 8 images gives thousands of values per channel. After a global
+    pooling it gives 8: the mean is off by a third of a standard deviation, and the variance by half. Squeeze-and-excite
+    branches, pooled pyramids and projection heads are the weakest layers of a network, and the first to fail on a last
+    batch of one.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -35,18 +35,19 @@ class PooledToFewValues(Rule):
     >>> str(finding.severity), finding.layer, finding.value
     ('warning', 2, 8.0)
 
-    A network without positions, where all layers see the same, is for BN201 to judge:
+    A network without positions, in which all layers see equally many values, is left to BN201:
 
     >>> PooledToFewValues().check(make_window(channels=(4, 4, 4), sizes=8, values=8))
     []
 
     ## What to do
-    Leave the normalization out behind the pooling, or use ``GroupNorm`` or ``LayerNorm`` there: with one value per
-    channel and sample, ``GroupNorm(1, channels)``. Else a larger batch, or ``Trainer(sync_batchnorm=True)``.
+    Remove the normalization after the pooling, or use ``GroupNorm`` or ``LayerNorm`` there: with one value per channel
+    and sample, ``GroupNorm(1, channels)``. Otherwise use a larger batch, or ``Trainer(sync_batchnorm=True)``.
 
     ## Thresholds
-    ``warn_below = 16`` and ``error_below = 4`` values per channel: the mean is off by 25 % and 50 % of a deviation, as
-    for BN201, and no position adds to it. The middle layer has ``contrast = 4`` times as many.
+    ``warn_below = 16`` and ``error_below = 4`` values per channel: the mean is off by 25 % and 50 % of a standard
+    deviation, as for BN201, without further positions to reduce the error. The median layer has ``contrast = 4`` times
+    as many values.
 
     ## Look-alikes
     A head on the features of 64 samples or more has enough.
@@ -87,13 +88,10 @@ class PooledToFewValues(Rule):
                 first_step=window.steps[0],
                 value=least,
                 threshold=float(limit),
-                message=f"only {number(least)} values per channel are normalized together (fewer than {limit}), "
-                "while the "
-                f"middle layer of the trunk sees {number(usual)}: the mean of a batch is off by "
-                f"{number(100 / least**0.5)} %"
-                " of a deviation",
-                advice="leave the normalization out behind the pooling, or use GroupNorm(1, channels) there; else a "
-                "larger "
-                "batch, or Trainer(sync_batchnorm=True) on several devices",
+                message=f"only {number(least)} values per channel are normalized together (fewer than {limit}), while "
+                f"the median layer of the trunk sees {number(usual)}: the mean of a batch is off by "
+                f"{number(100 / least**0.5)} % of a standard deviation",
+                advice="remove the normalization after the pooling, or use GroupNorm(1, channels) there; otherwise "
+                "use a larger batch, or Trainer(sync_batchnorm=True) on several devices",
             )
         ]

@@ -16,19 +16,19 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class RaggedLastBatch(Rule):
-    """What is left for the last batch of an epoch is a few samples, and it counts as much as a whole one.
+    """The last batch of an epoch has only a few samples, but counts as much as a full one.
 
     ## What it does
-    Divides the samples of an epoch by the batch size of the training loader. A rest of one sample is an error, one
-    of less than an eighth of a batch a warning, unless ``drop_last`` is set or the epoch ends before. Where the loader
-    does not know its length, a sampled step with less than a quarter of the usual samples is a warning if its
-    statistics are far out as well. One alert for the whole model.
+    Divides the samples of an epoch by the batch size of the training loader. A remainder of one sample is an error, one
+    of less than an eighth of a batch a warning, unless ``drop_last`` is set or the epoch ends before. If the loader
+    does not know its length, the rule judges the sampled steps: one with less than a quarter of the usual samples is a
+    warning if its statistics are also far from the running statistics. One alert for the whole model.
 
     ## Why is this bad?
-    An update of the running statistics has the weight of its momentum, however few samples it comes from: the
-    statistics that an epoch ends with, and is evaluated with, are those of the odd batch by a tenth. With a single
-    sample a layer without positions raises "Expected more than 1 value per channel"; one with positions normalizes the
-    sample with itself.
+    An update of the running statistics has the weight of its momentum, however few samples it comes from: at the usual
+    momentum, a tenth of the statistics at the end of an epoch, which the evaluation uses, comes from the small batch.
+    With a single sample a layer without positions raises "Expected more than 1 value per channel"; a layer with
+    positions normalizes the sample by itself.
 
     ## Example
     >>> from bnmonitor.window import Loader
@@ -38,23 +38,25 @@ class RaggedLastBatch(Rule):
     >>> str(finding.severity), finding.value
     ('error', 1.0)
 
-    Half a batch stays quiet, and so does one that is dropped:
+    A last batch of half the size stays quiet:
 
     >>> loader = Loader(batch_size=32, samples=1616, drop_last=False)
     >>> RaggedLastBatch().check(make_window(facts={"train_loader": loader}))
     []
 
     ## What to do
-    ``DataLoader(..., drop_last=True)`` for training. With shuffling no sample is left out for good. Else a batch size
-    that divides the number of samples better.
+    Use ``DataLoader(..., drop_last=True)`` for training. With shuffling, no sample is left out for good. Otherwise
+    choose a batch size that divides the number of samples better.
 
     ## Thresholds
-    ``warn_share = .125`` of a batch: the error of its mean is ``sqrt(8) = 2.8`` times that of the others. ``error_up_to
-    = 1`` sample. Seen: under ``seen_share = .25`` of the usual samples, and ``limit_excess = 3`` times as far from the
-    running statistics as the middle step of the window, in the mean or in the log of the deviation.
+    ``warn_share = .125`` of a batch: the error of its mean is ``sqrt(8) = 2.8`` times that of the others.
+    ``error_up_to = 1`` sample. For sampled steps: under ``seen_share = .25`` of the usual samples, and
+    ``limit_excess = 3`` times as far from the running statistics as the median step of the window, in the mean or in
+    the log of the standard deviation.
 
     ## Look-alikes
-    Batches that differ in size by design (graphs, packed sequences): their statistics are not far out.
+    Batches that differ in size by design (graphs, packed sequences): their statistics are not far from the running
+    statistics.
 
     ## References
     braindecode/braindecode#411; open-mmlab/mmsegmentation#272; scverse/scvi-tools#2314; fastai/fastai#1352.
@@ -72,7 +74,7 @@ class RaggedLastBatch(Rule):
     limit_excess: float = 3.0
 
     def check(self, window: Window) -> list[Finding]:
-        """Judge the last batch that the loader will give, or the small one that was seen."""
+        """Judge the last batch that the loader will give, or a small sampled batch."""
         loader = window.facts.train_loader
         layers = tuple(normalizing(window).nonzero().flatten().tolist())
         if loader is None or not layers:
@@ -92,8 +94,8 @@ class RaggedLastBatch(Rule):
                 value=float(rest),
                 threshold=float(self.error_up_to) if error else self.warn_share * size,
                 message=f"the last batch of each epoch has {count(rest, 'sample')} instead of {size} "
-                f"({loader.samples} in all): its statistics count as much as those of a whole one",
-                advice="leave it out: DataLoader(..., drop_last=True)",
+                f"({loader.samples} in all): its statistics count as much as those of a full batch",
+                advice="drop this batch: DataLoader(..., drop_last=True)",
             )
         ]
 
@@ -121,7 +123,8 @@ class RaggedLastBatch(Rule):
                 value=float(seen),
                 threshold=self.seen_share * full,
                 message=f"a batch of {count(seen, 'sample')} instead of {number(full)}, with statistics "
-                f"{number(float(out[hit[0]]))} times as far out as usual, counted as much as a whole one",
-                advice="leave incomplete batches out: DataLoader(..., drop_last=True)",
+                f"{number(float(out[hit[0]]))}× the usual distance from the running statistics, counted as much as a "
+                "full batch",
+                advice="drop incomplete batches: DataLoader(..., drop_last=True)",
             )
         ]

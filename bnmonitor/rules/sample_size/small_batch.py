@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import number
+from bnmonitor.limits import SMALL_BATCH, TINY_BATCH
 from bnmonitor.measures import median, processes, trunk, warm
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
@@ -16,17 +17,17 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class SmallBatch(Rule):
-    """The samples that are normalized together are too few for their statistics to mean much.
+    """Too few samples are normalized together for their statistics to be reliable.
 
     ## What it does
     Takes the number of samples N in one call of the layers, as seen on the sampled steps; SyncBatchNorm counts the
-    samples of all processes. One alert for the whole model. Where a layer sees many values per sample, as a
-    convolution on large images does, the batch-to-batch spread of the deviation has to confirm it; if it does not, the
-    alert is one degree milder.
+    samples of all processes. One alert for the whole model. If a layer sees many values per sample, as a convolution on
+    large images does, the batch-to-batch spread of the standard deviation must confirm the finding; otherwise the alert
+    is one degree milder.
 
     ## Why is this bad?
     The mean of N samples is off by ``sigma / sqrt(N)``: 18 % at 32, 35 % at 8, 71 % at 2. Training sees that noise;
-    evaluation, with its running averages, does not, so both disagree.
+    evaluation, with its running averages, does not, so the two disagree.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -40,18 +41,19 @@ class SmallBatch(Rule):
     []
 
     ## What to do
-    A larger batch; ``Trainer(sync_batchnorm=True)`` on several devices; GroupNorm or LayerNorm where the batch must be
-    small; or freeze the statistics of a pretrained network. Accumulating gradients does not help: each micro-batch is
-    normalized on its own.
+    Use a larger batch, ``Trainer(sync_batchnorm=True)`` on several devices, or GroupNorm or LayerNorm if the batch must
+    be small; or freeze the statistics of a pretrained network. Accumulating gradients does not help: each micro-batch
+    is normalized separately.
 
     ## Thresholds
-    ``warn_below = 16`` and ``error_below = 5``: ResNet-50 loses .4, 1.1, 3.6 and 11 points at 16, 8, 4 and 2 images
-    (Wu and He 2018). ``many_values = 10 000`` values per channel, above which ``spread = .25`` in the deviation of the
-    log of the ratio of deviations must confirm it, over ``least_steps = 16`` steps after warm-up.
+    ``warn_below = 16`` and ``error_below = 5``: ResNet-50 loses .4, 1.1, 3.6 and 11 points at 16, 8, 4 and 2 images (Wu
+    and He 2018). Above ``many_values = 10 000`` values per channel, ``spread = .25`` must confirm it: the standard
+    deviation, over ``least_steps = 16`` steps after warm-up, of the log of the ratio of batch to running standard
+    deviation.
 
     ## Look-alikes
-    Small batches can be right for SGD itself (Masters and Luschi 2018): this speaks of the statistics only. Ghost
-    batches are small on purpose: drop the thresholds with
+    Small batches can be right for SGD itself (Masters and Luschi 2018): this rule judges only the statistics. Ghost
+    batches are small on purpose: set the thresholds to zero with
     ``rules={"small-batch": {"warn_below": 0, "error_below": 0}}``.
 
     ## References
@@ -63,8 +65,8 @@ class SmallBatch(Rule):
     severity: ClassVar[Severity] = Severity.WARNING
     needs: ClassVar[frozenset[str]] = frozenset({"samples"})
 
-    warn_below: int = 16
-    error_below: int = 5
+    warn_below: int = SMALL_BATCH
+    error_below: int = TINY_BATCH
     many_values: int = 10_000
     spread: float = 0.25
     least_steps: int = 16
@@ -100,10 +102,9 @@ class SmallBatch(Rule):
                 first_step=window.steps[0],
                 value=typical,
                 threshold=float(limit),
-                message=f"{number(typical)} samples are normalized together (fewer than {limit}): the mean of a "
-                "batch is off by "
-                f"{number(noise)} % of a deviation if the values of a sample go together",
-                advice="a larger batch, Trainer(sync_batchnorm=True) on several devices (with subclasses, "
+                message=f"{number(typical)} samples are normalized together (fewer than {limit}): the mean of a batch "
+                f"is off by {number(noise)} % of a standard deviation if the values within a sample are alike",
+                advice="use a larger batch, Trainer(sync_batchnorm=True) on several devices (with subclasses, "
                 "bnmonitor.remedies.convert_sync), or GroupNorm; accumulating gradients does not help",
             )
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from bnmonitor import Severity
 from tests.end_to_end.faults.injection import Injection
 from tests.end_to_end.faults.networks import Losses, Network, compete
+from tests.end_to_end.faults.power import CERTAIN, Effect
 from tests.end_to_end.faults.trial import Trial
 
 
@@ -40,6 +42,7 @@ class DropoutBefore(Injection):
     """Dropout between the last nonlinearity and a layer: it sees another variance in evaluation."""
 
     code: ClassVar[str] = "BN802"
+    noisy: bool = True
     steps: int = 180
     p: float = 0.7
 
@@ -48,20 +51,30 @@ class DropoutBefore(Injection):
         unit.drop = nn.Dropout(self.p)
         unit.forward = lambda x: unit.act(unit.norm(unit.producer(unit.drop(x))))  # type: ignore[method-assign]
         trial.blame(trial.site.name)
-        trial.notes["ratio"] = 1.0
+        trial.notes["logs"] = []
 
         def measure(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             if not module.training:
-                var = args[0].detach().float().transpose(0, 1).flatten(1).var(1)
-                trial.notes["ratio"] = float((var / module.running_var).median())
+                var = args[0].detach().double().transpose(0, 1).flatten(1).var(1)
+                trial.notes["logs"].append(float((var / module.running_var).median().log()))
 
         trial.site.norm.register_forward_pre_hook(measure)
 
     def crossed(self, trial: Trial) -> bool:
-        return self.severity is Severity.INFO or trial.notes["ratio"] < 0.8
+        return self.severity is Severity.INFO or self._logs(trial)[-1] < math.log(0.8)
 
     def took_place(self, trial: Trial) -> bool:
-        return self.crossed(trial)
+        return self.severity is Severity.INFO or float(self._logs(trial).mean()) < math.log(0.9)
+
+    def effect(self, trial: Trial) -> Effect:
+        """How much smaller the variance is in evaluation, with its spread from batch to batch."""
+        if self.severity is Severity.INFO:
+            return CERTAIN
+        logs = self._logs(trial)
+        return Effect(-float(logs.mean()), -math.log(0.8), float(logs.std()))
+
+    def _logs(self, trial: Trial) -> Tensor:
+        return torch.tensor(trial.notes["logs"] or [0.0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +174,7 @@ class MissingNorm(Injection):
 ARCHITECTURE: tuple[Injection, ...] = (
     NormBehind(),
     DropoutBefore(name="dropout-.7-before"),
-    DropoutBefore(name="dropout-.1-before", p=0.1, severity=Severity.INFO, steps=60),
+    DropoutBefore(name="dropout-.1-before", p=0.1, severity=Severity.INFO, steps=60, noisy=False),
     RedundantBias(),
     WrongAxis(),
     GradientPenalty(),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, ClassVar
 
 import torch
@@ -10,8 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnmonitor import Severity
+from bnmonitor.measures.moments import looked_at
 from tests.end_to_end.faults.data import Data
-from tests.end_to_end.faults.injection import Injection
+from tests.end_to_end.faults.injection import Injection, inputs
+from tests.end_to_end.faults.power import Effect
+from tests.end_to_end.faults.recipes import Recipe
 from tests.end_to_end.faults.trial import Trial
 
 
@@ -22,8 +27,13 @@ class CorrelatedBatches(Injection):
     code: ClassVar[str] = "BN601"
     needs: ClassVar[str] = "once supervised"
     without: ClassVar[str] = "small"
+    noisy: bool = True
     steps: int = 240
     how: str = "classes"
+    batch_size: int = 32
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        return replace(recipe, batch=self.batch_size)
 
     def build(self, trial: Trial) -> None:
         trial.notes["spy"] = trial.spy(trial.root)
@@ -53,6 +63,33 @@ class CorrelatedBatches(Injection):
     def took_place(self, trial: Trial) -> bool:
         return bool(trial.notes["classes"] <= 2 or trial.notes["different"] <= 4)
 
+    def effect(self, trial: Trial) -> Effect:
+        """What all batches that may be drawn vary by, over what the rule takes for independence.
+
+        That is the variance between the samples of a batch over their number, and what it grants to weights that turn
+        by 0.7 of their distance from zero. Its log is off by ``sqrt(3 / T + (kurtosis - 1) / draws)``, with a window of
+        ``T`` steps; it must exceed 3, and 3.5 times that.
+        """
+        x = inputs(trial, trial.root)
+        total = x.transpose(0, 1).flatten(1)
+        mean, var = total.mean(1), total.var(1, correction=0)
+        samples, y, n = x.flatten(2).mean(2), trial.data.y, trial.recipe.batch
+        if self.how == "classes":
+            mine = [samples[(y == a) | (y == b)] for a, b in combinations(range(10), 2)]
+            within = torch.stack([s.var(0) for s in mine]).mean(0)
+            varies = torch.stack([s.mean(0) for s in mine]).var(0, correction=0) + within / n
+        else:
+            few = n // 8
+            within = samples.var(0) * (few - 1) / few * n / (n - 1)
+            varies = samples.var(0) / few
+        away = float((mean.square() / var).mean())
+        expected = within / n / var + 0.7**2 / 2 * away**2 / (1 + away)
+        kurtosis = float((((total - mean[:, None]) ** 4).mean(1) / var.square()).median())
+        window = 64
+        draws = window * (n - 1) if x.dim() == 2 else looked_at(n) - 1
+        noise = math.sqrt(3 / window + (max(kurtosis, 3.0) - 1) / draws)
+        return Effect.of_logs(float((varies / var / expected).median()), max(3.0, math.exp(3.5 * noise)), noise)
+
 
 @dataclass(frozen=True, kw_only=True)
 class AlternatingDomains(Injection):
@@ -61,6 +98,7 @@ class AlternatingDomains(Injection):
     code: ClassVar[str] = "BN602"
     needs: ClassVar[str] = "once supervised"
     without: ClassVar[str] = "small"
+    noisy: bool = True
     name: str = "alternating-domains"
     steps: int = 200
 
@@ -75,9 +113,17 @@ class AlternatingDomains(Injection):
         return trial.step >= 50
 
     def took_place(self, trial: Trial) -> bool:
-        means = torch.stack(trial.notes["spy"].mean[-60:])
+        return self._alternation(trial) < -0.5
+
+    def effect(self, trial: Trial) -> Effect:
+        """The correlation of neighbors; over ``T`` steps it is off by ``sqrt((1 - r * r) / T)`` (Bartlett 1946)."""
+        r = self._alternation(trial)
+        return Effect(-r, 0.5, math.sqrt((1 - r * r) / 60))
+
+    def _alternation(self, trial: Trial) -> float:
+        means = torch.stack(trial.notes["spy"].mean[-60:]).double()
         away = means - means.mean(0)
-        return bool(((away[1:] * away[:-1]).mean(0) / away.square().mean(0)).median() < -0.5)
+        return float(((away[1:] * away[:-1]).mean(0) / away.square().mean(0)).median())
 
 
 @dataclass(frozen=True, kw_only=True)

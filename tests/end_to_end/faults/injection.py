@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from bnmonitor import Severity
 from tests.end_to_end.faults.data import Data
 from tests.end_to_end.faults.networks import Losses, Network
+from tests.end_to_end.faults.power import CERTAIN, Effect
 from tests.end_to_end.faults.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -46,6 +47,17 @@ def swapped(model: nn.Module, average: nn.Module) -> Iterator[None]:
         model.load_state_dict(kept)
 
 
+@torch.no_grad()
+def inputs(trial: Trial, name: str) -> Tensor:
+    """What comes into a layer of the network as it is now, of all training data at once, in float64."""
+    kept: list[Tensor] = []
+    hook = trial.model.get_submodule(name).register_forward_pre_hook(lambda _, args: kept.append(args[0].double()))
+    with evaluation_mode(trial.model):
+        trial.model(trial.data.x)
+    hook.remove()
+    return kept[0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Injection:
     """A fault, or none. Every method is a place where a training can be reached; by default it is left alone.
@@ -64,6 +76,8 @@ class Injection:
         steps: Steps to train.
         evaluate_every: Steps between evaluations.
         sanity: Whether there is an evaluation before the first step.
+        tried_on: The network that the test suite tries it on; empty: another for each fault.
+        noisy: Whether its rule compares a value with noise, so that the fault is found in a part of the trainings.
     """
 
     code: ClassVar[str] = ""
@@ -78,6 +92,8 @@ class Injection:
     steps: int = 200
     evaluate_every: int = 80
     sanity: bool = False
+    tried_on: str = ""
+    noisy: bool = False
 
     def fits(self, network: Network) -> bool:
         """Whether the fault can be put into a network."""
@@ -178,3 +194,7 @@ class Injection:
     def took_place(self, trial: Trial) -> bool:
         """Whether the fault is there, by its own evidence; asked at the end."""
         return True
+
+    def effect(self, trial: Trial) -> Effect:
+        """How strong the fault is, by its own evidence; asked at the end of one that is noisy."""
+        return CERTAIN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from bnmonitor import Severity
 from tests.end_to_end.faults.data import Data
 from tests.end_to_end.faults.injection import Injection
 from tests.end_to_end.faults.networks import Network
+from tests.end_to_end.faults.power import Effect
 from tests.end_to_end.faults.recipes import Recipe
 from tests.end_to_end.faults.trial import Trial
 
@@ -124,6 +126,7 @@ class HalfRange(Injection):
 
     code: ClassVar[str] = "BN103"
     needs: ClassVar[str] = "conv once supervised"
+    noisy: bool = True
     onset: int = 70
     steps: int = 130
     target: float = 2e4
@@ -143,11 +146,20 @@ class HalfRange(Injection):
         if trial.fresh:
             trial.site.producer.weight.mul_(self.target / max(trial.notes["spy"].highest[-20:]))
 
+    @property
+    def _limit(self) -> float:
+        return 6.5e3 if self.severity < Severity.ERROR else 3.2e4
+
     def crossed(self, trial: Trial) -> bool:
-        return trial.notes["spy"].highest[-1] > (6.5e3 if self.severity < Severity.ERROR else 3.2e4)
+        return trial.notes["spy"].highest[-1] > self._limit
 
     def took_place(self, trial: Trial) -> bool:
-        return self.crossed(trial)
+        return max(trial.notes["spy"].highest[-20:]) > self._limit
+
+    def effect(self, trial: Trial) -> Effect:
+        """The largest value of a batch, with its spread from batch to batch."""
+        highest = torch.tensor(trial.notes["spy"].highest[self.onset :]).double().log()
+        return Effect(float(highest.mean()), math.log(self._limit), float(highest.std()))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import torch
 from bnmonitor import Severity
 from tests.end_to_end.faults.injection import Injection
 from tests.end_to_end.faults.networks import Network, mlp
+from tests.end_to_end.faults.power import Effect
 from tests.end_to_end.faults.recipes import Recipe
 from tests.end_to_end.faults.trial import Trial
 
@@ -149,6 +150,7 @@ class GrowingGradients(Injection):
 
     code: ClassVar[str] = "BN706"
     only: ClassVar[tuple[str, ...]] = ("mlp",)
+    noisy: bool = True
     name: str = "deep-chain"
     steps: int = 60
     units: int = 30
@@ -161,13 +163,20 @@ class GrowingGradients(Injection):
 
     def after(self, trial: Trial) -> None:
         if trial.step < 5:
-            norms = torch.stack([trial.model.get_submodule(n).weight.grad.norm().log() for n in trial.order])
-            depth = torch.arange(len(norms)).float()
+            norms = torch.stack([trial.model.get_submodule(n).weight.grad.norm().log() for n in trial.order]).double()
+            depth = torch.arange(len(norms)).double()
             depth = depth - depth.mean()
-            trial.notes["slope"] = float((depth * norms).sum() / depth.square().sum())
+            slope = (depth * norms).sum() / depth.square().sum()
+            left = norms - norms.mean() - slope * depth
+            noise = (left.square().sum() / (len(norms) - 2) / depth.square().sum()).sqrt()
+            trial.notes.update(slope=float(slope), noise=float(noise))
 
     def took_place(self, trial: Trial) -> bool:
         return trial.notes["slope"] < -math.log(1.15)
+
+    def effect(self, trial: Trial) -> Effect:
+        """The slope of the regression, with its standard error."""
+        return Effect(-trial.notes["slope"], math.log(1.15), trial.notes["noise"])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ import torch
 from bnmonitor import Severity
 from tests.end_to_end.faults.injection import Injection
 from tests.end_to_end.faults.networks import batchnorms
+from tests.end_to_end.faults.power import Effect
 from tests.end_to_end.faults.recipes import Recipe
 from tests.end_to_end.faults.trial import Trial
 
@@ -113,6 +115,7 @@ class LaggingLayer(Injection):
 
     code: ClassVar[str] = "BN304"
     needs: ClassVar[str] = "once"
+    noisy: bool = True
     onset: int = 100
     steps: int = 320
     factor: float = 2.0
@@ -151,6 +154,12 @@ class LaggingLayer(Injection):
 
     def took_place(self, trial: Trial) -> bool:
         return bool(trial.notes["peak"] > self._limit)
+
+    def effect(self, trial: Trial) -> Effect:
+        """The largest lag, with the noise of the mean over a window."""
+        ratios = torch.stack([0.5 * (batch / running).log() for batch, running in trial.notes["lag"][:64]])
+        noise = float(ratios.median(1).values.std()) / math.sqrt(len(ratios))
+        return Effect(trial.notes["peak"], self._limit, noise)
 
 
 @dataclass(frozen=True, kw_only=True)

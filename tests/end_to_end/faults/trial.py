@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from bnmonitor import Monitor, all_rules
 from tests.end_to_end.faults.injection import Injection
 from tests.end_to_end.faults.networks import Network, Site, batchnorms, order, sites
+from tests.end_to_end.faults.power import CERTAIN
 from tests.end_to_end.faults.recipes import PLAIN, Recipe
 
 _CHECK = 10
@@ -33,6 +34,7 @@ class Outcome:
         since: The step at which each of them crossed the threshold.
         told: Every alert, with ``opened``, the step after which it was there.
         skipped: Why the rule could not run; empty if it could.
+        sigmas: How many times its noise the injected value lies beyond the threshold.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Outcome:
     since: tuple[int, ...] = ()
     told: list[dict[str, Any]] = field(default_factory=list)
     skipped: str = ""
+    sigmas: float = CERTAIN.sigmas
 
     def alert(self) -> dict[str, Any] | None:
         """The first alert that tells of the injected fault, no milder than it should."""
@@ -239,7 +242,7 @@ class Trial:
         ]
         rule = {r.code: r.name for r in all_rules()}.get(fault.code, "")
         outcome.skipped = self.monitor.skipped.get(rule, "")
-        outcome.took_place = fault.took_place(self)
+        outcome.took_place, outcome.sigmas = fault.took_place(self), fault.effect(self).sigmas
         outcome.blamed, outcome.channels = self.blamed, self.channels
         outcome.since = tuple(self.since.get(c, fault.steps) for c in self.channels or ())
         return outcome

@@ -4,8 +4,8 @@ import { choose, h } from "./dom.js";
 import { legend } from "./legend.js";
 import { cut, grouped } from "./text.js";
 
-export class Bar {
-  /** @param {{change: (part: Partial<import("./state.js").State>) => void}} on */
+export class Toolbar {
+  /** @param {{change: (part: Partial<import("./view_state.js").State>) => void}} on */
   constructor(on) {
     const pick = (/** @type {string} */ id) => h("select", { id: `bn-${id}` });
     this.run = pick("run");
@@ -27,7 +27,7 @@ export class Bar {
 
   /**
    * @param {import("./types.js").Index} index
-   * @param {import("./state.js").State} state
+   * @param {import("./view_state.js").State} state
    * @param {import("./types.js").Statistic} statistic
    * @param {import("./scale.js").Scale} scale
    * @param {import("./types.js").Range} view

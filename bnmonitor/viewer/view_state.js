@@ -1,4 +1,4 @@
-/** What is looked at, as a few words that fit into a URL. */
+/** The view, as a few words that fit into a URL. */
 
 /**
  * @typedef {object} State
@@ -9,7 +9,7 @@
  * @property {number|null} to
  * @property {string} layer  The selected layer, or empty.
  * @property {string} alert  The selected alert's key, or empty.
- * @property {string} focus  The run the panel speaks of.
+ * @property {string} focus  The run that the panel shows.
  * @property {number|null} step  The cursor.
  * @property {string} channels  Statistic of the channel map.
  * @property {number|null} channel
@@ -32,7 +32,7 @@ export function toWords(state) {
   return words;
 }
 
-/** What makes no sense is passed over. @param {Record<string, string>} words @returns {State} */
+/** Words that make no sense are ignored. @param {Record<string, string>} words @returns {State} */
 export function fromWords(words) {
   const state = /** @type {any} */ ({ ...START });
   for (const name of Object.keys(START)) {
@@ -45,5 +45,5 @@ export function fromWords(words) {
   return state;
 }
 
-/** What tells an alert from every other of its run. @param {import("./types.js").Alert} alert */
+/** The key that no other alert of the run has. @param {import("./types.js").Alert} alert */
 export const keyOf = (alert) => `${alert.code}~${alert.first_step}~${alert.layer ?? alert.message}`;

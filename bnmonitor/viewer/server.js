@@ -1,9 +1,9 @@
-/** The numbers from TensorBoard's server. */
+/** The numbers from TensorBoard's server; its http_api.md describes the routes. */
 
 /** @typedef {import("./types.js").Slice} Slice */
 /** @typedef {import("./types.js").Range} Range */
 
-/** What the server answers in one sentence. */
+/** An error of the server, in one sentence. */
 export class Refused extends Error {
   /** @param {string} message @param {number} code */
   constructor(message, code) {
@@ -25,6 +25,8 @@ export class Server {
   /** @param {string} base  Address of the plugin's routes. */
   constructor(base) {
     this.base = base;
+    /** The most columns that the server sends. */
+    this.columns = Infinity;
   }
 
   /** @param {string} route @param {Record<string, string|number|null|undefined>} [query] */
@@ -37,7 +39,9 @@ export class Server {
   }
 
   async index() {
-    return (await this.ask("runs")).json();
+    const index = await (await this.ask("runs")).json();
+    this.columns = index.columns;
+    return index;
   }
 
   /** @param {string} run */
@@ -48,7 +52,7 @@ export class Server {
   /** @param {string} route @param {Record<string, any>} query @param {Range|null} range @param {number} bins */
   async numbers(route, query, range, bins) {
     const part = range ? { from: Math.floor(range.from), to: Math.ceil(range.to) } : {};
-    return decode(await (await this.ask(route, { ...query, ...part, bins: Math.max(1, Math.min(4096, Math.round(bins))) })).arrayBuffer());
+    return decode(await (await this.ask(route, { ...query, ...part, bins: Math.max(1, Math.min(this.columns, Math.round(bins))) })).arrayBuffer());
   }
 
   /** @type {import("./types.js").Source["slice"]} */
@@ -73,7 +77,7 @@ export class Server {
 
   /** @type {import("./types.js").Source["box"]} */
   box(run, file, layer, statistic) {
-    return this.maybe(this.numbers("box", { run, file, layer, statistic }, null, 4096));
+    return this.maybe(this.numbers("box", { run, file, layer, statistic }, null, this.columns));
   }
 
   /** Null for what is not there. @param {Promise<Slice>} asked @returns {Promise<Slice|null>} */

@@ -1,0 +1,27 @@
+"""What all tests run under, on any machine, and what a run of them says at its end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import HealthCheck, settings
+
+# Threads that share busy cores wait for each other, and sums over several threads are rounded in another order.
+torch.set_num_threads(1)
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
+
+MARGIN = "margin"
+"""The property under which a test records how far a value is beyond its threshold."""
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, ())]
+    lines = sorted(text for r in reports for name, text in getattr(r, "user_properties", ()) if name == MARGIN)
+    if lines:
+        terminalreporter.section("margins of the injected faults")
+        for line in lines:
+            terminalreporter.write_line(line)
