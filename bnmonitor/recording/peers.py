@@ -31,6 +31,11 @@ class Peers:
         """Whether the step that has just ended began with the buffers of another process."""
         return self._exchange is not None and self._exchange.foreign
 
+    @property
+    def pending(self) -> bool:
+        """Whether statistics that this process has sent are still on their way."""
+        return self._exchange is not None and self._exchange.pending
+
     def join(self, exchange: RankExchange) -> None:
         """Begin to exchange statistics."""
         self._exchange, self.shared = exchange, True
