@@ -439,7 +439,7 @@ def test_it_does_not_stop_training_when_the_monitor_itself_breaks(monkeypatch: p
 
     with monitor:
         train(model, architecture.batches(2), monitor=monitor)
-        monkeypatch.setattr(monitor._watch._recorder, "step", broken)
+        monkeypatch.setattr(monitor._watch._tape, "step", broken)
         with pytest.warns(UserWarning, match="stopped watching, training goes on: IndexError: a bug of ours") as told:
             train(model, architecture.batches(3), monitor=monitor)
         assert len(told) == 1

@@ -70,7 +70,7 @@ def test_bn406_statistics_move(lightning: Any, way: str, fitted: bool) -> None:
     assert told(callback)["BN406"].layers == ("body.1", "body.4")
     assert hooks(module) == 0
     getattr(trainer, way)(module, loader(3))
-    assert callback.monitor._watch._books.ledger(0).of("seen", PHASES[way]).tolist() == [6, 6]
+    assert callback.monitor._watch._ledger.ledger(0).of("seen", PHASES[way]).tolist() == [6, 6]
 
 
 @pytest.mark.parametrize("way", WAYS)

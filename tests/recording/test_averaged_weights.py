@@ -61,7 +61,7 @@ class Run:
 
     @property
     def ledger(self) -> Ledger:
-        return self.monitor._watch._books.ledger(0)
+        return self.monitor._watch._ledger.ledger(0)
 
     @property
     def told(self) -> list[Alert]:
@@ -241,7 +241,7 @@ def test_a_probe_that_fails_does_not_end_the_evaluation(monkeypatch: pytest.Monk
     run = Run(watch_copy=False, probe=True)
     with run.monitor:
         run.steps(40)
-        monkeypatch.setattr(run.monitor._watch._books, "averaged", fail)
+        monkeypatch.setattr(run.monitor._watch._ledger, "averaged", fail)
         with run.swap():
             assert run.model(data()[0]).isfinite().all()
         assert "on purpose" in run.monitor.skipped["train-eval-gap"]
