@@ -30,7 +30,7 @@ RESNET_50 = (
 SIZES = (RESNET_50, 1000 * (256,))
 WARM_UP = 100
 CHECKS = 30
-PARTS = {"window": "read the tape", "counted": "count the updates", "judged": "follow the baseline"}
+PARTS = {"advance": "read the tape, count the updates", "settle": "follow the baseline"}
 
 
 def timed(call: Callable[..., Any], into: list[float]) -> Callable[..., Any]:
@@ -49,16 +49,16 @@ def measure(channels: Sequence[int]) -> dict[str, float]:
     model, seconds = Layers(channels), defaultdict[str, list[float]](list)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Monitor(model, optimizer=optimizer, sample_every_n_steps=0, log_every_n_steps=0, sinks=[]) as monitor:
-        watch, count = monitor._watch, len(channels)
-        watch._sampling.sampler._tracer.structure = Structure(
+        recorder, count = monitor._recorder, len(channels)
+        recorder._sampling.sampler._tracer.structure = Structure(
             producer_trains=(True,) * count, consumers=(("relu",),) * count, places=in_a_row(count)
         )
-        watch._sampling.samples.append(make_sample(watch.layers, values=100_000))
+        recorder._sampling.samples.append(make_sample(recorder.layers, values=100_000))
         monitor._session.absent = dict
         for rule in monitor._session.book.rules:
             object.__setattr__(rule, "check", timed(rule.check, seconds[f"{rule.code} {rule.name}"]))
         for name, part in PARTS.items():
-            setattr(watch, name, timed(getattr(watch, name), seconds[part]))
+            setattr(recorder, name, timed(getattr(recorder, name), seconds[part]))
         monitor._session.book.check = timed(monitor._session.book.check, seconds["all rules"])
         monitor._session.check = timed(monitor._session.check, seconds["the check"])
         for _ in range(WARM_UP + 10 * CHECKS):

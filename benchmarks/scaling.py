@@ -80,8 +80,8 @@ def tensors(holder: object) -> Iterator[Tensor]:
 
 def memory(monitor: Monitor) -> int:
     """Bytes of the tape and of the window."""
-    watch = monitor._watch
-    kept = {t.untyped_storage().data_ptr(): t for part in (watch._recorder, watch._ring) for t in tensors(part)}
+    recorder = monitor._recorder
+    kept = {t.untyped_storage().data_ptr(): t for part in (recorder._tape, recorder._ring) for t in tensors(part)}
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
