@@ -96,9 +96,7 @@ def test_every_need_has_a_word_of_its_own_and_a_meaning() -> None:
         ({"ranks": False}, "ranks", "several processes"),
     ],
 )
-def test_each_missing_need_is_reported_with_the_way_to_meet_it(
-    absent: dict[str, Any], need: str, says: str
-) -> None:
+def test_each_missing_need_is_reported_with_the_way_to_meet_it(absent: dict[str, Any], need: str, says: str) -> None:
     reasons = absent_needs(replace(ALL_THERE, **absent))
     assert reasons.keys() == {need} <= WORDS
     assert says in unmet({need}, reasons)
@@ -208,8 +206,8 @@ def test_several_loaders_give_no_batch_size_and_the_reason_says_so(several: Any)
         ("train_loader", 7, "train_loader must be a torch DataLoader or another iterable, got int"),
         ("val_loader", 7, "val_loader must be"),
         ("scaler", 2.0, "scaler must be a torch.amp.GradScaler, got float"),
-        ("accumulate_grad_batches", 0, "accumulate_grad_batches=0 must be an int, 1 or more"),
-        ("accumulate_grad_batches", True, "accumulate_grad_batches=True must be an int"),
+        ("accumulate_grad_batches", 0, "accumulate_grad_batches must be an int of at least 1, got 0$"),
+        ("accumulate_grad_batches", True, "accumulate_grad_batches must be an int of at least 1, got True$"),
     ],
 )
 def test_bad_fact_gets_one_sentence(argument: str, value: Any, says: str) -> None:
