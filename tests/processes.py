@@ -34,8 +34,8 @@ def seen(runs: Path, case: str) -> list[dict[str, Any]]:
 
 def arrived(monitor: Monitor) -> None:
     """Wait until the processes have told each other what is on its way, or have failed to."""
-    exchange, until = monitor._watch.exchange, time.monotonic() + GUARD
-    while exchange is not None and not all(offer.work.is_completed() for offer in exchange._pending):
+    until = time.monotonic() + GUARD
+    while monitor._recorder.peers.pending:
         assert time.monotonic() < until, "an exchange between the processes has not arrived"
         time.sleep(0.001)
 

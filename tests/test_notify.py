@@ -11,9 +11,10 @@ import threading
 import time
 import types
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import pytest
@@ -22,10 +23,11 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from bnmonitor import Alert, AlertError, BatchNormMonitor, BatchNormWarning, Monitor, Severity
+from bnmonitor import Alert, AlertError, BatchNormMonitor, BatchNormWarning, Finding, Monitor, Rule, Severity
 from bnmonitor.notify import Notifier, Webhook
 from bnmonitor.sinks import Sink
 from bnmonitor.summary import Summary
+from bnmonitor.window import Window
 from tests.sinks.test_sinks import an_alert
 
 pytestmark = [
@@ -351,14 +353,39 @@ class FakeRun:
         self.alerts.append(given)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Explodes(Rule):
+    """Finds the same fault in every window."""
+
+    code: ClassVar[str] = "BN106"
+    name: ClassVar[str] = "variance-explosion"
+    severity: ClassVar[Severity] = Severity.ERROR
+
+    def check(self, window: Window) -> list[Finding]:
+        words = {"message": "the variance has exploded", "advice": "lower the peak learning rate"}
+        return [Finding(severity=self.severity, layer=0, first_step=0, value=250.0, threshold=100.0, **words)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grows(Explodes):
+    """The same as a warning."""
+
+    code: ClassVar[str] = "XY106"
+    name: ClassVar[str] = "variance-growth"
+    severity: ClassVar[Severity] = Severity.WARNING
+
+
 def test_wandb_is_told_through_the_trainers_logger() -> None:
     class WandbLogger:
         experiment = FakeRun()
 
-    monitor = Monitor(a_model(), sinks=[], on_alert={"error": ["wandb", "log"], "warning": "log"})
+    model, rules = a_model(momentum=0.1), [Explodes(), Grows()]
+    monitor = Monitor(model, sinks=[], on_alert={"error": ["wandb", "log"], "warning": "log"}, rules=rules)
     monitor.connect(loggers=[object(), WandbLogger()])
     with monitor:
-        monitor._session.actions.announce([an_alert(severity=Severity.ERROR), an_alert(severity=Severity.WARNING)])
+        model(torch.randn(32, 3)).sum().backward()
+        monitor.step()
+    assert {a.code: a.severity for a in monitor.alerts} == {"BN106": Severity.ERROR, "XY106": Severity.WARNING}
     [told] = WandbLogger.experiment.alerts
     assert (told["title"], told["level"]) == ("BN106 variance-explosion", "ERROR")
     assert "fix: lower the peak" in told["text"]

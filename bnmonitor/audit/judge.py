@@ -14,7 +14,7 @@ from bnmonitor._text import DOCS
 from bnmonitor.audit.checkpoint import Norms
 from bnmonitor.audit.one_step import forward
 from bnmonitor.layers import LayerTable, discover
-from bnmonitor.recording import baseline
+from bnmonitor.recording import snapshot_window
 from bnmonitor.results import HEALTH_CAPS, Alert, LayerSummary, Severity, StepSummary
 from bnmonitor.rules import Finding, Rule, all_rules
 from bnmonitor.window import EVALUATIONS, Facts, Ledger, Recovery, Window
@@ -101,48 +101,30 @@ def _rules(codes: Sequence[str]) -> list[Rule]:
 
 def _window(layers: LayerTable, modules: Sequence[nn.Module]) -> Window:
     """One step in which every layer saw exactly what its running statistics say, and was evaluated with it."""
-
-    def column(part: str, fill: float) -> Tensor:
-        rows = [m._parameters.get(part, m._buffers.get(part)) for m in modules]
-        known = [torch.full((n,), fill) if t is None else t for t, n in zip(rows, layers.channels, strict=True)]
-        return torch.cat([t.detach().reshape(-1).to("cpu", torch.float32) for t in known] or [torch.zeros(0)])[None]
-
-    mean, var = column("running_mean", math.nan), column("running_var", math.nan)
-    gamma, beta = column("weight", 1.0), column("bias", 0.0)
     count = len(layers)
     one = torch.ones(1, count, dtype=torch.bool)
-    nothing = torch.full_like(mean, torch.nan)
-    tracks = torch.tensor(layers.tracking, dtype=torch.bool)
-    initial = ~layers.segments.any(((mean != 0) | (var != 1))[0]) & tracks
-    ledger = Ledger.blank(count)
-    ledger.evaluated[EVALUATIONS] = True
-    counts = torch.full((count,), _UPDATES)
-    momentum = torch.tensor([[math.nan if m is None else m for m in layers.momentum]])
-    known = baseline.begin(layers, gamma[0], mean[0], var[0], counts)
-    return Window(
-        layers=layers,
-        steps=(0,),
+    updates = torch.full((count,), _UPDATES)
+    facts = Facts(
+        affine_trains=one[0],
+        buffer_dtypes=tuple(None if (t := m._buffers.get("running_mean")) is None else t.dtype for m in modules),
+    )
+    now = snapshot_window(layers, modules, facts=facts, ledger=Ledger.blank(count), updates=updates)
+    mean, var = now.running_mean, now.running_var
+    evaluated = now.ledger.evaluated.clone()
+    evaluated[EVALUATIONS] = True
+    initial = ~layers.segments.any(((mean != 0) | (var != 1))[0]) & layers.tracked
+    return replace(
+        now,
         batch_mean=mean,
         batch_var=var,
-        running_mean=mean,
-        running_var=var,
-        gamma=gamma,
-        beta=beta,
-        gamma_grad=nothing,
-        beta_grad=nothing,
         shift=torch.zeros_like(mean),
         ratio=torch.ones_like(mean),
-        updates=(one & tracks).long(),
+        updates=(one & layers.tracked).long(),
         training=one & layers.which("has_modes"),
         recovery=torch.full((1, count), int(Recovery.EXACT)),
-        momentum=momentum,
-        variance=(layers.segments.sum(var) / torch.tensor(layers.channels)),
-        baseline=replace(known, updates=counts, forgotten=torch.full((count,), 100.0, dtype=torch.float64)),
-        facts=Facts(
-            affine_trains=torch.ones(count, dtype=torch.bool),
-            buffer_dtypes=tuple(None if (t := m._buffers.get("running_mean")) is None else t.dtype for m in modules),
-        ),
-        ledger=replace(ledger, initial=initial),
+        variance=layers.segments.sum(var) / torch.tensor(layers.channels),
+        baseline=replace(now.baseline, updates=updates, forgotten=torch.full((count,), 100.0, dtype=torch.float64)),
+        ledger=replace(now.ledger, evaluated=evaluated, initial=initial),
         fresh=1,
     )
 

@@ -124,6 +124,11 @@ class RankExchange:
             return
         self._pending.append(_Offer.made(self._group, work, payload, window, self.overwritten))
 
+    @property
+    def pending(self) -> bool:
+        """Whether statistics that this process has sent are still on their way."""
+        return not all(offer.work.is_completed() for offer in self._pending)
+
     @torch.no_grad()
     def result(self) -> RankStatistics | None:
         """Return the sum of the latest exchange that all have joined by now, once; None without a new one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -15,12 +15,21 @@ R = TypeVar("R")
 
 def once(measure: Callable[[Window], R]) -> Callable[[Window], R]:
     """Compute a measure once for each window, and keep the result in its memo."""
+    return _remembered(measure, lambda window: window.memo)
 
+
+def once_of_rows(measure: Callable[[Window], R]) -> Callable[[Window], R]:
+    """The same for a measure of the recorded statistics alone, which another baseline does not change."""
+    return _remembered(measure, lambda window: window.row_memo)
+
+
+def _remembered(measure: Callable[[Window], R], memo_of: Callable[[Window], dict[str, Any]]) -> Callable[[Window], R]:
     @wraps(measure)
     def remembered(window: Window) -> R:
-        if measure.__name__ not in window.memo:
-            window.memo[measure.__name__] = measure(window)
-        value: R = window.memo[measure.__name__]
+        memo = memo_of(window)
+        if measure.__name__ not in memo:
+            memo[measure.__name__] = measure(window)
+        value: R = memo[measure.__name__]
         return value
 
     return remembered

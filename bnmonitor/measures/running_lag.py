@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from bnmonitor.limits import FLAT, INITIAL_WEIGHT
-from bnmonitor.measures.reductions import may_exceed, median, once
+from bnmonitor.measures.reductions import may_exceed, median, once, once_of_rows
 from bnmonitor.measures.robust import mean_over_steps, middle_over_steps
 from bnmonitor.window import Window
 
@@ -17,16 +17,16 @@ LEAST_WARM_UP = 30
 """Least number of updates before a layer is judged."""
 
 
-@once
+@once_of_rows
 def typical_variance(window: Window) -> Tensor:
     """Robust middle of each channel's batch variance over the new steps: ``[C]``."""
     return middle_over_steps(window.batch_var[-max(1, window.fresh) :])
 
 
-@once
+@once_of_rows
 def averages(window: Window) -> tuple[Tensor, Tensor, Tensor]:
     """Means over the window, ``[C]`` each: of the shift, of the batch variance, and of the running one before it."""
-    return (
+    return window.averages or (
         mean_over_steps(window.shift),
         mean_over_steps(window.batch_var[1:]),
         mean_over_steps(window.running_var[:-1]),
@@ -67,7 +67,7 @@ def variance_gap(window: Window) -> Tensor:
     return median(_log_ratio(window), window)
 
 
-@once
+@once_of_rows
 def forgetting(window: Window) -> Tensor:
     """How much of their past the running statistics forget at each step: ``[T, L]``, as minus a log.
 

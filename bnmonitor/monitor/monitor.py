@@ -24,7 +24,7 @@ from bnmonitor.results import Alert
 from bnmonitor.rules import Rule, Thresholds, check_patterns
 from bnmonitor.sinks import Console, Run, Sink, TensorBoard, totals
 from bnmonitor.summary import Summary
-from bnmonitor.window import SERIES, RankStatistics, Structure
+from bnmonitor.window import SERIES, RankStatistics, Sample, Structure, Window
 
 Phase = Literal["validation", "test", "predict", "sanity"]
 _PHASES = ("validation", "test", "predict", "sanity")
@@ -145,21 +145,13 @@ class Monitor:
                 "in plain PyTorch pass a callable that saves"
             )
         self._facts = facts
-        self._watch = Recorder(
-            as_models(model),
-            include=settings.include,
-            exclude=settings.exclude,
-            tape=settings.check_every_n_steps,
-            window=settings.window,
-            sample_every=settings.sample_every_n_steps,
-            probe=settings.probe,
-        )
-        if not self._watch.waiting:
+        self._recorder = Recorder(as_models(model), settings)
+        if not self._recorder.waiting:
             check_patterns(settings.special_rules(), self.layers)
         folder = as_folder(log_dir)
         self.settings = settings if settings.sinks is not None else replace(settings, sinks=_default_sinks(folder))
         run = Run(layers=self.layers, log_dir=folder)
-        self._session = Session(self.settings, self._watch, facts, run, words)
+        self._session = Session(self.settings, self._recorder, facts, run, words)
         if not self._session.watching:
             warn("the model has no BatchNorm layer: bnmonitor has nothing to watch, training goes on without it")
 
@@ -168,7 +160,7 @@ class Monitor:
     @property
     def layers(self) -> LayerTable:
         """The layers under watch, in execution order after a step has been sampled."""
-        return self._watch.layers
+        return self._recorder.layers
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
@@ -179,6 +171,11 @@ class Monitor:
     def running(self) -> bool:
         """Whether the monitor was started and not yet closed."""
         return self._session.running
+
+    @property
+    def failure(self) -> str:
+        """Why bnmonitor has stopped watching, in one sentence; empty if it has not failed."""
+        return self._session.failure
 
     @property
     def should_stop(self) -> bool:
@@ -192,8 +189,18 @@ class Monitor:
     @property
     def steps(self) -> tuple[int, ...]:
         """Numbers of the steps that :meth:`history` returns."""
-        self._watch.collect()
-        return tuple(self._watch.steps[-self.settings.window :])
+        self._recorder.collect()
+        return tuple(self._recorder.steps[-self.settings.window :])
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The newest activation samples, one for each sampled step that is kept, the newest last.
+
+        Each holds counts per layer, ``[L]`` (``calls``, ``size``, ``values``), the moments of the layers' inputs and
+        outputs per channel, ``[C]`` (``input.mean``, ``output.kurtosis``), and more; see
+        :class:`bnmonitor.window.Sample`. ``L`` counts the layers, ``C`` the channels of all layers end to end.
+        """
+        return tuple(self._recorder.samples)
 
     @property
     def black_boxes(self) -> tuple[Path, ...]:
@@ -204,7 +211,7 @@ class Monitor:
     @property
     def ranks(self) -> RankStatistics | None:
         """The statistics of all processes at the last step they exchanged; None in a single process."""
-        return self._watch.heard
+        return self._recorder.peers.latest
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -218,7 +225,7 @@ class Monitor:
             layer: Name of the layer.
             statistic: ``batch_mean``, ``batch_var``, ``running_mean``, ``running_var``, ``gamma``, ``beta``,
                 ``gamma_grad``, ``beta_grad``, ``shift`` or ``ratio``, as described at
-                :class:`bnmonitor.window.Frame`; ``gamma_update`` or ``beta_update``, the change since the step before;
+                :class:`bnmonitor.window.Window`; ``gamma_update`` or ``beta_update``, the change since the step before;
                 or, for sampled steps, a field of :class:`bnmonitor.window.Moments` with the side before it, such as
                 ``input_skewness`` or ``output_max``, and ``input_between``.
 
@@ -232,8 +239,22 @@ class Monitor:
         if statistic not in SERIES:
             known = ", ".join(SERIES)
             raise KeyError(f"no statistic is named {statistic!r}{nearest(statistic, SERIES)}; there are {known}")
-        self._watch.collect()
-        return self._watch.rows(statistic, layer)[-self.settings.window :]
+        self._recorder.collect()
+        return self._recorder.rows(statistic, layer)[-self.settings.window :]
+
+    def window(self) -> Window | None:
+        """Return what rules judge by, as it is after the last step.
+
+        This runs no rule and changes nothing: the next check finds the same steps new, ``window.fresh`` of them.
+
+        Returns:
+            The statistics of the ``T`` steps that are kept, ``[T, C]`` per channel and ``[T, L]`` per layer on the CPU,
+            with the baseline, the facts about the run, the ledger of updates and the latest sample; a copy that later
+            steps do not change. ``C`` counts the channels of all layers end to end: those of layer ``i`` are
+            ``window.batch_mean[:, window.layers.span(i)]``. None before the first step.
+        """
+        window = self._session.window()
+        return None if window is None else window.snapshot()
 
     def summary(self, epoch: int | None = None) -> Summary:
         """Return the state of every layer now, as the console's table shows it."""
@@ -245,7 +266,7 @@ class Monitor:
         Printed, the result is a tree with one line a layer: what feeds it and what reads it. For a layer that no graph
         showed, ``places[i].blind`` gives the reason.
         """
-        return self._watch.structure
+        return self._recorder.structure
 
     # -- what a training loop calls ------------------------------------------------------------------------------------
 
@@ -271,7 +292,7 @@ class Monitor:
                 raise TypeError(f"global_step must be an int, or None to count calls, got {global_step!r}")
             if global_step < 0:
                 raise ValueError(f"global_step must be at least 0, or None to count calls, got {global_step!r}")
-        self._session.guard(self._session.step, self._watch.number if global_step is None else global_step)
+        self._session.guard(self._session.step, self._recorder.number if global_step is None else global_step)
 
     @contextmanager
     def evaluation(self, phase: Phase = "validation") -> Iterator[None]:
@@ -354,11 +375,11 @@ class Monitor:
             overwrites: The ``DistributedDataParallel``, or a module that contains it, as Fabric's does; or a function
                 that returns whether the next forward copies the buffers of the first process; None: it never does.
         """
-        self._watch.share_ranks(RankExchange(self.layers, overwrites))
+        self._recorder.share_ranks(RankExchange(self.layers, overwrites))
 
     def saw_loss(self, loss: Any) -> None:
         """Read the autograd graph of a loss before its backward; needed only if the model's forward is not called."""
-        self._session.guard(self._watch.saw_loss, loss)
+        self._session.guard(self._recorder.saw_loss, loss)
 
     def totals(self) -> dict[str, float]:
         """Return the numbers that a callback which stops or saves may watch; empty after bnmonitor has failed."""
@@ -368,7 +389,7 @@ class Monitor:
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters, baselines and alerts as plain types and tensors."""
-        return {"version": 1, "watch": self._watch.state_dict(), "book": self._session.book.state_dict()}
+        return {"version": 1, "watch": self._recorder.state_dict(), "book": self._session.book.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned.
@@ -380,9 +401,9 @@ class Monitor:
             raise ValueError(
                 f"the state is not one of Monitor.state_dict(), it has {sorted(map(str, state)) or 'nothing'}"
             )
-        self._watch.load_state_dict(state["watch"])
+        self._recorder.load_state_dict(state["watch"])
         self._session.book.load_state_dict(state["book"])
-        self._session.guard(self._watch.begin)
+        self._session.guard(self._recorder.begin)
 
 
 def _default_sinks(log_dir: Path | None) -> list[Sink]:

@@ -16,7 +16,7 @@ from bnmonitor.context import RunFacts
 from bnmonitor.distributed import world_size
 from bnmonitor.monitor.actions import AlertActions, AlertError, BatchNormWarning, warn
 from bnmonitor.monitor.settings import Settings
-from bnmonitor.recording import Recorder
+from bnmonitor.recording import Moment, Recorder
 from bnmonitor.results import Alert, Severity
 from bnmonitor.rules import Conditions, absent_needs, unmet
 from bnmonitor.rules.monitor.sink_error import SinkError
@@ -34,7 +34,7 @@ class Session:
 
     Args:
         settings: How to watch; holds the sinks.
-        watch: Records the layers.
+        recorder: Records the layers.
         facts: What the user or the Trainer has said about the training.
         run: What the sinks get to know when they open.
         words: The functions behind actions that an adapter supplies, such as ``"checkpoint"``.
@@ -43,12 +43,12 @@ class Session:
     def __init__(
         self,
         settings: Settings,
-        watch: Recorder,
+        recorder: Recorder,
         facts: RunFacts,
         run: Run,
         words: Mapping[str, Callable[[Alert], object]],
     ) -> None:
-        self.settings, self.watch, self.facts = settings, watch, facts
+        self.settings, self.recorder, self.facts = settings, recorder, facts
         self._run = run
         self._chosen = settings.chosen_rules()
         self.optimizers: list[Optimizer] = []
@@ -56,7 +56,8 @@ class Session:
         self.actions = AlertActions(settings, words, self._open_sink_error)
         self.running = self.validated = False
         self.black_box: BlackBox | None = None
-        self._broken = ""
+        self.failure = ""
+        """Why bnmonitor has stopped watching; empty if it has not failed."""
         self._log_every = _LOG_EVERY if settings.log_every_n_steps is None else settings.log_every_n_steps
         self._shown = False
         """Whether the state is what the last frame shows."""
@@ -64,26 +65,26 @@ class Session:
     @property
     def watching(self) -> bool:
         """Whether the model has a layer to watch, or may have one after the first forward."""
-        return bool(len(self.watch.layers)) or self.watch.waiting
+        return bool(len(self.recorder.layers)) or self.recorder.waiting
 
     def absent(self) -> dict[str, str]:
         """What rules may need and is missing now, with the reason."""
-        exchange = self.watch.exchange
+        peers = self.recorder.peers
         return absent_needs(
             Conditions(
-                layers=self.watch.layers,
-                unsampled=self.watch.unsampled,
-                untraced=self.watch.untraced,
-                unprobed=self.watch.unprobed,
-                exchange_failure="" if exchange is None else exchange.failure,
+                layers=self.recorder.layers,
+                unsampled=self.recorder.unsampled,
+                untraced=self.recorder.untraced,
+                unprobed=self.recorder.unprobed,
+                exchange_failure=peers.failure,
                 optimizers=bool(self.optimizers),
-                copies=self.watch.copies,
+                copies=self.recorder.copies,
                 loader=None if self.facts.unreadable else self.facts.train_loader is not None,
                 scaler=self.facts.scaler is not None,
                 validated=self.validated,
                 probe=self.settings.probe,
                 ranks=world_size() > 1,
-                shares=self.watch.shares,
+                shares=peers.shared,
             )
         )
 
@@ -100,46 +101,46 @@ class Session:
 
         Without a layer to watch, the part runs only if ``idle``.
         """
-        if self._broken or not self.running or not (idle or self.watching):
+        if self.failure or not self.running or not (idle or self.watching):
             return
         try:
             call(*args)
         except (AlertError, BatchNormWarning):
             raise
         except Exception as error:
-            self._broken = f"bnmonitor stopped watching, training goes on: {type(error).__name__}: {error}"
-            self.watch.end()
+            self.failure = f"bnmonitor stopped watching, training goes on: {type(error).__name__}: {error}"
+            self.recorder.end()
             logger.debug("bnmonitor stopped watching", exc_info=True)
-            warn(self._broken)
+            warn(self.failure)
 
     def begin(self) -> None:
         """Start to watch, or start again."""
         if not self.running:
-            self.running, self._broken = True, ""
+            self.running, self.failure = True, ""
             self.guard(self._begin, idle=True)
 
     def _begin(self) -> None:
-        self.watch.begin()
+        self.recorder.begin()
         if not self.watching:
             return
         if self.black_box is None and self._run.log_dir is not None:
             self.black_box = BlackBox(self._run.log_dir)
-        self.actions.notify("open", replace(self._run, layers=self.watch.layers, sinks=self.actions.sinks))
+        self.actions.notify("open", replace(self._run, layers=self.recorder.layers, sinks=self.actions.sinks))
 
     def _open_sink_error(self, who: str, error: Exception) -> Alert:
         """Open an alert about a sink, an action or the black box that raised."""
-        step = self.watch.steps[-1] if self.watch.steps else self.watch.count
+        step = self.recorder.steps[-1] if self.recorder.steps else self.recorder.count
         return self.book.open_fault(SinkError.report(who, error, step), SinkError())
 
     def step(self, number: int) -> None:
         """Record the training batch that has just ended; run the rules and write a frame when they are due."""
         self._shown = False
-        self.watch.step(number, _learning_rate(self.optimizers))
+        self.recorder.step(number, _learning_rate(self.optimizers))
         self.facts.step(number)
-        count = self.watch.count
-        due = self.watch.full or count == 1 or count % self.settings.check_every_n_steps == 0
+        count = self.recorder.count
+        due = self.recorder.full or count == 1 or count % self.settings.check_every_n_steps == 0
         judged = self.check() if due else None
-        if self._log_every and (count == 1 or count % self._log_every == 0) and self.watch.steps:
+        if self._log_every and (count == 1 or count % self._log_every == 0) and self.recorder.steps:
             self._frame(judged)
 
     def skipped(self) -> dict[str, str]:
@@ -149,21 +150,30 @@ class Session:
 
     def summary(self, epoch: int | None = None) -> Summary:
         """Return the state of every layer now."""
-        return self._summarize(self.watch.window(self.optimizers, self.facts), epoch)
+        return self._summarize(self.window(), epoch)
+
+    def window(self, *, wait: bool = True) -> Window | None:
+        """Return the steps so far, whether rules have judged them or not; None before the first step.
+
+        Args:
+            wait: Whether to wait for steps whose copy from an accelerator is not complete.
+        """
+        self.recorder.collect(wait=wait)
+        return self.recorder.window(self.optimizers, self.facts)
 
     def _summarize(self, window: Window | None, epoch: int | None = None) -> Summary:
         if window is None:
-            return empty(self.watch.layers, tuple(self.book.alerts), self.skipped())
+            return empty(self.recorder.layers, tuple(self.book.alerts), self.skipped())
         return summarize(window, tuple(self.book.alerts), self.skipped(), epoch)
 
     def _frame(self, judged: Window | None = None, *, last: bool = False) -> None:
         """Pass the state to the sinks; a window that was just judged is used again, with what it has computed."""
         self._shown = True
-        window = judged or self.watch.window(self.optimizers, self.facts, wait=False)
+        window = judged or self.window(wait=False)
         self.actions.notify("frame", self._summarize(window))
-        if self.watch.exchange is not None and window is not None and not last:
-            self.watch.listen()  # receives what other processes sent while the rules ran
-            self.watch.exchange.offer(window)
+        if window is not None and not last:
+            self.recorder.peers.listen(self.recorder.steps)  # receives what other processes sent while the rules ran
+            self.recorder.peers.offer(window)
 
     def check(self, evaluation: str = "", *, wait: bool = False) -> Window | None:
         """Run the rules on the steps since the last check, unless the layers have changed; return the window.
@@ -171,8 +181,8 @@ class Session:
         Without ``wait``, steps whose copy from an accelerator is not complete are left to the next check. An
         evaluation always waits, because it is judged by the state at its start.
         """
-        if self.watch.renewed():
-            logger.info("the model's layers have changed: bnmonitor watches %d from now on", len(self.watch.layers))
+        if self.recorder.renewed():
+            logger.info("the model's layers have changed: bnmonitor watches %d from now on", len(self.recorder.layers))
             return None
         return self._judge(evaluation, wait=wait or bool(evaluation))
 
@@ -181,7 +191,7 @@ class Session:
         self.validated |= phase != "sanity"
         with torch.inference_mode(False):  # tensors that are made here are written to in training
             self.guard(self.check, phase)
-            self.guard(self.watch.pause, phase)
+            self.guard(self.recorder.pause, phase)
 
     def end_evaluation(self) -> None:
         """Run the rules on what the evaluation has shown."""
@@ -189,23 +199,21 @@ class Session:
             self.guard(self._end_evaluation)
 
     def _end_evaluation(self) -> None:
-        self.watch.resume()
-        if self.watch.news:
+        self.recorder.resume()
+        if self.recorder.has_unjudged:
             self._judge()
 
     @torch.no_grad()
     def _judge(self, evaluation: str = "", end: bool = False, *, wait: bool = True) -> Window | None:
-        window = self.watch.window(self.optimizers, self.facts, evaluation, wait=wait)
-        if window is None and end and self.watch.news and len(self.watch.layers):
-            window = self.watch.standing(self.facts)
-        if window is None or not (window.fresh or self.watch.news or evaluation or end):
+        moment = Moment(optimizers=self.optimizers, run=self.facts, evaluation=evaluation, end=end, wait=wait)
+        window = self.recorder.advance(moment)
+        unjudged = window is not None and (window.fresh > 0 or self.recorder.has_unjudged)
+        if window is None or not (unjudged or evaluation or end):
             return window
-        window = self.watch.counted(window)
-        news = bool(window.fresh) or self.watch.news
-        times = {"check": news, "evaluation": bool(evaluation), "end": end}
+        times = {"check": unjudged, "evaluation": bool(evaluation), "end": end}
         events = self.book.check(window, self.absent(), [moment for moment, now in times.items() if now])
         self._shown &= not events
-        self.watch.judged(window, self.book.held(self.watch.layers))
+        self.recorder.settle(window, held=self.book.held(window.layers))
         if self.black_box is not None:
             for alert in events:
                 if alert.state == "open" and alert.severity is Severity.ERROR:
@@ -216,8 +224,8 @@ class Session:
     def end_epoch(self, epoch: int | None) -> None:
         """Run the rules on the steps that are left, and pass the state to the sinks."""
         self.check(wait=True)
-        self.watch.end_epoch()
-        if self.watch.steps:
+        self.recorder.end_epoch()
+        if self.recorder.steps:
             self.actions.notify("epoch", self.summary(epoch))
 
     def close(self, *, wait: bool = True) -> None:
@@ -229,22 +237,22 @@ class Session:
         try:
             self.guard(self._judge, "", True)
         finally:
-            self.watch.end()
+            self.recorder.end()
             try:
                 self.guard(self._close_sinks)
-                if self.running and self._broken:
-                    closing = empty(self.watch.layers, tuple(self.book.alerts), {"every rule": self._broken})
+                if self.running and self.failure:
+                    closing = empty(self.recorder.layers, tuple(self.book.alerts), {"every rule": self.failure})
                     self.actions.notify("close", closing)
             finally:
                 self.running = False
-                self.watch.leave_ranks(wait=wait)
+                self.recorder.peers.leave(wait=wait)
 
     def _close_sinks(self) -> None:
         if self.black_box is not None:
             self.black_box.close()
             for error in self.black_box.failures():
                 self.actions.report_failure("the black box", error)
-        if self._log_every and not self._shown and self.watch.steps:
+        if self._log_every and not self._shown and self.recorder.steps:
             self._frame(last=True)
         self.actions.notify("close", self.summary())
 

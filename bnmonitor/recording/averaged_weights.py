@@ -18,16 +18,17 @@ class AveragedWeightsReport:
 
     Attributes:
         swapped: ``[L]`` bool, the layer had another gamma or beta in the evaluation than before and after it.
-        borrowed: ``[L]`` bool, averaged weights were evaluated with statistics of the weights in training.
-        behind: ``[L]`` int64, training steps for which the statistics have not changed while gamma or beta have.
-        apart: ``[2, L]`` distance of the statistics from those of the weights in training, in the middle channel: of
-            the means in deviations, of the deviations as a log; NaN for a layer without averaged weights.
+        uses_training_statistics: ``[L]`` bool, averaged weights were evaluated with the statistics of the weights in
+            training.
+        steps_stale: ``[L]`` int64, training steps for which the statistics have not changed while gamma or beta have.
+        distance: ``[2, L]`` distance of the statistics from those of the weights in training, in the middle channel:
+            of the means in deviations, of the deviations as a log; NaN for a layer without averaged weights.
     """
 
     swapped: Tensor
-    borrowed: Tensor
-    behind: Tensor
-    apart: Tensor
+    uses_training_statistics: Tensor
+    steps_stale: Tensor
+    distance: Tensor
 
 
 class AveragedWeights:
@@ -104,24 +105,29 @@ class AveragedWeights:
         swapped &= evaluated
         trains = (rows["updates"] > 0).any(0) & ~copies  # the counter of a copy may be copied, too
         twin = self.twins(evaluated & ~trains, trains)
-        live = before.taken(self._channels(torch.where(swapped, torch.arange(len(layers), device="cpu"), twin)))
+        live = before.select(self._channels(torch.where(swapped, torch.arange(len(layers), device="cpu"), twin)))
         known = swapped | (twin >= 0)
         same = ~force.other_statistics(live, layers) & self._spread(force.other_affine(live, layers))
         same &= evaluated & known & (copies | (swapped & trains))
-        borrowed = self._was(same, force, rows, copies & (twin >= 0) & evaluated, twin)
+        same = self._was(same, force, rows, copies & (twin >= 0) & evaluated, twin)
         if averaging and len(rows["updates"]):
             last = Snapshot(*(rows[name][-1].double() for name in _ROWS))
             left = self._spread(before.other_affine(last, layers)) & ~before.other_statistics(last, layers)
-            borrowed |= left & evaluated & trains & ~visited.logical_and(force.other_statistics(before, layers))
+            same |= left & evaluated & trains & ~visited.logical_and(force.other_statistics(before, layers))
         sigma = live.var + layers.eps_by_channel
-        apart = torch.stack(
+        distance = torch.stack(
             [
                 layers.segments.median((force.mean - live.mean).abs() / sigma.sqrt()),
                 layers.segments.median(0.5 * ((force.var + layers.eps_by_channel) / sigma).log().abs()),
             ]
         ).where(known, torch.nan)
-        behind = self._stood(force, evaluated, evaluated & ~trains & ~swapped, rows, count)
-        return AveragedWeightsReport(swapped=swapped, borrowed=borrowed, behind=behind, apart=apart)
+        steps_stale = self._stood(force, evaluated, evaluated & ~trains & ~swapped, rows, count)
+        return AveragedWeightsReport(
+            swapped=swapped,
+            uses_training_statistics=same,
+            steps_stale=steps_stale,
+            distance=distance,
+        )
 
     # -- the parts -----------------------------------------------------------------------------------------------------
 

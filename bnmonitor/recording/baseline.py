@@ -32,23 +32,12 @@ ALIVE = 100
 
 def begin(layers: LayerTable, gamma: Tensor, mean: Tensor, var: Tensor, counts: Tensor) -> Baseline:
     """Return the baseline of layers that nothing is known of but their first state, and how often they were updated."""
-    unknown = torch.full((len(layers),), torch.nan, device="cpu")
-    return Baseline(
-        log_var=torch.full((layers.total,), torch.nan, device="cpu"),
-        spread=torch.full((layers.total,), torch.nan, device="cpu"),
-        offset=unknown,
-        batch_distance=unknown.clone(),
-        jump=unknown.clone(),
-        rate=torch.zeros(len(layers), device="cpu"),
-        alive=torch.zeros(layers.total, dtype=torch.bool, device="cpu"),
+    return replace(
+        Baseline.blank(layers),
         gamma=gamma.clone(),
         mean=mean.clone(),
         var=var.clone(),
         initial=_initial(layers, mean, var, counts),
-        updates=torch.zeros(len(layers), dtype=torch.int64, device="cpu"),
-        forgotten=torch.zeros(len(layers), dtype=torch.float64, device="cpu"),
-        sizes=unknown.clone(),
-        values=unknown.clone(),
     )
 
 

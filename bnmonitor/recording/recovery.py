@@ -64,7 +64,7 @@ def recover_rows(
         half_ulp: ``[L]`` float64, relative rounding of the layer's buffers.
         out: Where the result is written: ``batch_mean``, ``batch_var``, ``shift`` and ``ratio`` (``[T, C]``),
             ``updates``, ``recovery``, ``momentum`` and ``variance`` (``[T, L]``), as described at
-            :class:`bnmonitor.window.Frame`.
+            :class:`bnmonitor.window.Window`.
     """
     updates = counts[1] - counts[0]
     usual = (updates == 1) & counted & ~foreign & (momentum > 0)

@@ -10,15 +10,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor.layers import LayerTable
-from bnmonitor.window import CHANNEL_STATISTICS, LAYER_STATISTICS
-
-_LAYER_DTYPES = {
-    "updates": torch.int64,
-    "training": torch.bool,
-    "recovery": torch.int64,
-    "momentum": torch.float32,
-    "variance": torch.float32,
-}
+from bnmonitor.window import STATISTICS
 
 
 @dataclass(frozen=True)
@@ -60,11 +52,10 @@ class Ring:
         self._blocks: deque[_Block] = deque()
         self._unsummed = 0
         self._rows = {
-            **{name: torch.empty(self._length, layers.total, dtype=dtype, device="cpu") for name in CHANNEL_STATISTICS},
-            **{
-                name: torch.empty(self._length, len(layers), dtype=_LAYER_DTYPES[name], device="cpu")
-                for name in LAYER_STATISTICS
-            },
+            each.name: torch.empty(self._length, layers.total, dtype=dtype, device="cpu")
+            if each.per == "channel"
+            else torch.empty(self._length, len(layers), dtype=each.dtype, device="cpu")
+            for each in STATISTICS
         }
 
     def room(self, steps: Sequence[int], rates: Sequence[float]) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bnmonitor.layers import LayerTable, is_split
 from bnmonitor.recording import baseline
-from bnmonitor.window import CHANNEL_STATISTICS, Facts, Ledger, Recovery, Window
+from bnmonitor.window import Facts, Ledger, Window
 
 _STATISTICS = ("running_mean", "running_var")
 _AFFINE = ("weight", "bias")
@@ -47,7 +47,7 @@ class Snapshot:
         """Return the state of some channels, ``[C]`` bool, and another one's of the rest."""
         return Snapshot(*(torch.where(mask, mine, its) for mine, its in zip(self._rows, other._rows, strict=True)))
 
-    def taken(self, channels: Tensor) -> Snapshot:
+    def select(self, channels: Tensor) -> Snapshot:
         """Return the state of the channels at some positions."""
         return Snapshot(*(row[channels] for row in self._rows))
 
@@ -83,25 +83,32 @@ def _flat(layers: LayerTable, parts: Sequence[Tensor | None], fill: float) -> Te
     return out
 
 
-def standing(layers: LayerTable, modules: Sequence[nn.Module], facts: Facts, ledger: Ledger) -> Window:
-    """Return the window, with nothing in it that only a training step tells."""
+def snapshot_window(
+    layers: LayerTable,
+    modules: Sequence[nn.Module],
+    *,
+    facts: Facts,
+    ledger: Ledger,
+    updates: Tensor | None = None,
+) -> Window:
+    """Return a window of one step, with nothing in it that only a training step shows.
+
+    Args:
+        layers: The table of the layers.
+        modules: The modules behind it, in the same order.
+        facts: What is known of the run.
+        ledger: Who ran and updated the layers.
+        updates: ``[L]`` int64, how often the running statistics have been updated; None: unknown.
+    """
     now = read(layers, [tensors(m) for m in modules])
-    known = {"running_mean": now.mean, "running_var": now.var, "gamma": now.gamma, "beta": now.beta}
-    known = {name: row.float() for name, row in known.items()}
-    unknown = torch.full((layers.total,), torch.nan, device="cpu")
-    rows: dict[str, Any] = {name: known.get(name, unknown)[None] for name in CHANNEL_STATISTICS}
-    none = torch.zeros(1, len(layers), dtype=torch.int64, device="cpu")
-    momentum = [torch.nan if m is None else m for m in layers.momentum]
-    return Window(
-        layers=layers,
-        steps=(0,),
-        updates=none,
-        training=none.bool(),
-        recovery=none + Recovery.NO_UPDATE,
-        momentum=torch.tensor([momentum], device="cpu"),
-        variance=torch.full((1, len(layers)), torch.nan, device="cpu"),
-        baseline=baseline.begin(layers, known["gamma"], known["running_mean"], known["running_var"], none[0]),
+    rows = {"running_mean": now.mean, "running_var": now.var, "gamma": now.gamma, "beta": now.beta}
+    known: dict[str, Any] = {name: row.float() for name, row in rows.items()}
+    none = torch.zeros(len(layers), dtype=torch.int64, device="cpu")
+    start = known["gamma"], known["running_mean"], known["running_var"], none if updates is None else updates
+    return replace(
+        Window.neutral(layers, (0,)),
+        baseline=baseline.begin(layers, *start),
         facts=facts,
         ledger=ledger,
-        **rows,
+        **{name: row[None] for name, row in known.items()},
     )

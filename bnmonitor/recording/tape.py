@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, cycle, repeat
 from operator import attrgetter
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -57,12 +57,16 @@ class Tape:
         layers: The table of the layers.
         modules: The modules behind it, in the same order.
         length: Steps that the tape holds between two drains.
+        transfer: Makes what brings the tape from its device to the CPU.
     """
 
-    late: ClassVar[bool] = False
-    """Read the tape one drain late even on a CPU, to be tested there; see :class:`HostTransfer`."""
-
-    def __init__(self, layers: LayerTable, modules: Sequence[nn.Module], length: int) -> None:
+    def __init__(
+        self,
+        layers: LayerTable,
+        modules: Sequence[nn.Module],
+        length: int,
+        transfer: Callable[[torch.device], HostTransfer[list[_Row]]] = HostTransfer,
+    ) -> None:
         self.layers = layers
         self.modules = tuple(modules)
         self._attributes = [vars(m) for m in self.modules]
@@ -95,7 +99,7 @@ class Tape:
         self._moved: Tensor | None = None
         self._no_count = [torch.zeros((), dtype=torch.int64, device=self._device)] * len(layers)
         self._meta: list[_Row] = []
-        self._courier: HostTransfer[list[_Row]] = HostTransfer(self._device, late=self.late)
+        self._transfer = transfer(self._device)
 
     def _dtypes(self) -> list[torch.dtype]:
         return [t.dtype for b in self._buffers if (t := b.get("running_mean")) is not None]
@@ -209,7 +213,7 @@ class Tape:
         position = {id(m): i for i, m in enumerate(self.modules)}
         order = [position[id(m)] for m in modules]
         spans = [torch.arange(*self.layers.offsets[i : i + 2], device=self._device) for i in order]
-        other.writes_count, other._courier = self.writes_count, self._courier
+        other.writes_count, other._transfer = self.writes_count, self._transfer
         used = len(self._meta)
         other._tape[:used] = self._tape[:used, :, torch.cat(spans)]
         other._counts[:used] = self._counts[:used, torch.tensor(order, device=self._device)]
@@ -243,9 +247,9 @@ class Tape:
         steps = any(row.step is not None for row in self._meta)
         if steps:
             sent = [self._tape[:used], self._counts[:used]]
-            self._courier.send(self._meta, *sent, *([] if self._moved is None else [self._moved]))
+            self._transfer.send(self._meta, *sent, *([] if self._moved is None else [self._moved]))
             self._moved = None
-        for meta, (tape, counts, *moved) in self._courier.receive(wait=wait):
+        for meta, (tape, counts, *moved) in self._transfer.receive(wait=wait):
             came += self._recover(meta, tape, counts, ring)
             for mask in map(self.layers.segments.any, moved):
                 rewritten = mask if rewritten is None else rewritten | mask
@@ -274,10 +278,10 @@ class Tape:
         counts = torch.where(counts_updates, counts, means)
         foreign = self._native & same & (means[now] - means[old] != variances[now] - variances[old])
         if any(row.foreign for row in meta):
-            apart = torch.ones(len(self.layers), dtype=torch.bool, device="cpu")
-            apart[list(self.layers.synced)] = False  # these have the same statistics in all processes
+            unsynced = torch.ones(len(self.layers), dtype=torch.bool, device="cpu")
+            unsynced[list(self.layers.synced)] = False  # these have the same statistics in all processes
             updated = (counts[now] != counts[old]) | ~self._counted()
-            foreign |= torch.tensor([row.foreign for row in meta], device="cpu")[:, None] & apart & updated
+            foreign |= torch.tensor([row.foreign for row in meta], device="cpu")[:, None] & unsynced & updated
         recover_rows(
             self.layers,
             before=(mean, var),

@@ -19,11 +19,10 @@ class HostTransfer(Generic[T]):
 
     Args:
         device: Where the tensors are.
-        late: Behave on a CPU as with a device that is always one parcel behind, to be tested there.
     """
 
-    def __init__(self, device: torch.device, *, late: bool = False) -> None:
-        self._device, self._late = device, late
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._sent: deque[tuple[T, tuple[Tensor, ...], torch.cuda.Event | None]] = deque()
 
     def send(self, label: T, *tensors: Tensor) -> None:
@@ -32,9 +31,7 @@ class HostTransfer(Generic[T]):
         On a CPU they are handed over as they are: receive, and use, them before they are overwritten.
         """
         event = None
-        if self._late:
-            here = tuple(t.clone() for t in tensors)
-        elif self._device.type == "cuda":
+        if self._device.type == "cuda":
             # Pinned memory is kept and lent again by PyTorch itself.
             here = tuple(torch.empty(t.shape, dtype=t.dtype, device="cpu", pin_memory=True) for t in tensors)
             for source, target in zip(tensors, here, strict=True):
@@ -57,4 +54,4 @@ class HostTransfer(Generic[T]):
 
     def _there(self) -> bool:
         event = self._sent[0][2]
-        return len(self._sent) > 1 if self._late else event is None or bool(event.query())  # type: ignore[no-untyped-call]
+        return event is None or bool(event.query())  # type: ignore[no-untyped-call]

@@ -14,7 +14,9 @@ from bnmonitor.recording.buffer_state import BufferState, are_initial
 from bnmonitor.window import PHASES, Ledger, Sample
 
 _TRAINING, _RECOMPUTE = PHASES.index("training"), PHASES.index("recompute")
-_KEPT = ("seen", "expected", "latest", "evaluated", "called", "initial", "borrowed")
+_KEPT = ("seen", "expected", "latest", "evaluated", "called", "initial", "uses_training_statistics")
+_RENAMED = {"borrowed": "uses_training_statistics"}
+"""Rows of the ledger by the names that an older version saved them with."""
 
 
 class UpdateLedger:
@@ -51,7 +53,7 @@ class UpdateLedger:
         self._ran: dict[int, bool] = {}
         self._meant: set[int] = set()
         self._sampled = -1
-        self.news = False
+        self.has_unjudged = False
         """Whether an evaluation has brought a result that no rule has judged yet."""
 
     # -- an evaluation -------------------------------------------------------------------------------------------------
@@ -107,10 +109,10 @@ class UpdateLedger:
             ledger.initial.copy_(torch.where(evaluated, initial, ledger.initial))
         found = self._averages.end(evaluated, self._copies(auxiliary), rows, count, averaging)
         self.abandon()
-        for name in ("borrowed", "swapped", "behind", "apart") if found is not None else ():
+        for name in ("uses_training_statistics", "swapped", "steps_stale", "distance") if found is not None else ():
             row = getattr(ledger, name)
             row.copy_(torch.where(evaluated, getattr(found, name), row))
-        self.news = bool((ledger.borrowed | (ledger.behind > 0)).any()) or bool(
+        self.has_unjudged = bool((ledger.uses_training_statistics | (ledger.steps_stale > 0)).any()) or bool(
             (moved > 0).any() or (evaluated & ~ledger.evaluated[phase]).any() or initial.any()
         )
         ledger.seen[phase] += moved
@@ -213,8 +215,8 @@ class UpdateLedger:
         """Return the same ledger with its layers in another order."""
         other = UpdateLedger(layers, modules, self._models)
         place = {id(m): i for i, m in enumerate(self._modules)}
-        other._ledger = self._ledger.taken([place[id(m)] for m in modules])
-        other.news = self.news
+        other._ledger = self._ledger.reordered([place[id(m)] for m in modules])
+        other.has_unjudged = self.has_unjudged
         return other
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -228,6 +230,7 @@ class UpdateLedger:
             state: The tensors.
             old: The position of each layer in them; None for a new layer.
         """
+        state = {_RENAMED.get(name, name): row for name, row in state.items()}
         here = [i for i, j in enumerate(old) if j is not None]
         there = [j for j in old if j is not None]
         for name in _KEPT:

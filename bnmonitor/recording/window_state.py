@@ -12,11 +12,14 @@ from torch import Tensor
 from bnmonitor.recording.ring import Ring
 from bnmonitor.window import Moments, Sample
 
+_RENAMED = {"apart": "distance"}
+"""Fields of a sample by the names that an older version saved them with."""
+
 LIMIT = 32 * 2**20
 """Bytes above which the window is left out of a checkpoint: a resumed run then begins with an empty one."""
 
 
-def keep(ring: Ring, samples: Sequence[Sample], limit: int = LIMIT) -> dict[str, Any] | None:
+def save_window(ring: Ring, samples: Sequence[Sample], limit: int = LIMIT) -> dict[str, Any] | None:
     """Return the window and the samples as plain types and tensors; None if they are larger than a limit."""
     rows = ring.view()
     size = sum(t.numel() * t.element_size() for t in rows.values())
@@ -32,7 +35,7 @@ def keep(ring: Ring, samples: Sequence[Sample], limit: int = LIMIT) -> dict[str,
     }
 
 
-def restore(kept: Mapping[str, Any], ring: Ring) -> list[Sample]:
+def restore_window(kept: Mapping[str, Any], ring: Ring) -> list[Sample]:
     """Fill an empty ring of the same layers with what was kept, and return the samples.
 
     A window that is smaller now takes the newest steps. Statistics that an older version did not keep are NaN or 0.
@@ -62,7 +65,8 @@ def _plain(sample: Sample) -> dict[str, Any]:
 
 def _sample(plain: Mapping[str, Any]) -> Sample:
     known = {f.name for f in fields(Sample)}
-    values = {name: value for name, value in plain.items() if name in known}
+    current = {_RENAMED.get(name, name): value for name, value in plain.items()}
+    values = {name: value for name, value in current.items() if name in known}
     for side in ("input", "output"):
         values[side] = Moments(**values[side])
     dtypes = [None if name is None else getattr(torch, name) for name in values["input_dtypes"]]

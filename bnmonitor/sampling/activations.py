@@ -179,7 +179,7 @@ class Sampler:
             between=_unbiased(_flat(layers, [s.between for s in seen], 3)),
             padding=_shares([s.padding for s in seen]),
             input_dtypes=tuple(s.dtype for s in seen),
-            apart=torch.tensor([call_distances(s.inputs) for s in seen], dtype=torch.float64, device="cpu").T,
+            distance=torch.tensor([call_distances(s.inputs) for s in seen], dtype=torch.float64, device="cpu").T,
         )
 
 

@@ -71,7 +71,7 @@ class EvaluationProbe:
         """Why a forward needs all processes; empty if it does not."""
         self.averaged: EvaluationGap | None = None
         """The gap of averaged weights, from when the latest evaluation began to use them."""
-        self.news = False
+        self.has_unjudged = False
         """Whether no rule has judged that yet."""
 
     @property
@@ -124,7 +124,7 @@ class EvaluationProbe:
                 return
             if found is not None:
                 self.averaged = found if self.averaged is None else self.averaged.joined(found)
-                self.news = True
+                self.has_unjudged = True
 
         if self._may(phase):
             self._first_call.attach(self._models.values(), modules, called)

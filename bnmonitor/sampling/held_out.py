@@ -54,7 +54,7 @@ class HeldOutSampler:
     def __init__(self) -> None:
         self.latest: tuple[HeldOut, ...] = ()
         """The latest evaluations, the newest last."""
-        self.news = False
+        self.has_unjudged = False
         """Whether no rule has judged the newest of them yet."""
         self._seen: dict[int, _Seen] = {}
         self._hooks = Hooks()
@@ -91,4 +91,4 @@ class HeldOutSampler:
         mean, var, running_mean, running_var = rows
         new = HeldOut(step=step, size=size, mean=mean, var=var, running_mean=running_mean, running_var=running_var)
         self.latest = (*self.latest, new)[-KEPT:]
-        self.news = True
+        self.has_unjudged = True

@@ -20,7 +20,7 @@ class BlackBox:
     """Writes windows to files, off the training thread.
 
     A file is a ``.npz`` of plain arrays, without pickle: ``steps``, ``layers`` (names), ``channels``, every statistic
-    of :class:`bnmonitor.window.Frame` over the window, and ``alert`` (JSON).
+    of :class:`bnmonitor.window.Window` over the window, and ``alert`` (JSON).
 
     Args:
         run: The run's directory.

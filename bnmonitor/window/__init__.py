@@ -6,8 +6,9 @@ from bnmonitor.window.ledger import EVALUATIONS, PHASES, Ledger
 from bnmonitor.window.lookup import SERIES, series
 from bnmonitor.window.recovery import Recovery
 from bnmonitor.window.sample import EvaluationGap, HeldOut, Moments, Sample
+from bnmonitor.window.statistics import Statistic
 from bnmonitor.window.structure import Bare, Operation, Place, Producer, Role, Structure
-from bnmonitor.window.window import CHANNEL_STATISTICS, LAYER_STATISTICS, Window
+from bnmonitor.window.window import CHANNEL_STATISTICS, LAYER_STATISTICS, STATISTICS, Window
 
 __all__ = [
     "CHANNEL_STATISTICS",
@@ -15,6 +16,7 @@ __all__ = [
     "LAYER_STATISTICS",
     "PHASES",
     "SERIES",
+    "STATISTICS",
     "Bare",
     "Baseline",
     "EvaluationGap",
@@ -30,6 +32,7 @@ __all__ = [
     "Recovery",
     "Role",
     "Sample",
+    "Statistic",
     "Structure",
     "Window",
     "series",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
+
+from bnmonitor.layers import LayerTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,27 @@ class Baseline:
     forgotten: Tensor
     sizes: Tensor
     values: Tensor
+
+    @classmethod
+    def blank(cls, layers: LayerTable) -> Baseline:
+        """Return the baseline of layers of which nothing is known."""
+
+        def unknown(length: int) -> Tensor:
+            return torch.full((length,), torch.nan, device="cpu")
+
+        def zeros(length: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros(length, dtype=dtype, device="cpu")
+
+        count = len(layers)
+        return cls(
+            **{name: unknown(layers.total) for name in ("log_var", "spread", "gamma", "mean", "var")},
+            **{name: unknown(count) for name in ("offset", "batch_distance", "jump", "sizes", "values")},
+            alive=zeros(layers.total, torch.bool),
+            rate=zeros(count, torch.float32),
+            initial=zeros(count, torch.float64),
+            updates=zeros(count, torch.int64),
+            forgotten=zeros(count, torch.float64),
+        )
 
     def save(self) -> dict[str, Tensor]:
         """Return the baseline as plain tensors by name, for a checkpoint."""

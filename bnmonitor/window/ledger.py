@@ -32,13 +32,13 @@ class Ledger:
         initial: ``[L]`` bool, whether the latest evaluation but a sanity check found statistics of exactly 0 and 1.
         tracks: ``[L]`` bool, whether ``track_running_stats`` is set.
         averaged: ``[L]`` bool, whether the layer belongs to an average of the weights, such as an ``AveragedModel``.
-        borrowed: ``[L]`` bool, whether the latest evaluation ran averaged weights of the layer, a copy's or swapped
-            into it, with the running statistics of the weights in training.
+        uses_training_statistics: ``[L]`` bool, whether the latest evaluation ran averaged weights, those of a copy or
+            swapped into the layer, with the running statistics of the weights in training.
         swapped: ``[L]`` bool, whether the latest evaluation ran with another gamma or beta than before and after it.
-        behind: ``[L]`` int64, training steps for which the statistics of the latest evaluation have stood still, while
-            gamma or beta of it moved.
-        apart: ``[2, L]`` distance of these statistics from those of the weights in training, where these are others: of
-            the means in deviations, of the deviations as a log; NaN elsewhere.
+        steps_stale: ``[L]`` int64, training steps for which the statistics of the latest evaluation have not changed,
+            while its gamma or beta have.
+        distance: ``[2, L]`` distance of these statistics from those of the weights in training, where these are others:
+            of the means in deviations, of the deviations as a log; NaN elsewhere.
     """
 
     steps: int
@@ -50,10 +50,10 @@ class Ledger:
     initial: Tensor
     tracks: Tensor
     averaged: Tensor
-    borrowed: Tensor
+    uses_training_statistics: Tensor
     swapped: Tensor
-    behind: Tensor
-    apart: Tensor
+    steps_stale: Tensor
+    distance: Tensor
 
     @classmethod
     def blank(cls, layers: int) -> Ledger:
@@ -70,10 +70,10 @@ class Ledger:
             initial=zeros(layers, dtype=torch.bool),
             tracks=~zeros(layers, dtype=torch.bool),
             averaged=zeros(layers, dtype=torch.bool),
-            borrowed=zeros(layers, dtype=torch.bool),
+            uses_training_statistics=zeros(layers, dtype=torch.bool),
             swapped=zeros(layers, dtype=torch.bool),
-            behind=zeros(layers),
-            apart=zeros(2, layers, dtype=torch.float64) + torch.nan,
+            steps_stale=zeros(layers),
+            distance=zeros(2, layers, dtype=torch.float64) + torch.nan,
         )
 
     def of(self, name: str, phase: str) -> Tensor:
@@ -86,7 +86,7 @@ class Ledger:
         tensors: dict[str, Any] = {k: v.clone() for k, v in self._tensors().items()}
         return replace(self, steps=steps, **tensors)
 
-    def taken(self, order: list[int]) -> Ledger:
+    def reordered(self, order: list[int]) -> Ledger:
         """Return the ledger of some of the layers, in an order."""
         tensors: dict[str, Any] = {k: v[..., order] for k, v in self._tensors().items()}
         return replace(self, **tensors)

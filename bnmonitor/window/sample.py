@@ -52,7 +52,7 @@ class Sample:
         calls: ``[L]`` int64, how often each layer was called.
         eval_calls: ``[L]`` int64, how many of these calls were in evaluation mode.
         idle: ``[L]`` int64, calls besides, in evaluation mode and without a gradient, as of a teacher.
-        apart: ``[4, L]``, how far apart the inputs of the layer's calls in training mode are, as described at
+        distance: ``[4, L]``, how far apart the inputs of the layer's calls in training mode are, as described at
             :func:`bnmonitor.measures.call_distances`; NaN for a layer that was called once.
         recomputed: ``[L]`` int64, calls besides, within the backward and in training mode.
         size: ``[L]`` int64, samples that were normalized together in the layer's last call (``x.shape[0]``).
@@ -77,7 +77,7 @@ class Sample:
     input_dtypes: tuple[torch.dtype | None, ...] = ()
     idle: Tensor = field(default_factory=_none)
     recomputed: Tensor = field(default_factory=_none)
-    apart: Tensor = field(default_factory=lambda: torch.full((4, 1), torch.nan, dtype=torch.float64, device="cpu"))
+    distance: Tensor = field(default_factory=lambda: torch.full((4, 1), torch.nan, dtype=torch.float64, device="cpu"))
     padding: Tensor | None = None
 
 

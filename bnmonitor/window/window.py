@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -12,31 +13,19 @@ from bnmonitor.layers import LayerTable
 from bnmonitor.window.baseline import Baseline
 from bnmonitor.window.facts import Facts
 from bnmonitor.window.ledger import Ledger
+from bnmonitor.window.recovery import Recovery
 from bnmonitor.window.sample import Sample
+from bnmonitor.window.statistics import Statistic, per_channel, per_layer
 
-CHANNEL_STATISTICS = (
-    "batch_mean",
-    "batch_var",
-    "running_mean",
-    "running_var",
-    "gamma",
-    "beta",
-    "gamma_grad",
-    "beta_grad",
-    "shift",
-    "ratio",
-)
-"""The statistics of a step that have a value per channel."""
-
-LAYER_STATISTICS = ("updates", "training", "recovery", "momentum", "variance")
-"""The statistics of a step that have a value per layer."""
+Averages = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
     """The last ``T`` steps, with what they are judged against.
 
-    ``C`` counts the channels of all layers end to end, ``L`` the layers.
+    ``C`` counts the channels of all layers end to end, ``L`` the layers. A field declared as a statistic is recorded at
+    every step: to add a statistic is to add such a field, and to fill it where it is recovered.
 
     Attributes:
         layers: The layers.
@@ -63,39 +52,74 @@ class Window:
         sample: The latest sample of activations.
         ledger: Who ran and updated the layers; a window made without one gets an empty one.
         fresh: How many of the steps are new since the last check.
+        carried: What :attr:`averages` is to be; a window made from this one by ``replace`` has none.
+        averages: Means over the window, ``[C]`` each, of the shift, of the batch variance but the first step's, and of
+            the running variance without the last, if the recorder has carried their sums along; else None.
         memo: What was computed of this very window; a window made from it by ``replace`` begins with none.
+        row_memo: The same of what depends on the statistics alone.
     """
 
     layers: LayerTable
     steps: tuple[int, ...]
-    batch_mean: Tensor
-    batch_var: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-    gamma: Tensor
-    beta: Tensor
-    gamma_grad: Tensor
-    beta_grad: Tensor
-    shift: Tensor
-    ratio: Tensor
-    updates: Tensor
-    training: Tensor
-    recovery: Tensor
-    momentum: Tensor
-    variance: Tensor
+    batch_mean: Tensor = field(metadata=per_channel())
+    batch_var: Tensor = field(metadata=per_channel())
+    running_mean: Tensor = field(metadata=per_channel())
+    running_var: Tensor = field(metadata=per_channel())
+    gamma: Tensor = field(metadata=per_channel())
+    beta: Tensor = field(metadata=per_channel())
+    gamma_grad: Tensor = field(metadata=per_channel())
+    beta_grad: Tensor = field(metadata=per_channel())
+    shift: Tensor = field(metadata=per_channel())
+    ratio: Tensor = field(metadata=per_channel())
+    updates: Tensor = field(metadata=per_layer(0, torch.int64))
+    training: Tensor = field(metadata=per_layer(False, torch.bool))
+    recovery: Tensor = field(metadata=per_layer(Recovery.NO_UPDATE, torch.int64))
+    momentum: Tensor = field(metadata=per_layer())
+    variance: Tensor = field(metadata=per_layer())
     baseline: Baseline
     facts: Facts
     sample: Sample | None = None
     ledger: Ledger = field(default_factory=lambda: Ledger.blank(0))
     fresh: int = 0
+    carried: InitVar[Averages | None] = None
+    averages: Averages | None = field(default=None, init=False, repr=False, compare=False)
     memo: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    row_memo: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, carried: Averages | None) -> None:
+        object.__setattr__(self, "averages", carried)
         if self.ledger.called.numel() != len(self.layers):
             object.__setattr__(self, "ledger", Ledger.blank(len(self.layers)))
 
+    @classmethod
+    def neutral(cls, layers: LayerTable, steps: Sequence[int]) -> Window:
+        """Return a window in which nothing is known of any layer but what its table says.
+
+        Args:
+            layers: The layers.
+            steps: The numbers of the steps.
+        """
+        width = {"channel": layers.total, "layer": len(layers)}
+        rows: dict[str, Any] = {
+            s.name: torch.full((len(steps), width[s.per]), s.neutral, dtype=s.dtype, device="cpu") for s in STATISTICS
+        }
+        rows["momentum"][:] = torch.tensor([torch.nan if m is None else m for m in layers.momentum], device="cpu")
+        return cls(
+            layers=layers,
+            steps=tuple(steps),
+            baseline=Baseline.blank(layers),
+            facts=Facts(affine_trains=torch.ones(len(layers), dtype=torch.bool, device="cpu")),
+            **rows,
+        )
+
     def __len__(self) -> int:
         return len(self.steps)
+
+    def against(self, baseline: Baseline) -> Window:
+        """Return the same steps with another baseline; what depends on the statistics alone is not computed again."""
+        window = replace(self, baseline=baseline, carried=self.averages)
+        object.__setattr__(window, "row_memo", self.row_memo)
+        return window
 
     def last(self, steps: int) -> Window:
         """Return the same window with only its newest steps."""
@@ -112,19 +136,29 @@ class Window:
         return called if self.sample is None else called & (self.sample.calls > self.sample.eval_calls)
 
     @property
-    def beside(self) -> Tensor:
-        """``[L]`` bool: the layer is of an average of the weights, or of another network beside the trained one."""
+    def auxiliary(self) -> Tensor:
+        """``[L]`` bool: the layer belongs to an average of the weights, or to another network that is not trained."""
         named = torch.tensor([*map(bool, self.facts.auxiliary)] or False, dtype=torch.bool, device="cpu")
         return self.ledger.averaged | named
 
     @property
     def copied(self) -> Tensor:
-        """``[L]`` bool: such a layer that no training step ran, as far as is known: its updates are another layer's."""
+        """``[L]`` bool: an auxiliary layer that the last sampled step did not run: its updates are another layer's."""
         if self.sample is None:
-            return self.beside
-        return self.beside & (self.sample.calls == 0) & (self.sample.idle == 0)
+            return self.auxiliary
+        return self.auxiliary & (self.sample.calls == 0) & (self.sample.idle == 0)
 
     def learning_rate(self, position: int = -1) -> float:
         """The learning rate in force at a step of the window; NaN where unknown."""
         rates = self.facts.learning_rates
         return rates[position] if len(rates) == len(self) and rates else float("nan")
+
+
+STATISTICS = tuple(Statistic(name=f.name, **f.metadata) for f in fields(Window) if f.metadata)
+"""The statistics of a step, as the fields of :class:`Window` declare them."""
+
+CHANNEL_STATISTICS = tuple(s.name for s in STATISTICS if s.per == "channel")
+"""The names of those that have a value per channel."""
+
+LAYER_STATISTICS = tuple(s.name for s in STATISTICS if s.per == "layer")
+"""The names of those that have a value per layer."""

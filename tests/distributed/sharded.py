@@ -79,7 +79,7 @@ def _seen(monitor: Monitor) -> dict[str, Any]:
     return {
         "names": monitor.layers.names,
         "steps": monitor.steps,
-        "failed": monitor._session._broken,
+        "failed": monitor.failure,
         "skipped": monitor.skipped,
         "alerts": [a.to_dict() for a in monitor.alerts],
         "structure": str(monitor.structure()),

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize, prune
 from bnmonitor import Monitor
 from bnmonitor.layers import discover
 from bnmonitor.recording import bufferless as observer
+from bnmonitor.recording.bufferless import Observer
 from bnmonitor.sampling import autograd
 from bnmonitor.window import Recovery
 from tests.end_to_end.kinds import CHANNELS, KINDS, Around, Kind, untracked
@@ -80,7 +81,7 @@ def recorded(kind: Kind) -> tuple[Monitor, Truth]:
 
 
 def states(monitor: Monitor, layer: str) -> set[Recovery]:
-    window = monitor._watch.window([])
+    window = monitor.window()
     assert window is not None
     return {Recovery(value) for value in window.recovery[:, window.layers.index(layer)].tolist()}
 
@@ -225,7 +226,7 @@ def test_a_module_with_the_names_but_not_the_shapes_of_a_frozen_layer_does_not_c
 
 def test_a_fused_activation_is_the_consumer_and_in_the_sampled_output() -> None:
     monitor, _ = recorded(kind_named("fused"))
-    window = monitor._watch.window([])
+    window = monitor.window()
     assert window is not None
     assert window.sample is not None
     assert window.facts.structure is not None
@@ -238,7 +239,7 @@ def test_the_layer_before_a_frozen_one_is_not_mistaken_for_it() -> None:
     with Monitor(model, sinks=[], on_alert="log") as monitor:
         model(torch.randn(8, 6, 4, 4)).sum().backward()
         monitor.step()
-        window = monitor._watch.window([])
+        window = monitor.window()
     assert window is not None
     assert window.facts.structure is not None
     assert window.facts.structure.consumers == (("convolution",), ("relu",))
@@ -309,10 +310,12 @@ def test_a_copy_records_nothing(how: Callable[[nn.Module], nn.Module], plain: tu
     assert monitor.history("layer", "batch_mean")[-1].isnan().all()
 
 
-def test_no_graph_is_kept_alive(plain: tuple[nn.Module, Monitor]) -> None:
-    model, monitor = plain
+def test_no_graph_is_kept_alive() -> None:
+    model, observer = Around(untracked(), (3, 6, 6)), Observer()
+    observer.attach([model.layer])
     model(torch.randn(4, 3, 6, 6))
-    [seen] = monitor._watch._observer._seen.values()
+    [seen] = (observer.collect() or {}).values()
+    observer.detach()
     assert seen.mean.grad_fn is None
     assert seen.var.grad_fn is None
     assert seen.mean.untyped_storage().nbytes() == CHANNELS * 4
@@ -337,7 +340,7 @@ def test_unexpected_channels_and_a_missing_tensor_do_no_harm() -> None:
         for value in ("text", torch.randn(4, 7, 2, 2), torch.full((4, 4, 2, 2), math.nan)):
             layer(value)
             monitor.step()
-    window = monitor._watch.window([])
+    window = monitor.window()
     assert window is not None
     assert window.recovery.flatten().tolist() == [Recovery.NO_BUFFERS, Recovery.NO_BUFFERS, Recovery.NON_FINITE]
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bnmonitor import Alert, AlertError, BatchNormWarning, Finding, Monitor, Rule, Severity
+from bnmonitor.recording.tape import Tape
 from bnmonitor.sinks import Run, Sink
 from bnmonitor.summary import Summary
 from bnmonitor.testing import RecordingSink
@@ -265,7 +266,7 @@ def test_it_does_not_change_training_a_copy_made_while_hooks_are_there_works_and
         train(twin, batches[1:])
         assert torch.is_tensor(twin(batches[0] * 100))
         train(model, batches[1:2], monitor=monitor)
-        window = monitor._watch.window([])
+        window = monitor.window()
     assert window is not None
     assert window.sample is not None
     assert window.sample.calls.tolist() == [1, 1]
@@ -288,7 +289,7 @@ def test_it_does_not_change_training_a_shallow_copy_records_nothing_either() -> 
         assert len(twin._forward_hooks) == 1
         twin(torch.randn(4, 3) + 100)
         monitor.step()
-        assert monitor._watch._sampling.samples == []
+        assert monitor.samples == ()
 
 
 class Operations(TorchDispatchMode):
@@ -439,7 +440,7 @@ def test_it_does_not_stop_training_when_the_monitor_itself_breaks(monkeypatch: p
 
     with monitor:
         train(model, architecture.batches(2), monitor=monitor)
-        monkeypatch.setattr(monitor._watch._recorder, "step", broken)
+        monkeypatch.setattr(Tape, "step", broken)
         with pytest.warns(
             UserWarning, match="stopped watching, training goes on: IndexError: a bug of ours"
         ) as reported:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from bnmonitor import Monitor
 from bnmonitor.history.run import open_history
-from bnmonitor.recording.window_state import LIMIT, keep
+from bnmonitor.recording.ring import Ring
+from bnmonitor.recording.window_state import LIMIT, restore_window, save_window
 from bnmonitor.sinks import TensorBoard
 from bnmonitor.summary import METRICS
 
@@ -169,7 +170,10 @@ def test_a_state_of_an_older_version_loads(tmp_path: Path) -> None:
 def test_a_large_window_stays_out_of_the_checkpoint(tmp_path: Path) -> None:
     training = Training(tmp_path)
     training.run(0, 30)
-    watch = training.monitor._watch
-    assert keep(watch._ring, watch._sampling.samples) is not None
-    assert keep(watch._ring, watch._sampling.samples, limit=100) is None
+    saved = training.monitor.state_dict()["watch"]["window"]
+    assert saved is not None
+    ring = Ring(training.monitor.layers, 64, torch.float32)
+    samples = restore_window(saved, ring)
+    assert save_window(ring, samples) is not None
+    assert save_window(ring, samples, limit=100) is None
     assert LIMIT == 32 * 2**20

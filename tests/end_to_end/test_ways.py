@@ -62,7 +62,7 @@ def test_checkpointed_activations_update_twice(reentrant: bool) -> None:
 
     monitor, truth = trained(way)
     assert_true(monitor, truth, Recovery.AVERAGED)
-    sample = monitor._watch._sampling.samples[-1]
+    sample = monitor.samples[-1]
     assert sample.calls.unique().tolist() == [1], "the recomputation is not a call by the training loop"
 
 
@@ -73,7 +73,7 @@ def test_several_forwards_a_step() -> None:
 
     monitor, truth = trained(way)
     assert_true(monitor, truth, Recovery.AVERAGED)
-    assert monitor._watch._sampling.samples[-1].calls.unique().tolist() == [2]
+    assert monitor.samples[-1].calls.unique().tolist() == [2]
 
 
 def test_channels_last() -> None:
@@ -114,7 +114,7 @@ def test_two_models_in_turn() -> None:
     monitor, truth = trained(way, build)
     assert set(monitor.layers.names) == {"maker.1", "critic.1"}
     assert_true(monitor, truth, Recovery.AVERAGED)
-    window = monitor._watch.window([])
+    window = monitor.window()
     assert window is not None
     updates = dict(zip(window.layers.names, window.updates[-1].tolist(), strict=True))
     assert updates == {"maker.1": 2, "critic.1": 3}

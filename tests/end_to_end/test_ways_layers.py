@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bnmonitor import Monitor
+from bnmonitor.monitor import Settings
+from bnmonitor.recording import Recorder
 from tests.end_to_end.test_promises import hooks
 from tests.models import ARCHITECTURES, train
 from tests.recording.test_recovery import quiet
@@ -98,7 +99,7 @@ def test_the_new_layers_are_watched_at_the_latest_from_the_next_check_on(
         for name in known:
             got = monitor.history(name, "batch_mean").double()
             torch.testing.assert_close(got, torch.stack(seen[name])[first - 6 :], rtol=1e-4, atol=1e-5)
-        sample = monitor._watch._sampling.samples[-1]
+        sample = monitor.samples[-1]
         assert sample.calls.tolist() == [1] * len(known)
     assert hooks(model) == len(known), "the test's own"
 
@@ -161,7 +162,7 @@ def test_looking_for_changes_takes_a_few_calls_for_each_module() -> None:
         return nn.Sequential(*[m for _ in range(3) for m in (nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU())])
 
     model = nn.Sequential(*[nn.Sequential(bottleneck()) for _ in range(17)])
-    monitor = Monitor(model, sinks=[])
+    recorder = Recorder({"": model}, Settings())
     calls = 0
 
     def count(frame: object, event: str, argument: object) -> None:
@@ -170,7 +171,7 @@ def test_looking_for_changes_takes_a_few_calls_for_each_module() -> None:
 
     sys.setprofile(count)
     try:
-        changed = monitor._watch.renewed()
+        changed = recorder.renewed()
     finally:
         sys.setprofile(None)
     assert not changed

@@ -43,7 +43,7 @@ def test_a_copy_made_and_trained_in_a_sampled_step() -> None:
 
     monitor, truth = trained(way)
     assert_true(monitor, truth)
-    sample = monitor._watch._sampling.samples[-1]
+    sample = monitor.samples[-1]
     assert sample.calls.unique().tolist() == [1]
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -420,9 +422,34 @@ def test_tree_is_one_line_a_layer() -> None:
 
 
 def test_nothing_of_the_graph_is_kept_once_the_step_is_over() -> None:
-    model = residual()
+    class Token:
+        """Lives as long as the graph of the forward that made it."""
+
+    alive: weakref.WeakSet[Token] = weakref.WeakSet()
+
+    class Marked(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.token = Token()
+            alive.add(ctx.token)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+            return gradient
+
+    class Marking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            marked: Tensor = Marked.apply(x)
+            return marked
+
+    model = nn.Sequential(residual(), Marking())
     with Monitor(model, sinks=[], on_alert="log", sample_every_n_steps=1) as monitor:
-        train(model, ARCHITECTURES["residual"].batches(2), monitor=monitor)
-        tracer = monitor._watch._sampling.sampler._tracer
-        assert not tracer._calls
-        assert not tracer._ends
+        out = model(ARCHITECTURES["residual"].batches(1)[0])
+        assert len(alive) == 1
+        out.sum().backward()
+        monitor.step()
+        del out
+        gc.collect()
+        assert not alive
+        assert monitor.structure().places[0].order == 0

@@ -213,7 +213,7 @@ def test_a_lazy_layer_made_real_by_an_evaluation_loses_no_step() -> None:
         run(model, monitor, 3)
     assert monitor.steps == (0, 1, 2)
     assert monitor.summary().rows[0].recovery == ""
-    assert [sample.step for sample in monitor._watch._sampling.samples] == [0]
+    assert [sample.step for sample in monitor.samples] == [0]
 
 
 def test_a_lazy_layer_that_is_never_called_does_not_hide_the_others() -> None:

@@ -118,7 +118,7 @@ def test_sharding_that_comes_after_the_start_makes_gamma_unknown_and_ends_nothin
         split(layer)
         for _ in range(12):
             train(monitor, model, layer)
-        assert monitor._session._broken == ""
+        assert monitor.failure == ""
         assert monitor.layers.split == (0,)
         assert "FSDP" in monitor.skipped["dead-channels"]
         assert monitor.history("1", "gamma").isnan().all()

@@ -12,6 +12,7 @@ from torch import nn
 from bnmonitor import Alert, BatchNormMonitor, Monitor, Severity
 from bnmonitor.sinks import Console
 from bnmonitor.testing import RecordingSink
+from bnmonitor.window import PHASES as LEDGER_PHASES
 from tests.end_to_end.test_promises import same
 from tests.lightning.test_callback import a_module, a_trainer, hooks, lightning, loader, one_thread
 
@@ -70,7 +71,7 @@ def test_bn406_statistics_move(lightning: Any, way: str, fitted: bool) -> None:
     assert told(callback)["BN406"].layers == ("body.1", "body.4")
     assert hooks(module) == 0
     getattr(trainer, way)(module, loader(3))
-    assert callback.monitor._watch._books.ledger(0).of("seen", PHASES[way]).tolist() == [6, 6]
+    assert callback.state_dict()["watch"]["ledger"]["seen"][LEDGER_PHASES.index(PHASES[way])].tolist() == [6, 6]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -10,6 +10,7 @@ from torch.distributions import Normal, kl_divergence
 from bnmonitor import Monitor
 from bnmonitor.measures import covariate_shift, lag, may_exceed, median, silent
 from bnmonitor.testing import make_window
+from tests.watching import Windows
 
 
 def test_covariate_shift_is_the_symmetric_divergence_of_the_first_and_last_gaussian() -> None:
@@ -36,13 +37,13 @@ def test_nothing_is_known_of_silence_without_a_sample() -> None:
 
 def test_a_window_with_averages_carried_along_is_judged_as_one_without() -> None:
     layers = nn.Sequential(*[nn.BatchNorm1d(6000) for _ in range(2)])
-    with Monitor(layers, sinks=[], on_alert="log", sample_every_n_steps=0, window=24) as monitor:
+    rule = Windows()
+    with Monitor(layers, sinks=[], on_alert="log", sample_every_n_steps=0, window=24, rules=[rule]) as monitor:
         for step in range(40):
             layers(torch.randn(4, 6000) * (1 + step) + step)
             monitor.step()
-        window = monitor._watch.window([])
-    assert window is not None
-    assert "averages" in window.memo
+    window = rule.seen[-1]
+    assert window.averages is not None
     carried, own = lag(window), lag(replace(window))
     for a, b in zip(carried, own, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

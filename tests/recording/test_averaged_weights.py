@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from bnmonitor import Alert, BatchNormMonitor, Monitor, Severity
+from bnmonitor.recording.updates import UpdateLedger
 from bnmonitor.rules.bookkeeping.stale_averaged_weights import StaleAveragedWeights
 from bnmonitor.testing import make_window
 from bnmonitor.window import EvaluationGap, Ledger
@@ -21,6 +22,7 @@ from tests.end_to_end.test_promises import hooks, same
 from tests.lightning.test_callback import a_module, a_trainer, lightning, loader, one_thread
 from tests.rules.test_modes import data, net
 from tests.sampling.test_probe import state
+from tests.watching import window_of
 
 __all__ = ["lightning", "one_thread"]
 
@@ -33,6 +35,7 @@ class Run:
         self.model = net()
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(0.9), **average)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05)
+        self.inputs: list[Tensor] = []
         watched: Any = {"net": self.model, "copy": self.average} if watch_copy else self.model
         usual: dict[str, Any] = {"sinks": [], "on_alert": "log", "select": ("all",), "sample_every_n_steps": 20}
         self.monitor = Monitor(watched, optimizer=self.optimizer, probe=probe, **usual)
@@ -40,6 +43,7 @@ class Run:
     def steps(self, number: int, follow: Callable[[], None] | None = None, shift: float = 0.0) -> None:
         for _ in range(number):
             x, y = data(64, shift=shift)
+            self.inputs.append(x)
             self.optimizer.zero_grad()
             nn.functional.cross_entropy(self.model(x), y).backward()
             self.optimizer.step()
@@ -61,7 +65,7 @@ class Run:
 
     @property
     def ledger(self) -> Ledger:
-        return self.monitor._watch._books.ledger(0)
+        return window_of(self.monitor).ledger
 
     @property
     def told(self) -> list[Alert]:
@@ -98,7 +102,7 @@ def test_statistics_that_stay_behind_later(watch_copy: bool) -> None:
     assert run.told[0].severity is Severity.ERROR
     assert "have not changed for " in run.told[0].message
     where = [name.startswith("copy") == watch_copy for name in run.monitor.layers.names]
-    assert [b > 0 for b in run.ledger.behind.tolist()] == where
+    assert [b > 0 for b in run.ledger.steps_stale.tolist()] == where
 
 
 def test_weights_swapped_in_without_their_statistics() -> None:
@@ -109,7 +113,7 @@ def test_weights_swapped_in_without_their_statistics() -> None:
             run.model(data(64)[0])
     assert [a.layers for a in run.told] == [("1", "4")]
     assert run.ledger.swapped.all()
-    assert run.ledger.borrowed.all()
+    assert run.ledger.uses_training_statistics.all()
 
 
 def test_statistics_of_training_a_few_steps_ago() -> None:
@@ -128,7 +132,7 @@ def test_a_copy_of_a_step_as_a_whole_fits() -> None:
         run.steps(40, lambda: copied(run))
         run.steps(15, lambda: None)
         run.evaluate()
-        assert not run.ledger.borrowed.any()
+        assert not run.ledger.uses_training_statistics.any()
     assert run.told == []
 
 
@@ -168,8 +172,8 @@ def test_a_network_whose_statistics_stand_still_on_purpose() -> None:
         for _ in range(3):
             run.steps(30)
             run.evaluate()
-        assert not run.ledger.borrowed.any()
-        assert not run.ledger.apart.gt(0).any()
+        assert not run.ledger.uses_training_statistics.any()
+        assert not run.ledger.distance.gt(0).any()
     assert run.told == []
 
 
@@ -189,7 +193,7 @@ def test_the_probe_measures_averaged_weights_and_leaves_no_trace(watch_copy: boo
                 before = state(run.model)
                 run.model(torch.zeros(4, 3, 8, 8))
                 assert same(before, state(run.model))
-        gaps = run.monitor._watch._probing.averaged
+        gaps = window_of(run.monitor).facts.averaged_gaps
     assert gaps is not None
     names = run.monitor.layers.names
     mine = {n: float(g) for n, g in zip(names, gaps.gap, strict=True) if not g.isnan()}
@@ -202,12 +206,11 @@ def test_what_the_probe_measures_is_true() -> None:
     run = Run(probe=True)
     with run.monitor:
         run.steps(40)
-        [entry] = run.monitor._watch._sampling.probe._entries  # type: ignore[union-attr]
+        x = run.inputs[run.monitor.samples[-1].step].double()
         run.evaluate()
-        gaps = run.monitor._watch._probing.averaged
+        gaps = window_of(run.monitor).facts.averaged_gaps
     assert gaps is not None
     twin = copy.deepcopy(run.average.module).double()
-    x = entry.args[0].double()
     for i in (1, 4):
         twin.train()
         inside = twin[:i](x)
@@ -241,7 +244,7 @@ def test_a_probe_that_fails_does_not_end_the_evaluation(monkeypatch: pytest.Monk
     run = Run(watch_copy=False, probe=True)
     with run.monitor:
         run.steps(40)
-        monkeypatch.setattr(run.monitor._watch._books, "averaged", fail)
+        monkeypatch.setattr(UpdateLedger, "averaged", fail)
         with run.swap():
             assert run.model(data()[0]).isfinite().all()
         assert "on purpose" in run.monitor.skipped["train-eval-gap"]
@@ -257,13 +260,13 @@ def test_the_probe_says_how_much_it_matters() -> None:
         return [f.severity for f in StaleAveragedWeights().check(window)]
 
     assert judged(0.9) == [], "an average that moves has a gap of its own while it is young"
-    assert judged(0.1, borrowed=True) == [Severity.WARNING]
-    assert judged(0.6, borrowed=True) == [Severity.ERROR]
-    assert judged(0.1, behind=3) == []
-    assert judged(0.3, behind=3) == [Severity.WARNING]
-    assert judged(0.0, behind=40, apart=0.05) == []
-    assert judged(0.0, behind=40, apart=0.15) == [Severity.WARNING]
-    assert judged(0.0, behind=5, apart=0.15) == [], "fewer than 1 / momentum steps"
+    assert judged(0.1, uses_training_statistics=True) == [Severity.WARNING]
+    assert judged(0.6, uses_training_statistics=True) == [Severity.ERROR]
+    assert judged(0.1, steps_stale=3) == []
+    assert judged(0.3, steps_stale=3) == [Severity.WARNING]
+    assert judged(0.0, steps_stale=40, distance=0.05) == []
+    assert judged(0.0, steps_stale=40, distance=0.15) == [Severity.WARNING]
+    assert judged(0.0, steps_stale=5, distance=0.15) == [], "fewer than 1 / momentum steps"
 
 
 def test_bn505_a_test_after_the_fit_of_an_average_that_was_left_in_the_model(lightning: Any) -> None:

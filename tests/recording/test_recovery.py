@@ -83,7 +83,7 @@ def watched(model: nn.Module, momentum: float | None, **settings: Any) -> tuple[
 
 
 def states(monitor: Monitor, layer: str) -> list[Recovery]:
-    window = monitor._watch.window([])
+    window = monitor.window()
     assert window is not None
     return [Recovery(value) for value in window.recovery[:, window.layers.index(layer)].tolist()]
 

@@ -1,47 +1,69 @@
-"""Reading the tape one check late, as from a busy accelerator; on a CPU, by the switch that is there for it."""
+"""Reading the tape one check late, as from a busy accelerator; on a CPU, by a transfer that holds back its newest."""
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import pytest
 import torch
+from torch import Tensor
 
 from bnmonitor import Monitor
+from bnmonitor.recording import recorder
 from bnmonitor.recording.tape import Tape
 from bnmonitor.recording.transfer import HostTransfer
 from bnmonitor.sinks import Sink
 from bnmonitor.window import SERIES
 from tests.models import ARCHITECTURES, train
+from tests.watching import Windows, window_of
 
 CPU = torch.device("cpu")
+T = TypeVar("T")
+
+
+class DelayedTransfer(HostTransfer[T]):
+    """Behaves as from a device whose newest parcel is always on its way."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.coming: list[tuple[T, tuple[Tensor, ...]]] = []
+
+    def send(self, label: T, *tensors: Tensor) -> None:
+        super().send(label, *(t.clone() for t in tensors))
+
+    def receive(self, *, wait: bool) -> list[tuple[T, tuple[Tensor, ...]]]:
+        sent = [*self.coming, *super().receive(wait=True)]
+        arrived = len(sent) if wait else max(0, len(sent) - 1)
+        self.coming = sent[arrived:]
+        return sent[:arrived]
 
 
 @pytest.fixture
 def late(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Tape, "late", True)
+    monkeypatch.setattr(recorder, "Tape", partial(Tape, transfer=DelayedTransfer))
 
 
 def test_on_a_cpu_what_is_sent_is_there_at_once_and_not_copied() -> None:
-    courier: HostTransfer[str] = HostTransfer(CPU)
+    transfer: HostTransfer[str] = HostTransfer(CPU)
     x = torch.randn(3)
-    courier.send("a", x)
-    [(label, (here,))] = courier.receive(wait=False)
+    transfer.send("a", x)
+    [(label, (here,))] = transfer.receive(wait=False)
     assert label == "a"
     assert here.data_ptr() == x.data_ptr()
-    assert courier.receive(wait=True) == []
+    assert transfer.receive(wait=True) == []
 
 
 def test_a_late_parcel_holds_what_was_sent_and_comes_in_order() -> None:
-    courier: HostTransfer[int] = HostTransfer(CPU, late=True)
+    transfer: DelayedTransfer[int] = DelayedTransfer(CPU)
     x = torch.zeros(2)
     came = []
     for i in range(5):
-        courier.send(i, x.fill_(i))
+        transfer.send(i, x.fill_(i))
         x.fill_(-1.0)  # the tape is written again before the parcel has arrived
-        came += [(label, float(here[0])) for label, (here,) in courier.receive(wait=False)]
+        came += [(label, float(here[0])) for label, (here,) in transfer.receive(wait=False)]
         assert [label for label, _ in came] == list(range(i))
-    came += [(label, float(here[0])) for label, (here,) in courier.receive(wait=True)]
+    came += [(label, float(here[0])) for label, (here,) in transfer.receive(wait=True)]
     assert came == [(i, float(i)) for i in range(5)]
 
 
@@ -50,21 +72,23 @@ def watched(**settings: Any) -> tuple[Monitor, list[int]]:
     architecture = ARCHITECTURES["residual"]
     model = architecture.build()
     judged: list[int] = []
-    monitor = Monitor(model, on_alert="log", **{"sinks": [], "check_every_n_steps": 4, **settings})
+    rule = Windows()
+    usual = {"sinks": [], "check_every_n_steps": 4, "rules": [rule]}
+    monitor = Monitor(model, on_alert="log", **{**usual, **settings})
     with monitor:
         train(
             model,
             architecture.batches(23),
             monitor=monitor,
             evaluate_every=9,
-            after_step=lambda _: judged.append(monitor._watch._ring.steps[-1] if monitor._watch._ring.steps else -1),
+            after_step=lambda _: judged.append(rule.last_step),
         )
     return monitor, judged
 
 
-def test_a_late_record_is_the_same_record(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_record_is_the_same_record(request: pytest.FixtureRequest) -> None:
     now, judged = watched()
-    monkeypatch.setattr(Tape, "late", True)
+    request.getfixturevalue("late")
     later, judged_later = watched()
     assert now.steps == later.steps == tuple(range(23))
     for name in now.layers.names:
@@ -81,15 +105,15 @@ def test_a_late_record_is_the_same_record(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.usefixtures("late")
 def test_who_asks_is_given_everything_up_to_now_and_close_judges_the_last_step() -> None:
     architecture = ARCHITECTURES["mlp"]
-    model = architecture.build()
-    with Monitor(model, sinks=[], on_alert="log", check_every_n_steps=4) as monitor:
+    model, rule = architecture.build(), Windows()
+    with Monitor(model, sinks=[], on_alert="log", check_every_n_steps=4, rules=[rule]) as monitor:
         train(model, architecture.batches(10), monitor=monitor)
-        assert monitor._watch._ring.steps[-1] < 9
+        assert rule.last_step < 7, "the last check was after step 7"
         assert monitor.steps[-1] == 9
         assert monitor.summary().step == 9
         train(model, architecture.batches(3), monitor=monitor)
-    assert monitor._watch._fresh == 0
-    assert monitor._watch._ring.steps[-1] == 12
+    assert rule.last_step == 12
+    assert window_of(monitor).fresh == 0
 
 
 @pytest.mark.usefixtures("late")

@@ -22,7 +22,7 @@ def watched(model: Any, **settings: Any) -> Monitor:
 
 
 def ledger(monitor: Monitor) -> Ledger:
-    window = monitor._watch.window([])
+    window = monitor.window()
     assert window is not None
     return window.ledger
 

@@ -125,7 +125,7 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         output=moments(),
         between=sprinkled(torch.rand(width, generator=rng)),
         input_dtypes=typed(torch.float16, count, seed),
-        apart=random_apart(seed, count),
+        distance=random_apart(seed, count),
         padding=torch.rand(count, generator=torch.Generator().manual_seed(seed)) ** 4,
     )
     apart = sprinkled(signed(0.5, 1.0)[0].abs())
@@ -239,10 +239,10 @@ def random_ledger(seed: int, layers: int, steps: int) -> tuple[Ledger, Tensor]:
         initial=coin(0.3, layers) & wrong,
         tracks=~(coin(0.3, layers) & wrong),
         averaged=coin(0.1, layers),
-        borrowed=coin(0.2, layers) & wrong,
+        uses_training_statistics=coin(0.2, layers) & wrong,
         swapped=coin(0.2, layers),
-        behind=(coin(0.2, layers) & wrong).long() * 40,
-        apart=torch.rand(2, layers, generator=rng).double().where(wrong, 0.0),
+        steps_stale=(coin(0.2, layers) & wrong).long() * 40,
+        distance=torch.rand(2, layers, generator=rng).double().where(wrong, 0.0),
     )
     return ledger, coin(0.2, layers) & wrong & ~ledger.initial
 
@@ -315,7 +315,7 @@ def joined_windows(a: Window, b: Window) -> Window:
         }
         per_layer = {
             name: joined(name, a.sample, b.sample)
-            for name in ("calls", "eval_calls", "size", "values", "between", "apart", "padding")
+            for name in ("calls", "eval_calls", "size", "values", "between", "distance", "padding")
         }
         dtypes = a.sample.input_dtypes + b.sample.input_dtypes
         sample = Sample(step=a.sample.step, input_dtypes=dtypes, **per_layer, **sides)

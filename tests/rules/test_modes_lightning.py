@@ -28,7 +28,7 @@ def fit(lightning: Any, module: Any, *callbacks: Any, **more: Any) -> BatchNormM
 def test_an_ordinary_fit_with_sanity_check_validation_and_probe_is_quiet(lightning: Any) -> None:
     callback = fit(lightning, a_module(lightning))
     assert reported(callback) == {}
-    window = callback.monitor._watch.window([])
+    window = callback.monitor.window()
     assert window is not None
     assert window.ledger.of("evaluated", "sanity").all()
     assert window.ledger.of("evaluated", "validation").all()

@@ -253,9 +253,9 @@ def test_an_evaluation_that_was_never_left_does_not_end_sampling_for_good() -> N
         monitor.begin_evaluation()
         train(model, architecture.batches(2), monitor=monitor)
         with monitor.evaluation():
-            assert not monitor._watch._sampling.sampler.attached
-        assert monitor._watch._sampling.sampler.attached
-        assert hooks(model) > 0
+            assert hooks(model) == len(monitor.layers), "those of the evaluation, and none of a sample"
+        train(model, architecture.batches(1), monitor=monitor)
+        assert monitor.samples[-1].step == 2
 
 
 class Reader(nn.Module):
@@ -368,7 +368,7 @@ def test_the_monitor_hands_the_structure_of_the_first_step_to_the_rules() -> Non
     model = architecture.build()
     with Monitor(model, sinks=[], on_alert="log") as monitor:
         train(model, architecture.batches(3), monitor=monitor)
-    window = monitor._watch.window([])
+    window = monitor.window()
     assert window is not None
     assert window.facts.structure is not None
     assert dict(zip(window.layers.names, window.facts.structure.consumers, strict=True)) == {

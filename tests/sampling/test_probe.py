@@ -14,14 +14,16 @@ from torch import Tensor, nn
 from bnmonitor import Monitor, Severity
 from bnmonitor.rules.running_average.train_eval_gap import TrainEvalGap
 from bnmonitor.testing import make_window
-from bnmonitor.window import EvaluationGap
+from bnmonitor.window import EvaluationGap, Window
 from tests.end_to_end.test_promises import hooks, same
 from tests.models import ARCHITECTURES, train
 from tests.rules.test_modes import data, net
+from tests.watching import EvaluationWindows
 
 
 def watched(model: Any, **settings: Any) -> Monitor:
-    usual = {"probe": True, "sample_every_n_steps": 5, "select": ("all",)}
+    usual: dict[str, Any] = {"probe": True, "sample_every_n_steps": 5, "select": ("all",)}
+    usual["rules"] = [EvaluationWindows()]
     return Monitor(model, sinks=[], on_alert="log", **{**usual, **settings})
 
 
@@ -38,8 +40,11 @@ def trained(
 
 
 def gaps(monitor: Monitor) -> EvaluationGap | None:
-    window = monitor._watch.window([], evaluation="validation")
-    assert window is not None
+    """What the extra forward at the start of an evaluation has shown to the rules."""
+    [rule] = monitor.settings.rules  # type: ignore[misc]
+    with monitor.evaluation():
+        pass
+    window: Window = rule.seen[-1]  # type: ignore[union-attr]
     return window.facts.gaps
 
 

@@ -70,7 +70,7 @@ def test_a_directory_that_cannot_be_written_is_reported_once_and_training_goes_o
 def test_a_run_keeps_no_more_than_so_many(tmp_path: Path) -> None:
     monitor = poisoned(tmp_path)
     [alert] = monitor.alerts
-    window = monitor._watch.window([])
+    window = monitor.window()
     assert window is not None
     box = BlackBox(tmp_path / "other", most=2)
     written = [box.write(window, alert) for _ in range(4)]
@@ -82,7 +82,7 @@ def test_a_layer_name_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:
     from dataclasses import replace
 
     monitor = poisoned(tmp_path)
-    window = monitor._watch.window([])
+    window = monitor.window()
     assert window is not None
     box = BlackBox(tmp_path)
     path = box.write(window, replace(monitor.alerts[0], layer="../../etc/pass wd" + "x" * 300))

@@ -25,6 +25,7 @@ from bnmonitor.sinks import Console, JsonLines, Loggers, Run, TensorBoard
 from bnmonitor.summary import METRICS, empty, summarize
 from bnmonitor.testing import RecordingSink, make_window
 from bnmonitor.window import Recovery, Window
+from tests.watching import Windows
 
 INFO, WARNING, ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
 LONG = "backbone.features.stage3.block11.downsample.normalization.bn2"
@@ -632,32 +633,19 @@ def test_monitor_writes_its_history_to_log_dir_and_nothing_without(
     assert [step for step, _ in frames(tmp_path / "run")] == [0, 1], "the first step, and the state at the end"
 
 
-def test_frame_in_a_step_with_a_check_shows_the_window_that_was_judged_and_makes_none_of_its_own(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    torch.manual_seed(0)
+def test_frame_in_a_step_with_a_check_shows_the_window_that_was_judged_and_makes_none_of_its_own() -> None:
     model = nn.Sequential(nn.Linear(4, 200), nn.BatchNorm1d(200), nn.ReLU(), nn.Linear(200, 2))
-    frames: list[Summary] = []
-    sink = RecordingSink()
-    monkeypatch.setattr(sink, "frame", frames.append)
-    made: list[int] = []
-    with Monitor(model, sinks=[sink], check_every_n_steps=5, log_every_n_steps=10) as monitor:
-        window = monitor._watch.window
-
-        def counted(*args: Any, **more: Any) -> Window | None:
-            made.append(monitor._watch.count)
-            return window(*args, **more)
-
-        monkeypatch.setattr(monitor._watch, "window", counted)
+    sink, rule = RecordingSink(), Windows()
+    with Monitor(model, sinks=[sink], rules=[rule], check_every_n_steps=5, log_every_n_steps=10) as monitor:
         for step in range(1, 21):
             model(torch.randn(16, 4)).sum().backward()
             monitor.step()
             if step in (10, 20):
-                torch.testing.assert_close(frames[-1].table, monitor.summary().table, equal_nan=True)
-                assert frames[-1].step == step - 1
-                made.pop()
-    assert made[:5] == [1, 5, 10, 15, 20]
-    assert [frame.step for frame in frames] == [0, 9, 19]
+                frame = sink.events[-1][1]
+                assert frame.window is rule.seen[-1]
+                torch.testing.assert_close(frame.table, monitor.summary().table, equal_nan=True)
+    assert [window.steps[-1] for window in rule.seen] == [0, 4, 9, 14, 19]
+    assert [summary.step for what, summary in sink.events if what == "frame"] == [0, 9, 19]
 
 
 def test_the_last_frame_shows_what_a_last_evaluation_has_changed() -> None:

@@ -35,7 +35,7 @@ class MixedCalls(Rule):
     >>> sample = make_sample(window.layers, calls=2)
     >>> def two_calls(shift):
     ...     distance = torch.tensor([[shift], [9.0], [0.0], [0.0]])
-    ...     return dataclasses.replace(window, sample=dataclasses.replace(sample, apart=distance))
+    ...     return dataclasses.replace(window, sample=dataclasses.replace(sample, distance=distance))
     >>> [finding] = MixedCalls().check(two_calls(0.6))
     >>> str(finding.severity), round(finding.value, 1)
     ('warning', 0.6)
@@ -81,7 +81,7 @@ class MixedCalls(Rule):
         """Find the first layers with calls that see different inputs."""
         if window.sample is None:
             return []
-        shift, shift_noise, ratio, ratio_noise = window.sample.apart.expand(4, len(window.layers))
+        shift, shift_noise, ratio, ratio_noise = window.sample.distance.expand(4, len(window.layers))
         shift = shift.where(shift_noise > self.least_noise, 0.0)
         ratio = ratio.where(ratio_noise > self.least_noise, 0.0)
         tracking = torch.tensor(window.layers.tracking, dtype=torch.bool, device="cpu")

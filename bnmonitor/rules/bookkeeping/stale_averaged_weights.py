@@ -45,7 +45,7 @@ class StaleAveragedWeights(Rule):
 
     ## Example
     >>> from bnmonitor.testing import make_window
-    >>> [finding] = StaleAveragedWeights().check(make_window(ledger={"borrowed": True}))
+    >>> [finding] = StaleAveragedWeights().check(make_window(ledger={"uses_training_statistics": True}))
     >>> str(finding.severity)
     'warning'
 
@@ -95,17 +95,17 @@ class StaleAveragedWeights(Rule):
         ledger = window.ledger
         evaluated = ledger.evaluated[EVALUATIONS].any(0)
         callback = evaluated & window.layers.tracked & ~ledger.averaged & window.facts.averages_without_buffers
-        still = (window.beside | ledger.swapped) & evaluated & (ledger.behind > 0)
-        if not (still | ledger.borrowed | callback).any():
+        still = (window.auxiliary | ledger.swapped) & evaluated & (ledger.steps_stale > 0)
+        if not (still | ledger.uses_training_statistics | callback).any():
             return []
-        gap = self._gap(window).where(still | ledger.borrowed, 0.0)
-        mean, deviation = ledger.apart
+        gap = self._gap(window).where(still | ledger.uses_training_statistics, 0.0)
+        mean, deviation = ledger.distance
         distant = (mean > self.warn_mean) | (deviation > self.warn_log_deviation)
         needed = (1 / window.momentum[-1].nan_to_num(1.0)).clamp(max=len(window) - 1)
-        behind = still & (ledger.behind >= needed) & distant
+        behind = still & (ledger.steps_stale >= needed) & distant
         far = (mean > self.error_mean) | (deviation > self.error_log_deviation)
         error = (behind & (far | self._unmoved(window))) | (gap > self.error_above)
-        stale = ledger.borrowed | callback | behind | (gap > self.warn_above)
+        stale = ledger.uses_training_statistics | callback | behind | (gap > self.warn_above)
         return [
             self._finding(window, i, float(gap[i]), error=bool(error[i])) for i in stale.nonzero().flatten().tolist()
         ]
@@ -124,7 +124,7 @@ class StaleAveragedWeights(Rule):
         return gaps.gap.where(gaps.size >= self.least_samples, 0.0).nan_to_num(0.0)
 
     def _finding(self, window: Window, layer: int, gap: float, *, error: bool) -> Finding:
-        steps = int(window.ledger.behind[layer])
+        steps = int(window.ledger.steps_stale[layer])
         what = f"have not changed for {count(steps, 'step')}" if steps else "are those of the weights in training"
         effect = f"; on a training batch the output differs by {number(100 * gap)} % from that in training mode"
         return Finding(

@@ -1,4 +1,4 @@
-"""What the project tests itself with, for the rules and sinks of others."""
+"""Windows made up for a test: healthy but for what is given."""
 
 from __future__ import annotations
 
@@ -11,11 +11,8 @@ import torch
 from torch import Tensor
 
 from bnmonitor.layers import LayerTable
-from bnmonitor.rules import Rule
-from bnmonitor.sinks import Sink
-from bnmonitor.window import PHASES, Bare, Baseline, Facts, HeldOut, Ledger, Moments, Place, Sample, Structure, Window
-
-Values = float | Sequence[float] | Tensor
+from bnmonitor.testing.samples import Values, make_sample
+from bnmonitor.window import PHASES, Bare, Facts, HeldOut, Ledger, Place, Sample, Structure, Window
 
 
 def make_window(
@@ -73,7 +70,7 @@ def make_window(
         facts: Other fields of :class:`~bnmonitor.window.Facts`, such as ``{"accumulate": 4}``.
         ledger: Fields of :class:`~bnmonitor.window.Ledger`, the same for all layers: ``{"initial": True}``, or by phase
             ``{"seen": {"validation": 3}}``.
-        statistics: Any statistic per channel of :class:`~bnmonitor.window.Frame`.
+        statistics: Any statistic per channel of :class:`~bnmonitor.window.Window`.
     """
     given = {name: torch.as_tensor(v, dtype=torch.float32) for name, v in statistics.items()}
     width = max([t.shape[-1] for t in given.values() if t.dim()], default=sum(channels) if channels else 3)
@@ -108,28 +105,24 @@ def make_window(
         "gamma_grad": 0.01,
         "beta_grad": 0.01,
     }
-    known: dict[str, Any] = {name: spread(given.get(name, value)) for name, value in usual.items()}
+    known: dict[str, Any] = {name: spread(value) for name, value in {**usual, **given}.items()}
     eps = layers.eps_by_channel.float()
     scale = (known["running_var"] + eps).sqrt()
-    known["shift"] = (
-        spread(given["shift"]) if "shift" in given else (known["batch_mean"] - known["running_mean"]) / scale
-    )
-    known["ratio"] = spread(given["ratio"]) if "ratio" in given else (known["batch_var"] + eps).sqrt() / scale
+    known.setdefault("shift", (known["batch_mean"] - known["running_mean"]) / scale)
+    known.setdefault("ratio", (known["batch_var"] + eps).sqrt() / scale)
     count = len(layers)
     structure = Structure(
         producer_trains=(True,) * count,
         consumers=(("relu",) if relu else ("add",),) * count,
         places=in_a_row(count) if chain else (),
     )
-    return Window(
-        layers=layers,
-        steps=tuple(range(steps)),
-        updates=course(updates),
-        training=course(training),
-        recovery=torch.zeros(steps, count, dtype=torch.int64),
-        momentum=torch.full((steps, count), float("nan") if momentum is None else momentum),
-        variance=torch.stack([v.mean(-1) for v in torch.split(known["batch_var"], list(sizes_of), -1)], -1),
-        baseline=Baseline(
+    blank = Window.neutral(layers, range(steps))
+    known |= {"updates": course(updates), "training": course(training), "recovery": torch.zeros_like(blank.recovery)}
+    known["variance"] = torch.stack([v.mean(-1) for v in torch.split(known["batch_var"], list(sizes_of), -1)], -1)
+    return replace(
+        blank,
+        baseline=replace(
+            blank.baseline,
             log_var=torch.full((width,), math.log(level)),
             spread=torch.full((width,), 0.1),
             offset=torch.full((count,), offset),
@@ -241,58 +234,6 @@ def padded_window(share: float) -> Window:
     return replace(window, sample=replace(sample, padding=torch.full((len(window.layers),), share)))
 
 
-def make_sample(
-    layers: LayerTable,
-    *,
-    step: int = 0,
-    calls: int = 1,
-    eval_calls: int = 0,
-    size: int = 64,
-    values: int | None = None,
-    between: Values = 1.0,
-    input: Mapping[str, Values] | None = None,  # noqa: A002
-    output: Mapping[str, Values] | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Sample:
-    """Make the sample of a healthy step, but for what is given.
-
-    Args:
-        layers: The layers.
-        step: The sampled step.
-        calls: Calls of each layer.
-        eval_calls: How many of them were in evaluation mode.
-        size: Samples in each call.
-        values: Values per channel in each call; ``size`` by default.
-        between: Variance of the samples' means.
-        input: Fields of :class:`~bnmonitor.window.Moments`, each a number or a value per channel.
-        output: The same of the output.
-        dtype: Of each layer's input.
-    """
-
-    def wide(value: Values) -> Tensor:
-        return torch.as_tensor(value, dtype=torch.float32).expand(layers.total).clone()
-
-    def each(value: int) -> Tensor:
-        return torch.full((len(layers),), value)
-
-    def side(given: Mapping[str, Values] | None) -> Moments:
-        usual: dict[str, Values] = {"mean": 0.0, "var": 1.0, "skewness": 0.0, "kurtosis": 3.0, "min": -3.0, "max": 3.0}
-        usual |= {"nonpositive": 0.5, "saturation": 0.0, "nonfinite": 0.0}
-        return Moments(**{name: wide(value) for name, value in {**usual, **(given or {})}.items()})
-
-    return Sample(
-        step=step,
-        calls=each(calls),
-        eval_calls=each(eval_calls),
-        size=each(size),
-        values=each(size if values is None else values),
-        input=side(input),
-        output=side(output),
-        between=wide(between),
-        input_dtypes=(dtype,) * len(layers),
-    )
-
-
 def _ledger(layers: int, steps: int, given: Mapping[str, Mapping[str, int] | bool]) -> Ledger:
     ledger = Ledger.blank(layers).copied(steps=steps)
     ledger.called.fill_(True)
@@ -303,59 +244,3 @@ def _ledger(layers: int, steps: int, given: Mapping[str, Mapping[str, int] | boo
         else:
             getattr(ledger, name).fill_(value)
     return ledger
-
-
-def check_rule(rule: Rule, window: Window) -> None:
-    """Assert what every rule owes: it is pure, deterministic, blind to the order of layers, and survives NaN.
-
-    Args:
-        rule: The rule.
-        window: Any window; its statistics may be random.
-
-    Raises:
-        AssertionError: The rule broke one of these.
-    """
-    before = {name: value.clone() for name, value in vars(window).items() if isinstance(value, Tensor)}
-    findings = rule.check(window)
-    for name, value in before.items():
-        assert torch.equal(value.nan_to_num(), getattr(window, name).nan_to_num()), f"{rule.code} changed {name}"
-    # By their text, since a NaN does not equal itself.
-    assert repr(findings) == repr(rule.check(window)), f"{rule.code} is not deterministic"
-    for finding in findings:
-        at = finding.layer
-        assert at is None or 0 <= at < len(window.layers), f"{rule.code} names a layer that there is not"
-        size = 0 if at is None else window.layers.channels[at]
-        assert all(0 <= c < size for c in finding.channels), f"{rule.code} names a channel that the layer has not"
-        assert finding.first_step in window.steps, f"{rule.code} names a step outside the window"
-        assert finding.message, f"{rule.code} says nothing"
-        assert finding.advice, f"{rule.code} has no advice"
-    hidden: dict[str, Any] = {
-        name: torch.full_like(t, torch.nan) for name, t in before.items() if t.is_floating_point()
-    }
-    rule.check(replace(window, **hidden))
-
-
-class RecordingSink(Sink):
-    """Keeps everything it is told: a test double.
-
-    Attributes:
-        events: ``(what, argument)`` in the order they came.
-    """
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, Any]] = []
-
-    def open(self, run: Any) -> None:
-        self.events.append(("open", run))
-
-    def frame(self, summary: Any) -> None:
-        self.events.append(("frame", summary))
-
-    def alert(self, alert: Any) -> None:
-        self.events.append(("alert", alert))
-
-    def epoch(self, summary: Any) -> None:
-        self.events.append(("epoch", summary))
-
-    def close(self, summary: Any) -> None:
-        self.events.append(("close", summary))

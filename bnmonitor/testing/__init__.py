@@ -1,0 +1,26 @@
+"""What bnmonitor tests itself with, for the rules and sinks of others."""
+
+from bnmonitor.testing.contracts import check_rule
+from bnmonitor.testing.samples import Values, make_sample
+from bnmonitor.testing.sinks import RecordingSink
+from bnmonitor.testing.windows import (
+    drawn_window,
+    held_out_window,
+    in_a_row,
+    make_structure,
+    make_window,
+    padded_window,
+)
+
+__all__ = [
+    "RecordingSink",
+    "Values",
+    "check_rule",
+    "drawn_window",
+    "held_out_window",
+    "in_a_row",
+    "make_sample",
+    "make_structure",
+    "make_window",
+    "padded_window",
+]
