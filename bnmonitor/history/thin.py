@@ -62,7 +62,7 @@ def extent(values: Array, *, logarithmic: bool = False) -> tuple[float, float] |
 
 
 def before(steps: Array) -> int:
-    """Return the step before the first column, which is as wide as the median one and begins at step 0 at the earliest."""
+    """Return the step before the first column, which is as wide as the median one."""
     if not len(steps):
         return -1
     width = int(np.median(np.diff(steps))) if len(steps) > 1 else 1
