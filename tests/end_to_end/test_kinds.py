@@ -11,72 +11,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize, prune
 
 from bnmonitor import Monitor
 from bnmonitor.layers import discover
 from bnmonitor.recording import bufferless as observer
 from bnmonitor.sampling import autograd
+from bnmonitor.testing_contracts import LayerCase, LayerKindContract
+from bnmonitor.testing_contracts.layer_case import Around, Reference
+from bnmonitor.testing_contracts.layers import KNOWN, errors, recorded
 from bnmonitor.window import Recovery
-from tests.end_to_end.kinds import CHANNELS, KINDS, Around, Kind, untracked
+from tests.end_to_end.kinds import CHANNELS, KINDS, Kind, untracked
 from tests.models import train
-
-STEPS = 8
-WATCHED = [kind for kind in KINDS if kind.layers]
-KNOWN = [kind for kind in WATCHED if kind.status in ("exact", "fallback")]
-UNKNOWN = [kind for kind in WATCHED if kind not in KNOWN]
-
-
-def by_name(kinds: list[Kind]) -> Any:
-    return pytest.mark.parametrize("kind", kinds, ids=lambda kind: kind.name)
-
-
-class Truth:
-    """Mean and unbiased variance of what each layer was called with, in float64, averaged over the calls of a step."""
-
-    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
-        self.layers = {name: model.get_submodule(name) for name in names}
-        self.calls: dict[str, list[tuple[int, Tensor, Tensor]]] = {name: [] for name in names}
-        self.rows: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
-        for name, layer in self.layers.items():
-            layer.register_forward_pre_hook(self._hook(name))
-
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if torch._C._current_graph_task_id() != -1:
-                return  # a checkpoint
-            x = args[0].detach().double()
-            if isinstance(module, _InstanceNorm):
-                mean, var = x.flatten(2).mean(2).mean(0), x.flatten(2).var(2).mean(0)
-            else:
-                x = x.transpose(0, 1).flatten(1)
-                mean, var = x.mean(1), x.var(1)
-            self.calls[name].append((args[0].numel() // args[0].shape[1], mean, var))
-
-        return hook
-
-    def end_step(self, _: int = 0) -> None:
-        for name, calls in self.calls.items():
-            layer = self.layers[name]
-            if layer.running_mean is None:
-                weights = [float(values) for values, _, _ in calls]
-            else:
-                keep = 1 - (layer.momentum or 0.0)
-                weights = [keep**later for later in reversed(range(len(calls)))]
-            total = sum(weights)
-            pairs = [(w / total, mean, var) for w, (_, mean, var) in zip(weights, calls, strict=True)]
-            self.rows[name].append((sum(w * mean for w, mean, _ in pairs), sum(w * var for w, _, var in pairs)))
-            calls.clear()
-
-
-def recorded(kind: Kind) -> tuple[Monitor, Truth]:
-    model = kind.build()
-    truth = Truth(model, kind.layers)
-    monitor = Monitor(model, sinks=[], on_alert="log", check_every_n_steps=3)
-    with monitor:
-        train(model, kind.batches(STEPS), monitor=monitor, after_step=truth.end_step)
-    return monitor, truth
 
 
 def states(monitor: Monitor, layer: str) -> set[Recovery]:
@@ -85,71 +31,30 @@ def states(monitor: Monitor, layer: str) -> set[Recovery]:
     return {Recovery(value) for value in window.recovery[:, window.layers.index(layer)].tolist()}
 
 
-def errors(kind: Kind) -> tuple[float, float]:
-    """Largest error of the means in deviations, and of the variances relative to the true one."""
-    monitor, truth = recorded(kind)
-    worst_mean = worst_var = 0.0
-    for name in kind.layers:
-        got_mean, got_var = (monitor.history(name, f"batch_{which}").double() for which in ("mean", "var"))
-        # A lazy layer is real after its first forward, and recorded from then on.
-        rows = truth.rows[name][STEPS - len(got_mean) :]
-        assert len(got_mean) >= STEPS - 1
-        mean, var = (torch.stack(column) for column in zip(*rows, strict=True))
-        # What would be mostly the rounding of half precision is withheld; elsewhere all is known.
-        least = 0.2 if kind.rounded else 1.0
-        assert got_mean.isfinite().double().mean() >= least
-        assert got_var.isfinite().double().mean() >= least
-        worst_mean = max(worst_mean, float(((got_mean - mean).abs() / var.sqrt()).nan_to_num().max()))
-        worst_var = max(worst_var, float(((got_var - var).abs() / var).nan_to_num().max()))
-        assert states(monitor, name) == {kind.recovery}
-        assert {row.recovery for row in monitor.summary()} == {""}
-    return worst_mean, worst_var
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+class TestKinds(LayerKindContract):
+    @pytest.fixture(params=[kind for kind in KINDS if kind.layers], ids=lambda kind: kind.name)
+    def case(self, request: pytest.FixtureRequest) -> Kind:
+        kind: Kind = request.param
+        return kind
+
+    def test_it_trains_as_without_the_monitor(self, case: LayerCase) -> None:
+        if "compile" in case.name:  # type: ignore[attr-defined]
+            pytest.skip("see test_ways_compile.py")
+        super().test_it_trains_as_without_the_monitor(case)
+
+    def test_every_step_is_marked_with_how_it_was_recovered(self, case: Kind) -> None:
+        monitor, _ = recorded(case)
+        assert all(states(monitor, name) == {case.recovery} for name in case.layers)
+
+    def test_the_page_says_how_good_the_statistics_are(self, case: Kind) -> None:
+        assert (case.recovery in KNOWN) == (case.status in ("exact", "fallback"))
 
 
-@by_name(KNOWN)
-def test_what_is_recorded_is_the_truth(kind: Kind) -> None:
-    mean, var = errors(kind)
-    assert mean <= kind.mean
-    assert var <= kind.var
-
-
-@by_name(UNKNOWN)
-def test_what_cannot_be_known_is_missing_with_the_reason(kind: Kind) -> None:
-    monitor = Monitor(model := kind.build(), sinks=[], on_alert="log")
-    with monitor:
-        train(model, kind.batches(STEPS), monitor=monitor)
-    assert len(monitor.steps) == STEPS
-    for name in kind.layers:
-        assert monitor.history(name, "batch_mean").isnan().all()
-        assert monitor.history(name, "batch_var").isnan().all()
-        assert states(monitor, name) == {kind.recovery}
-    assert {row.recovery for row in monitor.summary()} == {kind.recovery.reason}
-
-
-@by_name(list(KINDS))
-def test_every_layer_is_found_once(kind: Kind) -> None:
-    table = discover({"": kind.build()}).table
-    assert table.names == (() if kind.make is nn.LazyBatchNorm2d else kind.layers)
-    assert set(table.channels) <= {CHANNELS}
-
-
-@by_name([kind for kind in WATCHED if "compile" not in kind.name])
-def test_training_is_bit_identical_and_no_hook_is_left(kind: Kind) -> None:
-    def state(watch: bool) -> tuple[dict[str, Tensor], list[set[str]]]:
-        model = kind.build()
-        monitor = Monitor(model, sinks=[], on_alert="log", sample_every_n_steps=2) if watch else None
-        if monitor is not None:
-            monitor.start()
-        train(model, kind.batches(STEPS), monitor=monitor, evaluate_every=3)
-        if monitor is not None:
-            monitor.close()
-        assert not any(module._forward_hooks for module in model.modules())
-        return {**model.state_dict(), "random": torch.get_rng_state()}, [set(vars(m)) for m in model.modules()]
-
-    (alone, attributes), (watched, found) = state(False), state(True)
-    assert attributes == found
-    assert alone.keys() == watched.keys()
-    assert all(torch.equal(alone[key], watched[key]) for key in alone)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.layers], ids=lambda kind: kind.name)
+def test_a_kind_that_is_not_watched_is_not_listed(kind: Kind) -> None:
+    assert kind.status == "not watched"
+    assert discover({"": kind.build()}).table.names == ()
 
 
 # -- the kinds one by one ----------------------------------------------------------------------------------------------
@@ -246,7 +151,7 @@ def test_the_layer_before_a_frozen_one_is_not_taken_for_it() -> None:
 
 def test_an_instance_norm_is_not_warned_of_its_small_batch() -> None:
     torch.manual_seed(0)
-    model = Around(nn.InstanceNorm2d(CHANNELS, track_running_stats=True), (3, 6, 6))
+    model = Around(nn.InstanceNorm2d(CHANNELS, track_running_stats=True), (3, 6, 6), CHANNELS)
     with Monitor(model, sinks=[], on_alert="log") as monitor:
         train(model, [torch.randn(1, 3, 6, 6) for _ in range(60)], monitor=monitor)
     assert monitor.layers.family == ("instance",)
@@ -264,7 +169,7 @@ def test_an_instance_norm_without_momentum_keeps_nothing_of_the_batch() -> None:
 def test_an_instance_norm_whose_buffers_are_replaced_is_read_on() -> None:
     kind = kind_named("InstanceNorm2d")
     model = kind.build()
-    truth = Truth(model, kind.layers)
+    truth = Reference(model, kind.layers)
 
     def replace(step: int) -> None:
         truth.end_step()
@@ -284,7 +189,7 @@ def test_an_instance_norm_whose_buffers_are_replaced_is_read_on() -> None:
 @pytest.fixture
 def plain() -> Iterator[tuple[nn.Module, Monitor]]:
     torch.manual_seed(0)
-    model = Around(untracked(), (3, 6, 6))
+    model = Around(untracked(), (3, 6, 6), CHANNELS)
     with Monitor(model, sinks=[], on_alert="log", sample_every_n_steps=100) as monitor:
         train(model, [torch.randn(4, 3, 6, 6)], monitor=monitor)
         yield model, monitor
@@ -376,7 +281,7 @@ def test_what_cannot_be_reduced_stops_no_training(
 
 
 def test_without_samples_there_are_no_hooks_at_all() -> None:
-    model = Around(untracked(), (3, 6, 6))
+    model = Around(untracked(), (3, 6, 6), CHANNELS)
     with Monitor(model, sinks=[], on_alert="log", sample_every_n_steps=0) as monitor:
         assert not model.layer._forward_hooks
         train(model, [torch.randn(4, 3, 6, 6)], monitor=monitor)
@@ -385,7 +290,7 @@ def test_without_samples_there_are_no_hooks_at_all() -> None:
 
 def report() -> str:
     """Errors by kind, as a table."""
-    rows = [(kind.name, *errors(kind)) for kind in KNOWN]
+    rows = [(kind.name, *errors(kind)) for kind in KINDS if kind.recovery in KNOWN and kind.layers]
     return "\n".join(f"{mean:8.1e} {var:8.1e}  {name}" for name, mean, var in rows)
 
 
