@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from html import escape
 from pathlib import Path
+from textwrap import fill
 
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURE = Path("architecture.md"), Path("pictures/architecture.svg")
@@ -234,7 +235,7 @@ def table(shown: House) -> str:
         path = door.parent if door.name == "__init__.py" else door
         uses = " ".join(f"`{other}`" for other in shown.rooms if other in shown.uses[room])
         rows.append(f"| [`{room}`](../{path.as_posix()}) | {sentence(room)} | {uses} |\n".replace("|  |", "| |"))
-    return f"{shown.figures()}.\n\n| room | what it is | imports |\n|---|---|---|\n{''.join(rows)}"
+    return f"{fill(shown.figures(), 119)}.\n\n| room | what it is | imports |\n|---|---|---|\n{''.join(rows)}"
 
 
 def page(text: str, shown: House) -> str:
