@@ -10,7 +10,7 @@ help:
 	@echo "make demo      install, then train three small networks and see what is found"
 	@echo "make test      install, then run the whole test suite"
 	@echo "make lint      ruff and mypy"
-	@echo "make docs      write the generated pages anew: the rules, the kinds of layers"
+	@echo "make docs      write the generated pages: the rules, the kinds of layers, the rooms"
 	@echo "make golden    write the expected texts of the terminal anew, and show what changed"
 	@echo "make bench     measure what bnmonitor costs"
 	@echo "make detection inject faults, train sound networks, and write down what was found"
@@ -50,6 +50,7 @@ format: $(VENV)/dev.stamp
 docs: $(VENV)/dev.stamp
 	@$(BIN)/python docs/gen_rules.py
 	@$(BIN)/python docs/gen_kinds.py
+	@$(BIN)/python docs/gen_architecture.py
 
 golden: $(VENV)/dev.stamp
 	@GOLDEN=write $(BIN)/python -m pytest -q tests/sinks/test_console.py

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from html import escape
 from pathlib import Path
+from textwrap import fill
 
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURE = Path("architecture.md"), Path("pictures/architecture.svg")
@@ -20,7 +21,11 @@ MARKS = ("<!-- rooms: written by docs/gen_architecture.py -->", "<!-- end of roo
 EVERYWHERE = ("_version", "_text", "__main__")
 """Modules that hold nothing of the design; the picture leaves them out."""
 
-LANES = {"layers": "measuring", "rules": "judging and reporting", "results": "results and display, without torch"}
+LANES = {
+    "layers": "measuring",
+    "rules": "judging and reporting",
+    "limits": "limits, results and display, without torch",
+}
 """The first room of each part of the order, from the top of the picture to the bottom, and the title of the part."""
 
 BOX, STEP, ROW, PAD, HEAD = (136, 26), 178, 40, 12, 24
@@ -234,7 +239,7 @@ def table(shown: House) -> str:
         path = door.parent if door.name == "__init__.py" else door
         uses = " ".join(f"`{other}`" for other in shown.rooms if other in shown.uses[room])
         rows.append(f"| [`{room}`](../{path.as_posix()}) | {sentence(room)} | {uses} |\n".replace("|  |", "| |"))
-    return f"{shown.figures()}.\n\n| room | what it is | imports |\n|---|---|---|\n{''.join(rows)}"
+    return f"{fill(shown.figures(), 119)}.\n\n| room | what it is | imports |\n|---|---|---|\n{''.join(rows)}"
 
 
 def page(text: str, shown: House) -> str:

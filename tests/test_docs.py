@@ -17,7 +17,7 @@ from bnmonitor.rules import CATALOGUE, Rule, all_rules, plain
 from bnmonitor.rules.manual import index, page
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GENERATED = [path for path in PAGES if path.parent.name == "rules"]
 WALKED = [
     ROOT / "docs" / f"{name}.md"

@@ -1,6 +1,6 @@
 """What bnmonitor tests itself with, for the rules and sinks of others."""
 
-from bnmonitor.testing.contracts import check_rule
+from bnmonitor.testing.rule_check import check_rule
 from bnmonitor.testing.samples import Values, make_sample
 from bnmonitor.testing.sinks import RecordingSink
 from bnmonitor.testing.windows import (

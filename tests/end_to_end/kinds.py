@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
+from bnmonitor.testing.contracts import LayerCase
 from bnmonitor.window import Recovery
 from tests.models import FrozenBatchNorm2d
 
@@ -21,68 +22,27 @@ Status = Literal["exact", "fallback", "not possible", "not watched"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
-    """A kind of layer.
+class Kind(LayerCase):
+    """A kind of layer, as the documentation lists it.
 
     Attributes:
         name: As the documentation calls it.
-        make: Makes a layer of :data:`CHANNELS` channels, or something that holds some.
-        shape: Of a sample.
-        layers: Names under which the layers are to be found.
         status: How good the batch statistics are.
         how: Where they come from, or why there are none.
-        recovery: What each step is to be marked with.
-        mean: Largest error of the mean, in standard deviations.
-        var: Largest relative error of the variance.
-        rounded: Whether some values are withheld, as they would be mostly rounding.
-        wrap: Changes the finished model.
-        dtype: Of the model and the batches.
     """
 
     name: str
-    make: Callable[[], nn.Module]
-    shape: tuple[int, ...] = IMAGE
-    layers: tuple[str, ...] = ("layer",)
     status: Status = "exact"
     how: str = "the running statistics"
-    recovery: Recovery = Recovery.EXACT
-    mean: float = 1e-5
-    var: float = 1e-4
-    rounded: bool = False
-    wrap: Callable[[nn.Module], Any] = lambda model: None
-    dtype: torch.dtype = torch.float32
-
-    def build(self) -> nn.Module:
-        torch.manual_seed(0)
-        model = Around(self.make(), self.shape).to(self.dtype)
-        self.wrap(model)
-        return model
-
-    def batches(self, count: int) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(1)
-        made = [torch.randn(16, *self.shape, generator=generator) * (1 + 0.1 * i) + 0.3 * i for i in range(count)]
-        return [x.to(self.dtype) for x in made]
-
-
-class Around(nn.Module):
-    """What a layer needs around it to be trained."""
-
-    def __init__(self, layer: nn.Module, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        convolutions = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-        kernel = (1,) if len(shape) > 1 else ()
-        self.before = convolutions[len(shape) - 1](shape[0], CHANNELS, *kernel)
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.layer(self.before(x)).square()
-        return out.flatten(2).mean(2) if out.dim() > 2 else out
+    channels: int = CHANNELS
 
 
 class SyncOfOne(nn.SyncBatchNorm):
     """Writes its buffers like SyncBatchNorm, which cannot run without a GPU."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return nn.BatchNorm2d.forward(self, x)
         self.num_batches_tracked.add_(1)
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum)
 
@@ -163,6 +123,14 @@ class Checkpointed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return checkpoint(self.bn, x, use_reentrant=False)
+
+
+def compiled(backend: str) -> Callable[[nn.Module], None]:
+    def wrap(model: nn.Module) -> None:
+        torch.compiler.reset()  # code that was compiled for a model without hooks would be used for one with hooks
+        model.compile(backend=backend)
+
+    return wrap
 
 
 def untracked(**arguments: Any) -> nn.BatchNorm2d:
@@ -249,7 +217,7 @@ KINDS = (
     Kind(
         name="`InstanceNorm2d` under `torch.compile`",
         make=lambda: instance(nn.InstanceNorm2d),
-        wrap=lambda model: model.compile(backend="aot_eager"),
+        wrap=compiled("aot_eager"),
     ),
     Kind(name="`track_running_stats=False`", make=untracked, how=GRAPH, recovery=Recovery.OBSERVED),
     Kind(
@@ -301,7 +269,7 @@ KINDS = (
         status="not possible",
         how="no buffers, and no hook is let through",
         recovery=Recovery.NO_BUFFERS,
-        wrap=lambda model: model.compile(backend="eager"),
+        wrap=compiled("eager"),
     ),
     Kind(
         name="`momentum=0`",

@@ -1,4 +1,4 @@
-"""Every kind of layer against the truth in float64, in a training that stays unchanged."""
+"""Every kind of layer against the truth in float64, and what is left of the training: nothing changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize, prune
 
 from bnmonitor import Monitor
@@ -19,65 +18,12 @@ from bnmonitor.layers import discover
 from bnmonitor.recording import bufferless as observer
 from bnmonitor.recording.bufferless import Observer
 from bnmonitor.sampling import autograd
+from bnmonitor.testing.contracts import LayerCase, LayerKindContract
+from bnmonitor.testing.contracts.layer_case import Around, Reference
+from bnmonitor.testing.contracts.layers import KNOWN, errors, recorded
 from bnmonitor.window import Recovery
-from tests.end_to_end.kinds import CHANNELS, KINDS, Around, Kind, untracked
+from tests.end_to_end.kinds import CHANNELS, KINDS, Kind, untracked
 from tests.models import train
-
-STEPS = 8
-WATCHED = [kind for kind in KINDS if kind.layers]
-KNOWN = [kind for kind in WATCHED if kind.status in ("exact", "fallback")]
-UNKNOWN = [kind for kind in WATCHED if kind not in KNOWN]
-
-
-def by_name(kinds: list[Kind]) -> Any:
-    return pytest.mark.parametrize("kind", kinds, ids=lambda kind: kind.name)
-
-
-class Truth:
-    """Mean and unbiased variance of each layer's input, in float64, averaged over the calls of a step."""
-
-    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
-        self.layers = {name: model.get_submodule(name) for name in names}
-        self.calls: dict[str, list[tuple[int, Tensor, Tensor]]] = {name: [] for name in names}
-        self.rows: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
-        for name, layer in self.layers.items():
-            layer.register_forward_pre_hook(self._hook(name))
-
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if torch._C._current_graph_task_id() != -1:
-                return  # a checkpoint
-            x = args[0].detach().double()
-            if isinstance(module, _InstanceNorm):
-                mean, var = x.flatten(2).mean(2).mean(0), x.flatten(2).var(2).mean(0)
-            else:
-                x = x.transpose(0, 1).flatten(1)
-                mean, var = x.mean(1), x.var(1)
-            self.calls[name].append((args[0].numel() // args[0].shape[1], mean, var))
-
-        return hook
-
-    def end_step(self, _: int = 0) -> None:
-        for name, calls in self.calls.items():
-            layer = self.layers[name]
-            if layer.running_mean is None:
-                weights = [float(values) for values, _, _ in calls]
-            else:
-                keep = 1 - (layer.momentum or 0.0)
-                weights = [keep**later for later in reversed(range(len(calls)))]
-            total = sum(weights)
-            pairs = [(w / total, mean, var) for w, (_, mean, var) in zip(weights, calls, strict=True)]
-            self.rows[name].append((sum(w * mean for w, mean, _ in pairs), sum(w * var for w, _, var in pairs)))
-            calls.clear()
-
-
-def recorded(kind: Kind) -> tuple[Monitor, Truth]:
-    model = kind.build()
-    truth = Truth(model, kind.layers)
-    monitor = Monitor(model, sinks=[], on_alert="log", check_every_n_steps=3)
-    with monitor:
-        train(model, kind.batches(STEPS), monitor=monitor, after_step=truth.end_step)
-    return monitor, truth
 
 
 def states(monitor: Monitor, layer: str) -> set[Recovery]:
@@ -86,71 +32,30 @@ def states(monitor: Monitor, layer: str) -> set[Recovery]:
     return {Recovery(value) for value in window.recovery[:, window.layers.index(layer)].tolist()}
 
 
-def errors(kind: Kind) -> tuple[float, float]:
-    """Largest error of the means in standard deviations, and of the variances relative to the true one."""
-    monitor, truth = recorded(kind)
-    worst_mean = worst_var = 0.0
-    for name in kind.layers:
-        got_mean, got_var = (monitor.history(name, f"batch_{which}").double() for which in ("mean", "var"))
-        # A lazy layer is real after its first forward, and recorded from then on.
-        rows = truth.rows[name][STEPS - len(got_mean) :]
-        assert len(got_mean) >= STEPS - 1
-        mean, var = (torch.stack(column) for column in zip(*rows, strict=True))
-        # What would be mostly the rounding of half precision is withheld; elsewhere all is known.
-        least = 0.2 if kind.rounded else 1.0
-        assert got_mean.isfinite().double().mean() >= least
-        assert got_var.isfinite().double().mean() >= least
-        worst_mean = max(worst_mean, float(((got_mean - mean).abs() / var.sqrt()).nan_to_num().max()))
-        worst_var = max(worst_var, float(((got_var - var).abs() / var).nan_to_num().max()))
-        assert states(monitor, name) == {kind.recovery}
-        assert {row.recovery for row in monitor.summary()} == {""}
-    return worst_mean, worst_var
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+class TestKinds(LayerKindContract):
+    @pytest.fixture(params=[kind for kind in KINDS if kind.layers], ids=lambda kind: kind.name)
+    def case(self, request: pytest.FixtureRequest) -> Kind:
+        kind: Kind = request.param
+        return kind
+
+    def test_it_trains_as_without_the_monitor(self, case: LayerCase) -> None:
+        if "compile" in case.name:  # type: ignore[attr-defined]
+            pytest.skip("see test_ways_compile.py")
+        super().test_it_trains_as_without_the_monitor(case)
+
+    def test_every_step_is_marked_with_how_it_was_recovered(self, case: Kind) -> None:
+        monitor, _ = recorded(case)
+        assert all(states(monitor, name) == {case.recovery} for name in case.layers)
+
+    def test_the_page_says_how_good_the_statistics_are(self, case: Kind) -> None:
+        assert (case.recovery in KNOWN) == (case.status in ("exact", "fallback"))
 
 
-@by_name(KNOWN)
-def test_what_is_recorded_is_the_truth(kind: Kind) -> None:
-    mean, var = errors(kind)
-    assert mean <= kind.mean
-    assert var <= kind.var
-
-
-@by_name(UNKNOWN)
-def test_what_cannot_be_known_is_missing_with_the_reason(kind: Kind) -> None:
-    monitor = Monitor(model := kind.build(), sinks=[], on_alert="log")
-    with monitor:
-        train(model, kind.batches(STEPS), monitor=monitor)
-    assert len(monitor.steps) == STEPS
-    for name in kind.layers:
-        assert monitor.history(name, "batch_mean").isnan().all()
-        assert monitor.history(name, "batch_var").isnan().all()
-        assert states(monitor, name) == {kind.recovery}
-    assert {row.recovery for row in monitor.summary()} == {kind.recovery.reason}
-
-
-@by_name(list(KINDS))
-def test_every_layer_is_found_once(kind: Kind) -> None:
-    table = discover({"": kind.build()}).table
-    assert table.names == (() if kind.make is nn.LazyBatchNorm2d else kind.layers)
-    assert set(table.channels) <= {CHANNELS}
-
-
-@by_name([kind for kind in WATCHED if "compile" not in kind.name])
-def test_training_is_bit_identical_and_no_hook_is_left(kind: Kind) -> None:
-    def state(watch: bool) -> tuple[dict[str, Tensor], list[set[str]]]:
-        model = kind.build()
-        monitor = Monitor(model, sinks=[], on_alert="log", sample_every_n_steps=2) if watch else None
-        if monitor is not None:
-            monitor.start()
-        train(model, kind.batches(STEPS), monitor=monitor, evaluate_every=3)
-        if monitor is not None:
-            monitor.close()
-        assert not any(module._forward_hooks for module in model.modules())
-        return {**model.state_dict(), "random": torch.get_rng_state()}, [set(vars(m)) for m in model.modules()]
-
-    (alone, attributes), (watched, found) = state(False), state(True)
-    assert attributes == found
-    assert alone.keys() == watched.keys()
-    assert all(torch.equal(alone[key], watched[key]) for key in alone)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.layers], ids=lambda kind: kind.name)
+def test_a_kind_that_is_not_watched_is_not_listed(kind: Kind) -> None:
+    assert kind.status == "not watched"
+    assert discover({"": kind.build()}).table.names == ()
 
 
 # -- the kinds one by one ----------------------------------------------------------------------------------------------
@@ -170,7 +75,7 @@ def test_gamma_is_1_and_beta_0_where_there_are_none() -> None:
 
 
 class Counted(nn.Module):
-    """A parametrization that counts how often it was evaluated."""
+    """A parametrization that keeps count of how often it was asked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +87,7 @@ class Counted(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["pruned", "pruned later", "computed"])
-def test_a_gamma_that_is_not_a_parameter_does_not_count_as_1(how: str) -> None:
+def test_a_gamma_that_is_no_parameter_is_not_taken_for_1(how: str) -> None:
     layer, later = nn.BatchNorm1d(4), how == "pruned later"
     counted = Counted()
     if how == "computed":
@@ -200,11 +105,11 @@ def test_a_gamma_that_is_not_a_parameter_does_not_count_as_1(how: str) -> None:
         gamma = monitor.history("1", "gamma")
         assert str(monitor.summary())
     assert gamma.isnan().all(1).tolist() == [not later, not later, True, True]
-    assert counted.asked - before == (4 if how == "computed" else 0), "no other code asked"
+    assert counted.asked - before == (4 if how == "computed" else 0), "nobody else asked"
 
 
 @pytest.mark.parametrize("seen_as", ["training", "evaluation"])
-def test_a_frozen_look_alike_shows_its_buffers_and_is_not_a_fault(seen_as: str) -> None:
+def test_a_frozen_look_alike_shows_its_buffers_and_is_no_fault(seen_as: str) -> None:
     model = kind_named("FrozenBatchNorm2d").build().train(seen_as == "training")
     kind = kind_named("FrozenBatchNorm2d")
     monitor = Monitor(model, sinks=[], on_alert="log", select=("all",), sample_every_n_steps=2)
@@ -217,7 +122,7 @@ def test_a_frozen_look_alike_shows_its_buffers_and_is_not_a_fault(seen_as: str) 
     assert monitor.alerts == ()
 
 
-def test_a_module_with_the_names_but_not_the_shapes_of_a_frozen_layer_does_not_count_as_one() -> None:
+def test_what_has_the_names_but_not_the_shapes_of_a_frozen_layer_is_none() -> None:
     odd = nn.Module()
     for name in ("weight", "bias", "running_mean", "running_var"):
         odd.register_buffer(name, torch.zeros(2, 3))
@@ -234,7 +139,7 @@ def test_a_fused_activation_is_the_consumer_and_in_the_sampled_output() -> None:
     assert float(window.sample.output.min.min()) == 0.0
 
 
-def test_the_layer_before_a_frozen_one_is_not_mistaken_for_it() -> None:
+def test_the_layer_before_a_frozen_one_is_not_taken_for_it() -> None:
     model = nn.Sequential(nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1), kind_named("FrozenBatchNorm2d").make(), nn.ReLU())
     with Monitor(model, sinks=[], on_alert="log") as monitor:
         model(torch.randn(8, 6, 4, 4)).sum().backward()
@@ -247,7 +152,7 @@ def test_the_layer_before_a_frozen_one_is_not_mistaken_for_it() -> None:
 
 def test_an_instance_norm_is_not_warned_of_its_small_batch() -> None:
     torch.manual_seed(0)
-    model = Around(nn.InstanceNorm2d(CHANNELS, track_running_stats=True), (3, 6, 6))
+    model = Around(nn.InstanceNorm2d(CHANNELS, track_running_stats=True), (3, 6, 6), CHANNELS)
     with Monitor(model, sinks=[], on_alert="log") as monitor:
         train(model, [torch.randn(1, 3, 6, 6) for _ in range(60)], monitor=monitor)
     assert monitor.layers.family == ("instance",)
@@ -262,10 +167,10 @@ def test_an_instance_norm_without_momentum_keeps_nothing_of_the_batch() -> None:
     assert states(monitor, "layer") == {Recovery.NO_MOMENTUM}
 
 
-def test_an_instance_norm_with_replaced_buffers_is_still_read() -> None:
+def test_an_instance_norm_whose_buffers_are_replaced_is_read_on() -> None:
     kind = kind_named("InstanceNorm2d")
     model = kind.build()
-    truth = Truth(model, kind.layers)
+    truth = Reference(model, kind.layers)
 
     def replace(step: int) -> None:
         truth.end_step()
@@ -285,7 +190,7 @@ def test_an_instance_norm_with_replaced_buffers_is_still_read() -> None:
 @pytest.fixture
 def plain() -> Iterator[tuple[nn.Module, Monitor]]:
     torch.manual_seed(0)
-    model = Around(untracked(), (3, 6, 6))
+    model = Around(untracked(), (3, 6, 6), CHANNELS)
     with Monitor(model, sinks=[], on_alert="log", sample_every_n_steps=100) as monitor:
         train(model, [torch.randn(4, 3, 6, 6)], monitor=monitor)
         yield model, monitor
@@ -302,7 +207,7 @@ def test_an_evaluation_is_not_observed_and_the_hook_is_there_after_it(plain: tup
 
 
 @pytest.mark.parametrize("how", [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_a_copy_records_nothing(how: Callable[[nn.Module], nn.Module], plain: tuple[nn.Module, Monitor]) -> None:
+def test_a_copy_tells_nothing(how: Callable[[nn.Module], nn.Module], plain: tuple[nn.Module, Monitor]) -> None:
     model, monitor = plain
     assert b"bnmonitor" not in pickle.dumps(model.layer)
     how(model.layer)(torch.randn(4, CHANNELS, 3, 3, requires_grad=True))
@@ -321,7 +226,7 @@ def test_no_graph_is_kept_alive() -> None:
     assert seen.mean.untyped_storage().nbytes() == CHANNELS * 4
 
 
-def test_a_forward_outside_training_does_not_count_as_training(plain: tuple[nn.Module, Monitor]) -> None:
+def test_a_forward_that_is_no_training_is_not_taken_for_one(plain: tuple[nn.Module, Monitor]) -> None:
     model, monitor = plain
     model.eval()
     with torch.no_grad():
@@ -330,7 +235,7 @@ def test_a_forward_outside_training_does_not_count_as_training(plain: tuple[nn.M
     assert monitor.history("layer", "batch_mean")[-1].isnan().all()
 
 
-def test_unexpected_channels_and_a_missing_tensor_do_no_harm() -> None:
+def test_other_channels_than_promised_and_no_tensor_at_all_do_no_harm() -> None:
     class Odd(nn.BatchNorm2d):
         def forward(self, x: Any) -> Any:
             return x if isinstance(x, str) else super().forward(x)
@@ -345,7 +250,7 @@ def test_unexpected_channels_and_a_missing_tensor_do_no_harm() -> None:
     assert window.recovery.flatten().tolist() == [Recovery.NO_BUFFERS, Recovery.NO_BUFFERS, Recovery.NON_FINITE]
 
 
-def test_a_reduction_is_used_where_no_gradient_is_needed() -> None:
+def test_a_reduction_stands_in_where_no_gradient_is_needed() -> None:
     layer = untracked(affine=False)
     x = torch.randn(8, CHANNELS, 5, 5) * 3 + 40
     with Monitor(nn.Sequential(layer), sinks=[], on_alert="log") as monitor:
@@ -356,14 +261,16 @@ def test_a_reduction_is_used_where_no_gradient_is_needed() -> None:
 
 
 @pytest.mark.parametrize("packer", [None, lambda: None, lambda tracing: "something packs"])
-def test_a_reduction_is_used_where_the_input_may_be_packed(packer: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reduction_stands_in_where_it_is_not_known_that_nothing_is_packed(
+    packer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(autograd, "_packer", packer)
     mean, var = errors(kind_named("`track_running_stats=False`"))
     assert mean <= 1e-6
     assert var <= 1e-6
 
 
-def test_an_input_that_cannot_be_reduced_does_not_stop_training(
+def test_what_cannot_be_reduced_stops_no_training(
     plain: tuple[nn.Module, Monitor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
@@ -377,7 +284,7 @@ def test_an_input_that_cannot_be_reduced_does_not_stop_training(
 
 
 def test_without_samples_there_are_no_hooks_at_all() -> None:
-    model = Around(untracked(), (3, 6, 6))
+    model = Around(untracked(), (3, 6, 6), CHANNELS)
     with Monitor(model, sinks=[], on_alert="log", sample_every_n_steps=0) as monitor:
         assert not model.layer._forward_hooks
         train(model, [torch.randn(4, 3, 6, 6)], monitor=monitor)
@@ -386,7 +293,7 @@ def test_without_samples_there_are_no_hooks_at_all() -> None:
 
 def report() -> str:
     """Errors by kind, as a table."""
-    rows = [(kind.name, *errors(kind)) for kind in KNOWN]
+    rows = [(kind.name, *errors(kind)) for kind in KINDS if kind.recovery in KNOWN and kind.layers]
     return "\n".join(f"{mean:8.1e} {var:8.1e}  {name}" for name, mean, var in rows)
 
 

@@ -18,7 +18,7 @@ import rich.console
 import torch
 from torch import nn
 
-from bnmonitor import Alert, Monitor, Severity, Sink, Summary
+from bnmonitor import Alert, Monitor, Severity, Summary
 from bnmonitor.display import sparkline
 from bnmonitor.lightning.progress_bar import beside_bar
 from bnmonitor.sinks import Console, JsonLines, Loggers, Run, TensorBoard
@@ -592,30 +592,6 @@ def test_sinks_open_and_close_with_every_start() -> None:
             train(monitor, model, 1)
         monitor.close()
     assert [what for what, _ in sink.events] == ["open", "close"] * 2
-
-
-@pytest.mark.parametrize("broken", ["open", "frame", "alert", "epoch", "close"])
-def test_sink_that_raises_is_reported_once_and_left_out_while_the_rest_goes_on(broken: str) -> None:
-    calls: list[str] = []
-
-    class Broken(Sink):
-        pass
-
-    def fail(self: Sink, argument: object) -> None:
-        calls.append(broken)
-        raise OSError("disk full")
-
-    setattr(Broken, broken, fail)
-    sink, model = RecordingSink(), a_model(0.99)
-    with Monitor(model, sinks=[Broken(), sink], log_every_n_steps=1, on_alert="log") as monitor:
-        for epoch in range(2):
-            train(monitor, model, 4)
-            monitor.end_epoch(epoch)
-    assert calls == [broken]
-    told = [a for a in monitor.alerts if a.code == "BN002"]
-    assert [a.message for a in told] == ["sink Broken raised OSError: disk full"]
-    assert [a for what, a in sink.events if what == "alert" and a.code == "BN002"] == told
-    assert [what for what, _ in sink.events].count("frame") == 8
 
 
 def test_monitor_writes_its_history_to_log_dir_and_nothing_without(
