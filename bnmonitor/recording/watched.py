@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import is_
 
 from torch import nn
 
@@ -45,7 +46,7 @@ class WatchedLayers:
     def changed(self) -> bool:
         """Whether a layer was added, removed, replaced or resized since the layers were found."""
         now, known = norms(self._models.values()), self._norms
-        same = len(now) == len(known) and all(a is b for a, b in zip(now, known, strict=True))
+        same = len(now) == len(known) and all(map(is_, now, known))
         return not same or tuple(map(channels_of, self.found.modules)) != self.found.table.channels
 
     def find(self, order: Mapping[int, int] | None = None, names: Sequence[str] | None = None) -> Discovery:
