@@ -126,8 +126,8 @@ def run(scenario: Scenario, watched: bool) -> tuple[list[str], float]:
         for rank in (r for r, fate in enumerate(fates) if fate == "stuck"):
             ended, status = os.waitpid(pids[rank], os.WNOHANG)
             if ended:
-                told = Path(folder) / f"{rank}.end"
-                fates[rank] = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else told.read_text()
+                report = Path(folder) / f"{rank}.end"
+                fates[rank] = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else report.read_text()
         time.sleep(0.02)
     took = time.monotonic() - start
     for rank, pid in enumerate(pids):

@@ -1,4 +1,4 @@
-"""Telling somebody who is not at the terminal: a webhook, and Weights & Biases. They stand where ``on_alert`` does."""
+"""Notifications for people who are not at the terminal: webhooks and Weights & Biases, as actions of ``on_alert``."""
 
 from __future__ import annotations
 
@@ -37,42 +37,43 @@ class DeliveryError(RuntimeError):
 
 
 class Notifier:
-    """An action that delivers alerts in its own time."""
+    """An action that delivers alerts in the background."""
 
     def __call__(self, alert: Alert) -> None:
-        """Take an alert; returns at once."""
+        """Accept an alert for delivery, and return at once."""
         raise NotImplementedError
 
     def flush(self) -> None:
-        """Wait for what is under way, but not for long."""
+        """Wait a limited time for pending deliveries."""
 
     def failure(self) -> DeliveryError | None:
-        """Return what went wrong since, once; None if nothing did."""
+        """Return the first failure since the last call; None if there was none."""
         return None
 
 
 class Webhook(Notifier):
-    """Posts alerts to an HTTP address, from a thread of its own.
+    """Posts alerts to an HTTP address, from its own thread.
 
-    What chat tools such as Mattermost and Google Chat accept (``{"text": ...}``), what Slack, Discord and Teams want of
-    it, or the alert as JSON (``{"version": 1, "host": ..., "alert": {...}, "withheld": 0}``). An answer of 408, 429 or
-    5xx and a connection that fails are tried again, each time after twice as long, or when the server says; any other
-    answer is final, and redirections are not followed. Secrets come from environment variables and are never shown::
+    The body is ``{"text": ...}``, which chat tools such as Mattermost and Google Chat accept, the format of Slack,
+    Discord or Teams, or the alert as JSON (``{"version": 1, "host": ..., "alert": {...}, "withheld": 0}``). After a
+    failed connection or an answer of 408, 429 or 5xx the webhook tries again, each time after twice as long, or after
+    the time that the server asks for. Any other answer is final, and redirections are not followed. Secrets come from
+    environment variables and are never shown::
 
         BatchNormMonitor(on_alert={"error": ["stop", Webhook(url_env="SLACK_URL")]})
 
     Args:
         url_env: Name of the environment variable that holds the address.
-        url: The address itself, where it is no secret; it wins over ``url_env``.
-        token_env: Name of the environment variable with a token, sent as ``Authorization: Bearer``; None: none is sent.
+        url: The address itself, if it is not a secret; ``url_env`` is then ignored.
+        token_env: Name of the environment variable with a token, sent as ``Authorization: Bearer``; None: no token.
         payload: "slack", "discord", "teams" (a workflow's address), "text" for other chat tools, or "json".
         timeout: Seconds to wait for the server.
-        attempts: How often an alert is tried at most.
+        attempts: How often the webhook tries to send an alert, at most.
         backoff: Seconds before the second attempt.
-        per_minute: Alerts sent in a minute at most; what is beyond is counted in the next one.
+        per_minute: How many alerts are sent in a minute, at most; the next message counts those that were withheld.
 
     Raises:
-        ValueError: An argument has a value it does not accept, or an environment variable is not set.
+        ValueError: An argument has a value that is not accepted, or an environment variable is not set.
     """
 
     def __init__(
@@ -89,13 +90,13 @@ class Webhook(Notifier):
     ) -> None:
         if payload not in _PAYLOADS:
             known = ", ".join(map(repr, _PAYLOADS))
-            raise ValueError(f"payload={payload!r} is not known{nearest(str(payload), _PAYLOADS)}; it takes {known}")
+            raise ValueError(f"payload must be {known}, got {payload!r}{nearest(str(payload), _PAYLOADS)}")
         for name, value in (("timeout", timeout), ("backoff", backoff)):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 3600:
-                raise ValueError(f"{name}={value!r} must be a number of seconds, more than 0")
+                raise ValueError(f"{name} must be a number of seconds above 0 and below 3600, got {value!r}")
         for name, number in (("attempts", attempts), ("per_minute", per_minute)):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ValueError(f"{name}={number!r} must be an int, 1 or more")
+                raise ValueError(f"{name} must be an int of at least 1, got {number!r}")
         self._given, self._url_env, self._token_env = (None if url is None else _Secret(url)), url_env, token_env
         self._read_secrets()
         self._payload, self._timeout, self._attempts = payload, float(timeout), attempts
@@ -103,40 +104,40 @@ class Webhook(Notifier):
         address = urlsplit(self._url.text)
         if address.scheme not in ("http", "https") or not address.hostname:
             where = f"the environment variable {url_env}" if url is None else "url"
-            raise ValueError(f"{where} holds no address: it must begin with https:// or http://")
+            raise ValueError(f"{where} must hold an address that begins with https:// or http://")
         self._host = address.hostname
-        self._courier = _DeliveryQueue(self._deliver, per_minute)
+        self._queue = _DeliveryQueue(self._deliver, per_minute)
 
     def __repr__(self) -> str:
         return f"Webhook(host={self._host!r}, payload={self._payload!r})"
 
     def __call__(self, alert: Alert) -> None:
-        """Take an alert to be posted."""
-        self._courier.put(alert)
+        """Queue an alert to be posted."""
+        self._queue.put(alert)
 
     def flush(self) -> None:
-        """Wait until everything is posted, for twice the time-out at most."""
-        self._courier.flush(2 * self._timeout)
+        """Wait until every alert is posted, at most twice the timeout."""
+        self._queue.flush(2 * self._timeout)
 
     def failure(self) -> DeliveryError | None:
-        """Return the first failure, once."""
-        why, self._courier.failed = self._courier.failed, ""
+        """Return the first failure since the last call."""
+        why, self._queue.failed = self._queue.failed, ""
         return DeliveryError(f"an alert was not delivered to {self._host}: {why}") if why else None
 
     def __getstate__(self) -> dict[str, Any]:
-        # What came from the environment is read there again, rather than written to wherever this goes.
-        return {name: value for name, value in vars(self).items() if name not in ("_courier", "_url", "_token")}
+        # A copy reads the secrets from the environment again, so that they are not written into a file.
+        return {name: value for name, value in vars(self).items() if name not in ("_queue", "_url", "_token")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._read_secrets()
-        self._courier = _DeliveryQueue(self._deliver, self._per_minute)
+        self._queue = _DeliveryQueue(self._deliver, self._per_minute)
 
     def _read_secrets(self) -> None:
         self._url = self._given or _environment(self._url_env)
         self._token = None if self._token_env is None else _environment(self._token_env)
 
-    # -- on the courier's thread ---------------------------------------------------------------------------------------
+    # -- on the thread of the queue ------------------------------------------------------------------------------------
 
     def _deliver(self, alert: Alert, withheld: int) -> None:
         body = json.dumps(self._body(alert, withheld), allow_nan=False).encode()
@@ -167,12 +168,12 @@ class Webhook(Notifier):
 
 
 def _message(payload: str, text: str) -> dict[str, Any]:
-    """A text as a chat tool takes it; what a layer is called must not call anybody, nor be a link."""
-    if payload == "slack":  # docs.slack.dev/messaging/formatting-message-text: these three signs are its own
+    """The body for a chat tool; the name of a layer must not notify a person or become a link."""
+    if payload == "slack":  # docs.slack.dev/messaging/formatting-message-text: three signs to escape
         return {"text": text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")}
     if payload == "discord":  # docs.discord.com/developers/resources/webhook
         return {"content": text, "allowed_mentions": {"parse": []}}
-    if payload == "teams":  # an Adaptive Card is all that "when a Teams webhook request is received" posts
+    if payload == "teams":  # the trigger "when a Teams webhook request is received" posts Adaptive Cards only
         lines = [{"type": "TextBlock", "text": line, "wrap": True} for line in text.split("\n")]
         card = {"type": "AdaptiveCard", "version": "1.4", "body": lines}
         attachment = {"contentType": "application/vnd.microsoft.card.adaptive", "content": card}
@@ -181,11 +182,11 @@ def _message(payload: str, text: str) -> dict[str, Any]:
 
 
 class _DeliveryQueue:
-    """Hands alerts to a function on a thread of its own, so many in a minute.
+    """Calls a function with each alert, on its own thread.
 
     Args:
-        deliver: Takes an alert, and how many were withheld before it.
-        per_minute: Alerts in a minute at most.
+        deliver: Called with an alert, and with the number of alerts that were withheld before it.
+        per_minute: How many alerts are delivered in a minute, at most.
     """
 
     def __init__(self, deliver: Callable[[Alert, int], None], per_minute: int) -> None:
@@ -194,8 +195,8 @@ class _DeliveryQueue:
         self._thread: threading.Thread | None = None
         self._withheld = 0
         self.failed = ""
-        """What went wrong first, until it is taken."""
-        self._told = False
+        """Why the first delivery failed, until :meth:`Webhook.failure` returns it; empty if none did."""
+        self._has_failed = False
 
     def put(self, alert: Alert) -> None:
         if self._thread is None:
@@ -213,7 +214,7 @@ class _DeliveryQueue:
         with contextlib.suppress(queue.Full):
             self._waiting.put(done, timeout=seconds)
         if not done.wait(seconds):
-            self._fail("it did not take everything in time")
+            self._fail("it did not accept all alerts in time")
 
     def _work(self) -> None:
         sent: deque[float] = deque(maxlen=self._per_minute)
@@ -233,12 +234,12 @@ class _DeliveryQueue:
 
     def _fail(self, why: str) -> None:
         logger.warning("an alert was not delivered: %s", why)
-        if not self._told:
-            self.failed, self._told = why, True
+        if not self._has_failed:
+            self.failed, self._has_failed = why, True
 
 
 class _Secret:
-    """A text that is not shown."""
+    """A text that is never shown."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -248,7 +249,7 @@ class _Secret:
 
 
 class _NoRedirection(requests.HTTPRedirectHandler):
-    """A redirection would take the token elsewhere, and the alert to nowhere."""
+    """Refuses redirections, which would send the token to another address."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -257,12 +258,12 @@ class _NoRedirection(requests.HTTPRedirectHandler):
 def _environment(name: str) -> _Secret:
     value = os.environ.get(name, "").strip()
     if not value:
-        raise ValueError(f"the environment variable {name} is not set: it must hold what the webhook needs")
+        raise ValueError(f"the environment variable {name} is not set: the webhook reads a secret from it")
     return _Secret(value)
 
 
 def _plainly(error: Exception) -> str:
-    """What went wrong, without the address that some messages quote."""
+    """The reason of a failure, without the address that some messages quote."""
     if isinstance(error, errors.HTTPError):
         return f"HTTP {error.code}"
     reason = getattr(error, "reason", error)
@@ -272,7 +273,7 @@ def _plainly(error: Exception) -> str:
 
 
 def _asked_wait(error: OSError) -> float:
-    """Seconds that the server asked for; 0 if it did not."""
+    """The seconds that the server asks the client to wait; 0 if it does not."""
     asked = error.headers.get("Retry-After", "") if isinstance(error, errors.HTTPError) and error.headers else ""
     with contextlib.suppress(ValueError):
         return max(0.0, min(float(asked), _LONGEST_WAIT))
@@ -280,14 +281,14 @@ def _asked_wait(error: OSError) -> float:
 
 
 def wandb_runs(loggers: Sequence[Any]) -> list[Any]:
-    """Return the Weights & Biases runs of a Trainer's loggers; without one, the run that is active, if any."""
+    """Return the Weights & Biases runs of a Trainer's loggers; if there are none, the active run."""
     found = [each.experiment for each in loggers if any(c.__name__ == "WandbLogger" for c in type(each).__mro__)]
     active = getattr(sys.modules.get("wandb"), "run", None)
     return found or ([active] if active is not None else [])
 
 
 def send_to_wandb(runs: Sequence[Any], alert: Alert) -> None:
-    """Send an alert through Weights & Biases, which mails it or posts it as its user has set."""
+    """Send an alert through Weights & Biases, which mails or posts it according to the user's settings there."""
     levels = {Severity.INFO: "INFO", Severity.WARNING: "WARN", Severity.ERROR: "ERROR"}
     for run in runs:
         run.alert(

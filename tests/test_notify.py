@@ -25,6 +25,8 @@ from torch.utils.data import DataLoader
 
 from bnmonitor import Alert, AlertError, BatchNormMonitor, BatchNormWarning, Finding, Monitor, Rule, Severity
 from bnmonitor.notify import Notifier, Webhook
+from bnmonitor.sinks import Sink
+from bnmonitor.summary import Summary
 from bnmonitor.window import Window
 from tests.sinks.test_sinks import an_alert
 
@@ -169,7 +171,7 @@ def test_refused_connection_and_a_slow_server_are_failures_in_plain_words(server
     server.codes = [0]
     slow = quick(timeout=0.1, attempts=1)
     slow(an_alert())
-    slow._courier.flush(GUARD)
+    slow._queue.flush(GUARD)
     assert "timed out" in str(slow.failure())
 
 
@@ -187,8 +189,8 @@ def test_flush_gives_up_on_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch) 
     answered, waited = threading.Event(), []
     monkeypatch.setattr(Webhook, "_post", lambda self, body: answered.wait(GUARD))
     hook = quick(url=f"http://127.0.0.1:1/{SECRET}", timeout=0.1)
-    flush = hook._courier.flush
-    monkeypatch.setattr(hook._courier, "flush", lambda seconds: (waited.append(seconds), flush(seconds)))
+    flush = hook._queue.flush
+    monkeypatch.setattr(hook._queue, "flush", lambda seconds: (waited.append(seconds), flush(seconds)))
     for _ in range(5):
         hook(an_alert())
     hook.flush()
@@ -245,13 +247,13 @@ def test_copies_post_on_their_own(server: Server, copied: Any) -> None:
     [
         ({"url_env": "NO_SUCH_THING"}, "environment variable NO_SUCH_THING is not set"),
         ({"token_env": "NO_SUCH_THING"}, "environment variable NO_SUCH_THING is not set"),
-        ({"url": f"file:///{SECRET}"}, "url holds no address: it must begin with https:// or http://"),
-        ({"url": SECRET}, "url holds no address"),
-        ({"payload": "xml"}, "payload='xml' is not known; it takes 'text', 'slack', 'discord', 'teams', 'json'"),
-        ({"timeout": 0}, "timeout=0 must be a number of seconds"),
-        ({"backoff": "1"}, "backoff='1' must be a number of seconds"),
-        ({"attempts": 0}, "attempts=0 must be an int, 1 or more"),
-        ({"per_minute": True}, "per_minute=True must be an int"),
+        ({"url": f"file:///{SECRET}"}, "url must hold an address that begins with https:// or http://"),
+        ({"url": SECRET}, "url must hold an address"),
+        ({"payload": "xml"}, "payload must be 'text', 'slack', 'discord', 'teams', 'json', got 'xml'"),
+        ({"timeout": 0}, "timeout must be a number of seconds above 0 and below 3600, got 0$"),
+        ({"backoff": "1"}, "backoff must be a number of seconds above 0 and below 3600, got '1'$"),
+        ({"attempts": 0}, "attempts must be an int of at least 1, got 0$"),
+        ({"per_minute": True}, "per_minute must be an int of at least 1, got True$"),
     ],
 )
 def test_bad_argument_of_a_webhook_is_refused_without_the_secret(
@@ -461,6 +463,18 @@ def test_checkpoint_is_saved_when_the_alert_opens_and_can_be_loaded(tmp_path: Pa
     assert state["epoch"] == 0
     [mine] = [s for key, s in state["callbacks"].items() if key.startswith("BatchNormMonitor")]
     assert [a["code"] for a in mine["book"]["alerts"]] == ["BN301"]
+
+
+def test_fault_of_bnmonitor_itself_gives_a_warning_and_saves_no_checkpoint(tmp_path: Path) -> None:
+    class Broken(Sink):
+        def frame(self, summary: Summary) -> None:
+            raise OSError("disk full")
+
+    callback = BatchNormMonitor(on_alert="checkpoint", sinks=[Broken()], select=("BN301",))
+    with pytest.warns(BatchNormWarning, match="^BN002 sink-error"):
+        fit(callback, root=tmp_path, momentum=0.1)
+    assert [alert.code for alert in callback.alerts] == ["BN002"]
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_checkpoint_is_saved_before_raising_and_goes_into_the_loggers_directory(tmp_path: Path) -> None:

@@ -9,6 +9,10 @@ from typing import Any, NoReturn
 
 from bnmonitor._text import nearest
 from bnmonitor._version import __version__
+from bnmonitor.results import Severity
+
+NEVER = "never"
+"""The value of ``--fail-on`` that stands for no severity."""
 
 _MAIN = """examples:
   bnmonitor demo                   three short trainings, two of them faulty
@@ -44,7 +48,7 @@ _EXAMPLES = {
 """,
     "audit": """examples:
   bnmonitor audit model.ckpt              one checkpoint
-  bnmonitor audit checkpoints/            every checkpoint in a directory, a line each
+  bnmonitor audit checkpoints/            a directory of them, a line each
   bnmonitor audit package.models:make     a model, before it is trained
   bnmonitor audit package.models:make --input 2,3,224,224
 """,
@@ -163,7 +167,7 @@ def _add_input(parser: Parser) -> None:
 
 
 def _add_fail_on(parser: Parser, event: str) -> None:
-    levels = ("info", "warning", "error", "never")
+    levels = (*map(str, Severity), NEVER)
     parser.add_argument(
         "--fail-on", choices=levels, default="warning", metavar="LEVEL", help=f"exit with 1 if {event}: "
         "info, warning, error or never (%(default)s)",

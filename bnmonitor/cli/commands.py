@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnmonitor._text import CHECKPOINTS, printable
-from bnmonitor.cli.arguments import parser
+from bnmonitor.cli.arguments import NEVER, parser
 from bnmonitor.display import say, show
+from bnmonitor.results import Severity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,7 +118,7 @@ def _compare(parsed: argparse.Namespace) -> int:
         print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
     else:
         show(terminal(found, rows=parsed.rows))
-    return FOUND if found.worse and parsed.fail_on != "never" else _verdict(parsed, found.came)
+    return FOUND if found.worse and parsed.fail_on != NEVER else _verdict(parsed, found.came)
 
 
 def _drift(parsed: argparse.Namespace) -> int:
@@ -226,11 +227,10 @@ def _explain(parsed: argparse.Namespace) -> int:
 
 
 def _verdict(parsed: argparse.Namespace, alerts: Sequence[Alert]) -> int:
-    if parsed.fail_on == "never":
+    if parsed.fail_on == NEVER:
         return FINE
-    open_ones = {str(alert.severity) for alert in alerts if alert.state == "open"}
-    order = ("info", "warning", "error")
-    return FOUND if open_ones & set(order[order.index(parsed.fail_on) :]) else FINE
+    least = Severity[parsed.fail_on.upper()]
+    return FOUND if any(alert.state == "open" and alert.severity >= least for alert in alerts) else FINE
 
 
 def _fail(message: str) -> int:

@@ -28,6 +28,9 @@ from bnmonitor.display import STRONG, WORSE, strong
 from bnmonitor.lightning import BatchNormMonitor
 from bnmonitor.results import Alert, Severity
 
+CHANGE = 66
+"""The step at which the learning rate changes: the end of the third epoch."""
+
 Loaders = tuple[DataLoader[tuple[Tensor, ...]], DataLoader[tuple[Tensor, ...]]]
 
 
@@ -64,7 +67,7 @@ class Digits(pl.LightningModule):
 
     Args:
         rate: The learning rate.
-        factor: What the learning rate is multiplied by at the 66th step, which is the third epoch's end.
+        factor: Factor of the learning rate at step :data:`CHANGE`.
     """
 
     def __init__(self, rate: float = 0.1, factor: float = 0.1) -> None:
@@ -94,7 +97,7 @@ class Digits(pl.LightningModule):
         """Return SGD with a learning rate in two steps, over the parameters that are not frozen."""
         wanted = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(wanted, lr=self.rate, momentum=0.9, weight_decay=1e-4)
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [66], self.factor)
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [CHANGE], self.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -133,7 +136,7 @@ def leaking() -> tuple[Digits, Loaders]:
 
 RUNS = (
     Run("healthy", "a small network, a sound learning rate", None, "", healthy, 12),
-    Run("learning_rate", "at step 66 the learning rate goes from 0.1 to 10", "BN704", "backbone.", too_fast, 5),
+    Run("learning_rate", f"at step {CHANGE} the learning rate goes from 0.1 to 10", "BN704", "backbone.", too_fast, 5),
     Run("frozen_backbone", "fine-tuning on brighter images, backbone frozen", "BN402", "backbone.0.1", leaking, 6),
 )
 

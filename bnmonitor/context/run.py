@@ -85,7 +85,7 @@ class RunFacts:
         if accumulate_grad_batches is not None:
             number = accumulate_grad_batches
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise ValueError(f"accumulate_grad_batches={number!r} must be an int, 1 or more")
+                raise ValueError(f"accumulate_grad_batches must be an int of at least 1, got {number!r}")
             self.accumulate = number
         if train_loader is not None:
             self.train_loader = describe(train_loader, "train_loader", batches)

@@ -76,7 +76,7 @@ def _gamma(node: Any) -> Tensor | None:
 
 
 def _owner_above(node: Any, names: Mapping[int, str]) -> str:
-    """Name of the module whose parameters are nearest upstream."""
+    """Name of the module that has the nearest parameters upstream."""
     source = node.next_functions[0][0]
     for above in _nodes([source]):
         if type(above).__name__ == _LEAF and id(above.variable) in names:

@@ -17,7 +17,7 @@ from bnmonitor.layers.table import LayerTable
 _USUAL_EPS = 1e-5
 
 ROOT = "(root)"
-"""The name of a layer that is itself the whole model, whose dotted path is empty."""
+"""The name of a layer that is the whole model: its dotted path is empty."""
 
 
 @dataclass(frozen=True)

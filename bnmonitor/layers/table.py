@@ -13,7 +13,7 @@ from bnmonitor.layers.kinds import Fact, Family, kind_named
 from bnmonitor.layers.segments import Segments
 
 FEW = 128
-"""Most channels of a layer that a median looks at where a rough one is enough."""
+"""Most channels of a layer in a rough median."""
 
 
 @dataclass(frozen=True, kw_only=True)

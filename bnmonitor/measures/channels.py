@@ -68,7 +68,7 @@ def dead(window: Window) -> Tensor:
 
 
 def silent(window: Window) -> Tensor:
-    """Share of channels whose output was never positive in the last sample; NaN without one."""
+    """Share of channels with an output that was never positive in the last sample; NaN without one."""
     if window.sample is None:
         return torch.full((len(window.layers),), torch.nan, device="cpu")
     nonpositive = window.sample.output.nonpositive

@@ -124,7 +124,7 @@ class Monitor:
             words: The functions behind words of ``on_alert`` that the adapter supplies, such as ``"checkpoint"``.
 
         Raises:
-            ValueError: A pattern matches no layer, or ``on_alert`` has a word that nobody supplies.
+            ValueError: A pattern matches no layer, or ``on_alert`` has a word that the adapter does not supply.
             TypeError: The model has the wrong type.
         """
         monitor = cls.__new__(cls)

@@ -1,4 +1,4 @@
-"""The terminal: alerts as they open, a table where something is wrong, one line where nothing is."""
+"""The terminal: alerts as they open, a table of layers if something is wrong, otherwise one line."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _VERBOSITIES: tuple[str, ...] = get_args(Verbosity)
 
 
 class Console(Sink):
-    """Prints through rich, above whatever progress bar is there, and keeps a word on the state in that bar.
+    """Prints through rich, above the progress bar if there is one, and shows the state inside that bar.
 
     Args:
-        verbosity: ``"quiet"``: warnings and errors as they come and go; at the end a line if one is still open.
-            ``"normal"``: every alert, a word in the progress bar, the state after each epoch (the worst layers if an
-            alert came or went, else a line), and at the end everything there is to say. ``"full"``: layers that are
-            well, too, all of them at the end; and a line at every frame where there is no progress bar.
-        rows: Layers that a table shows, and cleared alerts at the end; the rest is counted.
+        verbosity: ``"quiet"``: warnings and errors when they open and clear; at the end a line if one is still open.
+            ``"normal"``: every alert, the number of open alerts in the progress bar, the state after each epoch (the
+            worst layers if an alert opened or cleared, otherwise one line), and a full summary at the end. ``"full"``:
+            healthy layers as well, all of them at the end; and a line at every frame if there is no progress bar.
+        rows: How many layers a table shows, and how many cleared alerts the summary; the others are counted.
 
     Raises:
-        ValueError: There is no such verbosity, or ``rows`` is negative.
+        ValueError: ``verbosity`` or ``rows`` has a value that is not accepted.
     """
 
     shows_alerts = True
@@ -40,28 +40,26 @@ class Console(Sink):
     def __init__(self, *, verbosity: Verbosity = "normal", rows: int = 8) -> None:
         if verbosity not in _VERBOSITIES:
             known = ", ".join(map(repr, _VERBOSITIES))
-            raise ValueError(
-                f"verbosity={verbosity!r} is not known{nearest(str(verbosity), _VERBOSITIES)}; it takes {known}"
-            )
+            raise ValueError(f"verbosity must be {known}, got {verbosity!r}{nearest(str(verbosity), _VERBOSITIES)}")
         if isinstance(rows, bool) or not isinstance(rows, int) or rows < 0:
-            raise ValueError(f"rows={rows!r} must be an int of 0 or more: how many layers a table shows")
+            raise ValueError(f"rows must be an int of at least 0, the layers that a table shows, got {rows!r}")
         self._rows = rows
         self._quiet, self._full = verbosity == "quiet", verbosity == "full"
         self._run: Run | None = None
         self._emit: Callable[[RenderableType], None] = show
-        self._told: set[tuple[str, str, int]] = set()
+        self._printed: set[tuple[str, str, int]] = set()
         self._shown: set[tuple[object, Severity]] = set()
         self._open: dict[tuple[str, str, int], Severity] = {}
-        self._said: tuple[int, list[Any]] | None = None
+        self._closed: tuple[int, list[Any]] | None = None
 
     def open(self, run: Run) -> None:
-        """Learn how to print beside the progress bar."""
+        """Use the print function of the run, which does not break the progress bar."""
         self._run, self._emit = run, run.emit or show
 
     def frame(self, summary: Summary) -> None:
-        """Bring the word in the progress bar up to date; in full, print a line where there is no such bar."""
+        """Update the progress bar; without one, print a line if the verbosity is full."""
         self._open = {alert.key: alert.severity for alert in summary.open(Severity.WARNING)}
-        if not self._say() and self._full:
+        if not self._show_in_bar() and self._full:
             self._emit(health_table(summary, rows=0))
 
     def alert(self, alert: Alert) -> None:
@@ -70,14 +68,14 @@ class Console(Sink):
         self._open.pop(alert.key, None)
         if not gone and alert.severity >= Severity.WARNING:
             self._open[alert.key] = alert.severity
-        self._say()
+        self._show_in_bar()
         if not self._quiet or alert.severity >= Severity.WARNING:
-            seen = gone or alert.key in self._told
+            seen = gone or alert.key in self._printed
             self._emit(alert_change(alert) if seen else alert_block(alert))
-            self._told.add(alert.key)
+            self._printed.add(alert.key)
 
     def epoch(self, summary: Summary) -> None:
-        """Print the state: the table if an alert has come or gone since it was last shown, else one line."""
+        """Print the state: the table if an alert opened or cleared since the last one, otherwise one line."""
         if not self._quiet:
             now: set[tuple[object, Severity]] = {
                 (alert.key, alert.severity) for alert in summary.open(Severity.WARNING)
@@ -87,10 +85,10 @@ class Console(Sink):
             self._shown = now
 
     def close(self, summary: Summary) -> None:
-        """Print all there is to say of the run."""
+        """Print the summary of the run."""
         state = summary.step, [(alert.key, alert.severity, alert.state) for alert in summary.alerts]
-        said, self._said = self._said, state
-        if summary.step < 0 or state == said:  # a test after the fit that told nothing new
+        before, self._closed = self._closed, state
+        if summary.step < 0 or state == before:  # for example a test after the fit that found nothing new
             return
         if not self._quiet:
             every = len(summary.rows) if self._full else self._rows
@@ -99,8 +97,8 @@ class Console(Sink):
         elif summary.open(Severity.WARNING):
             self._emit(health_table(summary, rows=0))
 
-    def _say(self) -> bool:
-        """Put the number of open errors and warnings into the progress bar; False if there is none."""
+    def _show_in_bar(self) -> bool:
+        """Show the number of open errors and warnings in the progress bar; return False if there is no bar."""
         if self._quiet or self._run is None or self._run.status is None:
             return False
         errors = sum(severity >= Severity.ERROR for severity in self._open.values())
@@ -110,7 +108,7 @@ class Console(Sink):
 
 
 def _shell(directories: Sequence[str]) -> list[str]:
-    """Directories as one types them, below the working directory without it."""
+    """Directories as a user types them in a shell, relative to the working directory where possible."""
     here = Path.cwd()
     paths = [Path(each) for each in directories]
     return [shlex.quote(str(p.relative_to(here) if p.is_relative_to(here) else p)) for p in paths]

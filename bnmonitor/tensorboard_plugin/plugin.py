@@ -122,7 +122,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         run, layer = self._find(request, query), query.text("layer")
         frames = self._frames(request, run)
         if layer not in frames.layers:
-            raise NotThereError("this run has no layer of that name")
+            raise NotThereError("this run does not have a layer of that name")
         values = frames.values[:, frames.layers.index(layer)]
         return _columns(frames.steps, values, query, False, {"statistics": frames.metrics})
 
@@ -148,7 +148,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         layer, statistic = query.text("layer"), query.text("statistic", "batch_var")
         files = box_files(self._context, run.name)
         if name not in files:
-            raise NotThereError("this run has no black box of that name")
+            raise NotThereError("this run does not have a black box of that name")
         try:
             box = boxes.load(files[name], (statistic,))
             values = boxes.of_layer(box, layer, statistic)

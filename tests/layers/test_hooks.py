@@ -42,9 +42,9 @@ def placed(model: nn.Module, *, outlast: bool = False) -> tuple[Hooks, Calls]:
     return ours, calls
 
 
-def compile_something() -> None:
-    dynamo.reset()
-    torch.compile(lambda x: x * 2, backend="eager")(torch.ones(2))
+def compile_something(dtype: torch.dtype) -> None:
+    """Compile a function; for another type it is compiled again."""
+    torch.compile(lambda x: x * 2, backend="eager")(torch.ones(2, dtype=dtype))
 
 
 def test_removing_leaves_no_hook_behind() -> None:
@@ -74,6 +74,7 @@ def test_the_hooks_of_one_module_are_removed_alone() -> None:
 
 
 def test_a_compilation_removes_the_hooks_unless_they_outlast_it() -> None:
+    dynamo.reset()  # which ends every subscription
     first, second, third = net(), net(), net()
     before = list(dynamo.callback.callback_handler.start_callbacks)
     removed: list[str] = []
@@ -81,14 +82,14 @@ def test_a_compilation_removes_the_hooks_unless_they_outlast_it() -> None:
     ours.on_forward(first[1], Calls())
     others, _ = placed(second)
     lasting, _ = placed(third, outlast=True)
-    compile_something()
+    compile_something(torch.float32)
     assert (hooks(first), hooks(second)) == (0, 0), "one that is removed must not keep the next one from it"
     assert removed == ["first"]
     assert hooks(third) > 0
     assert dynamo.callback.callback_handler.start_callbacks == before
     for each in (ours, others, lasting):
         each.remove()
-    compile_something()
+    compile_something(torch.float64)
     assert removed == ["first"]
     assert hooks(third) == 0
 

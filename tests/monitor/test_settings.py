@@ -320,6 +320,20 @@ def test_default_action_warns_at_both_doors_if_no_sink_shows_alerts_to_a_person(
         assert training(sinks=[RecordingSink()], select=("BN301",)) == ["BN301"]
 
 
+def test_monitor_of_an_adapter_uses_the_settings_and_the_words_that_it_is_given() -> None:
+    called: list[str] = []
+    settings = Settings(on_alert="checkpoint", sinks=[], select=("BN301",))
+    with pytest.raises(ValueError, match=r"^on_alert=\"checkpoint\" needs a Lightning Trainer"):
+        Monitor.from_settings(Faulty(), settings)
+    model = Faulty()
+    words = {"checkpoint": lambda alert: called.append(alert.code)}
+    with Monitor.from_settings(model, settings, words=words) as monitor:
+        assert monitor.settings is settings
+        model(torch.randn(8, 3)).sum().backward()
+        monitor.step()
+    assert called == ["BN301"]
+
+
 # -- model, optimizer, sinks -------------------------------------------------------------------------------------------
 
 
@@ -355,7 +369,7 @@ def test_sinks_of_a_wrong_type_are_refused(door: Door, bad: object, message: str
 
 @pytest.mark.parametrize("bad", [0, -1, True, "2"])
 def test_number_of_micro_batches_that_is_none_is_refused(bad: Any) -> None:
-    with pytest.raises(ValueError, match=r"^accumulate_grad_batches="):
+    with pytest.raises(ValueError, match=rf"^accumulate_grad_batches must be an int of at least 1, got {bad!r}$"):
         a_monitor(accumulate_grad_batches=bad)
 
 

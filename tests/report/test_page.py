@@ -64,6 +64,14 @@ def test_the_channels_of_a_sick_layer_are_in_it(small: Path) -> None:
     assert np.isfinite(block(about, values)).any()
 
 
+def test_the_scale_of_a_channel_statistic_with_a_sign_spans_both_signs(small: Path) -> None:
+    """Of layers the gradient of gamma is drawn without its sign, of channels with it."""
+    content, _ = content_of(page(open_history(small), "."))
+    about = content["channels"][NAMES[2]]
+    low, high = about["extents"][about["sheets"].index("gamma_grad")]
+    assert low < 0 < high
+
+
 @pytest.mark.parametrize(("layers", "frames"), [(53, 5000), (300, 1000)])
 def test_a_long_history_is_thinned_to_size_and_keeps_its_spikes(tmp_path: Path, layers: int, frames: int) -> None:
     table = course(layers, frames)

@@ -206,8 +206,8 @@ def test_several_loaders_give_no_batch_size_and_the_reason_says_so(several: Any)
         ("train_loader", 7, "train_loader must be a torch DataLoader or another iterable, got int"),
         ("val_loader", 7, "val_loader must be"),
         ("scaler", 2.0, "scaler must be a torch.amp.GradScaler, got float"),
-        ("accumulate_grad_batches", 0, "accumulate_grad_batches=0 must be an int, 1 or more"),
-        ("accumulate_grad_batches", True, "accumulate_grad_batches=True must be an int"),
+        ("accumulate_grad_batches", 0, "accumulate_grad_batches must be an int of at least 1, got 0$"),
+        ("accumulate_grad_batches", True, "accumulate_grad_batches must be an int of at least 1, got True$"),
     ],
 )
 def test_bad_fact_gets_one_sentence(argument: str, value: Any, says: str) -> None:

@@ -62,9 +62,9 @@ def a_model() -> nn.Sequential:
 @pytest.mark.parametrize(
     ("rules", "says"),
     [
-        ({"small-batch": {"layers": 4}}, "must map patterns of layer names to thresholds"),
-        ({"small-batch": {"layers": {4: {}}}}, "must map patterns of layer names to thresholds"),
-        ({"small-batch": {"layers": {"1": 4}}}, "must map the pattern to thresholds, such as .*warn_below"),
+        ({"small-batch": {"layers": 4}}, r"must map 'layers' of 'small-batch' to thresholds by pattern .*, got 4$"),
+        ({"small-batch": {"layers": {4: {}}}}, r"to thresholds by pattern of layer names, .*, got \{4: \{\}\}$"),
+        ({"small-batch": {"layers": {"1": 4}}}, "must map the pattern '1' of 'small-batch' to .*warn_below.*, got 4$"),
         (
             {"small-batch": {"layers": {"1": {"warn_bellow": 4}}}},
             "no threshold 'warn_bellow'; did you mean 'warn_below'",

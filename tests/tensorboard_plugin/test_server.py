@@ -180,9 +180,9 @@ def test_a_layer_a_channel_map_and_a_channel(tab: Asked) -> None:
         ("/slice", {"run": SICK, "statistic": "health", "bins": 0}, 400, "must be an int from 1 to 4096"),
         ("/slice", {"run": SICK, "statistic": "health", "bins": "9" * 4000}, 400, "must be an int from 1 to 4096"),
         ("/slice", {"run": SICK, "statistic": "health", "from": "now"}, 400, "'from' must be an int"),
-        ("/layer", {"run": SICK, "layer": "<b>"}, 404, "no layer of that name"),
+        ("/layer", {"run": SICK, "layer": "<b>"}, 404, "does not have a layer of that name"),
         ("/channel", {"run": SICK, "layer": "head", "channel": 8}, 400, "from 0 to 7"),
-        ("/box", {"run": SICK, "file": "../../x.npz", "layer": "head"}, 404, "no black box of that name"),
+        ("/box", {"run": SICK, "file": "../../x.npz", "layer": "head"}, 404, "does not have a black box of that name"),
     ],
 )
 def test_what_cannot_be_answered_is_one_sentence(

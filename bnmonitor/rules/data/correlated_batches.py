@@ -19,9 +19,9 @@ class CorrelatedBatches(Rule):
     ## What it does
     Judges the layers that see the data, with no other layer before them. It compares how much the batch mean changes
     from batch to batch with the change that the spread of single samples would give if they were drawn independently. A
-    drift of the weights cancels in these differences. Batches four steps apart are compared as well, which reveals
-    blocks of similar batches. The alert begins at the batch from which, to the end of the window, the differences are
-    closer to three times the expected size than to the expected size.
+    drift of the weights cancels in these differences. Batches with a distance of four steps are compared as well, which
+    reveals blocks of similar batches. The alert begins at the batch from which, to the end of the window, the
+    differences are closer to three times the expected size than to the expected size.
 
     ## Why is this bad?
     Samples in order of their class, overlapping windows, patches of one volume or several copies of one image give each

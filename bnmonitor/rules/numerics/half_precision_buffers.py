@@ -74,7 +74,7 @@ class HalfPrecisionBuffers(Rule):
     least_steps: int = 16
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the layers whose running statistics lose updates."""
+        """Find the layers that lose updates of their running statistics."""
         dtypes = window.facts.buffer_dtypes
         if not {torch.float16, torch.bfloat16} & set(dtypes):
             return []

@@ -119,7 +119,7 @@ class VarianceCollapse(Rule):
         part = len(channels) / window.layers.channels[layer]
         lowest = window.running_var[-1, span][list(channels)].min()
         step = first(low[:, list(channels)].any(1), window)
-        was = "" if severity is Severity.INFO or limit == self.flat_share else "once alive "
+        state = "is" if severity is Severity.INFO or limit == self.flat_share else "has fallen"
         return Finding(
             severity=severity,
             layer=layer,
@@ -128,8 +128,9 @@ class VarianceCollapse(Rule):
             value=part,
             threshold=limit,
             certain=settled,
-            message=f"{count(len(channels), f'{was}channel')} ({number(100 * part)} %, limit {number(100 * limit)} %) "
-            f"no longer vary: running variance {number(float(lowest))}, eps {number(window.layers.eps[layer])}"
+            message=f"the variance of {count(len(channels), 'channel')} ({number(100 * part)} %, limit "
+            f"{number(100 * limit)} %) {state} near eps or below: "
+            f"running variance {number(float(lowest))}, eps {number(window.layers.eps[layer])}"
             f"{run_note(window, layer, step)}",
             advice="check what feeds the layer (a ReLU that is never positive, weights decayed to zero, a constant); "
             "lower the learning rate or the weight decay of the layer before",

@@ -120,6 +120,6 @@ class GradientGrowthWithDepth(Rule):
             message=f"the gradient of gamma grows {number(growth)}-fold per layer toward the input along {len(chain)} "
             f"layers without a skip connection, {number(total)}-fold in all"
             f"{rate_note(window, window.steps[-1])}",
-            advice="add a skip connection every few layers; else warm the learning rate up and clip gradients: "
+            advice="add a skip connection every few layers; otherwise warm the learning rate up and clip gradients: "
             "Trainer(gradient_clip_val=1.0)",
         )
