@@ -50,10 +50,10 @@ def measure(channels: Sequence[int]) -> dict[str, float]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Monitor(model, optimizer=optimizer, sample_every_n_steps=0, log_every_n_steps=0, sinks=[]) as monitor:
         recorder, count = monitor._recorder, len(channels)
-        recorder._sampling.sampler._tracer.structure = Structure(
+        recorder.sampling.sampler._tracer.structure = Structure(
             producer_trains=(True,) * count, consumers=(("relu",),) * count, places=in_a_row(count)
         )
-        recorder._sampling.samples.append(make_sample(recorder.layers, values=100_000))
+        recorder.sampling.samples.append(make_sample(recorder.layers, values=100_000))
         monitor._session.absent = dict
         for rule in monitor._session.book.rules:
             object.__setattr__(rule, "check", timed(rule.check, seconds[f"{rule.code} {rule.name}"]))

@@ -200,7 +200,7 @@ class Monitor:
         outputs per channel, ``[C]`` (``input.mean``, ``output.kurtosis``), and more; see
         :class:`bnmonitor.window.Sample`. ``L`` counts the layers, ``C`` the channels of all layers end to end.
         """
-        return tuple(self._recorder.samples)
+        return tuple(self._recorder.sampling.samples)
 
     @property
     def black_boxes(self) -> tuple[Path, ...]:
@@ -266,7 +266,7 @@ class Monitor:
         Printed, the result is a tree with one line a layer: what feeds it and what reads it. For a layer that no graph
         showed, ``places[i].blind`` gives the reason.
         """
-        return self._recorder.structure
+        return self._recorder.sampling.structure(self.layers.names)
 
     # -- what a training loop calls ------------------------------------------------------------------------------------
 
@@ -375,11 +375,11 @@ class Monitor:
             overwrites: The ``DistributedDataParallel``, or a module that contains it, as Fabric's does; or a function
                 that returns whether the next forward copies the buffers of the first process; None: it never does.
         """
-        self._recorder.share_ranks(RankExchange(self.layers, overwrites))
+        self._recorder.peers.join(RankExchange(self.layers, overwrites))
 
     def saw_loss(self, loss: Any) -> None:
         """Read the autograd graph of a loss before its backward; needed only if the model's forward is not called."""
-        self._session.guard(self._recorder.saw_loss, loss)
+        self._session.guard(self._recorder.sampling.saw_loss, loss)
 
     def totals(self) -> dict[str, float]:
         """Return the numbers that a callback which stops or saves may watch; empty after bnmonitor has failed."""

@@ -73,9 +73,9 @@ class Session:
         return absent_needs(
             Conditions(
                 layers=self.recorder.layers,
-                unsampled=self.recorder.unsampled,
-                untraced=self.recorder.untraced,
-                unprobed=self.recorder.unprobed,
+                unsampled=self.recorder.sampling.unsampled,
+                untraced=self.recorder.sampling.untraced,
+                unprobed=self.recorder.evaluations.unprobed,
                 exchange_failure=peers.failure,
                 optimizers=bool(self.optimizers),
                 copies=self.recorder.copies,
@@ -200,14 +200,14 @@ class Session:
 
     def _end_evaluation(self) -> None:
         self.recorder.resume()
-        if self.recorder.has_unjudged:
+        if self.recorder.evaluations.has_unjudged:
             self._judge()
 
     @torch.no_grad()
     def _judge(self, evaluation: str = "", end: bool = False, *, wait: bool = True) -> Window | None:
         moment = Moment(optimizers=self.optimizers, run=self.facts, evaluation=evaluation, end=end, wait=wait)
         window = self.recorder.advance(moment)
-        unjudged = window is not None and (window.fresh > 0 or self.recorder.has_unjudged)
+        unjudged = window is not None and (window.fresh > 0 or self.recorder.evaluations.has_unjudged)
         if window is None or not (unjudged or evaluation or end):
             return window
         times = {"check": unjudged, "evaluation": bool(evaluation), "end": end}

@@ -11,7 +11,7 @@ from bnmonitor.graph import UnregisteredNorms
 from bnmonitor.layers import LayerTable, is_compiled
 from bnmonitor.sampling.activations import Sampler
 from bnmonitor.sampling.probe import Probe
-from bnmonitor.window import Sample
+from bnmonitor.window import Sample, Structure
 
 KEPT = 9
 """Most samples that are kept."""
@@ -39,6 +39,29 @@ class SampleSchedule:
         """Why no step is sampled; empty if steps are."""
         unseen = "needs activation samples, and no hook was called in the sampled steps, as under torch.compile"
         return self.blocked or (unseen if self._unseen else "")
+
+    @property
+    def untraced(self) -> str:
+        """Why no autograd graph is known; empty if one is."""
+        if self.sampler.structure is not None:
+            return ""
+        unsampled = self.unsampled.replace("activation samples", "the autograd graph of a sampled step")
+        if "torch.compile" in unsampled and self.probe is None:
+            unsampled += "; with probe=True the uncompiled module of what torch.compile returned shows it"
+        return unsampled or "needs the autograd graph of a training step, and none was seen yet"
+
+    @property
+    def latest(self) -> Sample | None:
+        """The newest sample; None before the first."""
+        return self.samples[-1] if self.samples else None
+
+    def structure(self, names: Sequence[str]) -> Structure:
+        """Return what the autograd graphs showed so far; for each layer why nothing is known, where it is not.
+
+        Args:
+            names: Names of the layers.
+        """
+        return self.sampler.structure or Structure.unknown(names, self.untraced)
 
     def begin(self) -> None:
         """Check again whether samples can be taken."""

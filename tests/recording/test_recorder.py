@@ -109,14 +109,14 @@ def test_the_end_without_a_training_step_has_a_window_if_an_evaluation_has_shown
     recorder.pause("test")
     model.eval()(torch.randn(4, 4))
     recorder.resume()
-    assert recorder.has_unjudged
+    assert recorder.evaluations.has_unjudged
     assert recorder.advance(Moment()) is None, "only at the end: a training step may still come"
     window = advanced(recorder, end=True)
     assert window.facts.untrained
     assert window.running_var.tolist() == [[1.0] * 8]
     assert window.batch_mean.isnan().all()
     recorder.settle(window, held=none_held(window))
-    assert not recorder.has_unjudged
+    assert not recorder.evaluations.has_unjudged
     assert recorder.advance(Moment(end=True)) is None
 
 

@@ -252,7 +252,7 @@ def test_an_evaluation_that_was_never_left_does_not_end_sampling_for_good() -> N
     with Monitor(model, sinks=[], on_alert="log", sample_every_n_steps=1) as monitor:
         monitor.begin_evaluation()
         train(model, architecture.batches(2), monitor=monitor)
-        with monitor.evaluation():
+        with monitor.evaluation("predict"):
             assert hooks(model) == len(monitor.layers), "those of the evaluation, and none of a sample"
         train(model, architecture.batches(1), monitor=monitor)
         assert monitor.samples[-1].step == 2

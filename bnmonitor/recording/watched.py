@@ -1,0 +1,71 @@
+"""Which layers of the models are watched, and whether they are still the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import is_
+
+from torch import nn
+
+from bnmonitor.layers import Discovery, channels_of, discover, is_compiled, norms, same_layer
+
+
+class WatchedLayers:
+    """Finds the layers, and keeps what was found last.
+
+    Args:
+        models: The models by prefix of their layers' names.
+        include: Glob patterns over layer names.
+        exclude: Glob patterns over layer names.
+
+    Raises:
+        ValueError: A pattern matches no layer.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module], include: Sequence[str], exclude: Sequence[str]) -> None:
+        self._models, self._include, self._exclude = models, include, exclude
+        self.adopt(discover(models, include=include, exclude=exclude))
+
+    def adopt(self, found: Discovery) -> None:
+        """Watch these layers from now on."""
+        self.found = found
+        """The layers that are watched."""
+        self._norms = norms(self._models.values())
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is nothing yet but lazy layers, which have no channels before their first forward."""
+        return self.found.lazy > 0
+
+    @property
+    def compiled(self) -> bool:
+        """Whether one of the models is compiled."""
+        return any(map(is_compiled, self._models.values()))
+
+    @property
+    def changed(self) -> bool:
+        """Whether a layer was added, removed, replaced or resized since the layers were found."""
+        now, known = norms(self._models.values()), self._norms
+        same = len(now) == len(known) and all(map(is_, now, known))
+        return not same or tuple(map(channels_of, self.found.modules)) != self.found.table.channels
+
+    def find(self, order: Mapping[int, int] | None = None, names: Sequence[str] | None = None) -> Discovery:
+        """Find the layers again.
+
+        Args:
+            order: Position in the forward by ``id(module)``; None: in the order of names.
+            names: These names; None: those so far, so that what was replaced keeps its place.
+        """
+        names = self.found.table.names if names is None else names
+        return discover(self._models, include=self._include, exclude=self._exclude, order=order, names=names)
+
+    def woken(self) -> Discovery | None:
+        """Find the layers again if a forward has made a lazy one real; None if it has not."""
+        found = self.find() if self.waiting else None
+        return None if found is None or found.lazy == self.found.lazy else found
+
+    def staying(self, found: Discovery) -> set[str]:
+        """Return the names of the layers that are the same module or, as SyncBatchNorm, took over its tensors."""
+        before = dict(zip(self.found.table.names, self.found.modules, strict=True))
+        after = zip(found.table.names, found.modules, strict=True)
+        return {name for name, module in after if same_layer(before.get(name), module)}
