@@ -28,7 +28,7 @@ export class LayerView {
     this.source = source;
     this.on = on;
     const chart = (/** @type {string} */ label, height = 130) => new Chart({ label, height, hover: (step) => this.cursor(step), select: on.cursor });
-    this.mean = chart("Mean: batch against running, in standard deviations");
+    this.mean = chart("Mean: batch against running, in σ");
     this.variance = chart("Variance: batch against running");
     this.affine = chart("Gamma and beta", 110);
     this.output = chart("Channels switched off, and silent outputs", 90);
