@@ -133,9 +133,10 @@ def own_forwards(named: Iterable[tuple[str, nn.Module]]) -> dict[str, str]:
 
 def channels_of(module: nn.Module) -> int:
     """Return a layer's channels by its tensors: pruning replaces these, and leaves ``num_features`` as it was."""
-    mean, weight = module._buffers.get("running_mean"), module._parameters.get("weight")
+    mean = module._buffers.get("running_mean")
     if mean is not None:
         return mean.numel()
+    weight = module._parameters.get("weight")
     return int(module.num_features) if weight is None or is_split(weight) else weight.numel()  # type: ignore[arg-type]
 
 
