@@ -101,7 +101,10 @@ _BY_NAME = {kind.name: kind for kind in KINDS}
 
 def kind_of(module: nn.Module) -> Kind | None:
     """Return the kind of a layer that can be recorded, or None for any other module."""
-    return next((kind for kind in KINDS if kind.recognizes(module)), None)
+    for kind in KINDS:  # a generator would cost as much again, and every check asks this of all modules
+        if kind.recognizes(module):
+            return kind
+    return None
 
 
 def kind_named(family: Family) -> Kind:
