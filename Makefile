@@ -61,6 +61,11 @@ $(VENV)/bench.stamp: $(VENV)/dev.stamp
 	@$(PIP) --editable '.[bench]'
 	@touch $@
 
+$(VENV)/deepspeed.stamp: $(VENV)/dev.stamp
+	@echo "installing DeepSpeed, so that its tests run, into $(VENV) ..."
+	@$(PIP) --no-build-isolation --editable '.[deepspeed]'
+	@touch $@
+
 bench: $(VENV)/bench.stamp
 	@$(BIN)/python benchmarks/overhead.py
 	@$(BIN)/python benchmarks/scaling.py

@@ -33,9 +33,9 @@ def seen(runs: Path, case: str) -> list[dict[str, Any]]:
 
 
 def arrived(monitor: Monitor) -> None:
-    """Wait until the processes have told each other what is on its way, or have failed to."""
+    """Wait until the exchange between the processes is complete, or has failed."""
     until = time.monotonic() + GUARD
-    while monitor._recorder.peers.pending:
+    while monitor.exchanging:
         assert time.monotonic() < until, "an exchange between the processes has not arrived"
         time.sleep(0.001)
 

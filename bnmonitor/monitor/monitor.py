@@ -214,6 +214,11 @@ class Monitor:
         return self._recorder.peers.latest
 
     @property
+    def exchanging(self) -> bool:
+        """Whether an exchange of statistics between the processes is in progress."""
+        return self._recorder.peers.pending
+
+    @property
     def skipped(self) -> dict[str, str]:
         """Rules whose needs are not met now, by name, each with the reason; they run as soon as the needs are met."""
         return self._session.skipped()

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from bnmonitor.distributed.exchange import GATHERING, UNANSWERED
+from bnmonitor.distributed.exchange import UNANSWERED
+from bnmonitor.distributed.group import GATHERING
 from tests.distributed.run import CASES, LOG_EVERY, STEPS
 from tests.processes import run_cases, seen
 

@@ -15,7 +15,7 @@ from bnmonitor.context import RunFacts
 from bnmonitor.context.loaders import describe
 from bnmonitor.rules import NEEDS, Conditions, absent_needs, unmet
 from bnmonitor.testing import make_window
-from bnmonitor.window import Loader, Window
+from bnmonitor.window import Facts, Loader, Window
 
 torch.set_num_threads(1)
 DATA = TensorDataset(torch.randn(50, 3), torch.arange(50) % 2)
@@ -284,12 +284,17 @@ def test_trainer_provides_its_loaders_and_its_accumulation() -> None:
         trainer.fit(Module(), DataLoader(DATA, 16, shuffle=True))
         return callback.monitor
 
+    def facts_of(monitor: Monitor) -> Facts:
+        window = monitor.window()
+        assert window is not None
+        return window.facts
+
     monitor = fit(accumulate_grad_batches=2)
-    facts = monitor._facts
+    facts = facts_of(monitor)
     assert facts.train_loader == Loader(batch_size=16, samples=50, drop_last=False, shuffled=True)
     assert facts.train_loader.leftover == 2
-    assert (facts.accumulate, facts.scaler) == (2, None)
+    assert (facts.accumulate, facts.scales) == (2, ())
     assert not [why for why in monitor.skipped.values() if "training loader" in why or "DataLoader" in why]
-    cut = fit(limit_train_batches=2)._facts.train_loader
+    cut = facts_of(fit(limit_train_batches=2)).train_loader
     assert cut is not None
     assert cut.leftover == 0
