@@ -163,7 +163,8 @@ def course(layers: int, steps: int, metrics: Sequence[str] = METRICS, sick: Sequ
         "values": 128 * 64 + 0 * time * depth,
         "training": 1 + 0 * time * depth,
     }
-    return np.stack([columns[name] for name in metrics], 2).astype(np.float32)
+    ones = np.ones((steps, layers))  # of a statistic that has no course above
+    return np.stack([columns.get(name, ones) for name in metrics], 2).astype(np.float32)
 
 
 def detail(steps: int, channels: int, sick: bool = False) -> np.ndarray[Any, Any]:
