@@ -140,5 +140,12 @@ class AlertLog:
         """Continue from what :meth:`state` returned."""
         self._episodes = [
             Episode(Alert.from_dict(plain), own, message, list(also))
-            for plain, (own, message, also) in zip(state["alerts"], state["episodes"], strict=True)
+            for plain, (own, message, also) in zip(state["alerts"], _episodes(state), strict=True)
         ]
+
+
+def _episodes(state: Mapping[str, Any]) -> list[Any]:
+    """The rows of the episodes; checkpoints of bnmonitor before its rooms call them stories."""
+    if "episodes" in state:
+        return list(state["episodes"])
+    return [[own, message, also] for message, own, also in state["stories"]]
