@@ -24,7 +24,7 @@ EVERYWHERE = ("_version", "_text", "__main__")
 LANES = {
     "layers": "measuring",
     "rules": "judging and reporting",
-    "limits": "limits, results and display, without torch",
+    "limits": "results and display, without torch",
 }
 """The first room of each part of the order, from the top of the picture to the bottom, and the title of the part."""
 
