@@ -139,8 +139,8 @@ def _judge(rules: Sequence[Rule], window: Window) -> list[Alert]:
         for severity in sorted(by_severity, reverse=True):
             findings = by_severity[severity]
             first = min(findings, key=lambda f: -1 if f.layer is None else f.layer)
-            told = [i for f in findings for i in (f.layer, *f.layers) if i is not None]
-            names = [window.layers.names[i] for i in dict.fromkeys(told)]
+            affected = [i for f in findings for i in (f.layer, *f.layers) if i is not None]
+            names = [window.layers.names[i] for i in dict.fromkeys(affected)]
             alerts.append(_alert(rule, first, names))
     return alerts
 
@@ -170,11 +170,11 @@ def _alert(rule: Rule, finding: Finding, names: Sequence[str]) -> Alert:
 def _report(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str], settings: bool) -> Audit:
     layers = window.layers
     worst: dict[str, Severity] = {}
-    told: dict[str, tuple[str, ...]] = {}
+    codes: dict[str, tuple[str, ...]] = {}
     for alert in alerts:
         for name in alert.layers:
             worst[name] = max(worst.get(name, Severity.INFO), alert.severity)
-            told[name] = (*told.get(name, ()), alert.code)
+            codes[name] = (*codes.get(name, ()), alert.code)
     var, mean = window.running_var[0], window.running_mean[0]
     scale = (var + layers.eps_by_channel).sqrt()
     offset, middle = layers.segments.median(mean.abs() / scale), layers.segments.median(var)
@@ -191,7 +191,7 @@ def _report(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str],
             running_gap=math.nan,
             gamma_min=float(gamma_min[i]),
             silent=math.nan,
-            alerts=told.get(name, ()),
+            alerts=codes.get(name, ()),
             recovery="",
         )
         for i, name in enumerate(layers.names)

@@ -76,7 +76,7 @@ class Facts:
         optimizers: Whether the optimizers are known.
         learning_rates: The largest learning rate in force at each step of the window; NaN where unknown.
         world_size: Processes that train together; 1 where unknown.
-        structure: What the autograd graph told, once a step has been seen.
+        structure: The network around the layers by the autograd graph, once a step has been sampled.
         decay: ``[L]`` largest weight decay on gamma or beta, 0 without; None where unknown.
         decoupled: ``[L]`` bool, whether it acts on the parameters themselves, as in AdamW, not through the gradient.
         buffer_dtypes: Type of each layer's running statistics; None for a layer without, empty where unknown.
@@ -85,13 +85,13 @@ class Facts:
         accumulate: Micro-batches per optimizer step.
         scales: The gradient scaler's scale after each step of the window, NaN where unknown; empty without a scaler.
         skipped_steps: Whether the scaler skipped the optimizer at each step of the window; empty without one.
-        ranks: What all processes had at the last step at which they told each other.
+        ranks: The statistics of all processes at the last step that they exchanged.
         epoch_steps: Training steps in the first epoch that was seen to end; 0 before.
         evaluation: The phase of the evaluation that is about to begin; empty in the middle of training.
         auxiliary: Of each layer the sub-network it belongs to, if no optimizer trains any of it; else, and where that
             is not known, empty.
         unregistered: Descriptions of normalization layers that ran in training mode and are part of no model.
-        gaps: What an extra forward told; None in the middle of training, and without ``probe=True``.
+        gaps: What an extra forward showed; None in the middle of training, and without ``probe=True``.
         averaged_gaps: The same of averaged weights, as the latest evaluation began to use them.
         own_forward: Of each layer the subclass of BatchNorm with a forward of its own that it is, or was before a
             conversion to SyncBatchNorm; else empty.

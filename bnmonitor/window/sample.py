@@ -83,7 +83,7 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationGap:
-    """What an extra forward at the start of an evaluation told of each layer.
+    """What an extra forward at the start of an evaluation showed of each layer.
 
     Attributes:
         step: The last training step before it.
@@ -97,7 +97,7 @@ class EvaluationGap:
     size: Tensor
 
     def joined(self, other: EvaluationGap | None) -> EvaluationGap:
-        """Return what both told, of a layer the other one's if it was compared there."""
+        """Return both results in one; of a layer that the other one compared, the other one's."""
         if other is None:
             return self
         new = ~other.gap.isnan()

@@ -120,7 +120,7 @@ class Bare:
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """What the autograd graph of one step told of each layer; None where it could not be seen.
+    """What the autograd graph of one step shows of each layer; None where it could not be seen.
 
     Attributes:
         producer_trains: Whether the operation that feeds the layer has parameters that get a gradient.

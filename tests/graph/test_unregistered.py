@@ -35,7 +35,7 @@ def test_without_gamma_and_beta_a_frozen_producer_makes_a_leaking_freeze(
         model[i].requires_grad_(False)
     monitor, [alert] = trained(model)
     assert (alert.layer, alert.layers, alert.first_step) == ("1", layers, 0)
-    assert "what feeds it is frozen" in alert.message
+    assert "the operation before it is frozen" in alert.message
     assert "nothing in it or before it is trained" in monitor.structure().places[0].blind
 
 
