@@ -55,7 +55,7 @@ def test_rules_that_need_what_is_split_are_skipped_with_the_reason(runs: Path, c
     skipped = seen(runs, case)[0]["skipped"]
     for name in ("dead-channels", "gamma-explosion", "folding-hazard", "weight-decay-on-affine"):
         assert "FSDP or ZeRO-3 splits them over the processes" in skipped[name]
-    assert "FSDP or ZeRO-3 puts others in their place" in skipped["unregistered-layer"]
+    assert "FSDP or ZeRO-3 replaces the parameters" in skipped["unregistered-layer"]
     if case in WAYS:
         assert "one process cannot run alone" in skipped["train-eval-gap"]
 
