@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from bnmonitor._undisturbed import undisturbed
 from bnmonitor.alerts import AlertBook
 from bnmonitor.context import RunFacts
 from bnmonitor.distributed import world_size
@@ -211,7 +212,8 @@ class Session:
         if window is None or not (unjudged or evaluation or end):
             return window
         times = {"check": unjudged, "evaluation": bool(evaluation), "end": end}
-        events = self.book.check(window, self.absent(), [moment for moment, now in times.items() if now])
+        with undisturbed():  # a rule may draw random numbers
+            events = self.book.check(window, self.absent(), [moment for moment, now in times.items() if now])
         self._shown &= not events
         self.recorder.settle(window, held=self.book.held(window.layers))
         if self.black_box is not None:
