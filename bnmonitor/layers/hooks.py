@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from bnmonitor.layers.oddities import scripted
+
 logger = logging.getLogger("bnmonitor")
 
 Call = Callable[[nn.Module, Any, Any], None]
@@ -26,6 +28,8 @@ _only: ContextVar[Hooks | None] = ContextVar("bnmonitor_only", default=None)
 
 class Hooks:
     """Hooks that are placed together, removed together, and removed when a compilation begins.
+
+    A module that TorchScript has compiled takes none, and gets none.
 
     ``torch.compile`` guards what it traces by the number of hooks: a model that is traced with hooks in place is
     compiled again once they are gone.
@@ -48,7 +52,8 @@ class Hooks:
 
     def on_call(self, module: nn.Module, call: Call) -> None:
         """Call a function before each forward of a module, with the module, its arguments and keyword arguments."""
-        self._keep(module, module.register_forward_pre_hook(_Hook(self, module, call), with_kwargs=True))
+        if not scripted(module):
+            self._keep(module, module.register_forward_pre_hook(_Hook(self, module, call), with_kwargs=True))
 
     def on_forward(self, module: nn.Module, call: Call, *, always: bool = False) -> None:
         """Call a function after each forward of a module, with the module, its arguments and its output.
@@ -58,7 +63,8 @@ class Hooks:
             call: The function.
             always: Whether to call it after a forward that raised, too.
         """
-        self._keep(module, module.register_forward_hook(_Hook(self, module, call), always_call=always))
+        if not scripted(module):
+            self._keep(module, module.register_forward_hook(_Hook(self, module, call), always_call=always))
 
     def remove(self) -> None:
         """Remove every hook."""

@@ -223,6 +223,11 @@ class Monitor:
         """Rules whose needs are not met now, by name, each with the reason; they run as soon as the needs are met."""
         return self._session.skipped()
 
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Layers that bnmonitor cannot record, such as those that TorchScript has compiled, by name with the reason."""
+        return dict(self._recorder.left_out)
+
     def history(self, layer: str, statistic: str) -> Tensor:
         """Return a statistic of a layer over the window.
 

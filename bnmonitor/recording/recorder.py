@@ -78,6 +78,11 @@ class Recorder:
         return self._tape.layers
 
     @property
+    def left_out(self) -> Mapping[str, str]:
+        """Why further layers are not recorded, by name."""
+        return self._watched.found.left_out
+
+    @property
     def steps(self) -> list[int]:
         """Numbers of the steps in the window."""
         return self._ring.steps
