@@ -52,6 +52,10 @@ class Console(Sink):
         self._open: dict[tuple[str, str, int], Severity] = {}
         self._closed: tuple[int, list[Any]] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the run, which holds the Trainer."""
+        return {**vars(self), "_run": None, "_emit": show}
+
     def open(self, run: Run) -> None:
         """Use the print function of the run, which does not break the progress bar."""
         prepare()
