@@ -83,7 +83,13 @@ class BatchNormMonitor(CallbackBase):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to the process: the monitor, which holds the model, and the Trainer."""
-        here = {"_monitor": None, "_module": None, "_trainer": None, "_outer": [], "_known": self.alerts}
+        here: dict[str, Any] = {
+            "_monitor": None,
+            "_module": None,
+            "_trainer": None,
+            "_outer": [],
+            "_known": self.alerts,
+        }
         return {**vars(self), **here}
 
     @property

@@ -61,17 +61,19 @@ def test_a_checkpoint_with_any_field_missing_or_of_another_type_begins_anew_or_c
             model, monitor = a_monitor()
             with warnings.catch_warnings(record=True) as given:
                 warnings.simplefilter("always")
-                try:
-                    monitor.load_state_dict(state)
-                except ValueError as error:
-                    assert len(path) == 1, (path, error)
+                if len(path) == 1 and path[0] != "version" and change == "missing":
+                    with pytest.raises(ValueError, match=r"^the state is not one of Monitor"):
+                        monitor.load_state_dict(state)
                     continue
+                monitor.load_state_dict(state)
+            refused = ["the record begins anew" in str(w.message) for w in given]
+            if not refused:  # then the state has to do
                 with monitor:
                     train(model, monitor, 3)
-            anew = [str(w.message) for w in given if "the record begins anew" in str(w.message)]
-            outcomes.append((path, change, monitor.failure, monitor.steps[0] == 0 if anew else True))
+            outcomes.append((path, change, monitor.failure, refused))
     assert len(outcomes) > 100
-    assert [each for each in outcomes if each[2] or not each[3]] == []
+    assert [each for each in outcomes if each[2] or each[3] not in ([], [True])] == []
+    assert sum(each[3] == [True] for each in outcomes) > 50
 
 
 def test_a_refused_state_leaves_no_trace() -> None:
@@ -98,9 +100,10 @@ def test_a_monitor_that_failed_still_answers_and_its_checkpoint_says_why(monkeyp
 
     with monitor:
         train(model, monitor, 3)
-        with monkeypatch.context() as patch, pytest.warns(BatchNormWarning, match="stopped watching"):
+        with monkeypatch.context() as patch:
             patch.setattr(Recorder, "collect", broken)
-            state = monitor.state_dict()
+            with pytest.warns(BatchNormWarning, match="stopped watching"):
+                state = monitor.state_dict()
             assert (monitor.steps, monitor.window()) == ((0, 1), None)
             assert monitor.history("1", "batch_mean").shape == (2, 8)
             assert monitor.summary().skipped == {"every rule": monitor.failure}
