@@ -65,6 +65,15 @@ def shorten(name: str, width: int) -> str:
     return f"{name[:head]}…{name[len(name) - (width - 1 - head) :]}"
 
 
+def encodable(text: str) -> str:
+    r"""Write what UTF-8 cannot encode, lone surrogates, as escapes, so that a file or a terminal takes a layer's name.
+
+    >>> encodable("block\udc80.bn")
+    'block\\udc80.bn'
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def printable(text: str) -> str:
     r"""Write control characters as escapes, so that a name from a model or a file can not steer a terminal.
 

@@ -17,7 +17,18 @@ PACKAGE = Path(bnmonitor.__file__).parent
 
 ORDER = (
     # Free of torch: what is said of a run, how it looks, and how it is kept.
-    *("_version", "_text", "limits", "results", "history", "display", "viewer", "report", "tensorboard_plugin"),
+    *(
+        "_version",
+        "_text",
+        "_undisturbed",
+        "limits",
+        "results",
+        "history",
+        "display",
+        "viewer",
+        "report",
+        "tensorboard_plugin",
+    ),
     # Measuring.
     *("layers", "window", "measures", "graph", "sampling", "distributed", "context", "recording"),
     # Judging, and saying so.

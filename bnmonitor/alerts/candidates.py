@@ -122,6 +122,8 @@ class Candidates:
         self._announced = {(code, name) for code, name in state.get("announced", state.get("told", ()))}
         self._by_key = {}
         rows = state["candidates" if "candidates" in state else "cases"]
+        if not all(isinstance(each, int) for each in (self._clock, *(n for row in rows for n in row[2:6]))):
+            raise TypeError("a step of a candidate is not an int")
         for code, name, since, first_step, seen, quiet, position in rows:
             episode = None if position is None else log[position]
             self._by_key[code, name] = Candidate(since, first_step, seen, quiet, episode)

@@ -138,6 +138,8 @@ class AlertLog:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what :meth:`state` returned."""
+        if not all(isinstance(own, int) and isinstance(message, str) for own, message, _ in _episodes(state)):
+            raise TypeError("a message of an alert is not a string, or a count not an int")
         self._episodes = [
             Episode(Alert.from_dict(plain), own, message, list(also))
             for plain, (own, message, also) in zip(state["alerts"], _episodes(state), strict=True)

@@ -1,7 +1,7 @@
 """How results look in a terminal; free of torch."""
 
 from bnmonitor.display.alerts import alert_block, alert_brief, alert_change, finding_block, finding_brief
-from bnmonitor.display.printing import drawn, plainly, say, show
+from bnmonitor.display.printing import drawn, plainly, prepare, say, show
 from bnmonitor.display.styles import HEALTHY, OF_SEVERITY, QUIET, STRONG, WORSE, strong
 from bnmonitor.display.tables import final_summary, health_table, sparkline, unchecked
 
@@ -20,6 +20,7 @@ __all__ = [
     "finding_brief",
     "health_table",
     "plainly",
+    "prepare",
     "say",
     "show",
     "sparkline",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING
 
+from bnmonitor._undisturbed import undisturbed
 from bnmonitor.display.tables import BARS
 
 if TYPE_CHECKING:
@@ -17,6 +19,13 @@ _NOTEBOOK = 100
 """Widest line in a notebook. Rich assumes a wider cell, in which the reader would have to scroll."""
 
 
+def prepare() -> None:
+    """Import what printing needs, so that no line is the first to do so in the middle of a training."""
+    for name in ("box", "console", "table", "text"):
+        import_module(f"rich.{name}")
+
+
+@undisturbed()
 def show(renderable: RenderableType, console: Console | None = None) -> None:
     """Print a renderable.
 
@@ -38,6 +47,7 @@ def show(renderable: RenderableType, console: Console | None = None) -> None:
         console.file.flush()
 
 
+@undisturbed()
 def drawn(renderable: RenderableType, console: Console) -> str:
     """Return the text that a console would print, for a caller that writes it itself."""
     from rich.console import Console as RichConsole

@@ -47,21 +47,23 @@ class Tracer:
         self._flags = flags
         watched = {id(module) for module in layers}
         for prefix, model in models.items():
+            by_path: dict[str, nn.Module] = {}
             for path, module in model.named_modules():
+                by_path[path] = module
                 if id(module) not in self._names:
                     self._names[id(module)] = ".".join(part for part in (prefix, unwrapped(path)) if part)
-                    self._own(module, model, path, prefix)
+                    self._own(module, by_path, path, prefix)
                     simple = isinstance(module, WHOLE) or not any(module._modules.values())
                     if simple and id(module) not in watched:
                         self._hooks.on_forward(module, self.saw)
             self._hooks.on_forward(model, self._finished)
 
-    def _own(self, module: nn.Module, model: nn.Module, path: str, prefix: str) -> None:
+    def _own(self, module: nn.Module, by_path: Mapping[str, nn.Module], path: str, prefix: str) -> None:
         """Record the owner of each parameter of a module; those of a parametrization belong to its parent."""
         if module._parameters:
             owner = path.split(".parametrizations.")[0]
             name = ".".join(part for part in (prefix, unwrapped(owner)) if part)
-            of = model.get_submodule(owner)
+            of = by_path.get(owner, module)
             self._owners |= {id(p): (name, of) for p in module._parameters.values() if p is not None}
 
     def detach(self) -> None:

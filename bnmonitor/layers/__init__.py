@@ -17,6 +17,7 @@ from bnmonitor.layers.kinds import (
     same_layer,
     writes_pairwise,
 )
+from bnmonitor.layers.oddities import reason_against
 from bnmonitor.layers.segments import Segments
 from bnmonitor.layers.sharding import is_split, unwrapped
 from bnmonitor.layers.table import LayerTable
@@ -41,6 +42,7 @@ __all__ = [
     "kind_of",
     "norms",
     "own_forwards",
+    "reason_against",
     "recomputing",
     "runs_torch_forward",
     "same_layer",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from bnmonitor._text import nearest
+from bnmonitor._text import encodable, nearest
 from bnmonitor.layers.kinds import channels_of, is_synced, kind_of
+from bnmonitor.layers.oddities import reason_against, scripted
 from bnmonitor.layers.sharding import collective_reason, flat_parameters, shards_of, unwrapped
 from bnmonitor.layers.table import LayerTable
 
@@ -31,6 +32,8 @@ class Discovery:
         shards: What :func:`~bnmonitor.layers.sharding.shards_of` returns for each layer of ``table.split``, by
             ``id(module)``.
         collective_reason: Why a forward of the models needs all processes; empty if one process can run it alone.
+        left_out: Why further layers are not recorded although the patterns choose them, by name.
+        odd: The modules of those layers that may be recorded once they are mended.
     """
 
     table: LayerTable
@@ -38,6 +41,8 @@ class Discovery:
     lazy: int
     shards: Mapping[int, tuple[Tensor, ...]]
     collective_reason: str
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    odd: tuple[nn.Module, ...] = ()
 
 
 def norms(models: Iterable[nn.Module]) -> list[nn.Module]:
@@ -47,7 +52,7 @@ def norms(models: Iterable[nn.Module]) -> list[nn.Module]:
     seen: set[int] = set()
     while stack:
         module = stack.pop()
-        if module is None or id(module) in seen:
+        if module is None or id(module) in seen or scripted(module):
             continue
         seen.add(id(module))
         if module._buffers and kind_of(module) is not None:
@@ -68,7 +73,7 @@ def discover(
 
     These are BatchNorm1d/2d/3d, SyncBatchNorm and all their subclasses, InstanceNorm with running statistics, and
     modules with the four buffers of a frozen BatchNorm. A lazy layer is listed once its first forward has created its
-    tensors. A module that has two names is listed once.
+    tensors. A module that has two names is listed once. A layer that cannot be recorded is left out with a reason.
 
     Args:
         models: The models by prefix; the prefix ``""`` adds nothing to the names.
@@ -84,14 +89,23 @@ def discover(
     found: dict[str, nn.Module] = {}
     seen: set[int] = set()
     lazy: set[str] = set()
+    left_out: dict[str, str] = {}
     for prefix, model in models.items():
+        mine: set[str] = set()
         for path, module in model.named_modules():
+            name = ".".join(part for part in (prefix, encodable(unwrapped(path))) if part) or ROOT
+            if scripted(module):
+                if "BatchNorm" in str(getattr(module, "original_name", "")):
+                    left_out[name] = "TorchScript has compiled it"
+                continue
             if id(module) in seen or kind_of(module) is None:
                 continue
             seen.add(id(module))
-            name = ".".join(part for part in (prefix, unwrapped(path)) if part) or ROOT
-            if name in found:
+            if name in found and name not in mine:
                 raise ValueError(f"two BatchNorm layers would both be named {name!r}: give the models other names")
+            while name in mine:  # a child that is named "a.b" beside the child "b" of "a"
+                name += "'"
+            mine.add(name)
             found[name] = module
             if any(is_lazy(t) for t in (*module.parameters(False), *module.buffers(False))):
                 lazy.add(name)
@@ -102,12 +116,20 @@ def discover(
                     f"{argument}={pattern!r} matches no BatchNorm layer{nearest(pattern, found)}; "
                     f"the model has {len(found)}, the first is {next(iter(found))!r}"
                 )
-    chosen = {
-        name: module
-        for name, module in found.items()
-        if any(fnmatchcase(name, p) for p in include) and not any(fnmatchcase(name, p) for p in exclude)
+
+    def wanted(name: str) -> bool:
+        return any(fnmatchcase(name, p) for p in include) and not any(fnmatchcase(name, p) for p in exclude)
+
+    chosen = {name: module for name, module in found.items() if wanted(name)}
+    flat = flat_parameters(models.values())
+    parts = {id(module): shards_of(module, flat) for name, module in chosen.items() if name not in lazy}
+    odd = {
+        name: reason
+        for name, module in chosen.items()
+        if name not in lazy and (reason := reason_against(module, split=parts[id(module)] is not None))
     }
-    real = [(name, module) for name, module in chosen.items() if name not in lazy]
+    left_out = {name: reason for name, reason in {**left_out, **odd}.items() if wanted(name)}
+    real = [(name, module) for name, module in chosen.items() if name not in lazy and name not in odd]
     if order:
         real.sort(key=lambda item: order.get(id(item[1]), len(order)))
     elif names:
@@ -115,8 +137,7 @@ def discover(
         real.sort(key=lambda item: place.get(item[0], len(place)))
     modules = tuple(module for _, module in real)
     kinds = [kind for m in modules if (kind := kind_of(m)) is not None]
-    flat = flat_parameters(models.values())
-    shards = {id(m): parts for m in modules if (parts := shards_of(m, flat)) is not None}
+    shards = {id(m): held for m in modules if (held := parts[id(m)]) is not None}
     return Discovery(
         table=LayerTable(
             names=tuple(name for name, _ in real),
@@ -134,6 +155,8 @@ def discover(
         lazy=len(lazy & chosen.keys()),
         shards=shards,
         collective_reason=collective_reason(models.values()),
+        left_out=left_out,
+        odd=tuple(chosen[name] for name in odd),
     )
 
 

@@ -13,6 +13,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from bnmonitor.layers.oddities import scripted
+from bnmonitor.layers.scripting import hide_from_scripting
+
 logger = logging.getLogger("bnmonitor")
 
 Call = Callable[[nn.Module, Any, Any], None]
@@ -20,12 +23,16 @@ Call = Callable[[nn.Module, Any, Any], None]
 
 _graph_task: Callable[[], int] | None = getattr(torch._C, "_current_graph_task_id", None)
 
+_is_tracing: Callable[[], bool] = getattr(torch._C, "_is_tracing", bool)
+
 _only: ContextVar[Hooks | None] = ContextVar("bnmonitor_only", default=None)
 """The hooks that alone are called in this thread; None: all are."""
 
 
 class Hooks:
     """Hooks that are placed together, removed together, and removed when a compilation begins.
+
+    A module that TorchScript has compiled takes none, and gets none.
 
     ``torch.compile`` guards what it traces by the number of hooks: a model that is traced with hooks in place is
     compiled again once they are gone.
@@ -48,7 +55,8 @@ class Hooks:
 
     def on_call(self, module: nn.Module, call: Call) -> None:
         """Call a function before each forward of a module, with the module, its arguments and keyword arguments."""
-        self._keep(module, module.register_forward_pre_hook(_Hook(self, module, call), with_kwargs=True))
+        if not scripted(module):
+            self._keep(module, module.register_forward_pre_hook(_Hook(self, module, call), with_kwargs=True))
 
     def on_forward(self, module: nn.Module, call: Call, *, always: bool = False) -> None:
         """Call a function after each forward of a module, with the module, its arguments and its output.
@@ -58,7 +66,8 @@ class Hooks:
             call: The function.
             always: Whether to call it after a forward that raised, too.
         """
-        self._keep(module, module.register_forward_hook(_Hook(self, module, call), always_call=always))
+        if not scripted(module):
+            self._keep(module, module.register_forward_hook(_Hook(self, module, call), always_call=always))
 
     def remove(self) -> None:
         """Remove every hook."""
@@ -85,6 +94,7 @@ class Hooks:
             _only.reset(token)
 
     def _keep(self, module: nn.Module, handle: RemovableHandle) -> None:
+        hide_from_scripting(_is_ours)
         self._handles.setdefault(id(module), []).append(handle)
         if self._unsubscribe is None and not self._outlast:
             self._unsubscribe = _when_compiling(self._compilation_begins)
@@ -112,7 +122,7 @@ class _Hook:
         goes on.
         """
         # The compiler must see its own test first: it cannot trace what follows.
-        if module is not self._module or torch.compiler.is_compiling():
+        if module is not self._module or torch.compiler.is_compiling() or _is_tracing():
             return
         only = _only.get()
         if only is not None and only is not self._hooks:
@@ -130,6 +140,11 @@ class _Hook:
         # A copied or pickled hook becomes a function of the standard library that takes anything and does nothing: a
         # model that is saved while it is watched loads where bnmonitor is not installed.
         return getattr, (nullcontext(), "__exit__")
+
+
+def _is_ours(hook: Any) -> bool:
+    """Whether a hook is one of bnmonitor's, or what a copy of a model has in its place."""
+    return isinstance(hook, _Hook) or getattr(hook, "__func__", None) is nullcontext.__exit__
 
 
 def recomputing() -> bool:

@@ -101,9 +101,12 @@ _BY_NAME = {kind.name: kind for kind in KINDS}
 
 def kind_of(module: nn.Module) -> Kind | None:
     """Return the kind of a layer that can be recorded, or None for any other module."""
-    for kind in KINDS:  # a generator would cost as much again, and every check asks this of all modules
-        if kind.recognizes(module):
-            return kind
+    try:
+        for kind in KINDS:  # a generator would cost as much again, and every check asks this of all modules
+            if kind.recognizes(module):
+                return kind
+    except Exception:  # a module may answer anything when it is asked for its buffers, as a ScriptModule does
+        return None
     return None
 
 

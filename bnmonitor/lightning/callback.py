@@ -15,10 +15,13 @@ from bnmonitor.lightning.base import CallbackBase
 from bnmonitor.lightning.private import averages_without_buffers, converts_to_sync_batchnorm, steps_taken
 from bnmonitor.lightning.progress_bar import beside_bar, inside_bar
 from bnmonitor.lightning.trainer import TrainerActions
-from bnmonitor.monitor import Action, AlertError, Monitor, Phase, Settings
+from bnmonitor.monitor import Action, AlertError, BatchNormWarning, Monitor, Phase, Settings, warn
 from bnmonitor.results import Alert
 from bnmonitor.rules import Rule, Thresholds
 from bnmonitor.sinks import Console, Loggers, Sink, TensorBoard
+
+_Fit = tuple[Any, Monitor, Any, bool]
+"""A fit that waits for another within it to end: its Trainer, monitor and module, and whether this process judges."""
 
 
 class BatchNormMonitor(CallbackBase):
@@ -74,6 +77,20 @@ class BatchNormMonitor(CallbackBase):
         self._module: Any = None
         self._state: dict[str, Any] | None = None
         self._judges = True
+        self._trainer: Any = None
+        self._outer: list[_Fit] = []
+        self._known: tuple[Alert, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to the process: the monitor, which holds the model, and the Trainer."""
+        here: dict[str, Any] = {
+            "_monitor": None,
+            "_module": None,
+            "_trainer": None,
+            "_outer": [],
+            "_known": self.alerts,
+        }
+        return {**vars(self), **here}
 
     @property
     def monitor(self) -> Monitor:
@@ -88,8 +105,8 @@ class BatchNormMonitor(CallbackBase):
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
-        """Every alert so far; none before the first fit."""
-        return () if self._monitor is None else self._monitor.alerts
+        """Every alert so far; none before the first fit. A pickled copy keeps them."""
+        return self._known if self._monitor is None else self._monitor.alerts
 
     @property
     def state_key(self) -> str:
@@ -104,6 +121,11 @@ class BatchNormMonitor(CallbackBase):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Find the layers, after the model was built, moved and converted, and start to watch."""
+        if self._trainer is not trainer and self._monitor is not None and self._monitor.running:
+            # A fit within a fit: the outer one goes on with its own monitor afterwards.
+            self._outer.append((self._trainer, self._monitor, self._module, self._judges))
+            self._monitor = self._module = None
+        self._trainer = trainer
         monitor = self._ready(trainer, pl_module, fresh=self._state is not None)
         monitor.should_stop = False
         monitor.watch_optimizers(trainer.optimizers)
@@ -181,6 +203,8 @@ class BatchNormMonitor(CallbackBase):
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Close the monitor if neither of the two hooks before was called."""
         self._close()
+        if self._outer and trainer is self._trainer:
+            self._trainer, self._monitor, self._module, self._judges = self._outer.pop()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the monitor's state for the checkpoint, as plain types and tensors."""
@@ -192,7 +216,7 @@ class BatchNormMonitor(CallbackBase):
         """Keep the state of a checkpoint until the fit begins; in a fit, load it (a learning rate finder restores)."""
         if self._monitor is not None and self._monitor.running:
             if state_dict:
-                self._monitor.load_state_dict(self._own(state_dict))
+                self._load(self._monitor, state_dict)
         else:
             self._state = state_dict or None
 
@@ -204,7 +228,7 @@ class BatchNormMonitor(CallbackBase):
             self._monitor, self._module = self._make(trainer, pl_module), pl_module
             self._judges = trainer.is_global_zero
             if self._state is not None:
-                self._monitor.load_state_dict(self._own(self._state))
+                self._load(self._monitor, self._state)
         self._state = None
         loggers = [] if trainer.fast_dev_run or not trainer.is_global_zero else list(trainer.loggers)
         where = trainer.log_dir if trainer.loggers else None
@@ -241,9 +265,19 @@ class BatchNormMonitor(CallbackBase):
         words = {"checkpoint": self._actions.checkpoint}
         return Monitor.from_settings(pl_module, settings, facts=facts, words=words)
 
+    def _load(self, monitor: Monitor, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint; whatever it holds, the fit goes on."""
+        try:
+            monitor.load_state_dict(self._own(state))
+        except BatchNormWarning:
+            raise
+        except Exception as error:
+            message = "the checkpoint's state of bnmonitor is not continued, the record begins anew"
+            warn(f"{message}: {type(error).__name__}: {error}")
+
     def _own(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state for this process: a checkpoint holds the window and the alerts of the first process only."""
-        if self._judges:
+        if self._judges or "failure" in state:
             return state
         return {**state, "watch": {**state["watch"], "window": None}, "book": self.monitor.state_dict()["book"]}
 

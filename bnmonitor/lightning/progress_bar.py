@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from bnmonitor._undisturbed import undisturbed
 from bnmonitor.display import drawn, plainly, show
 from bnmonitor.lightning.private import paused
 
@@ -19,6 +20,7 @@ def beside_bar(trainer: Any) -> Callable[[RenderableType], None]:
     bar needs ``tqdm.write``; in a notebook it is a widget, and the output is displayed next to it.
     """
 
+    @undisturbed()
     def emit(renderable: RenderableType) -> None:
         import rich
 
@@ -41,6 +43,7 @@ def inside_bar(trainer: Any) -> Callable[[str], None] | None:
     if bar is None or getattr(bar, "is_disabled", False):
         return None
 
+    @undisturbed()
     def status(text: str) -> None:
         import rich
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, Protocol
 
+from bnmonitor._undisturbed import undisturbed
 from bnmonitor.monitor.settings import OneAction, Settings
 from bnmonitor.notify import Notifier, send_to_wandb, wandb_runs
 from bnmonitor.results import Alert, Severity
@@ -140,8 +142,11 @@ class AlertActions:
 
     def _call(self, action: OneAction, function: Callable[[Alert], object], alert: Alert) -> None:
         """Call the function of an action; if it raises, the action only logs alerts from then on."""
+        # A function of the user's may want to change the training's random states.
+        ours = isinstance(action, str | Notifier)
         try:
-            function(alert)
+            with undisturbed() if ours else nullcontext():
+                function(alert)
         except Exception as error:
             self._actions = {
                 severity: tuple("log" if each is action or each == action else each for each in actions)

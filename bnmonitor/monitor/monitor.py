@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from operator import index
 from pathlib import Path
 from typing import Any, Literal
 
@@ -189,7 +190,7 @@ class Monitor:
     @property
     def steps(self) -> tuple[int, ...]:
         """Numbers of the steps that :meth:`history` returns."""
-        self._recorder.collect()
+        self._session.collect()
         return tuple(self._recorder.steps[-self.settings.window :])
 
     @property
@@ -223,6 +224,11 @@ class Monitor:
         """Rules whose needs are not met now, by name, each with the reason; they run as soon as the needs are met."""
         return self._session.skipped()
 
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Layers that bnmonitor cannot record, such as those that TorchScript has compiled, by name with the reason."""
+        return dict(self._recorder.left_out)
+
     def history(self, layer: str, statistic: str) -> Tensor:
         """Return a statistic of a layer over the window.
 
@@ -244,7 +250,7 @@ class Monitor:
         if statistic not in SERIES:
             known = ", ".join(SERIES)
             raise KeyError(f"no statistic is named {statistic!r}{nearest(statistic, SERIES)}; there are {known}")
-        self._recorder.collect()
+        self._session.collect()
         return self._recorder.rows(statistic, layer)[-self.settings.window :]
 
     def window(self) -> Window | None:
@@ -258,7 +264,8 @@ class Monitor:
             steps do not change. ``C`` counts the channels of all layers end to end: those of layer ``i`` are
             ``window.batch_mean[:, window.layers.span(i)]``. None before the first step.
         """
-        window = self._session.window()
+        session = self._session
+        window = None if session.failure else session.shielded(session.window, None)
         return None if window is None else window.snapshot()
 
     def summary(self, epoch: int | None = None) -> Summary:
@@ -293,8 +300,9 @@ class Monitor:
         if not self.running:
             raise RuntimeError("Monitor.step() was called before start(): write `with monitor:`, or call start() first")
         if global_step is not None:
-            if isinstance(global_step, bool) or not isinstance(global_step, int):
+            if isinstance(global_step, bool) or not hasattr(global_step, "__index__"):
                 raise TypeError(f"global_step must be an int, or None to count calls, got {global_step!r}")
+            global_step = index(global_step)  # NumPy's integers as well
             if global_step < 0:
                 raise ValueError(f"global_step must be at least 0, or None to count calls, got {global_step!r}")
         self._session.guard(self._session.step, self._recorder.number if global_step is None else global_step)
@@ -393,22 +401,27 @@ class Monitor:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Return counters, baselines and alerts as plain types and tensors."""
-        return {"version": 1, "watch": self._recorder.state_dict(), "book": self._session.book.state_dict()}
+        """Return counters, baselines and alerts as plain types and tensors; after a failure, its reason alone."""
+        return self._session.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned.
 
+        A damaged state, one of another version, or one that was saved after a failure is refused with a warning, and
+        the record begins anew.
+
         Raises:
             ValueError: The state is not one of :meth:`state_dict`.
         """
-        if not {"watch", "book"} <= set(state):
+        if not ({"watch", "book"} <= set(state) or {"version", "failure"} <= set(state)):
             raise ValueError(
                 f"the state is not one of Monitor.state_dict(), it has {sorted(map(str, state)) or 'nothing'}"
             )
-        self._recorder.load_state_dict(state["watch"])
-        self._session.book.load_state_dict(state["book"])
-        self._session.guard(self._recorder.begin)
+        doubt = self._session.doubt(state)
+        if doubt:
+            warn(f"the checkpoint's state of bnmonitor is not continued, the record begins anew: {doubt}")
+        else:
+            self._session.load_state_dict(state)
 
 
 def _default_sinks(log_dir: Path | None) -> list[Sink]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from bnmonitor._undisturbed import undisturbed
 from bnmonitor.alerts import AlertBook
 from bnmonitor.context import RunFacts
 from bnmonitor.distributed import world_size
@@ -27,6 +29,11 @@ from bnmonitor.window import Window
 logger = logging.getLogger("bnmonitor")
 
 _LOG_EVERY = 50
+
+VERSION = 1
+"""Of the state in a checkpoint."""
+
+T = TypeVar("T")
 
 
 class Session:
@@ -101,10 +108,13 @@ class Session:
 
         Without a layer to watch, the part runs only if ``idle``.
         """
-        if self.failure or not self.running or not (idle or self.watching):
-            return
+        if not self.failure and self.running and (idle or self.watching):
+            self.shielded(partial(call, *args), None)
+
+    def shielded(self, call: Callable[[], T], otherwise: T) -> T:
+        """Return what a call returns. If it fails, warn once, stop watching, and return something else."""
         try:
-            call(*args)
+            return call()
         except (AlertError, BatchNormWarning):
             raise
         except Exception as error:
@@ -112,12 +122,18 @@ class Session:
             self.recorder.end()
             logger.debug("bnmonitor stopped watching", exc_info=True)
             warn(self.failure)
+            return otherwise
 
     def begin(self) -> None:
         """Start to watch, or start again."""
         if not self.running:
             self.running, self.failure = True, ""
-            self.guard(self._begin, idle=True)
+            try:
+                self.guard(self._begin, idle=True)
+            except BaseException:  # Ctrl-C as well: `with` never reaches its end
+                self.recorder.end()
+                self.running = False
+                raise
 
     def _begin(self) -> None:
         self.recorder.begin()
@@ -131,6 +147,40 @@ class Session:
         """Open an alert about a sink, an action or the black box that raised."""
         step = self.recorder.steps[-1] if self.recorder.steps else self.recorder.count
         return self.book.open_fault(SinkError.report(who, error, step), SinkError())
+
+    def collect(self) -> None:
+        """Take in what is recorded; after a failure, what was taken in before it is left."""
+        self.guard(self.recorder.collect)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state for a checkpoint; after a failure, why there is none."""
+        found: dict[str, Any] = {}
+        if not self.failure:
+            found = self.shielded(lambda: {"watch": self.recorder.state_dict(), "book": self.book.state_dict()}, {})
+        return {"version": VERSION, **(found or {"failure": self.failure})}
+
+    def doubt(self, state: Mapping[str, Any]) -> str:
+        """Return why a state cannot be continued; empty if it can. Nothing changes."""
+        if "failure" in state:
+            return f"the run before it had failed: {state['failure']}"
+        if state.get("version", VERSION) != VERSION:
+            return f"it is of version {state['version']!r}, and this bnmonitor reads version {VERSION}"
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                window = self.recorder.rehearse(state["watch"])
+                book = AlertBook(self._chosen, self.settings.special_rules())
+                book.load_state_dict(state["book"])
+                if window is not None:
+                    summarize(window, tuple(book.alerts), {})
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state that there is no doubt about."""
+        self.recorder.load_state_dict(state["watch"])
+        self.book.load_state_dict(state["book"])
+        self.guard(self.recorder.begin)
 
     def step(self, number: int) -> None:
         """Record the training batch that has just ended; run the rules and write a frame when they are due."""
@@ -150,7 +200,12 @@ class Session:
 
     def summary(self, epoch: int | None = None) -> Summary:
         """Return the state of every layer now."""
-        return self._summarize(self.window(), epoch)
+        found = None if self.failure else self.shielded(lambda: self._summarize(self.window(), epoch), None)
+        return found or self._unknown()
+
+    def _unknown(self) -> Summary:
+        """The summary after a failure."""
+        return empty(self.recorder.layers, tuple(self.book.alerts), {"every rule": self.failure})
 
     def window(self, *, wait: bool = True) -> Window | None:
         """Return the steps so far, whether rules have judged them or not; None before the first step.
@@ -211,7 +266,8 @@ class Session:
         if window is None or not (unjudged or evaluation or end):
             return window
         times = {"check": unjudged, "evaluation": bool(evaluation), "end": end}
-        events = self.book.check(window, self.absent(), [moment for moment, now in times.items() if now])
+        with undisturbed():  # a rule may draw random numbers
+            events = self.book.check(window, self.absent(), [moment for moment, now in times.items() if now])
         self._shown &= not events
         self.recorder.settle(window, held=self.book.held(window.layers))
         if self.black_box is not None:
@@ -241,8 +297,7 @@ class Session:
             try:
                 self.guard(self._close_sinks)
                 if self.running and self.failure:
-                    closing = empty(self.recorder.layers, tuple(self.book.alerts), {"every rule": self.failure})
-                    self.actions.notify("close", closing)
+                    self.actions.notify("close", self._unknown())
             finally:
                 self.running = False
                 self.recorder.peers.leave(wait=wait)

@@ -44,7 +44,7 @@ class Recorder:
     """
 
     def __init__(self, models: Mapping[str, nn.Module], settings: RecorderSettings) -> None:
-        self._settings = settings
+        self._models, self._settings = models, settings
         self._watched = WatchedLayers(models, settings.include, settings.exclude)
         self._observer = Observer()
         self._gatherer = FactsGatherer(models)
@@ -76,6 +76,11 @@ class Recorder:
     def layers(self) -> LayerTable:
         """The layers, in execution order once a step has been sampled."""
         return self._tape.layers
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Why further layers are not recorded, by name."""
+        return self._watched.found.left_out
 
     @property
     def steps(self) -> list[int]:
@@ -276,6 +281,27 @@ class Recorder:
         if same and state.get("window") is not None:
             self.sampling.renew(restore_window(state["window"], self._ring))
             self._fresh = state["fresh"]
+
+    def rehearse(self, state: Mapping[str, Any]) -> Window | None:
+        """Load a state into another recorder, and return the window that it makes; nothing changes here.
+
+        Whatever loading the state raises, or would raise later in the training, is raised now.
+        """
+        counters = [state["count"], state.get("number", 0), state.get("epoch_steps", 0), state.get("fresh", 0)]
+        if not all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in counters):
+            raise TypeError("a counter is not an int of at least 0")
+        other = Recorder(self._models, self._settings)
+        other.load_state_dict(state)
+        other._tape.mark()
+        fresh = baseline.begin(other.layers, *other._tape.origin())
+        began = other._baseline = other._first_baseline()
+        for name, tensor in fresh.save().items():
+            kept = began.save()[name]
+            if (kept.dtype, kept.shape) != (tensor.dtype, tensor.shape):
+                raise TypeError(f"the baseline's {name} is not as this model needs it")
+        other._baseline = baseline.sampled(began, other.sampling.samples)
+        window = other.window()
+        return None if window is None else window.against(baseline.counted(window))
 
     def _first_baseline(self) -> Baseline:
         fresh = baseline.begin(self.layers, *self._tape.origin())

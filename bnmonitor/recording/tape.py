@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -151,8 +152,11 @@ class Tape:
             if any(map(is_split, (*gammas, *betas))):
                 raise ResizedError("gamma and beta have been split over the processes") from None
             # Layers on several devices, or counts that an average of the weights has turned into floats.
-            here = [t.to(self._device) for t in source]
-            self._copy(here, [c.to(self._device, torch.int64) for c in counts])
+            try:
+                here = [t.to(self._device) for t in source]
+                self._copy(here, [c.to(self._device, torch.int64) for c in counts])
+            except (RuntimeError, TypeError) as error:
+                raise ResizedError(f"a layer has other tensors than it had: {error}") from error
         training, momentum = self._training(), self._momenta()
         last = self._meta[-1] if self._meta else None
         if last is not None and (last.training, last.momentum) == (training, momentum):
@@ -160,7 +164,11 @@ class Tape:
         self._meta.append(_Row(step, rate, training, momentum, *_written(means, variances), seen))
 
     def _training(self) -> bytes:
-        return bytes(map(dict.get, self._attributes, repeat("training")))  # type: ignore[arg-type]
+        found = map(dict.get, self._attributes, repeat("training"))
+        try:
+            return bytes(found)  # type: ignore[arg-type]
+        except TypeError:  # code that is not PyTorch's has set it, for example to a bool of NumPy's
+            return bytes(bool(mode) for mode in map(dict.get, self._attributes, repeat("training")))
 
     def _momenta(self) -> list[float | None]:
         try:
@@ -307,7 +315,7 @@ class Tape:
     def _half_ulp(self) -> Tensor:
         """Relative rounding of each layer's running statistics: ``[L]``."""
         own = torch.finfo(self.dtype).eps
-        kept = [own if (t := b.get("running_mean")) is None else torch.finfo(t.dtype).eps for b in self._buffers]
+        kept = [own if (t := b.get("running_mean")) is None else _eps(t) for b in self._buffers]
         return torch.tensor(kept, dtype=torch.float64, device="cpu").clamp(min=own) / 2
 
 
@@ -337,7 +345,20 @@ def _table(rows: Sequence[array[int]]) -> Tensor:
 
 
 def _momentum(momenta: list[float | None]) -> Tensor:
-    return torch.tensor([torch.nan if m is None else m for m in momenta], dtype=torch.float64, device="cpu")
+    return torch.tensor([torch.nan if m is None else _finite(m) for m in momenta], dtype=torch.float64, device="cpu")
+
+
+def _finite(momentum: float) -> float:
+    """A momentum as a number; 0, with which nothing can be recovered, for one that PyTorch cannot average with."""
+    try:
+        return float(momentum) if math.isfinite(momentum) else 0.0
+    except (TypeError, ValueError, RuntimeError):
+        return 0.0
+
+
+def _eps(statistic: Tensor) -> float:
+    """The relative rounding of a running statistic; integers, of which a new search leaves the layer out, have none."""
+    return torch.finfo(statistic.dtype).eps if statistic.is_floating_point() else 1.0
 
 
 def _written(means: list[Tensor], variances: list[Tensor]) -> tuple[array[int], array[int], array[int]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from operator import is_
 
 from torch import nn
 
-from bnmonitor.layers import Discovery, channels_of, discover, is_compiled, norms, same_layer
+from bnmonitor.layers import Discovery, channels_of, discover, is_compiled, norms, reason_against, same_layer
+
+logger = logging.getLogger("bnmonitor")
 
 
 class WatchedLayers:
@@ -24,12 +27,17 @@ class WatchedLayers:
 
     def __init__(self, models: Mapping[str, nn.Module], include: Sequence[str], exclude: Sequence[str]) -> None:
         self._models, self._include, self._exclude = models, include, exclude
+        self._said: dict[str, str] = {}
         self.adopt(discover(models, include=include, exclude=exclude))
 
     def adopt(self, found: Discovery) -> None:
         """Watch these layers from now on."""
         self.found = found
         """The layers that are watched."""
+        for name, reason in found.left_out.items():
+            if self._said.get(name) != reason:
+                self._said[name] = reason
+                logger.warning("bnmonitor does not watch %s: %s", name, reason)
         self._norms = norms(self._models.values())
 
     @property
@@ -46,7 +54,7 @@ class WatchedLayers:
     def changed(self) -> bool:
         """Whether a layer was added, removed, replaced or resized since the layers were found."""
         now, known = norms(self._models.values()), self._norms
-        same = len(now) == len(known) and all(map(is_, now, known))
+        same = len(now) == len(known) and all(map(is_, now, known)) and not any(map(_mended, self.found.odd))
         return not same or tuple(map(channels_of, self.found.modules)) != self.found.table.channels
 
     def find(self, order: Mapping[int, int] | None = None, names: Sequence[str] | None = None) -> Discovery:
@@ -69,3 +77,8 @@ class WatchedLayers:
         before = dict(zip(self.found.table.names, self.found.modules, strict=True))
         after = zip(found.table.names, found.modules, strict=True)
         return {name for name, module in after if same_layer(before.get(name), module)}
+
+
+def _mended(module: nn.Module) -> bool:
+    """Whether a layer that was left out can be recorded now."""
+    return not reason_against(module, split=False)

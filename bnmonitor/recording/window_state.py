@@ -40,6 +40,10 @@ def restore_window(kept: Mapping[str, Any], ring: Ring) -> list[Sample]:
 
     A window that is smaller now takes the newest steps. Statistics that an older version did not keep are NaN or 0.
     """
+    if not all(isinstance(step, int) for step in kept["steps"]):
+        raise TypeError("a step of the window is not an int")
+    if not all(isinstance(rate, float) for rate in kept["rates"]) or len(kept["rates"]) != len(kept["steps"]):
+        raise TypeError("the learning rates of the window are not a float a step")
     new = min(len(kept["steps"]), ring.size)
     room = ring.room(kept["steps"][-new:], kept["rates"][-new:])
     for name, rows in room.items():

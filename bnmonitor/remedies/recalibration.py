@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bnmonitor._text import listing
+from bnmonitor._undisturbed import undisturbed
 from bnmonitor.remedies._layers import bare, chosen
 from bnmonitor.remedies.freezing import is_frozen
 from bnmonitor.remedies.population import Population, SingleValueError
@@ -181,8 +182,9 @@ def _shown(batches: Iterable[Any], loader: Iterable[Any], most: int | None, prog
     """Show a progress bar."""
     if not progress or (torch.distributed.is_initialized() and torch.distributed.get_rank()):
         return batches
-    import rich
-    from rich.progress import track
+    with undisturbed(imports=True):
+        import rich
+        from rich.progress import track
 
     try:
         total: float | None = min(len(loader), most or math.inf)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from bnmonitor._undisturbed import undisturbed
 from bnmonitor.layers import LayerTable
 from bnmonitor.results import Alert
 from bnmonitor.summary import Summary
@@ -108,7 +109,8 @@ class FanOut:
             if sink not in self.sinks:
                 continue  # it failed and was removed while the failure of another sink was announced
             try:
-                getattr(sink, method)(argument)
+                with undisturbed(imports=method == "open"):
+                    getattr(sink, method)(argument)
             except Exception as error:
                 self.sinks.remove(sink)
                 self._failed(sink, error)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import torch
 
+from bnmonitor._undisturbed import undisturbed
 from bnmonitor.history import black_boxes as boxes
 from bnmonitor.history.schema import BOXES
 from bnmonitor.results import Alert
@@ -29,6 +31,8 @@ class BlackBox:
 
     def __init__(self, run: Path, most: int = 8) -> None:
         self._folder, self._most = run / BOXES, most
+        with undisturbed(imports=True), suppress(ImportError):
+            import_module("numpy")  # here, not in the middle of the training on a thread of its own
         self._writing: list[Thread] = []
         self._failed: list[Exception] = []
         self.files: list[Path] = []
@@ -65,10 +69,10 @@ class BlackBox:
         self._writing.clear()
 
     def _save(self, path: Path, rows: dict[str, torch.Tensor], about: dict[str, Any], alert: Alert) -> None:
-        import numpy as np
-
         part = path.with_suffix(".part")
         try:
+            import numpy as np
+
             path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
                 np.savez(

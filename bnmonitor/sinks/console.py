@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from bnmonitor._text import nearest
-from bnmonitor.display import alert_block, alert_change, final_summary, health_table, show
+from bnmonitor.display import alert_block, alert_change, final_summary, health_table, prepare, show
 from bnmonitor.results import Alert, Severity
 from bnmonitor.sinks.base import Run, Sink
 from bnmonitor.summary import Summary
@@ -52,8 +52,13 @@ class Console(Sink):
         self._open: dict[tuple[str, str, int], Severity] = {}
         self._closed: tuple[int, list[Any]] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the run, which holds the Trainer."""
+        return {**vars(self), "_run": None, "_emit": show}
+
     def open(self, run: Run) -> None:
         """Use the print function of the run, which does not break the progress bar."""
+        prepare()
         self._run, self._emit = run, run.emit or show
 
     def frame(self, summary: Summary) -> None:

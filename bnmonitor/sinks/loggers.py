@@ -50,6 +50,10 @@ class Loggers(Sink):
         self._given = loggers
         self._loggers: Sequence[Any] = loggers or ()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the Trainer's loggers."""
+        return {**vars(self), "_loggers": self._given or ()}
+
     def open(self, run: Run) -> None:
         """Take the Trainer's loggers if none were given."""
         if self._given is None:

@@ -83,6 +83,10 @@ class TensorBoard(Sink):
         self._alerted = self._left_out = False
         self._step = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the writers, which hold files and threads."""
+        return {**vars(self), "_own": None, "_writers": ()}
+
     def open(self, run: Run) -> None:
         """Open the event file, or take the loggers' writers."""
         if self._log_dir is None:
