@@ -112,6 +112,8 @@ def _compare(parsed: argparse.Namespace) -> int:
             return _fail(str(error))
         if len(names) > 1:
             return _fail(f"{path} holds {len(names)} runs: give the directory of one, such as {path / names[0]}")
+        if overlap := history.run(names[0]).overlap:
+            _fail(f"{path}: {overlap}")
         pair.append((history, names[0]))
     found = compare(*pair)
     if parsed.json:
