@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import Any, Protocol
 
 from bnmonitor.history.event_files import STDIN, Array, Found, event_files, session_of, values
 from bnmonitor.history.schema import PLUGIN
+
+__all__ = ["STDIN", "Array", "Files", "Provider", "Record", "Source", "Tag"]
+
+logger = logging.getLogger("bnmonitor")
 
 
 @dataclass(frozen=True)
@@ -170,8 +175,15 @@ class Provider:
         if not tags:
             return {}
         wanted = RunTagFilter(runs=[run], tags=list(tags))
-        read = self._provider.read_tensors(self._context, **self._ask, downsample=self._most, run_tag_filter=wanted)
-        return {tag: [_record(datum) for datum in data] for tag, data in read.get(run, {}).items()}
+        try:
+            read = self._provider.read_tensors(self._context, **self._ask, downsample=self._most, run_tag_filter=wanted)
+            return {tag: [_record(datum) for datum in data] for tag, data in read.get(run, {}).items()}
+        except (ValueError, TypeError, MemoryError, OverflowError) as error:
+            # TensorBoard decodes all tags of a request at once, and one damaged tensor fails it.
+            if len(tags) == 1:
+                logger.warning("%s of the run %r holds a damaged value, so it is left out: %s", tags[0], run, error)
+                return {}
+        return {tag: records for each in tags for tag, records in self.read(run, [each]).items()}
 
 
 def _record(datum: Any) -> Record:

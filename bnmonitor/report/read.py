@@ -13,6 +13,7 @@ import numpy as np
 
 from bnmonitor._text import count
 from bnmonitor.history import black_boxes as boxes
+from bnmonitor.history.event_files import DamagedError
 from bnmonitor.history.run import History, Run, open_history
 from bnmonitor.history.source import Array
 from bnmonitor.results import Alert, LayerSummary, StepSummary
@@ -142,7 +143,8 @@ def find(path: str | Path, run: str | None = None) -> tuple[History, tuple[str, 
 
 def said(error: OSError) -> str:
     """Return which file could not be read, and why."""
-    return f"cannot read {error.filename}: {error.strerror}"
+    begin = "" if isinstance(error, DamagedError) else "cannot read "
+    return f"{begin}{error.filename}: {error.strerror}"
 
 
 def report(history: History, name: str) -> Report:

@@ -19,7 +19,6 @@ from bnmonitor.report.read import read
 from bnmonitor.sinks import TensorBoard
 from bnmonitor.sinks.sessions import WriterSession
 
-
 REAL = time.time
 MODEL = nn.Sequential(nn.BatchNorm1d(4))
 
