@@ -101,11 +101,6 @@ class Webhook(Notifier):
         self._read_secrets()
         self._payload, self._timeout, self._attempts = payload, float(timeout), attempts
         self._backoff, self._per_minute = float(backoff), per_minute
-        address = urlsplit(self._url.text)
-        if address.scheme not in ("http", "https") or not address.hostname:
-            where = f"the environment variable {url_env}" if url is None else "url"
-            raise ValueError(f"{where} must hold an address that begins with https:// or http://")
-        self._host = address.hostname
         self._queue = _DeliveryQueue(self._deliver, per_minute)
 
     def __repr__(self) -> str:
@@ -135,6 +130,7 @@ class Webhook(Notifier):
 
     def _read_secrets(self) -> None:
         self._url = self._given or _environment(self._url_env)
+        self._host = _host(self._url, "url" if self._given else f"the environment variable {self._url_env}")
         self._token = None if self._token_env is None else _environment(self._token_env)
 
     # -- on the thread of the queue ------------------------------------------------------------------------------------
@@ -260,6 +256,27 @@ def _environment(name: str) -> _Secret:
     if not value:
         raise ValueError(f"the environment variable {name} is not set: the webhook reads a secret from it")
     return _Secret(value)
+
+
+def _host(url: _Secret, where: str) -> str:
+    """Return the host of an address.
+
+    Raises:
+        ValueError: The address cannot be posted to; the message quotes no part of it.
+    """
+    try:
+        address = urlsplit(url.text)
+        host, _ = address.hostname, address.port
+    except ValueError:
+        host, address = None, urlsplit("")
+    if address.scheme not in ("http", "https") or not host or not url.text.isascii() or not url.text.isprintable():
+        raise ValueError(f"{where} must hold an address that begins with https:// or http://, in ASCII letters")
+    if "@" in address.netloc:
+        raise ValueError(
+            f"{where} holds an address with a user name or a password in it, which urllib does not send: "
+            "put a token into an environment variable and name it with token_env"
+        )
+    return host
 
 
 def _plainly(error: Exception) -> str:

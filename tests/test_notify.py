@@ -252,6 +252,14 @@ def test_copies_post_on_their_own(server: Server, copied: Any) -> None:
     [
         ({"url_env": "NO_SUCH_THING"}, "environment variable NO_SUCH_THING is not set"),
         ({"token_env": "NO_SUCH_THING"}, "environment variable NO_SUCH_THING is not set"),
+        ({"url": f"https://user:{SECRET}@example.com/x"}, "url holds an address with a user name or a password in it"),
+        (
+            {"url": f"https://{SECRET}@example.com"},
+            "put a token into an environment variable and name it with token_env",
+        ),
+        ({"url": f"https://[{SECRET}/"}, "url must hold an address that begins with https:// or http://"),
+        ({"url": f"https://example.com:{SECRET}/"}, "url must hold an address that begins with https:// or http://"),
+        ({"url": f"https://exämple.com/{SECRET}"}, "url must hold an address that begins with https:// or http://"),
         ({"url": f"file:///{SECRET}"}, "url must hold an address that begins with https:// or http://"),
         ({"url": SECRET}, "url must hold an address"),
         ({"payload": "xml"}, "payload must be 'text', 'slack', 'discord', 'teams', 'json', got 'xml'"),
@@ -556,3 +564,18 @@ def test_configuration_file_takes_a_webhook_and_a_list(server: Server, tmp_path:
         assert isinstance(made, BatchNormMonitor)
         actions = made.settings.actions()[Severity.ERROR]
         assert isinstance(actions[-1], Webhook)
+
+
+def test_a_password_in_an_address_from_the_environment_is_refused_and_never_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HOOK", f"https://user:{SECRET}@example.com/")
+    with pytest.raises(ValueError, match="the environment variable HOOK holds an address with a user name") as caught:
+        Webhook(url_env="HOOK")
+    assert SECRET not in str(caught.value)
+    assert SECRET not in caplog.text
+    monkeypatch.setenv("HOOK", "https://example.com/")
+    copied = pickle.dumps(Webhook(url_env="HOOK"))
+    monkeypatch.setenv("HOOK", f"https://user:{SECRET}@example.com/")
+    with pytest.raises(ValueError, match="user name or a password"):
+        pickle.loads(copied)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import stat
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -61,6 +62,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Norms]:
     """
     path = Path(path)
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UnreadableError(f"cannot read {path}: it is a pipe, a device or a directory, not a file")
         with path.open("rb") as file:
             head = file.read(4)
     except OSError as error:

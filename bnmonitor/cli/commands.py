@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _let_go()
         return FINE
+    except MemoryError:
+        return _fail("the input needs more memory than this machine gives")
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -102,7 +104,7 @@ def _compare(parsed: argparse.Namespace) -> int:
     if all(path.is_file() and path.suffix in CHECKPOINTS for path in (parsed.before, parsed.after)):
         return _drift(parsed)
     from bnmonitor.report.compare import compare, terminal
-    from bnmonitor.report.read import NoHistoryError, find
+    from bnmonitor.report.read import NoHistoryError, find, said
 
     pair = []
     for path in (parsed.before, parsed.after):
@@ -112,6 +114,10 @@ def _compare(parsed: argparse.Namespace) -> int:
             return _fail(str(error))
         if len(names) > 1:
             return _fail(f"{path} holds {len(names)} runs: give the directory of one, such as {path / names[0]}")
+        for failed in getattr(history.source, "unreadable", ()):
+            _fail(f"{said(failed)}, so it is left out")
+        if overlap := history.run(names[0]).overlap:
+            _fail(f"{path}: {overlap}")
         pair.append((history, names[0]))
     found = compare(*pair)
     if parsed.json:

@@ -66,11 +66,17 @@ def load(path: str | Path, statistics: tuple[str, ...] | None = None) -> dict[st
 
 
 def of_layer(box: dict[str, Any], layer: str, statistic: str) -> Array:
-    """Return a statistic of one layer of a loaded box: ``[channels, steps]``."""
-    place = box["layers"].index(layer)
+    """Return a statistic of one layer of a loaded box: ``[channels, steps]``.
+
+    Raises:
+        ValueError: The box does not have the layer, or does not have the statistic for every channel.
+    """
+    place = list(box["layers"]).index(layer)
     start = sum(box["channels"][:place])
-    found: Array = box[statistic][:, start : start + box["channels"][place]].T
-    return found
+    values: Array = box[statistic]
+    if np.shape(values) != (len(box["steps"]), sum(box["channels"])) or values.dtype.kind != "f":
+        raise ValueError(f"{statistic!r} is not a number for every channel")
+    return values[:, start : start + box["channels"][place]].T
 
 
 def _read(path: str | Path, statistics: tuple[str, ...] | None) -> dict[str, Any]:

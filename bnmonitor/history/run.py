@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +96,18 @@ class Run:
     @cached_property
     def frames(self) -> Frames:
         """The run's frames. Where a run was resumed at an earlier step, the frames written later count."""
+        return merge(self._series)
+
+    @property
+    def overlap(self) -> str:
+        """A sentence on sessions that wrote into the run's directory at the same time; empty if none did."""
+        return _overlap(self._series)
+
+    @cached_property
+    def _series(self) -> list[tuple[Schema, Sequence[Record]]]:
         tags = {name: s for name in self._named(FRAME) if (s := Schema.decode(self.tags[name].description))}
         read = self._source.read(self.name, list(tags))
-        series = [(schema, read.get(name, ())) for name, schema in tags.items()]
-        return merge(series)
+        return [(schema, read.get(name, ())) for name, schema in tags.items()]
 
     @cached_property
     def alerts(self) -> tuple[dict[str, Any], ...]:
@@ -111,13 +120,14 @@ class Run:
     def about(self) -> dict[str, Any]:
         """The last record of the run as a whole: ``state`` (``running`` or ``ended``), ``version``, ``skipped``."""
         records = self._source.read(self.name, [ABOUT] if ABOUT in self.tags else []).get(ABOUT, ())
-        return (records and _object(records[-1].value)) or {}
+        found = [about for record in records if (about := _object(record.value))]
+        return max(reversed(found), key=lambda about: _number(about.get("session")), default={})
 
     @cached_property
     def facts(self) -> dict[str, dict[str, Any]]:
         """Facts of each layer by its name: kind, channels, eps, momentum, mode, producer, consumers."""
         read = self._source.read(self.name, self._named(FACTS))
-        last = sorted((records[-1] for records in read.values() if records), key=lambda r: r.wall_time)
+        last = sorted((records[-1] for records in read.values() if records), key=lambda r: (r.place, r.wall_time))
         lists = (_parsed(record.value) for record in last)
         return {str(f["name"]): f for each in lists if isinstance(each, list) for f in each if _named(f)}
 
@@ -129,12 +139,16 @@ class Run:
             if about and about.get("layer") == layer and isinstance(about.get("statistics"), list):
                 found[name] = tuple(map(str, about["statistics"]))
         read = self._source.read(self.name, list(found))
-        rows = [
-            (record, found[name])
-            for name, records in read.items()
-            for record in records
-            if isinstance(record.value, np.ndarray) and record.value.ndim == 2 and len(record.value) == len(found[name])
+        sessions = {schema.key: schema.session for schema in self.schemas}
+        names = [name for name in found if name in read]
+        fitting = [
+            (
+                sessions.get(name[len(CHANNELS) :].split("/")[0], 1),
+                [r for r in read[name] if np.ndim(r.value) == 2 and len(r.value) == len(found[name])],
+            )
+            for name in names
         ]
+        rows = [(record, found[names[index]]) for record, index in written(fitting)]
         return _channels(rows) if rows else None
 
     @property
@@ -200,13 +214,11 @@ def merge(series: Sequence[tuple[Schema, Sequence[Record]]]) -> Frames:
     Frames count in the order in which they were written. A frame at an earlier step than the last one replaces all
     frames from there on: the run was resumed from a checkpoint.
     """
-    rows = [
-        (record, place)
-        for place, (schema, records) in enumerate(series)
-        for record in records
-        if isinstance(record.value, np.ndarray) and record.value.shape == (len(schema.layers), len(schema.metrics))
+    fitting = [
+        (schema.session, [r for r in records if np.shape(r.value) == (len(schema.layers), len(schema.metrics))])
+        for schema, records in series
     ]
-    kept = _last_written(rows)
+    kept = _last_written(written(fitting))
     used = list(dict.fromkeys(place for _, place in reversed(kept)))
     layers: dict[str, int] = {}
     for place in used:
@@ -234,14 +246,49 @@ def merge(series: Sequence[tuple[Schema, Sequence[Record]]]) -> Frames:
     )
 
 
+def written(series: Iterable[tuple[int, Sequence[Record]]]) -> list[tuple[Record, int]]:
+    """Return the records of several tags in the order of writing, each with the index of its tag.
+
+    A clock may go back, so it counts only between tags of one session, where the source does not know their places.
+
+    Args:
+        series: The session and the records of each tag; the records of one tag are in the order of writing.
+    """
+    keyed = []
+    for index, (session, records) in enumerate(series):
+        latest = float("-inf")
+        for record in records:
+            latest = max(latest, record.wall_time)
+            keyed.append(((session, record.place, latest), record, index))
+    return [(record, index) for _, record, index in sorted(keyed, key=lambda each: each[0])]
+
+
 def _last_written(rows: Iterable[tuple[Record, Any]]) -> list[tuple[Record, Any]]:
     """Return the rows with rising steps: a row written later replaces the rows at its step and after."""
     kept: list[tuple[Record, Any]] = []
-    for row in sorted(rows, key=lambda row: row[0].wall_time):
+    for row in rows:
         while kept and kept[-1][0].step >= row[0].step:
             kept.pop()
         kept.append(row)
     return kept
+
+
+def _overlap(series: Iterable[tuple[Schema, Sequence[Record]]]) -> str:
+    """Return a sentence on a session that began, at steps already reached, while the one before it still wrote."""
+    sessions: dict[tuple[int, int], list[Record]] = {}
+    for schema, records in series:
+        for record in records:
+            sessions.setdefault((schema.session, record.place[0]), []).append(record)
+    parts = [records for _, records in sorted(sessions.items(), key=lambda each: each[0])]
+    for before, after in pairwise(parts):
+        began, first = min((r.wall_time, r.step) for r in after)
+        ended, last = max((r.wall_time, r.step) for r in before)
+        if min(r.wall_time for r in before) <= began < ended and first <= last:
+            return (
+                f"{len(parts)} processes or monitors wrote into this directory, two of them at the same time: "
+                f"from step {first} on only the one that began last is shown; give each a directory of its own"
+            )
+    return ""
 
 
 def _channels(rows: Iterable[tuple[Record, tuple[str, ...]]]) -> Channels:

@@ -1,7 +1,8 @@
 """The tags in the event files, and what each holds.
 
 There is one tag for each kind of data. TensorBoard keeps only the first description of a tag, so the tags of data that
-depends on the layers have a hash of the layers: a run that continues with other layers writes under other tags.
+depends on the layers have a hash of the layers and the session: a run that continues with other layers or is resumed
+writes under other tags.
 """
 
 from __future__ import annotations
@@ -43,15 +44,19 @@ class Schema:
         layers: Name of each layer, in order.
         channels: Number of channels of each layer.
         metrics: Name of each statistic, in order.
+        session: Number of the session among those that wrote into the directory. It gives the order of writing where
+            clocks do not: a run may be resumed on a machine whose clock is behind.
     """
 
     layers: tuple[str, ...]
     channels: tuple[int, ...]
     metrics: tuple[str, ...]
+    session: int = 1
 
     def encode(self) -> bytes:
         """Return the description that is written with the first frame."""
-        return json.dumps({"v": 2, "layers": self.layers, "channels": self.channels, "metrics": self.metrics}).encode()
+        plain = {"v": 2, "layers": self.layers, "channels": self.channels, "metrics": self.metrics}
+        return json.dumps(plain if self.session == 1 else {**plain, "session": self.session}).encode()
 
     @classmethod
     def decode(cls, content: bytes) -> Schema | None:
@@ -60,9 +65,10 @@ class Schema:
             plain = json.loads(content)
             layers, metrics = tuple(map(str, plain["layers"])), tuple(map(str, plain["metrics"]))
             channels = tuple(int(n) for n in plain["channels"])
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+            session = int(plain.get("session", 1))
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
             return None
-        return cls(layers, channels, metrics) if len(layers) == len(channels) else None
+        return cls(layers, channels, metrics, session) if len(layers) == len(channels) else None
 
     @property
     def key(self) -> str:

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import io
-import os
-import stat
-import struct
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import errno
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
-import numpy as np
-
+from bnmonitor.history.event_files import STDIN, Array, Found, event_files, session_of, values
 from bnmonitor.history.schema import PLUGIN
 
-Array = np.ndarray[Any, Any]
+__all__ = ["STDIN", "Array", "Files", "Provider", "Record", "Source", "Tag"]
 
-STDIN = Path("-")
-"""Stands for an event file that comes through a pipe."""
+logger = logging.getLogger("bnmonitor")
 
 
 @dataclass(frozen=True)
 class Record:
-    """One value of a tag: a float32 array, or the text of a JSON document."""
+    """One value of a tag: a float32 array, or the text of a JSON document.
+
+    Attributes:
+        step: The step that it was written at.
+        wall_time: The clock of the process that wrote it, in seconds since 1970.
+        value: The array or the text.
+        place: File and position in it, in the order of writing; ``(0, 0)`` if the source does not know.
+    """
 
     step: int
     wall_time: float
     value: Array | str
+    place: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Files:
         }
 
     def read(self, run: str, tags: Sequence[str]) -> Mapping[str, Sequence[Record]]:
-        """Return the values of the tags, file by file in the order of file names, which begin with a time."""
+        """Return the values of the tags in the order of writing: file by file, and by position in each."""
         known = self._load()[run].records
         return {tag: known[tag] for tag in tags if tag in known}
 
@@ -108,94 +111,35 @@ class Files:
 
     def _load(self) -> dict[str, _Run]:
         if self._runs is None:
-            self._runs = {}
-            for name, file in _event_files(self.path, self._unreadable.append):
-                read = self._runs.setdefault(name, _Run())
+            files: dict[str, list[tuple[int, list[Found]]]] = {}
+            for name, file in event_files(self.path, self._unreadable.append):
+                found: list[Found] = []
                 try:
-                    for tag, description, record in _ours(file):
-                        if description or tag not in read.tags:
-                            read.tags[tag] = read.tags.get(tag) or description
-                        read.records.setdefault(tag, []).append(record)
+                    for value in values(file, given=file == self.path):
+                        found.append(value)  # what was read before an error stays
                 except OSError as error:
                     self._unreadable.append(error)
-            self._runs = {name: run for name, run in self._runs.items() if run.records}
+                except MemoryError:
+                    self._unreadable.append(OSError(errno.ENOMEM, "it needs too much memory", str(file)))
+                if found:
+                    session = next((n for each in found if (n := session_of(each)) is not None), 1)
+                    files.setdefault(name, []).append((session, found))
+            self._runs = {name: _joined(read) for name, read in files.items()}
         return self._runs
 
 
-def _event_files(path: Path, failed: Callable[[OSError], object]) -> Iterator[tuple[str, Path]]:
-    """Yield the event files below a path with the name of their run, the oldest file of each run first."""
-    if path == STDIN or not path.is_dir():
-        yield ".", path
-        return
-    for folder, below, names in os.walk(path, onerror=failed, followlinks=True):
-        below.sort()
-        for name in sorted(names):
-            if "tfevents" in name:
-                yield Path(folder).relative_to(path).as_posix(), Path(folder) / name
+def _joined(files: list[tuple[int, list[Found]]]) -> _Run:
+    """Put the files of a run in the order of writing: by session, then by file name, which begins with a time.
 
-
-def _ours(path: Path) -> Iterator[tuple[str, bytes, Record]]:
-    """Yield tag, description and record of each value of bnmonitor in an event file."""
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    for data in _records(path):
-        if PLUGIN.encode() not in data:
-            continue
-        try:
-            event = Event.FromString(data)
-        except Exception:  # protobuf's DecodeError, which moved between versions of protobuf
-            continue
-        for value in event.summary.value:
-            plugin = value.metadata.plugin_data
-            if not value.HasField("tensor") or not value.tag.startswith(f"{PLUGIN}/"):
-                continue
-            if plugin.plugin_name not in (PLUGIN, ""):
-                continue
-            read = _value(value.tensor)
-            if read is not None:
-                yield value.tag, plugin.content, Record(event.step, event.wall_time, read)
-
-
-def _records(path: Path) -> Iterator[bytes]:
-    """Yield the records of a file in TensorFlow's framing: length, its checksum, data, their checksum.
-
-    The checksums are not verified: in Python that takes two seconds for ten megabytes, and decoding finds the damage. A
-    truncated record ends the file.
+    File names alone do not do: they follow the clock of the machine that wrote the file.
     """
-    with _opened(path) as file:
-        size = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        while len(head := file.read(12)) == 12:
-            (length,) = struct.unpack("<Q", head[:8])
-            if length > size - file.tell():
-                return
-            data = file.read(length)
-            if len(file.read(4)) < 4:
-                return
-            yield data
-
-
-def _opened(path: Path) -> BinaryIO:
-    """Open a file that has a size; a pipe is read to its end first."""
-    if path == STDIN:
-        return io.BytesIO(sys.stdin.buffer.read())
-    file = path.open("rb")
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return file
-    with file:
-        return io.BytesIO(file.read())
-
-
-def _value(tensor: Any) -> Array | str | None:
-    from tensorboard.compat.proto import types_pb2
-
-    if tensor.dtype == types_pb2.DT_STRING:
-        return tensor.string_val[0].decode("utf-8", "replace") if len(tensor.string_val) == 1 else None
-    if tensor.dtype != types_pb2.DT_FLOAT:
-        return None
-    shape = [dim.size for dim in tensor.tensor_shape.dim]
-    flat = np.frombuffer(tensor.tensor_content, "<f4")
-    return flat.reshape(shape) if flat.size == np.prod(shape, dtype=np.int64) else None
+    run = _Run()
+    for number, (_, found) in enumerate(sorted(files, key=lambda each: each[0])):
+        for position, each in enumerate(found):
+            run.tags[each.tag] = run.tags.get(each.tag) or each.description
+            place = (number, position)
+            run.records.setdefault(each.tag, []).append(Record(each.step, each.wall_time, each.value, place))
+    return run
 
 
 # -- TensorBoard's data provider ---------------------------------------------------------------------------------------
@@ -231,8 +175,15 @@ class Provider:
         if not tags:
             return {}
         wanted = RunTagFilter(runs=[run], tags=list(tags))
-        read = self._provider.read_tensors(self._context, **self._ask, downsample=self._most, run_tag_filter=wanted)
-        return {tag: [_record(datum) for datum in data] for tag, data in read.get(run, {}).items()}
+        try:
+            read = self._provider.read_tensors(self._context, **self._ask, downsample=self._most, run_tag_filter=wanted)
+            return {tag: [_record(datum) for datum in data] for tag, data in read.get(run, {}).items()}
+        except (ValueError, TypeError, MemoryError, OverflowError) as error:
+            # TensorBoard decodes all tags of a request at once, and one damaged tensor fails it.
+            if len(tags) == 1:
+                logger.warning("%s of the run %r holds a damaged value, so it is left out: %s", tags[0], run, error)
+                return {}
+        return {tag: records for each in tags for tag, records in self.read(run, [each]).items()}
 
 
 def _record(datum: Any) -> Record:

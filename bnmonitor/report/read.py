@@ -13,6 +13,7 @@ import numpy as np
 
 from bnmonitor._text import count
 from bnmonitor.history import black_boxes as boxes
+from bnmonitor.history.event_files import DamagedError
 from bnmonitor.history.run import History, Run, open_history
 from bnmonitor.history.source import Array
 from bnmonitor.results import Alert, LayerSummary, StepSummary
@@ -44,6 +45,7 @@ class Report(StepSummary):
         ended: Whether the run recorded its end.
         version: Version of bnmonitor that recorded it; empty if unknown.
         black_boxes: Files with the whole window at the moment an error opened.
+        overlap: A sentence if several processes wrote into the directory at the same time; empty otherwise.
     """
 
     run: str
@@ -55,6 +57,7 @@ class Report(StepSummary):
     ended: bool
     version: str
     black_boxes: tuple[Path, ...]
+    overlap: str = ""
 
     def ending(self, now: float | None = None) -> str:
         """Return how the record ends: the run ended, still writes, or stopped without a word."""
@@ -71,6 +74,7 @@ class Report(StepSummary):
         when = _date(self.written)
         steps = f"steps {self.first_step} to {self.step}" if self.frames else "no frame yet"
         lines = [f"{self.path} · {count(self.frames, 'frame')}, {steps} · {self.ending()}{when and f' · {when}'}"]
+        lines += [self.overlap] if self.overlap else []
         return lines + [f"black box: {path}" for path in self.black_boxes]
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,6 +93,7 @@ class Report(StepSummary):
             "alerts": [alert.to_dict() for alert in self.alerts],
             "skipped": dict(self.skipped),
             "black_boxes": [str(path) for path in self.black_boxes],
+            "overlap": self.overlap,
         }
 
 
@@ -138,7 +143,8 @@ def find(path: str | Path, run: str | None = None) -> tuple[History, tuple[str, 
 
 def said(error: OSError) -> str:
     """Return which file could not be read, and why."""
-    return f"cannot read {error.filename}: {error.strerror}"
+    begin = "" if isinstance(error, DamagedError) else "cannot read "
+    return f"{begin}{error.filename}: {error.strerror}"
 
 
 def report(history: History, name: str) -> Report:
@@ -164,6 +170,7 @@ def report(history: History, name: str) -> Report:
         ended=about.get("state") == "ended",
         version=str(about.get("version", "")),
         black_boxes=tuple(boxes.listing(directory)),
+        overlap=run.overlap,
     )
 
 

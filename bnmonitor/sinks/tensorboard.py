@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,14 @@ from bnmonitor.results import Alert
 from bnmonitor.sinks.base import Run, Sink
 from bnmonitor.sinks.channel_detail import ChannelDetail, LayerFacts
 from bnmonitor.sinks.loggers import torch_writer, totals
+from bnmonitor.sinks.sessions import WriterSession
 from bnmonitor.sinks.thinning import Thinning
 from bnmonitor.summary import METRICS, Summary
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary as SummaryProto
+
+logger = logging.getLogger("bnmonitor")
 
 ALERTS_TAG = "bnmonitor/alerts"
 PER_LAYER = {statistic.tag: statistic.name for statistic in statistics.LAYER if statistic.tag}
@@ -80,6 +84,7 @@ class TensorBoard(Sink):
         self._reported: dict[str, Any] = {}
         self._channels, self._facts = ChannelDetail(channel_bytes), LayerFacts()
         self._thinning = Thinning(run_bytes)
+        self._session = WriterSession(())
         self._alerted = self._left_out = False
         self._step = 0
 
@@ -97,6 +102,9 @@ class TensorBoard(Sink):
             self._own = SummaryWriter(str(self._log_dir), flush_secs=FLUSH_SECONDS)
             self._writers = [self._own]
         self.history = [str(writer.log_dir) for writer in self._writers]
+        for writer in self._writers:
+            writer._get_file_writer()  # makes the event file, which the session counts
+        self._session = WriterSession(self.history)
         self._reported = {}
         self._described.clear()
         self._channels.reopen()
@@ -116,7 +124,7 @@ class TensorBoard(Sink):
 
     def _whole(self, summary: Summary) -> int:
         """Write a frame with its scalars and facts, and with channels at the stride; return its bytes."""
-        schema = Schema(summary.layers.names, summary.layers.channels, METRICS)
+        schema = Schema(summary.layers.names, summary.layers.channels, METRICS, self._session.number)
         channels = self._channels.values(summary, schema.key) if self._thinning.on_stride else []
         return self._add(
             [
@@ -143,6 +151,8 @@ class TensorBoard(Sink):
         self._add(self._news(even_older=True))
         for writer in self._writers:
             writer.flush()
+        if intruder := self._session.intruder():
+            logger.warning("%s", intruder)
 
     def close(self, summary: Summary) -> None:
         """Write the last frame if it was left out, and the end of the run; close the sink's own event file."""
@@ -158,6 +168,7 @@ class TensorBoard(Sink):
     def _about(self, state: str, summary: Summary) -> list[SummaryProto.Value]:
         """Return the record of the run as a whole, if it changed."""
         about = {"version": __version__, "state": state, "epoch": summary.epoch, "skipped": dict(summary.skipped)}
+        about["session"] = self._session.number
         before, self._reported = self._reported, {**about, "epoch": None}
         return [] if before == self._reported else [encode.plain(ABOUT, about)]
 
@@ -172,8 +183,9 @@ class TensorBoard(Sink):
         event = SummaryProto(value=values)
         # One event for all: a scalar of its own costs five times as much. The public `file_writer` is None after a
         # logger was finalized; this call opens it again.
+        now = self._session.now()
         for writer in self._writers if values else ():
-            writer._get_file_writer().add_summary(event, self._step)
+            writer._get_file_writer().add_summary(event, self._step, now)
         return int(event.ByteSize()) + _FRAMING
 
     def _scalars(self, summary: Summary) -> list[SummaryProto.Value]:

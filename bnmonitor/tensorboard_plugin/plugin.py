@@ -78,7 +78,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
             schemas = run.schemas
             ends = [tag.last for _, tag in run.state(FRAME)]
             last = max((int(step) for step, _ in ends), default=0)
-            wall = max((float(when) for _, when in ends), default=0.0)
+            wall = max((_time(when) for _, when in ends), default=0.0)
             layers = max((len(schema.layers) for schema in schemas), default=0)
             runs.append({"name": name, "layers": layers, "last": last, "wall": wall})
         statistics = [statistic.to_dict() for statistic in catalogue.LAYER]
@@ -100,7 +100,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
                 "metrics": frames.metrics,
                 "frames": len(frames),
                 "steps": [int(frames.steps[0]), int(frames.steps[-1])] if len(frames) else [0, 0],
-                "walls": [float(frames.wall_times[0]), float(frames.wall_times[-1])] if len(frames) else [0, 0],
+                "walls": [_time(frames.wall_times[0]), _time(frames.wall_times[-1])] if len(frames) else [0, 0],
                 "alerts": alerts,
                 "boxes": _described(box_files(self._context, run.name)),
             }
@@ -113,7 +113,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         logarithmic = catalogue.logarithmic(metric, catalogue.LAYER)
         values = frames.of(metric)
         ends = self._kept(
-            request, run, FRAME, lambda: thin.extent(values, logarithmic=logarithmic), metric
+            request, run, FRAME, lambda: thin.extent(values, logarithmic=logarithmic), f"extent of {metric}"
         )  # of the whole run, so that zooming changes no color
         return _columns(frames.steps, values, query, logarithmic, {"extent": ends})
 
@@ -152,7 +152,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         try:
             box = boxes.load(files[name], (statistic,))
             values = boxes.of_layer(box, layer, statistic)
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError, IndexError, TypeError) as error:
             raise NotThereError(f"the black box has no such layer or statistic, or cannot be read: {error}") from None
         ends = thin.extent(values, logarithmic=catalogue.logarithmic(statistic, catalogue.CHANNEL))
         steps = np.asarray(box["steps"])
@@ -191,6 +191,11 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         return self._cache.get(key, run.state(prefix), read)
 
 
+def _time(seconds: float) -> float:
+    """Return a time that JSON can hold; 0 for what a damaged file may say."""
+    return float(seconds) if np.isfinite(seconds) else 0.0
+
+
 def _static(path: Path) -> Any:
     kind = _TYPES[path.suffix]
     return answer(lambda request, query: (path.read_text(encoding="utf-8"), kind))
@@ -215,7 +220,7 @@ def _described(files: dict[str, Path]) -> list[dict[str, Any]]:
     for name, path in files.items():
         try:
             alert = boxes.about(path)["alert"]
-        except (OSError, ValueError):
+            found.append({"file": name, **{key: alert.get(key) for key in ("code", "layer", "first_step")}})
+        except (AttributeError, OSError, ValueError):
             continue
-        found.append({"file": name, **{key: alert.get(key) for key in ("code", "layer", "first_step")}})
     return found

@@ -12,14 +12,19 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from tensorboard.backend.event_processing.data_ingester import LocalDataIngester
 from werkzeug.test import Client
 from werkzeug.wrappers import Response
 
 from bnmonitor import tensorboard_plugin
+from bnmonitor.history import encode
+from bnmonitor.history.schema import FRAME, alert_tag
 from bnmonitor.tensorboard_plugin.cache import Cache
 from bnmonitor.tensorboard_plugin.files import box_files
 from bnmonitor.tensorboard_plugin.loader import BatchNormLoader
@@ -451,3 +456,64 @@ def test_a_slice_of_a_run_that_was_read_once_reads_nothing_again(
     header, _ = long_run.slice("/slice", run="run", statistic="batch_var", bins=1500)
     assert header["shape"] == [53, 1500]
     assert read == []
+
+
+# -- odd requests ------------------------------------------------------------------------------------------------------
+
+ODD = (
+    *("", " ", "0", "-0", "-1", "1", "+5", "1_0", "٣", "1e3", "1.5", "nan", "inf", "-inf", "None", "true", "[1,2]"),
+    *(str(2**53), str(-(2**53)), str(2**63 - 1), str(2**63), str(-(2**64)), "9" * 19, "9" * 5000, "0x10", "{}"),
+    *("health", "training", "layers", "mean_lag", "head", SICK, "../..", "a\0b", "\ud83d", "слой", "%00", "\u202e"),
+)
+PARAMETERS = ("run", "statistic", "layer", "channel", "file", "from", "to", "bins", "unknown")
+
+
+@pytest.fixture(scope="module")
+def boxed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Asked, str]:
+    logs = tmp_path_factory.mktemp("boxed")
+    write(logs / "run", NAMES, range(40), sick=(1,), channels=8, detailed=(1, 2))
+    (logs / "run" / "plugins" / "bnmonitor").mkdir(parents=True, exist_ok=True)
+    name = a_box(logs / "run")
+    return Asked(logs), name
+
+
+@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.given(st.data())
+def test_no_request_makes_the_server_fail(boxed: tuple[Asked, str], data: st.DataObject) -> None:
+    tab, name = boxed
+    usual = {"run": "run", "statistic": "batch_var", "layer": NAMES[1], "file": name}
+    route = data.draw(st.sampled_from(["/runs", "/run", "/slice", "/layer", "/channels", "/channel", "/box"]))
+    odd = st.one_of(st.sampled_from(ODD), st.text(max_size=20), st.integers().map(str), st.floats().map(str))
+    extra = data.draw(st.lists(st.tuples(st.sampled_from(PARAMETERS), odd), max_size=5))
+    kept = data.draw(st.sets(st.sampled_from(sorted(usual))) | st.just(set(usual)))
+    pairs = [*extra, *((key, usual[key]) for key in sorted(kept))]
+    query = "&".join(f"{key}={quote(value, errors='surrogatepass')}" for key, value in pairs)
+    answer = Client(tab.apps[route], Response).get(f"{route}?{query}")
+    assert answer.status_code in (200, 400, 404), plain(answer)
+
+
+def test_an_empty_statistic_is_not_confused_with_the_frames(boxed: tuple[Asked, str]) -> None:
+    header, values = boxed[0].slice("/slice", run="run", statistic="")
+    assert header["extent"] is None
+    assert np.isnan(values).all()
+
+
+@pytest.mark.parametrize("statistic", ["layers", "steps", "training", "updates", "alert"])
+def test_a_box_answers_numbers_per_channel_only(boxed: tuple[Asked, str], statistic: str) -> None:
+    tab, name = boxed
+    assert tab.ask("/box", run="run", file=name, layer="layer1", statistic=statistic).status_code == 404
+
+
+def test_damaged_times_and_tensors_hide_neither_their_run_nor_another(tmp_path: Path) -> None:
+    write(tmp_path / "healthy", NAMES, range(5), channels=8)
+    with Writer(tmp_path / "damaged", ("a",)) as writer:
+        tag, table = FRAME + writer.schema.key, np.ones((1, len(writer.schema.metrics)), np.float32)
+        for step, wall in enumerate((float("nan"), float("inf"))):
+            writer.add(step, wall, encode.floats(tag, table, writer.schema.encode()))
+        broken = encode.floats(alert_tag(("x",)), table)
+        broken.tensor.tensor_content = b"\0" * 3
+        writer.add(2, 1.0, broken)
+    tab = Asked(tmp_path)
+    assert {run["name"]: run["layers"] for run in tab.json("/runs")["runs"]} == {"healthy": len(NAMES), "damaged": 1}
+    run = tab.json("/run", run="damaged")
+    assert (run["frames"], run["walls"], run["alerts"]) == (2, [0, 0], [])
