@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from bnmonitor import BatchNormMonitor
 from bnmonitor.sinks import Console, Loggers, Sink, TensorBoard
 
 
-class Small(L.LightningModule):
+class Small(pl.LightningModule):
     def __init__(self, inner: Any = None) -> None:
         super().__init__()
         torch.manual_seed(0)
@@ -38,7 +38,7 @@ def fit(callback: BatchNormMonitor, module: Small, folder: Path, **keywords: Any
     loader = DataLoader(TensorDataset(torch.ones(24, 4)), batch_size=4)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     settings = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "default_root_dir": folder, **quiet, **keywords}
-    L.Trainer(callbacks=[callback], **settings).fit(module, loader)
+    pl.Trainer(callbacks=[callback], **settings).fit(module, loader)
 
 
 @pytest.mark.parametrize("sinks", ["none", "default", "given"])
