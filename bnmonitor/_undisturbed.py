@@ -52,3 +52,18 @@ def _put_back(torch: Any, dtype: Any, threads: int) -> None:
         torch.set_default_dtype(dtype)
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def single_precision() -> Iterator[None]:
+    """Compute in single precision at least, where the default dtype of the training is half precision."""
+    torch: Any = sys.modules["torch"]
+    before = torch.get_default_dtype()
+    if before.itemsize >= 4:
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

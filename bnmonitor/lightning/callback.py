@@ -199,12 +199,12 @@ class BatchNormMonitor(CallbackBase):
         """Close the monitor after an exception or Ctrl-C, which an ``AlertError`` must not replace."""
         with suppress(AlertError):
             self._close(wait=False)
+        self._leave(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Close the monitor if neither of the two hooks before was called."""
         self._close()
-        if self._outer and trainer is self._trainer:
-            self._trainer, self._monitor, self._module, self._judges = self._outer.pop()
+        self._leave(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the monitor's state for the checkpoint, as plain types and tensors."""
@@ -280,6 +280,11 @@ class BatchNormMonitor(CallbackBase):
         if self._judges or "failure" in state:
             return state
         return {**state, "watch": {**state["watch"], "window": None}, "book": self.monitor.state_dict()["book"]}
+
+    def _leave(self, trainer: Any) -> None:
+        """Go back to the fit that this one was within."""
+        if self._outer and trainer is self._trainer:
+            self._trainer, self._monitor, self._module, self._judges = self._outer.pop()
 
     def _close(self, *, wait: bool = True) -> None:
         if self._monitor is not None:

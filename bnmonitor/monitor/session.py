@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bnmonitor._undisturbed import undisturbed
+from bnmonitor._undisturbed import single_precision, undisturbed
 from bnmonitor.alerts import AlertBook
 from bnmonitor.context import RunFacts
 from bnmonitor.distributed import world_size
@@ -114,7 +114,8 @@ class Session:
     def shielded(self, call: Callable[[], T], otherwise: T) -> T:
         """Return what a call returns. If it fails, warn once, stop watching, and return something else."""
         try:
-            return call()
+            with single_precision():
+                return call()
         except (AlertError, BatchNormWarning):
             raise
         except Exception as error:
@@ -166,7 +167,7 @@ class Session:
         if state.get("version", VERSION) != VERSION:
             return f"it is of version {state['version']!r}, and this bnmonitor reads version {VERSION}"
         try:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), single_precision():
                 window = self.recorder.rehearse(state["watch"])
                 book = AlertBook(self._chosen, self.settings.special_rules())
                 book.load_state_dict(state["book"])
@@ -178,8 +179,9 @@ class Session:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state that there is no doubt about."""
-        self.recorder.load_state_dict(state["watch"])
-        self.book.load_state_dict(state["book"])
+        with single_precision():
+            self.recorder.load_state_dict(state["watch"])
+            self.book.load_state_dict(state["book"])
         self.guard(self.recorder.begin)
 
     def step(self, number: int) -> None:

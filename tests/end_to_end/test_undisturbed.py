@@ -125,3 +125,27 @@ def test_what_an_import_changes_is_put_back_also_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError):
         imported()
     assert (list(warnings.filters), torch.get_default_dtype(), torch.get_num_threads()) == (filters, dtype, threads)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_default_dtype_ends_no_watch_and_stays_as_it_is(dtype: torch.dtype) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+        with Monitor(model, sinks=[], on_alert="log", check_every_n_steps=2, sample_every_n_steps=4) as monitor:
+            for _ in range(12):
+                model(torch.randn(16, 4)).square().mean().backward()
+                monitor.step()
+            with monitor.evaluation():
+                model.eval()(torch.randn(16, 4))
+            state = monitor.state_dict()
+        assert torch.get_default_dtype() == dtype
+        with Monitor(model.train(), sinks=[], on_alert="log") as second:
+            second.load_state_dict(state)
+            model(torch.randn(16, 4))
+            second.step()
+    finally:
+        torch.set_default_dtype(before)
+    assert (monitor.failure, second.failure, second.steps) == ("", "", tuple(range(13)))
+    assert [alert for alert in monitor.alerts if alert.code in ("BN001", "BN002")] == []
