@@ -63,7 +63,7 @@ class DegenerateMomentum(Rule):
     def check(self, window: Window) -> list[Finding]:
         """Judge the momentum of all layers that train on their batches, and report the worst value."""
         trained = ((window.updates > 0) & window.training).any(0).tolist()
-        # SAM sets momentum to 0 for its second pass: what is read at the end of a step is not what moved the statistics.
+        # SAM sets momentum to 0 for its second pass; another momentum moved the statistics before.
         moved = (window.recovery == Recovery.MOMENTUM_CHANGED).any(0).tolist()
         momenta = {i: m for i, m in enumerate(window.momentum[-1].tolist()) if trained[i] and not moved[i]}
         for value in (0.0, 1.0):
