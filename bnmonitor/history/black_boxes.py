@@ -76,7 +76,8 @@ def of_layer(box: dict[str, Any], layer: str, statistic: str) -> Array:
     values: Array = box[statistic]
     if np.shape(values) != (len(box["steps"]), sum(box["channels"])) or values.dtype.kind != "f":
         raise ValueError(f"{statistic!r} is not a number for every channel")
-    return values[:, start : start + box["channels"][place]].T
+    found: Array = values[:, start : start + box["channels"][place]].T
+    return found
 
 
 def _read(path: str | Path, statistics: tuple[str, ...] | None) -> dict[str, Any]:

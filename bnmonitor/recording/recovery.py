@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bnmonitor.layers import LayerTable
 from bnmonitor.measures import recover, update_weight
+from bnmonitor.recording.momentum import in_force
 from bnmonitor.window import Recovery
 
 TOLERANCE = 0.05
@@ -47,6 +48,7 @@ def recover_rows(
     momentum: Tensor,
     half_ulp: Tensor,
     out: Mapping[str, Tensor],
+    momentum_before: Tensor | None = None,
 ) -> None:
     """Recover the batch statistics of several steps.
 
@@ -65,9 +67,16 @@ def recover_rows(
         out: Where the result is written: ``batch_mean``, ``batch_var``, ``shift`` and ``ratio`` (``[T, C]``),
             ``updates``, ``recovery``, ``momentum`` and ``variance`` (``[T, L]``), as described at
             :class:`bnmonitor.window.Window`.
+        momentum_before: ``momentum`` as it was before each step; None: the same.
     """
     updates = counts[1] - counts[0]
-    usual = (updates == 1) & counted & ~foreign & (momentum > 0)
+    unsure = torch.zeros_like(foreign)
+    if momentum_before is not None and not torch.equal(momentum_before, momentum):
+        momenta = (momentum_before, momentum)
+        momentum, unsure = in_force(
+            layers, before=before, after=after, counts=counts, momenta=momenta, half_ulp=half_ulp
+        )
+    usual = (updates == 1) & counted & ~foreign & ~unsure & (momentum > 0)
     if bool(usual.all()) and bool(layers.tracked.all()):
         channels = _Channels(layers, before, after, momentum, out)
         if channels.finite and not channels.negative and channels.coarse(half_ulp / momentum) is None:
@@ -76,7 +85,7 @@ def recover_rows(
             out["momentum"].copy_(momentum)
             out["variance"].copy_(layers.segments.mean(out["batch_var"]))
             return
-    _recover_unusual(layers, before, after, counts, counted, foreign, momentum, half_ulp, out)
+    _recover_unusual(layers, before, after, counts, counted, foreign, unsure, momentum, half_ulp, out)
 
 
 def _recover_unusual(
@@ -86,6 +95,7 @@ def _recover_unusual(
     counts: tuple[Tensor, Tensor],
     counted: Tensor,
     foreign: Tensor,
+    unsure: Tensor,
     momentum: Tensor,
     half_ulp: Tensor,
     out: Mapping[str, Tensor],
@@ -95,7 +105,7 @@ def _recover_unusual(
     segments, owner = layers.segments, layers.owner
     updates = counts[1] - counts[0]
     changed = torch.zeros_like(updates, dtype=torch.bool)
-    if (updates == 0).any() or not counted.all():
+    if (updates == 0).any() or (momentum == 0).any() or not counted.all():
         changed = segments.any(_differ(old_mean, new_mean) | _differ(old_var, new_var))
         updates = torch.where(counted, updates, changed.long())
     weight = update_weight(momentum, torch.where(counted, counts[0], 0), torch.where(counted, counts[1], updates))
@@ -117,6 +127,7 @@ def _recover_unusual(
     if not by_channel.finite:
         state[~segments.any(mean.isfinite() & var.isfinite())] = Recovery.NON_FINITE
     state[(momentum == 0) & (updates > 0)] = Recovery.NO_MOMENTUM
+    state[unsure | ((momentum == 0) & (updates > 0) & changed)] = Recovery.MOMENTUM_CHANGED
     state[updates == 0] = Recovery.NO_UPDATE
     state[foreign | (updates < 0) | impossible | ((updates == 0) & changed)] = Recovery.FOREIGN
     state[:, ~layers.tracked] = Recovery.NO_BUFFERS

@@ -279,6 +279,7 @@ class Tape:
         mean, var, *_ = tape[old].unbind(1)
         counts_updates, cumulative = (self.layers.which(f) for f in ("counts_updates", "averages_cumulatively"))
         momentum = _stacked([row.momentum for row in meta], _momentum)
+        momentum_before = _stacked([rows[i - 1].momentum for i in at], _momentum)
         identity = _table([row.identity for row in rows])
         means, variances = _table([row.means_written for row in rows]), _table([row.variances_written for row in rows])
         same = identity[now] == identity[old]
@@ -300,6 +301,7 @@ class Tape:
             momentum=momentum.where(cumulative | ~momentum.isnan(), 0.0),
             half_ulp=self._half_ulp(),
             out=out,
+            momentum_before=momentum_before.where(cumulative | ~momentum_before.isnan(), 0.0),
         )
         fill_seen(self.layers, out, [id(m) for m in self.modules], [row.seen for row in meta])
         for name in _READ:

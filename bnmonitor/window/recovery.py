@@ -17,6 +17,7 @@ class Recovery(IntEnum):
     FOREIGN = 6
     NO_MOMENTUM = 7
     NON_FINITE = 8
+    MOMENTUM_CHANGED = 9
 
     @property
     def known(self) -> bool:
@@ -39,4 +40,5 @@ _REASONS = {
     Recovery.FOREIGN: "something other than this layer's forward wrote its running statistics",
     Recovery.NON_FINITE: "the running statistics are not finite",
     Recovery.NO_MOMENTUM: "momentum is 0: the running statistics carry nothing of the batch",
+    Recovery.MOMENTUM_CHANGED: "momentum was changed between the forward and the end of the step",
 }

@@ -208,3 +208,31 @@ def test_bn304_accepts_the_lag_of_a_cumulative_average_until_it_does_harm(
 ) -> None:
     found = findings("BN304", make_window(batch_mean=lag, momentum=momentum))
     assert [f.severity for f in found] == ([] if severity is None else [severity])
+
+
+def test_the_layer_that_is_named_is_the_one_whose_number_is_given() -> None:
+    window = make_window(channels=(4, 4))
+    momentum = torch.full_like(window.momentum, 0.9)
+    momentum[:, 1] = 0.99
+    [finding] = findings("BN301", replace(window, momentum=momentum))
+    assert (finding.layer, finding.layers, round(finding.value, 6)) == (1, (1, 0), 0.99)
+
+
+def test_cold_statistics_name_the_layer_that_was_updated_least() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.BatchNorm1d(4), nn.BatchNorm1d(4)])
+    monitor = Monitor(model, sinks=[], on_alert="log")
+    with monitor:
+        for step in range(24):
+            x = torch.randn(32, 4) * 3 + 2
+            model[0](x)
+            if step % 3 == 0:
+                model[1](x)
+            monitor.step()
+        with monitor.evaluation():
+            model.eval()
+            model[0](x)
+            model.train()
+    (alert,) = [alert for alert in monitor.alerts if alert.code == "BN303"]
+    assert (alert.layer, alert.layers) == ("1", ("1", "0"))
+    assert "after 8 updates" in alert.message

@@ -101,7 +101,8 @@ class SkippedStepPoisoning(Rule):
         return torch.fmax(mean, scale).where(warm(window)[t], 0.0).nan_to_num(0.0, 0.0)
 
     def _finding(self, window: Window, t: int, hit: torch.Tensor, worst: torch.Tensor | None) -> Finding:
-        layers = tuple(hit.nonzero().flatten().tolist())
+        far = torch.zeros_like(hit, dtype=torch.float32) if worst is None else worst
+        layers = tuple(sorted(hit.nonzero().flatten().tolist(), key=lambda i: -float(far[i])))
         scales = window.facts.scales
         scale = f" (its scale is now {number(scales[t])})" if len(scales) == len(window) else ""
         if worst is None:

@@ -121,8 +121,8 @@ class ColdStatistics(Rule):
             advice = "let training forwards reach the layer's own buffers, or call"
         return Finding(
             severity=Severity.ERROR if error else Severity.WARNING if felt else Severity.INFO,
-            layer=cold[0],
-            layers=tuple(cold),
+            layer=layer,
+            layers=(layer, *(i for i in cold if i != layer)),
             first_step=window.steps[-1],
             value=worst,
             threshold=self.error_weight if error else self.warn_weight,

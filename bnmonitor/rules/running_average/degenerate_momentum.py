@@ -9,7 +9,7 @@ from typing import ClassVar
 from bnmonitor._text import number
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule, first
-from bnmonitor.window import Window
+from bnmonitor.window import Recovery, Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,9 @@ class DegenerateMomentum(Rule):
     def check(self, window: Window) -> list[Finding]:
         """Judge the momentum of all layers that train on their batches, and report the worst value."""
         trained = ((window.updates > 0) & window.training).any(0).tolist()
-        momenta = {i: m for i, m in enumerate(window.momentum[-1].tolist()) if trained[i]}
+        # SAM sets momentum to 0 for its second pass; another momentum moved the statistics before.
+        moved = (window.recovery == Recovery.MOMENTUM_CHANGED).any(0).tolist()
+        momenta = {i: m for i, m in enumerate(window.momentum[-1].tolist()) if trained[i] and not moved[i]}
         for value in (0.0, 1.0):
             layers = [i for i, m in momenta.items() if m == value]
             if layers:

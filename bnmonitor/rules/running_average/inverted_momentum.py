@@ -74,13 +74,14 @@ class InvertedMomentum(Rule):
         return []
 
     def _inverted(self, window: Window, found: dict[int, float]) -> Finding:
-        worst = max(found.values())
+        layer = max(found, key=lambda i: found[i])
+        worst = found[layer]
         error = worst >= self.error_from
         return Finding(
             severity=Severity.ERROR if error else Severity.WARNING,
-            layer=min(found),
-            layers=tuple(sorted(found)),
-            first_step=first((window.momentum[:, min(found)] - found[min(found)]).abs() < 1e-6, window),
+            layer=layer,
+            layers=(layer, *(i for i in sorted(found) if i != layer)),
+            first_step=first((window.momentum[:, layer] - worst).abs() < 1e-6, window),
             value=worst,
             threshold=self.error_from if error else self.warn_from,
             message=f"momentum {number(worst)} is the weight of the newest batch in PyTorch: the running statistics "

@@ -74,10 +74,10 @@ class PooledToFewValues(Rule):
             return []
         usual = float(values[trunk(window, judged)].nanmedian())
         few = judged & (values < max(self.warn_below, self.error_below)) & (values * self.contrast <= usual)
-        layers = tuple(few.nonzero().flatten().tolist())
+        layers = tuple(sorted(few.nonzero().flatten().tolist(), key=lambda i: float(values[i])))
         if not layers:
             return []
-        least = float(values[list(layers)].min())
+        least = float(values[layers[0]])
         error = least < self.error_below
         limit = self.error_below if error else self.warn_below
         return [
