@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from hypothesis import HealthCheck, settings
 
-# Threads that share busy cores wait for each other, and sums over several threads are rounded in another order.
-torch.set_num_threads(1)
+# Threads that share busy cores wait for each other, so that one is the default here; OMP_NUM_THREADS=2 tries two.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
