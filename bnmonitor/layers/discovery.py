@@ -50,11 +50,16 @@ def norms(models: Iterable[nn.Module]) -> list[nn.Module]:
     found: list[nn.Module] = []
     stack: list[nn.Module | None] = list(models)
     seen: set[int] = set()
+    plain: set[type[nn.Module]] = set()
     while stack:
         module = stack.pop()
-        if module is None or id(module) in seen or scripted(module):
+        if module is None or id(module) in seen:
             continue
         seen.add(id(module))
+        if module.__class__ not in plain:  # asked once for a class
+            if scripted(module):
+                continue
+            plain.add(module.__class__)
         if module._buffers and kind_of(module) is not None:
             found.append(module)
         stack.extend(module._modules.values())

@@ -43,7 +43,7 @@ def test_lightning_ten_lines(tmp_path: Path) -> None:
     printed = run("lightning_ten_lines.py", cwd=tmp_path)
     assert "BN301 inverted-momentum" in printed
     assert "BatchNorm ✗ 1 error in 1 layer · epoch 2" in printed
-    assert "error: BN301 in net.1, open. Fix: bnmonitor.remedies.set_momentum(model, momentum=0.01)" in printed
+    assert "error: BN301 in net.1, open. Fix: call bnmonitor.remedies.set_momentum(model, momentum=0.01)" in printed
     assert event_files(tmp_path / "runs" / "lightning_ten_lines")
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 

@@ -216,7 +216,7 @@ def test_a_copy_tells_nothing(how: Callable[[nn.Module], nn.Module], plain: tupl
 
 
 def test_no_graph_is_kept_alive() -> None:
-    model, observer = Around(untracked(), (3, 6, 6)), Observer()
+    model, observer = Around(untracked(), (3, 6, 6), CHANNELS), Observer()
     observer.attach([model.layer])
     model(torch.randn(4, 3, 6, 6))
     [seen] = (observer.collect() or {}).values()
