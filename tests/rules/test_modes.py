@@ -631,7 +631,7 @@ def test_bn505_a_copy_that_follows_without_its_buffers() -> None:
     for _ in range(20):
         model(data()[0])
     follower = copy.deepcopy(model).eval().requires_grad_(False)
-    trial = Trial({"net": model, "copy": follower}, torch.optim.SGD(model.parameters(), lr=0.05))
+    trial = Trial({"net": model, "copy": follower}, torch.optim.SGD(model.parameters(), lr=0.2))
     trial.model = model
     with trial.monitor:
         for _ in range(40):
