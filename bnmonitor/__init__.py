@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bnmonitor.layers import LayerTable
     from bnmonitor.lightning import BatchNormMonitor
     from bnmonitor.monitor import AlertError, BatchNormWarning, Monitor
-    from bnmonitor.results import Alert, Severity
+    from bnmonitor.results import Alert, Incident, Severity
     from bnmonitor.rules import Finding, Rule, all_rules, default_rules
     from bnmonitor.sinks import Sink
     from bnmonitor.summary import Summary
@@ -26,6 +26,7 @@ _HOMES = {
     "BatchNormMonitor": "lightning",
     "BatchNormWarning": "monitor",
     "Finding": "rules",
+    "Incident": "results",
     "LayerTable": "layers",
     "Monitor": "monitor",
     "Rule": "rules",
@@ -42,6 +43,7 @@ __all__ = [
     "BatchNormMonitor",
     "BatchNormWarning",
     "Finding",
+    "Incident",
     "LayerTable",
     "Monitor",
     "Rule",

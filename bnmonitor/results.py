@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import IntEnum
 from typing import Any, Literal
 
@@ -65,6 +65,7 @@ class Alert:
         message: What is wrong, with the likely cause.
         advice: One concrete fix.
         url: The rule's page in the manual.
+        incident: The incident that explains it; None for a note, which no incident explains.
     """
 
     code: str
@@ -81,6 +82,7 @@ class Alert:
     message: str
     advice: str
     url: str
+    incident: Incident | None = field(default=None, compare=False, repr=False)
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -99,8 +101,9 @@ class Alert:
         return f"{self.code} {self.rule}{where}{self.extent}{channels} · since step {self.first_step}: {self.message}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the alert as plain types that JSON can hold."""
-        plain = asdict(self)
+        """Return the alert as plain types that JSON can hold, without its incident."""
+        plain = asdict(replace(self, incident=None))
+        del plain["incident"]
         plain["severity"] = str(self.severity)
         plain["layers"], plain["channels"] = list(self.layers), list(self.channels)
         for name in ("value", "threshold"):
@@ -131,6 +134,106 @@ class Alert:
                 "channels": tuple(plain["channels"]),
                 "value": float(plain["value"]),
                 "threshold": float(plain["threshold"]),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incident:
+    """One root cause, with everything that follows from it.
+
+    While an incident is open its cause, title and severity may be revised as evidence comes in.
+
+    Attributes:
+        index: Its position among the incidents of the run, which it keeps.
+        code: Code of the rule whose page explains it, such as ``BN704``.
+        cause: Name of the cause, such as ``learning-rate-too-high``.
+        severity: The worst severity so far.
+        title: One plain sentence that names the cause.
+        detail: The numbers that show it.
+        layer: Dotted path of the layer where it began; None if there is no layer to name.
+        layers: Every affected layer, the first one first.
+        of_layers: How many layers are watched; 0: unknown.
+        first_step: The step when it began.
+        last_step: The last step at which it was seen.
+        state: ``"open"`` or ``"resolved"``.
+        evidence: Its alerts in causal order, the cause first.
+        advice: One concrete fix.
+        url: The page of the cause in the manual.
+    """
+
+    index: int
+    code: str
+    cause: str
+    severity: Severity
+    title: str
+    detail: str
+    layer: str | None
+    layers: tuple[str, ...]
+    of_layers: int
+    first_step: int
+    last_step: int
+    state: Literal["open", "resolved"]
+    evidence: tuple[Alert, ...]
+    advice: str
+    url: str
+
+    @property
+    def where(self) -> str:
+        """Which layers are affected, as a text: ``19 of 20 layers, first layer4.0.bn2``; empty without a layer."""
+        if self.layer is None:
+            return ""
+        if len(self.layers) < 2:
+            return self.layer
+        of = f" of {self.of_layers}" if self.of_layers >= len(self.layers) else ""
+        return f"{len(self.layers)}{of} layers, first {self.layer}"
+
+    def lines(self) -> tuple[str, str, str]:
+        """The incident in three lines: what, since when and where; the numbers; the fix."""
+        where = f" · {self.where}" if self.where else ""
+        more = f" · bnmonitor explain {self.code}" if self.url else ""
+        return (
+            f"{self.severity.mark} {self.title} · since step {self.first_step}{where}",
+            self.detail,
+            f"fix: {self.advice}{more}",
+        )
+
+    def __str__(self) -> str:
+        first, *rest = self.lines()
+        return "\n".join([first, *(f"  {line}" for line in rest if line)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the incident as plain types that JSON can hold."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {
+            **own,
+            "severity": str(self.severity),
+            "layers": list(self.layers),
+            "evidence": [alert.to_dict() for alert in self.evidence],
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Incident:
+        """Return the incident that :meth:`to_dict` described.
+
+        Raises:
+            KeyError: A field is missing, or there is no such severity.
+            TypeError: A field is of another type, or there is one too many.
+            ValueError: A number cannot be read.
+        """
+        texts = [plain[name] for name in ("code", "cause", "severity", "state", "title", "detail", "advice", "url")]
+        layer = [] if plain["layer"] is None else [plain["layer"]]
+        if not all(isinstance(each, str) for each in (*texts, *layer, *plain["layers"])):
+            raise TypeError("a text of the incident is not a string")
+        numbers = [plain[name] for name in ("index", "of_layers", "first_step", "last_step")]
+        if not all(isinstance(each, int) for each in numbers):
+            raise TypeError("a step or a number of the incident is not an int")
+        return cls(
+            **{
+                **plain,
+                "severity": Severity[plain["severity"].upper()],
+                "layers": tuple(plain["layers"]),
+                "evidence": tuple(map(Alert.from_dict, plain["evidence"])),
             }
         )
 
@@ -177,6 +280,9 @@ class StepSummary:
         rows: A row per layer.
         alerts: Every alert so far, cleared ones too.
         skipped: Rules that could not run, with the reason.
+        incidents: Every incident so far, resolved ones too.
+        loss: The loss of the last step; NaN where it is unknown.
+        learning_rates: The learning rate of each parameter group at the last step; empty where unknown.
     """
 
     step: int
@@ -184,6 +290,9 @@ class StepSummary:
     rows: tuple[LayerSummary, ...]
     alerts: tuple[Alert, ...]
     skipped: Mapping[str, str]
+    incidents: tuple[Incident, ...] = ()
+    loss: float = float("nan")
+    learning_rates: tuple[float, ...] = ()
 
     def __iter__(self) -> Iterator[LayerSummary]:
         return iter(self.rows)
@@ -194,6 +303,11 @@ class StepSummary:
     def open(self, severity: Severity = Severity.INFO) -> list[Alert]:
         """Return the open alerts of a severity or worse."""
         return [a for a in self.alerts if a.state == "open" and a.severity >= severity]
+
+    def open_incidents(self) -> list[Incident]:
+        """Return the incidents that are open, the worst first, then the earliest."""
+        found = [incident for incident in self.incidents if incident.state == "open"]
+        return sorted(found, key=lambda incident: (-incident.severity, incident.first_step, incident.index))
 
     @property
     def health(self) -> float:

@@ -18,7 +18,7 @@ from bnmonitor.measures.batches import (
 from bnmonitor.measures.calls import MOST_CALLS, CallMoments, call_distances
 from bnmonitor.measures.channels import batch_offset, covariate_shift, dead, gamma_update, offset, offsets, silent
 from bnmonitor.measures.columns import BY_CHANNEL, BY_LAYER
-from bnmonitor.measures.learning_rate import rise
+from bnmonitor.measures.learning_rate import GAMMA_STEPS, gamma_run, loss_level, rise
 from bnmonitor.measures.moments import (
     Affine,
     between,
@@ -50,6 +50,7 @@ __all__ = [
     "BY_CHANNEL",
     "BY_LAYER",
     "DISTANCE_STEPS",
+    "GAMMA_STEPS",
     "LEAST_HELD_OUT",
     "LEAST_WARM_UP",
     "MOST_CALLS",
@@ -65,12 +66,14 @@ __all__ = [
     "dead",
     "finish",
     "forgetting",
+    "gamma_run",
     "gamma_update",
     "held_out_ratio",
     "independence",
     "initial_weight",
     "jump",
     "lag",
+    "loss_level",
     "may_exceed",
     "may_lag",
     "mean",

@@ -75,6 +75,9 @@ class Facts:
         affine_trains: ``[L]`` bool, gamma or beta needs a gradient and, where optimizers are known, is in one.
         optimizers: Whether the optimizers are known.
         learning_rates: The largest learning rate in force at each step of the window; NaN where unknown.
+        losses: The loss at each step of the window; NaN where unknown, empty if no loss is known at all.
+        loss_start: The level at which the loss began, the median of ten steps; NaN where unknown.
+        loss_best: The lowest level of the loss so far, likewise.
         world_size: Processes that train together; 1 where unknown.
         structure: The network around the layers by the autograd graph, once a step has been sampled.
         decay: ``[L]`` largest weight decay on gamma or beta, 0 without; None where unknown.
@@ -107,6 +110,9 @@ class Facts:
     affine_trains: Tensor
     optimizers: bool = False
     learning_rates: tuple[float, ...] = ()
+    losses: tuple[float, ...] = ()
+    loss_start: float = float("nan")
+    loss_best: float = float("nan")
     world_size: int = 1
     structure: Structure | None = None
     decay: Tensor | None = None

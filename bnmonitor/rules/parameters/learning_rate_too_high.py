@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import count, number
-from bnmonitor.measures import DISTANCE_STEPS, batch_distance, jump, rise
+from bnmonitor.measures import DISTANCE_STEPS, GAMMA_STEPS, batch_distance, gamma_run, jump, loss_level, rise
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule, first, onset, rate_note
 from bnmonitor.window import CHANNEL_STATISTICS, LAYER_STATISTICS, Window
@@ -93,9 +94,72 @@ class LearningRateTooHigh(Rule):
     sudden_to: float = 30.0
     jump_growth: float = 1.5
     least_share: float = 0.5
+    gamma_run: float = 1.5
+    lost_gamma_run: float = 0.5
+    blind_gamma_run: float = 4.0
+    lost_loss: float = 1.25
+    stuck_loss: float = 0.95
 
     def check(self, window: Window) -> list[Finding]:
-        """Judge all layers together."""
+        """Judge all layers together: by gamma and the loss, which need no calm times, then by the batches."""
+        return self._runaway(window) or self._leaps(window)
+
+    def _runaway(self, window: Window) -> list[Finding]:
+        """Judge how far gamma has moved, and whether the loss has left its start."""
+        moved = gamma_run(window)
+        judged = ~moved.isnan() & window.training[-1]
+        if not judged.any():
+            return []
+        level, start = loss_level(window), window.facts.loss_start
+        lost = start > 0 and not level <= self.lost_loss * start and level == level
+        limit = self.lost_gamma_run if lost else self.gamma_run
+        wild = judged & (moved > limit)
+        if int(wild.sum()) < max(self.least_share * int(judged.sum()), min(2, int(judged.sum()))):
+            return []
+        if not lost and self._at_once(window, wild):
+            return []
+        value = float(moved[judged].median())
+        stuck = len(window) >= 2 * DISTANCE_STEPS and start > 0 and level > self.stuck_loss * start
+        blind = level != level and value > self.blind_gamma_run
+        lead, share = int(wild.long().argmax()), f"{int(wild.sum())} of {count(int(judged.sum()), 'layer')}"
+        step = self._ran_from(window, lead)
+        raised = rise(window, step + 1)
+        before = 0.0 if raised is None else window.learning_rate(window.steps.index(raised) - 1)
+        return [
+            Finding(
+                severity=Severity.ERROR if lost or stuck or blind else Severity.WARNING,
+                layer=lead,
+                layers=tuple(judged.nonzero().flatten().tolist()),
+                first_step=step,
+                value=value,
+                threshold=limit,
+                message=f"in {share} gamma moved by {number(value)} times its scale within "
+                f"{min(len(window), GAMMA_STEPS)} steps{_loss(level, start)}{rate_note(window, step)}",
+                advice=_slower(window.learning_rate(window.steps.index(step)), value, before),
+            )
+        ]
+
+    @staticmethod
+    def _at_once(window: Window, wild: Tensor) -> bool:
+        """Whether gamma changed in a single step: other code has written it."""
+        channels = wild[window.layers.owner]
+        path = window.gamma[-GAMMA_STEPS:, channels].diff(dim=0).abs().nan_to_num(0.0).sum(1)
+        return len(path) > 2 and float(path.max()) > 0.9 * float(path.sum())
+
+    @staticmethod
+    def _ran_from(window: Window, layer: int) -> int:
+        """The step at which gamma of a layer began to run, or at which the rate was raised shortly before."""
+        raised = rise(window, window.steps[-1])
+        if raised is not None:
+            return raised
+        begin = max(0, len(window) - GAMMA_STEPS - 1)
+        gamma = window.gamma[begin:, window.layers.span(layer)]
+        moved = (gamma - gamma[0]).abs().nan_to_num(torch.inf).amax(1)
+        ran = moved > 0.1 * moved[moved.isfinite()].max()
+        return window.steps[begin + max(0, int(ran.long().argmax()) - 1)]
+
+    def _leaps(self, window: Window) -> list[Finding]:
+        """Judge the batches against calm times."""
         known = window.training[-1] & window.baseline.batch_distance.isfinite()
         now, moved = batch_distance(window), jump(window)
         lost = known & ~(now.isfinite() & moved.isfinite())
@@ -123,7 +187,8 @@ class LearningRateTooHigh(Rule):
     def _judge(self, window: Window, now: Tensor, moved: Tensor) -> list[Finding]:
         """Compare batch distances and jumps, ``[L]`` each, with those of calm times."""
         calm = window.baseline.batch_distance
-        judged = window.training[-1] & now.isfinite() & calm.isfinite()
+        # A cumulative average (momentum None) does not follow the batches, so their distance says nothing.
+        judged = window.training[-1] & now.isfinite() & calm.isfinite() & ~window.momentum[-1].isnan()
         raised = self._raised(window)
         least = torch.where(raised, self.sudden_distance, self.least_distance)
         growth = torch.where(raised, self.sudden_growth, self.growth)
@@ -181,3 +246,19 @@ def _until(window: Window, end: int) -> Window:
     rows = {name: getattr(window, name)[:end] for name in CHANNEL_STATISTICS + LAYER_STATISTICS}
     facts = replace(window.facts, learning_rates=window.facts.learning_rates[:end])
     return replace(window, steps=window.steps[:end], fresh=min(window.fresh, end), facts=facts, **rows)
+
+
+def _loss(level: float, start: float) -> str:
+    return f"; loss {number(start)} → {number(level)}" if level == level and start == start else ""
+
+
+def _slower(rate: float, moved: float, before: float) -> str:
+    """Advise a learning rate: the one before it was raised, or one at which gamma moves by half its scale."""
+    clip = "or clip gradients: Trainer(gradient_clip_val=1.0)"
+    if before > 0:
+        return f"go back to a learning rate of {number(before)}, {clip}"
+    if not rate > 0:
+        return f"lower the learning rate to a tenth, {clip}"
+    lower = rate * min(1 / 3, max(0.01, 0.5 / moved))
+    digit = 10.0 ** math.floor(math.log10(lower))
+    return f"lower the learning rate to about {number(max(1, int(lower / digit)) * digit)}, {clip}"

@@ -1,0 +1,70 @@
+"""The cause ``learning-rate-too-high``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bnmonitor._text import number
+from bnmonitor.diagnosis.base import Case, Cause
+from bnmonitor.diagnosis.course import growth, loss_course, loss_is_back
+from bnmonitor.measures import rise
+from bnmonitor.results import Severity
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRateTooHigh(Cause):
+    """The learning rate is too high for the network.
+
+    ## What it is
+    The weights take steps after which every layer computes something else. It happens from the first step, at the end
+    of a warm-up, or when the rate is raised. Batch normalization makes the scale of the weights before it irrelevant,
+    but not that of gamma and beta: at a rate too high they run away, and channels die.
+
+    ## What follows
+    Gamma and the batch variances explode (BN106, BN702), channels die (BN701), the running statistics describe no
+    network that ever existed (BN304), and in the end everything is NaN (BN101). After that nothing says anything new.
+
+    ## What to do
+    Stop, go back to a checkpoint from before, and restart at the rate that the incident names. A warm-up or clipped
+    gradients (``Trainer(gradient_clip_val=1.0)``) allow a higher rate.
+    """
+
+    name: ClassVar[str] = "learning-rate-too-high"
+    leads: ClassVar[frozenset[str]] = frozenset({"BN704"})
+    explains: ClassVar[frozenset[str]] = frozenset(
+        {"BN1", "BN303", "BN304", "BN305", "BN405", "BN6", "BN701", "BN702", "BN705", "BN706", "BN707"}
+    )
+    everywhere: ClassVar[bool] = True
+
+    def title(self, case: Case) -> str:
+        """Name the learning rate, and the one before it where it was raised at once."""
+        window = case.window
+        if window is None or case.lead.first_step not in window.steps:
+            return ""
+        at = window.steps.index(case.lead.first_step)
+        rate = window.learning_rate(at)
+        if not math.isfinite(rate):
+            return super().title(case)
+        raised = rise(window, case.lead.first_step + 1)
+        before = "" if raised is None else window.learning_rate(window.steps.index(raised) - 1)
+        return f"learning rate {number(rate)} is too high{'' if before == '' else f' (was {number(float(before))})'}"
+
+    def detail(self, case: Case) -> str:
+        """Say how far the statistics and the loss have gone."""
+        window = case.window
+        if window is None:
+            return super().detail(case)
+        parts = [growth(window, case.lead.first_step), loss_course(window)]
+        return "; ".join(part for part in parts if part) or super().detail(case)
+
+    def severity(self, case: Case) -> Severity:
+        """An error once the training is lost, or its loss is no better than at its start."""
+        if case.lost or (case.window is not None and loss_is_back(case.window) is False):
+            return Severity.ERROR
+        return case.severity
+
+    def lasts(self, case: Case) -> bool:
+        """Whether the loss is still no better than at its start."""
+        return case.lost or (case.window is not None and loss_is_back(case.window) is False)

@@ -1,0 +1,29 @@
+"""The cause ``momentum``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bnmonitor.diagnosis.base import Cause
+
+
+@dataclass(frozen=True, kw_only=True)
+class Momentum(Cause):
+    """The momentum does not average the batches as it should.
+
+    ## What it is
+    PyTorch's momentum is the weight of the new batch, that of other frameworks the weight of the past: a value copied
+    from there keeps nothing but the last batch. With 0 nothing is ever updated; with 1 nothing is averaged.
+
+    ## What follows
+    The running statistics are those of one batch, or of none: evaluation differs from training (BN305), and validation
+    data seem to differ (BN603).
+
+    ## What to do
+    Set the momentum to 0.1, or to 0.01 for long trainings.
+    """
+
+    name: ClassVar[str] = "momentum"
+    leads: ClassVar[frozenset[str]] = frozenset({"BN301", "BN302"})
+    explains: ClassVar[frozenset[str]] = frozenset({"BN303", "BN304", "BN305", "BN603", "BN106", "BN704", "BN707"})

@@ -1,0 +1,37 @@
+"""The cause ``non-finite-statistics``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bnmonitor.diagnosis.base import Case, Cause
+
+EFFECTS = frozenset({"BN1", "BN303", "BN304", "BN305", "BN405", "BN6", "BN701", "BN702", "BN704", "BN706", "BN707"})
+"""What follows from a NaN: whatever is judged by numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NonFinite(Cause):
+    """A NaN or an infinity began within the network.
+
+    ## What it is
+    The weights or the statistics of one layer are not finite. Neither the data nor half precision nor the learning rate
+    explains it.
+
+    ## What follows
+    Every layer after it is NaN in the same step, and after one optimizer step the whole network.
+
+    ## What to do
+    Look at the layer that the incident names. If only the running statistics are NaN,
+    ``bnmonitor.remedies.restore_last_finite(model, monitor)`` sets them back; if the weights are too, go back to the
+    newest checkpoint in which they are finite.
+    """
+
+    name: ClassVar[str] = "non-finite-statistics"
+    leads: ClassVar[frozenset[str]] = frozenset({"BN101"})
+    explains: ClassVar[frozenset[str]] = EFFECTS
+
+    def lasts(self, case: Case) -> bool:
+        """Whether the training is lost."""
+        return case.lost

@@ -1,0 +1,52 @@
+"""The cause ``non-finite-input``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bnmonitor.diagnosis.base import Case, Cause
+from bnmonitor.diagnosis.causes.non_finite import EFFECTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class NonFiniteInput(Cause):
+    """A NaN or an infinity came in with the data.
+
+    ## What it is
+    One missing pixel or one division by zero in a sample makes the statistics of its whole batch NaN, in every layer
+    after the first. What speaks for the data: the first layer of the network is the first that is not finite, and until
+    then nothing had grown.
+
+    ## What follows
+    The running averages keep the NaN forever (BN101), and the gradients of the batch make the weights NaN.
+
+    ## What to do
+    Find the sample: ``torch.isfinite(x).all()`` in the data set. If the weights are NaN too, go back to the newest
+    checkpoint in which they are finite; if not, ``bnmonitor.remedies.restore_last_finite(model, monitor)``.
+    """
+
+    name: ClassVar[str] = "non-finite-input"
+    leads: ClassVar[frozenset[str]] = frozenset({"BN101"})
+    explains: ClassVar[frozenset[str]] = EFFECTS
+    everywhere: ClassVar[bool] = True
+
+    def fits(self, case: Case) -> bool:
+        """Whether the first layer is the first that is not finite, in its batch and in whole."""
+        window, name = case.window, case.lead.layer
+        if window is None or name not in window.layers.names or len(case.lead.layers) < max(2, len(window.layers) // 2):
+            return False
+        place, structure = window.layers.names.index(name), window.facts.structure
+        if structure is None or not structure.places[place].root or case.lead.first_step not in window.steps:
+            return False
+        at, span = window.steps.index(case.lead.first_step), window.layers.span(place)
+        before = window.running_var[max(0, at - 1), span]
+        return bool(before.isfinite().all()) and float(before.max()) < 1e10
+
+    def title(self, case: Case) -> str:
+        """Say that the data are the likely origin."""
+        return "a NaN or infinity came in with the data"
+
+    def lasts(self, case: Case) -> bool:
+        """Whether the training is lost."""
+        return case.lost

@@ -1,0 +1,32 @@
+"""The cause ``small-batch``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bnmonitor.diagnosis.base import Cause
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallBatch(Cause):
+    """Too few values are normalized together.
+
+    ## What it is
+    The statistics of a handful of values are noise. Each layer normalizes by that noise in training, and by its average
+    in evaluation, which no training step ever saw.
+
+    ## What follows
+    The running statistics lag (BN304), evaluation differs from training (BN305), and validation data seem to differ
+    from training data (BN603).
+
+    ## What to do
+    Normalize at least 16 samples together: enlarge the batch, convert to SyncBatchNorm over several devices, or replace
+    BatchNorm by GroupNorm.
+    """
+
+    name: ClassVar[str] = "small-batch"
+    leads: ClassVar[frozenset[str]] = frozenset({"BN201", "BN202", "BN203", "BN204", "BN205", "BN206"})
+    explains: ClassVar[frozenset[str]] = frozenset({"BN304", "BN305", "BN601", "BN603", "BN707", "BN303"})
+    everywhere: ClassVar[bool] = True
+    belated: ClassVar[bool] = True

@@ -1,0 +1,26 @@
+"""The cause ``validation-shift``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bnmonitor.diagnosis.base import Cause
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationShift(Cause):
+    """Validation data have other statistics than training data.
+
+    ## What it is
+    Augmentation, resizing, color or the source of the data differ between training and validation.
+
+    ## What to do
+    Compare the two pipelines on one sample: the same resize, crop, order of channels and normalization.
+    """
+
+    name: ClassVar[str] = "validation-shift"
+    leads: ClassVar[frozenset[str]] = frozenset({"BN603", "BN305"})
+    explains: ClassVar[frozenset[str]] = frozenset({"BN603", "BN305"})
+    everywhere: ClassVar[bool] = True
+    belated: ClassVar[bool] = True

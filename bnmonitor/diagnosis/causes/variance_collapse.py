@@ -1,0 +1,27 @@
+"""The cause ``variance-collapse``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bnmonitor.diagnosis.base import Cause
+
+
+@dataclass(frozen=True, kw_only=True)
+class VarianceCollapse(Cause):
+    """Channels before a layer no longer vary.
+
+    ## What it is
+    The weights before the layer, or the channels that feed it, have vanished: the layer divides by eps.
+
+    ## What follows
+    The scales of the channels differ too much for 8 bits (BN707), and what reads the channels is dead (BN701).
+
+    ## What to do
+    Look at weight decay and at the learning rate of the layer before; restart the channels, or prune them.
+    """
+
+    name: ClassVar[str] = "variance-collapse"
+    leads: ClassVar[frozenset[str]] = frozenset({"BN105"})
+    explains: ClassVar[frozenset[str]] = frozenset({"BN707", "BN701", "BN702", "BN304", "BN305"})
