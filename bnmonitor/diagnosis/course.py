@@ -14,24 +14,41 @@ LEVEL = 10
 NO_BETTER = 0.9
 """Share of its first level above which a loss counts as no better than at the start."""
 
+YOUNG = 50
+"""Steps before which the loss has hardly fallen."""
 
-def loss_is_back(window: Window) -> bool | None:
-    """Return whether the loss is better than at its start; None where it is unknown or the training is too young."""
-    level, start = loss_level(window, LEVEL), window.facts.loss_start
+
+def loss_is_back(window: Window, since: int) -> bool | None:
+    """Return whether the loss is as good as it should be; None where it is unknown or the training is too young.
+
+    If the loss had fallen before the incident began, it has to come back half of that way; else it has to be better
+    than at its start.
+
+    Args:
+        window: The steps.
+        since: The step at which the incident began.
+    """
+    level, start, best = loss_level(window, LEVEL), window.facts.loss_start, window.facts.loss_best
     if level != level or start != start or len(window) < 2 * LEVEL:
         return None
+    if since > YOUNG and best < start:
+        return level < (start + best) / 2
     return level < start - (1 - NO_BETTER) * abs(start)
 
 
-def loss_course(window: Window) -> str:
-    """Describe where the loss came from and where it is: ``loss 2.3 → 8.1e+05``; empty where it is unknown."""
+def loss_course(window: Window, since: int) -> str:
+    """Describe where the loss came from and where it is: ``loss 2.3 → 8.1e+05``; empty where it is unknown.
+
+    Args:
+        window: The steps.
+        since: The step at which the incident began.
+    """
     level, start, best = loss_level(window, LEVEL), window.facts.loss_start, window.facts.loss_best
-    known = [value for value in (start, best) if math.isfinite(value)]
-    if level != level or not known:
+    origin = best if since > YOUNG and math.isfinite(best) else start
+    if level != level or not math.isfinite(origin):
         return ""
     now = window.facts.losses[-1]
-    shown = now if now != now else level
-    return f"loss {number(min(known))} → {number(shown)}"
+    return f"loss {number(origin)} → {number(now if now != now else level)}"
 
 
 def growth(window: Window, since: int) -> str:
@@ -39,12 +56,12 @@ def growth(window: Window, since: int) -> str:
 
     Args:
         window: The steps.
-        since: The step; if the window does not reach back to it, the first of the window.
+        since: The step; if the window does not reach back to it, nothing is known.
     """
     steps = list(window.steps)
-    begin = max(0, steps.index(since) - 1) if since in steps else 0
-    if begin >= len(steps) - 1:
+    if since not in steps or since == steps[-1]:
         return ""
+    begin = max(0, steps.index(since) - 1)
     found = []
     variance = window.variance[begin:]
     finite = variance.isfinite().all(1)

@@ -16,6 +16,9 @@ from bnmonitor.recording.transfer import HostTransfer
 LEVEL = 10
 """Steps over which the median of the loss is its level: a single batch says little."""
 
+FIRST = 3
+"""Losses at the beginning of a run of which the lowest is its start."""
+
 
 class Course:
     """Keeps the losses of the newest steps, and at which level the loss began and was lowest.
@@ -37,9 +40,8 @@ class Course:
 
     @property
     def start(self) -> float:
-        """The level at which the loss began; NaN where no loss is known."""
-        known = [loss for loss in self._begun if math.isfinite(loss)]
-        return median(known) if known else math.nan
+        """The lowest of the first losses: at a rate too high the second is larger by far; NaN where none is known."""
+        return min((loss for loss in self._begun if math.isfinite(loss)), default=math.nan)
 
     def note(self, step: int, loss: object) -> None:
         """Keep the loss of a step.
@@ -77,7 +79,7 @@ class Course:
         self._kept[step] = loss
         while len(self._kept) > self._size:
             del self._kept[next(iter(self._kept))]
-        if len(self._begun) < LEVEL:
+        if len(self._begun) < FIRST:
             self._begun.append(loss)
         self._newest.append(loss)
         if len(self._newest) == LEVEL and all(map(math.isfinite, self._newest)):

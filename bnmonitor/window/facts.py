@@ -76,8 +76,8 @@ class Facts:
         optimizers: Whether the optimizers are known.
         learning_rates: The largest learning rate in force at each step of the window; NaN where unknown.
         losses: The loss at each step of the window; NaN where unknown, empty if no loss is known at all.
-        loss_start: The level at which the loss began, the median of ten steps; NaN where unknown.
-        loss_best: The lowest level of the loss so far, likewise.
+        loss_start: The lowest of the first three losses of the run; NaN where unknown.
+        loss_best: The lowest median of ten losses in a row so far, likewise.
         world_size: Processes that train together; 1 where unknown.
         structure: The network around the layers by the autograd graph, once a step has been sampled.
         decay: ``[L]`` largest weight decay on gamma or beta, 0 without; None where unknown.

@@ -27,7 +27,7 @@ class ChangedInput(Cause):
     """
 
     name: ClassVar[str] = "changed-input"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN106", "BN107"})
+    leads: ClassVar[tuple[str, ...]] = ("BN106", "BN107")
     explains: ClassVar[frozenset[str]] = frozenset({"BN103", "BN106", "BN107", "BN304", "BN305", "BN603", "BN704"})
     everywhere: ClassVar[bool] = True
 

@@ -32,7 +32,7 @@ class LearningRateTooHigh(Cause):
     """
 
     name: ClassVar[str] = "learning-rate-too-high"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN704"})
+    leads: ClassVar[tuple[str, ...]] = ("BN704",)
     explains: ClassVar[frozenset[str]] = frozenset(
         {"BN1", "BN303", "BN304", "BN305", "BN405", "BN6", "BN701", "BN702", "BN705", "BN706", "BN707"}
     )
@@ -56,15 +56,17 @@ class LearningRateTooHigh(Cause):
         window = case.window
         if window is None:
             return super().detail(case)
-        parts = [growth(window, case.lead.first_step), loss_course(window)]
-        return "; ".join(part for part in parts if part) or super().detail(case)
+        since = case.lead.first_step
+        grown = growth(window, since) or (case.was.detail.split("; loss ")[0] if case.was is not None else "")
+        parts = [part for part in (grown, loss_course(window, since)) if part]
+        return "; ".join(parts) or super().detail(case)
 
     def severity(self, case: Case) -> Severity:
         """An error once the training is lost, or its loss is no better than at its start."""
-        if case.lost or (case.window is not None and loss_is_back(case.window) is False):
+        if case.lost or (case.window is not None and loss_is_back(case.window, case.lead.first_step) is False):
             return Severity.ERROR
         return case.severity
 
     def lasts(self, case: Case) -> bool:
         """Whether the loss is still no better than at its start."""
-        return case.lost or (case.window is not None and loss_is_back(case.window) is False)
+        return case.lost or (case.window is not None and loss_is_back(case.window, case.lead.first_step) is False)

@@ -29,7 +29,7 @@ class NonFinite(Cause):
     """
 
     name: ClassVar[str] = "non-finite-statistics"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN101"})
+    leads: ClassVar[tuple[str, ...]] = ("BN101",)
     explains: ClassVar[frozenset[str]] = EFFECTS
 
     def lasts(self, case: Case) -> bool:

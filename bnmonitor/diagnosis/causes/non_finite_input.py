@@ -27,7 +27,7 @@ class NonFiniteInput(Cause):
     """
 
     name: ClassVar[str] = "non-finite-input"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN101"})
+    leads: ClassVar[tuple[str, ...]] = ("BN101",)
     explains: ClassVar[frozenset[str]] = EFFECTS
     everywhere: ClassVar[bool] = True
 

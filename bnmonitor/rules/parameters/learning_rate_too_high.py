@@ -98,7 +98,7 @@ class LearningRateTooHigh(Rule):
     lost_gamma_run: float = 0.5
     blind_gamma_run: float = 4.0
     lost_loss: float = 1.25
-    stuck_loss: float = 0.95
+    better_loss: float = 0.9
 
     def check(self, window: Window) -> list[Finding]:
         """Judge all layers together: by gamma and the loss, which need no calm times, then by the batches."""
@@ -111,23 +111,26 @@ class LearningRateTooHigh(Rule):
         if not judged.any():
             return []
         level, start = loss_level(window), window.facts.loss_start
-        lost = start > 0 and not level <= self.lost_loss * start and level == level
-        limit = self.lost_gamma_run if lost else self.gamma_run
+        known = start > 0 and level == level
+        lost = known and level > self.lost_loss * start
+        if known and not lost and level < self.better_loss * start:
+            return []
+        limit = self.lost_gamma_run if lost else self.gamma_run if known else self.blind_gamma_run
         wild = judged & (moved > limit)
         if int(wild.sum()) < max(self.least_share * int(judged.sum()), min(2, int(judged.sum()))):
             return []
         if not lost and self._at_once(window, wild):
             return []
         value = float(moved[judged].median())
-        stuck = len(window) >= 2 * DISTANCE_STEPS and start > 0 and level > self.stuck_loss * start
-        blind = level != level and value > self.blind_gamma_run
+        stuck = known and len(window) >= 2 * DISTANCE_STEPS
+        runaway = not known and value > 2 * self.blind_gamma_run
         lead, share = int(wild.long().argmax()), f"{int(wild.sum())} of {count(int(judged.sum()), 'layer')}"
         step = self._ran_from(window, lead)
         raised = rise(window, step + 1)
         before = 0.0 if raised is None else window.learning_rate(window.steps.index(raised) - 1)
         return [
             Finding(
-                severity=Severity.ERROR if lost or stuck or blind else Severity.WARNING,
+                severity=Severity.ERROR if lost or stuck or runaway else Severity.WARNING,
                 layer=lead,
                 layers=tuple(judged.nonzero().flatten().tolist()),
                 first_step=step,
@@ -156,7 +159,10 @@ class LearningRateTooHigh(Rule):
         gamma = window.gamma[begin:, window.layers.span(layer)]
         moved = (gamma - gamma[0]).abs().nan_to_num(torch.inf).amax(1)
         ran = moved > 0.1 * moved[moved.isfinite()].max()
-        return window.steps[begin + max(0, int(ran.long().argmax()) - 1)]
+        step = window.steps[begin + max(0, int(ran.long().argmax()) - 1)]
+        # A rate that is too high in the first steps was so from the first.
+        young = bool((window.baseline.updates <= window.updates.clamp(min=0).sum(0)).all())
+        return window.steps[0] if young and step - window.steps[0] <= GAMMA_STEPS else step
 
     def _leaps(self, window: Window) -> list[Finding]:
         """Judge the batches against calm times."""
@@ -261,4 +267,5 @@ def _slower(rate: float, moved: float, before: float) -> str:
         return f"lower the learning rate to a tenth, {clip}"
     lower = rate * min(1 / 3, max(0.01, 0.5 / moved))
     digit = 10.0 ** math.floor(math.log10(lower))
-    return f"lower the learning rate to about {number(max(1, int(lower / digit)) * digit)}, {clip}"
+    leading = max(each for each in (1, 2, 5) if each <= max(1.0, lower / digit))
+    return f"lower the learning rate to about {number(leading * digit)}, {clip}"
