@@ -158,6 +158,8 @@ class LearningRateTooHigh(Rule):
         begin = max(0, len(window) - GAMMA_STEPS - 1)
         gamma = window.gamma[begin:, window.layers.span(layer)]
         moved = (gamma - gamma[0]).abs().nan_to_num(torch.inf).amax(1)
+        if not moved.isfinite().any():
+            return window.steps[begin]
         ran = moved > 0.1 * moved[moved.isfinite()].max()
         step = window.steps[begin + max(0, int(ran.long().argmax()) - 1)]
         # A rate that is too high in the first steps was so from the first.
