@@ -95,6 +95,14 @@ def matches(code: str, codes: Sequence[str] | frozenset[str]) -> bool:
     return any(code.startswith(each) for each in codes)
 
 
+def reads_the_input(window: Window, layer: str | None) -> bool:
+    """Return whether no other normalization lies between the network's input and a layer, as far as is known."""
+    names, structure = window.layers.names, window.facts.structure
+    if layer not in names or structure is None or len(structure.places) != len(names):
+        return False
+    return structure.places[names.index(layer)].root
+
+
 def is_lost(window: Window | None) -> bool:
     """Return whether nothing that happens now says anything new: the loss or most running variances are not finite."""
     if window is None:

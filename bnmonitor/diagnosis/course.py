@@ -45,7 +45,7 @@ def loss_course(window: Window, since: int) -> str:
     """
     level, start, best = loss_level(window, LEVEL), window.facts.loss_start, window.facts.loss_best
     origin = best if since > YOUNG and math.isfinite(best) else start
-    if level != level or not math.isfinite(origin):
+    if not window.facts.losses or not math.isfinite(origin):
         return ""
     now = window.facts.losses[-1]
     return f"loss {number(origin)} → {number(now if now != now else level)}"

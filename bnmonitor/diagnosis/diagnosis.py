@@ -174,7 +174,8 @@ class Diagnosis:
         evidence = _causally([alerts[i] for i in record.members])
         was, opened = record.incident, "opened" in record.kinds
         active = any(alert.state == "open" for alert in evidence)
-        if not record.kinds and not active and not record.is_open:
+        unchanged = not record.kinds and len(evidence) == len(was.evidence)
+        if unchanged and not active and not record.is_open:
             return []
         record.lost = (record.lost and record.is_open) or (lost and active)
         case = Case(evidence=evidence, window=window, was=None if opened else was, lost=record.lost)

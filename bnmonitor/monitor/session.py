@@ -62,6 +62,7 @@ class Session:
         self.optimizers: list[Optimizer] = []
         self.book = AlertBook(self._chosen, settings.special_rules())
         self.diagnosis = Diagnosis()
+        self._alerts: tuple[Alert, ...] | None = None
         self.actions = AlertActions(settings, words, self._open_sink_error)
         self.running = self.validated = False
         self.black_box: BlackBox | None = None
@@ -149,14 +150,21 @@ class Session:
     @property
     def alerts(self) -> tuple[Alert, ...]:
         """Every alert so far, each with its incident."""
-        known = enumerate(self.book.alerts)
-        return tuple(replace(alert, incident=self.diagnosis.incident_of(i)) for i, alert in known)
+        if self._alerts is None:  # a Trainer asks after each batch, and alerts seldom change
+            known = enumerate(self.book.alerts)
+            self._alerts = tuple(replace(alert, incident=self.diagnosis.incident_of(i)) for i, alert in known)
+        return self._alerts
+
+    def _diagnose(self, window: Window | None = None) -> list[Change]:
+        """Explain the alerts that are new or have changed."""
+        self._alerts = None
+        return self.diagnosis.update(self.book.alerts, window)
 
     def _open_sink_error(self, who: str, error: Exception) -> tuple[Alert, list[Change]]:
         """Open an alert about a sink, an action or the black box that raised."""
         step = self.recorder.steps[-1] if self.recorder.steps else self.recorder.count
         alert = self.book.open_fault(SinkError.report(who, error, step), SinkError())
-        return alert, self.diagnosis.update(self.book.alerts)
+        return alert, self._diagnose()
 
     def collect(self) -> None:
         """Take in what is recorded; after a failure, what was taken in before it is left."""
@@ -196,6 +204,7 @@ class Session:
             self.recorder.load_state_dict(state["watch"])
             self.book.load_state_dict(state["book"])
             _continue(self.diagnosis, state, self.book.alerts)
+            self._alerts = None
         self.guard(self.recorder.begin)
 
     def step(self, number: int, loss: object = None) -> None:
@@ -295,7 +304,7 @@ class Session:
         times = {"check": unjudged, "evaluation": bool(evaluation), "end": end}
         with undisturbed():  # a rule may draw random numbers
             events = self.book.check(window, self.absent(), [moment for moment, now in times.items() if now])
-            changes = self.diagnosis.update(self.book.alerts, window)
+            changes = self._diagnose(window)
         self._shown &= not (events or changes)
         self.recorder.settle(window, held=self.book.held(window.layers))
         if self.black_box is not None:
