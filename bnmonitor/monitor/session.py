@@ -9,12 +9,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from bnmonitor._undisturbed import single_precision, undisturbed
 from bnmonitor.alerts import AlertBook
-from bnmonitor.context import RunFacts
+from bnmonitor.context import RunFacts, rate_of
 from bnmonitor.diagnosis import Change, Diagnosis
 from bnmonitor.distributed import world_size
 from bnmonitor.monitor.actions import AlertActions, AlertError, BatchNormWarning, warn
@@ -365,9 +364,7 @@ def _continue(diagnosis: Diagnosis, state: Mapping[str, Any], alerts: Sequence[A
 
 def _learning_rates(optimizers: Sequence[Optimizer]) -> tuple[float, ...]:
     """The learning rate of each group; NaN if it is unknown, or on a device, where reading it would wait."""
-    rates = [g.get("lr") for o in optimizers for g in o.param_groups]
-    hidden = [isinstance(r, Tensor) and r.device.type != "cpu" for r in rates]
-    return tuple(float("nan" if r is None or out else r) for r, out in zip(rates, hidden, strict=True))
+    return tuple(rate_of(group) for optimizer in optimizers for group in optimizer.param_groups)
 
 
 def _learning_rate(optimizers: Sequence[Optimizer]) -> float:

@@ -1,4 +1,7 @@
-"""The loss of each step, kept beside the statistics; nothing waits for the device that computes it."""
+"""The loss of each step, kept beside the statistics; nothing waits for the device that computes it.
+
+Where gradients are accumulated, the micro-batches of an optimizer step have one number, and its loss is their mean.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ class Course:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._kept: dict[int, float] = {}
+        self._kept: dict[int, tuple[float, int]] = {}
         self._newest: deque[float] = deque(maxlen=LEVEL)
         self._begun: list[float] = []
         self.best = math.nan
@@ -73,10 +76,14 @@ class Course:
 
     def losses(self, steps: Sequence[int]) -> tuple[float, ...]:
         """Return the loss of each step; NaN where it is unknown. Empty if no loss is known at all."""
-        return tuple(self._kept.get(step, math.nan) for step in steps) if self._kept else ()
+        if not self._kept:
+            return ()
+        found = (self._kept.get(step) for step in steps)
+        return tuple(math.nan if each is None else each[0] / each[1] for each in found)
 
     def _take(self, step: int, loss: float) -> None:
-        self._kept[step] = loss
+        total, count = self._kept.get(step, (0.0, 0))
+        self._kept[step] = total + loss, count + 1
         while len(self._kept) > self._size:
             del self._kept[next(iter(self._kept))]
         if len(self._begun) < FIRST:
@@ -102,7 +109,7 @@ class Course:
         """Return what is known as plain types."""
         self.collect(wait=True)
         return {
-            "kept": [[step, loss] for step, loss in self._kept.items()],
+            "kept": [[step, total, count] for step, (total, count) in self._kept.items()],
             "newest": list(self._newest),
             "begun": list(self._begun),
             "best": self.best,
@@ -110,7 +117,7 @@ class Course:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what :meth:`state` returned."""
-        kept = {int(step): float(loss) for step, loss in state["kept"]}
+        kept = {int(step): (float(total), int(count)) for step, total, count in state["kept"]}
         self._kept = dict(list(kept.items())[-self._size :])
         self._newest.extend(map(float, state["newest"]))
         self._begun = [float(loss) for loss in state["begun"]]

@@ -41,15 +41,22 @@ class LearningRateTooHigh(Cause):
     def title(self, case: Case) -> str:
         """Name the learning rate, and the one before it where it was raised at once."""
         window = case.window
+        if case.was is not None and case.was.cause == self.name:
+            return case.was.title  # later the rate may be another
         if window is None or case.lead.first_step not in window.steps:
-            return ""
+            return super().title(case)
         at = window.steps.index(case.lead.first_step)
         rate = window.learning_rate(at)
         if not math.isfinite(rate):
             return super().title(case)
+        group = _group(case)
+        if group is not None:
+            return f"learning rate {number(window.facts.group_rates[group])} of parameter group {group} is too high"
         raised = rise(window, case.lead.first_step + 1)
-        before = "" if raised is None else window.learning_rate(window.steps.index(raised) - 1)
-        return f"learning rate {number(rate)} is too high{'' if before == '' else f' (was {number(float(before))})'}"
+        if raised is None:
+            return f"learning rate {number(rate)} is too high"
+        before = window.learning_rate(window.steps.index(raised) - 1)
+        return f"learning rate {number(rate)} is too high (was {number(before)})"
 
     def detail(self, case: Case) -> str:
         """Say how far the statistics and the loss have gone."""
@@ -70,3 +77,18 @@ class LearningRateTooHigh(Cause):
     def lasts(self, case: Case) -> bool:
         """Whether the loss is still no better than at its start."""
         return case.lost or (case.window is not None and loss_is_back(case.window, case.lead.first_step) is False)
+
+
+def _group(case: Case) -> int | None:
+    """The parameter group whose layers alone are affected, if its rate differs from that of the other layers."""
+    window = case.window
+    if window is None or window.facts.group is None:
+        return None
+    affected = [name in case.lead.layers for name in window.layers.names]
+    inside = {int(g) for g, hit in zip(window.facts.group, affected, strict=True) if hit}
+    outside = {int(g) for g, hit in zip(window.facts.group, affected, strict=True) if not hit and int(g) >= 0}
+    if len(inside) != 1 or -1 in inside or not outside or inside & outside:
+        return None
+    [group] = inside
+    rates = window.facts.group_rates
+    return group if all(rates[group] > rates[other] for other in outside) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,8 +9,20 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import count, number
-from bnmonitor.measures import DISTANCE_STEPS, GAMMA_STEPS, batch_distance, gamma_run, jump, loss_level, rise
+from bnmonitor.measures import (
+    DISTANCE_STEPS,
+    GAMMA_STEPS,
+    batch_distance,
+    changed_at_once,
+    fastest_group,
+    gamma_run,
+    jump,
+    loss_level,
+    rise,
+    run_began,
+)
 from bnmonitor.results import Severity
+from bnmonitor.rules.advice import slower
 from bnmonitor.rules.base import Finding, Rule, first, onset, rate_note
 from bnmonitor.window import CHANNEL_STATISTICS, LAYER_STATISTICS, Window
 
@@ -116,16 +127,18 @@ class LearningRateTooHigh(Rule):
         if known and not lost and level < self.better_loss * start:
             return []
         limit = self.lost_gamma_run if lost else self.gamma_run if known else self.blind_gamma_run
+        group = fastest_group(window, moved)
+        judged = judged if group is None else judged & group
         wild = judged & (moved > limit)
         if int(wild.sum()) < max(self.least_share * int(judged.sum()), min(2, int(judged.sum()))):
             return []
-        if not lost and self._at_once(window, wild):
+        if not lost and changed_at_once(window, wild):
             return []
         value = float(moved[judged].median())
         stuck = known and len(window) >= 2 * DISTANCE_STEPS
         runaway = not known and value > 2 * self.blind_gamma_run
         lead, share = int(wild.long().argmax()), f"{int(wild.sum())} of {count(int(judged.sum()), 'layer')}"
-        step = self._ran_from(window, lead)
+        step = run_began(window, lead)
         raised = rise(window, step + 1)
         before = 0.0 if raised is None else window.learning_rate(window.steps.index(raised) - 1)
         return [
@@ -138,33 +151,9 @@ class LearningRateTooHigh(Rule):
                 threshold=limit,
                 message=f"in {share} gamma moved by {number(value)} times its scale within "
                 f"{min(len(window), GAMMA_STEPS)} steps{_loss(level, start)}{rate_note(window, step)}",
-                advice=_slower(window.learning_rate(window.steps.index(step)), value, before),
+                advice=slower(window.learning_rate(window.steps.index(step)), value, before),
             )
         ]
-
-    @staticmethod
-    def _at_once(window: Window, wild: Tensor) -> bool:
-        """Whether gamma changed in a single step: other code has written it."""
-        channels = wild[window.layers.owner]
-        path = window.gamma[-GAMMA_STEPS:, channels].diff(dim=0).abs().nan_to_num(0.0).sum(1)
-        return len(path) > 2 and float(path.max()) > 0.9 * float(path.sum())
-
-    @staticmethod
-    def _ran_from(window: Window, layer: int) -> int:
-        """The step at which gamma of a layer began to run, or at which the rate was raised shortly before."""
-        raised = rise(window, window.steps[-1])
-        if raised is not None:
-            return raised
-        begin = max(0, len(window) - GAMMA_STEPS - 1)
-        gamma = window.gamma[begin:, window.layers.span(layer)]
-        moved = (gamma - gamma[0]).abs().nan_to_num(torch.inf).amax(1)
-        if not moved.isfinite().any():
-            return window.steps[begin]
-        ran = moved > 0.1 * moved[moved.isfinite()].max()
-        step = window.steps[begin + max(0, int(ran.long().argmax()) - 1)]
-        # A rate that is too high in the first steps was so from the first.
-        young = bool((window.baseline.updates <= window.updates.clamp(min=0).sum(0)).all())
-        return window.steps[0] if young and step - window.steps[0] <= GAMMA_STEPS else step
 
     def _leaps(self, window: Window) -> list[Finding]:
         """Judge the batches against calm times."""
@@ -258,16 +247,3 @@ def _until(window: Window, end: int) -> Window:
 
 def _loss(level: float, start: float) -> str:
     return f"; loss {number(start)} → {number(level)}" if level == level and start == start else ""
-
-
-def _slower(rate: float, moved: float, before: float) -> str:
-    """Advise a learning rate: the one before it was raised, or one at which gamma moves by half its scale."""
-    clip = "or clip gradients: Trainer(gradient_clip_val=1.0)"
-    if before > 0:
-        return f"go back to a learning rate of {number(before)}, {clip}"
-    if not rate > 0:
-        return f"lower the learning rate to a tenth, {clip}"
-    lower = rate * min(1 / 3, max(0.01, 0.5 / moved))
-    digit = 10.0 ** math.floor(math.log10(lower))
-    leading = max(each for each in (1, 2, 5) if each <= max(1.0, lower / digit))
-    return f"lower the learning rate to about {number(leading * digit)}, {clip}"
