@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-
 from bnmonitor._text import count, number
 from bnmonitor.limits import FLAT
 from bnmonitor.measures import share, typical_variance, warm
