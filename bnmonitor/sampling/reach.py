@@ -7,6 +7,8 @@ a LightningModule holds its Trainer, and its forward does not use it.
 
 from __future__ import annotations
 
+import abc
+import collections
 import contextvars
 import copy
 import datetime
@@ -24,14 +26,14 @@ import threading
 import types
 import uuid
 import weakref
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import PurePath
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bnmonitor.sampling.mentioned import Mentioned, mentioned
 from bnmonitor.sampling.restoring import (
     Restore,
     keep,
@@ -49,12 +51,6 @@ MOST_OBJECTS = 500_000
 _TRUSTED = frozenset({*sys.stdlib_module_names, "torch", "numpy", "bnmonitor"}) - {"__main__"}
 """Packages whose code is not read: it writes to what it gets, to the random generators, and to nothing else."""
 
-_BY_NAME = frozenset({"getattr", "setattr", "delattr", "vars", "__dict__", "attrgetter"})
-"""Names of what reaches attributes whose names stand nowhere in the code."""
-
-_BY_TEXT = frozenset({"globals", "eval", "exec", "locals", "__import__", "import_module"})
-"""Names of what reaches any variable of a Python module."""
-
 _FIRST_NAMES = frozenset({"forward"})
 
 _MODULE = frozenset(vars(nn.Module()))
@@ -63,20 +59,24 @@ _FIXED: tuple[type, ...] = (
     *(type(None), bool, int, float, complex, str, bytes, range, slice, type(...), type(NotImplemented)),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.qscheme, torch.finfo, torch.iinfo),
     *(re.Pattern, enum.Enum, logging.Logger, PurePath, uuid.UUID, decimal.Decimal, types.CodeType, types.GenericAlias),
+    types.UnionType,
     *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, types.MappingProxyType),
     *(operator.itemgetter, operator.methodcaller, operator.attrgetter, type(threading.Lock()), type(threading.RLock())),
     *(types.MethodDescriptorType, types.WrapperDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType),
+    *(type(vars(abc.ABC)["_abc_impl"]), getattr(collections, "_tuplegetter", int)),
     torch.jit.ScriptFunction,
 )
 
 _OPAQUE: tuple[type, ...] = (
-    *(types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType, contextvars.ContextVar),
+    *(types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType),
     *(io.IOBase, threading.Thread, torch.jit.ScriptModule),
 )
 """What cannot be put back."""
 
+_EMPTY: tuple[Any, ...] = ([], (), {}, {}.items(), {}.values(), set(), "", b"", range(0), reversed([]))
+
 _ITERATORS: tuple[type, ...] = (
-    *(type(iter(each)) for each in ([], (), {}, {}.items(), {}.values(), set(), "", b"", range(0), reversed([]))),
+    *(type(iter(each)) for each in _EMPTY),
     *(enumerate, zip, map, filter, reversed),
     *(kind for kind in vars(itertools).values() if isinstance(kind, type) and hasattr(kind, "__next__")),
 )
@@ -112,8 +112,7 @@ class Reach:
         kept += [keep_cell(cell) for cell in self._cells.values()]
         names = sorted(self._names)
         kept += [keep_class(kind, [*names, *vars(kind)] if self._every else names) for kind in self._classes]
-        for space in self._namespaces.values():
-            kept.append(keep_names(space, [*names, *space] if self._any_variable else names))
+        kept += [keep_names(space, sorted(named)) for space, named in self._namespaces.values()]
         memo = {key: value for key, value in self._seen.items() if not isinstance(value, _ITERATORS)}
         copies = [(holder, key, copy.deepcopy(iterator, memo)) for holder, key, iterator in self._iterators]
         for holder, key, iterator in copies:
@@ -131,9 +130,8 @@ class Reach:
         self._classes: list[type] = []
         self._kinds: set[tuple[type, bool]] = set()
         self._cells: dict[int, Any] = {}
-        self._namespaces: dict[int, dict[str, Any]] = {}
+        self._namespaces: dict[int, tuple[dict[str, Any], set[str]]] = {}
         self._iterators: list[tuple[Any, Any, Any]] = []
-        self._code: set[types.CodeType] = set()
         stack: list[tuple[Any, str]] = [(root, type(root).__name__) for root in self._roots]
         while stack and not self.obstacle:
             value, where = stack.pop()
@@ -162,9 +160,14 @@ class Reach:
         if isinstance(value, types.FunctionType):
             return self._of_function(value, where)
         if isinstance(value, types.ModuleType):
-            return self._of_namespace(vars(value)) if not _trusted(value.__name__) else ()
+            return self._of_namespace(vars(value), self._names) if not _trusted(value.__name__) else ()
         if isinstance(value, _ITERATORS):
             return [(each, where) for each in gc.get_referents(value) if not isinstance(each, type)]
+        if isinstance(value, contextvars.ContextVar):
+            try:
+                return [(value.get(), where)]
+            except LookupError:
+                return self._stop(where, "a ContextVar without a value, which cannot be taken away from it again")
         if isinstance(value, weakref.ref):
             return [(value(), where)]
         if isinstance(value, _WRAPPERS):
@@ -214,7 +217,12 @@ class Reach:
                 continue
             self._classes.append(each)
             for name, item in vars(each).items():
-                special = name[:2] == "__" and isinstance(item, types.FunctionType) and (made or name not in _MAKING)
+                special = (
+                    name[:2] == "__"
+                    and isinstance(item, types.FunctionType)
+                    and name not in _UNCALLED
+                    and (made or name not in _MAKING)
+                )
                 if not (special or name in self._names or self._every):
                     continue
                 found.append((item, f"{each.__name__}.{name}"))
@@ -226,6 +234,9 @@ class Reach:
         found: list[tuple[Any, str]] = [(each, where) for each in vars(function).values()]
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             item = getattr(cell, "cell_contents", None)
+            if name == "__class__" and isinstance(item, type):  # what super() needs: it makes no object
+                found += self._of_class(item, made=False)
+                continue
             if trusted and not isinstance(item, (types.FunctionType, *_WRAPPERS, nn.Module)):
                 continue
             self._cells[id(cell)] = cell
@@ -235,31 +246,29 @@ class Reach:
         if trusted:
             return found
         held = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-        self._read(function.__code__)
-        return [*found, *((item, where) for item in held), *self._of_namespace(function.__globals__)]
+        names = mentioned(function.__code__)
+        self._note(names)
+        found += [(item, where) for item in held]
+        found += [(sys.modules.get(name), name) for name in names.imported]
+        return [*found, *self._of_namespace(function.__globals__, names.variables)]
 
-    def _of_namespace(self, space: dict[str, Any]) -> Iterable[tuple[Any, str]]:
-        self._namespaces[id(space)] = space
+    def _of_namespace(self, space: dict[str, Any], names: Collection[str]) -> Iterable[tuple[Any, str]]:
+        """The variables of a Python module that have one of these names, or all."""
+        _, known = self._namespaces.setdefault(id(space), (space, set()))
+        wanted = ({*space, *names} if self._any_variable else {*names}) - known
+        known |= wanted
         found = []
-        for name in list(space) if self._any_variable else [n for n in self._names if n in space]:
+        for name in wanted & space.keys():
             item = space[name]
             if isinstance(item, _ITERATORS):
                 self._iterators.append((space, name, item))
             found.append((item, f"{space.get('__name__')}.{name}"))
         return found
 
-    def _read(self, code: types.CodeType) -> None:
-        """Note which names a function mentions, also in texts, as ``getattr`` takes them."""
-        if code in self._code:
-            return
-        self._code.add(code)
-        texts = [each for each in code.co_consts if isinstance(each, str) and each.isidentifier()]
-        self._names.update(code.co_names, texts)
-        self._every |= not _BY_NAME.isdisjoint(code.co_names)
-        self._any_variable |= not _BY_TEXT.isdisjoint(code.co_names)
-        for each in code.co_consts:
-            if isinstance(each, types.CodeType):
-                self._read(each)
+    def _note(self, names: Mentioned) -> None:
+        self._names |= names.attributes
+        self._every |= names.any_attribute
+        self._any_variable |= names.any_variable
 
     def _stop(self, where: str, what: str) -> Iterable[tuple[Any, str]]:
         self.obstacle = f"the forward reaches {where}, {what}"
@@ -277,6 +286,15 @@ _HELD = ("__self__", "__func__", "__wrapped__", "func", "args", "keywords", "fge
 _MAKING = frozenset({"__init__", "__new__", "__init_subclass__", "__class_getitem__", "__post_init__", "__del__"})
 """Special functions that a forward calls only where it makes an object."""
 
+_UNCALLED = frozenset(
+    f"__{name}__"
+    for name in (
+        *("getstate", "setstate", "reduce", "reduce_ex", "copy", "deepcopy", "getnewargs", "getnewargs_ex", "sizeof"),
+        *("repr", "str", "format", "dir", "subclasshook", "instancecheck", "subclasscheck", "prepare", "mro_entries"),
+    )
+)
+"""Special functions that save, copy or print an object: read only where the code names them."""
+
 
 def global_hooks() -> list[Any]:
     """Return the hooks that PyTorch calls in each forward of any module."""
@@ -292,10 +310,9 @@ def _contents(value: Any) -> Iterator[tuple[Any, Any]] | None:
     """The items of a container of a known kind, with their keys; None for anything else."""
     if isinstance(value, dict):
         return iter([*dict.items(value), *((None, key) for key in dict.keys(value) if not isinstance(key, _FIXED))])
-    for kind in (list, tuple, set, frozenset, deque):
-        if isinstance(value, kind):
-            return iter(list(enumerate(kind.__iter__(value))))
-    return None
+    kinds: tuple[Any, ...] = (list, tuple, set, frozenset, collections.deque)
+    kind = next((kind for kind in kinds if isinstance(value, kind)), None)
+    return None if kind is None else iter(list(enumerate(kind.__iter__(value))))
 
 
 def _hides_state(value: Any, *, has_attributes: bool) -> bool:

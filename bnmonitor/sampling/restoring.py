@@ -8,6 +8,7 @@ from array import array
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ def keep_cell(cell: Any) -> Restore:
 def keep_generators() -> list[Restore]:
     """Return functions that set every random generator of the process back to its present state."""
     state, python = torch.get_rng_state(), random.getstate()
-    found: list[Restore] = [lambda: _void(torch.set_rng_state(state)), lambda: random.setstate(python)]
+    found: list[Restore] = [lambda: torch.set_rng_state(state), lambda: random.setstate(python)]
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         devices = torch.cuda.get_rng_state_all()
         found.append(lambda: torch.cuda.set_rng_state_all(devices))
@@ -269,6 +270,16 @@ def _keep_slot(value: Any, name: str, slot: Any) -> Restore:
     return restore
 
 
+def _keep_variable(value: ContextVar[Any]) -> Restore:
+    before = value.get()
+
+    def restore() -> None:
+        if value.get() is not before:
+            value.set(before)
+
+    return restore
+
+
 _KINDS: tuple[tuple[type, Callable[[Any], Restore]], ...] = (
     (dict, _keep_dict),
     (list, _keep_list),
@@ -278,4 +289,5 @@ _KINDS: tuple[tuple[type, Callable[[Any], Restore]], ...] = (
     (array, _keep_bytes),
     (torch.Generator, _keep_generator),
     (random.Random, _keep_random),
+    (ContextVar, _keep_variable),
 )

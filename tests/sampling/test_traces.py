@@ -32,6 +32,7 @@ DICT: dict[str, int] = {}
 TENSOR = torch.zeros(3)
 COUNTER = itertools.count(1)
 VARIABLE: contextvars.ContextVar[int] = contextvars.ContextVar("calls", default=0)
+UNSET: contextvars.ContextVar[int] = contextvars.ContextVar("unset")
 
 
 def mark(number: float) -> float:
@@ -557,7 +558,7 @@ class Globals(Base):
 
 @kind
 class GlobalsByName(Base):
-    refused = "test_traces.VARIABLE"  # any variable of the Python module may be meant
+    refused = "could not put everything back"  # any variable of the Python module may be meant
 
     def extra(self) -> None:
         globals().pop("_made", None)
@@ -630,8 +631,6 @@ class ThreadLocal(Base):
 
 @kind
 class ContextVariable(Base):
-    refused = "VARIABLE, an object of ContextVar"
-
     def extra(self) -> None:
         VARIABLE.set(0)
 
@@ -641,6 +640,14 @@ class ContextVariable(Base):
 
     def seen(self) -> Any:
         return VARIABLE.get()
+
+
+@kind
+class UnsetContextVariable(Base):
+    refused = "UNSET, a ContextVar without a value"
+
+    def also(self, x: Tensor) -> Tensor:
+        return x * mark(UNSET.get(0))
 
 
 # -- hooks and parts ---------------------------------------------------------------------------------------------------
