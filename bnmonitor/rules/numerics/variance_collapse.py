@@ -9,7 +9,7 @@ import torch
 
 from bnmonitor._text import count, number
 from bnmonitor.limits import FLAT
-from bnmonitor.measures import share, typical_variance, warm
+from bnmonitor.measures import share, typical_variance, variances, warm
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule, first, run_note
 from bnmonitor.window import Window
@@ -115,7 +115,7 @@ class VarianceCollapse(Rule):
     ) -> Finding:
         span = window.layers.span(layer)
         channels = window.layers.locate(judged, layer)
-        low = window.batch_var[:, span] < self.eps_factor * window.layers.eps[layer]
+        low = variances(window, channels=span) < self.eps_factor * window.layers.eps[layer]
         part = len(channels) / window.layers.channels[layer]
         lowest = window.running_var[-1, span][list(channels)].min()
         step = first(low[:, list(channels)].any(1), window)
