@@ -54,6 +54,7 @@ from bnmonitor.measures.running_lag import (
     variance_gap,
     warm,
 )
+from bnmonitor.measures.small_variances import variances
 
 __all__ = [
     "BY_CHANNEL",
@@ -116,5 +117,6 @@ __all__ = [
     "update_weight",
     "variance_gap",
     "variance_noise",
+    "variances",
     "warm",
 ]

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from bnmonitor._text import count, number
 from bnmonitor.limits import FLAT
-from bnmonitor.measures import share, typical_variance, warm
+from bnmonitor.measures import share, typical_variance, variances, warm
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule, run_note
 from bnmonitor.window import Window
@@ -91,7 +91,7 @@ class VarianceCollapse(Rule):
         masks = {"fell": fell, "flat": flat, "gone": gone & alive, "low": low & alive}
         channels = {name: mask.numpy() for name, mask in masks.items()}
         known = {name: (mask & settled).numpy() for name, mask in masks.items()}
-        below, variance = (window.batch_var < self.eps_factor * eps).numpy(), running.numpy()
+        below, variance = (variances(window) < self.eps_factor * eps).numpy(), running.numpy()
         lost_by_layer, never_by_layer, gone_by_layer = fell_share.tolist(), flat_share.tolist(), gone_share.tolist()
 
         findings = []
