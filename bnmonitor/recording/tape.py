@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bnmonitor.layers import LayerTable, is_split, writes_pairwise
 from bnmonitor.recording.recovery import Seen, fill_seen, recover_rows
 from bnmonitor.recording.ring import Ring
+from bnmonitor.recording.rounding import as_written
 from bnmonitor.recording.transfer import HostTransfer
 
 _READ = ("running_mean", "running_var", "gamma", "beta", "gamma_grad", "beta_grad")
@@ -299,7 +300,7 @@ class Tape:
             counted=torch.where(counts_updates, self._counted(), same & self.writes_count),
             foreign=foreign,
             momentum=momentum.where(cumulative | ~momentum.isnan(), 0.0),
-            half_ulp=self._half_ulp(),
+            half_ulp=as_written(self._half_ulp(), self.layers, (after["running_mean"], after["running_var"])),
             out=out,
             momentum_before=momentum_before.where(cumulative | ~momentum_before.isnan(), 0.0),
         )
