@@ -98,6 +98,10 @@ class Tape:
         self._native = torch.tensor([writes_pairwise(m) for m in self.modules], dtype=torch.bool, device="cpu")
         self.writes_count = True
         """Whether each write to the buffers of an InstanceNorm is one of its forwards; else there is one in a step."""
+        self.compiled: set[int] = set()
+        """Modules within compiled parts, by ``id(module)``: there, too, the writes do not count the forwards."""
+        self.writes_doubtful = False
+        """Whether a layer may be compiled and not be among them: several writes may be one forward then."""
         self._moved: Tensor | None = None
         self._no_count = [torch.zeros((), dtype=torch.int64, device=self._device)] * len(layers)
         self._meta: list[_Row] = []
@@ -223,6 +227,7 @@ class Tape:
         order = [position[id(m)] for m in modules]
         spans = [torch.arange(*self.layers.offsets[i : i + 2], device=self._device) for i in order]
         other.writes_count, other._transfer = self.writes_count, self._transfer
+        other.compiled, other.writes_doubtful = self.compiled, self.writes_doubtful
         used = len(self._meta)
         other._tape[:used] = self._tape[:used, :, torch.cat(spans)]
         other._counts[:used] = self._counts[:used, torch.tensor(order, device=self._device)]
@@ -287,6 +292,9 @@ class Tape:
         # Each forward of a layer that does not count its updates is one write to its buffers, if no other code writes.
         counts = torch.where(counts_updates, counts, means)
         foreign = self._native & same & (means[now] - means[old] != variances[now] - variances[old])
+        eager = torch.tensor([self.writes_count and id(m) not in self.compiled for m in self.modules], device="cpu")
+        if self.writes_doubtful:
+            foreign |= ~counts_updates & eager & same & (means[now] - means[old] > 1)
         if any(row.foreign for row in meta):
             unsynced = torch.ones(len(self.layers), dtype=torch.bool, device="cpu")
             unsynced[list(self.layers.synced)] = False  # these have the same statistics in all processes
@@ -297,7 +305,7 @@ class Tape:
             before=(mean, var),
             after=(after["running_mean"], after["running_var"]),
             counts=(counts[old], counts[now]),
-            counted=torch.where(counts_updates, self._counted(), same & self.writes_count),
+            counted=torch.where(counts_updates, self._counted(), same & eager),
             foreign=foreign,
             momentum=momentum.where(cumulative | ~momentum.isnan(), 0.0),
             half_ulp=as_written(self._half_ulp(), self.layers, (after["running_mean"], after["running_var"])),
