@@ -104,6 +104,11 @@ class Program:
     numbered: bool = True
     first: bool = False
 
+    @property
+    def compiles(self) -> bool:
+        """Whether the model or a block of it is compiled."""
+        return bool(self.compiled) or any(block.call == "compile" for block in self.blocks)
+
     def __str__(self) -> str:
         """Return the choices that are not the usual ones."""
         return f"seed {self.seed}: " + _choices(self, ("seed",))

@@ -40,7 +40,7 @@ class Row:
     rounding: float
     tracked: bool
     momenta: set[float | None] = field(default_factory=set)
-    raised: bool = False
+    unknown: bool = False
     """Whether a forward of the layer raised, after it had counted its update: nobody sees that in the buffers."""
 
 
@@ -199,7 +199,7 @@ def compare(
         if row is None:
             compared.wrong.append(f"{name} step {step}: recorded, but the layer was not there")
             continue
-        if row.raised:
+        if row.unknown:
             continue
         problems = []
         for calls in {0, row.since_evaluation}:
