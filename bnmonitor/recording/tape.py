@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bnmonitor.layers import LayerTable, is_split, writes_pairwise
 from bnmonitor.recording.recovery import Seen, fill_seen, recover_rows
 from bnmonitor.recording.ring import Ring
+from bnmonitor.recording.rounding import as_written
 from bnmonitor.recording.traces import ForeignWrites, Traces
 from bnmonitor.recording.transfer import HostTransfer
 
@@ -98,6 +99,10 @@ class Tape:
         """Finds the writes of other code."""
         self.writes_count = True
         """Whether each write to the buffers of an InstanceNorm is one of its forwards; else there is one in a step."""
+        self.compiled: set[int] = set()
+        """Modules within compiled parts, by ``id(module)``: there, too, the writes do not count the forwards."""
+        self.writes_doubtful = False
+        """Whether a layer may be compiled and not be among them: several writes may be one forward then."""
         self._moved: Tensor | None = None
         self._no_count = [torch.zeros((), dtype=torch.int64, device=self._device)] * len(layers)
         self._meta: list[_Row] = []
@@ -232,6 +237,7 @@ class Tape:
         order = [position[id(m)] for m in modules]
         spans = [torch.arange(*self.layers.offsets[i : i + 2], device=self._device) for i in order]
         other.writes_count, other._transfer = self.writes_count, self._transfer
+        other.compiled, other.writes_doubtful = self.compiled, self.writes_doubtful
         used = len(self._meta)
         other._tape[:used] = self._tape[:used, :, torch.cat(spans)]
         other._counts[:used] = self._counts[:used, torch.tensor(order, device=self._device)]
@@ -291,12 +297,16 @@ class Tape:
         pairs = [(rows[i - 1].traces, rows[i].traces) for i in at]
         same = torch.stack([now.same(before) for before, now in pairs])
         # Each forward of a layer that does not count its updates is one write to its buffers, if no other code writes.
-        counts = torch.where(counts_updates, counts, _stacked([row.traces for row in rows], _mean_versions))
+        written = _stacked([row.traces for row in rows], _mean_versions)
+        counts = torch.where(counts_updates, counts, written)
         foreign = self.writes.found(pairs, same, counts[now] - counts[old], counts_updates & self._counted())
         if not same.all():
             # Nobody knows what other tensors held before the forward wrote to them.
             changed = self.layers.segments.any((mean != after["running_mean"]) | (var != after["running_var"]))
             foreign |= ~same & (changed | (counts[now] != counts[old]))
+        eager = torch.tensor([self.writes_count and id(m) not in self.compiled for m in self.modules], device="cpu")
+        if self.writes_doubtful:
+            foreign |= ~counts_updates & eager & same & (written[now] - written[old] > 1)
         if any(row.foreign for row in meta):
             unsynced = torch.ones(len(self.layers), dtype=torch.bool, device="cpu")
             unsynced[list(self.layers.synced)] = False  # these have the same statistics in all processes
@@ -307,10 +317,14 @@ class Tape:
             before=(mean, var),
             after=(after["running_mean"], after["running_var"]),
             counts=(counts[old], counts[now]),
-            counted=torch.where(counts_updates, self._counted(), same & self.writes_count),
+            counted=torch.where(counts_updates, self._counted(), same & eager),
             foreign=foreign,
             momentum=momentum.where(cumulative | ~momentum.isnan(), 0.0),
-            half_ulp=_stacked([row.traces.dtypes for row in meta], self._half_ulp),
+            half_ulp=as_written(
+                _stacked([row.traces.dtypes for row in meta], self._half_ulp),
+                self.layers,
+                (after["running_mean"], after["running_var"]),
+            ),
             out=out,
             momentum_before=momentum_before.where(cumulative | ~momentum_before.isnan(), 0.0),
         )

@@ -110,7 +110,7 @@ class VarianceExplosion(Rule):
         reach = (1 / rate.clamp(min=1e-3)).nan_to_num(10.0).round().clamp(10, max(10, len(window) // 2)).long()
         growth = None
         for back in sorted(set(reach.tolist())):
-            past = variances(window, slice(-(new + back), len(window) - back))
+            past = variances(window, slice(-(new + back), max(0, len(window) - back)))
             lasting = _floor(variances(window, slice(-(new + row - 1), None)), row)
             if len(past) < new or len(lasting) < new:
                 continue
