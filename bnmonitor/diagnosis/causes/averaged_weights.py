@@ -22,6 +22,23 @@ class AveragedWeights(Cause):
     ## What to do
     Average the buffers too (``use_buffers=True``), or estimate the statistics anew before the evaluation
     (``torch.optim.swa_utils.update_bn``).
+
+    ## Example
+    Wrong::
+
+        average = AveragedModel(model)  # averages the weights, and leaves the statistics of the first copy
+        ...
+        evaluate(average)
+
+    Right::
+
+        average = AveragedModel(model, use_buffers=True)  # averages the running statistics too
+        ...
+        evaluate(average)
+
+        # or, for an average that is complete:
+        bnmonitor.remedies.recalibrate(average, train_loader)
+        evaluate(average)
     """
 
     name: ClassVar[str] = "foreign-statistics"

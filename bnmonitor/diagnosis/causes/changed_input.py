@@ -24,6 +24,18 @@ class ChangedInput(Cause):
     ## What to do
     Compare a batch from before with one from now. If the change is intended, let the statistics settle before the next
     evaluation.
+
+    ## Example
+    Wrong::
+
+        for epoch in range(20):
+            scale = 1.0 if epoch < 10 else 255.0  # the second data set has pixels from 0 to 255
+            train(loader, scale)
+
+    Right::
+
+        for epoch in range(20):
+            train(normalized(loader))  # one mean and one standard deviation for all epochs
     """
 
     name: ClassVar[str] = "changed-input"

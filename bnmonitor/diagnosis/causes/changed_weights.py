@@ -22,6 +22,21 @@ class ChangedWeights(Cause):
 
     ## What to do
     Look at what wrote the weights of the layer at the step that the incident names; clip gradients.
+
+    ## Example
+    Wrong::
+
+        loss.backward()
+        optimizer.step()
+        model.head.load_state_dict(other)  # in the middle of the training
+
+    Right::
+
+        model.head.load_state_dict(other)  # before the first step, or with a warm-up after it
+        for x, y in loader:
+            loss(model(x), y).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
     """
 
     name: ClassVar[str] = "changed-weights"

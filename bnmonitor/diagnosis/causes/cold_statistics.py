@@ -20,6 +20,15 @@ class ColdStatistics(Cause):
 
     ## What to do
     Evaluate later, or raise the momentum for the first steps.
+
+    ## Example
+    Wrong::
+
+        Trainer(val_check_interval=10)  # ten updates with momentum 0.01: 90 % of the initial mean 0 and variance 1
+
+    Right::
+
+        Trainer(val_check_interval=500, callbacks=[bnmonitor.remedies.Recalibrate(max_batches=100)])
     """
 
     name: ClassVar[str] = "cold-statistics"

@@ -21,6 +21,21 @@ class EvaluationUpdates(Cause):
 
     ## What to do
     Call ``model.eval()`` before the evaluation and ``model.train()`` after it.
+
+    ## Example
+    Wrong::
+
+        with torch.no_grad():  # stops gradients, and not the updates of running statistics
+            for x, y in val_loader:
+                model(x)
+
+    Right::
+
+        model.eval()
+        with torch.no_grad():
+            for x, y in val_loader:
+                model(x)
+        model.train()
     """
 
     name: ClassVar[str] = "evaluation-updates-statistics"

@@ -22,6 +22,16 @@ class LeakingFreeze(Cause):
     ## What to do
     Put the frozen layers into evaluation mode after each call of ``model.train()``:
     ``bnmonitor.remedies.freeze(model.backbone)`` keeps them there.
+
+    ## Example
+    Wrong::
+
+        for parameter in model.backbone.parameters():
+            parameter.requires_grad_(False)  # the running statistics still move
+
+    Right::
+
+        bnmonitor.remedies.freeze(model.backbone)  # parameters and statistics, through every model.train()
     """
 
     name: ClassVar[str] = "leaking-freeze"

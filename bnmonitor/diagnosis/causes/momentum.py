@@ -22,6 +22,16 @@ class Momentum(Cause):
 
     ## What to do
     Set the momentum to 0.1, or to 0.01 for long trainings.
+
+    ## Example
+    Wrong::
+
+        nn.BatchNorm2d(64, momentum=0.99)  # Keras's: keeps one percent of the past here
+
+    Right::
+
+        nn.BatchNorm2d(64, momentum=0.01)
+        bnmonitor.remedies.set_momentum(model, 0.01)  # for a model that is there already
     """
 
     name: ClassVar[str] = "momentum"

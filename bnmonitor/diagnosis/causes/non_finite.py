@@ -26,6 +26,18 @@ class NonFinite(Cause):
     Look at the layer that the incident names. If only the running statistics are NaN,
     ``bnmonitor.remedies.restore_last_finite(model, monitor)`` sets them back; if the weights are too, go back to the
     newest checkpoint in which they are finite.
+
+    ## Example
+    Wrong::
+
+        x = x / x.norm(dim=1, keepdim=True)  # 0 / 0 for an empty sample
+
+    Right::
+
+        x = x / x.norm(dim=1, keepdim=True).clamp(min=1e-6)
+
+        # afterwards, if the weights are finite:
+        bnmonitor.remedies.restore_last_finite(model, monitor)
     """
 
     name: ClassVar[str] = "non-finite-statistics"

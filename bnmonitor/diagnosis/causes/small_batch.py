@@ -23,6 +23,20 @@ class SmallBatch(Cause):
     ## What to do
     Normalize at least 16 samples together: enlarge the batch, convert to SyncBatchNorm over several devices, or replace
     BatchNorm by GroupNorm.
+
+    ## Example
+    Wrong::
+
+        loader = DataLoader(data, batch_size=2)
+        Trainer(accumulate_grad_batches=16)  # each batch of 2 is normalized by itself
+
+    Right::
+
+        loader = DataLoader(data, batch_size=32)
+
+        # or, where memory is short:
+        Trainer(devices=8, sync_batchnorm=True)
+        nn.GroupNorm(8, 64)
     """
 
     name: ClassVar[str] = "small-batch"

@@ -21,6 +21,15 @@ class SplitFreeze(Cause):
 
     ## What to do
     Freeze with ``layer.eval()``, and leave ``track_running_stats`` alone.
+
+    ## Example
+    Wrong::
+
+        model.bn.track_running_stats = False  # training normalizes by the batch, evaluation by old statistics
+
+    Right::
+
+        bnmonitor.remedies.freeze(model, include=["bn"])  # both normalize by the running statistics
     """
 
     name: ClassVar[str] = "split-freeze"

@@ -20,6 +20,16 @@ class UnfreezeShock(Cause):
 
     ## What to do
     Unfreeze in evaluation mode of the normalization layers, or warm the statistics up before the weights train.
+
+    ## Example
+    Wrong::
+
+        bnmonitor.remedies.thaw(model.backbone)  # its batches are far from the statistics it was frozen with
+
+    Right::
+
+        bnmonitor.remedies.recalibrate(model, train_loader)
+        bnmonitor.remedies.thaw(model.backbone)
     """
 
     name: ClassVar[str] = "unfreeze-shock"

@@ -17,6 +17,18 @@ class ValidationShift(Cause):
 
     ## What to do
     Compare the two pipelines on one sample: the same resize, crop, order of channels and normalization.
+
+    ## Example
+    Wrong::
+
+        train = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+        val = transforms.ToTensor()  # not normalized
+
+    Right::
+
+        prepare = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+        train = transforms.Compose([transforms.RandomCrop(32, 4), prepare])
+        val = prepare
     """
 
     name: ClassVar[str] = "validation-shift"

@@ -20,6 +20,15 @@ class VarianceCollapse(Cause):
 
     ## What to do
     Look at weight decay and at the learning rate of the layer before; restart the channels, or prune them.
+
+    ## Example
+    Wrong::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)  # drives weights to zero
+
+    Right::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=5e-4)
     """
 
     name: ClassVar[str] = "variance-collapse"
