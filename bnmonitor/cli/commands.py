@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnmonitor._text import CHECKPOINTS, nearest, printable
+from bnmonitor._text import CHECKPOINTS, printable
 from bnmonitor.cli.arguments import NEVER, parser
 from bnmonitor.display import say, show
 from bnmonitor.results import Severity
@@ -237,20 +237,20 @@ def _table(found: Sequence[Mapping[str, str]]) -> RenderableType:
 
 
 def _explain(parsed: argparse.Namespace) -> int:
-    from bnmonitor.diagnosis import CAUSES, explained_cause, find_cause, plain_cause
-    from bnmonitor.rules import explained, find, plain
+    from bnmonitor.diagnosis import CAUSES, Cause, explained_cause, find_cause, plain_cause
+    from bnmonitor.rules import all_rules, explained, find, near, plain
 
-    names = {cause.name for cause in CAUSES}
+    word, causes = parsed.rule.lower(), [cause.name for cause in CAUSES]
     try:
-        if parsed.rule.lower() in names:
-            cause = find_cause(parsed.rule.lower())
-            say(json.dumps({"schema": 1, **explained_cause(cause)}, indent=2) if parsed.json else plain_cause(cause))
-        else:
-            rule = find(parsed.rule)
-            say(json.dumps({"schema": 1, **explained(rule)}, indent=2) if parsed.json else plain(rule))
-    except ValueError as error:
-        hint = nearest(parsed.rule.lower(), names)
-        return _fail(str(error) if "did you mean" in str(error) or not hint else f"nothing is called {parsed.rule!r}{hint}")
+        found = find_cause(word) if word in causes else find(word)
+    except ValueError:
+        hint = near(word, all_rules(), causes)
+        return _fail(f"nothing is called {parsed.rule!r}{hint}; `bnmonitor rules` lists the rules")
+    if parsed.json:
+        parts = explained_cause(found) if isinstance(found, Cause) else explained(found)
+        print(json.dumps({"schema": 1, **parts}, indent=2))
+    else:
+        say(plain_cause(found) if isinstance(found, Cause) else plain(found))
     return FINE
 
 

@@ -32,9 +32,9 @@ def cause_index(causes: Iterable[Cause]) -> str:
     lines = [
         "# Causes",
         "",
-        "An incident is one root cause with every alert that follows from it. Its `cause` is one of these names; where no",
-        "cause explains an alert, it is the name of the [rule](rules.md). A name never changes its meaning. Where the",
-        "evidence speaks for two causes, the one that is higher in the table leads the incident.",
+        "An incident is one root cause with every alert that follows from it. Its `cause` is one of these names; where",
+        "no cause explains an alert, it is the name of the [rule](rules.md). A name never changes its meaning. Where",
+        "the evidence speaks for two causes, the one that is higher in the table leads the incident.",
         "",
         "| cause | what is wrong | what speaks for it |",
         "|---|---|---|",

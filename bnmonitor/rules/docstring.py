@@ -70,26 +70,24 @@ class Docstring:
         lines: list[str] = []
         for block in blocks(without_doctests(body)):
             lines += [""] if lines else []
-            lines += (
-                textwrap.indent(block, "  ").splitlines() if is_code(block) else wrapped(_said(block), width, "  ")
-            )
+            lines += textwrap.indent(block, "  ").splitlines() if is_code(block) else wrapped(_said(block), width, "  ")
         return lines
 
 
 def as_line(text: str) -> str:
-    """Write a paragraph in one line, without marks.
+    r"""Write a paragraph in one line, without marks.
 
-    >>> as_line("Set ``momentum``\\nto 0.1.")
+    >>> as_line("Set ``momentum``\nto 0.1.")
     'Set momentum to 0.1.'
     """
     return " ".join(text.replace("``", "").split())
 
 
 def blocks(body: str) -> list[str]:
-    """Paragraphs and examples of a section; lines of code stay together over blank lines.
+    r"""Paragraphs and examples of a section; lines of code stay together over blank lines.
 
-    >>> blocks("Wrong::\\n\\n    a = 1\\n\\n    b = 2\\n\\n>>> 1\\n1")
-    ['Wrong::', '    a = 1\\n\\n    b = 2', '>>> 1\\n1']
+    >>> blocks("Wrong::\n\n    a = 1\n\n    b = 2\n\n>>> 1\n1")
+    ['Wrong::', '    a = 1\n\n    b = 2', '>>> 1\n1']
     """
     found: list[list[str]] = [[]]
     for line in body.splitlines():
@@ -132,9 +130,7 @@ def _said(block: str) -> str:
 
 def wrapped(text: str, width: int, indent: str = "") -> list[str]:
     """Wrap a paragraph."""
-    return textwrap.wrap(
-        as_line(text), width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
-    )
+    return textwrap.wrap(as_line(text), width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def marked(text: str) -> str:

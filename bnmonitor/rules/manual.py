@@ -20,7 +20,9 @@ def page(rule: Rule) -> str:
     """Return the Markdown page of a rule."""
     doc = Docstring.of(type(rule))
     lines = [f"# {rule.code} {rule.name}", "", doc.markdown_summary, "", *_facts(rule), ""]
-    for title, body in _with_thresholds(rule, doc.sections):
+    # What a user reads comes first, and what shows how the rule judges a window last.
+    for title, body in sorted(_with_thresholds(rule, doc.sections), key=lambda section: section[0] == "Example"):
+        lines += [*_settings(rule)] if title == "Example" else []
         lines += [f"## {title}", ""]
         if title == "Thresholds":
             lines += [*_table(rule), ""] if fields(rule) else []
@@ -28,7 +30,6 @@ def page(rule: Rule) -> str:
         lines += [_linked(line) for line in text] if title == "References" else text
         if title == "Example":
             lines = _import_first(rule, lines)
-    lines += _settings(rule)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -149,7 +150,7 @@ def _settings(rule: Rule) -> list[str]:
     lines = ["## Settings", "", f'Switch the rule off with `ignore=("{rule.name}",)`.']
     for name, value in _values(rule)[:1]:
         lines += [f'Set a threshold with `rules={{"{rule.name}": {{"{name}": {value}}}}}`.']
-    return lines
+    return [*lines, ""]
 
 
 def _linked(text: str) -> str:
@@ -165,7 +166,6 @@ def _linked(text: str) -> str:
 
 
 def _import_first(rule: Rule, lines: list[str]) -> list[str]:
-    """Import the rule at the start of its first example, so that the example runs as printed."""
+    """Import the rule at the start of its first example that is run, so that the example runs as printed."""
     line = f">>> from {type(rule).__module__} import {type(rule).__name__}\n"
-    text = "\n".join(lines)
-    return text.replace("```python\n", f"```python\n{line}", 1).split("\n")
+    return "\n".join(lines).replace("```python\n>>>", f"```python\n{line}>>>", 1).split("\n")

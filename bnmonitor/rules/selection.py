@@ -41,15 +41,15 @@ def search(words: Sequence[str], rules: Sequence[Rule] | None = None) -> list[Ru
     return [rule for rule in every if rule.code in found]
 
 
-def near(word: str, rules: Sequence[Rule]) -> str:
-    """Return ``"; did you mean 'BN806'?"`` for the nearest code or name, or nothing.
+def near(word: str, rules: Sequence[Rule], names: Sequence[str] = ()) -> str:
+    """Return ``"; did you mean 'BN806'?"`` for the nearest code or name, or nothing; ``names`` are further names.
 
     >>> near("BN399", all_rules()), near("stale-statistic", all_rules())
     ("; did you mean 'BN305'?", "; did you mean 'stale-statistics'?")
     """
     wanted = re.fullmatch(r"(?:BN)?(\d{1,6})", word.strip(), flags=re.IGNORECASE)
     if wanted is None:
-        return nearest(word.lower(), [w for rule in rules for w in (rule.name, rule.code)])
+        return nearest(word.lower(), [*(w for rule in rules for w in (rule.name, rule.code)), *names])
     numbers = {int(code[2:]): code for code in (rule.code for rule in rules) if re.fullmatch(r"BN\d+", code)}
     family = [number for number in numbers if number // 100 == int(wanted[1]) // 100]
     closest = min(family or numbers, key=lambda number: abs(number - int(wanted[1])), default=None)

@@ -13,8 +13,8 @@ class AveragedWeights(Cause):
     """Weights are evaluated with running statistics of other weights.
 
     ## What it is
-    An average of the weights (EMA, SWA), a checkpoint without buffers or a copy has statistics that do not belong to its
-    weights, or the initial 0 and 1.
+    An average of the weights (EMA, SWA), a checkpoint without buffers or a copy has statistics that do not belong to
+    its weights, or the initial 0 and 1.
 
     ## What follows
     Evaluation differs from training (BN305), most in the deep layers.
@@ -39,6 +39,13 @@ class AveragedWeights(Cause):
         # or, for an average that is complete:
         bnmonitor.remedies.recalibrate(average, train_loader)
         evaluate(average)
+
+    A window of such a training:
+
+    >>> from bnmonitor.testing import diagnose, make_window
+    >>> [incident] = diagnose(make_window(ledger={"uses_training_statistics": True}))
+    >>> incident.cause, str(incident.severity)
+    ('foreign-statistics', 'warning')
     """
 
     name: ClassVar[str] = "foreign-statistics"

@@ -14,7 +14,8 @@ class ChangedWeights(Cause):
 
     ## What it is
     A load, an initialization in the middle of the training, a parameter group with a rate of its own, or a gradient
-    that was not clipped: the batch variance, the mean or gamma of one layer runs away while the layers before it are calm.
+    that was not clipped: the batch variance, the mean or gamma of one layer runs away while the layers before it are
+    calm.
 
     ## What follows
     The layers after it get another input, their running statistics lag (BN304), numbers come near the limit of half
@@ -37,6 +38,13 @@ class ChangedWeights(Cause):
             loss(model(x), y).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
+
+    A window of such a training:
+
+    >>> from bnmonitor.testing import diagnose, make_window
+    >>> [incident] = diagnose(make_window(gamma=[1.0, 12.0, 0.9]))
+    >>> incident.cause, str(incident.severity)
+    ('changed-weights', 'warning')
     """
 
     name: ClassVar[str] = "changed-weights"

@@ -29,6 +29,13 @@ class ColdStatistics(Cause):
     Right::
 
         Trainer(val_check_interval=500, callbacks=[bnmonitor.remedies.Recalibrate(max_batches=100)])
+
+    A window of such a training:
+
+    >>> from bnmonitor.testing import diagnose, make_window
+    >>> [incident] = diagnose(make_window(momentum=0.01, seen=80, evaluation="validation"))
+    >>> incident.cause, str(incident.severity)
+    ('cold-statistics', 'error')
     """
 
     name: ClassVar[str] = "cold-statistics"

@@ -36,6 +36,13 @@ class EvaluationUpdates(Cause):
             for x, y in val_loader:
                 model(x)
         model.train()
+
+    A window of such a training:
+
+    >>> from bnmonitor.testing import diagnose, make_window
+    >>> [incident] = diagnose(make_window(ledger={"seen": {"validation": 6}, "latest": {"validation": 6}}))
+    >>> incident.cause, str(incident.severity)
+    ('evaluation-updates-statistics', 'warning')
     """
 
     name: ClassVar[str] = "evaluation-updates-statistics"

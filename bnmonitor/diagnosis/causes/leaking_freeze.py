@@ -32,6 +32,13 @@ class LeakingFreeze(Cause):
     Right::
 
         bnmonitor.remedies.freeze(model.backbone)  # parameters and statistics, through every model.train()
+
+    A window of such a training:
+
+    >>> from bnmonitor.testing import diagnose, make_window
+    >>> [incident] = diagnose(make_window(affine_trains=False, running_mean=[0.6, -0.5], start_mean=0.0))
+    >>> incident.cause, str(incident.severity)
+    ('leaking-freeze', 'error')
     """
 
     name: ClassVar[str] = "leaking-freeze"

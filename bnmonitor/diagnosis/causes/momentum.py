@@ -32,6 +32,13 @@ class Momentum(Cause):
 
         nn.BatchNorm2d(64, momentum=0.01)
         bnmonitor.remedies.set_momentum(model, 0.01)  # for a model that is there already
+
+    A window of such a training:
+
+    >>> from bnmonitor.testing import diagnose, make_window
+    >>> [incident] = diagnose(make_window(momentum=0.99))
+    >>> incident.cause, str(incident.severity)
+    ('momentum', 'error')
     """
 
     name: ClassVar[str] = "momentum"

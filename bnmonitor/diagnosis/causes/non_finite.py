@@ -38,6 +38,13 @@ class NonFinite(Cause):
 
         # afterwards, if the weights are finite:
         bnmonitor.remedies.restore_last_finite(model, monitor)
+
+    A window of such a training:
+
+    >>> from bnmonitor.testing import diagnose, make_window
+    >>> [incident] = diagnose(make_window(running_var=[1.0, float("inf"), 1.0]))
+    >>> incident.cause, str(incident.severity)
+    ('non-finite-statistics', 'error')
     """
 
     name: ClassVar[str] = "non-finite-statistics"

@@ -37,6 +37,13 @@ class SmallBatch(Cause):
         # or, where memory is short:
         Trainer(devices=8, sync_batchnorm=True)
         nn.GroupNorm(8, 64)
+
+    A window of such a training:
+
+    >>> from bnmonitor.testing import diagnose, make_window
+    >>> [incident] = diagnose(make_window(sizes=4, values=4))
+    >>> incident.cause, str(incident.severity)
+    ('small-batch', 'error')
     """
 
     name: ClassVar[str] = "small-batch"

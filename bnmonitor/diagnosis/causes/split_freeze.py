@@ -30,6 +30,13 @@ class SplitFreeze(Cause):
     Right::
 
         bnmonitor.remedies.freeze(model, include=["bn"])  # both normalize by the running statistics
+
+    A window of such a training:
+
+    >>> from bnmonitor.testing import diagnose, make_window
+    >>> [incident] = diagnose(make_window(updates=0, ledger={"tracks": False}))
+    >>> incident.cause, str(incident.severity)
+    ('split-freeze', 'warning')
     """
 
     name: ClassVar[str] = "split-freeze"

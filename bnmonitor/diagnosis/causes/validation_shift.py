@@ -29,6 +29,13 @@ class ValidationShift(Cause):
         prepare = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
         train = transforms.Compose([transforms.RandomCrop(32, 4), prepare])
         val = prepare
+
+    A window of such a training:
+
+    >>> from bnmonitor.testing import diagnose, held_out_window
+    >>> [incident] = diagnose(held_out_window(mean=2.0))
+    >>> incident.cause, str(incident.severity)
+    ('validation-shift', 'warning')
     """
 
     name: ClassVar[str] = "validation-shift"
