@@ -50,10 +50,12 @@ def near(word: str, rules: Sequence[Rule], names: Sequence[str] = ()) -> str:
     wanted = re.fullmatch(r"(?:BN)?(\d{1,6})", word.strip(), flags=re.IGNORECASE)
     if wanted is None:
         return nearest(word.lower(), [*(w for rule in rules for w in (rule.name, rule.code)), *names])
-    numbers = {int(code[2:]): code for code in (rule.code for rule in rules) if re.fullmatch(r"BN\d+", code)}
-    family = [number for number in numbers if number // 100 == int(wanted[1]) // 100]
-    closest = min(family or numbers, key=lambda number: abs(number - int(wanted[1])), default=None)
-    return "" if closest is None else f"; did you mean {numbers[closest]!r}?"
+    codes = [rule.code for rule in rules if re.fullmatch(r"BN\d{3}", rule.code)]
+    code, number = f"BN{wanted[1]}", int(wanted[1].ljust(3, "0"))
+    # The family first: BN399 is one of BN3.
+    alike = {c: next((i for i in range(5) if c[i] != code[i : i + 1]), 5) for c in codes}
+    closest = min(codes, key=lambda c: (-alike[c], abs(int(c[2:]) - number)), default=None)
+    return "" if closest is None else f"; did you mean {closest!r}?"
 
 
 def choose(

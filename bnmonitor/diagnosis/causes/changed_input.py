@@ -40,7 +40,9 @@ class ChangedInput(Cause):
 
     name: ClassVar[str] = "changed-input"
     leads: ClassVar[frozenset[str]] = frozenset({"BN106", "BN107"})
-    explains: ClassVar[frozenset[str]] = frozenset({"BN103", "BN106", "BN107", "BN304", "BN305", "BN603", "BN704"})
+    explains: ClassVar[frozenset[str]] = frozenset(
+        {"BN103", "BN106", "BN107", "BN109", "BN304", "BN305", "BN603", "BN704"}
+    )
     everywhere: ClassVar[bool] = True
 
     def fits(self, case: Case) -> bool:

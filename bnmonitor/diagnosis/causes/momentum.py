@@ -43,4 +43,6 @@ class Momentum(Cause):
 
     name: ClassVar[str] = "momentum"
     leads: ClassVar[frozenset[str]] = frozenset({"BN301", "BN302"})
-    explains: ClassVar[frozenset[str]] = frozenset({"BN303", "BN304", "BN305", "BN603", "BN106", "BN704", "BN707"})
+    explains: ClassVar[frozenset[str]] = frozenset(
+        {"BN303", "BN304", "BN305", "BN603", "BN106", "BN109", "BN704", "BN707"}
+    )

@@ -34,4 +34,4 @@ class UnfreezeShock(Cause):
 
     name: ClassVar[str] = "unfreeze-shock"
     leads: ClassVar[frozenset[str]] = frozenset({"BN405"})
-    explains: ClassVar[frozenset[str]] = frozenset({"BN106", "BN107", "BN303", "BN304", "BN305", "BN704"})
+    explains: ClassVar[frozenset[str]] = frozenset({"BN106", "BN107", "BN109", "BN303", "BN304", "BN305", "BN704"})
