@@ -127,6 +127,7 @@ TITLES = {
     "BN106": "the batch variance exploded",
     "BN107": "the batch mean ran away",
     "BN108": "the input is not normalized",
+    "BN109": "running statistics are larger than any trained network has",
     "BN201": "the batch is too small",
     "BN202": "a layer normalizes too few values",
     "BN203": "the last batch of an epoch is too small",

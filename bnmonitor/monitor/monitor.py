@@ -209,6 +209,11 @@ class Monitor:
         return tuple(self._recorder.sampling.samples)
 
     @property
+    def log_dir(self) -> Path | None:
+        """The directory for files of the run; None if none are written."""
+        return self._session.log_dir
+
+    @property
     def black_boxes(self) -> tuple[Path, ...]:
         """Files with the whole window when an error opened; see :func:`bnmonitor.sinks.read_black_box`."""
         box = self._session.black_box

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -96,6 +97,11 @@ class Session:
                 shares=peers.shared,
             )
         )
+
+    @property
+    def log_dir(self) -> Path | None:
+        """The directory for files of the run."""
+        return self._run.log_dir
 
     def connect(self, **run: Any) -> None:
         """Change fields of the :class:`bnmonitor.sinks.Run` that the sinks get when they open."""

@@ -24,11 +24,25 @@ class ChangedInput(Cause):
     ## What to do
     Compare a batch from before with one from now. If the change is intended, let the statistics settle before the next
     evaluation.
+
+    ## Example
+    Wrong::
+
+        for epoch in range(20):
+            scale = 1.0 if epoch < 10 else 255.0  # the second data set has pixels from 0 to 255
+            train(loader, scale)
+
+    Right::
+
+        for epoch in range(20):
+            train(normalized(loader))  # one mean and one standard deviation for all epochs
     """
 
     name: ClassVar[str] = "changed-input"
     leads: ClassVar[tuple[str, ...]] = ("BN106", "BN107")
-    explains: ClassVar[frozenset[str]] = frozenset({"BN103", "BN106", "BN107", "BN304", "BN305", "BN603", "BN704"})
+    explains: ClassVar[frozenset[str]] = frozenset(
+        {"BN103", "BN106", "BN107", "BN109", "BN304", "BN305", "BN603", "BN704"}
+    )
     everywhere: ClassVar[bool] = True
 
     def fits(self, case: Case) -> bool:

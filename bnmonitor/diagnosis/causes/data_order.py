@@ -21,6 +21,15 @@ class DataOrder(Cause):
 
     ## What to do
     Shuffle over the whole data set, and mix the sources within each batch.
+
+    ## Example
+    Wrong::
+
+        loader = DataLoader(sorted_by_class, batch_size=32)  # every batch is of one class
+
+    Right::
+
+        loader = DataLoader(sorted_by_class, batch_size=32, shuffle=True)
     """
 
     name: ClassVar[str] = "data-order"

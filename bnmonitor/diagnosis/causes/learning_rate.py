@@ -29,6 +29,16 @@ class LearningRateTooHigh(Cause):
     ## What to do
     Stop, go back to a checkpoint from before, and restart at the rate that the incident names. A warm-up or clipped
     gradients (``Trainer(gradient_clip_val=1.0)``) allow a higher rate.
+
+    ## Example
+    Wrong::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=3.0)
+
+    Right::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # the rate that the incident names
+        warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=500)
     """
 
     name: ClassVar[str] = "learning-rate-too-high"

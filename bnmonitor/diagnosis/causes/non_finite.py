@@ -26,6 +26,25 @@ class NonFinite(Cause):
     Look at the layer that the incident names. If only the running statistics are NaN,
     ``bnmonitor.remedies.restore_last_finite(model, monitor)`` sets them back; if the weights are too, go back to the
     newest checkpoint in which they are finite.
+
+    ## Example
+    Wrong::
+
+        x = x / x.norm(dim=1, keepdim=True)  # 0 / 0 for an empty sample
+
+    Right::
+
+        x = x / x.norm(dim=1, keepdim=True).clamp(min=1e-6)
+
+        # afterwards, if the weights are finite:
+        bnmonitor.remedies.restore_last_finite(model, monitor)
+
+    A window of such a training:
+
+    >>> from bnmonitor.testing import diagnose, make_window
+    >>> [incident] = diagnose(make_window(running_var=[1.0, float("inf"), 1.0]))
+    >>> incident.cause, str(incident.severity)
+    ('non-finite-statistics', 'error')
     """
 
     name: ClassVar[str] = "non-finite-statistics"

@@ -24,6 +24,19 @@ class NonFiniteInput(Cause):
     ## What to do
     Find the sample: ``torch.isfinite(x).all()`` in the data set. If the weights are NaN too, go back to the newest
     checkpoint in which they are finite; if not, ``bnmonitor.remedies.restore_last_finite(model, monitor)``.
+
+    ## Example
+    Wrong::
+
+        x = (x - x.mean()) / x.std()  # a black image has standard deviation 0: NaN
+
+    Right::
+
+        x = (x - x.mean()) / x.std().clamp(min=1e-6)
+        assert torch.isfinite(x).all()
+
+        # afterwards, if the weights are finite:
+        bnmonitor.remedies.restore_last_finite(model, monitor)
     """
 
     name: ClassVar[str] = "non-finite-input"

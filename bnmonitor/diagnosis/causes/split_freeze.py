@@ -21,6 +21,22 @@ class SplitFreeze(Cause):
 
     ## What to do
     Freeze with ``layer.eval()``, and leave ``track_running_stats`` alone.
+
+    ## Example
+    Wrong::
+
+        model.bn.track_running_stats = False  # training normalizes by the batch, evaluation by old statistics
+
+    Right::
+
+        bnmonitor.remedies.freeze(model, include=["bn"])  # both normalize by the running statistics
+
+    A window of such a training:
+
+    >>> from bnmonitor.testing import diagnose, make_window
+    >>> [incident] = diagnose(make_window(updates=0, ledger={"tracks": False}))
+    >>> incident.cause, str(incident.severity)
+    ('split-freeze', 'warning')
     """
 
     name: ClassVar[str] = "split-freeze"

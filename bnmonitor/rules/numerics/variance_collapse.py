@@ -40,6 +40,15 @@ class VarianceCollapse(Rule):
     >>> VarianceCollapse().check(make_window(batch_var=small, running_var=small))
     []
 
+    ## Code
+    Wrong::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)  # drives weights to zero
+
+    Right::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=5e-4)
+
     ## What to do
     Look at what feeds the layer: a ReLU that is never positive, weights that weight decay or pruning has driven to
     zero, or an input that became constant. A lower learning rate or less weight decay on the layer before keeps

@@ -50,6 +50,18 @@ class VarianceExplosion(Rule):
     >>> VarianceExplosion().check(make_window(batch_var=course))
     []
 
+    ## Code
+    Wrong::
+
+        loss.backward()
+        optimizer.step()
+
+    Right::
+
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
     ## What to do
     Look at the learning rate at the step where it began: lower its peak, lengthen the warm-up, or clip gradients
     (``Trainer(gradient_clip_val=1.0)``). If only the first layer is affected, look at the data of that step instead: a

@@ -58,6 +58,16 @@ class LearningRateTooHigh(Rule):
     >>> LearningRateTooHigh().check(make_window(channels=(2, 2, 2), batch_mean=wild))
     []
 
+    ## Code
+    Wrong::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=3.0)
+
+    Right::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=500)
+
     ## What to do
     Go back to the previous learning rate, or lower the peak of the schedule to a third; lengthen the warm-up, or clip
     gradients (``Trainer(gradient_clip_val=1.0)``). Look at the learning rate at the step where the message says it

@@ -43,6 +43,18 @@ class ColdStatistics(Rule):
     >>> ColdStatistics().check(make_window(momentum=0.1, seen=30, evaluation="validation"))
     []
 
+    ## Code
+    Wrong::
+
+        train(model, steps=10)
+        validate(model)  # the running statistics are mostly the initial 0 and 1
+
+    Right::
+
+        train(model, steps=10)
+        bnmonitor.remedies.recalibrate(model, train_loader)
+        validate(model)
+
     ## What to do
     Estimate the statistics before the evaluation: ``torch.optim.swa_utils.update_bn(loader, model)``. Or evaluate
     later, or choose a momentum that fits the length of the run.

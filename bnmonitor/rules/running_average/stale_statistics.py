@@ -44,6 +44,17 @@ class StaleStatistics(Rule):
     >>> StaleStatistics().check(make_window(batch_mean=noise))
     []
 
+    ## Code
+    Wrong::
+
+        nn.BatchNorm2d(64, momentum=0.001)  # a thousand steps behind the weights
+
+    Right::
+
+        nn.BatchNorm2d(64, momentum=0.1)
+        # or, before each validation:
+        bnmonitor.remedies.recalibrate(model, train_loader)
+
     ## What to do
     Estimate the running statistics again before each evaluation: ``bnmonitor.remedies.recalibrate(model, loader)``, or
     the callback ``bnmonitor.remedies.Recalibrate()``. A larger momentum (.1 instead of .01), a lower learning rate or a
