@@ -67,9 +67,8 @@ def health(window, alerts=()):
     return dict(zip(METRICS, summarize(window, alerts, {}).table[0].tolist()))
 
 def limit(row, lag):
-    """The lag at which health would be that of a warning."""
-    caps = BY_NAME["health"].limits
-    return row[lag] / math.sqrt((100 - row["health"]) / (100 - caps["warning"]))
+    """The lag at which health would be that of a layer at its limit."""
+    return row[lag] / math.sqrt((100 - row["health"]) / (100 - BY_NAME["health"].limits["near"]))
 
 for code, field in (("BN304", "warn_mean"), ("BN303", "least_mean"), ("BN503", "warn_mean"), ("BN505", "warn_mean"),
                     ("BN603", "lag_shift")):
