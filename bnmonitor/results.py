@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import IntEnum
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from bnmonitor._text import count, listing
-
-T = TypeVar("T")
 
 
 class Severity(IntEnum):
@@ -37,7 +35,7 @@ NEAR_LIMIT_HEALTH = HEALTH_CAPS[Severity.WARNING] + 10.0
 """The least health of a layer without an open incident: its running statistics are at the limit of a warning."""
 
 
-def health_near(nearness: T) -> T:
+def health_near(nearness: Any) -> Any:
     """Return the health of a layer without an open incident.
 
     Args:
@@ -46,7 +44,7 @@ def health_near(nearness: T) -> T:
     >>> health_near(0.0), health_near(1.0)
     (100.0, 70.0)
     """
-    return 100.0 - (100.0 - NEAR_LIMIT_HEALTH) * nearness * nearness  # type: ignore[operator, no-any-return]
+    return 100.0 - (100.0 - NEAR_LIMIT_HEALTH) * nearness * nearness
 
 
 def health_severity(health: float) -> Severity:

@@ -14,7 +14,7 @@ from bnmonitor.display import health_table, show
 from bnmonitor.history import statistics as catalogue
 from bnmonitor.layers import LayerTable
 from bnmonitor.limits import LAG_LOG_DEVIATION, LAG_MEAN
-from bnmonitor.results import HEALTH_CAPS, Alert, Incident, LayerSummary, StepSummary, health_near
+from bnmonitor.results import HEALTH_CAPS, Alert, Incident, LayerSummary, Severity, StepSummary, health_near
 from bnmonitor.window import Recovery, Window
 
 if TYPE_CHECKING:
@@ -78,10 +78,13 @@ def summarize(
     epoch: int | None = None,
     incidents: Sequence[Incident] = (),
 ) -> Summary:
-    """Reduce a window to one row per layer. Open incidents cap the health of their layers; a note caps nothing."""
+    """Reduce a window to one row per layer.
+
+    Open incidents cap the health of their layers; where none is given, each warning and each error counts as one.
+    """
     layers = window.layers
     columns = {name: compute(window) for name, compute in measures.BY_LAYER.items()}
-    columns["health"] = _health(window, columns, _caps(layers, incidents))
+    columns["health"] = _health(window, columns, _caps(layers, incidents or [a for a in alerts if a.severity > Severity.INFO]))
     trained = window.training[-1]
     by_layer = {
         "name": layers.names,
@@ -122,7 +125,7 @@ def _open_alerts(layers: LayerTable, alerts: Sequence[Alert]) -> list[tuple[str,
     return [tuple(where.get(name, ())) for name in layers.names]
 
 
-def _caps(layers: LayerTable, incidents: Sequence[Incident]) -> list[float]:
+def _caps(layers: LayerTable, incidents: Sequence[Incident | Alert]) -> list[float]:
     """Return the most health that the open incidents leave to each layer."""
     caps: dict[str, float] = {}
     for incident in incidents:

@@ -63,7 +63,7 @@ def an_incident(*evidence: dict[str, Any], index: int = 0, **more: Any) -> dict[
         "code": lead["code"],
         "cause": lead["rule"],
         "severity": "error" if any(alert["severity"] == "error" for alert in evidence) else "warning",
-        "title": f"{lead['rule'].replace('-', ' ')} it is",
+        "title": lead["rule"].replace("-", " "),
         "detail": lead["message"],
         "layer": lead["layer"],
         "layers": list(dict.fromkeys(name for alert in evidence for name in alert["layers"])),

@@ -50,8 +50,10 @@ def replay(
         place = next((i for i, (_, each) in enumerate(found) if _same(each, incident)), len(found))
         found[place : place + 1] = [(session, incident)]
     kept = [each for session, incident in found if (each := _lasting(session, incident, begins)) is not None]
-    bare = [each for plain in alerts if (each := described(Alert, plain)) is not None and each.key not in known]
-    kept += [_of_alert(alert) for alert in bare if alert.severity > Severity.INFO]
+    for plain in alerts:
+        alert = described(Alert, plain)
+        if alert is not None and alert.key not in known and alert.severity > Severity.INFO:
+            kept.append(_of_alert(alert))
     return tuple(replace(incident, index=i) for i, incident in enumerate(kept))
 
 
@@ -80,7 +82,7 @@ def _of_alert(alert: Alert) -> Incident:
         code=alert.code,
         cause=alert.rule,
         severity=alert.severity,
-        title=alert.rule,
+        title=alert.rule.replace("-", " "),
         detail=alert.message,
         layer=alert.layer,
         layers=alert.layers,

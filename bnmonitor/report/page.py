@@ -78,10 +78,11 @@ class _Sheets:
             values: The numbers.
             columns: The most columns to keep.
         """
-        thin, edges = [], np.arange(1)
+        thin: list[Array] = []
+        edges = np.arange(1)
         logs = [logarithmic(name, of) for name in names]
-        for log, rows in zip(logs, values, strict=True):
-            pooled, edges = pool(rows, columns, logarithmic=log, lowest=names[len(thin)] == "health")
+        for name, log, rows in zip(names, logs, values, strict=True):
+            pooled, edges = pool(rows, columns, logarithmic=log, lowest=name == "health")
             thin.append(pooled)
         block = np.ascontiguousarray(np.stack(thin), "<f4")
         about = {
@@ -294,8 +295,7 @@ h1 { font-size: 20px; margin: 0 0 4px; font-weight: 600; overflow-wrap: anywhere
 header table { border-collapse: collapse; margin: 16px 0 6px; }
 header th { text-align: left; font-weight: 400; color: var(--muted); border-bottom: 1px solid var(--line); }
 header th, header td { padding: 3px 14px 3px 0; vertical-align: top; white-space: nowrap; }
-header :is(th, td):is(:first-child, :last-child) { overflow-wrap: anywhere; white-space: normal; }
-header :is(th, td):first-child { min-width: 18ch; }
+header :is(th, td):is(:first-child, :last-child) { overflow-wrap: anywhere; white-space: normal; min-width: 18ch; }
 header :is(th, td):is(:nth-child(2), :nth-child(4), :nth-child(5), :nth-child(6)) {
   text-align: right; font-variant-numeric: tabular-nums; }
 .said.resolved { opacity: .75; border-color: var(--info); }

@@ -30,8 +30,8 @@ export function verdict(run) {
   const [worst, ...others] = ranked(run.incidents).filter((i) => i.state === "open");
   const step = `step ${grouped(run.steps[1])}`;
   if (!worst) return h("div", { class: "verdict healthy" }, h("b", {}, "✓"), ` healthy, ${count(run.layers.length, "layer")} · ${step}`);
-  const affected = worst.layers.length > 1 ? ` (${extent(worst)})` : "";
-  const more = others.length ? ` · and ${count(others.length, "more incident")}` : "";
+  const affected = worst.layer === null ? "" : ` (${worst.layers.length > 1 ? extent(worst) : cut(worst.layer, 44)})`;
+  const more = others.length ? `, ${count(others.length, "more incident")}` : "";
   return h("div", { class: `verdict ${worst.severity}` }, h("b", {}, severity(worst.severity).glyph), ` ${worst.title}, since step ${grouped(worst.first_step)}${affected}${more} · ${step}`);
 }
 

@@ -4,7 +4,7 @@ import { h, theme } from "./dom.js";
 import { HeatMap } from "./heatmap.js";
 import { spanOf, verdict } from "./incidents.js";
 import { layout } from "./layout.js";
-import { Strip } from "./strip.js";
+import { LABELS, Strip } from "./strip.js";
 import { count, grouped, measured, nearLimit, severity } from "./text.js";
 import { timeline } from "./timeline.js";
 
@@ -30,16 +30,16 @@ export class Overview {
     this.el = h("div", { class: "overview" }, this.head, this.strip.el, this.map.el, this.time);
   }
 
-  /** Give the names the width they need, and both runs plots of one width. @param {string[]} rows @param {boolean} two */
-  fit(rows, two) {
-    const fitted = rows.join("\n");
+  /** Give the names the width they need, and both runs plots of one width. @param {string[]} rows @param {boolean} two @param {number} least */
+  fit(rows, two, least) {
+    const fitted = [least, ...rows].join("\n");
     if (this.most && fitted !== this.fitted) {
       this.fitted = fitted;
       const context = /** @type {CanvasRenderingContext2D} */ (h("canvas").getContext("2d"));
       context.font = theme().small;
       const placed = layout(rows, 1000, { grouped: true, least: 11, most: 26 });
       const widths = [...placed.labels, ...placed.headings.map((one) => one.label)].map((text) => context.measureText(text).width);
-      this.names = this.map.options.names = Math.ceil(Math.min(this.most, Math.max(64, ...widths) + 16));
+      this.names = this.map.options.names = Math.ceil(Math.min(this.most, Math.max(least, ...widths) + 16));
     }
     this.el.style.flex = two && this.most ? `0 0 calc(50% - 7px + ${this.names / 2}px)` : "1";
   }
@@ -76,7 +76,7 @@ export class Overview {
     // Names stay legible as long as scrolling past them is bearable.
     this.map.options.least = rows.length <= 80 ? 11 : rows.length <= 200 ? 5 : 2;
     this.map.options.most = rows.length <= 12 ? 40 : 26;
-    this.fit(rows, titled);
+    this.fit(rows, titled, course?.rows ? LABELS : 64);
     this.map.set({
       rows, slice: aligned, view, full, scale, marks, selected: rows.indexOf(state.layer), step: state.step, room,
       describe: (row, column) => {

@@ -6,6 +6,8 @@ import { number, shorten } from "./text.js";
 /** @typedef {import("./types.js").Slice} Slice */
 
 export const HEIGHT = 52;
+/** Width that the words beside it need. */
+export const LABELS = 112;
 const WIDE = 100;
 const PAD = 4;
 
@@ -44,7 +46,7 @@ export class Strip {
       context.fillRect(x(step) - 0.5, 0, 1, HEIGHT);
     }
     context.restore();
-    const words = lines.map((line) => `${line.name} ${said(line, at)}${line.log ? " (log)" : ""}`);
+    const words = lines.map((line) => `${line.name} ${said(line, at)}${line.log ? ", log" : ""}`);
     const fits = (/** @type {string} */ text) => context.measureText(text).width <= Math.max(60, names - 14);
     lines.forEach((line, i) => {
       const y = 14 + i * 20;
