@@ -93,7 +93,14 @@ def test_a_long_history_is_thinned_to_size_and_keeps_its_spikes(tmp_path: Path, 
 def test_it_says_in_words_what_is_wrong_and_loads_nothing(small: Path) -> None:
     text = page(open_history(small), ".")
     words = text[: text.index('<div id="view">')]
-    for part in ("variance explosion", "BN106 variance-explosion", "since step", "fix:", "Content-Security-Policy", "default-src 'none'"):
+    for part in (
+        "variance explosion",
+        "BN106 variance-explosion",
+        "since step",
+        "fix:",
+        "Content-Security-Policy",
+        "default-src 'none'",
+    ):
         assert part in words
     assert not re.findall(r'(?:src|@import|url\()\s*=?\s*["\']?(?:https?:)?//', text)
 

@@ -126,8 +126,8 @@ def test_json_holds_everything_in_plain_types(runs: Path, capsys: pytest.Capture
     (alert,) = [a for a in sick["alerts"] if a["code"] == "BN101"]
     assert (alert["layer"], alert["first_step"], alert["state"]) == ("norm", 40, "open")
     (incident,) = sick["incidents"]
-    assert (incident["cause"], incident["severity"], incident["state"]) == ("nan-statistics", "error", "open")
-    assert [each["code"] for each in incident["evidence"]][0] == "BN101"
+    assert (incident["cause"], incident["severity"], incident["state"]) == ("non-finite-statistics", "error", "open")
+    assert incident["evidence"][0]["code"] == "BN101"
     assert sick["loss"] is None
     assert sick["learning_rates"] == []
     assert sick["layers"][0]["health"] <= 20
