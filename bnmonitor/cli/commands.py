@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from torch import Tensor
 
-    from bnmonitor.results import Alert
+    from bnmonitor.results import Alert, Incident
 
 FINE, FOUND, USAGE = 0, 1, 2
 """Exit codes: nothing was found, something was found, the input cannot be used."""
@@ -98,7 +98,8 @@ def _report(parsed: argparse.Namespace) -> int:
         say(markdown(reports, rows=parsed.rows).rstrip("\n"))
     else:
         show(terminal(reports, rows=parsed.rows))
-    return _verdict(parsed, reports[0].alerts)
+    notes = [alert for alert in reports[0].alerts if alert.severity is Severity.INFO]
+    return _verdict(parsed, [*reports[0].incidents, *notes])
 
 
 def _compare(parsed: argparse.Namespace) -> int:
@@ -254,11 +255,11 @@ def _explain(parsed: argparse.Namespace) -> int:
     return FINE
 
 
-def _verdict(parsed: argparse.Namespace, alerts: Sequence[Alert]) -> int:
+def _verdict(parsed: argparse.Namespace, found: Sequence[Alert | Incident]) -> int:
     if parsed.fail_on == NEVER:
         return FINE
     least = Severity[parsed.fail_on.upper()]
-    return FOUND if any(alert.state == "open" and alert.severity >= least for alert in alerts) else FINE
+    return FOUND if any(each.state == "open" and each.severity >= least for each in found) else FINE
 
 
 def _fail(message: str) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bnmonitor._text import count, listing, number, printable
+from bnmonitor._text import count, number, printable
 from bnmonitor.display import QUIET, final_summary, sparkline
 from bnmonitor.report.read import Report
-from bnmonitor.results import Alert
+from bnmonitor.results import Incident
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -57,23 +57,21 @@ def _section(report: Report, rows: int) -> str:
             lines.append("| " + " | ".join("–" if cell in ("nan", "nanσ") else cell for cell in cells) + " |")
         rest = len(report.rows) - len(ill[:rows])
         lines += ["", f"{count(rest, 'more layer')}."] if rest else []
-    ordered = sorted(report.alerts, key=lambda a: (a.state != "open", -a.severity, a.first_step))
-    lines += ["", *(_item(alert) for alert in ordered)] if ordered else []
+    ordered = [*report.open_incidents(), *(each for each in report.incidents if each.state == "resolved")]
+    lines += ["", *(_item(incident) for incident in ordered)] if ordered else []
     skipped = [f"`{printable(rule)}` ({_plain(why)})" for rule, why in report.skipped.items()]
     lines += ["", f"<details><summary>{count(len(skipped), 'rule')} not checked</summary>", ""] if skipped else []
     lines += [*(f"- {each}" for each in skipped), "", "</details>"] if skipped else []
     return "\n".join(lines)
 
 
-def _item(alert: Alert) -> str:
-    more = f" and {count(len(alert.layers) - 1, 'more layer')}" if len(alert.layers) > 1 else ""
-    channels = f", channels {listing(alert.channels)}" if alert.channels else ""
-    where = f" in {_plain(alert.layer)}{more}{channels}" if alert.layer is not None else ""
-    code = f"[{alert.code}]({alert.url})" if alert.url else alert.code
-    head = f"- {alert.severity.mark} **{code} {_plain(alert.rule)}**{where}, since step {alert.first_step}"
-    if alert.state == "cleared":
-        return f"{head}; cleared, last seen at step {alert.last_step}: {_plain(alert.message)}"
-    return f"{head}: {_plain(alert.message)}  \n  fix: {_plain(alert.advice)}"
+def _item(incident: Incident) -> str:
+    where = f", {_plain(incident.where)}" if incident.where else ""
+    code = f"[{incident.code}]({incident.url})" if incident.url else incident.code
+    head = f"- {incident.severity.mark} **{_plain(incident.title)}** ({code}){where}, since step {incident.first_step}"
+    if incident.state == "resolved":
+        return f"{head}; resolved, last seen at step {incident.last_step}: {_plain(incident.detail)}"
+    return f"{head}: {_plain(incident.detail)}  \n  fix: {_plain(incident.advice)}"
 
 
 def _plain(text: str) -> str:
