@@ -14,7 +14,7 @@ from bnmonitor.display import health_table, show
 from bnmonitor.history import statistics as catalogue
 from bnmonitor.layers import LayerTable
 from bnmonitor.limits import LAG_LOG_DEVIATION, LAG_MEAN
-from bnmonitor.results import HEALTH_CAPS, Alert, LayerSummary, Severity, StepSummary
+from bnmonitor.results import HEALTH_CAPS, Alert, Incident, LayerSummary, Severity, StepSummary
 from bnmonitor.window import Recovery, Window
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def empty(layers: LayerTable, alerts: Sequence[Alert], skipped: Mapping[str, str
             gamma_min=float("nan"),
             silent=float("nan"),
             alerts=(),
-            recovery="no step was recorded yet",
+            recovery=skipped.get("every rule", "no step was recorded yet"),
         )
         for name, channels in zip(layers.names, layers.channels, strict=True)
     )
@@ -71,10 +71,16 @@ def empty(layers: LayerTable, alerts: Sequence[Alert], skipped: Mapping[str, str
     )
 
 
-def summarize(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str], epoch: int | None = None) -> Summary:
+def summarize(
+    window: Window,
+    alerts: Sequence[Alert],
+    skipped: Mapping[str, str],
+    epoch: int | None = None,
+    incidents: Sequence[Incident] = (),
+) -> Summary:
     """Reduce a window to one row per layer."""
     layers = window.layers
-    found = _open_alerts(layers, alerts)
+    found = _open_alerts(layers, alerts, incidents)
     columns = {name: compute(window) for name, compute in measures.BY_LAYER.items()}
     columns["health"] = _health(window, columns, [HEALTH_CAPS[worst] for worst, _ in found])
     trained = window.training[-1]
@@ -97,6 +103,7 @@ def summarize(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str
         rows=rows,
         alerts=tuple(alerts),
         skipped=dict(skipped),
+        incidents=tuple(incidents),
         window=window,
     )
 
@@ -106,26 +113,34 @@ def _unrecovered(state: int) -> str:
     return "" if Recovery(state).known else Recovery(state).reason
 
 
-def _open_alerts(layers: LayerTable, alerts: Sequence[Alert]) -> list[tuple[Severity, tuple[str, ...]]]:
-    """Return the worst open severity and the open alerts of each layer."""
+def _open_alerts(
+    layers: LayerTable, alerts: Sequence[Alert], incidents: Sequence[Incident]
+) -> list[tuple[Severity, tuple[str, ...]]]:
+    """Return the worst severity of what is open in each layer, and its open alerts."""
     where: dict[str, list[Alert]] = {}
     for alert in alerts:
         if alert.state == "open":
             for name in alert.layers:
                 where.setdefault(name, []).append(alert)
+    worst: dict[str, Severity] = {}
+    every: list[Alert | Incident] = [*alerts, *incidents]
+    for each in every:
+        for name in each.layers if each.state == "open" else ():
+            worst[name] = max(worst.get(name, Severity.INFO), each.severity)
     return [
-        (
-            max((a.severity for a in where.get(name, ())), default=Severity.INFO),
-            tuple(f"{a.rule} since {a.first_step}" for a in where.get(name, ())),
-        )
+        (worst.get(name, Severity.INFO), tuple(f"{a.rule} since {a.first_step}" for a in where.get(name, ())))
         for name in layers.names
     ]
 
 
+NEAREST = 0.98
+"""Share of the limit of a warning from which a lag no longer lowers health: the cap of a warning is for alerts."""
+
+
 def _health(window: Window, columns: Mapping[str, Tensor], caps: list[float]) -> Tensor:
-    """Return the health of each layer: it falls as a lag nears the limit of its warning, and open alerts cap it."""
+    """Return the health of each layer: it falls as a lag nears the limit of its warning; what is open caps it."""
     lags = (columns["mean_lag"], LAG_MEAN), (columns["log_lag"], LAG_LOG_DEVIATION)
-    nearness = torch.maximum(*(value.nan_to_num(0.0) / limit for value, limit in lags)).clamp(max=1.0)
+    nearness = torch.maximum(*(value.nan_to_num(0.0) / limit for value, limit in lags)).clamp(max=NEAREST)
     nearness = nearness.where(measures.settled(window), 0.0)
     full, least = HEALTH_CAPS[Severity.INFO], HEALTH_CAPS[Severity.WARNING]
     return torch.minimum(full - (full - least) * nearness.square().float(), torch.tensor(caps, device="cpu"))

@@ -239,7 +239,7 @@ class Session:
         if window is None:
             found = empty(self.recorder.layers, tuple(self.book.alerts), self.skipped())
         else:
-            found = summarize(window, tuple(self.book.alerts), self.skipped(), epoch)
+            found = summarize(window, tuple(self.book.alerts), self.skipped(), epoch, self.diagnosis.incidents)
         losses = self.recorder.course.losses(self.recorder.steps[-1:])
         return replace(
             found,
