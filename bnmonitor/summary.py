@@ -62,7 +62,7 @@ def empty(layers: LayerTable, alerts: Sequence[Alert], skipped: Mapping[str, str
             gamma_min=float("nan"),
             silent=float("nan"),
             alerts=(),
-            recovery="no step was recorded yet",
+            recovery=skipped.get("every rule", "no step was recorded yet"),
         )
         for name, channels in zip(layers.names, layers.channels, strict=True)
     )
@@ -84,7 +84,9 @@ def summarize(
     """
     layers = window.layers
     columns = {name: compute(window) for name, compute in measures.BY_LAYER.items()}
-    columns["health"] = _health(window, columns, _caps(layers, incidents or [a for a in alerts if a.severity > Severity.INFO]))
+    columns["health"] = _health(
+        window, columns, _caps(layers, incidents or [a for a in alerts if a.severity > Severity.INFO])
+    )
     trained = window.training[-1]
     by_layer = {
         "name": layers.names,

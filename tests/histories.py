@@ -47,7 +47,7 @@ def an_alert(layer: str | None, step: int, **more: Any) -> dict[str, Any]:
         "state": "open",
         "value": 2.1e4,
         "threshold": 1e4,
-        "message": "batch variance of 3 channels is up to 21 000 times its own baseline; learning rate 0.8 in force",
+        "message": "batch variance of 3 channels is up to 21 000 times its own baseline; lr = 0.8",
         "advice": "lower the peak learning rate or clip gradients: Trainer(gradient_clip_val=1.0)",
         "url": "https://github.com/bnmonitor/bnmonitor/blob/main/docs/rules/BN106.md",
         **more,

@@ -45,16 +45,14 @@ import torch
 from torch import nn
 from bnmonitor import all_rules
 from bnmonitor.audit import audit
-from bnmonitor.display import health_table
 from bnmonitor.history.run import open_history
 from bnmonitor.history.statistics import BY_NAME
 from bnmonitor.measures import dead, offset, silent, warm
 from bnmonitor.report.compare import JUDGED
 from bnmonitor.report.page import page
-from bnmonitor.results import Incident, LayerSummary, Severity, StepSummary
+from bnmonitor.results import Severity
 from bnmonitor.summary import METRICS, summarize
 from bnmonitor.testing import make_sample, make_window
-from rich.console import Console
 
 changed, run, out = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
 rules = {rule.code: rule for rule in all_rules()}
@@ -125,17 +123,6 @@ for name, field in (("SMALL_BATCH", "warn_below"), ("TINY_BATCH", "error_below")
     rule(name, "BN205", field)
 
 caps = {"tab": BY_NAME["health"].limits, "meaning": BY_NAME["health"].meaning}
-row = LayerSummary(name="layer", channels=1, health=100.0, training=True, settled=True, batch_var=(), running_gap=0.0,
-                   gamma_min=1.0, silent=0.0, alerts=(), recovery="")
-
-def drawn(health):
-    summary = StepSummary(step=0, epoch=None, rows=(replace(row, health=health),), alerts=(), skipped={})
-    console = Console(width=80)
-    with console.capture() as capture:
-        console.print(health_table(summary, well=True))
-    return capture.get().split("layer")[-1].split()[0], len(summary.ill())
-
-caps["table"] = [drawn(health) for health in (30.0, 31.0, 70.0, 71.0)]
 model = nn.BatchNorm1d(2)
 model.running_mean.fill_(math.nan)
 model.num_batches_tracked.fill_(9)
@@ -197,7 +184,6 @@ def test_the_caps_of_health_change_in_every_place(found: dict[str, Any]) -> None
     caps = found["caps"]
     assert caps["tab"] == {"warning": 70, "error": 30, "near": 80}
     assert "at most 70 while a warning is open, 30 while an error is open" in caps["meaning"]
-    assert caps["table"] == [["✗", 1], ["!", 1], ["!", 1], ["✓", 0]]
     assert caps["audit"] == 30
     assert caps["summary"] == [70, 30]
 

@@ -93,13 +93,12 @@ def _report(parsed: argparse.Namespace) -> int:
                 parsed.html.write_text(text, encoding="utf-8")
             except OSError as error:
                 return _fail(f"cannot write {parsed.html}: {error.strerror or error}")
-            say(f"{reports[0].headline()}\nwritten to {parsed.html}")
+            say(f"{printable(reports[0].headline())}\nwritten to {parsed.html}")
     elif parsed.markdown:
         say(markdown(reports, rows=parsed.rows).rstrip("\n"))
     else:
-        show(terminal(reports, rows=parsed.rows))
-    notes = [alert for alert in reports[0].alerts if alert.severity is Severity.INFO]
-    return _verdict(parsed, [*reports[0].incidents, *notes])
+        show(terminal(reports, rows=parsed.rows, verbose=parsed.verbose))
+    return _verdict(parsed, [*reports[0].alerts, *reports[0].open_incidents()])
 
 
 def _compare(parsed: argparse.Namespace) -> int:
@@ -255,11 +254,11 @@ def _explain(parsed: argparse.Namespace) -> int:
     return FINE
 
 
-def _verdict(parsed: argparse.Namespace, found: Sequence[Alert | Incident]) -> int:
+def _verdict(parsed: argparse.Namespace, alerts: Sequence[Alert | Incident]) -> int:
     if parsed.fail_on == NEVER:
         return FINE
     least = Severity[parsed.fail_on.upper()]
-    return FOUND if any(each.state == "open" and each.severity >= least for each in found) else FINE
+    return FOUND if any(each.state == "open" and each.severity >= least for each in alerts) else FINE
 
 
 def _fail(message: str) -> int:

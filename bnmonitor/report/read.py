@@ -60,6 +60,11 @@ class Report(StepSummary):
     black_boxes: tuple[Path, ...]
     overlap: str = ""
 
+    @property
+    def span(self) -> str:
+        """The steps of the rows' courses, in words."""
+        return "the whole run"
+
     def ending(self, now: float | None = None) -> str:
         """Return how the record ends: the run ended, still writes, or stopped without a word."""
         if self.ended:

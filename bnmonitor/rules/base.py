@@ -161,5 +161,5 @@ def rate_note(window: Window, step: int) -> str:
     if now != now:
         return ""
     if before == before and now >= 2 * before > 0:
-        return f"; learning rate {number(now)} in force, {number(before)} shortly before"
-    return f"; learning rate {number(now)} in force"
+        return f"; lr = {number(now)} (was {number(before)})"
+    return f"; lr = {number(now)}"

@@ -36,7 +36,7 @@ _REASONS = {
     Recovery.OBSERVED: "the layer keeps no running statistics: read from its forward",
     Recovery.NO_UPDATE: "the running statistics were not updated in this step",
     Recovery.NO_BUFFERS: "the layer keeps no running statistics, and its forward was not observed",
-    Recovery.PRECISION: "rounding of the running statistics hides the batch: momentum or the batch variance is too small",
+    Recovery.PRECISION: "rounding of the running statistics hides the batch: momentum or its variance is too small",
     Recovery.FOREIGN: "something other than this layer's forward wrote or replaced its running statistics",
     Recovery.NON_FINITE: "the running statistics are not finite",
     Recovery.NO_MOMENTUM: "momentum is 0: the running statistics carry nothing of the batch",

@@ -62,7 +62,12 @@ def _many(arguments: argparse.Namespace) -> int:
                 _report(result)
             seed += 1
             if (seed - arguments.first) % 100 == 0:
-                print(_total(seed - arguments.first, failures, rows, withheld, steps, unsteady, time.process_time() - cpu), flush=True)
+                print(
+                    _total(
+                        seed - arguments.first, failures, rows, withheld, steps, unsteady, time.process_time() - cpu
+                    ),
+                    flush=True,
+                )
     except KeyboardInterrupt:
         print("interrupted")
     print(_total(seed - arguments.first, failures, rows, withheld, steps, unsteady, time.process_time() - cpu))
@@ -113,7 +118,9 @@ def _smaller(program: Program) -> list[Program]:
         for field in dataclasses.fields(Block):
             if field.default is not dataclasses.MISSING and getattr(block, field.name) != field.default:
                 simpler = dataclasses.replace(block, **{field.name: field.default})
-                found.append(dataclasses.replace(program, blocks=(*program.blocks[:i], simpler, *program.blocks[i + 1 :])))
+                found.append(
+                    dataclasses.replace(program, blocks=(*program.blocks[:i], simpler, *program.blocks[i + 1 :]))
+                )
     return found
 
 

@@ -188,7 +188,9 @@ def _attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
         if isinstance(module, torch.jit.ScriptModule):
             continue
         found[name] = {
-            key: (len(value) if "hook" in key else sorted(map(str, value))) if isinstance(value, dict | set) else str(type(value))
+            key: (len(value) if "hook" in key else sorted(map(str, value)))
+            if isinstance(value, dict | set)
+            else str(type(value))
             for key, value in vars(module).items()
         }
     return found
@@ -218,7 +220,9 @@ def _first_difference(a: Any, b: Any) -> str:
     if isinstance(a, dict) and isinstance(b, dict) and list(a) == list(b):
         return next((f"{k}: {_first_difference(a[k], b[k])}" for k in a if not same(a[k], b[k])), "")
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        return next((f"{i}: {_first_difference(x, y)}" for i, (x, y) in enumerate(zip(a, b, strict=True)) if not same(x, y)), "")
+        return next(
+            (f"{i}: {_first_difference(x, y)}" for i, (x, y) in enumerate(zip(a, b, strict=True)) if not same(x, y)), ""
+        )
     return f"{str(b)[:300]} instead of {str(a)[:300]}"
 
 

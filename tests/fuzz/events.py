@@ -143,7 +143,13 @@ def _bare(norm: Any) -> nn.Module:
 
 
 def _add(run: Run, norm: Any, event: Event) -> None:
-    run.model.blocks.append(nn.Sequential(nn.BatchNorm1d(parts.CHANNELS) if run.program.family in ("flat", "line") else nn.GroupNorm(2, parts.CHANNELS)).to(run.dtype))  # type: ignore[union-attr,operator]
+    run.model.blocks.append(
+        nn.Sequential(
+            nn.BatchNorm1d(parts.CHANNELS)
+            if run.program.family in ("flat", "line")
+            else nn.GroupNorm(2, parts.CHANNELS)
+        ).to(run.dtype)
+    )  # type: ignore[union-attr,operator]
     if run.truth is not None:
         run.truth.renew()
 
