@@ -51,6 +51,33 @@ def loss_course(window: Window, since: int) -> str:
     return f"loss {number(origin)} → {number(now if now != now else level)}"
 
 
+def weights_are_lost(window: Window) -> bool | None:
+    """Return whether weights are not finite, by gamma, beta and the loss; None where nothing is known of them."""
+    now = [window.gamma[-1], window.beta[-1]]
+    if any(
+        bool(each.isnan().any()) and bool(before.isfinite().all())
+        for each, before in zip(now, (window.gamma[0], window.beta[0]), strict=True)
+    ):
+        return True
+    losses = window.facts.losses
+    if losses and any(loss == loss for loss in losses):
+        return not math.isfinite(losses[-1])
+    return None if bool(now[0].isnan().all()) else False
+
+
+def repair(window: Window | None, otherwise: str) -> str:
+    """Advise how to go on after a NaN: by the running statistics alone, or by a checkpoint."""
+    lost = None if window is None else weights_are_lost(window)
+    if lost is None:
+        return otherwise
+    if lost:
+        return "the weights are NaN too: go back to the newest checkpoint in which they are finite, and clip gradients"
+    return (
+        "the weights are finite: set the running statistics back with "
+        "bnmonitor.remedies.restore_last_finite(model, monitor), and keep such batches out"
+    )
+
+
 def growth(window: Window, since: int) -> str:
     """Describe how far variances and gammas have grown since a step: ``batch variance ×2.1e+04 and γ ×31 in 30 steps``.
 

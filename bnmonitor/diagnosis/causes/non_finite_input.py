@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from bnmonitor.diagnosis.base import Case, Cause, reads_the_input
 from bnmonitor.diagnosis.causes.non_finite import EFFECTS
+from bnmonitor.diagnosis.course import repair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,10 @@ class NonFiniteInput(Cause):
     def title(self, case: Case) -> str:
         """Say that the data are the likely origin."""
         return "a NaN or infinity came in with the data"
+
+    def advice(self, case: Case) -> str:
+        """Say whether the weights are finite, and how to go on."""
+        return repair(case.window, case.lead.advice)
 
     def lasts(self, case: Case) -> bool:
         """Whether the training is lost."""

@@ -29,13 +29,21 @@ from bnmonitor.window import CHANNEL_STATISTICS, LAYER_STATISTICS, Window
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRateTooHigh(Rule):
-    """The batch statistics of many layers change strongly from step to step, in layers that were calm before.
+    """Gamma runs away in many layers, or their batch statistics change strongly from step to step.
 
     ## What it does
-    Measures the batch distance of each layer: how far its batches are from its running statistics. Also measures the
-    jump: how far the batch mean moves from one step to the next. Both are those of the median channel. Reports if at
-    least half of the layers, and not just one of two, have left the level of their own calm times: the weights then
-    take steps after which every layer computes something else. One alert for all layers.
+    Finds a rate that is too high in two ways. One alert reports all layers.
+
+    From the first step on, it measures how far gamma has moved within 30 steps, relative to its scale: the channel that
+    moved most stands for its layer. Reports if gamma moved far in at least half of the layers, and the loss is no
+    better than at its start. The weights before a normalization tune their own rate, as their scale does not matter;
+    gamma does not. If the gammas of one parameter group moved three times as far as the others, and its rate is the
+    highest, only the layers of that group are judged.
+
+    In layers that were calm before, it measures the batch distance of each layer: how far its batches are from its
+    running statistics. Also measures the jump: how far the batch mean moves from one step to the next. Both are those
+    of the median channel. Reports if at least half of the layers, and not just one of two, have left the level of their
+    own calm times: the weights then take steps after which every layer computes something else.
 
     ## Why is this bad?
     Batch normalization lets a network train at learning rates that would otherwise make it diverge, because the scale
@@ -74,6 +82,15 @@ class LearningRateTooHigh(Rule):
     began.
 
     ## Thresholds
+    ``gamma_run = 1.5`` times its scale, with a loss above ``better_loss = .9`` of the lowest of the first three losses.
+    ``lost_gamma_run = .5`` once the median of five losses is more than ``lost_loss = 1.25`` times that: then, or if the
+    loss is no better after 20 steps, the alert is an error. Where no loss is known, ``blind_gamma_run = 4``, and an
+    error at twice that. A single step in which gamma changed at once is a load, and no run.
+
+    Measured on five networks, SGD and Adam, ten rates, three seeds, 200 steps: where the loss ended no better than it
+    began, gamma of the median layer moved by 1.9 or more within 30 steps; at rates that train well by .9 or less, and
+    by up to 2.5 at ten times these rates, while the loss fell.
+
     ``least_distance = .3`` standard deviations and ``growth = 4`` times the calm level. The running statistics with
     momentum ``m`` are ``(1 - m) / m`` steps behind, nine at .1: BN304 would call a batch distance of .3 a stale average
     if it were always to one side. ``jump_growth = 1.5``: the mean must also move more from batch to batch, which does
