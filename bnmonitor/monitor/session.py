@@ -169,7 +169,8 @@ class Session:
         """Open an alert about a sink, an action or the black box that raised."""
         step = self.recorder.steps[-1] if self.recorder.steps else self.recorder.count
         alert = self.book.open_fault(SinkError.report(who, error, step), SinkError())
-        return alert, self._diagnose()
+        changes = self._diagnose()
+        return self._explained(alert), changes
 
     def collect(self) -> None:
         """Take in what is recorded; after a failure, what was taken in before it is left."""
