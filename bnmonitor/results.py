@@ -29,21 +29,26 @@ class Severity(IntEnum):
 _MARKS = {Severity.INFO: "·", Severity.WARNING: "!", Severity.ERROR: "✗"}
 
 HEALTH_CAPS: Mapping[Severity, float] = {Severity.INFO: 100.0, Severity.WARNING: 60.0, Severity.ERROR: 20.0}
-"""The most health that a layer can have with an open alert of a severity."""
+"""The most health that a layer can have with an open incident of a severity."""
+
+NEAR_LIMIT_HEALTH = HEALTH_CAPS[Severity.WARNING] + 10.0
+"""The least health of a layer without an open incident: its running statistics are at the limit of a warning."""
+
+NEAR_LIMIT = NEAR_LIMIT_HEALTH + 10.0
+"""Health from which on a layer without an open incident is called near its limit."""
 
 
-def health_severity(health: float) -> Severity:
-    """Return the severity of the worst alert that a health leaves room for.
+def health_near(nearness: Any) -> Any:
+    """Return the health of a layer without an open incident.
 
-    >>> [str(health_severity(health)) for health in (61.0, 60.0, 20.0)]
-    ['info', 'warning', 'error']
+    Args:
+        nearness: How near its lag is to the limit of a warning, from 0 to 1; numbers, arrays and tensors will do.
+
+    >>> health_near(0.0), health_near(1.0)
+    (100.0, 70.0)
     """
-    found = (severity for severity in (Severity.ERROR, Severity.WARNING) if health <= HEALTH_CAPS[severity])
-    return next(found, Severity.INFO)
+    return 100.0 - (100.0 - NEAR_LIMIT_HEALTH) * nearness * nearness
 
-
-NEAR_LIMIT = 75.0
-"""Health from which on a layer without an open incident counts as near the limit of a warning."""
 
 AFFECTED = " affected"
 """The word of a message after it has counted the layers that the fault has reached since."""
@@ -254,7 +259,7 @@ class LayerSummary:
     Attributes:
         name: Dotted path of the layer.
         channels: Number of channels.
-        health: 100 is healthy; open alerts cap it: see :data:`HEALTH_CAPS`.
+        health: 100 is healthy; open incidents cap it: see :data:`HEALTH_CAPS`.
         training: Whether the layer was in training mode at the last step.
         settled: Whether the window lies after the warm-up, so that a lag of the statistics is judged; a layer in
             evaluation mode has none to judge.

@@ -89,12 +89,17 @@ def unchecked(skipped: Mapping[str, str]) -> list[str]:
 
 def _hidden(summary: StepSummary) -> RenderableType:
     """Return what a reader can ask for."""
-    from rich.text import Text
-
     notes, skipped = len(summary.notes), len(summary.skipped)
     parts = [count(notes, "note")] if notes else []
     parts += [f"{count(skipped, 'rule')} not checked"] if skipped else []
-    return Lines(Line([Text(f"--verbose shows {' and '.join(parts)}", style=styles.QUIET)])) if parts else Lines()
+    return aside(f"--verbose shows {' and '.join(parts)}") if parts else Lines()
+
+
+def aside(text: str) -> RenderableType:
+    """Return a line that can be read later."""
+    from rich.text import Text
+
+    return Lines(Line([Text(printable(text), style=styles.QUIET)]))
 
 
 def _beside(summary: StepSummary) -> list[RenderableType]:

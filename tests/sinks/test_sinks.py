@@ -20,6 +20,7 @@ from torch import nn
 
 from bnmonitor import Alert, Incident, Monitor, Severity, Summary
 from bnmonitor.display import final_summary, show, sparkline
+from bnmonitor.history.incidents import replay
 from bnmonitor.lightning.progress_bar import beside_bar
 from bnmonitor.sinks import Console, JsonLines, Loggers, Run, TensorBoard
 from bnmonitor.summary import METRICS, empty, summarize
@@ -84,6 +85,11 @@ def a_summary(*alerts: Alert, names: tuple[str, ...] = (), **skipped: str) -> Su
     serious = [alert for alert in alerts if alert.severity > INFO]
     incidents = [an_incident(alert, index=i) for i, alert in enumerate(serious)]
     return summarize(window, alerts, skipped, epoch=3, incidents=incidents)
+
+
+def explained(summary: Summary) -> Summary:
+    """The same with an incident for each warning and each error."""
+    return replace(summary, incidents=replay([], {}, [alert.to_dict() for alert in summary.alerts]))
 
 
 class Screen:
@@ -524,7 +530,7 @@ def test_tensorboard_frame_holds_the_whole_table_and_describes_itself_once(tmp_p
 
 
 def test_tensorboard_scalars_have_the_grouped_tags_and_the_values_of_the_table(tmp_path: Path) -> None:
-    summary = a_summary(an_alert("layer1", ERROR), an_alert("layer2"), an_alert("layer2", code="BN304"))
+    summary = explained(a_summary(an_alert("layer1", ERROR), an_alert("layer2"), an_alert("layer2", code="BN304")))
     sink = TensorBoard(tmp_path)
     sink.open(Run(layers=summary.layers))
     sink.frame(summary)
@@ -629,7 +635,7 @@ def test_csv_logger_gets_the_numbers_of_the_whole_model(tmp_path: Path) -> None:
     from pytorch_lightning.loggers import CSVLogger
 
     logger = CSVLogger(str(tmp_path), flush_logs_every_n_steps=1)
-    summary = a_summary(an_alert("layer1", ERROR), an_alert("layer2"))
+    summary = explained(a_summary(an_alert("layer1", ERROR), an_alert("layer2"), an_alert("layer3", INFO)))
     sink = Loggers()
     sink.open(Run(layers=summary.layers, loggers=[logger]))
     sink.frame(summary)
