@@ -366,21 +366,13 @@ class StepSummary:
 
     def headline(self) -> str:
         """One line: is it healthy, and if not, what is the worst incident."""
-        return self.verdicts()[0] + self.place + self.waiting
+        return self.verdicts()[0] + self.place
 
     @property
     def place(self) -> str:
         """The epoch and the step, as the end of a line: `` · epoch 3 · step 1 170``."""
         epoch = f" · epoch {self.epoch}" if self.epoch is not None else ""
         return epoch + (f" · step {thousands(self.step)}" if self.step >= 0 else "")
-
-    @property
-    def waiting(self) -> str:
-        """How many layers are too young for a lag of their statistics to be judged, as the end of a line; or empty."""
-        young, seen = sum(row.seen and not row.settled for row in self.rows), sum(row.seen for row in self.rows)
-        if not young or self.open_incidents():
-            return ""
-        return " · still warming up" if young == seen else f" · {count(young, 'layer')} still warming up"
 
     def verdicts(self) -> tuple[str, ...]:
         """The headline without its place; then shorter ones, for a line that has less room."""

@@ -141,7 +141,7 @@ def test_healthy_run_has_no_alert_and_ends_with_one_line(lightning: Any, capsys:
     assert callback.monitor.history("body.4", "batch_mean").shape == (64, 8)
     assert callback.monitor.history("body.4", "batch_mean").isfinite().all()
     out = capsys.readouterr().out
-    assert "BatchNorm ✓ 2 layers, 16 channels healthy · epoch 0 · step 7 · still warming up\n" in out
+    assert "BatchNorm ✓ 2 layers, 16 channels healthy · epoch 0 · step 7\n" in out
     assert len(out.splitlines()) == 8 + 1, "a line an epoch, and one at the end"
     assert not callback.monitor.should_stop
 
