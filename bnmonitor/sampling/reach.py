@@ -49,7 +49,7 @@ from bnmonitor.sampling.restoring import (
 MOST_OBJECTS = 500_000
 """A forward that reaches more objects is not run."""
 
-_TRUSTED = frozenset({*sys.stdlib_module_names, "torch", "numpy", "bnmonitor"}) - {"__main__"}
+_TRUSTED = frozenset({*sys.stdlib_module_names, "torch", "numpy", "bnmonitor", "_pytest"}) - {"__main__"}
 """Packages whose code is not read: it writes to what it gets, to the random generators, and to nothing else."""
 
 _FIRST_NAMES = frozenset({"forward"})
