@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from bnmonitor.layers.graphs import becomes_graph
 from bnmonitor.layers.oddities import scripted
-from bnmonitor.layers.scripting import hide_from_scripting
+from bnmonitor.layers.scripting import drop_hooks, hide_from_scripting
 
 logger = logging.getLogger("bnmonitor")
 
@@ -110,19 +111,19 @@ class Hooks:
 
 
 class _Hook:
-    """A forward hook on one module; a copy of the module gets an inert one."""
+    """A forward hook on one module; a deep copy of the module has none, and a pickled one has an inert function."""
 
     def __init__(self, hooks: Hooks, module: nn.Module, call: Call) -> None:
         self._hooks, self._module, self._call = hooks, module, call
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Pass the call on if the module is the watched one and not a copy, and the forward is the training's own.
+    def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
+        """Pass the call on if the module is the watched one, and the forward is the training's own.
 
         This runs within the model's forward. An error is logged, the hook does nothing from then on, and the training
         goes on.
         """
         # The compiler must see its own test first: it cannot trace what follows.
-        if module is not self._module or torch.compiler.is_compiling() or _is_tracing():
+        if module is not self._module or torch.compiler.is_compiling() or _is_tracing() or becomes_graph():
             return
         only = _only.get()
         if only is not None and only is not self._hooks:
@@ -136,10 +137,27 @@ class _Hook:
             name, kind = type(module).__name__, type(error).__name__
             logger.warning("bnmonitor stopped observing %s after an error: %s: %s", name, kind, error)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copy = memo.get(id(self._module))
+        if isinstance(copy, nn.Module):
+            last = _Remove(copy)
+            memo[id(last)] = last
+        return nullcontext().__exit__
+
     def __reduce__(self) -> tuple[Any, ...]:
         # A copied or pickled hook becomes a function of the standard library that takes anything and does nothing: a
         # model that is saved while it is watched loads where bnmonitor is not installed.
         return getattr, (nullcontext(), "__exit__")
+
+
+class _Remove:
+    """Removes the inert hooks of a copied module at the end of the copy, when nothing holds what was known in it."""
+
+    def __init__(self, copy: nn.Module) -> None:
+        self._copy = copy
+
+    def __del__(self) -> None:
+        drop_hooks(self._copy, _is_ours)
 
 
 def _is_ours(hook: Any) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +16,13 @@ from bnmonitor.context import RunFacts
 from bnmonitor.layers import own_forwards
 from bnmonitor.lightning.base import CallbackBase
 from bnmonitor.lightning.loss import loss_of
-from bnmonitor.lightning.private import averages_without_buffers, converts_to_sync_batchnorm, steps_taken
+from bnmonitor.lightning.mailbox import Mailbox, at_process_end, packed, unpacked
+from bnmonitor.lightning.private import (
+    averages_without_buffers,
+    converts_to_sync_batchnorm,
+    launches_processes,
+    steps_taken,
+)
 from bnmonitor.lightning.progress_bar import beside_bar, inside_bar
 from bnmonitor.lightning.trainer import TrainerActions
 from bnmonitor.monitor import Action, AlertError, BatchNormWarning, Monitor, Phase, Settings, warn
@@ -22,6 +30,8 @@ from bnmonitor.results import Alert, Incident
 from bnmonitor.rules import Rule, Thresholds
 from bnmonitor.sinks import Console, Loggers, Sink, TensorBoard
 from bnmonitor.summary import Summary
+
+logger = logging.getLogger("bnmonitor")
 
 _Fit = tuple[Any, Monitor, Any, bool]
 """A fit that waits for another within it to end: its Trainer, monitor and module, and whether this process judges."""
@@ -84,6 +94,7 @@ class BatchNormMonitor(CallbackBase):
         self._outer: list[_Fit] = []
         self._known: tuple[Alert, ...] = ()
         self._known_incidents: tuple[Incident, ...] = ()
+        self._mailbox = Mailbox()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to the process: the monitor, which holds the model, and the Trainer."""
@@ -104,18 +115,25 @@ class BatchNormMonitor(CallbackBase):
         Raises:
             RuntimeError: Neither a fit nor an evaluation has begun yet.
         """
+        self._hear()
         if self._monitor is None:
             raise RuntimeError("BatchNormMonitor.monitor exists after a fit has begun: call trainer.fit(...) first")
         return self._monitor
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
-        """Every alert so far; none before the first fit. A pickled copy keeps them."""
+        """Every alert so far; none before the first fit. A pickled copy keeps them.
+
+        After a fit in spawned processes, as with ``strategy="ddp_spawn"``, these are the alerts of the first of them,
+        and :attr:`monitor` holds its record.
+        """
+        self._hear()
         return self._known if self._monitor is None else self._monitor.alerts
 
     @property
     def incidents(self) -> tuple[Incident, ...]:
-        """Every incident so far; none before the first fit. A pickled copy keeps them."""
+        """Every incident so far; none before the first fit. A pickled copy keeps them, as :attr:`alerts` does."""
+        self._hear()
         return self._known_incidents if self._monitor is None else self._monitor.incidents
 
     def summary(self) -> Summary:
@@ -224,11 +242,13 @@ class BatchNormMonitor(CallbackBase):
         """Close the monitor after an exception or Ctrl-C, which an ``AlertError`` must not replace."""
         with suppress(AlertError):
             self._close(wait=False)
+        self._report(trainer)
         self._leave(trainer)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Close the monitor if neither of the two hooks before was called."""
         self._close()
+        self._report(trainer)
         self._leave(trainer)
 
     def state_dict(self) -> dict[str, Any]:
@@ -254,6 +274,8 @@ class BatchNormMonitor(CallbackBase):
             self._judges = trainer.is_global_zero
             if self._state is not None:
                 self._load(self._monitor, self._state)
+            if self._mailbox.is_away:
+                at_process_end(partial(self._ended, trainer))
         self._state = None
         loggers = [] if trainer.fast_dev_run or not trainer.is_global_zero else list(trainer.loggers)
         where = trainer.log_dir if trainer.loggers else None
@@ -310,6 +332,35 @@ class BatchNormMonitor(CallbackBase):
         """Go back to the fit that this one was within."""
         if self._outer and trainer is self._trainer:
             self._trainer, self._monitor, self._module, self._judges = self._outer.pop()
+
+    def _ended(self, trainer: Any) -> None:
+        """Close and report at the end of a spawned process: Lightning calls no hook in it after an exception."""
+        if self._monitor is not None and self._monitor.running:
+            with suppress(AlertError):
+                self._close(wait=False)
+            self._report(trainer)
+
+    def _report(self, trainer: Any) -> None:
+        """Send the record to the process that has spawned this one; without it, the training has ended all the same."""
+        if self._monitor is None or not (
+            trainer.is_global_zero and self._mailbox.is_away and launches_processes(trainer)
+        ):
+            return
+        try:
+            self._mailbox.send(packed(self._monitor, self._module))
+        except Exception as error:
+            logger.warning("bnmonitor cannot report to the process that started this one: %s", error)
+
+    def _hear(self) -> None:
+        """Take in the record of a fit that ran in spawned processes."""
+        try:
+            sent = self._mailbox.receive()
+        except Exception as error:
+            logger.warning("bnmonitor cannot read what the spawned process has reported: %s", error)
+            return
+        if sent is not None:
+            self._known, record = sent
+            self._monitor, self._module = unpacked(record, self.settings), None
 
     def _close(self, *, wait: bool = True) -> None:
         if self._monitor is not None:
