@@ -28,6 +28,8 @@ from bnmonitor.measures.moments import (
     merge_between,
     padding,
     reduce,
+    samples_reduced,
+    spread,
     unevenness,
 )
 from bnmonitor.measures.reductions import may_exceed, mean, median, once, share
@@ -91,9 +93,11 @@ __all__ = [
     "reduce",
     "rise",
     "samples_normalized",
+    "samples_reduced",
     "settled",
     "share",
     "silent",
+    "spread",
     "synced",
     "trunk",
     "typical_variance",
