@@ -47,6 +47,7 @@ from bnmonitor.measures.running_lag import (
     variance_gap,
     warm,
 )
+from bnmonitor.measures.sampled_input import SampledInput, sampled_batch, sampled_input
 from bnmonitor.measures.small_variances import variances
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "MOST_CALLS",
     "Affine",
     "CallMoments",
+    "SampledInput",
     "averages",
     "batch_distance",
     "batch_offset",
@@ -92,6 +94,8 @@ __all__ = [
     "recover",
     "reduce",
     "rise",
+    "sampled_batch",
+    "sampled_input",
     "samples_normalized",
     "samples_reduced",
     "settled",

@@ -249,6 +249,7 @@ class Recorder:
             baseline=self._baseline,
             facts=self._surroundings.facts(moment, self._tape, self._ring, epoch_steps=self._epoch_steps),
             sample=self.sampling.latest,
+            earlier=tuple(self.sampling.samples[:-1]),
             ledger=self.evaluations.ledger.ledger(self.count),
             fresh=min(self._fresh, len(self.steps)),
             carried=averages,
