@@ -58,7 +58,15 @@ MAKE: dict[str, Callable[[], nn.Module]] = {
 }
 
 NORMS = {
-    "flat": ("BatchNorm1d", "BatchNorm1d", "BatchNorm1d untracked", "LazyBatchNorm1d", "wrapper", "ghost", "ghost list"),
+    "flat": (
+        "BatchNorm1d",
+        "BatchNorm1d",
+        "BatchNorm1d untracked",
+        "LazyBatchNorm1d",
+        "wrapper",
+        "ghost",
+        "ghost list",
+    ),
     "line": ("BatchNorm1d", "BatchNorm1d untracked", "InstanceNorm1d", "GroupNorm", "LazyBatchNorm1d"),
     "image": (
         "BatchNorm2d",
