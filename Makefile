@@ -61,6 +61,7 @@ format: $(VENV)/dev.stamp
 
 docs: $(VENV)/dev.stamp
 	@$(BIN)/python docs/gen_rules.py
+	@$(BIN)/python docs/gen_causes.py
 	@$(BIN)/python docs/gen_kinds.py
 	@$(BIN)/python docs/gen_architecture.py
 

@@ -6,6 +6,7 @@ to find the tab, and should not pay for torch.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,13 @@ if TYPE_CHECKING:
     from bnmonitor.layers import LayerTable
     from bnmonitor.lightning import BatchNormMonitor
     from bnmonitor.monitor import AlertError, BatchNormWarning, Monitor
-    from bnmonitor.results import Alert, Severity
+    from bnmonitor.results import Alert, Incident, Severity
     from bnmonitor.rules import Finding, Rule, all_rules, default_rules
     from bnmonitor.sinks import Sink
     from bnmonitor.summary import Summary
+
+# Without a handler, Python prints warnings of a library to standard error, where the console has printed them already.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "Alert": "results",
@@ -26,6 +30,7 @@ _HOMES = {
     "BatchNormMonitor": "lightning",
     "BatchNormWarning": "monitor",
     "Finding": "rules",
+    "Incident": "results",
     "LayerTable": "layers",
     "Monitor": "monitor",
     "Rule": "rules",
@@ -42,6 +47,7 @@ __all__ = [
     "BatchNormMonitor",
     "BatchNormWarning",
     "Finding",
+    "Incident",
     "LayerTable",
     "Monitor",
     "Rule",

@@ -32,7 +32,20 @@ ORDER = (
     # Measuring.
     *("layers", "window", "measures", "graph", "sampling", "distributed", "context", "recording"),
     # Judging, and saying so.
-    *("rules", "alerts", "summary", "sinks", "notify", "monitor", "lightning", "remedies", "audit", "testing", "cli"),
+    *(
+        "rules",
+        "alerts",
+        "diagnosis",
+        "summary",
+        "sinks",
+        "notify",
+        "monitor",
+        "lightning",
+        "remedies",
+        "audit",
+        "testing",
+        "cli",
+    ),
     "__main__",
 )
 """The rooms from left to right: a module imports only from its own room and from rooms on the left of it."""

@@ -18,9 +18,10 @@ from bnmonitor.display import say, show
 from bnmonitor.results import Severity
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from torch import Tensor
 
-    from bnmonitor.results import Alert
+    from bnmonitor.results import Alert, Incident
 
 FINE, FOUND, USAGE = 0, 1, 2
 """Exit codes: nothing was found, something was found, the input cannot be used."""
@@ -92,12 +93,12 @@ def _report(parsed: argparse.Namespace) -> int:
                 parsed.html.write_text(text, encoding="utf-8")
             except OSError as error:
                 return _fail(f"cannot write {parsed.html}: {error.strerror or error}")
-            say(f"{reports[0].headline()}\nwritten to {parsed.html}")
+            say(f"{printable(reports[0].headline())}\nwritten to {parsed.html}")
     elif parsed.markdown:
         say(markdown(reports, rows=parsed.rows).rstrip("\n"))
     else:
-        show(terminal(reports, rows=parsed.rows))
-    return _verdict(parsed, reports[0].alerts)
+        show(terminal(reports, rows=parsed.rows, verbose=parsed.verbose))
+    return _verdict(parsed, [*reports[0].alerts, *reports[0].open_incidents()])
 
 
 def _compare(parsed: argparse.Namespace) -> int:
@@ -207,36 +208,57 @@ def _example(shape: tuple[int, ...] | None) -> Tensor | None:
 
 
 def _rules(parsed: argparse.Namespace) -> int:
+    from bnmonitor.rules import all_rules, described, search
+
+    try:
+        found = [described(rule) for rule in (search(parsed.words) if parsed.words else all_rules())]
+    except ValueError as error:
+        return _fail(str(error))
+    if parsed.json:
+        print(json.dumps({"schema": 1, "rules": found}, indent=2))
+    elif not sys.stdout.isatty():  # a line a rule, so that grep finds whole sentences
+        for each in found:
+            say(f"{each['code']}  {each['name']:<31}  {each['severity']:<7}  {each['finds']}")
+    else:
+        show(_table(found))
+    return FINE
+
+
+def _table(found: Sequence[Mapping[str, str]]) -> RenderableType:
     from rich import box
     from rich.table import Table
 
-    from bnmonitor.rules import all_rules
-
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for title in ("code", "name", "severity", "what"):
-        table.add_column(title, no_wrap=title != "what", overflow="fold")
-    for rule in all_rules():
-        table.add_row(rule.code, rule.name, str(rule.severity), (rule.__doc__ or "").splitlines()[0])
-    show(table)
-    return FINE
+    for title in ("code", "name", "severity", "what it finds"):
+        table.add_column(title, no_wrap=title != "what it finds", overflow="fold")
+    for each in found:
+        table.add_row(each["code"], each["name"], each["severity"], each["finds"])
+    return table
 
 
 def _explain(parsed: argparse.Namespace) -> int:
-    from bnmonitor.rules import find, plain
+    from bnmonitor.diagnosis import CAUSES, Cause, explained_cause, find_cause, plain_cause
+    from bnmonitor.rules import all_rules, explained, find, near, plain
 
+    word, causes = parsed.rule.lower(), [cause.name for cause in CAUSES]
     try:
-        rule = find(parsed.rule)
-    except ValueError as error:
-        return _fail(str(error))
-    say(plain(rule))
+        found = find_cause(word) if word in causes else find(word)
+    except ValueError:
+        hint = near(word, all_rules(), causes)
+        return _fail(f"nothing is called {parsed.rule!r}{hint}; `bnmonitor rules` lists the rules")
+    if parsed.json:
+        parts = explained_cause(found) if isinstance(found, Cause) else explained(found)
+        print(json.dumps({"schema": 1, **parts}, indent=2))
+    else:
+        say(plain_cause(found) if isinstance(found, Cause) else plain(found))
     return FINE
 
 
-def _verdict(parsed: argparse.Namespace, alerts: Sequence[Alert]) -> int:
+def _verdict(parsed: argparse.Namespace, alerts: Sequence[Alert | Incident]) -> int:
     if parsed.fail_on == NEVER:
         return FINE
     least = Severity[parsed.fail_on.upper()]
-    return FOUND if any(alert.state == "open" and alert.severity >= least for alert in alerts) else FINE
+    return FOUND if any(each.state == "open" and each.severity >= least for each in alerts) else FINE
 
 
 def _fail(message: str) -> int:

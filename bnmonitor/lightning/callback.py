@@ -8,18 +8,21 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bnmonitor.context import RunFacts
 from bnmonitor.layers import own_forwards
 from bnmonitor.lightning.base import CallbackBase
 from bnmonitor.lightning.harmless import RefusedError, harmless
+from bnmonitor.lightning.loss import loss_of
 from bnmonitor.lightning.private import averages_without_buffers, converts_to_sync_batchnorm, steps_taken
 from bnmonitor.lightning.progress_bar import beside_bar, inside_bar
 from bnmonitor.lightning.trainer import TrainerActions
 from bnmonitor.monitor import Action, AlertError, BatchNormWarning, Monitor, Phase, Settings, warn
-from bnmonitor.results import Alert
+from bnmonitor.results import Alert, Incident
 from bnmonitor.rules import Rule, Thresholds
 from bnmonitor.sinks import Console, Loggers, Sink, TensorBoard
+from bnmonitor.summary import Summary
 
 _Fit = tuple[Any, Monitor, Any, bool]
 """A fit that waits for another within it to end: its Trainer, monitor and module, and whether this process judges."""
@@ -84,6 +87,7 @@ class BatchNormMonitor(CallbackBase):
         self._trainer: Any = None
         self._outer: list[_Fit] = []
         self._known: tuple[Alert, ...] = ()
+        self._known_incidents: tuple[Incident, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to the process: the monitor, which holds the model, and the Trainer."""
@@ -93,6 +97,7 @@ class BatchNormMonitor(CallbackBase):
             "_trainer": None,
             "_outer": [],
             "_known": self.alerts,
+            "_known_incidents": self.incidents,
         }
         return {**vars(self), **here}
 
@@ -111,6 +116,28 @@ class BatchNormMonitor(CallbackBase):
     def alerts(self) -> tuple[Alert, ...]:
         """Every alert so far; none before the first fit. A pickled copy keeps them."""
         return self._known if self._monitor is None else self._monitor.alerts
+
+    @property
+    def incidents(self) -> tuple[Incident, ...]:
+        """Every incident so far; none before the first fit. A pickled copy keeps them."""
+        return self._known_incidents if self._monitor is None else self._monitor.incidents
+
+    def summary(self) -> Summary:
+        """Return the state of every layer now, as :meth:`bnmonitor.Monitor.summary` does.
+
+        Raises:
+            RuntimeError: Neither a fit nor an evaluation has begun yet.
+        """
+        return self.monitor.summary()
+
+    def history(self, layer: str, statistic: str) -> Tensor:
+        """Return a statistic of a layer over the window, as :meth:`bnmonitor.Monitor.history` does.
+
+        Raises:
+            KeyError: The layer or the statistic does not exist.
+            RuntimeError: Neither a fit nor an evaluation has begun yet.
+        """
+        return self.monitor.history(layer, statistic)
 
     @property
     def state_key(self) -> str:
@@ -142,8 +169,6 @@ class BatchNormMonitor(CallbackBase):
         if trainer.world_size > 1:
             monitor.share_ranks(getattr(trainer.model, "will_sync_module_buffers", None))
         monitor.start()
-        if self.settings.sinks is None and not trainer.loggers and trainer.is_global_zero:
-            beside_bar(trainer)("BatchNorm: the Trainer has no logger, so findings go to the console only")
 
     @harmless
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -172,7 +197,7 @@ class BatchNormMonitor(CallbackBase):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Record the batch that has just ended."""
         try:
-            self.monitor.step(steps_taken(trainer))
+            self.monitor.step(steps_taken(trainer), loss=loss_of(outputs, trainer))
         finally:
             self._actions.batch_ended(trainer, self.monitor)
 

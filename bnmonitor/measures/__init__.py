@@ -32,6 +32,15 @@ from bnmonitor.measures.moments import (
 )
 from bnmonitor.measures.reductions import may_exceed, mean, median, once, share
 from bnmonitor.measures.robust import mean_over_steps, middle_over_steps
+from bnmonitor.measures.runaway import (
+    GAMMA_STEPS,
+    changed_at_once,
+    fastest_group,
+    gamma_run,
+    is_young,
+    loss_level,
+    run_began,
+)
 from bnmonitor.measures.running_average import recover, update_weight
 from bnmonitor.measures.running_lag import (
     LEAST_WARM_UP,
@@ -45,11 +54,13 @@ from bnmonitor.measures.running_lag import (
     variance_gap,
     warm,
 )
+from bnmonitor.measures.small_variances import variances
 
 __all__ = [
     "BY_CHANNEL",
     "BY_LAYER",
     "DISTANCE_STEPS",
+    "GAMMA_STEPS",
     "LEAST_HELD_OUT",
     "LEAST_WARM_UP",
     "MOST_CALLS",
@@ -61,16 +72,21 @@ __all__ = [
     "between",
     "call_distances",
     "carried",
+    "changed_at_once",
     "covariate_shift",
     "dead",
+    "fastest_group",
     "finish",
     "forgetting",
+    "gamma_run",
     "gamma_update",
     "held_out_ratio",
     "independence",
     "initial_weight",
+    "is_young",
     "jump",
     "lag",
+    "loss_level",
     "may_exceed",
     "may_lag",
     "mean",
@@ -89,6 +105,7 @@ __all__ = [
     "recover",
     "reduce",
     "rise",
+    "run_began",
     "samples_normalized",
     "settled",
     "share",
@@ -100,5 +117,6 @@ __all__ = [
     "update_weight",
     "variance_gap",
     "variance_noise",
+    "variances",
     "warm",
 ]

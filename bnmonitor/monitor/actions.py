@@ -6,9 +6,11 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from bnmonitor._undisturbed import undisturbed
+from bnmonitor.diagnosis import Change
 from bnmonitor.monitor.settings import OneAction, Settings
 from bnmonitor.notify import Notifier, send_to_wandb, wandb_runs
 from bnmonitor.results import Alert, Severity
@@ -39,8 +41,18 @@ class AlertError(RuntimeError):
 
 
 def _sentence(alert: Alert) -> str:
-    """The whole alert in one line, for places without room for a table."""
+    """The incident of an alert, or the alert alone, in one line, for places without room for a table."""
+    if alert.incident is not None:
+        return " · ".join(filter(None, alert.incident.lines())).removeprefix(f"{alert.incident.severity.mark} ")
     return f"{alert}. Fix: {alert.advice}" + (f". See {alert.url}" if alert.url else "")
+
+
+def _log(change: Change) -> None:
+    """Write a record of an incident: handlers find it as ``incident`` in the record."""
+    incident, kind = change
+    level = logging.INFO if kind in ("resolved", "revised") else _LEVELS[incident.severity]
+    text = f"resolved: {incident.title}" if kind == "resolved" else " · ".join(filter(None, incident.lines()))
+    logger.log(level, "%s", text, extra={"incident": incident})
 
 
 def warn(message: str) -> None:
@@ -51,8 +63,8 @@ def warn(message: str) -> None:
 class FaultOpener(Protocol):
     """Opens an alert about a sink or an action that raised."""
 
-    def __call__(self, who: str, error: Exception) -> Alert:
-        """Open the alert and return it."""
+    def __call__(self, who: str, error: Exception) -> tuple[Alert, Sequence[Change]]:
+        """Open the alert, and return it with the incidents that have changed."""
 
 
 class AlertActions:
@@ -93,18 +105,33 @@ class AlertActions:
             if failed is not None:
                 self.report_failure("on_alert", failed)
 
-    def announce(self, events: Sequence[Alert]) -> None:
-        """Pass all alerts to the sinks, then run the actions of each that is open: an action may raise."""
+    def announce(self, events: Sequence[Alert], changes: Sequence[Change] = ()) -> None:
+        """Pass alerts and incidents to the sinks, then run the actions: an action may raise.
+
+        An action runs when an incident opens and when its severity rises, with the alert that leads the incident; and
+        when a note opens that no incident explains.
+
+        Args:
+            events: Alerts that opened, got worse or were cleared.
+            changes: Incidents that have changed.
+        """
         for alert in events:
             self._sinks.call("alert", alert)
-        for alert in events:
-            if alert.state == "open":
-                for action in sorted(self._actions[alert.severity], key=lambda action: action == "raise"):
-                    self._act(action, alert)
+        for change in changes:
+            self._sinks.call("incident", change.incident)
+            _log(change)
+        due = [alert for alert in events if alert.state == "open" and alert.incident is None]
+        for incident, kind in changes:
+            if kind in ("opened", "worse"):
+                due.append(replace(incident.evidence[0], severity=incident.severity, incident=incident))
+        for alert in due:
+            for action in sorted(self._actions[alert.severity], key=lambda action: action == "raise"):
+                self._act(action, alert)
 
     def report_failure(self, who: str, error: Exception) -> None:
         """Open and announce an alert about a sink, an action or the black box that raised."""
-        self.announce([self._open_fault(who, error)])
+        alert, changes = self._open_fault(who, error)
+        self.announce([alert], changes)
 
     @property
     def sinks(self) -> Sequence[Sink]:
@@ -136,7 +163,8 @@ class AlertActions:
         elif action == "stop":
             self.request_stop()
         elif action == "log":
-            logger.log(_LEVELS[alert.severity], "%s", _sentence(alert))
+            if alert.incident is None:  # an incident is in the log by now
+                logger.log(_LEVELS[alert.severity], "%s", _sentence(alert))
         elif not self._sinks.shows_alerts:
             warn(_sentence(alert))
 

@@ -19,9 +19,9 @@ from bnmonitor.distributed import RankExchange
 from bnmonitor.layers import LayerTable
 from bnmonitor.monitor.actions import AlertError, warn
 from bnmonitor.monitor.session import Session
-from bnmonitor.monitor.settings import Action, Settings, as_folder, as_models, as_optimizers
+from bnmonitor.monitor.settings import Action, Settings, as_folder, as_models, as_optimizers, check_loss
 from bnmonitor.recording import Recorder
-from bnmonitor.results import Alert
+from bnmonitor.results import Alert, Incident
 from bnmonitor.rules import Rule, Thresholds, check_patterns
 from bnmonitor.sinks import Console, Run, Sink, TensorBoard, totals
 from bnmonitor.summary import Summary
@@ -166,7 +166,12 @@ class Monitor:
     @property
     def alerts(self) -> tuple[Alert, ...]:
         """Every alert so far, in the order they opened; an index keeps its alert, whose state may change."""
-        return tuple(self._session.book.alerts)
+        return self._session.alerts
+
+    @property
+    def incidents(self) -> tuple[Incident, ...]:
+        """Every incident so far, in the order they opened: each is one root cause with all that follows from it."""
+        return self._session.diagnosis.incidents
 
     @property
     def running(self) -> bool:
@@ -202,6 +207,11 @@ class Monitor:
         :class:`bnmonitor.window.Sample`. ``L`` counts the layers, ``C`` the channels of all layers end to end.
         """
         return tuple(self._recorder.sampling.samples)
+
+    @property
+    def log_dir(self) -> Path | None:
+        """The directory for files of the run; None if none are written."""
+        return self._session.log_dir
 
     @property
     def black_boxes(self) -> tuple[Path, ...]:
@@ -287,14 +297,16 @@ class Monitor:
         self._session.begin()
         return self
 
-    def step(self, global_step: int | None = None) -> None:
+    def step(self, global_step: int | None = None, *, loss: Tensor | float | None = None) -> None:
         """Record the training batch that has just ended.
 
         Args:
             global_step: The number of the step; None: one more than the last, from 0.
+            loss: The loss of the batch, which incidents speak of; kept without waiting for its device.
 
         Raises:
             RuntimeError: The monitor was not started.
+            TypeError: ``global_step`` is not an int, or ``loss`` is not one number.
             AlertError: An alert opened whose action is ``"raise"``.
         """
         if not self.running:
@@ -305,7 +317,9 @@ class Monitor:
             global_step = index(global_step)  # NumPy's integers as well
             if global_step < 0:
                 raise ValueError(f"global_step must be at least 0, or None to count calls, got {global_step!r}")
-        self._session.guard(self._session.step, self._recorder.number if global_step is None else global_step)
+        check_loss(loss)
+        number = self._recorder.number if global_step is None else global_step
+        self._session.guard(self._session.step, number, loss)
 
     @contextmanager
     def evaluation(self, phase: Phase = "validation") -> Iterator[None]:

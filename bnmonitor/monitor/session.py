@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from bnmonitor._undisturbed import single_precision, undisturbed
 from bnmonitor.alerts import AlertBook
-from bnmonitor.context import RunFacts
+from bnmonitor.context import RunFacts, rate_of
+from bnmonitor.diagnosis import Change, Diagnosis
 from bnmonitor.distributed import world_size
 from bnmonitor.monitor.actions import AlertActions, AlertError, BatchNormWarning, warn
 from bnmonitor.monitor.settings import Settings
@@ -61,6 +62,8 @@ class Session:
         self._chosen = settings.chosen_rules()
         self.optimizers: list[Optimizer] = []
         self.book = AlertBook(self._chosen, settings.special_rules())
+        self.diagnosis = Diagnosis()
+        self._alerts: tuple[Alert, ...] | None = None
         self.actions = AlertActions(settings, words, self._open_sink_error)
         self.running = self.validated = False
         self.black_box: BlackBox | None = None
@@ -95,6 +98,11 @@ class Session:
                 shares=peers.shared,
             )
         )
+
+    @property
+    def log_dir(self) -> Path | None:
+        """The directory for files of the run."""
+        return self._run.log_dir
 
     def connect(self, **run: Any) -> None:
         """Change fields of the :class:`bnmonitor.sinks.Run` that the sinks get when they open."""
@@ -150,10 +158,25 @@ class Session:
             self.black_box = BlackBox(self._run.log_dir)
         self.actions.notify("open", replace(self._run, layers=self.recorder.layers, sinks=self.actions.sinks))
 
-    def _open_sink_error(self, who: str, error: Exception) -> Alert:
+    @property
+    def alerts(self) -> tuple[Alert, ...]:
+        """Every alert so far, each with its incident."""
+        if self._alerts is None:  # a Trainer asks after each batch, and alerts seldom change
+            known = enumerate(self.book.alerts)
+            self._alerts = tuple(replace(alert, incident=self.diagnosis.incident_of(i)) for i, alert in known)
+        return self._alerts
+
+    def _diagnose(self, window: Window | None = None) -> list[Change]:
+        """Explain the alerts that are new or have changed."""
+        self._alerts = None
+        return self.diagnosis.update(self.book.alerts, window)
+
+    def _open_sink_error(self, who: str, error: Exception) -> tuple[Alert, list[Change]]:
         """Open an alert about a sink, an action or the black box that raised."""
         step = self.recorder.steps[-1] if self.recorder.steps else self.recorder.count
-        return self.book.open_fault(SinkError.report(who, error, step), SinkError())
+        alert = self.book.open_fault(SinkError.report(who, error, step), SinkError())
+        changes = self._diagnose()
+        return self._explained(alert), changes
 
     def collect(self) -> None:
         """Take in what is recorded; after a failure, what was taken in before it is left."""
@@ -163,8 +186,11 @@ class Session:
         """Return the whole state for a checkpoint; after a failure, why there is none."""
         found: dict[str, Any] = {}
         if not self.failure:
-            found = self.shielded(lambda: {"watch": self.recorder.state_dict(), "book": self.book.state_dict()}, {})
+            found = self.shielded(lambda: {"watch": self.recorder.state_dict(), "book": self._book_state()}, {})
         return {"version": VERSION, **(found or {"failure": self.failure})}
+
+    def _book_state(self) -> dict[str, Any]:
+        return {**self.book.state_dict(), "diagnosis": self.diagnosis.state_dict()}
 
     def doubt(self, state: Mapping[str, Any]) -> str:
         """Return why a state cannot be continued; empty if it can. Nothing changes."""
@@ -177,6 +203,7 @@ class Session:
                 window = self.recorder.rehearse(state["watch"])
                 book = AlertBook(self._chosen, self.settings.special_rules())
                 book.load_state_dict(state["book"])
+                _continue(Diagnosis(), state, book.alerts)
                 if window is not None:
                     summarize(window, tuple(book.alerts), {})
         except Exception as error:
@@ -191,11 +218,13 @@ class Session:
     def _load(self, state: Mapping[str, Any]) -> None:
         self.recorder.load_state_dict(state["watch"])
         self.book.load_state_dict(state["book"])
+        _continue(self.diagnosis, state, self.book.alerts)
+        self._alerts = None
 
-    def step(self, number: int) -> None:
+    def step(self, number: int, loss: object = None) -> None:
         """Record the training batch that has just ended; run the rules and write a frame when they are due."""
         self._shown = False
-        self.recorder.step(number, _learning_rate(self.optimizers))
+        self.recorder.step(number, _learning_rate(self.optimizers), loss)
         self.facts.step(number)
         count = self.recorder.count
         due = self.recorder.full or count == 1 or count % self.settings.check_every_n_steps == 0
@@ -215,7 +244,10 @@ class Session:
 
     def _unknown(self) -> Summary:
         """The summary after a failure."""
-        return empty(self.recorder.layers, tuple(self.book.alerts), {"every rule": self.failure})
+        return replace(
+            empty(self.recorder.layers, tuple(self.book.alerts), {"every rule": self.failure}),
+            incidents=self.diagnosis.incidents,
+        )
 
     def window(self, *, wait: bool = True) -> Window | None:
         """Return the steps so far, whether rules have judged them or not; None before the first step.
@@ -228,8 +260,16 @@ class Session:
 
     def _summarize(self, window: Window | None, epoch: int | None = None) -> Summary:
         if window is None:
-            return empty(self.recorder.layers, tuple(self.book.alerts), self.skipped())
-        return summarize(window, tuple(self.book.alerts), self.skipped(), epoch)
+            found = empty(self.recorder.layers, tuple(self.book.alerts), self.skipped())
+        else:
+            found = summarize(window, tuple(self.book.alerts), self.skipped(), epoch, self.diagnosis.incidents)
+        losses = self.recorder.course.losses(self.recorder.steps[-1:])
+        return replace(
+            found,
+            incidents=self.diagnosis.incidents,
+            loss=losses[0] if losses else float("nan"),
+            learning_rates=_learning_rates(self.optimizers),
+        )
 
     def _frame(self, judged: Window | None = None, *, last: bool = False) -> None:
         """Pass the state to the sinks; a window that was just judged is used again, with what it has computed."""
@@ -278,14 +318,21 @@ class Session:
         times = {"check": unjudged, "evaluation": bool(evaluation), "end": end}
         with undisturbed():  # a rule may draw random numbers
             events = self.book.check(window, self.absent(), [moment for moment, now in times.items() if now])
-        self._shown &= not events
+            changes = self._diagnose(window)
+        self._shown &= not (events or changes)
         self.recorder.settle(window, held=self.book.held(window.layers))
         if self.black_box is not None:
             for alert in events:
                 if alert.state == "open" and alert.severity is Severity.ERROR:
                     self.black_box.write(window, alert)
-        self.actions.announce(events)
+        self.actions.announce([self._explained(alert) for alert in events], changes)
         return window
+
+    def _explained(self, alert: Alert) -> Alert:
+        """An alert of the log with its incident."""
+        known = self.book.alerts
+        at = next(i for i in reversed(range(len(known))) if known[i] is alert or known[i].key == alert.key)
+        return replace(alert, incident=self.diagnosis.incident_of(at))
 
     def end_epoch(self, epoch: int | None) -> None:
         """Run the rules on the steps that are left, and pass the state to the sinks."""
@@ -324,8 +371,19 @@ class Session:
         self.actions.notify("close", self.summary())
 
 
+def _continue(diagnosis: Diagnosis, state: Mapping[str, Any], alerts: Sequence[Alert]) -> None:
+    """Continue the incidents of a checkpoint; one of before there were incidents gets those of its alerts."""
+    if "diagnosis" in state["book"]:
+        diagnosis.load_state_dict(state["book"]["diagnosis"], alerts)
+    else:
+        diagnosis.update(alerts)
+
+
+def _learning_rates(optimizers: Sequence[Optimizer]) -> tuple[float, ...]:
+    """The learning rate of each group; NaN if it is unknown, or on a device, where reading it would wait."""
+    return tuple(rate_of(group) for optimizer in optimizers for group in optimizer.param_groups)
+
+
 def _learning_rate(optimizers: Sequence[Optimizer]) -> float:
-    """The largest learning rate in force; NaN if it is unknown, or on a device, where reading it would wait."""
-    rates = [g.get("lr") for o in optimizers for g in o.param_groups]
-    known = [float(r) for r in rates if r is not None and not (isinstance(r, Tensor) and r.device.type != "cpu")]
-    return max(known, default=float("nan"))
+    """The largest learning rate in force; NaN if it is unknown."""
+    return max((rate for rate in _learning_rates(optimizers) if rate == rate), default=float("nan"))

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bnmonitor._text import nearest
@@ -165,3 +165,17 @@ def as_optimizers(optimizer: object) -> list[Optimizer]:
     if not isinstance(given, Sequence) or not all(hasattr(o, "param_groups") for o in given):
         raise TypeError(f"optimizer must be an optimizer or a sequence of them, got {type(optimizer).__name__}")
     return list(given)
+
+
+def check_loss(loss: object) -> None:
+    """Check the loss that a user passed.
+
+    Raises:
+        TypeError: It is neither a number, nor a tensor with one value, nor None.
+    """
+    if loss is None or (isinstance(loss, int | float) and not isinstance(loss, bool)):
+        return
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"loss must be a number or a tensor with one value, got {type(loss).__name__}")
+    if loss.numel() != 1:
+        raise TypeError(f"loss must have one value, got a tensor of shape {list(loss.shape)}: pass loss.mean()")

@@ -14,6 +14,7 @@ from bnmonitor.distributed import distributed
 from bnmonitor.layers import Discovery, LayerTable
 from bnmonitor.recording import baseline
 from bnmonitor.recording.bufferless import Observer
+from bnmonitor.recording.course import Course
 from bnmonitor.recording.evaluation import Evaluations
 from bnmonitor.recording.moment import Moment, RecorderSettings
 from bnmonitor.recording.peers import Peers
@@ -52,6 +53,8 @@ class Recorder:
         """Takes the activation samples."""
         self.evaluations = Evaluations(models, self.sampling, self._gatherer)
         """Records what happens between the training steps."""
+        self.course = Course(max(settings.window, settings.check_every_n_steps))
+        """The loss of each step."""
         self.peers = Peers()
         """The other processes that train together with this one."""
         self._surroundings = Surroundings(
@@ -60,6 +63,7 @@ class Recorder:
             sampling=self.sampling,
             evaluations=self.evaluations,
             peers=self.peers,
+            course=self.course,
         )
         self.count = 0
         """Training steps seen."""
@@ -138,15 +142,17 @@ class Recorder:
             self._renew()
         return changed
 
-    def step(self, number: int, rate: float) -> None:
+    def step(self, number: int, rate: float, loss: object = None) -> None:
         """Record the training step that has just ended.
 
         Args:
             number: Its number.
             rate: The learning rate in force.
+            loss: Its loss, a number or a tensor with one value; None: unknown.
         """
         self.count += 1
         self.number = number + 1
+        self.course.note(number, loss)
         self.peers.stepped()
         self.evaluations.abandon()
         if self._woke() or not len(self.layers):
@@ -193,6 +199,7 @@ class Recorder:
         self._tape.writes_doubtful = self._watched.compiled_since
         came, rewritten = self._tape.drain(self._ring, wait=wait)
         self._fresh += came
+        self.course.collect(wait=wait)
         if rewritten is not None and self._baseline is not None:
             self._baseline = replace(self._baseline, initial=self._baseline.initial.where(~rewritten, 0.0))
         if came:
@@ -273,6 +280,7 @@ class Recorder:
             "window": save_window(self._ring, self.sampling.samples),
             "fresh": self._fresh,
             "epoch_steps": self._epoch_steps,
+            "course": self.course.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -280,6 +288,8 @@ class Recorder:
         self.count = state["count"]
         self.number = state.get("number", self.count)
         self._epoch_steps = state.get("epoch_steps", 0)
+        if "course" in state:
+            self.course.restore(state["course"])
         self._adopt(self._watched.find(names=state["layers"]))
         self._restored, self._baseline = state, None
         same = list(self.layers.names) == state["layers"] and list(self.layers.channels) == state["channels"]

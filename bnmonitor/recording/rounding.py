@@ -12,7 +12,7 @@ _HALF = (torch.bfloat16, torch.float16)
 
 
 def as_written(half_ulp: Tensor, layers: LayerTable, statistics: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the relative rounding of each layer's running statistics, ``[L]``, by the values that were written.
+    """Return the relative rounding of each layer's running statistics, ``[T, L]``, by the values that were written.
 
     PyTorch's InstanceNorm updates float32 buffers in the precision of its input: under autocast every value that it
     writes is one of half precision.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from bnmonitor.context import FactsGatherer, Recorded
+from bnmonitor.recording.course import Course
 from bnmonitor.recording.evaluation import Evaluations
 from bnmonitor.recording.moment import Moment
 from bnmonitor.recording.peers import Peers
@@ -25,6 +26,7 @@ class Surroundings:
         sampling: The autograd graph of the sampled steps.
         evaluations: What evaluations have shown.
         peers: The other processes.
+        course: The losses.
     """
 
     watched: WatchedLayers
@@ -32,6 +34,7 @@ class Surroundings:
     sampling: SampleSchedule
     evaluations: Evaluations
     peers: Peers
+    course: Course
 
     def facts(self, moment: Moment, tape: Tape, ring: Ring, *, epoch_steps: int) -> Facts:
         """Return the facts at a moment of the training; before an evaluation, look at the model for it.
@@ -49,6 +52,9 @@ class Surroundings:
             known,
             ranks=self.peers.latest,
             epoch_steps=epoch_steps,
+            losses=self.course.losses(ring.steps),
+            loss_start=self.course.start,
+            loss_best=self.course.best,
             # Where hooks are let through, the evaluation itself shows it.
             averages_without_buffers=known.averages_without_buffers and bool(self.sampling.blocked),
             **self.evaluations.facts,

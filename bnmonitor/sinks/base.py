@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from bnmonitor._undisturbed import undisturbed
 from bnmonitor.layers import LayerTable
-from bnmonitor.results import Alert
+from bnmonitor.results import Alert, Incident
 from bnmonitor.summary import Summary
 
 if TYPE_CHECKING:
@@ -64,6 +64,9 @@ class Sink:
     def alert(self, alert: Alert) -> None:
         """Receive an alert that opened, got worse or was cleared (see ``alert.state``)."""
 
+    def incident(self, incident: Incident) -> None:
+        """Receive an incident that opened, got worse, was explained anew or was resolved (see ``incident.state``)."""
+
     def epoch(self, summary: Summary) -> None:
         """Receive the state at the end of an epoch."""
 
@@ -103,7 +106,7 @@ class FanOut:
         """Whether a person sees the alerts in one of the sinks."""
         return any(sink.shows_alerts for sink in self.sinks)
 
-    def call(self, method: Literal["open", "frame", "alert", "epoch", "close"], argument: Any) -> None:
+    def call(self, method: Literal["open", "frame", "alert", "incident", "epoch", "close"], argument: Any) -> None:
         """Call one method of every sink."""
         for sink in list(self.sinks):
             if sink not in self.sinks:

@@ -235,7 +235,8 @@ class Run:
         number = len(self.numbers) * 2 if self.program.numbered else len(self.numbers)
         self.numbers.append(number)
         if self.monitor is not None:
-            self.monitor.step(number if self.program.numbered else None)
+            loss = self.losses[-1] if self.program.seed % 2 and self.losses else None
+            self.monitor.step(number if self.program.numbered else None, loss=loss)
         if self.truth is not None:
             self.truth.step()
 

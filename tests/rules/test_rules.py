@@ -258,7 +258,7 @@ def test_bn106_names_the_learning_rate_that_had_just_grown() -> None:
     window = make_window(batch_var=course(from57=500.0))
     rates = tuple(0.1 if step < 50 else 0.4 for step in range(64))
     finding = one("BN106", replace(window, facts=replace(window.facts, learning_rates=rates)))
-    assert "learning rate 0.4 in force, 0.1 shortly before" in finding.message
+    assert "lr = 0.4 (was 0.1)" in finding.message
 
 
 # -- BN107 mean-explosion ----------------------------------------------------------------------------------------------

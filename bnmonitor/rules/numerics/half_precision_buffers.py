@@ -41,6 +41,18 @@ class HalfPrecisionBuffers(Rule):
     >>> HalfPrecisionBuffers().check(make_window(momentum=0.01, facts={"buffer_dtypes": (torch.float32,)}))
     []
 
+    ## Code
+    Wrong::
+
+        model = model.bfloat16()  # the running statistics too: a small update is rounded away
+
+    Right::
+
+        model = model.bfloat16()
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.float()
+
     ## What to do
     Keep the layer in float32: call ``layer.float()`` after ``model.half()`` or ``model.bfloat16()``; in Lightning use
     ``precision="bf16-mixed"`` instead of ``"bf16-true"``. Under FSDP, leave normalization out of mixed precision.

@@ -42,6 +42,15 @@ class UnnormalizedInput(Rule):
     >>> UnnormalizedInput().check(make_window(batch_var=2.0, running_var=2.0, chain=True))
     []
 
+    ## Code
+    Wrong::
+
+        x = torch.from_numpy(image).float()  # pixels from 0 to 255
+
+    Right::
+
+        x = (torch.from_numpy(image).float() / 255 - mean) / std
+
     ## What to do
     Normalize the input by the mean and standard deviation of the training data, or by those that a pretrained network
     was trained with: ``torchvision.transforms.v2.Normalize``. Look for a division by 255 that is missing, or done

@@ -42,6 +42,16 @@ class DeadChannels(Rule):
     >>> DeadChannels().check(make_window(gamma=[0.0, 0.0, 0.0, 0.0], start_gamma=0.0))
     []
 
+    ## Code
+    Wrong::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0, weight_decay=0.05)  # decays gamma as well
+
+    Right::
+
+        groups = bnmonitor.remedies.parameter_groups(model, weight_decay=5e-4)
+        optimizer = torch.optim.SGD(groups, lr=0.1)
+
     ## What to do
     Lower the learning rate (the risk grows with its square) or lengthen the warm-up; remove weight decay from gamma and
     beta (``bnmonitor.remedies.parameter_groups``); use a leaky activation. Channels that stay dead can be pruned.

@@ -41,6 +41,16 @@ class GammaExplosion(Rule):
     >>> GammaExplosion().check(make_window(gamma=[1.0, 0.8, 0.9], start_gamma=0.0))
     []
 
+    ## Code
+    Wrong::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+
+    Right::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # after each backward
+
     ## What to do
     Lower the learning rate of gamma, or clip gradients (``Trainer(gradient_clip_val=1.0)``). Look at the layer that
     reads the channel: often it has learned to cancel the channel.

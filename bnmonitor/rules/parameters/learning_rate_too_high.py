@@ -9,21 +9,41 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import count, number
-from bnmonitor.measures import DISTANCE_STEPS, batch_distance, jump, rise
+from bnmonitor.measures import (
+    DISTANCE_STEPS,
+    GAMMA_STEPS,
+    batch_distance,
+    changed_at_once,
+    fastest_group,
+    gamma_run,
+    jump,
+    loss_level,
+    rise,
+    run_began,
+)
 from bnmonitor.results import Severity
+from bnmonitor.rules.advice import slower
 from bnmonitor.rules.base import Finding, Rule, first, onset, rate_note
 from bnmonitor.window import CHANNEL_STATISTICS, LAYER_STATISTICS, Window
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRateTooHigh(Rule):
-    """The batch statistics of many layers change strongly from step to step, in layers that were calm before.
+    """Gamma runs away in many layers, or their batch statistics change strongly from step to step.
 
     ## What it does
-    Measures the batch distance of each layer: how far its batches are from its running statistics. Also measures the
-    jump: how far the batch mean moves from one step to the next. Both are those of the median channel. Reports if at
-    least half of the layers, and not just one of two, have left the level of their own calm times: the weights then
-    take steps after which every layer computes something else. One alert for all layers.
+    Finds a rate that is too high in two ways. One alert reports all layers.
+
+    From the first step on, it measures how far gamma has moved within 30 steps, relative to its scale: the channel that
+    moved most stands for its layer. Reports if gamma moved far in at least half of the layers, and the loss is no
+    better than at its start. The weights before a normalization tune their own rate, as their scale does not matter;
+    gamma does not. If the gammas of one parameter group moved three times as far as the others, and its rate is the
+    highest, only the layers of that group are judged.
+
+    In layers that were calm before, it measures the batch distance of each layer: how far its batches are from its
+    running statistics. Also measures the jump: how far the batch mean moves from one step to the next. Both are those
+    of the median channel. Reports if at least half of the layers, and not just one of two, have left the level of their
+    own calm times: the weights then take steps after which every layer computes something else.
 
     ## Why is this bad?
     Batch normalization lets a network train at learning rates that would otherwise make it diverge, because the scale
@@ -46,12 +66,31 @@ class LearningRateTooHigh(Rule):
     >>> LearningRateTooHigh().check(make_window(channels=(2, 2, 2), batch_mean=wild))
     []
 
+    ## Code
+    Wrong::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=3.0)
+
+    Right::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=500)
+
     ## What to do
     Go back to the previous learning rate, or lower the peak of the schedule to a third; lengthen the warm-up, or clip
     gradients (``Trainer(gradient_clip_val=1.0)``). Look at the learning rate at the step where the message says it
     began.
 
     ## Thresholds
+    ``gamma_run = 1.5`` times its scale, with a loss above ``better_loss = .9`` of the lowest of the first three losses.
+    ``lost_gamma_run = .5`` once the median of five losses is more than ``lost_loss = 1.25`` times that: then, or if the
+    loss is no better after 20 steps, the alert is an error. Where no loss is known, ``blind_gamma_run = 4``, and an
+    error at twice that. A single step in which gamma changed at once is a load, and no run.
+
+    Measured on five networks, SGD and Adam, ten rates, three seeds, 200 steps: where the loss ended no better than it
+    began, gamma of the median layer moved by 1.9 or more within 30 steps; at rates that train well by .9 or less, and
+    by up to 2.5 at ten times these rates, while the loss fell.
+
     ``least_distance = .3`` standard deviations and ``growth = 4`` times the calm level. The running statistics with
     momentum ``m`` are ``(1 - m) / m`` steps behind, nine at .1: BN304 would call a batch distance of .3 a stale average
     if it were always to one side. ``jump_growth = 1.5``: the mean must also move more from batch to batch, which does
@@ -93,9 +132,58 @@ class LearningRateTooHigh(Rule):
     sudden_to: float = 30.0
     jump_growth: float = 1.5
     least_share: float = 0.5
+    gamma_run: float = 1.5
+    lost_gamma_run: float = 0.5
+    blind_gamma_run: float = 4.0
+    lost_loss: float = 1.25
+    better_loss: float = 0.9
 
     def check(self, window: Window) -> list[Finding]:
-        """Judge all layers together."""
+        """Judge all layers together: by gamma and the loss, which need no calm times, then by the batches."""
+        return self._runaway(window) or self._leaps(window)
+
+    def _runaway(self, window: Window) -> list[Finding]:
+        """Judge how far gamma has moved, and whether the loss has left its start."""
+        moved = gamma_run(window)
+        judged = ~moved.isnan() & window.training[-1]
+        if not judged.any():
+            return []
+        level, start = loss_level(window), window.facts.loss_start
+        known = start > 0 and level == level
+        lost = known and level > self.lost_loss * start
+        if known and not lost and level < self.better_loss * start:
+            return []
+        limit = self.lost_gamma_run if lost else self.gamma_run if known else self.blind_gamma_run
+        group = fastest_group(window, moved)
+        judged = judged if group is None else judged & group
+        wild = judged & (moved > limit)
+        if int(wild.sum()) < max(self.least_share * int(judged.sum()), min(2, int(judged.sum()))):
+            return []
+        if not lost and changed_at_once(window, wild):
+            return []
+        value = float(moved[judged].median())
+        stuck = known and len(window) >= 2 * DISTANCE_STEPS
+        runaway = not known and value > 2 * self.blind_gamma_run
+        lead, share = int(wild.long().argmax()), f"{int(wild.sum())} of {count(int(judged.sum()), 'layer')}"
+        step = run_began(window, lead)
+        raised = rise(window, step + 1)
+        before = 0.0 if raised is None else window.learning_rate(window.steps.index(raised) - 1)
+        return [
+            Finding(
+                severity=Severity.ERROR if lost or stuck or runaway else Severity.WARNING,
+                layer=lead,
+                layers=tuple(judged.nonzero().flatten().tolist()),
+                first_step=step,
+                value=value,
+                threshold=limit,
+                message=f"in {share} gamma moved by {number(value)} times its scale within "
+                f"{min(len(window), GAMMA_STEPS)} steps{_loss(level, start)}{rate_note(window, step)}",
+                advice=slower(window.learning_rate(window.steps.index(step)), value, before),
+            )
+        ]
+
+    def _leaps(self, window: Window) -> list[Finding]:
+        """Judge the batches against calm times."""
         known = window.training[-1] & window.baseline.batch_distance.isfinite()
         now, moved = batch_distance(window), jump(window)
         lost = known & ~(now.isfinite() & moved.isfinite())
@@ -123,7 +211,8 @@ class LearningRateTooHigh(Rule):
     def _judge(self, window: Window, now: Tensor, moved: Tensor) -> list[Finding]:
         """Compare batch distances and jumps, ``[L]`` each, with those of calm times."""
         calm = window.baseline.batch_distance
-        judged = window.training[-1] & now.isfinite() & calm.isfinite()
+        # A cumulative average (momentum None) does not follow the batches, so their distance says nothing.
+        judged = window.training[-1] & now.isfinite() & calm.isfinite() & ~window.momentum[-1].isnan()
         raised = self._raised(window)
         least = torch.where(raised, self.sudden_distance, self.least_distance)
         growth = torch.where(raised, self.sudden_growth, self.growth)
@@ -181,3 +270,7 @@ def _until(window: Window, end: int) -> Window:
     rows = {name: getattr(window, name)[:end] for name in CHANNEL_STATISTICS + LAYER_STATISTICS}
     facts = replace(window.facts, learning_rates=window.facts.learning_rates[:end])
     return replace(window, steps=window.steps[:end], fresh=min(window.fresh, end), facts=facts, **rows)
+
+
+def _loss(level: float, start: float) -> str:
+    return f"; loss {number(start)} → {number(level)}" if level == level and start == start else ""

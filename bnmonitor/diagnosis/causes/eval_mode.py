@@ -1,0 +1,46 @@
+"""The cause ``eval-mode-in-training``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bnmonitor.diagnosis.base import Cause
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalMode(Cause):
+    """A layer that is trained runs in evaluation mode.
+
+    ## What it is
+    ``model.eval()`` was called before training, or a validation did not return to training mode. The layer normalizes
+    by running statistics that no longer follow the weights.
+
+    ## What follows
+    Nothing holds the activations: variances, means and gammas grow (BN106, BN702).
+
+    ## What to do
+    Call ``model.train()`` at the start of each epoch, and freeze what should stay frozen on purpose.
+
+    ## Example
+    Wrong::
+
+        for epoch in range(10):
+            train(model)
+            model.eval()
+            validate(model)  # from the second epoch on, training runs in evaluation mode
+
+    Right::
+
+        for epoch in range(10):
+            model.train()
+            train(model)
+            model.eval()
+            validate(model)
+    """
+
+    name: ClassVar[str] = "eval-mode-in-training"
+    leads: ClassVar[tuple[str, ...]] = ("BN401",)
+    explains: ClassVar[frozenset[str]] = frozenset(
+        {"BN702", "BN704", "BN106", "BN107", "BN109", "BN304", "BN305", "BN701", "BN105"}
+    )
