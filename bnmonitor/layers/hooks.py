@@ -47,6 +47,7 @@ class Hooks:
         self._on_compilation = on_compilation
         self._outlast = outlast_compilation
         self._handles: dict[int, list[RemovableHandle]] = {}
+        self._placing: nn.Module | None = None
         self._unsubscribe: Callable[[], None] | None = None
 
     @property
@@ -57,7 +58,7 @@ class Hooks:
     def on_call(self, module: nn.Module, call: Call) -> None:
         """Call a function before each forward of a module, with the module, its arguments and keyword arguments."""
         if not scripted(module):
-            self._keep(module, module.register_forward_pre_hook(_Hook(self, module, call), with_kwargs=True))
+            self._place(module, module.register_forward_pre_hook, _Hook(self, module, call), with_kwargs=True)
 
     def on_forward(self, module: nn.Module, call: Call, *, always: bool = False) -> None:
         """Call a function after each forward of a module, with the module, its arguments and its output.
@@ -68,12 +69,15 @@ class Hooks:
             always: Whether to call it after a forward that raised, too.
         """
         if not scripted(module):
-            self._keep(module, module.register_forward_hook(_Hook(self, module, call), always_call=always))
+            self._place(module, module.register_forward_hook, _Hook(self, module, call), always_call=always)
 
     def remove(self) -> None:
         """Remove every hook."""
         for module in list(self._handles):
             self._remove(module)
+        if self._placing is not None:  # Ctrl-C came between placing the hook and noting that
+            _sweep(self._placing, self)
+            self._placing = None
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
@@ -94,15 +98,19 @@ class Hooks:
         finally:
             _only.reset(token)
 
-    def _keep(self, module: nn.Module, handle: RemovableHandle) -> None:
+    def _place(self, module: nn.Module, register: Callable[..., RemovableHandle], hook: _Hook, **how: bool) -> None:
         hide_from_scripting(_is_ours)
-        self._handles.setdefault(id(module), []).append(handle)
+        handles = self._handles.setdefault(id(module), [])
+        self._placing = module
+        handles.append(register(hook, **how))
+        self._placing = None
         if self._unsubscribe is None and not self._outlast:
             self._unsubscribe = _when_compiling(self._compilation_begins)
 
     def _remove(self, key: int) -> None:
-        for handle in self._handles.pop(key, ()):
+        for handle in self._handles.get(key, ()):
             handle.remove()
+        self._handles.pop(key, None)  # last: after Ctrl-C the next call removes them
 
     def _compilation_begins(self) -> None:
         self.remove()
@@ -144,6 +152,10 @@ class _Hook:
             memo[id(last)] = last
         return nullcontext().__exit__
 
+    def of(self, hooks: Hooks) -> bool:
+        """Whether it was placed with these."""
+        return self._hooks is hooks
+
     def __reduce__(self) -> tuple[Any, ...]:
         # A copied or pickled hook becomes a function of the standard library that takes anything and does nothing: a
         # model that is saved while it is watched loads where bnmonitor is not installed.
@@ -163,6 +175,18 @@ class _Remove:
 def _is_ours(hook: Any) -> bool:
     """Whether a hook is one of bnmonitor's, or what a copy of a model has in its place."""
     return isinstance(hook, _Hook) or getattr(hook, "__func__", None) is nullcontext.__exit__
+
+
+def _sweep(module: nn.Module, hooks: Hooks) -> None:
+    """Remove the hooks of a module that no handle is known of."""
+    for kind in ("_forward_pre_hooks", "_forward_hooks"):
+        placed = getattr(module, kind)
+        for key in [key for key, hook in placed.items() if isinstance(hook, _Hook) and hook.of(hooks)]:
+            for registry in (
+                placed,
+                *(getattr(module, f"{kind}_{how}", {}) for how in ("with_kwargs", "always_called")),
+            ):
+                registry.pop(key, None)
 
 
 def recomputing() -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 from bnmonitor.context import RunFacts
 from bnmonitor.layers import own_forwards
 from bnmonitor.lightning.base import CallbackBase
+from bnmonitor.lightning.harmless import RefusedError, harmless
 from bnmonitor.lightning.loss import loss_of
 from bnmonitor.lightning.mailbox import Mailbox, at_process_end, packed, unpacked
 from bnmonitor.lightning.private import (
@@ -65,6 +66,9 @@ class BatchNormMonitor(CallbackBase):
         ValueError: An argument has a value that is not accepted; the message says which values are.
         TypeError: An argument has the wrong type.
     """
+
+    gave_up = False
+    """Whether an error in the callback has ended the watch of this fit."""
 
     def __init__(
         self,
@@ -162,8 +166,14 @@ class BatchNormMonitor(CallbackBase):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Note the forwards that a conversion to SyncBatchNorm, which follows this hook, would drop."""
+        self.gave_up = False
+        self._note_forwards(trainer, pl_module)
+
+    @harmless
+    def _note_forwards(self, trainer: Any, pl_module: Any) -> None:
         self._own_forwards = own_forwards(pl_module.named_modules())
 
+    @harmless
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Find the layers, after the model was built, moved and converted, and start to watch."""
         if self._trainer is not trainer and self._monitor is not None and self._monitor.running:
@@ -178,6 +188,7 @@ class BatchNormMonitor(CallbackBase):
             monitor.share_ranks(getattr(trainer.model, "will_sync_module_buffers", None))
         monitor.start()
 
+    @harmless
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Read the optimizers, the loaders and the scaler, which are complete when training begins."""
         self.monitor.watch_optimizers(trainer.optimizers)
@@ -189,15 +200,18 @@ class BatchNormMonitor(CallbackBase):
         )
         self._actions.publish(trainer, self.monitor)
 
+    @harmless
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Read what another callback or a data module has changed between epochs."""
         accumulate = max(1, int(trainer.accumulate_grad_batches))
         self.monitor.learn(accumulate_grad_batches=accumulate, **_loaders(trainer))
 
+    @harmless
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Let the monitor read the autograd graph of a sampled step."""
         self.monitor.saw_loss(loss)
 
+    @harmless
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Record the batch that has just ended."""
         try:
@@ -205,12 +219,14 @@ class BatchNormMonitor(CallbackBase):
         finally:
             self._actions.batch_ended(trainer, self.monitor)
 
+    @harmless
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Run the rules on the steps that are left, and pass the state to the sinks."""
         self.monitor.end_epoch(trainer.current_epoch)
         self._actions.act(trainer, self.monitor)
         self._actions.publish(trainer, self.monitor)
 
+    @harmless
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin a validation in the monitor."""
         monitor = self._evaluating(trainer, pl_module, "validation")
@@ -218,14 +234,17 @@ class BatchNormMonitor(CallbackBase):
             self._actions.act(trainer, monitor)
             self._actions.publish(trainer, monitor)
 
+    @harmless
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin a test in the monitor."""
         self._evaluating(trainer, pl_module, "test")
 
+    @harmless
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin a prediction in the monitor."""
         self._evaluating(trainer, pl_module, "predict")
 
+    @harmless
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """End the evaluation in the monitor."""
         if self._monitor is not None:
@@ -233,6 +252,7 @@ class BatchNormMonitor(CallbackBase):
 
     on_test_end = on_predict_end = on_validation_end
 
+    @harmless
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Close the monitor: pass the summary to the sinks and remove all hooks."""
         self._close()
@@ -241,21 +261,25 @@ class BatchNormMonitor(CallbackBase):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Close the monitor after an exception or Ctrl-C, which an ``AlertError`` must not replace."""
         with suppress(AlertError):
-            self._close(wait=False)
-        self._report(trainer)
-        self._leave(trainer)
+            self._end(trainer, wait=False)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Close the monitor if neither of the two hooks before was called."""
-        self._close()
-        self._report(trainer)
-        self._leave(trainer)
+        self._end(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the monitor's state for the checkpoint, as plain types and tensors."""
         if self._state is not None or self._monitor is None:
             return self._state or {}
         return self._monitor.state_dict()
+
+    def give_up(self, error: Exception) -> None:
+        """End the watch of this fit because of an error, and warn once."""
+        self.gave_up = True
+        if self._monitor is not None:
+            self._monitor.give_up(error)
+        else:
+            warn(f"bnmonitor stopped watching, training goes on: {type(error).__name__}: {error}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state of a checkpoint until the fit begins; in a fit, load it (a learning rate finder restores)."""
@@ -310,7 +334,10 @@ class BatchNormMonitor(CallbackBase):
             settings = replace(settings, sinks=[TensorBoard(), Loggers(), Console()])
         facts = RunFacts(accumulate_grad_batches=max(1, int(trainer.accumulate_grad_batches)))
         words = {"checkpoint": self._actions.checkpoint}
-        return Monitor.from_settings(pl_module, settings, facts=facts, words=words)
+        try:
+            return Monitor.from_settings(pl_module, settings, facts=facts, words=words)
+        except (ValueError, TypeError) as error:
+            raise RefusedError(error) from error
 
     def _load(self, monitor: Monitor, state: dict[str, Any]) -> None:
         """Continue from a checkpoint; whatever it holds, the fit goes on."""
@@ -328,10 +355,23 @@ class BatchNormMonitor(CallbackBase):
             return state
         return {**state, "watch": {**state["watch"], "window": None}, "book": self.monitor.state_dict()["book"]}
 
+    def _end(self, trainer: Any, *, wait: bool = True) -> None:
+        """Close the monitor, and go back to the fit that this one was within; an error ends neither of them."""
+        try:
+            self._close(wait=wait)
+        except (AlertError, BatchNormWarning):
+            raise
+        except Exception as error:
+            if not self.gave_up:
+                self.give_up(error)
+        finally:
+            self._report(trainer)
+            self._leave(trainer)
+
     def _leave(self, trainer: Any) -> None:
-        """Go back to the fit that this one was within."""
         if self._outer and trainer is self._trainer:
             self._trainer, self._monitor, self._module, self._judges = self._outer.pop()
+            self.gave_up = False
 
     def _ended(self, trainer: Any) -> None:
         """Close and report at the end of a spawned process: Lightning calls no hook in it after an exception."""

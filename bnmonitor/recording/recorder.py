@@ -122,9 +122,13 @@ class Recorder:
 
     def end(self) -> None:
         """Remove every hook."""
-        self.sampling.end()
-        self._observer.detach()
-        self.evaluations.detach()
+        try:
+            self.sampling.end()
+        finally:
+            try:
+                self._observer.detach()
+            finally:
+                self.evaluations.detach()
 
     def end_epoch(self) -> None:
         """Note how many training steps the first epoch had."""
