@@ -6,6 +6,7 @@ to find the tab, and should not pay for torch.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from bnmonitor.rules import Finding, Rule, all_rules, default_rules
     from bnmonitor.sinks import Sink
     from bnmonitor.summary import Summary
+
+# Without a handler, Python prints warnings of a library to standard error, where the console has printed them already.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "Alert": "results",

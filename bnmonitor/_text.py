@@ -33,13 +33,22 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def thousands(whole: int) -> str:
+    """Write a whole number, such as a step, thousands apart.
+
+    >>> thousands(1170), thousands(-1)
+    ('1 170', '-1')
+    """
+    return f"{whole:,}".replace(",", " ")
+
+
 def count(amount: int, noun: str) -> str:
     """Write an amount with its noun, thousands apart.
 
     >>> count(1, "layer"), count(4800, "channel")
     ('1 layer', '4 800 channels')
     """
-    return f"{amount:,}".replace(",", " ") + f" {noun}" + ("" if amount == 1 else "s")
+    return f"{thousands(amount)} {noun}" + ("" if amount == 1 else "s")
 
 
 def listing(items: Iterable[object], most: int = 6) -> str:

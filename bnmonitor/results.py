@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from enum import IntEnum
 from typing import Any, Literal
 
-from bnmonitor._text import count, listing
+from bnmonitor._text import count, listing, thousands
 
 
 class Severity(IntEnum):
@@ -29,11 +29,26 @@ class Severity(IntEnum):
 _MARKS = {Severity.INFO: "·", Severity.WARNING: "!", Severity.ERROR: "✗"}
 
 HEALTH_CAPS: Mapping[Severity, float] = {Severity.INFO: 100.0, Severity.WARNING: 60.0, Severity.ERROR: 20.0}
-"""The most health that a layer can have with an open alert of a severity."""
+"""The most health that a layer can have with an open incident of a severity."""
+
+NEAR_LIMIT_HEALTH = HEALTH_CAPS[Severity.WARNING] + 10.0
+"""The least health of a layer without an open incident: its running statistics are at the limit of a warning."""
+
+
+def health_near(nearness: Any) -> Any:
+    """Return the health of a layer without an open incident.
+
+    Args:
+        nearness: How near its lag is to the limit of a warning, from 0 to 1; numbers, arrays and tensors will do.
+
+    >>> health_near(0.0), health_near(1.0)
+    (100.0, 70.0)
+    """
+    return 100.0 - (100.0 - NEAR_LIMIT_HEALTH) * nearness * nearness
 
 
 def health_severity(health: float) -> Severity:
-    """Return the severity of the worst alert that a health leaves room for.
+    """Return the severity of the worst incident that a health leaves room for.
 
     >>> [str(health_severity(health)) for health in (61.0, 60.0, 20.0)]
     ['info', 'warning', 'error']
@@ -42,8 +57,11 @@ def health_severity(health: float) -> Severity:
     return next(found, Severity.INFO)
 
 
-FOLLOWED = "; followed by "
-"""The words of a message before it counts the layers that followed the first."""
+NEAR_LIMIT = 75.0
+"""Health from which on a layer without an open incident counts as near the limit of a warning."""
+
+AFFECTED = " affected"
+"""The word of a message after it has counted the layers that the fault has reached since."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +109,9 @@ class Alert:
 
     @property
     def extent(self) -> str:
-        """How many layers follow the first, unless the message says it: `` and 3 more layers``."""
+        """How many layers there are besides the first, unless the message says it: `` and 3 more layers``."""
         more = len(self.layers) - 1
-        return f" and {count(more, 'more layer')}" if more > 0 and FOLLOWED not in self.message else ""
+        return f" and {count(more, 'more layer')}" if more > 0 and AFFECTED not in self.message else ""
 
     def __str__(self) -> str:
         where = f" · {self.layer}" if self.layer is not None else ""
@@ -183,17 +201,23 @@ class Incident:
         """Which layers are affected, as a text: ``19 of 20 layers, first layer4.0.bn2``; empty without a layer."""
         if self.layer is None:
             return ""
-        if len(self.layers) < 2:
-            return self.layer
-        of = f" of {self.of_layers}" if self.of_layers >= len(self.layers) else ""
-        return f"{len(self.layers)}{of} layers, first {self.layer}"
+        name = f"layer {self.layer}" if self.layer.isdigit() else self.layer
+        return name if len(self.layers) < 2 else f"{self.extent}, first {name}"
+
+    @property
+    def extent(self) -> str:
+        """How many layers are affected: ``19 of 20 layers``; empty without a layer."""
+        if self.layer is None:
+            return ""
+        of = f"{len(self.layers)} of " if self.of_layers >= len(self.layers) else ""
+        return of + count(self.of_layers if of else max(1, len(self.layers)), "layer")
 
     def lines(self) -> tuple[str, str, str]:
         """The incident in three lines: what, since when and where; the numbers; the fix."""
         where = f" · {self.where}" if self.where else ""
         more = f" · bnmonitor explain {self.code}" if self.url else ""
         return (
-            f"{self.severity.mark} {self.title} · since step {self.first_step}{where}",
+            f"{self.severity.mark} {self.title} · since step {thousands(self.first_step)}{where}",
             self.detail,
             f"fix: {self.advice}{more}",
         )
@@ -245,7 +269,7 @@ class LayerSummary:
     Attributes:
         name: Dotted path of the layer.
         channels: Number of channels.
-        health: 100 is healthy; open alerts cap it: see :data:`HEALTH_CAPS`.
+        health: 100 is healthy; open incidents cap it: see :data:`HEALTH_CAPS`.
         training: Whether the layer was in training mode at the last step.
         settled: Whether the window lies after the warm-up, so that a lag of the statistics is judged; a layer in
             evaluation mode has none to judge.
@@ -268,6 +292,11 @@ class LayerSummary:
     silent: float
     alerts: tuple[str, ...]
     recovery: str
+
+    @property
+    def seen(self) -> bool:
+        """Whether anything is known that a layer can be called healthy by: its batches, or that it is frozen."""
+        return not self.training or (not self.recovery and any(value == value for value in self.batch_var))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -306,7 +335,7 @@ class StepSummary:
 
     def open_incidents(self) -> list[Incident]:
         """Return the incidents that are open, the worst first, then the earliest."""
-        found = [incident for incident in self.incidents if incident.state == "open"]
+        found = [incident for incident in self.explained if incident.state == "open"]
         return sorted(found, key=lambda incident: (-incident.severity, incident.first_step, incident.index))
 
     @property
@@ -314,31 +343,78 @@ class StepSummary:
         """Health of the worst layer."""
         return min((row.health for row in self.rows), default=100.0)
 
+    @property
+    def explained(self) -> tuple[Incident, ...]:
+        """Every incident; where a history knows of none, each warning and each error is one of its own."""
+        serious = [] if self.incidents else [a for a in self.alerts if a.severity > Severity.INFO]
+        return self.incidents or tuple(_alone(alert, i, len(self)) for i, alert in enumerate(serious))
+
+    @property
+    def notes(self) -> tuple[Alert, ...]:
+        """Alerts that are only worth knowing, and that no incident explains."""
+        evidence = {alert.key for incident in self.explained for alert in incident.evidence}
+        return tuple(a for a in self.alerts if a.severity is Severity.INFO and a.key not in evidence)
+
+    @property
+    def span(self) -> str:
+        """The steps of the rows' courses, in words."""
+        return count(max((len(row.batch_var) for row in self.rows), default=0), "step")
+
+    def severities(self) -> dict[str, Severity]:
+        """Return the worst severity of the open incidents in each layer that has one."""
+        found: dict[str, Severity] = {}
+        for incident in self.open_incidents():
+            for layer in incident.layers:
+                found[layer] = max(found.get(layer, Severity.INFO), incident.severity)
+        return found
+
     def ill(self) -> list[LayerSummary]:
-        """Return the layers that are no healthier than an open warning allows, the worst first."""
-        ill = (row for row in self.rows if health_severity(row.health) >= Severity.WARNING)
-        return sorted(ill, key=lambda row: row.health)
+        """Return the layers with an open incident, the worst first."""
+        worst = self.severities()
+        ill = (row for row in self.rows if row.name in worst)
+        return sorted(ill, key=lambda row: (-worst[row.name], row.health))
 
     def headline(self) -> str:
-        """One line: is it healthy, and if not, how bad."""
-        where = "".join(
-            part
-            for part in (
-                f" · epoch {self.epoch}" if self.epoch is not None else "",
-                f" · step {self.step}" if self.step >= 0 else "",
-            )
-        )
-        errors = len(self.open(Severity.ERROR))
-        warnings = len(self.open(Severity.WARNING)) - errors
-        if errors or warnings:
-            found = [count(n, word) for n, word in ((errors, "error"), (warnings, "warning")) if n]
-            mark = (Severity.ERROR if errors else Severity.WARNING).mark
-            return f"BatchNorm {mark} {', '.join(found)} in {count(len(self), 'layer')}{where}"
-        total = count(sum(row.channels for row in self.rows), "channel")
-        infos = f" · {count(len(self.open()), 'note')}" if self.open() else ""
-        young = sum(not row.settled for row in self.rows)
-        waiting = f" · {count(young, 'layer')} still warming up" if young else ""
-        return f"BatchNorm ✓ {count(len(self), 'layer')}, {total} healthy{where} · 0 alerts{infos}{waiting}"
+        """One line: is it healthy, and if not, what is the worst incident."""
+        return self.verdicts()[0] + self.place + self.waiting
+
+    @property
+    def place(self) -> str:
+        """The epoch and the step, as the end of a line: `` · epoch 3 · step 1 170``."""
+        epoch = f" · epoch {self.epoch}" if self.epoch is not None else ""
+        return epoch + (f" · step {thousands(self.step)}" if self.step >= 0 else "")
+
+    @property
+    def waiting(self) -> str:
+        """How many layers are too young for a lag of their statistics to be judged, as the end of a line; or empty."""
+        young, seen = sum(row.seen and not row.settled for row in self.rows), sum(row.seen for row in self.rows)
+        if not young or self.open_incidents():
+            return ""
+        return " · still warming up" if young == seen else f" · {count(young, 'layer')} still warming up"
+
+    def verdicts(self) -> tuple[str, ...]:
+        """The headline without its place; then shorter ones, for a line that has less room."""
+        found = self.open_incidents()
+        if not found:
+            return self._calm()
+        first, more = found[0], f", {count(len(found) - 1, 'more incident')}" if len(found) > 1 else ""
+        since = f"BatchNorm {first.severity.mark} {first.title}, since step {thousands(first.first_step)}"
+        where = first.extent if len(first.layers) > 1 else first.where
+        return (f"{since} ({where}){more}" if where else f"{since}{more}", f"{since}{more}", since)
+
+    def _calm(self) -> tuple[str, ...]:
+        """What is known to be healthy, and what is not known."""
+        unknown = [row for row in self.rows if not row.seen]
+        known = len(self) - len(unknown)
+        if not known:
+            why = next(iter({row.recovery for row in unknown if row.recovery}), "no layer is watched")
+            text = f"BatchNorm · nothing is known of {count(len(self), 'layer')}"
+            return (f"{text}: {why}", text)
+        if unknown:
+            text = f"BatchNorm ✓ {known} of {count(len(self), 'layer')} healthy, {len(unknown)} not seen"
+            return (f"{text}: {listing((row.name for row in unknown), 3)}", text)
+        channels = count(sum(row.channels for row in self.rows), "channel")
+        return (f"BatchNorm ✓ {count(len(self), 'layer')}, {channels} healthy",)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain types."""
@@ -360,3 +436,24 @@ class StepSummary:
             alerts = f"  {', '.join(row.alerts)}" if row.alerts else ""
             lines.append(f"  {row.name}: health {row.health:.0f}, running gap {row.running_gap:.2g} sigma{alerts}")
         return "\n".join(lines)
+
+
+def _alone(alert: Alert, index: int, of_layers: int) -> Incident:
+    """The incident of an alert that was recorded without one."""
+    return Incident(
+        index=index,
+        code=alert.code,
+        cause=alert.rule,
+        severity=alert.severity,
+        title=alert.rule.replace("-", " "),
+        detail=alert.message,
+        layer=alert.layer,
+        layers=alert.layers,
+        of_layers=of_layers,
+        first_step=alert.first_step,
+        last_step=alert.last_step,
+        state="open" if alert.state == "open" else "resolved",
+        evidence=(alert,),
+        advice=alert.advice,
+        url=alert.url,
+    )

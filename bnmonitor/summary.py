@@ -14,7 +14,7 @@ from bnmonitor.display import health_table, show
 from bnmonitor.history import statistics as catalogue
 from bnmonitor.layers import LayerTable
 from bnmonitor.limits import LAG_LOG_DEVIATION, LAG_MEAN
-from bnmonitor.results import HEALTH_CAPS, Alert, LayerSummary, Severity, StepSummary
+from bnmonitor.results import HEALTH_CAPS, Alert, Incident, LayerSummary, Severity, StepSummary, health_near
 from bnmonitor.window import Recovery, Window
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def empty(layers: LayerTable, alerts: Sequence[Alert], skipped: Mapping[str, str
             gamma_min=float("nan"),
             silent=float("nan"),
             alerts=(),
-            recovery="no step was recorded yet",
+            recovery=skipped.get("every rule", "no step was recorded yet"),
         )
         for name, channels in zip(layers.names, layers.channels, strict=True)
     )
@@ -71,12 +71,22 @@ def empty(layers: LayerTable, alerts: Sequence[Alert], skipped: Mapping[str, str
     )
 
 
-def summarize(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str], epoch: int | None = None) -> Summary:
-    """Reduce a window to one row per layer."""
+def summarize(
+    window: Window,
+    alerts: Sequence[Alert],
+    skipped: Mapping[str, str],
+    epoch: int | None = None,
+    incidents: Sequence[Incident] = (),
+) -> Summary:
+    """Reduce a window to one row per layer.
+
+    Open incidents cap the health of their layers; where none is given, each warning and each error counts as one.
+    """
     layers = window.layers
-    found = _open_alerts(layers, alerts)
     columns = {name: compute(window) for name, compute in measures.BY_LAYER.items()}
-    columns["health"] = _health(window, columns, [HEALTH_CAPS[worst] for worst, _ in found])
+    columns["health"] = _health(
+        window, columns, _caps(layers, incidents or [a for a in alerts if a.severity > Severity.INFO])
+    )
     trained = window.training[-1]
     by_layer = {
         "name": layers.names,
@@ -85,7 +95,7 @@ def summarize(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str
         "settled": (measures.settled(window) | ~trained).tolist(),
         **{statistic.row: columns[statistic.name].tolist() for statistic in catalogue.LAYER if statistic.row},
         "batch_var": map(tuple, window.variance.T.tolist()),
-        "alerts": (alerts_of for _, alerts_of in found),
+        "alerts": _open_alerts(layers, alerts),
         "recovery": map(_unrecovered, window.recovery.amin(0).tolist()),
     }
     rows = tuple(LayerSummary(**dict(zip(by_layer, row, strict=True))) for row in zip(*by_layer.values(), strict=True))
@@ -97,6 +107,7 @@ def summarize(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str
         rows=rows,
         alerts=tuple(alerts),
         skipped=dict(skipped),
+        incidents=tuple(incidents),
         window=window,
     )
 
@@ -106,26 +117,29 @@ def _unrecovered(state: int) -> str:
     return "" if Recovery(state).known else Recovery(state).reason
 
 
-def _open_alerts(layers: LayerTable, alerts: Sequence[Alert]) -> list[tuple[Severity, tuple[str, ...]]]:
-    """Return the worst open severity and the open alerts of each layer."""
-    where: dict[str, list[Alert]] = {}
+def _open_alerts(layers: LayerTable, alerts: Sequence[Alert]) -> list[tuple[str, ...]]:
+    """Return the open alerts of each layer."""
+    where: dict[str, list[str]] = {}
     for alert in alerts:
         if alert.state == "open":
             for name in alert.layers:
-                where.setdefault(name, []).append(alert)
-    return [
-        (
-            max((a.severity for a in where.get(name, ())), default=Severity.INFO),
-            tuple(f"{a.rule} since {a.first_step}" for a in where.get(name, ())),
-        )
-        for name in layers.names
-    ]
+                where.setdefault(name, []).append(f"{alert.rule} since {alert.first_step}")
+    return [tuple(where.get(name, ())) for name in layers.names]
+
+
+def _caps(layers: LayerTable, incidents: Sequence[Incident | Alert]) -> list[float]:
+    """Return the most health that the open incidents leave to each layer."""
+    caps: dict[str, float] = {}
+    for incident in incidents:
+        if incident.state == "open":
+            for name in incident.layers:
+                caps[name] = min(HEALTH_CAPS[incident.severity], caps.get(name, 100.0))
+    return [caps.get(name, 100.0) for name in layers.names]
 
 
 def _health(window: Window, columns: Mapping[str, Tensor], caps: list[float]) -> Tensor:
-    """Return the health of each layer: it falls as a lag nears the limit of its warning, and open alerts cap it."""
+    """Return the health of each layer: it falls as a lag nears the limit of its warning, and open incidents cap it."""
     lags = (columns["mean_lag"], LAG_MEAN), (columns["log_lag"], LAG_LOG_DEVIATION)
     nearness = torch.maximum(*(value.nan_to_num(0.0) / limit for value, limit in lags)).clamp(max=1.0)
     nearness = nearness.where(measures.settled(window), 0.0)
-    full, least = HEALTH_CAPS[Severity.INFO], HEALTH_CAPS[Severity.WARNING]
-    return torch.minimum(full - (full - least) * nearness.square().float(), torch.tensor(caps, device="cpu"))
+    return torch.minimum(health_near(nearness).float(), torch.tensor(caps, device="cpu"))

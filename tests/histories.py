@@ -11,7 +11,8 @@ import numpy as np
 
 from bnmonitor.history import encode
 from bnmonitor.history import statistics as catalogue
-from bnmonitor.history.schema import CHANNELS, FACTS, FRAME, Schema, alert_tag
+from bnmonitor.history.course import record
+from bnmonitor.history.schema import CHANNELS, COURSE, FACTS, FRAME, Schema, alert_tag, incident_tag
 
 METRICS = tuple(s.name for s in catalogue.LAYER)
 STATISTICS = tuple(s.name for s in catalogue.CHANNEL)
@@ -46,9 +47,33 @@ def an_alert(layer: str | None, step: int, **more: Any) -> dict[str, Any]:
         "state": "open",
         "value": 2.1e4,
         "threshold": 1e4,
-        "message": "batch variance of 3 channels is up to 21 000 times its own baseline; learning rate 0.8 in force",
+        "message": "batch variance of 3 channels is up to 21 000 times its own baseline; lr = 0.8",
         "advice": "lower the peak learning rate or clip gradients: Trainer(gradient_clip_val=1.0)",
         "url": "https://github.com/bnmonitor/bnmonitor/blob/main/docs/rules/BN106.md",
+        **more,
+    }
+
+
+def an_incident(*evidence: dict[str, Any], index: int = 0, **more: Any) -> dict[str, Any]:
+    """An incident as it is stored, of alerts as they are stored, the leading one first."""
+    lead = evidence[0]
+    over = all(alert["state"] == "cleared" for alert in evidence)
+    return {
+        "index": index,
+        "code": lead["code"],
+        "cause": lead["rule"],
+        "severity": "error" if any(alert["severity"] == "error" for alert in evidence) else "warning",
+        "title": lead["rule"].replace("-", " "),
+        "detail": lead["message"],
+        "layer": lead["layer"],
+        "layers": list(dict.fromkeys(name for alert in evidence for name in alert["layers"])),
+        "of_layers": 0,
+        "first_step": min(alert["first_step"] for alert in evidence),
+        "last_step": max(alert["last_step"] for alert in evidence),
+        "state": "resolved" if over else "open",
+        "evidence": list(evidence),
+        "advice": lead["advice"],
+        "url": lead["url"],
         **more,
     }
 
@@ -57,11 +82,16 @@ class Writer:
     """Writes a run's event file value by value."""
 
     def __init__(
-        self, log_dir: Path, names: Sequence[str], channels: int = 32, metrics: Sequence[str] = METRICS
+        self,
+        log_dir: Path,
+        names: Sequence[str],
+        channels: int = 32,
+        metrics: Sequence[str] = METRICS,
+        session: int = 1,
     ) -> None:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self.schema = Schema(tuple(names), (channels,) * len(names), tuple(metrics))
+        self.schema = Schema(tuple(names), (channels,) * len(names), tuple(metrics), session)
         self._file = EventFileWriter(str(log_dir), max_queue_size=1000, flush_secs=3600)
         self._random = np.random.default_rng(0)
 
@@ -107,6 +137,19 @@ class Writer:
     def alert(self, alert: dict[str, Any]) -> None:
         key = (alert["code"], alert["layer"], alert["first_step"])
         self.add(alert["last_step"], 1e9 + alert["last_step"], encode.plain(alert_tag(key), alert))
+
+    def incident(self, incident: dict[str, Any], step: int | None = None) -> None:
+        """Write the alerts and the incident, as they are at a step."""
+        for alert in incident["evidence"]:
+            self.alert(alert)
+        at = incident["last_step"] if step is None else step
+        tag = incident_tag(self.schema.session, incident["index"])
+        self.add(at, 1e9 + at, encode.plain(tag, incident))
+
+    def course(self, steps: Sequence[int], losses: Sequence[float], rates: Sequence[Sequence[float]]) -> None:
+        """Write the loss and the learning rates at the steps; an epoch has 100 steps."""
+        for step, loss, rate in zip(steps, losses, rates, strict=True):
+            self.add(step, 1e9 + step, encode.plain(COURSE + self.schema.key, record(loss, rate, step // 100)))
 
     def channels(self, layer: int, steps: Sequence[int], values: np.ndarray[Any, Any]) -> None:
         """Write ``[S, K, C]`` of a layer."""
@@ -192,30 +235,46 @@ def write(
     channels: int = 32,
     metrics: Sequence[str] = METRICS,
     detailed: Sequence[int] | None = None,
+    incidents: bool = True,
 ) -> None:
-    """A whole run: frames, facts, channels of some layers, and an alert for the first sick layer."""
+    """A whole run: frames, facts, course, channels of some layers, and what went wrong if layers are sick.
+
+    Args:
+        log_dir: The directory.
+        names: Of the layers.
+        steps: Of the frames.
+        sick: Layers whose variance explodes; an early lag of the last layer is over by then.
+        channels: Of each layer.
+        metrics: The statistics.
+        detailed: Layers whose channels are written.
+        incidents: Whether there are incidents and a course; a run of before there were any has alerts only.
+    """
     with Writer(log_dir, names, channels, metrics) as writer:
         writer.frames(steps, course(len(names), len(steps), metrics, sick))
         writer.facts(steps[0])
         sparse = steps[:: max(1, len(steps) // 200)]
         for layer in range(min(len(names), 6)) if detailed is None else detailed:
             writer.channels(layer, sparse, detail(len(sparse), channels, layer in sick))
+        put = writer.incident if incidents else (lambda incident: writer.alert(incident["evidence"][0]))
+        if incidents:
+            fall = [2.3 * float(np.exp(-3 * i / len(steps))) + 0.02 for i in range(len(steps))]
+            writer.course(steps, fall, [[0.1 if i < len(steps) / 2 else 0.01] for i in range(len(steps))])
         if sick:
             begin = steps[len(steps) * 2 // 3]
             layers = [names[i] for i in sick]
-            writer.alert(an_alert(layers[0], begin, layers=layers, last_step=steps[-1]))
+            late = an_alert(layers[0], begin, layers=layers, last_step=steps[-1])
             warning = {"code": "BN304", "rule": "stale-statistics", "severity": "warning", "state": "cleared"}
             early = steps[len(steps) // 4]
             text = "running statistics lag behind the batches by 0.14 deviations"
-            writer.alert(
-                an_alert(
-                    names[-1],
-                    early,
-                    **warning,
-                    channels=[],
-                    message=text,
-                    advice="raise momentum to 0.2",
-                    last_step=steps[len(steps) // 3],
-                    url="https://github.com/bnmonitor/bnmonitor/blob/main/docs/rules/BN304.md",
-                )
+            over = an_alert(
+                names[-1],
+                early,
+                **warning,
+                channels=[],
+                message=text,
+                advice="raise momentum to 0.2",
+                last_step=steps[len(steps) // 3],
+                url="https://github.com/bnmonitor/bnmonitor/blob/main/docs/rules/BN304.md",
             )
+            put(an_incident(over))
+            put(an_incident(late, index=1, of_layers=len(names)))

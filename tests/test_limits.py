@@ -45,16 +45,14 @@ import torch
 from torch import nn
 from bnmonitor import all_rules
 from bnmonitor.audit import audit
-from bnmonitor.display import health_table
 from bnmonitor.history.run import open_history
 from bnmonitor.history.statistics import BY_NAME
 from bnmonitor.measures import dead, offset, silent, warm
 from bnmonitor.report.compare import JUDGED
 from bnmonitor.report.page import page
-from bnmonitor.results import LayerSummary, Severity, StepSummary
+from bnmonitor.results import Severity
 from bnmonitor.summary import METRICS, summarize
 from bnmonitor.testing import make_sample, make_window
-from rich.console import Console
 
 changed, run, out = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
 rules = {rule.code: rule for rule in all_rules()}
@@ -63,13 +61,12 @@ places = {}
 def rule(name, code, field):
     places.setdefault(name, {})[f"{code}.{field}"] = getattr(rules[code], field)
 
-def health(window, alerts=()):
-    return dict(zip(METRICS, summarize(window, alerts, {}).table[0].tolist()))
+def health(window, incidents=()):
+    return dict(zip(METRICS, summarize(window, (), {}, incidents=incidents).table[0].tolist()))
 
 def limit(row, lag):
-    """The lag at which health would be that of a warning."""
-    caps = BY_NAME["health"].limits
-    return row[lag] / math.sqrt((100 - row["health"]) / (100 - caps["warning"]))
+    """The lag at which health would be that of a layer at its limit."""
+    return row[lag] / math.sqrt((100 - row["health"]) / (100 - BY_NAME["health"].limits["near"]))
 
 for code, field in (("BN304", "warn_mean"), ("BN303", "least_mean"), ("BN503", "warn_mean"), ("BN505", "warn_mean"),
                     ("BN603", "lag_shift")):
@@ -126,24 +123,16 @@ for name, field in (("SMALL_BATCH", "warn_below"), ("TINY_BATCH", "error_below")
     rule(name, "BN205", field)
 
 caps = {"tab": BY_NAME["health"].limits, "meaning": BY_NAME["health"].meaning}
-row = LayerSummary(name="layer", channels=1, health=100.0, training=True, settled=True, batch_var=(), running_gap=0.0,
-                   gamma_min=1.0, silent=0.0, alerts=(), recovery="")
-
-def drawn(health):
-    summary = StepSummary(step=0, epoch=None, rows=(replace(row, health=health),), alerts=(), skipped={})
-    console = Console(width=80)
-    with console.capture() as capture:
-        console.print(health_table(summary, well=True))
-    return capture.get().split("layer")[-1].split()[0], len(summary.ill())
-
-caps["table"] = [drawn(health) for health in (30.0, 31.0, 70.0, 71.0)]
 model = nn.BatchNorm1d(2)
 model.running_mean.fill_(math.nan)
 model.num_batches_tracked.fill_(9)
 caps["audit"] = audit(model, settings=False).rows[0].health
 alert = audit(model, settings=False).alerts[0]
 alerts = [replace(alert, layer="layer0", layers=("layer0",), severity=s) for s in (Severity.WARNING, Severity.ERROR)]
-caps["summary"] = [health(make_window(), [each])["health"] for each in alerts]
+known = [Incident(index=0, code=each.code, cause=each.rule, severity=each.severity, title="", detail="", layer="layer0",
+                  layers=("layer0",), of_layers=1, first_step=0, last_step=0, state="open", evidence=(each,), advice="",
+                  url="") for each in alerts]
+caps["summary"] = [health(make_window(), [each])["health"] for each in known]
 open(out, "w", encoding="utf-8").write(page(open_history(run), "."))
 print(json.dumps({"places": places, "caps": caps}))
 '''
@@ -193,9 +182,8 @@ def test_a_number_changes_in_every_place(found: dict[str, Any], name: str) -> No
 
 def test_the_caps_of_health_change_in_every_place(found: dict[str, Any]) -> None:
     caps = found["caps"]
-    assert caps["tab"] == {"warning": 70, "error": 30}
-    assert "at most 70 with an open warning, 30 with an open error" in caps["meaning"]
-    assert caps["table"] == [["✗", 1], ["!", 1], ["!", 1], ["✓", 0]]
+    assert caps["tab"] == {"warning": 70, "error": 30, "near": 80}
+    assert "at most 70 while a warning is open, 30 while an error is open" in caps["meaning"]
     assert caps["audit"] == 30
     assert caps["summary"] == [70, 30]
 
@@ -208,8 +196,12 @@ def test_the_caps_of_health_change_in_the_legend_of_the_page(found: dict[str, An
         view = browser.new_page()
         view.goto((copy / "page.html").as_uri())
         view.wait_for_function("document.documentElement.dataset.drawn", timeout=20_000)
-        ticks = "[...document.querySelectorAll('.bar .tick')].map((t) => [t.textContent, t.style.left])"
-        assert view.evaluate(ticks) == [["error", "30%"], ["warning", "70%"], ["healthy", "100%"]]
+        keys = "[...document.querySelectorAll('.bar .band-key')]"
+        known = dict(view.evaluate(f"{keys}.map((b) => [b.textContent, b.firstChild.style.background])"))
+        assert list(known) == ["✗ error", "! warning", "near its limit", "healthy"]
+        meters = view.evaluate("[...document.querySelectorAll('.now .meter i')].map((m) => m.style.background)")
+        assert meters[0] == known["✗ error"]
+        assert meters[1] not in (known["✗ error"], known["! warning"])
         browser.close()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bnmonitor._text import DOCS, count, listing
-from bnmonitor.results import FOLLOWED, Alert
+from bnmonitor.results import AFFECTED, Alert
 from bnmonitor.rules import CATALOGUE, Finding, Rule
 
 _CODES = {rule.code for rule in CATALOGUE}
@@ -42,9 +42,8 @@ class Episode:
 
     def _followers(self, alert: Alert) -> str:
         layers = len(alert.layers) - self.own
-        parts = [count(layers, "layer")] if layers > 0 and alert.layer is not None else []
-        parts += [listing(self.also)] if self.also else []
-        return FOLLOWED + " and ".join(parts) if parts else ""
+        more = f"; {count(layers, 'more layer')}{AFFECTED}" if layers > 0 and alert.layer is not None else ""
+        return more + (f"; with {listing(self.also)}" if self.also else "")
 
     def renew(self, finding: Finding, names: Sequence[str], now: int) -> bool:
         """Update the alert with a new finding of its rule; return whether it got worse."""
@@ -55,7 +54,9 @@ class Episode:
         self.own += len(layers) - len(alert.layers)
         changes: dict[str, Any] = {"last_step": now, "severity": max(alert.severity, finding.severity)}
         if worse and finding.layer is not None and names[finding.layer] == alert.layer:
-            changes |= {name: getattr(finding, name) for name in ("channels", "value", "threshold", "message")}
+            changes |= {
+                name: getattr(finding, name) for name in ("channels", "value", "threshold", "message", "advice")
+            }
         self.amend(layers=layers, **changes)
         return worse
 

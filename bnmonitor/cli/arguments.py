@@ -34,6 +34,7 @@ _EXAMPLES = {
     "report": """examples:
   bnmonitor report lightning_logs            the newest run; a line for others
   bnmonitor report lightning_logs/version_3  one run
+  bnmonitor report RUN --verbose             with evidence and notes
   bnmonitor report RUN --html page.html      one page to send to a colleague
   bnmonitor report RUN --markdown            for a pull request
   bnmonitor report RUN --json | jq .runs[0].health
@@ -113,6 +114,9 @@ def parser() -> Parser:
     )
     report.add_argument("--run", dest="run_name", metavar="NAME", help="only the run of this name, of several")
     _add_rows(report, 8, "layers")
+    report.add_argument(
+        "--verbose", action="store_true", help="also evidence, notes, and what was not checked or not recovered"
+    )
     form = report.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--markdown", action="store_true", help="print Markdown")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from torch import Tensor
 
-    from bnmonitor.results import Alert
+    from bnmonitor.results import Alert, Incident
 
 FINE, FOUND, USAGE = 0, 1, 2
 """Exit codes: nothing was found, something was found, the input cannot be used."""
@@ -93,12 +93,12 @@ def _report(parsed: argparse.Namespace) -> int:
                 parsed.html.write_text(text, encoding="utf-8")
             except OSError as error:
                 return _fail(f"cannot write {parsed.html}: {error.strerror or error}")
-            say(f"{reports[0].headline()}\nwritten to {parsed.html}")
+            say(f"{printable(reports[0].headline())}\nwritten to {parsed.html}")
     elif parsed.markdown:
         say(markdown(reports, rows=parsed.rows).rstrip("\n"))
     else:
-        show(terminal(reports, rows=parsed.rows))
-    return _verdict(parsed, reports[0].alerts)
+        show(terminal(reports, rows=parsed.rows, verbose=parsed.verbose))
+    return _verdict(parsed, [*reports[0].alerts, *reports[0].open_incidents()])
 
 
 def _compare(parsed: argparse.Namespace) -> int:
@@ -254,11 +254,11 @@ def _explain(parsed: argparse.Namespace) -> int:
     return FINE
 
 
-def _verdict(parsed: argparse.Namespace, alerts: Sequence[Alert]) -> int:
+def _verdict(parsed: argparse.Namespace, alerts: Sequence[Alert | Incident]) -> int:
     if parsed.fail_on == NEVER:
         return FINE
     least = Severity[parsed.fail_on.upper()]
-    return FOUND if any(alert.state == "open" and alert.severity >= least for alert in alerts) else FINE
+    return FOUND if any(each.state == "open" and each.severity >= least for each in alerts) else FINE
 
 
 def _fail(message: str) -> int:

@@ -46,9 +46,9 @@ CAUSES: tuple[Cause, ...] = (
     DataOrder(),
     UnnormalizedInput(),
     ChangedInput(),
+    DeadChannels(),
     ChangedWeights(),
     VarianceCollapse(),
-    DeadChannels(),
     ValidationShift(),
 )
 """Where two causes could lead an incident, the one that comes first here leads it and explains the other's alert."""

@@ -1,9 +1,11 @@
 """How results look in a terminal; free of torch."""
 
-from bnmonitor.display.alerts import alert_block, alert_brief, alert_change, finding_block, finding_brief
+from bnmonitor.display.alerts import alert_block, alert_brief, finding_block, finding_brief
+from bnmonitor.display.incidents import incident_block, incident_change, incident_line, incident_rest
+from bnmonitor.display.layers import sparkline
 from bnmonitor.display.printing import drawn, plainly, prepare, say, show
 from bnmonitor.display.styles import HEALTHY, OF_SEVERITY, QUIET, STRONG, WORSE, strong
-from bnmonitor.display.tables import final_summary, health_table, sparkline, unchecked
+from bnmonitor.display.tables import final_summary, headline, health_table, unchecked
 
 __all__ = [
     "HEALTHY",
@@ -13,12 +15,16 @@ __all__ = [
     "WORSE",
     "alert_block",
     "alert_brief",
-    "alert_change",
     "drawn",
     "final_summary",
     "finding_block",
     "finding_brief",
+    "headline",
     "health_table",
+    "incident_block",
+    "incident_change",
+    "incident_line",
+    "incident_rest",
     "plainly",
     "prepare",
     "say",

@@ -1,10 +1,10 @@
-"""How an alert looks in a terminal: in full, in brief, and when it changes."""
+"""How an alert looks in a terminal, in full and in brief."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bnmonitor._text import listing, printable
+from bnmonitor._text import listing, printable, thousands
 from bnmonitor.display import styles
 from bnmonitor.results import Alert
 
@@ -23,13 +23,6 @@ def alert_brief(alert: Alert) -> RenderableType:
     if alert.state == "cleared":
         return _block(alert, _cleared(alert))
     return _block(alert, _what(alert) + _when(alert), _message(alert))
-
-
-def alert_change(alert: Alert) -> RenderableType:
-    """Return the change of an alert that was shown before: it got worse, or it was cleared."""
-    if alert.state == "cleared":
-        return _block(alert, _cleared(alert))
-    return _block(alert, _what(alert, "now ") + _when(alert), _message(alert))
 
 
 def finding_block(alert: Alert) -> RenderableType:
@@ -58,13 +51,13 @@ def _block(alert: Alert, *lines: Text) -> RenderableType:
     return block
 
 
-def _what(alert: Alert, change: str = "") -> Text:
+def _what(alert: Alert) -> Text:
     """Return the severity (unless the alert was cleared), the rule, the layer and its channels."""
     from rich.text import Text
 
     head = Text()
     if alert.state == "open":
-        head.append(f"{change}{alert.severity} ", style=styles.strong(styles.OF_SEVERITY[alert.severity]))
+        head.append(f"{alert.severity} ", style=styles.strong(styles.OF_SEVERITY[alert.severity]))
     head.append(printable(f"{alert.code} {alert.rule}"), style=styles.STRONG)
     if alert.layer is not None:
         head.append(f" · {printable(alert.layer)}")
@@ -78,7 +71,7 @@ def _when(alert: Alert) -> Text:
     from rich.text import Text
 
     if alert.state == "open":
-        return Text(f" · since step {alert.first_step}")
+        return Text(f" · since step {thousands(alert.first_step)}")
     if alert.last_step > alert.first_step:
         return Text(f" · cleared: steps {alert.first_step} to {alert.last_step}")
     return Text(f" · cleared: step {alert.first_step}")

@@ -5,18 +5,23 @@ from __future__ import annotations
 import io
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from bnmonitor._undisturbed import undisturbed
-from bnmonitor.display.tables import BARS
+from bnmonitor.display.layers import BARS
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-_PLAIN = str.maketrans("✓✗·–…─σγβ²×" + BARS, "+x|-~-sgb2x" + "._-=+*%#")
+_PLAIN = str.maketrans("✓✗·–…─→σγβ²×" + BARS, "+x|-~->sgb2x" + "._-=+*%#")
 
 _NOTEBOOK = 100
 """Widest line in a notebook. Rich assumes a wider cell, in which the reader would have to scroll."""
+
+
+_WHOLE: dict[str, Any] = {"no_wrap": True, "overflow": "ignore", "crop": False}
+"""Options for output that is no terminal: a line is not folded, so that a search in a log finds all of it."""
 
 
 def prepare() -> None:
@@ -27,24 +32,59 @@ def prepare() -> None:
 
 @undisturbed()
 def show(renderable: RenderableType, console: Console | None = None) -> None:
-    """Print a renderable.
+    """Print a renderable, above a progress bar of rich or tqdm if one is being drawn.
 
     Args:
         renderable: What rich can print.
-        console: The console to print to; None: rich's own.
+        console: The console to print to; None: that of a progress bar of rich, or else rich's own.
     """
     import rich
 
-    console = rich.get_console() if console is None else console
+    if console is None:
+        console = _drawing() or rich.get_console()
+    bars = [] if console.is_jupyter else _live_bars()
     if console.is_jupyter:
         console.print(renderable, width=min(console.width, _NOTEBOOK))
-    elif console.is_terminal and writable(console):
+        return
+    if any(bar.fp.isatty() for bar in bars):
+        type(bars[0]).write(drawn(renderable, console).rstrip("\n"), file=console.file)
+        return
+    for bar in bars:
+        _end_line(bar)
+    if console.is_terminal and writable(console):
+        if "fastprogress" in sys.modules:  # its bar is a line without an end, which only the next update would replace
+            console.file.write("\r\x1b[K")
         console.print(renderable)
     else:
         with console.capture() as capture:
-            console.print(renderable)
+            console.print(renderable, **_WHOLE)
         console.file.write(plainly(_trimmed(capture.get()), console.encoding))
         console.file.flush()
+
+
+def _live_bars() -> list[Any]:
+    """Return the bars that tqdm draws now. It never imports tqdm."""
+    bars = getattr(sys.modules.get("tqdm.std"), "tqdm", None)
+    return [bar for bar in list(getattr(bars, "_instances", ())) if not getattr(bar, "disable", True)]
+
+
+_ended: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+"""When each bar whose line was ended had been drawn last."""
+
+
+def _end_line(bar: Any) -> None:
+    """End the line of a bar in a file, where it cannot be cleared, unless nothing was drawn since."""
+    if bar.last_print_t != _ended.get(bar):
+        bar.fp.write("\n")
+        bar.fp.flush()
+        _ended[bar] = bar.last_print_t
+
+
+def _drawing() -> Console | None:
+    """Return the console of a progress bar of rich that has taken standard output over; None if there is none."""
+    console = getattr(sys.stdout, "_FileProxy__console", None)
+    known = sys.modules.get("rich.console")
+    return console if known is not None and isinstance(console, known.Console) else None
 
 
 @undisturbed()
@@ -55,7 +95,7 @@ def drawn(renderable: RenderableType, console: Console) -> str:
     buffer = RichConsole(
         file=io.StringIO(), force_terminal=console.is_terminal, width=console.width, legacy_windows=False
     )
-    buffer.print(renderable)
+    buffer.print(renderable, **({} if console.is_terminal else _WHOLE))
     assert isinstance(buffer.file, io.StringIO)
     return plainly(_trimmed(buffer.file.getvalue()), console.encoding)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from bnmonitor.results import Severity
 
 OF_SEVERITY = {Severity.INFO: "none", Severity.WARNING: "yellow", Severity.ERROR: "red"}
-"""An alert, and a layer that has one."""
+"""An incident, an alert, and a layer that has one."""
 
 HEALTHY = "none"
 """A layer or an alert with nothing left to do."""
 
-WORSE = "red"
+NEAR = "cyan"
+"""A value near its limit, where no incident is open. Yellow and red are for open incidents alone."""
+
+WORSE = "magenta"
 """What got worse from one run to another, and what went wrong."""
 
 STRONG = "bold"

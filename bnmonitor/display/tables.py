@@ -1,107 +1,78 @@
-"""How layers look in a terminal, both while a run is recorded and when its history is read."""
+"""The state of a run in a terminal: its headline, its layers, its incidents, and what was not checked."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from bnmonitor._text import count, listing, number, printable, shorten
+from bnmonitor._text import count, listing, printable
 from bnmonitor.display import styles
-from bnmonitor.display.alerts import alert_block
-from bnmonitor.history.statistics import BY_NAME
-from bnmonitor.results import LayerSummary, Severity, StepSummary, health_severity
+from bnmonitor.display.alerts import alert_brief
+from bnmonitor.display.incidents import incident_block, incident_line, incident_rest
+from bnmonitor.display.layers import LayerTable
+from bnmonitor.display.lines import Line, Lines
+from bnmonitor.results import Severity, StepSummary
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+    from rich.console import RenderableType
+
+
+def headline(summary: StepSummary, ends: Sequence[str] = ()) -> RenderableType:
+    """Return the headline in one line, shorter in a narrow terminal.
+
+    Args:
+        summary: The state.
+        ends: Ends of the line, the most complete first; by default the epoch and the step.
+    """
     from rich.text import Text
 
-BARS = "▁▂▃▄▅▆▇█"
-
-_TITLES = (
-    "layer",
-    *(BY_NAME[name].short for name in ("health", "batch_var")),
-    "",
-    *(BY_NAME[name].short for name in ("mean_lag", "gamma_min", "silent")),
-    "alerts",
-)
-_TEXTS = ("layer", BY_NAME["batch_var"].short, "alerts")
-"""Columns of text, which begin on the left."""
-
-_GAP = 3
-"""Blanks that rich puts between two columns."""
-
-_READERS = ("bnmonitor report", "tensorboard --logdir")
-
-
-def sparkline(values: Sequence[float], width: int = 12) -> str:
-    """Draw values as a line of bars over their own log range; a blank where there is no value.
-
-    >>> sparkline((1.0, 10.0, 100.0), width=3)
-    '▁▅█'
-    """
-    step = max(1, -(-len(values) // width))
-    parts = [values[i : i + step] for i in range(0, len(values), step)]
-    tops = [max((v for v in part if v == v and 0 < v < math.inf), default=None) for part in parts]
-    logs = [math.log(v) for v in tops if v is not None]
-    if not logs:
-        return ""
-    low, spread = min(logs), max(max(logs) - min(logs), math.log(2.0))
-    return "".join(
-        " " if v is None else BARS[min(len(BARS) - 1, int((math.log(v) - low) / spread * len(BARS)))] for v in tops
-    )
+    worst = max((incident.severity for incident in summary.open_incidents()), default=Severity.INFO)
+    style = styles.strong(styles.OF_SEVERITY[worst])
+    place, young = summary.place, summary.waiting
+    short = place[max(0, place.find(" · step")) :]
+    given = [*([f"{young}{end}" for end in ends] or [f"{place}{young}", place, short]), ""]
+    forms = [f"{verdict}{end}" for verdict in summary.verdicts() for end in given]
+    return Lines(Line([Text(printable(form), style=style) for form in dict.fromkeys(forms)]))
 
 
 def health_table(summary: StepSummary, *, rows: int = 8, well: bool = False) -> RenderableType:
-    """Return a table of the worst layers with their course and alerts; one line if nothing is wrong.
+    """Return the headline and a table of the layers with an incident.
 
     Args:
         summary: The state.
-        rows: Layers that the table shows; the rest is counted.
+        rows: Rows of the table; the rest is counted.
         well: Show healthy layers too.
     """
     from rich.console import Group
-    from rich.text import Text
 
-    warnings = summary.open(Severity.WARNING)
-    style = styles.strong(styles.OF_SEVERITY[max(alert.severity for alert in warnings)]) if warnings else styles.STRONG
-    parts: list[RenderableType] = [Text(summary.headline(), style=style, overflow="fold")]
-    worst, ill = sorted(summary.rows, key=lambda row: row.health), summary.ill()
-    shown = (worst if well else ill if warnings else [])[: max(0, rows)]
-    if shown:
-        parts.append(_LayerRows(shown))
-        if len(worst) > len(shown):
-            left = max(0, len(ill) - len(shown))
-            rest = count(len(worst) - len(shown), "more layer")
-            parts.append(Text(f"{rest}{f', {left} of them with alerts' if left else ' ✓'}", style=styles.QUIET))
-    return Group(*parts)
+    table = LayerTable(summary, rows=rows, well=well)
+    return Group(headline(summary), *([table] if table else []))
 
 
-def final_summary(
-    summary: StepSummary, *, rows: int = 8, well: bool = False, history: Sequence[str] = ()
-) -> RenderableType:
-    """Return the report at the end of a run: layers, alerts with fixes, what was not checked, place of the history.
+def final_summary(summary: StepSummary, *, rows: int = 8, well: bool = False, verbose: bool = False) -> RenderableType:
+    """Return the report on a run: headline, layers, incidents with their fix.
 
     Args:
         summary: The state.
-        rows: Layers that the table shows, and alerts that are cleared or infos; the rest is counted.
+        rows: Rows of the table, and incidents that are resolved; the rest is counted.
         well: Show healthy layers too.
-        history: Directories that the run's history was written to.
+        verbose: Show the evidence of each incident, notes, what was not checked and what could not be recovered.
     """
     from rich.console import Group
     from rich.text import Text
 
     parts = [health_table(summary, rows=rows, well=well)]
-    parts += [alert_block(a) for a in sorted(summary.open(Severity.WARNING), key=lambda a: (-a.severity, a.first_step))]
-    quiet = [a for a in summary.alerts if a.state == "cleared" or a.severity is Severity.INFO]
-    if quiet:
-        parts += [Text(""), Text("cleared, or only worth knowing:", style=styles.QUIET)]
-        parts += [alert_block(alert) for alert in quiet[-rows:]]
-        if len(quiet) > rows:
-            parts.append(Text(f"{count(len(quiet) - rows, 'earlier alert')} of this kind", style=styles.QUIET))
-    if summary.skipped or history or any(row.recovery for row in summary.rows):
-        parts.append(_footer(summary, history))
-    return Group(*parts)
+    for incident in summary.open_incidents():
+        parts += [Text(""), incident_block(incident)]
+        parts += [alert_brief(alert) for alert in incident.evidence] if verbose else []
+    gone = [incident for incident in summary.explained if incident.state == "resolved"]
+    parts += [Text("")] if gone else []
+    for incident in gone[:rows]:
+        parts.append(incident_line(incident))
+        parts += [alert_brief(alert) for alert in incident.evidence] if verbose else []
+    rest = incident_rest(gone, rows)
+    parts += [rest] if rest is not None else []
+    return Group(*parts, *(_beside(summary) if verbose else [_hidden(summary)]))
 
 
 def unchecked(skipped: Mapping[str, str]) -> list[str]:
@@ -116,78 +87,37 @@ def unchecked(skipped: Mapping[str, str]) -> list[str]:
     return [f"{', '.join(rules)}: {why}" for why, rules in reasons.items()]
 
 
-def _footer(summary: StepSummary, history: Sequence[str]) -> RenderableType:
-    """Return notes on what was not checked, what could not be recovered, and where the history is."""
+def _hidden(summary: StepSummary) -> RenderableType:
+    """Return what a reader can ask for."""
+    from rich.text import Text
+
+    notes, skipped = len(summary.notes), len(summary.skipped)
+    parts = [count(notes, "note")] if notes else []
+    parts += [f"{count(skipped, 'rule')} not checked"] if skipped else []
+    return Lines(Line([Text(f"--verbose shows {' and '.join(parts)}", style=styles.QUIET)])) if parts else Lines()
+
+
+def _beside(summary: StepSummary) -> list[RenderableType]:
+    """Return the notes, what was not checked, and what could not be recovered."""
     from rich.table import Table
     from rich.text import Text
 
+    parts: list[RenderableType] = []
+    if summary.notes:
+        parts += [Text(""), Text("only worth knowing:", style=styles.QUIET)]
+        parts += [alert_brief(alert) for alert in summary.notes]
     blind: dict[str, list[str]] = {}
     for row in summary.rows:
         if row.recovery:
             blind.setdefault(row.recovery, []).append(printable(row.name))
-    notes = {
+    lines = {
         "not checked:": unchecked(summary.skipped),
         "no batch σ²:": [f"{listing(names, 3)}: {why}" for why, names in sorted(blind.items())],
-        "history:": [f"{command} {place}" for place in history for command in _READERS],
     }
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True, style=styles.QUIET)
     table.add_column(overflow="fold", style=styles.QUIET)
-    for label, lines in notes.items():
-        for place, line in enumerate(lines):
-            table.add_row(Text("" if place else label), Text(printable(line), overflow="fold"))
-    return table
-
-
-class _LayerRows:
-    """A table of layers with as many columns as the console is wide for; the alerts are always there."""
-
-    def __init__(self, rows: Sequence[LayerSummary]) -> None:
-        self._rows = rows
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        width = options.max_width
-        lines = [_cells(row, 32 if width >= 75 else max(8, width // 2 - 8)) for row in self._rows]
-        columns = [(title, [line[i] for line in lines]) for i, title in enumerate(_TITLES)]
-        needs = [max(len(title), *map(len, cells)) + _GAP for title, cells in columns]
-        # The layer, its health and its alerts first; then what else fits, from the left.
-        left = width + _GAP - needs[0] - needs[1] - min(needs[-1], max(30, width // 3))
-        fit = 2
-        while fit < len(columns) - 1 and needs[fit] <= left:
-            left -= needs[fit]
-            fit += 1
-        chosen = [*columns[:fit], columns[-1]]
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style=styles.QUIET, expand=False)
-        for title, _ in chosen:
-            table.add_column(
-                Text(title),
-                justify="left" if title in _TEXTS else "right",
-                no_wrap=title != "alerts",
-                overflow="fold",
-            )
-        for cells in zip(*(cells for _, cells in chosen), strict=True):
-            table.add_row(*cells)
-        yield table
-
-
-def _cells(row: LayerSummary, width: int) -> list[Text]:
-    from rich.text import Text
-
-    severity = health_severity(row.health)
-    mark = "✓" if severity is Severity.INFO else severity.mark
-    blank = "–"
-    now = row.batch_var[-1] if row.batch_var else float("nan")
-    return [
-        Text(shorten(printable(row.name), width)),
-        Text(f"{mark} {row.health:.0f}", style=styles.OF_SEVERITY[severity]),
-        Text(sparkline(row.batch_var)),
-        Text(number(now) if now == now else blank),
-        Text(f"{row.running_gap:.2f}σ" if row.running_gap == row.running_gap else blank),
-        Text(f"{row.gamma_min:.2f}" if row.gamma_min == row.gamma_min else blank),
-        Text(f"{100 * row.silent:.0f} %" if row.silent == row.silent else blank),
-        Text(printable(", ".join(row.alerts))),
-    ]
+    for label, texts in lines.items():
+        for place, text in enumerate(texts):
+            table.add_row(Text("" if place else label), Text(printable(text), overflow="fold"))
+    return [*parts, Text(""), table] if any(lines.values()) else parts

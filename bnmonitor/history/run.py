@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 
 from bnmonitor._text import listing
+from bnmonitor.history import incidents as judged
 from bnmonitor.history import statistics as catalogue
-from bnmonitor.history.schema import ABOUT, ALERT, CHANNELS, FACTS, FRAME, Schema
+from bnmonitor.history.course import Course, course
+from bnmonitor.history.schema import ABOUT, ALERT, CHANNELS, COURSE, FACTS, FRAME, INCIDENT, Schema, incident_session
 from bnmonitor.history.source import STDIN, Array, Files, Record, Source, Tag
+from bnmonitor.results import Incident
 
 _ORDER = {statistic.name: place for place, statistic in enumerate(catalogue.LAYER)}
 
@@ -95,8 +98,44 @@ class Run:
 
     @cached_property
     def frames(self) -> Frames:
-        """The run's frames. Where a run was resumed at an earlier step, the frames written later count."""
-        return merge(self._series)
+        """The run's frames. Where a run was resumed at an earlier step, the frames written later count.
+
+        Health agrees with the incidents: it is that of a severity where, and only where, an incident is open.
+        """
+        frames = merge(self._series)
+        if "health" in frames.metrics:
+            worst = judged.severities(self.incidents, frames.layers, frames.steps)
+            health = judged.health(frames.of("health"), worst, frames.of("mean_lag"), frames.of("log_lag"))
+            frames.values[frames.metrics.index("health")] = health
+        return frames
+
+    @cached_property
+    def incidents(self) -> tuple[Incident, ...]:
+        """The run's incidents in their last state, in the order in which they were recorded.
+
+        A warning or an error that is in no incident is one of its own, as in a run from before there were incidents.
+        """
+        names = self._named(INCIDENT)
+        read = self._source.read(self.name, names)
+        rows = written((incident_session(name), read.get(name, ())) for name in names)
+        plain = [(incident_session(names[i]), one) for record, i in rows if (one := _object(record.value))]
+        begins: dict[int, int] = {}
+        for schema, records in self._series:
+            if records:
+                first = records[0].step
+                begins[schema.session] = min(first, begins.get(schema.session, first))
+        return judged.replay(plain, begins, self.alerts)
+
+    @cached_property
+    def course(self) -> Course:
+        """Loss, learning rates and epoch at each frame."""
+        sessions = {schema.key: schema.session for schema in self.schemas}
+        names = self._named(COURSE)
+        read = self._source.read(self.name, names)
+        rows = written((sessions.get(name[len(COURSE) :], 1), read.get(name, ())) for name in names)
+        kept = _last_written(rows)
+        found = {record.step: one for record, _ in kept if (one := _object(record.value))}
+        return course(self.frames.steps, self.frames.wall_times, found)
 
     @property
     def overlap(self) -> str:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PLUGIN = "bnmonitor"
+EVERY = "bnmonitor/"
+"""The beginning of every tag."""
 FRAME = "bnmonitor/frame/"
 """A float32 tensor ``[layers, statistics]`` per logged step; the description is a :class:`Schema`."""
 CHANNELS = "bnmonitor/channels/"
@@ -22,6 +24,10 @@ FACTS = "bnmonitor/facts/"
 """A JSON list with an object per layer: facts that do not change from step to step."""
 ALERT = "bnmonitor/alert/"
 """A JSON object per alert, under a tag of its own; the last one is the alert's state."""
+INCIDENT = "bnmonitor/incident/"
+"""A JSON object per incident, under a tag of its own in each session; the last one is the incident's state."""
+COURSE = "bnmonitor/course/"
+"""A JSON object beside each frame: ``loss``, ``lr`` (a list, one per parameter group), ``epoch``."""
 ABOUT = "bnmonitor/about"
 """A JSON object on the run as a whole: its state, and the rules that could not judge it."""
 
@@ -79,3 +85,18 @@ class Schema:
 def alert_tag(key: Sequence[object]) -> str:
     """Return the tag of an alert from the key that no other alert of the run has."""
     return ALERT + _hash(json.dumps([str(part) for part in key]), 12)
+
+
+def incident_tag(session: int, index: int) -> str:
+    """Return the tag of an incident: a session that continues another one writes all its incidents again."""
+    return f"{INCIDENT}{session}/{index}"
+
+
+def incident_session(tag: str) -> int:
+    """Return the session that wrote the tag of an incident; 1 if the tag does not say it.
+
+    >>> incident_session(incident_tag(2, 0))
+    2
+    """
+    number = tag[len(INCIDENT) :].split("/")[0]
+    return int(number) if number.isdecimal() and len(number) < 10 else 1

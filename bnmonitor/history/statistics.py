@@ -25,7 +25,7 @@ from bnmonitor.limits import (
     SEVERE_LAG_LOG_DEVIATION,
     SEVERE_LAG_MEAN,
 )
-from bnmonitor.results import HEALTH_CAPS, Severity
+from bnmonitor.results import HEALTH_CAPS, NEAR_LIMIT_HEALTH, Severity
 
 Scale = Literal["health", "linear", "log", "signed", "share", "count"]
 """How a statistic is drawn: ``share`` from 0 to 1, ``signed`` around 0, ``health`` from 0 to 100."""
@@ -78,10 +78,11 @@ LAYER = (
         "health",
         "",
         "health",
-        f"100 is healthy; at most {_CAPS['warning']:g} with an open warning, {_CAPS['error']:g} with an open error.",
+        f"100 is healthy, {NEAR_LIMIT_HEALTH:g} is at a limit; at most {_CAPS['warning']:g} while a warning is open, "
+        f"{_CAPS['error']:g} while an error is open.",
         tag="bn_health",
         row="health",
-        limits=_CAPS,
+        limits={**_CAPS, "near": NEAR_LIMIT_HEALTH},
     ),
     Statistic(
         "batch_var",

@@ -9,7 +9,7 @@ from bnmonitor.history.source import Array
 _REFERENCE = 512
 
 
-def pool(values: Array, bins: int, *, logarithmic: bool = False) -> tuple[Array, Array]:
+def pool(values: Array, bins: int, *, logarithmic: bool = False, lowest: bool = False) -> tuple[Array, Array]:
     """Keep the value of each bin that is furthest from its row's usual value.
 
     The usual value is the row's median. Every value kept is one that was recorded; NaN is kept only where a bin holds
@@ -19,6 +19,7 @@ def pool(values: Array, bins: int, *, logarithmic: bool = False) -> tuple[Array,
         values: ``[L, S]``.
         bins: Columns wanted; at most this many are returned, bins of equally many steps.
         logarithmic: Measure distances between logarithms.
+        lowest: Keep the lowest value of each bin instead, for a statistic of which less is worse.
 
     Returns:
         ``[L, B]`` values, and ``[B + 1]`` int64: bin ``b`` holds the columns ``edges[b]:edges[b + 1]``.
@@ -30,7 +31,8 @@ def pool(values: Array, bins: int, *, logarithmic: bool = False) -> tuple[Array,
     with np.errstate(all="ignore"):
         scaled = np.log(np.abs(values)) if logarithmic else values
     thin = scaled[:, :: max(1, length // _REFERENCE)]
-    away = np.abs(scaled - _middle(thin)[:, None])
+    highest = np.fmax.reduce(scaled, axis=None, initial=0.0)
+    away = highest - scaled if lowest else np.abs(scaled - _middle(thin)[:, None])
     away = np.where(np.isnan(values), np.float32(-1), np.nan_to_num(away, nan=np.inf, posinf=np.inf))
     widest = int(np.diff(edges).max())
     inside = np.minimum(edges[:-1, None] + np.arange(widest), edges[1:, None] - 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -154,11 +154,25 @@ def recomputing() -> bool:
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether the model or a part of it is known to be compiled; a later ``torch.compile`` is not known."""
-    return any(
+    return any(map(_compiled, model.modules()))
+
+
+def compiled_parts(models: Iterable[nn.Module]) -> set[int]:
+    """Return the modules within those that are known to be compiled, by ``id(module)``."""
+    return {id(part) for model in models for m in model.modules() if _compiled(m) for part in m.modules()}
+
+
+def graphs_compiled() -> int:
+    """Return how many graphs ``torch.compile`` has compiled in this process, whatever they belong to."""
+    counters: Any = getattr(sys.modules.get("torch._dynamo.utils"), "counters", {})
+    return int(counters.get("stats", {}).get("unique_graphs", 0))
+
+
+def _compiled(module: nn.Module) -> bool:
+    return (
         type(module).__name__ == "OptimizedModule"
         or getattr(module, "_compiled_call_impl", None) is not None
         or module.__dict__.get("_compiler_ctx") is not None
-        for module in model.modules()
     )
 
 

@@ -160,8 +160,6 @@ class BatchNormMonitor(CallbackBase):
         if trainer.world_size > 1:
             monitor.share_ranks(getattr(trainer.model, "will_sync_module_buffers", None))
         monitor.start()
-        if self.settings.sinks is None and not trainer.loggers and trainer.is_global_zero:
-            beside_bar(trainer)("BatchNorm: the Trainer has no logger, so findings go to the console only")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Read the optimizers, the loaders and the scaler, which are complete when training begins."""

@@ -18,7 +18,7 @@ from bnmonitor.measures.batches import (
 from bnmonitor.measures.calls import MOST_CALLS, CallMoments, call_distances
 from bnmonitor.measures.channels import batch_offset, covariate_shift, dead, gamma_update, offset, offsets, silent
 from bnmonitor.measures.columns import BY_CHANNEL, BY_LAYER
-from bnmonitor.measures.learning_rate import GAMMA_STEPS, gamma_run, loss_level, rise
+from bnmonitor.measures.learning_rate import rise
 from bnmonitor.measures.moments import (
     Affine,
     between,
@@ -32,6 +32,15 @@ from bnmonitor.measures.moments import (
 )
 from bnmonitor.measures.reductions import may_exceed, mean, median, once, share
 from bnmonitor.measures.robust import mean_over_steps, middle_over_steps
+from bnmonitor.measures.runaway import (
+    GAMMA_STEPS,
+    changed_at_once,
+    fastest_group,
+    gamma_run,
+    is_young,
+    loss_level,
+    run_began,
+)
 from bnmonitor.measures.running_average import recover, update_weight
 from bnmonitor.measures.running_lag import (
     LEAST_WARM_UP,
@@ -45,6 +54,7 @@ from bnmonitor.measures.running_lag import (
     variance_gap,
     warm,
 )
+from bnmonitor.measures.small_variances import variances
 
 __all__ = [
     "BY_CHANNEL",
@@ -62,8 +72,10 @@ __all__ = [
     "between",
     "call_distances",
     "carried",
+    "changed_at_once",
     "covariate_shift",
     "dead",
+    "fastest_group",
     "finish",
     "forgetting",
     "gamma_run",
@@ -71,6 +83,7 @@ __all__ = [
     "held_out_ratio",
     "independence",
     "initial_weight",
+    "is_young",
     "jump",
     "lag",
     "loss_level",
@@ -92,6 +105,7 @@ __all__ = [
     "recover",
     "reduce",
     "rise",
+    "run_began",
     "samples_normalized",
     "settled",
     "share",
@@ -103,5 +117,6 @@ __all__ = [
     "update_weight",
     "variance_gap",
     "variance_noise",
+    "variances",
     "warm",
 ]

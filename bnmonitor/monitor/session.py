@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from bnmonitor._undisturbed import single_precision, undisturbed
 from bnmonitor.alerts import AlertBook
-from bnmonitor.context import RunFacts
+from bnmonitor.context import RunFacts, rate_of
 from bnmonitor.diagnosis import Change, Diagnosis
 from bnmonitor.distributed import world_size
 from bnmonitor.monitor.actions import AlertActions, AlertError, BatchNormWarning, warn
@@ -63,6 +62,7 @@ class Session:
         self.optimizers: list[Optimizer] = []
         self.book = AlertBook(self._chosen, settings.special_rules())
         self.diagnosis = Diagnosis()
+        self._alerts: tuple[Alert, ...] | None = None
         self.actions = AlertActions(settings, words, self._open_sink_error)
         self.running = self.validated = False
         self.black_box: BlackBox | None = None
@@ -155,14 +155,21 @@ class Session:
     @property
     def alerts(self) -> tuple[Alert, ...]:
         """Every alert so far, each with its incident."""
-        known = enumerate(self.book.alerts)
-        return tuple(replace(alert, incident=self.diagnosis.incident_of(i)) for i, alert in known)
+        if self._alerts is None:  # a Trainer asks after each batch, and alerts seldom change
+            known = enumerate(self.book.alerts)
+            self._alerts = tuple(replace(alert, incident=self.diagnosis.incident_of(i)) for i, alert in known)
+        return self._alerts
+
+    def _diagnose(self, window: Window | None = None) -> list[Change]:
+        """Explain the alerts that are new or have changed."""
+        self._alerts = None
+        return self.diagnosis.update(self.book.alerts, window)
 
     def _open_sink_error(self, who: str, error: Exception) -> tuple[Alert, list[Change]]:
         """Open an alert about a sink, an action or the black box that raised."""
         step = self.recorder.steps[-1] if self.recorder.steps else self.recorder.count
         alert = self.book.open_fault(SinkError.report(who, error, step), SinkError())
-        return alert, self.diagnosis.update(self.book.alerts)
+        return alert, self._diagnose()
 
     def collect(self) -> None:
         """Take in what is recorded; after a failure, what was taken in before it is left."""
@@ -202,6 +209,7 @@ class Session:
             self.recorder.load_state_dict(state["watch"])
             self.book.load_state_dict(state["book"])
             _continue(self.diagnosis, state, self.book.alerts)
+            self._alerts = None
         self.guard(self.recorder.begin)
 
     def step(self, number: int, loss: object = None) -> None:
@@ -245,7 +253,7 @@ class Session:
         if window is None:
             found = empty(self.recorder.layers, tuple(self.book.alerts), self.skipped())
         else:
-            found = summarize(window, tuple(self.book.alerts), self.skipped(), epoch)
+            found = summarize(window, tuple(self.book.alerts), self.skipped(), epoch, self.diagnosis.incidents)
         losses = self.recorder.course.losses(self.recorder.steps[-1:])
         return replace(
             found,
@@ -301,7 +309,7 @@ class Session:
         times = {"check": unjudged, "evaluation": bool(evaluation), "end": end}
         with undisturbed():  # a rule may draw random numbers
             events = self.book.check(window, self.absent(), [moment for moment, now in times.items() if now])
-            changes = self.diagnosis.update(self.book.alerts, window)
+            changes = self._diagnose(window)
         self._shown &= not (events or changes)
         self.recorder.settle(window, held=self.book.held(window.layers))
         if self.black_box is not None:
@@ -362,9 +370,7 @@ def _continue(diagnosis: Diagnosis, state: Mapping[str, Any], alerts: Sequence[A
 
 def _learning_rates(optimizers: Sequence[Optimizer]) -> tuple[float, ...]:
     """The learning rate of each group; NaN if it is unknown, or on a device, where reading it would wait."""
-    rates = [g.get("lr") for o in optimizers for g in o.param_groups]
-    hidden = [isinstance(r, Tensor) and r.device.type != "cpu" for r in rates]
-    return tuple(float("nan" if r is None or out else r) for r, out in zip(rates, hidden, strict=True))
+    return tuple(rate_of(group) for optimizer in optimizers for group in optimizer.param_groups)
 
 
 def _learning_rate(optimizers: Sequence[Optimizer]) -> float:

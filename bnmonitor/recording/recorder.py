@@ -192,6 +192,7 @@ class Recorder:
         Args:
             wait: Whether to wait for what is still on its way from the device; see :meth:`Tape.drain`.
         """
+        self._tape.writes_doubtful = self._watched.compiled_since
         came, rewritten = self._tape.drain(self._ring, wait=wait)
         self._fresh += came
         self.course.collect(wait=wait)
@@ -364,7 +365,8 @@ class Recorder:
 
     def _ready(self) -> None:
         """Note the state that the next step starts from, and place the hooks on layers without running statistics."""
-        self._tape.writes_count = not self._watched.compiled and not distributed()
+        self._tape.writes_count = not distributed()
+        self._tape.compiled = self._watched.compiled
         self._tape.mark()
         tracking = zip(self._tape.modules, self.layers.tracking, strict=True)
         blocked = self.sampling.blocked

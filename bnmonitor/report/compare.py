@@ -1,21 +1,21 @@
-"""Comparison of two recorded runs, layer by layer and alert by alert: did a fix work?"""
+"""Comparison of two recorded runs, layer by layer and incident by incident: did a fix work?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from bnmonitor._text import count, listing, number, printable, shorten
-from bnmonitor.display import QUIET, STRONG, WORSE, alert_block, alert_brief
+from bnmonitor.display import OF_SEVERITY, QUIET, STRONG, WORSE, strong
 from bnmonitor.history.run import Frames, History
 from bnmonitor.history.source import Array
 from bnmonitor.history.statistics import BY_NAME
 from bnmonitor.limits import LAG_LOG_DEVIATION, LAG_MEAN, MANY_DEAD
 from bnmonitor.report.read import Report, report
-from bnmonitor.results import Alert, Severity
+from bnmonitor.results import Incident
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -66,9 +66,9 @@ class Comparison:
         before: The first run.
         after: The second run.
         changes: What differs by a large effect, the largest first.
-        came: Alerts that only the second run has.
-        went: Alerts that only the first run has.
-        stayed: Alerts of both, as the second has them.
+        came: Incidents that only the second run has.
+        went: Incidents that only the first run has.
+        stayed: Incidents of both, as the second has them.
         only_before: Layers that only the first has.
         only_after: Layers that only the second has.
     """
@@ -76,9 +76,9 @@ class Comparison:
     before: Report
     after: Report
     changes: tuple[Change, ...]
-    came: tuple[Alert, ...]
-    went: tuple[Alert, ...]
-    stayed: tuple[Alert, ...]
+    came: tuple[Incident, ...]
+    went: tuple[Incident, ...]
+    stayed: tuple[Incident, ...]
     only_before: tuple[str, ...]
     only_after: tuple[str, ...]
 
@@ -92,22 +92,22 @@ class Comparison:
         """One line: did it get better?"""
         better = len({c.layer for c in self.changes} - {c.layer for c in self.worse})
         parts = [
-            count(len(self.went), "alert") + " went",
-            count(len(self.came), "alert") + " came",
+            count(len(self.went), "incident") + " went",
+            count(len(self.came), "incident") + " came",
             f"{count(better, 'layer')} better",
             f"{count(len({c.layer for c in self.worse}), 'layer')} worse",
         ]
-        bad = bool(self.worse) or any(alert.severity > Severity.INFO for alert in self.came)
+        bad = bool(self.worse or self.came)
         return f"BatchNorm {'✗' if bad else '✓'} {', '.join(parts)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types that JSON can hold."""
         return {
-            "schema": 1,
+            "schema": 2,
             "before": {"run": self.before.run, "path": str(self.before.path), "step": self.before.step},
             "after": {"run": self.after.run, "path": str(self.after.path), "step": self.after.step},
             "changes": [asdict(change) for change in self.changes],
-            **{name: [alert.to_dict() for alert in getattr(self, name)] for name in ("came", "went", "stayed")},
+            **{name: [incident.to_dict() for incident in getattr(self, name)] for name in ("came", "went", "stayed")},
             "only_before": list(self.only_before),
             "only_after": list(self.only_after),
         }
@@ -122,23 +122,36 @@ def compare(before: tuple[History, str], after: tuple[History, str]) -> Comparis
     runs = [history.run(name).frames for history, name in (before, after)]
     old, new = (report(*each) for each in (before, after))
     names = [tuple(row.name for row in each.rows) for each in (old, new)]
-    found = {alert_key(a): a for a in old.alerts}, {alert_key(a): a for a in new.alerts}
+    stayed, went, came = _matched(old.incidents, new.incidents)
     changes = [c for name in names[1] if name in names[0] for c in _changes(name, runs[0], runs[1])]
     return Comparison(
         before=old,
         after=new,
         changes=tuple(sorted(changes, key=lambda c: (-abs(c.delta), c.verdict != "worse"))),
-        came=tuple(a for key, a in found[1].items() if key not in found[0]),
-        went=tuple(a for key, a in found[0].items() if key not in found[1]),
-        stayed=tuple(a for key, a in found[1].items() if key in found[0]),
+        came=came,
+        went=went,
+        stayed=stayed,
         only_before=tuple(name for name in names[0] if name not in names[1]),
         only_after=tuple(name for name in names[1] if name not in names[0]),
     )
 
 
-def alert_key(alert: Alert) -> tuple[str, str | None]:
-    """Return the key that equal alerts of two runs share."""
-    return alert.code, alert.layer
+def _matched(
+    old: Sequence[Incident], new: Sequence[Incident]
+) -> tuple[tuple[Incident, ...], tuple[Incident, ...], tuple[Incident, ...]]:
+    """Return the incidents of both runs, as the second has them, those of the first only, and those of the second only.
+
+    Equal causes match, first those that began in the same layer: where a cause shows first differs from run to run.
+    """
+    left, rest, stayed = list(old), list(new), []
+    for key in (lambda each: (each.cause, each.layer), lambda each: each.cause):
+        for incident in list(rest):
+            partner = next((each for each in left if key(each) == key(incident)), None)
+            if partner is not None:
+                left.remove(partner)
+                rest.remove(incident)
+                stayed.append(incident)
+    return tuple(stayed), tuple(left), tuple(rest)
 
 
 def cliffs_delta(before: Array, after: Array) -> float:
@@ -206,10 +219,25 @@ def terminal(found: Comparison, *, rows: int = 12) -> RenderableType:
         parts.append(table)
         rest = len(found.changes) - rows
         parts += [Text(f"{count(rest, 'more change')}", style=QUIET)] if rest > 0 else []
-    for title, alerts in (("came", found.came), ("went", found.went), ("stayed", found.stayed)):
-        if alerts:
-            block = alert_brief if title == "went" else alert_block
-            parts += [Text(f"{title}:", style=STRONG), *(block(a) for a in alerts)]
+    for title, incidents in (("came", found.came), ("went", found.went), ("stayed", found.stayed)):
+        parts += [Text(f"{title}:", style=STRONG)] if incidents else []
+        parts += [_block(each, brief=title == "went") for each in incidents]
     for title, names in (("only before", found.only_before), ("only after", found.only_after)):
         parts += [Text(printable(f"{title}: {listing(names)}"), style=QUIET, overflow="fold")] if names else []
     return Group(*parts)
+
+
+def _block(incident: Incident, *, brief: bool) -> RenderableType:
+    """Return an incident in three lines; in one if it is brief."""
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.text import Text
+
+    first, *more = incident.lines()
+    over = f", resolved: last seen at step {incident.last_step}" if incident.state == "resolved" else ""
+    head = Text(printable(first + over), overflow="fold")
+    if not brief and not over:
+        head.stylize(strong(OF_SEVERITY[incident.severity]), 0, 1)
+    if brief:
+        return head
+    return Group(head, *(Padding(Text(printable(line), overflow="fold"), (0, 0, 0, 2)) for line in more if line))

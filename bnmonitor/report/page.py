@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from bnmonitor import viewer
-from bnmonitor._text import count, listing, number
+from bnmonitor._text import count, number
 from bnmonitor.display import sparkline
 from bnmonitor.history.run import Channels, Frames, History, Run
 from bnmonitor.history.source import Array
 from bnmonitor.history.statistics import CHANNEL, LAYER, Statistic, logarithmic
 from bnmonitor.history.thin import before, extent, pool
 from bnmonitor.report.read import Report, report
-from bnmonitor.results import Alert
+from bnmonitor.results import Alert, Incident, Severity
 
 BUDGET = 780_000
 """Bytes of numbers in the page, as encoded; with the drawing code and the text the page stays below a megabyte."""
@@ -78,10 +78,11 @@ class _Sheets:
             values: The numbers.
             columns: The most columns to keep.
         """
-        thin, edges = [], np.arange(1)
+        thin: list[Array] = []
+        edges = np.arange(1)
         logs = [logarithmic(name, of) for name in names]
-        for log, rows in zip(logs, values, strict=True):
-            pooled, edges = pool(rows, columns, logarithmic=log)
+        for name, log, rows in zip(names, logs, values, strict=True):
+            pooled, edges = pool(rows, columns, logarithmic=log, lowest=name == "health")
             thin.append(pooled)
         block = np.ascontiguousarray(np.stack(thin), "<f4")
         about = {
@@ -118,6 +119,7 @@ def _content(run: Run, state: Report) -> tuple[dict[str, Any], bytes]:
         columns = max(LEAST_COLUMNS, int(columns * min(0.9, 0.97 * BUDGET / size)))
         sheets = _Sheets()
         layers = _layers(sheets, frames, columns)
+    course = _course(sheets, run, columns)
     channels = _channels(sheets, run, state)
     facts = run.facts
     content = {
@@ -137,9 +139,11 @@ def _content(run: Run, state: Report) -> tuple[dict[str, Any], bytes]:
             "frames": len(frames),
             "steps": [max(0, state.first_step), max(0, state.step)],
             "alerts": [alert.to_dict() for alert in state.alerts],
+            "incidents": [incident.to_dict() for incident in state.incidents],
             "boxes": [],
         },
         "layers": layers,
+        "course": course,
         "channels": channels,
     }
     return content, sheets.packed()
@@ -154,6 +158,12 @@ def _layers(sheets: _Sheets, frames: Frames, columns: int) -> dict[str, Any]:
     if not len(frames):
         return {"at": 0, "shape": (0, 0, 0), "sheets": (), "ends": [], "before": -1, "frames": 0, "extents": []}
     return sheets.add(frames.metrics, LAYER, frames.steps, frames.values, columns)
+
+
+def _course(sheets: _Sheets, run: Run, columns: int) -> dict[str, Any] | None:
+    """Add the loss and the learning rates, a sheet each; None if none is known."""
+    names, values = run.course.table()
+    return sheets.add(names, LAYER, run.course.steps, values[:, None], columns) if names else None
 
 
 def _channels(sheets: _Sheets, run: Run, state: Report) -> dict[str, Any]:
@@ -209,8 +219,12 @@ def _json(thing: object) -> str:
 def _summary(state: Report) -> str:
     lines = [f"<h1>{escape(state.headline())}</h1>"]
     lines += [f'<p class="quiet">{escape(line)}</p>' for line in state.about()]
-    ordered = sorted(state.alerts, key=lambda a: (a.state != "open", -a.severity, a.first_step))
-    lines += [_alert(alert) for alert in ordered]
+    ordered = [*state.open_incidents(), *(each for each in state.incidents if each.state == "resolved")]
+    lines += [_incident(incident) for incident in ordered]
+    notes = [a for a in state.alerts if a.incident is None and a.severity is Severity.INFO]
+    if notes:
+        items = "".join(f"<li>{_evidence(alert)}</li>" for alert in notes)
+        lines.append(f"<details><summary>{count(len(notes), 'note')}</summary><ul>{items}</ul></details>")
     ill = state.ill()
     if ill:
         head = "".join(f"<th>{t}</th>" for t in ("layer", "health", "batch σ²", "", "running gap", "γ min", "alerts"))
@@ -231,7 +245,8 @@ def _summary(state: Report) -> str:
             + "</tr>"
             for row in ill[:12]
         )
-        lines.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        lines.append(f'<div class="wide">{table}</div>')
         rest = len(state.rows) - len(ill[:12])
         lines += [f'<p class="quiet">{count(rest, "more layer")}</p>'] if rest else []
     if state.skipped:
@@ -242,22 +257,33 @@ def _summary(state: Report) -> str:
     return "\n".join(lines)
 
 
-def _alert(alert: Alert) -> str:
-    where = escape(alert.layer or "the model")
-    if len(alert.layers) > 1:
-        where += f" and {count(len(alert.layers) - 1, 'more layer')}"
-    if alert.channels:
-        where += f", channels {listing(alert.channels)}"
-    name = f"{escape(alert.code)} {escape(alert.rule)}"
-    if alert.url.startswith("https://"):
-        name = f'<a href="{escape(alert.url)}" rel="noreferrer">{name}</a>'
-    over = f", cleared, last seen at step {alert.last_step}" if alert.state == "cleared" else ""
+def _incident(incident: Incident) -> str:
+    """Return an incident: its cause, where, since when, its numbers, its fix, and its evidence folded away."""
+    over = f", resolved: last seen at step {incident.last_step}" if incident.state == "resolved" else ""
+    where = f"<b>{escape(incident.where)}</b>, " if incident.where else ""
+    evidence = "".join(f"<li>{_evidence(alert)}</li>" for alert in incident.evidence)
+    shown = f"{count(len(incident.evidence), 'finding')} behind it, in causal order"
     return (
-        f'<article class="said {alert.severity} {alert.state}">'
-        f"<h2>{alert.severity.mark} {alert.severity}: {name}</h2>"
-        f"<p><b>{where}</b>, since step {alert.first_step}{over}</p>"
-        f"<p>{escape(alert.message)}</p><p><b>fix:</b> {escape(alert.advice)}</p></article>"
+        f'<article class="said {incident.severity} {incident.state}">'
+        f"<h2>{incident.severity.mark} {escape(incident.title)}</h2>"
+        f"<p>{where}since step {incident.first_step}{over} · {incident.severity} · "
+        f"{_link(incident.code, incident.url)}</p>"
+        f"<p>{escape(incident.detail)}</p><p><b>fix:</b> {escape(incident.advice)}</p>"
+        f"<details><summary>{shown}</summary><ol>{evidence}</ol></details></article>"
     )
+
+
+def _evidence(alert: Alert) -> str:
+    where = f" · {escape(alert.layer)}{alert.extent}" if alert.layer is not None else ""
+    over = f", cleared, last seen at step {alert.last_step}" if alert.state == "cleared" else ""
+    name = _link(f"{alert.code} {alert.rule}", alert.url)
+    return f"{name}{where} · since step {alert.first_step}{over}: {escape(alert.message)}"
+
+
+def _link(text: str, url: str) -> str:
+    if not url.startswith("https://"):
+        return escape(text)
+    return f'<a href="{escape(url)}" rel="noreferrer">{escape(text)}</a>'
 
 
 _STYLE = """
@@ -269,11 +295,13 @@ h1 { font-size: 20px; margin: 0 0 4px; font-weight: 600; overflow-wrap: anywhere
 header table { border-collapse: collapse; margin: 16px 0 6px; }
 header th { text-align: left; font-weight: 400; color: var(--muted); border-bottom: 1px solid var(--line); }
 header th, header td { padding: 3px 14px 3px 0; vertical-align: top; white-space: nowrap; }
-header :is(th, td):is(:first-child, :last-child) { overflow-wrap: anywhere; white-space: normal; }
-header :is(th, td):first-child { min-width: 18ch; }
+header :is(th, td):is(:first-child, :last-child) { overflow-wrap: anywhere; white-space: normal; min-width: 18ch; }
 header :is(th, td):is(:nth-child(2), :nth-child(4), :nth-child(5), :nth-child(6)) {
   text-align: right; font-variant-numeric: tabular-nums; }
-.said.cleared { opacity: .75; }
+.said.resolved { opacity: .75; border-color: var(--info); }
+.said details, header > details { margin: 4px 0; color: var(--muted); }
+.said li, header li { margin: 2px 0; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
 @media print { #view { break-before: page; } .said, tr { break-inside: avoid; } html, body { height: auto; } }
 """
 

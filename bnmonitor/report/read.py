@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ import numpy as np
 from bnmonitor._text import count
 from bnmonitor.history import black_boxes as boxes
 from bnmonitor.history.event_files import DamagedError
+from bnmonitor.history.incidents import described
 from bnmonitor.history.run import History, Run, open_history
 from bnmonitor.history.source import Array
-from bnmonitor.results import Alert, LayerSummary, StepSummary
+from bnmonitor.results import Alert, Incident, LayerSummary, StepSummary
 
 SCHEMA = 1
 """Version of what :meth:`Report.to_dict` returns; it changes only if a field changes its meaning or goes."""
@@ -59,6 +60,11 @@ class Report(StepSummary):
     black_boxes: tuple[Path, ...]
     overlap: str = ""
 
+    @property
+    def span(self) -> str:
+        """The steps of the rows' courses, in words."""
+        return "the whole run"
+
     def ending(self, now: float | None = None) -> str:
         """Return how the record ends: the run ended, still writes, or stopped without a word."""
         if self.ended:
@@ -91,6 +97,9 @@ class Report(StepSummary):
             "health": self.health,
             "layers": [_finite(asdict(row)) for row in self.rows],
             "alerts": [alert.to_dict() for alert in self.alerts],
+            "incidents": [incident.to_dict() for incident in self.incidents],
+            "loss": _number(self.loss),
+            "learning_rates": [_number(rate) for rate in self.learning_rates],
             "skipped": dict(self.skipped),
             "black_boxes": [str(path) for path in self.black_boxes],
             "overlap": self.overlap,
@@ -152,12 +161,12 @@ def report(history: History, name: str) -> Report:
     run = history.run(name)
     frames, about = run.frames, run.about
     directory = getattr(history.source, "directory", lambda each: Path(each))(name)
-    alerts = tuple(a for plain in run.alerts if (a := _alert(plain)) is not None)
+    alerts = tuple(_explained(a, run.incidents) for plain in run.alerts if (a := described(Alert, plain)) is not None)
     skipped = about.get("skipped")
     steps = frames.steps
     return Report(
         step=int(steps[-1]) if len(steps) else -1,
-        epoch=about["epoch"] if isinstance(about.get("epoch"), int) else None,
+        epoch=about["epoch"] if isinstance(about.get("epoch"), int) else run.course.last_epoch,
         rows=_rows(run, alerts),
         alerts=alerts,
         skipped={str(k): str(v) for k, v in skipped.items()} if isinstance(skipped, Mapping) else {},
@@ -171,7 +180,16 @@ def report(history: History, name: str) -> Report:
         version=str(about.get("version", "")),
         black_boxes=tuple(boxes.listing(directory)),
         overlap=run.overlap,
+        incidents=run.incidents,
+        loss=run.course.last_loss,
+        learning_rates=run.course.last_rates,
     )
+
+
+def _explained(alert: Alert, incidents: Sequence[Incident]) -> Alert:
+    """Return an alert with its incident."""
+    known = (incident for incident in incidents if any(each.key == alert.key for each in incident.evidence))
+    return replace(alert, incident=next(known, None))
 
 
 def _rows(run: Run, alerts: Sequence[Alert]) -> tuple[LayerSummary, ...]:
@@ -223,18 +241,11 @@ def _thinned(series: Array) -> Array:
     return np.stack(tops, 1)
 
 
-def _alert(plain: Mapping[str, Any]) -> Alert | None:
-    """Return a recorded alert; None if the record is damaged."""
-    try:
-        return Alert.from_dict(plain)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
-
-
 def _finite(plain: dict[str, Any]) -> dict[str, Any]:
-    def number(value: Any) -> Any:
-        if isinstance(value, float):
-            return value if np.isfinite(value) else None
-        return [number(v) for v in value] if isinstance(value, (list, tuple)) else value
+    return {name: _number(value) for name, value in plain.items()}
 
-    return {name: number(value) for name, value in plain.items()}
+
+def _number(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return [_number(v) for v in value] if isinstance(value, (list, tuple)) else value

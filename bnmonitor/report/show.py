@@ -5,28 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bnmonitor._text import count, listing, number, printable
+from bnmonitor._text import count, number, printable, thousands
 from bnmonitor.display import QUIET, final_summary, sparkline
 from bnmonitor.report.read import Report
-from bnmonitor.results import Alert
+from bnmonitor.results import Alert, Incident
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def terminal(reports: Sequence[Report], *, rows: int = 8) -> RenderableType:
+def terminal(reports: Sequence[Report], *, rows: int = 8, verbose: bool = False) -> RenderableType:
     """Return the newest run in full, and a line for each of the others.
 
     Args:
         reports: The runs, the newest first.
         rows: Layers that the table shows; the rest is counted.
+        verbose: Show the evidence of each incident, notes, what was not checked and what could not be recovered.
     """
     from rich.console import Group
     from rich.text import Text
 
     newest, *others = reports
     parts: list[RenderableType] = [Text(printable(line), style=QUIET, overflow="fold") for line in newest.about()]
-    parts.append(final_summary(newest, rows=rows))
+    parts.append(final_summary(newest, rows=rows, verbose=verbose))
     if others:
         parts += [Text(""), Text(f"{count(len(others), 'older run')} (--run NAME shows one):", style=QUIET)]
         parts += [Text(printable(f"{each.run}: {each.headline()}"), overflow="fold") for each in others]
@@ -42,7 +43,7 @@ def _section(report: Report, rows: int) -> str:
     lines = [f"### {_plain(report.headline())}", "", f"`{printable(report.run)}`: {_plain(report.about()[0])}"]
     ill = report.ill()
     if ill:
-        lines += ["", "| layer | health | batch σ² | | running gap | γ min | alerts |", "|---|--:|---|--:|--:|--:|---|"]
+        lines += ["", "| layer | health | batch σ² | | running gap | γ min | what |", "|---|--:|---|--:|--:|--:|---|"]
         for row in ill[:rows]:
             now = number(row.batch_var[-1]) if row.batch_var else "–"
             cells = [
@@ -57,23 +58,32 @@ def _section(report: Report, rows: int) -> str:
             lines.append("| " + " | ".join("–" if cell in ("nan", "nanσ") else cell for cell in cells) + " |")
         rest = len(report.rows) - len(ill[:rows])
         lines += ["", f"{count(rest, 'more layer')}."] if rest else []
-    ordered = sorted(report.alerts, key=lambda a: (a.state != "open", -a.severity, a.first_step))
-    lines += ["", *(_item(alert) for alert in ordered)] if ordered else []
-    skipped = [f"`{printable(rule)}` ({_plain(why)})" for rule, why in report.skipped.items()]
-    lines += ["", f"<details><summary>{count(len(skipped), 'rule')} not checked</summary>", ""] if skipped else []
-    lines += [*(f"- {each}" for each in skipped), "", "</details>"] if skipped else []
+    ordered = sorted(report.explained, key=lambda i: (i.state != "open", -i.severity, i.first_step))
+    lines += ["", *(_item(incident) for incident in ordered)] if ordered else []
+    notes = [_note(alert) for alert in report.notes]
+    lines += _folded(count(len(notes), "note"), notes)
+    skipped = [f"- `{printable(rule)}` ({_plain(why)})" for rule, why in report.skipped.items()]
+    lines += _folded(f"{count(len(skipped), 'rule')} not checked", skipped)
     return "\n".join(lines)
 
 
-def _item(alert: Alert) -> str:
-    more = f" and {count(len(alert.layers) - 1, 'more layer')}" if len(alert.layers) > 1 else ""
-    channels = f", channels {listing(alert.channels)}" if alert.channels else ""
-    where = f" in {_plain(alert.layer)}{more}{channels}" if alert.layer is not None else ""
-    code = f"[{alert.code}]({alert.url})" if alert.url else alert.code
-    head = f"- {alert.severity.mark} **{code} {_plain(alert.rule)}**{where}, since step {alert.first_step}"
-    if alert.state == "cleared":
-        return f"{head}; cleared, last seen at step {alert.last_step}: {_plain(alert.message)}"
-    return f"{head}: {_plain(alert.message)}  \n  fix: {_plain(alert.advice)}"
+def _folded(title: str, items: Sequence[str]) -> list[str]:
+    return ["", f"<details><summary>{title}</summary>", "", *items, "", "</details>"] if items else []
+
+
+def _item(incident: Incident) -> str:
+    code = f" ([{incident.code}]({incident.url}))" if incident.url else ""
+    where = f" · {_plain(incident.where)}" if incident.where else ""
+    head = f"- {incident.severity.mark} **{_plain(incident.title)}**{code}, since step {thousands(incident.first_step)}"
+    detail = f"  \n  {_plain(incident.detail)}" if incident.detail else ""
+    if incident.state == "resolved":
+        return f"- ✓ resolved: {head[4:]}{where}, last seen at step {thousands(incident.last_step)}{detail}"
+    return f"{head}{where}{detail}  \n  fix: {_plain(incident.advice)}"
+
+
+def _note(alert: Alert) -> str:
+    where = f" in {_plain(alert.layer)}" if alert.layer is not None else ""
+    return f"- {alert.code} {_plain(alert.rule)}{where}, since step {alert.first_step}: {_plain(alert.message)}"
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The terminal: alerts as they open, a table of layers if something is wrong, otherwise one line."""
+"""The terminal: an incident when it opens, a line at the end of each epoch, and the answer at the end of the run."""
 
 from __future__ import annotations
 
@@ -7,9 +7,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from bnmonitor._text import nearest
-from bnmonitor.display import alert_block, alert_change, final_summary, health_table, prepare, show
-from bnmonitor.results import Alert, Severity
+from bnmonitor._text import count, nearest, thousands
+from bnmonitor.display import (
+    QUIET,
+    final_summary,
+    headline,
+    health_table,
+    incident_block,
+    incident_change,
+    incident_line,
+    incident_rest,
+    prepare,
+    show,
+)
+from bnmonitor.results import Incident, Severity
 from bnmonitor.sinks.base import Run, Sink
 from bnmonitor.summary import Summary
 
@@ -20,16 +31,19 @@ Verbosity = Literal["quiet", "normal", "full"]
 
 _VERBOSITIES: tuple[str, ...] = get_args(Verbosity)
 
+_NO_HISTORY = "no history was written: a TensorBoardLogger, or Monitor(log_dir=...), keeps one for bnmonitor report"
+
 
 class Console(Sink):
     """Prints through rich, above the progress bar if there is one, and shows the state inside that bar.
 
     Args:
-        verbosity: ``"quiet"``: warnings and errors when they open and clear; at the end a line if one is still open.
-            ``"normal"``: every alert, the number of open alerts in the progress bar, the state after each epoch (the
-            worst layers if an alert opened or cleared, otherwise one line), and a full summary at the end. ``"full"``:
-            healthy layers as well, all of them at the end; and a line at every frame if there is no progress bar.
-        rows: How many layers a table shows, and how many cleared alerts the summary; the others are counted.
+        verbosity: ``"quiet"``: incidents, three lines when one opens and one line when it changes; at the end a line if
+            one is still open. ``"normal"``: also the number of open incidents in the progress bar, a line after each
+            epoch, and at the end a line, or a line for each incident and how to read the rest. ``"full"``: also the
+            table of layers after each epoch, all of them at the end; and a line at every frame if there is no progress
+            bar.
+        rows: How many layers a table shows, and how many incidents the end; the others are counted.
 
     Raises:
         ValueError: ``verbosity`` or ``rows`` has a value that is not accepted.
@@ -47,9 +61,8 @@ class Console(Sink):
         self._quiet, self._full = verbosity == "quiet", verbosity == "full"
         self._run: Run | None = None
         self._emit: Callable[[RenderableType], None] = show
-        self._printed: set[tuple[str, str, int]] = set()
-        self._shown: set[tuple[object, Severity]] = set()
-        self._open: dict[tuple[str, str, int], Severity] = {}
+        self._shown: dict[int, Incident] = {}
+        self._open: dict[int, Severity] = {}
         self._closed: tuple[int, list[Any]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -63,53 +76,86 @@ class Console(Sink):
 
     def frame(self, summary: Summary) -> None:
         """Update the progress bar; without one, print a line if the verbosity is full."""
-        self._open = {alert.key: alert.severity for alert in summary.open(Severity.WARNING)}
+        self._open = {incident.index: incident.severity for incident in summary.open_incidents()}
         if not self._show_in_bar() and self._full:
-            self._emit(health_table(summary, rows=0))
+            self._emit(headline(summary))
 
-    def alert(self, alert: Alert) -> None:
-        """Print an alert that opened, got worse or was cleared."""
-        gone = alert.state == "cleared"
-        self._open.pop(alert.key, None)
-        if not gone and alert.severity >= Severity.WARNING:
-            self._open[alert.key] = alert.severity
+    def incident(self, incident: Incident) -> None:
+        """Print an incident that opened in three lines, and a change in one."""
+        self._open.pop(incident.index, None)
+        if incident.state == "open":
+            self._open[incident.index] = incident.severity
         self._show_in_bar()
-        if not self._quiet or alert.severity >= Severity.WARNING:
-            seen = gone or alert.key in self._printed
-            self._emit(alert_change(alert) if seen else alert_block(alert))
-            self._printed.add(alert.key)
+        before = self._shown.get(incident.index)
+        self._shown[incident.index] = incident
+        if before is not None:
+            self._emit(incident_change(incident, before))
+        elif incident.state == "open":
+            self._emit(incident_block(incident))
+        else:
+            self._emit(incident_line(incident))
 
     def epoch(self, summary: Summary) -> None:
-        """Print the state: the table if an alert opened or cleared since the last one, otherwise one line."""
-        if not self._quiet:
-            now: set[tuple[object, Severity]] = {
-                (alert.key, alert.severity) for alert in summary.open(Severity.WARNING)
-            }
-            news = self._full or now != self._shown
-            self._emit(health_table(summary, rows=self._rows if news else 0, well=self._full))
-            self._shown = now
+        """Print a line that names the worst incident, or says what is healthy."""
+        if self._full:
+            self._emit(health_table(summary, rows=self._rows, well=True))
+        elif not self._quiet:
+            self._emit(headline(summary))
 
     def close(self, summary: Summary) -> None:
-        """Print the summary of the run."""
-        state = summary.step, [(alert.key, alert.severity, alert.state) for alert in summary.alerts]
+        """Print the answer: a line if all is well, otherwise a line for each incident and how to read the rest."""
+        state = summary.step, [(incident.index, incident.severity, incident.state) for incident in summary.explained]
         before, self._closed = self._closed, state
         if summary.step < 0 or state == before:  # for example a test after the fit that found nothing new
             return
-        if not self._quiet:
-            every = len(summary.rows) if self._full else self._rows
-            history = _shell(self._run.history) if self._run else []
-            self._emit(final_summary(summary, rows=every, well=self._full, history=history))
-        elif summary.open(Severity.WARNING):
-            self._emit(health_table(summary, rows=0))
+        if self._quiet:
+            if summary.open_incidents():
+                self._emit(headline(summary))
+        elif self._full:
+            self._emit(final_summary(summary, rows=len(summary.rows), well=True))
+            self._point(self._command() or _NO_HISTORY)
+        elif summary.open_incidents():
+            self._list(summary)
+            self._point(self._command() or _NO_HISTORY)
+        else:
+            self._emit(headline(summary, _ends(summary, self._command())))
+
+    def _list(self, summary: Summary) -> None:
+        """Print a line for each incident, the open ones first."""
+        gone = [incident for incident in summary.explained if incident.state != "open"]
+        every = [*summary.open_incidents(), *gone]
+        most = max(1, self._rows)
+        for incident in every[:most]:
+            self._emit(incident_line(incident))
+        rest = incident_rest(every, most)
+        if rest is not None:
+            self._emit(rest)
+
+    def _point(self, words: str) -> None:
+        from rich.text import Text
+
+        self._emit(Text(words, style=QUIET, overflow="fold"))
+
+    def _command(self) -> str:
+        """The command that shows everything else; empty if there is no history."""
+        places = _shell(self._run.history) if self._run else []
+        return f"bnmonitor report {places[0]}" if places else ""
 
     def _show_in_bar(self) -> bool:
         """Show the number of open errors and warnings in the progress bar; return False if there is no bar."""
         if self._quiet or self._run is None or self._run.status is None:
             return False
         errors = sum(severity >= Severity.ERROR for severity in self._open.values())
-        found = [("✗", errors), ("!", len(self._open) - errors)]
-        self._run.status(" ".join(f"{mark}{n}" for mark, n in found if n) or "✓")
+        found = [(Severity.ERROR, errors), (Severity.WARNING, len(self._open) - errors)]
+        self._run.status(" ".join(f"{severity.mark}{n}" for severity, n in found if n) or "✓")
         return True
+
+
+def _ends(summary: Summary, command: str) -> list[str]:
+    """What the last line of a healthy run says behind its verdict, in full and shorter."""
+    gone = len(summary.explained)
+    found = f"{count(gone, 'incident')}{', resolved' if gone else ''} · step {thousands(summary.step)}"
+    return [*([f" · {found} · {command}"] if command else []), f" · {found}", summary.place]
 
 
 def _shell(directories: Sequence[str]) -> list[str]:

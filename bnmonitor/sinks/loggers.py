@@ -11,12 +11,12 @@ from bnmonitor.summary import Summary
 
 
 def totals(summary: Summary) -> dict[str, float]:
-    """Return the numbers of the whole model: worst health, open errors, open warnings."""
-    errors = len(summary.open(Severity.ERROR))
+    """Return the numbers of the whole model: worst health, and the incidents that are open, by severity."""
+    found = [incident.severity for incident in summary.open_incidents()]
     return {
         "bnmonitor/health": summary.health,
-        "bnmonitor/errors": float(errors),
-        "bnmonitor/warnings": float(len(summary.open(Severity.WARNING)) - errors),
+        "bnmonitor/errors": float(found.count(Severity.ERROR)),
+        "bnmonitor/warnings": float(found.count(Severity.WARNING)),
     }
 
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from bnmonitor._text import count, listing
 from bnmonitor._version import __version__
-from bnmonitor.history import encode, statistics
-from bnmonitor.history.schema import ABOUT, FRAME, Schema, alert_tag
-from bnmonitor.results import Alert
+from bnmonitor.history import course, encode, statistics
+from bnmonitor.history.schema import ABOUT, COURSE, FRAME, Schema, alert_tag, incident_tag
+from bnmonitor.results import Alert, Incident
 from bnmonitor.sinks.base import Run, Sink
 from bnmonitor.sinks.channel_detail import ChannelDetail, LayerFacts
 from bnmonitor.sinks.loggers import torch_writer, totals
@@ -51,7 +51,8 @@ class TensorBoard(Sink):
 
     For every TensorBoard: a few scalars, and the alerts as one Markdown table that is rewritten when it changes. For
     the BatchNorm tab, the report and the comparison: the whole ``[layers, metrics]`` table as one tensor, the channels
-    of some layers, and each alert as JSON. A frame with its scalars and channels is one event.
+    of some layers, each alert and each incident as JSON, and the loss, the learning rates and the epoch. A frame with
+    all that belongs to it is one event.
 
     Args:
         log_dir: Directory for a new event file; None: the files of the Trainer's TensorBoard loggers.
@@ -80,6 +81,11 @@ class TensorBoard(Sink):
         self._writers: Sequence[Any] = ()
         self._alerts: dict[tuple[str, str, int], Alert] = {}
         self._written: dict[tuple[str, str, int], Alert] = {}
+        self._incidents: dict[int, Incident] = {}
+        self._told: dict[int, Incident] = {}
+        self._epoch: int | None = None
+        self._ended = -1
+        """The step at which the last epoch ended."""
         self._described: set[str] = set()
         self._reported: dict[str, Any] = {}
         self._channels, self._facts = ChannelDetail(channel_bytes), LayerFacts()
@@ -105,7 +111,7 @@ class TensorBoard(Sink):
         for writer in self._writers:
             writer._get_file_writer()  # makes the event file, which the session counts
         self._session = WriterSession(self.history)
-        self._reported = {}
+        self._reported, self._told, self._incidents = {}, {}, {}
         self._described.clear()
         self._channels.reopen()
         self._facts.reopen()
@@ -130,6 +136,7 @@ class TensorBoard(Sink):
             [
                 *self._scalars(summary),
                 self._frame(summary, schema),
+                self._course(summary, schema),
                 *self._facts.values(summary, schema.key),
                 *channels,
                 *self._news(),
@@ -140,13 +147,29 @@ class TensorBoard(Sink):
     def alert(self, alert: Alert) -> None:
         """Write the alert, and rewrite the table of all alerts."""
         self._alerts[alert.key] = alert
+        if alert.incident is not None:
+            self._incidents[alert.incident.index] = alert.incident
         self._alerted = True
         self._step = max(self._step, alert.last_step)
         self._add(self._news())
         self._table()
 
+    def incident(self, incident: Incident) -> None:
+        """Write the incident."""
+        self._incidents[incident.index] = incident
+        self._alerted = True
+        self._step = max(self._step, incident.last_step)
+        self._add(self._news())
+        for writer in self._writers:
+            writer.flush()
+
     def epoch(self, summary: Summary) -> None:
         """Flush, so that the files are up to date between epochs."""
+        ended = self._epoch if summary.epoch is None else summary.epoch
+        self._epoch, self._ended = (ended or 0) + 1, summary.step
+        self._flush(summary)
+
+    def _flush(self, summary: Summary) -> None:
         self._take(summary)
         self._add(self._news(even_older=True))
         for writer in self._writers:
@@ -160,7 +183,7 @@ class TensorBoard(Sink):
             self._left_out = False
             self._whole(summary)
         self._add(self._about("ended", summary))
-        self.epoch(summary)
+        self._flush(summary)
         if self._own is not None:
             self._own.close()
             self._own, self._writers = None, ()
@@ -173,8 +196,9 @@ class TensorBoard(Sink):
         return [] if before == self._reported else [encode.plain(ABOUT, about)]
 
     def _take(self, summary: Summary) -> None:
-        """Copy the state of the alerts: those from before a resume, and layers that joined one since it was written."""
+        """Copy the state of alerts and incidents: those from before a resume, and layers that joined one since."""
         self._alerts.update((alert.key, alert) for alert in summary.alerts)
+        self._incidents.update((incident.index, incident) for incident in summary.incidents)
 
     def _add(self, values: list[SummaryProto.Value]) -> int:
         """Write values as one event, and return its bytes."""
@@ -208,8 +232,17 @@ class TensorBoard(Sink):
         self._described.add(tag)
         return encode.floats(tag, summary.table.numpy(), description)
 
+    def _course(self, summary: Summary, schema: Schema) -> SummaryProto.Value:
+        epoch = self._epoch if summary.epoch is None else summary.epoch
+        if epoch and summary.epoch is None and summary.step <= self._ended:
+            epoch -= 1
+        return encode.plain(COURSE + schema.key, course.record(summary.loss, summary.learning_rates, epoch))
+
     def _news(self, even_older: bool = False) -> list[SummaryProto.Value]:
-        """Return the alerts that changed since they were written; a new last step counts only when an epoch ends."""
+        """Return the alerts and incidents that changed since they were written.
+
+        A new last step counts only when an epoch ends.
+        """
         values = []
         for key, alert in self._alerts.items() if self._writers else ():
             before = self._written.get(key)
@@ -217,6 +250,11 @@ class TensorBoard(Sink):
                 continue
             self._written[key] = alert
             values.append(encode.plain(alert_tag(key), alert.to_dict()))
+        for index, incident in self._incidents.items() if self._writers else ():
+            told = self._told.get(index)
+            if told is None or (even_older and told != incident) or not _unchanged(told, incident):
+                self._told[index] = incident
+                values.append(encode.plain(incident_tag(self._session.number, index), incident.to_dict()))
         return values
 
     def _table(self) -> None:
@@ -228,6 +266,16 @@ class TensorBoard(Sink):
 def _same(before: Alert, now: Alert) -> bool:
     """Return whether nothing changed but the last step of the alert."""
     return replace(before, last_step=now.last_step) == now
+
+
+def _unchanged(before: Incident, now: Incident) -> bool:
+    """Return whether nothing changed but the last steps, and the numbers that describe the incident."""
+
+    def essence(incident: Incident) -> Incident:
+        evidence = tuple(replace(alert, last_step=0, value=0.0, message="") for alert in incident.evidence)
+        return replace(incident, last_step=0, detail="", evidence=evidence)
+
+    return essence(before) == essence(now)
 
 
 def _markdown(alerts: list[Alert]) -> str:

@@ -19,7 +19,7 @@ from bnmonitor.history import black_boxes as boxes
 from bnmonitor.history import statistics as catalogue
 from bnmonitor.history import thin
 from bnmonitor.history.run import Frames, History, Run
-from bnmonitor.history.schema import ALERT, CHANNELS, FACTS, FRAME, KEPT, PLUGIN
+from bnmonitor.history.schema import ALERT, CHANNELS, COURSE, EVERY, FACTS, FRAME, INCIDENT, KEPT, PLUGIN
 from bnmonitor.history.source import Array, Provider
 from bnmonitor.tensorboard_plugin.cache import Cache
 from bnmonitor.tensorboard_plugin.files import box_files
@@ -52,6 +52,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
             "/runs": self._runs,
             "/run": self._run,
             "/slice": self._slice,
+            "/course": self._course,
             "/layer": self._layer,
             "/channels": self._channels,
             "/channel": self._channel,
@@ -90,6 +91,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         frames = self._frames(request, run)
         facts = self._kept(request, run, FACTS, lambda: run.facts)
         alerts = self._kept(request, run, ALERT, lambda: run.alerts)
+        incidents = self._kept(request, run, EVERY, lambda: run.incidents, INCIDENT)
         return as_json(
             {
                 "name": run.name,
@@ -102,6 +104,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
                 "steps": [int(frames.steps[0]), int(frames.steps[-1])] if len(frames) else [0, 0],
                 "walls": [_time(frames.wall_times[0]), _time(frames.wall_times[-1])] if len(frames) else [0, 0],
                 "alerts": alerts,
+                "incidents": [incident.to_dict() for incident in incidents],
                 "boxes": _described(box_files(self._context, run.name)),
             }
         )
@@ -113,9 +116,16 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         logarithmic = catalogue.logarithmic(metric, catalogue.LAYER)
         values = frames.of(metric)
         ends = self._kept(
-            request, run, FRAME, lambda: thin.extent(values, logarithmic=logarithmic), f"extent of {metric}"
+            request, run, EVERY, lambda: thin.extent(values, logarithmic=logarithmic), f"extent of {metric}"
         )  # of the whole run, so that zooming changes no color
-        return _columns(frames.steps, values, query, logarithmic, {"extent": ends})
+        return _columns(frames.steps, values, query, logarithmic, {"extent": ends}, worst=metric == "health")
+
+    def _course(self, request: wrappers.Request, query: Query) -> Answer:
+        """Answer the loss and the learning rates of a run: ``[statistics, columns]``."""
+        run = self._find(request, query)
+        course = self._kept(request, run, EVERY, lambda: run.course, COURSE)
+        names, values = course.table()
+        return _columns(course.steps, values, query, True, {"statistics": names})
 
     def _layer(self, request: wrappers.Request, query: Query) -> Answer:
         """Answer every statistic of one layer: ``[statistics, columns]``."""
@@ -175,7 +185,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
             raise NotThereError(str(error.args[0])) from None
 
     def _frames(self, request: wrappers.Request, run: Run) -> Frames:
-        frames: Frames = self._kept(request, run, FRAME, lambda: run.frames)
+        frames: Frames = self._kept(request, run, EVERY, lambda: run.frames)
         return frames
 
     def _detail(self, request: wrappers.Request, run: Run, query: Query) -> Any:
@@ -201,13 +211,15 @@ def _static(path: Path) -> Any:
     return answer(lambda request, query: (path.read_text(encoding="utf-8"), kind))
 
 
-def _columns(steps: Array, values: Array, query: Query, logarithmic: bool, header: dict[str, Any]) -> Answer:
+def _columns(
+    steps: Array, values: Array, query: Query, logarithmic: bool, header: dict[str, Any], *, worst: bool = False
+) -> Answer:
     """Answer a range of steps, thinned: column ``i`` stands for the steps after ``ends[i - 1]`` up to ``ends[i]``."""
     first, last = query.number("from", -_LATEST, _LATEST, -_LATEST), query.number("to", -_LATEST, _LATEST, _LATEST)
     lo, hi = int(np.searchsorted(steps, first, "left")), int(np.searchsorted(steps, last, "right"))
     lo, hi = max(0, lo - 1), min(len(steps), hi + 1)  # a column more on either side, to draw up to the edge
     thinned, edges = thin.pool(
-        values[:, lo:hi], query.number("bins", 1, MOST_COLUMNS, COLUMNS), logarithmic=logarithmic
+        values[:, lo:hi], query.number("bins", 1, MOST_COLUMNS, COLUMNS), logarithmic=logarithmic, lowest=worst
     )
     inside = steps[lo:hi]
     ends = inside[edges[1:] - 1] if len(inside) else inside

@@ -6,7 +6,8 @@ import { empty, trouble } from "./notices.js";
 import { Overview } from "./overview.js";
 import { Panel } from "./panel.js";
 import { scaleOf } from "./scale.js";
-import { fromWords, keyOf, toWords } from "./view_state.js";
+import { HEIGHT } from "./strip.js";
+import { fromWords, toWords } from "./view_state.js";
 
 /** @typedef {import("./types.js").Run} Run */
 /** @typedef {import("./types.js").Slice} Slice */
@@ -33,20 +34,22 @@ export class App {
     this.runs = new Map();
     /** @type {Map<string, Slice>} */
     this.slices = new Map();
+    /** @type {Map<string, Slice|null>} */
+    this.courses = new Map();
     this.toolbar = new Toolbar({ change: (part) => this.change(part) });
     const on = {
       zoom: (/** @type {Range|null} */ view) => this.change({ from: view?.from ?? null, to: view?.to ?? null }),
-      alert: (/** @type {import("./types.js").Alert} */ a, /** @type {string} */ run) =>
-        this.change({ alert: keyOf(a), layer: a.layer ?? "", step: a.first_step, channel: null, box: "", focus: run }),
+      incident: (/** @type {import("./types.js").Incident} */ i, /** @type {string} */ run) =>
+        this.change({ incident: String(i.index), layer: i.layer ?? "", step: i.first_step, channel: null, box: "", focus: run }),
     };
     const overview = (/** @type {number} */ names, /** @type {() => string} */ run) =>
       new Overview(names, {
         zoom: on.zoom,
-        alert: (a) => on.alert(a, run()),
-        select: (layer, step) => this.change({ layer, step, focus: run(), ...(layer === this.state.layer ? {} : { alert: "", channel: null, box: "" }) }),
+        incident: (i) => on.incident(i, run()),
+        select: (layer, step) => this.change({ layer, step, focus: run(), ...(layer === this.state.layer ? {} : { incident: "", channel: null, box: "" }) }),
       });
     this.maps = [overview(window.innerWidth > 1800 ? 280 : 190, () => this.state.run), overview(0, () => this.state.compare)];
-    this.panel = new Panel(source, { change: (part) => this.change(part), zoom: on.zoom, alert: (a) => on.alert(a, this.focused) });
+    this.panel = new Panel(source, { change: (part) => this.change(part), zoom: on.zoom, incident: (i) => on.incident(i, this.focused) });
     this.notice = h("div", { class: "notice-place" });
     this.room = h("section", { class: "maps" }, ...this.maps.map((m) => m.el));
     this.main = h("main", { class: "split", hidden: true }, this.room, this.panel.el);
@@ -74,7 +77,7 @@ export class App {
   glide() {
     const { runs, slices } = /** @type {NonNullable<App["shown"]>} */ (this.shown);
     this.token = {};
-    this.shown = { runs, slices: runs.map((run, i) => this.slices.get(JSON.stringify([run.name, this.state.statistic])) ?? slices[i]) };
+    this.shown = { ...this.shown, runs, slices: runs.map((run, i) => this.slices.get(JSON.stringify([run.name, this.state.statistic])) ?? slices[i]) };
     this.show();
     this.waiting = setTimeout(() => this.change({}), PAUSE);
   }
@@ -84,6 +87,7 @@ export class App {
     this.index = null;
     this.runs.clear();
     this.slices.clear();
+    this.courses.clear();
     await this.load();
   }
 
@@ -106,9 +110,9 @@ export class App {
       if (!this.index.runs.length) return this.blank();
       this.settle(this.index);
       const names = [this.state.run, this.state.compare].filter(Boolean);
-      const [runs, slices] = await Promise.all([Promise.all(names.map((n) => this.run(n))), Promise.all(names.map((n) => this.slice(n)))]);
+      const [runs, slices, courses] = await Promise.all([Promise.all(names.map((n) => this.run(n))), Promise.all(names.map((n) => this.slice(n))), Promise.all(names.map((n) => this.course(n)))]);
       if (this.token !== token) return;
-      this.shown = { runs, slices };
+      this.shown = { runs, slices, courses };
       this.show();
       const run = runs.find((r) => r.name === this.focused) ?? runs[0];
       const now = { slice: slices[runs.indexOf(run)], statistic: this.statistic, scale: this.scale };
@@ -138,10 +142,22 @@ export class App {
     return found;
   }
 
+  /** As many columns as there are pixels. */
+  get bins() {
+    return Math.min(this.index?.columns ?? 400, Math.max(400, Math.round((this.maps[0].map.el.clientWidth || window.innerWidth) * (window.devicePixelRatio || 1))));
+  }
+
+  /** @param {string} name */
+  async course(name) {
+    const found = this.courses.has(name) ? (this.courses.get(name) ?? null) : await this.source.course(name, this.bins);
+    this.courses.set(name, found);
+    return found;
+  }
+
   /** @param {string} name */
   async slice(name) {
     const { statistic, from, to } = this.state;
-    const bins = Math.min(this.index?.columns ?? 400, Math.max(400, Math.round((this.maps[0].map.el.clientWidth || window.innerWidth) * (window.devicePixelRatio || 1))));
+    const { bins } = this;
     const whole = JSON.stringify([name, statistic]);
     const known = this.slices.get(whole);
     // Where nothing was thinned away, a part of it is in what is there already.
@@ -169,16 +185,16 @@ export class App {
 
   show() {
     if (!this.shown || !this.index || !this.statistic) return;
-    const { runs, slices } = this.shown;
+    const { runs, slices, courses } = this.shown;
     const { state, view, full, statistic } = this;
     this.notice.replaceChildren();
     this.main.hidden = false;
     const scale = (this.scale = scaleOf(statistic, slices.map((s) => s.extent)));
-    this.toolbar.set(this.index, state, statistic, scale, view);
+    this.toolbar.set(this.index, state, statistic, scale, view, new Set(runs.flatMap((r) => r.incidents.map((i) => i.severity))));
     const rows = [...new Set(runs.flatMap((r) => r.layers.map((l) => l.name)))];
-    const room = Math.max(this.least, window.innerHeight - this.room.getBoundingClientRect().top - 84 - Math.max(...runs.map((r) => Math.min(6, r.alerts.length))) * 20 - (runs.length > 1 ? 20 : 0));
+    const room = Math.max(this.least, window.innerHeight - this.room.getBoundingClientRect().top - 84 - (courses.some((c) => c?.rows) ? HEIGHT : 0) - Math.max(...runs.map((r) => Math.min(6, r.incidents.length))) * 20 - (runs.length > 1 ? 20 : 0));
     this.maps[1].el.hidden = runs.length < 2;
-    runs.forEach((run, i) => this.maps[i].set({ run, rows, slice: slices[i], statistic, scale, view, full, state, focused: run.name === this.focused, room, titled: runs.length > 1 }));
+    runs.forEach((run, i) => this.maps[i].set({ run, rows, slice: slices[i], course: courses[i], statistic, scale, view, full, state, focused: run.name === this.focused, room, titled: runs.length > 1 }));
   }
 
   resized() {
@@ -206,6 +222,6 @@ export class App {
     const { state } = this;
     if (state.box) this.change({ box: "" });
     else if (state.from !== null) this.change({ from: null, to: null });
-    else if (state.layer || state.alert) this.change({ layer: "", alert: "", channel: null, step: null });
+    else if (state.layer || state.incident) this.change({ layer: "", incident: "", channel: null, step: null });
   }
 }

@@ -52,9 +52,9 @@ function medians(slice) {
 /**
  * The column of a row that a pixel shows: of several the one furthest from the row's usual value.
  * @param {import("./types.js").Slice} slice
- * @param {number} row @param {number} first @param {number} after @param {number} usual @param {boolean} log
+ * @param {number} row @param {number} first @param {number} after @param {number} usual @param {import("./scale.js").Scale} scale
  */
-export function shown(slice, row, first, after, usual, log) {
+export function shown(slice, row, first, after, usual, { log, lowest }) {
   if (after <= first) return -1;
   const at = row * slice.columns;
   let best = first;
@@ -62,7 +62,7 @@ export function shown(slice, row, first, after, usual, log) {
   for (let c = first; c < after; c++) {
     const v = slice.values[at + c];
     if (Number.isNaN(v)) continue;
-    const away = !Number.isFinite(v) ? Infinity : log ? Math.abs(Math.log(Math.abs(v) / Math.abs(usual || 1))) : Math.abs(v - usual);
+    const away = lowest ? 1e6 - v : !Number.isFinite(v) ? Infinity : log ? Math.abs(Math.log(Math.abs(v) / Math.abs(usual || 1))) : Math.abs(v - usual);
     if (away > most) [best, most] = [c, away];
   }
   return best;
@@ -89,7 +89,7 @@ export function image(slice, view, width, scale, missing, infinite) {
     let color = missing;
     for (let x = 0; x < width; x++) {
       if (after[x] <= first[x]) continue; // transparent: no step was logged there
-      const c = after[x] - first[x] === 1 ? first[x] : shown(slice, r, first[x], after[x], usual[r], scale.log);
+      const c = after[x] - first[x] === 1 ? first[x] : shown(slice, r, first[x], after[x], usual[r], scale);
       if (c !== last) {
         last = c;
         const v = slice.values[r * slice.columns + c];

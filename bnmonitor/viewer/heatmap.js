@@ -8,7 +8,7 @@ import { ticks } from "./scale.js";
 import { grouped, severity, shorten } from "./text.js";
 
 /** @typedef {import("./types.js").Range} Range */
-/** @typedef {{row: number, from: number, to: number, severity: string}} Mark */
+/** @typedef {{row: number, from: number, to: number, severity: string, first: boolean}} Mark  `first`: where an incident began. */
 
 /**
  * What a map shows.
@@ -96,7 +96,7 @@ export class HeatMap {
     const at = this.columns ?? columnsOf(s.slice, s.view, this.width);
     this.columns = at;
     this.usual ??= middles(s.slice);
-    const column = shown(s.slice, row, at.first[x], at.after[x], this.usual[row], s.scale.log);
+    const column = shown(s.slice, row, at.first[x], at.after[x], this.usual[row], s.scale);
     return column < 0 ? null : { row, column };
   }
 
@@ -118,7 +118,7 @@ export class HeatMap {
       const fine = Math.round(width * ratio);
       const packed = (/** @type {string} */ hex) => (255 << 24) | parseInt(hex.slice(5, 7) + hex.slice(3, 5) + hex.slice(1, 3), 16);
       const bitmap = document.createElement("canvas");
-      const pixels = image(s.slice, s.view, fine, s.scale, packed(colors.gap), packed(colors.error));
+      const pixels = image(s.slice, s.view, fine, s.scale, packed(colors.gap), packed(colors.text));
       bitmap.width = pixels.width;
       bitmap.height = pixels.height;
       /** @type {CanvasRenderingContext2D} */ (bitmap.getContext("2d")).putImageData(pixels, 0, 0);
@@ -220,7 +220,6 @@ export class HeatMap {
 
   /** @param {CanvasRenderingContext2D} context @param {Mark} mark @param {import("./layout.js").Layout} placed @param {any} colors */
   mark(context, mark, placed, colors) {
-    if (mark.severity === "info") return;
     const { names } = this.options;
     const y = placed.tops[mark.row] + placed.height / 2;
     const from = names + this.xOf(mark.from);
@@ -228,6 +227,7 @@ export class HeatMap {
     const color = colors[mark.severity] ?? colors.info;
     context.fillStyle = color;
     if (placed.height >= 6) context.fillRect(from, placed.tops[mark.row] + placed.height - 3, to - from, 2);
+    if (!mark.first) return;
     const size = Math.max(5, Math.min(7, placed.height / 2));
     context.beginPath();
     context.arc(from, y, size + 1.5, 0, 7);

@@ -1,17 +1,17 @@
-/** What is selected: all alerts, one alert, a layer, or a black box. */
+/** What is selected: all incidents, one incident, a layer, or a black box. */
 
-import { card, list, ranked } from "./alerts.js";
+import { notes } from "./alerts.js";
 import { BoxView } from "./boxview.js";
 import { h } from "./dom.js";
+import { card, list, ranked } from "./incidents.js";
 import { LayerView } from "./layerview.js";
-import { keyOf } from "./view_state.js";
 import { css } from "./scale.js";
 import { cut, measured } from "./text.js";
 
 export class Panel {
   /**
    * @param {import("./types.js").Source} source
-   * @param {{change: (part: Partial<import("./view_state.js").State>) => void, zoom: (view: import("./types.js").Range|null) => void, alert: (alert: import("./types.js").Alert) => void}} on
+   * @param {{change: (part: Partial<import("./view_state.js").State>) => void, zoom: (view: import("./types.js").Range|null) => void, incident: (incident: import("./types.js").Incident) => void}} on
    */
   constructor(source, on) {
     this.on = on;
@@ -33,31 +33,33 @@ export class Panel {
    */
   async show(run, state, view, full, statistics, now) {
     const { on } = this;
-    const alert = run.alerts.find((a) => keyOf(a) === state.alert) ?? null;
+    const incident = run.incidents.find((i) => String(i.index) === state.incident) ?? null;
     const layer = run.layers.find((l) => l.name === state.layer) ?? null;
     const box = run.boxes.find((b) => b.file === state.box) ?? null;
     this.layer.el.hidden = !layer || !!box;
     this.box.el.hidden = !box;
-    const cards = (/** @type {import("./types.js").Alert[]} */ alerts) =>
-      alerts.map((a) => {
+    const go = {
+      layer: (/** @type {string} */ name, /** @type {number} */ step) => on.change({ layer: name, step, channel: null }),
+      box: (/** @type {import("./types.js").Alert} */ a) => {
         const its = run.boxes.find((b) => b.code === a.code && b.layer === a.layer && b.first_step === a.first_step);
-        return card(a, { layer: (name) => on.change({ layer: name, channel: null }), box: its ? () => on.change({ box: its.file }) : null });
-      });
-    const back = h("button", { class: "link", type: "button", onclick: () => on.change({ layer: "", alert: "", channel: null, box: "" }) }, "‹ All alerts");
+        return its ? () => on.change({ box: its.file }) : null;
+      },
+    };
+    const back = h("button", { class: "link", type: "button", onclick: () => on.change({ layer: "", incident: "", channel: null, box: "" }) }, "‹ All incidents");
     if (box) {
       this.head.replaceChildren(back);
       this.top.replaceChildren();
       await this.box.open(run, box, statistics);
-    } else if (layer || alert) {
+    } else if (layer || incident) {
       this.head.replaceChildren(back, h("h2", { title: layer?.name }, cut(layer?.name ?? "the whole model", 48)));
-      // The selected alert in full, or else the worst; the others as a list, so that the pictures stay in sight.
-      const own = ranked(run.alerts.filter((a) => a.layers.includes(layer?.name ?? "") && a.state === "open"));
-      const main = alert ?? own.find((a) => a.severity !== "info");
-      const others = own.filter((a) => a !== main);
-      this.top.replaceChildren(...cards(main ? [main] : []), others.length ? list(others, "", on.alert) : "", main || own.length || !layer ? "" : h("p", { class: "verdict healthy" }, h("b", {}, "✓"), " no open alert in this layer"));
+      // The selected incident in full, or else the worst; the others as a list, so that the pictures stay in sight.
+      const own = ranked(run.incidents.filter((i) => i.layers.includes(layer?.name ?? "") && i.state === "open"));
+      const main = incident ?? own[0];
+      const others = own.filter((i) => i !== main);
+      this.top.replaceChildren(main ? card(main, go) : "", others.length ? list(others, "", on.incident) : "", own.length || !layer ? "" : h("p", { class: "verdict healthy" }, h("b", {}, "✓"), " no open incident in this layer"), layer ? notes(run, go, layer.name) : "");
     } else {
-      this.head.replaceChildren(h("h2", {}, "Alerts"));
-      this.top.replaceChildren(list(run.alerts, state.alert, on.alert), ...foremost(run, now, (layer) => on.change({ layer })), h("p", { class: "quiet hint" }, "Click a layer for its channels, drag over steps to zoom, double click to see all. Arrow keys, + and − do the same."));
+      this.head.replaceChildren(h("h2", {}, "Incidents"));
+      this.top.replaceChildren(list(run.incidents, state.incident, on.incident), notes(run, go), ...foremost(run, now, (layer) => on.change({ layer })), h("p", { class: "quiet hint" }, "Click a layer for its channels, drag over steps to zoom, double click to see all. Arrow keys, + and − do the same."));
     }
     if (layer && !box) await this.layer.load(run, layer, state, view, full, statistics);
   }

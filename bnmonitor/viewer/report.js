@@ -20,6 +20,7 @@ import { readAddress, followTheme, writeAddress } from "./tensorboard.js";
  * @property {import("./types.js").Index} index
  * @property {import("./types.js").Run} run
  * @property {Block} layers
+ * @property {Block|null} course  Loss and learning rates, a sheet each.
  * @property {Record<string, Block>} channels
  */
 
@@ -83,6 +84,11 @@ class Inside {
     const block = this.content.layers;
     const sheet = block.sheets.indexOf(statistic);
     return this.cut(block, (s) => s === sheet, range, { extent: block.extents[sheet] ?? null });
+  }
+
+  async course() {
+    const block = this.content.course;
+    return block && this.cut(block, () => true, null, { statistics: block.sheets });
   }
 
   /** @type {import("./types.js").Source["layer"]} */

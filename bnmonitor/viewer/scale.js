@@ -33,6 +33,7 @@ const even = (/** @type {string[]} */ colors) => /** @type {[number, string][]} 
  * @property {number[]} ticks
  * @property {[number, number]} ends
  * @property {boolean} log
+ * @property {boolean} [lowest]  Whether less is worse, so that of several values the lowest is shown.
  */
 
 /**
@@ -47,11 +48,12 @@ export function scaleOf(statistic, extents) {
   let high = known.length ? Math.max(...known.map((e) => e[1])) : 1;
   const colors = table(even(ramp("cividis")));
   if (statistic.scale === "health") {
-    // Healthy is quiet; amber begins where an open warning caps health, red where an open error does.
-    const { error, warning } = statistic.limits;
-    const at = [0, error, error + 1, warning, warning + 1, warning + 0.625 * (100 - warning), 100];
-    const stops = /** @type {[number, string][]} */ (ramp("health").map((color, i) => [at[i] / 100, color]));
-    return { colors: table(stops), place: (v) => v / 100, ticks: [0, error, warning, 100], ends: [0, 100], log: false };
+    // Red and amber are flat: an open incident gives its color to a layer, and nothing else comes near it.
+    const { error, warning, near } = statistic.limits;
+    const [red, amber, close, middle, healthy] = ramp("health");
+    const stops = /** @type {[number, string][]} */ ([[0, red], [0.2, red], [0.2, amber], [0.4, amber], [0.4, close], [0.5, close], [0.75, middle], [1, healthy]]);
+    const place = (/** @type {number} */ v) => (Number.isNaN(v) ? NaN : v <= error ? 0.1 : v <= warning ? 0.3 : v <= near ? 0.45 : 0.5 + (0.5 * (v - near)) / (100 - near));
+    return { colors: table(stops), place, ticks: [], ends: [0, 100], log: false, lowest: true };
   }
   if (statistic.scale === "signed") {
     const most = Math.max(Math.abs(low), Math.abs(high)) || 1;

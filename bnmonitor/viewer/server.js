@@ -60,6 +60,11 @@ export class Server {
     return this.numbers("slice", { run, statistic }, range, bins);
   }
 
+  /** @type {import("./types.js").Source["course"]} */
+  course(run, bins) {
+    return this.numbers("course", { run }, null, bins);
+  }
+
   /** @type {import("./types.js").Source["layer"]} */
   layer(run, layer, range, bins) {
     return this.numbers("layer", { run, layer }, range, bins);

@@ -22,6 +22,12 @@ export function measured(value, statistic) {
   return number(value) + (statistic.unit && !Number.isNaN(value) ? ` ${statistic.unit}` : "");
 }
 
+/** Whether a health is that of a layer without an incident whose lag nears a limit. @param {number} value @param {import("./types.js").Statistic} statistic */
+export function nearLimit(value, statistic) {
+  const { warning, near } = statistic.limits;
+  return statistic.scale === "health" && value > warning && value <= (near + 100) / 2;
+}
+
 /** `1 layer`, `2 layers`. @param {number} amount @param {string} noun */
 export const count = (amount, noun) => `${grouped(amount)} ${noun}${amount === 1 ? "" : "s"}`;
 

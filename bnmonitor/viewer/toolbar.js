@@ -11,7 +11,7 @@ export class Toolbar {
     this.run = pick("run");
     this.compare = pick("compare");
     this.statistic = pick("statistic");
-    this.run.addEventListener("change", () => on.change({ run: this.run.value, focus: this.run.value, alert: "", box: "", channel: null }));
+    this.run.addEventListener("change", () => on.change({ run: this.run.value, focus: this.run.value, incident: "", box: "", channel: null }));
     this.compare.addEventListener("change", () => on.change({ compare: this.compare.value, focus: "" }));
     this.statistic.addEventListener("change", () => on.change({ statistic: this.statistic.value }));
     this.legend = h("div", { class: "scale" });
@@ -31,15 +31,16 @@ export class Toolbar {
    * @param {import("./types.js").Statistic} statistic
    * @param {import("./scale.js").Scale} scale
    * @param {import("./types.js").Range} view
+   * @param {Set<string>} severities  Of the incidents of the runs that are shown.
    */
-  set(index, state, statistic, scale, view) {
+  set(index, state, statistic, scale, view, severities) {
     this.el.hidden = false;
     const runs = index.runs.map((r) => ({ value: r.name, label: cut(r.name, 48), title: r.name }));
     choose(this.run, runs, state.run);
     choose(this.compare, [{ value: "", label: "nothing" }, ...runs.filter((r) => r.value !== state.run)], state.compare);
     this.compareField.hidden = runs.length < 2;
     choose(this.statistic, index.statistics.map((s) => ({ value: s.name, label: s.label, title: s.meaning })), state.statistic);
-    this.legend.replaceChildren(legend(scale, statistic));
+    this.legend.replaceChildren(legend(scale, statistic, false, severities));
     this.range.hidden = state.from === null;
     this.range.textContent = `steps ${grouped(view.from)} to ${grouped(view.to)}  ✕`;
   }

@@ -26,6 +26,23 @@
  * @property {string} advice
  * @property {string} url
  *
+ * @typedef {object} Incident  As `bnmonitor.results.Incident.to_dict` gives it: one root cause, with all that follows.
+ * @property {number} index
+ * @property {string} code
+ * @property {string} cause
+ * @property {"warning"|"error"} severity
+ * @property {string} title
+ * @property {string} detail
+ * @property {string|null} layer
+ * @property {string[]} layers
+ * @property {number} of_layers  0: not known.
+ * @property {number} first_step
+ * @property {number} last_step
+ * @property {"open"|"resolved"} state
+ * @property {Alert[]} evidence  In causal order.
+ * @property {string} advice
+ * @property {string} url
+ *
  * @typedef {object} Layer  What is known of a layer; what is not known is missing or null.
  * @property {string} name
  * @property {number} channels
@@ -65,6 +82,7 @@
  * @property {number} frames
  * @property {[number, number]} steps  The first and the last.
  * @property {Alert[]} alerts
+ * @property {Incident[]} incidents
  * @property {Box[]} boxes
  *
  * @typedef {object} Slice  Rows of numbers over columns; column i stands for the steps (ends[i - 1], ends[i]].
@@ -87,6 +105,8 @@
  * @property {(run: string) => Promise<Run>} run
  * @property {(run: string, statistic: string, range: Range|null, bins: number) => Promise<Slice>} slice
  *   A statistic of all layers.
+ * @property {(run: string, bins: number) => Promise<Slice|null>} course
+ *   Loss and learning rates of all steps.
  * @property {(run: string, layer: string, range: Range|null, bins: number) => Promise<Slice>} layer
  *   All statistics of a layer.
  * @property {(run: string, layer: string, statistic: string, range: Range|null, bins: number) => Promise<Slice|null>}

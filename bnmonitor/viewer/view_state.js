@@ -8,7 +8,7 @@
  * @property {number|null} from  Range of steps; null: all.
  * @property {number|null} to
  * @property {string} layer  The selected layer, or empty.
- * @property {string} alert  The selected alert's key, or empty.
+ * @property {string} incident  Index of the selected incident, or empty.
  * @property {string} focus  The run that the panel shows.
  * @property {number|null} step  The cursor.
  * @property {string} channels  Statistic of the channel map.
@@ -17,7 +17,7 @@
  */
 
 /** @type {State} */
-export const START = { run: "", compare: "", statistic: "health", from: null, to: null, layer: "", alert: "", focus: "", step: null, channels: "batch_var", channel: null, box: "" };
+export const START = { run: "", compare: "", statistic: "health", from: null, to: null, layer: "", incident: "", focus: "", step: null, channels: "batch_var", channel: null, box: "" };
 
 const NUMBERS = new Set(["from", "to", "step", "channel"]);
 
@@ -44,6 +44,3 @@ export function fromWords(words) {
   if (state.from === null || state.to === null || !(state.to > state.from)) state.from = state.to = null;
   return state;
 }
-
-/** The key that no other alert of the run has. @param {import("./types.js").Alert} alert */
-export const keyOf = (alert) => `${alert.code}~${alert.first_step}~${alert.layer ?? alert.message}`;

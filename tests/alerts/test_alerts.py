@@ -258,7 +258,7 @@ def test_escalation_of_a_follower_escalates_the_incident_but_keeps_what_the_firs
     assert (worse.severity, worse.layer, worse.message, worse.channels) == (
         ERROR,
         "layer1",
-        "first; followed by 1 layer",
+        "first; 1 more layer affected",
         (1,),
     )
 
@@ -316,7 +316,7 @@ def test_worse_follower_lends_its_severity_and_is_named() -> None:
     assert (alert.layer, alert.severity, alert.message) == (
         "layer1",
         ERROR,
-        "mild; worse in layer3; followed by 1 layer",
+        "mild; worse in layer3; 1 more layer affected",
     )
 
 
@@ -411,7 +411,7 @@ def test_what_another_alert_explains_is_counted_there_and_opens_none() -> None:
     assert story.check(finding(1, 5)) == []
     [alert] = story.book.alerts
     assert (alert.code, alert.layer, alert.layers) == ("XY100", "layer1", ("layer1", "layer3", "layer4"))
-    assert alert.message == "it is ill; followed by 2 layers and following"
+    assert alert.message == "it is ill; 2 more layers affected; with following"
 
 
 def test_cause_cannot_come_after_its_effect() -> None:
@@ -597,7 +597,7 @@ def test_alert_with_a_number_that_json_has_not_comes_back_equal(value: float) ->
 
 def test_alert_reads_as_one_line() -> None:
     [alert] = Story().check(finding(1, 7, channels=(0, 1)), finding(3, 7))
-    assert str(alert) == "XY100 scripted · layer1 · channels 0, 1 · since step 7: it is ill; followed by 1 layer"
+    assert str(alert) == "XY100 scripted · layer1 · channels 0, 1 · since step 7: it is ill; 1 more layer affected"
     [whole] = Story().check(finding(1, 7, layers=(1, 3)))
     assert str(whole) == "XY100 scripted · layer1 and 1 more layer · since step 7: it is ill"
 

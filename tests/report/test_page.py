@@ -16,7 +16,7 @@ import pytest
 from bnmonitor.cli import main
 from bnmonitor.history.run import open_history
 from bnmonitor.report.page import page
-from tests.histories import HOSTILE, METRICS, Writer, an_alert, course, write
+from tests.histories import HOSTILE, METRICS, Writer, an_alert, an_incident, course, write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NAMES = ("stem.bn", *(f"block.{i}.bn" for i in range(4)))
@@ -50,6 +50,9 @@ def test_a_short_history_is_in_it_frame_by_frame_to_three_digits(small: Path) ->
     layers = content["layers"]
     assert layers["sheets"] == list(frames.metrics)
     assert layers["ends"] == frames.steps.tolist()
+    course = content["course"]
+    assert (course["sheets"], course["ends"]) == (["loss", "lr 0"], frames.steps.tolist())
+    np.testing.assert_allclose(block(course, values)[:, 0], history.run(".").course.table()[1], rtol=2**-12)
     np.testing.assert_allclose(block(layers, values), frames.values, rtol=2**-12)
 
 
@@ -90,7 +93,14 @@ def test_a_long_history_is_thinned_to_size_and_keeps_its_spikes(tmp_path: Path, 
 def test_it_says_in_words_what_is_wrong_and_loads_nothing(small: Path) -> None:
     text = page(open_history(small), ".")
     words = text[: text.index('<div id="view">')]
-    for part in ("variance-explosion", "since step", "fix:", "Content-Security-Policy", "default-src 'none'"):
+    for part in (
+        "variance explosion",
+        "BN106 variance-explosion",
+        "since step",
+        "fix:",
+        "Content-Security-Policy",
+        "default-src 'none'",
+    ):
         assert part in words
     assert not re.findall(r'(?:src|@import|url\()\s*=?\s*["\']?(?:https?:)?//', text)
 
@@ -98,7 +108,9 @@ def test_it_says_in_words_what_is_wrong_and_loads_nothing(small: Path) -> None:
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     with Writer(tmp_path, HOSTILE) as writer:
         writer.frames(range(20), course(len(HOSTILE), 20))
-        writer.alert(an_alert(HOSTILE[0], 3, message="</script><script>alert(1)</script>", url="javascript:alert(1)"))
+        hostile = "</script><script>alert(1)</script>"
+        alert = an_alert(HOSTILE[0], 3, message=hostile, url="javascript:alert(1)")
+        writer.incident(an_incident(alert, title=hostile, detail=hostile))
     text = page(open_history(tmp_path), ".")
     assert "<img" not in text
     assert "<script>alert" not in text
@@ -131,9 +143,9 @@ def test_a_browser_draws_it_without_complaint_or_network(small: Path, tmp_path: 
         view.goto(file.as_uri())
         view.wait_for_function("document.documentElement.dataset.drawn", timeout=120_000)
         assert view.locator("canvas").count() > 0
-        view.get_by_role("button", name="variance-explosion").first.click()
+        view.get_by_role("button", name="variance explosion").first.click()
         view.wait_for_function(f"document.body.innerText.includes({json.dumps(NAMES[2])})", timeout=120_000)
-        assert "p.bnmonitor.alert" in view.url
+        assert "p.bnmonitor.incident=1" in view.url
         browser.close()
     assert said == []
 

@@ -82,7 +82,9 @@ def test_a_healthy_run_is_told_in_a_line_and_exits_with_0(runs: Path) -> None:
     code, said = run("report", runs / "healthy")
     assert code == 0
     assert "17 frames, steps 0 to 79 · ended" in said
-    assert "BatchNorm ✓ 1 layer, 8 channels healthy · step 79 · 0 alerts" in said
+    assert "BatchNorm ✓ 1 layer, 8 channels healthy · step 79\n" in said
+    assert "not checked:" not in said
+    code, said = run("report", runs / "healthy", "--verbose")
     assert "not checked:" in said
 
 
@@ -90,7 +92,7 @@ def test_a_sick_run_names_the_layer_the_step_the_fix_and_the_black_box(runs: Pat
     code, said = run("report", runs / "sick")
     assert code == 1
     for part in (
-        "✗ error BN101",
+        "BatchNorm ✗",
         "norm",
         "since step 40",
         "fix:",
@@ -125,6 +127,11 @@ def test_json_holds_everything_in_plain_types(runs: Path, capsys: pytest.Capture
     assert (sick["first_step"], sick["step"], sick["frames"]) == (0, 79, 17)
     (alert,) = [a for a in sick["alerts"] if a["code"] == "BN101"]
     assert (alert["layer"], alert["first_step"], alert["state"]) == ("norm", 40, "open")
+    (incident,) = sick["incidents"]
+    assert (incident["cause"], incident["severity"], incident["state"]) == ("non-finite-statistics", "error", "open")
+    assert incident["evidence"][0]["code"] == "BN101"
+    assert sick["loss"] is None
+    assert sick["learning_rates"] == []
     assert sick["layers"][0]["health"] <= 20
     assert len(sick["black_boxes"]) == 1
     assert all(isinstance(why, str) for why in sick["skipped"].values())
@@ -218,7 +225,7 @@ def test_it_reads_without_torch() -> None:
 def test_a_fix_is_told_from_a_regression(runs: Path) -> None:
     code, said = run("compare", runs / "sick", runs / "healthy")
     assert code == 0
-    assert "1 alert went, 0 alerts came" in said
+    assert "1 incident went, 0 incidents came" in said
     code, said = run("compare", runs / "healthy", runs / "sick")
     assert code == 1
     assert "came:" in said
@@ -242,13 +249,13 @@ def test_a_run_does_not_differ_from_itself(runs: Path, capsys: pytest.CaptureFix
     assert main(["compare", str(runs / "healthy"), str(runs / "healthy"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["changes"] == told["came"] == told["went"] == []
+    assert told["schema"] == 2
 
 
 def test_what_stayed_is_told_with_its_fix_and_not_as_news(runs: Path) -> None:
     _, said = run("compare", runs / "sick", runs / "sick")
     told = said[said.index("stayed:") :]
-    assert "error BN101" in told
-    assert "now error" not in told
+    assert "✗ running statistics are NaN or infinite · since step 40 · norm" in told
     assert "fix:" in told
 
 

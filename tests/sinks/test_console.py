@@ -26,7 +26,8 @@ import rich.live
 import torch
 from rich.cells import cell_len
 
-from bnmonitor import Alert, BatchNormMonitor, Monitor, Severity, Summary
+from bnmonitor import Alert, BatchNormMonitor, Incident, Monitor, Severity, Summary
+from bnmonitor.display import show
 from bnmonitor.lightning.progress_bar import beside_bar, inside_bar
 from bnmonitor.sinks import Console, JsonLines, Run, TensorBoard
 from bnmonitor.summary import empty, summarize
@@ -49,8 +50,7 @@ EXPLOSION = Alert(
     state="open",
     value=250.0,
     threshold=100.0,
-    message="batch variance of 8 channels is up to 210 times what it was (limit 100); learning rate 0.8 in force; "
-    "followed by 6 layers",
+    message="batch variance of 8 channels is up to 210 times what it was (limit 100); lr = 0.8; 6 more layers affected",
     advice="lower the peak learning rate or clip gradients: Trainer(gradient_clip_val=1.0)",
     url="https://somewhere/BN106.md",
 )
@@ -63,7 +63,7 @@ STALE = replace(
     layers=("head.bn", "backbone.stem.bn"),
     channels=(),
     first_step=12,
-    message="running statistics lag behind the batches by 0.3 deviations",
+    message="running statistics lag behind the batches by 0.3 standard deviations",
     advice="recalibrate before you evaluate: bnmonitor.remedies.recalibrate(model, loader)",
 )
 MOMENTUM = replace(
@@ -92,13 +92,47 @@ def a_window(variance: float = 1.0) -> Window:
     return replace(window, layers=replace(window.layers, names=names), variance=course)
 
 
+def an_incident(*evidence: Alert, **changes: Any) -> Incident:
+    """The incident of some alerts, the first of which leads it."""
+    lead = evidence[0]
+    given: dict[str, Any] = {
+        "index": 0,
+        "code": lead.code,
+        "cause": lead.rule,
+        "severity": max(alert.severity for alert in evidence),
+        "title": "the batch variance exploded",
+        "detail": "batch variance ×3.4e4 in 22 steps; loss 2.3 → 8.1e5",
+        "layer": lead.layer,
+        "layers": tuple(dict.fromkeys(name for alert in evidence for name in alert.layers)),
+        "of_layers": 6,
+        "first_step": lead.first_step,
+        "last_step": lead.last_step,
+        "state": "open",
+        "evidence": evidence,
+        "advice": lead.advice,
+        "url": lead.url,
+    }
+    return Incident(**{**given, **changes})
+
+
+LAG = an_incident(
+    STALE, title="running statistics lag behind the batches", detail="running gap 0.3σ, always on one side", index=1
+)
+BANG = an_incident(EXPLOSION, severity=WARNING, of_layers=0)
+LOST = an_incident(
+    EXPLOSION, replace(STALE, first_step=50, layers=("backbone.layer4.0.bn1", "head.bn")), last_step=1170
+)
+
+
 def ill() -> Summary:
-    """An open error, a cleared warning, an info; rules that were not checked, a layer without batch statistics."""
+    """An open incident, a resolved one, a note; rules that were not checked, a layer without batch statistics."""
     window = a_window(34000.0)
     recovery = window.recovery.clone()
     recovery[:, 5] = Recovery.NO_BUFFERS
-    alerts = [MOMENTUM, replace(STALE, state="cleared", last_step=30), EXPLOSION]
-    return summarize(replace(window, recovery=recovery), alerts, SKIPPED, epoch=3)
+    gone = replace(STALE, state="cleared", last_step=30)
+    incidents = [LOST, replace(LAG, state="resolved", last_step=30, evidence=(gone,))]
+    alerts = [MOMENTUM, gone, *LOST.evidence]
+    return summarize(replace(window, recovery=recovery), alerts, SKIPPED, epoch=3, incidents=incidents)
 
 
 def healthy() -> Summary:
@@ -106,11 +140,12 @@ def healthy() -> Summary:
 
 
 class Screen:
-    """A console of a fixed width that writes to memory, and the word in its progress bar."""
+    """A terminal of a fixed width, and the word in its progress bar."""
 
     def __init__(self, width: int, **options: Any) -> None:
         self.file = io.StringIO()
-        self.console = rich.console.Console(file=self.file, width=width, **{"force_terminal": False, **options})
+        given = {"force_terminal": True, "color_system": None, **options}
+        self.console = rich.console.Console(file=self.file, width=width, **given)
         self.words: list[str] = []
 
     def open(self, console: Console, *, bar: bool = True) -> Console:
@@ -119,7 +154,7 @@ class Screen:
         console.open(
             Run(
                 layers=healthy().layers,
-                emit=self.console.print,
+                emit=lambda renderable: show(renderable, self.console),
                 status=self.words.append if bar else None,
                 sinks=[console, history],
             )
@@ -132,16 +167,14 @@ class Screen:
 
 
 def a_fit(console: Console, *summaries: Summary) -> None:
-    """What a sink is told during a fit of an epoch for each summary."""
-    told: set[tuple[object, str]] = set()
-    for summary in summaries:
+    """What a sink is told during a fit of an epoch for each summary, at the end of which an incident was revised."""
+    for i, summary in enumerate(summaries):
         console.frame(summary)
-        for alert in summary.alerts:
-            if (alert.key, alert.state) not in told:
-                if alert.state == "cleared":
-                    console.alert(replace(alert, state="open"))
-                console.alert(alert)
-                told.add((alert.key, alert.state))
+        if i == 1 and summary.open_incidents():
+            for incident in (BANG, LAG, LOST, replace(LAG, state="resolved", last_step=30)):
+                for alert in incident.evidence:
+                    console.alert(alert)
+                console.incident(incident)
         console.epoch(summary)
     console.close(summaries[-1])
 
@@ -174,11 +207,82 @@ def test_the_word_in_the_bar_counts_what_is_open() -> None:
     screen = Screen(80)
     console = screen.open(Console())
     console.frame(healthy())
-    for alert in (MOMENTUM, STALE, EXPLOSION, replace(STALE, severity=ERROR), replace(EXPLOSION, state="cleared")):
-        console.alert(alert)
-    assert screen.words == ["✓", "✓", "!1", "✗1 !1", "✗2", "✗1"]
+    for incident in (LAG, BANG, LOST, replace(LAG, severity=ERROR), replace(LOST, state="resolved")):
+        console.incident(incident)
+    assert screen.words == ["✓", "!1", "!2", "✗1 !1", "✗2", "✗1"]
     console.frame(ill())
     assert screen.words[-1] == "✗1", "what the summary says counts, as after a resume"
+
+
+def test_an_incident_is_three_lines_and_each_change_of_it_is_one() -> None:
+    screen = Screen(200)
+    console = screen.open(Console())
+    revised = replace(LOST, title="learning rate 3 is too high", cause="learning-rate-too-high")
+    resolved = replace(revised, state="resolved")
+    for incident, lines in ((BANG, 3), (LOST, 1), (revised, 1), (resolved, 1), (revised, 1)):
+        before = screen.text.count("\n")
+        console.incident(incident)
+        assert screen.text.count("\n") - before == lines
+    assert screen.text.splitlines() == [
+        "! the batch variance exploded · since step 41 · backbone.layer3.0.bn1",
+        "  batch variance ×3.4e4 in 22 steps; loss 2.3 → 8.1e5",
+        f"  fix: {LOST.advice} · bnmonitor explain BN106",
+        "! → ✗ the batch variance exploded · error at step 1 170 · batch variance ×3.4e4 in 22 steps; loss 2.3 → 8.1e5",
+        f"✗ learning rate 3 is too high (shown before as: the batch variance exploded) · fix: {LOST.advice}",
+        "✓ resolved: learning rate 3 is too high · last seen at step 1 170",
+        "✗ again: learning rate 3 is too high · since step 41 · 3 of 6 layers, first backbone.layer3.0.bn1",
+    ]
+
+
+def test_an_alert_prints_nothing_by_itself() -> None:
+    screen = Screen(80)
+    console = screen.open(Console(verbosity="full"))
+    for alert in (MOMENTUM, STALE, EXPLOSION, replace(EXPLOSION, state="cleared")):
+        console.alert(alert)
+    assert screen.text == ""
+
+
+def test_an_ill_run_of_three_epochs_takes_fifteen_lines_and_a_healthy_one_a_line_an_epoch_and_one() -> None:
+    for width in WIDTHS:
+        screen = Screen(width)
+        a_fit(screen.open(Console()), *[healthy()] * 3)
+        assert screen.text.count("\n") == 4
+    for width in WIDTHS[1:]:
+        screen = Screen(width)
+        console = screen.open(Console())
+        console.incident(BANG)
+        console.incident(LOST)
+        for _ in range(3):
+            console.epoch(ill())
+        console.close(ill())
+        assert screen.text.count("\n") <= 15
+
+
+def test_many_incidents_are_counted_at_the_end() -> None:
+    every = [replace(LAG, index=i, first_step=10 + i) for i in range(12)]
+    screen = Screen(120)
+    screen.open(Console(rows=3)).close(summarize(a_window(), [STALE], {}, incidents=every))
+    assert re.findall(r"since step (\d+)", screen.text) == ["10", "11", "12"]
+    assert "9 more incidents\n" in screen.text
+
+
+YELLOW_OR_RED = re.compile(r"\x1b\[[\d;]*?(?:3[13]|9[13])(?:;|m)")
+
+
+@pytest.mark.parametrize("verbosity", ["normal", "full"])
+def test_without_an_open_incident_nothing_is_yellow_or_red(verbosity: Any) -> None:
+    note, gone = [MOMENTUM, replace(STALE, state="cleared")], [replace(LAG, state="resolved")]
+    lagging = replace(a_window(), batch_mean=a_window().batch_mean + 0.099)
+    for window in (a_window(), lagging):
+        screen = Screen(120, color_system="standard")
+        calm = summarize(window, note, SKIPPED, epoch=3, incidents=gone)
+        a_fit(screen.open(Console(verbosity=verbosity)), calm)
+        assert not YELLOW_OR_RED.search(screen.text)
+    for severity, code in ((WARNING, "33"), (ERROR, "31")):
+        screen = Screen(120, color_system="standard")
+        found = [replace(BANG, severity=severity)]
+        screen.open(Console(verbosity=verbosity)).epoch(summarize(a_window(), [EXPLOSION], {}, incidents=found))
+        assert set(re.findall(r"\x1b\[1;(3\d)m", screen.text)) == {code}
 
 
 def test_in_full_without_a_bar_each_frame_is_a_line_and_with_one_it_is_none() -> None:
@@ -197,21 +301,13 @@ def test_quiet_says_nothing_of_a_healthy_run() -> None:
 def test_full_shows_every_layer_at_the_end() -> None:
     screen = Screen(80)
     screen.open(Console(verbosity="full", rows=2)).close(healthy())
-    assert screen.text.count("✓ 100") == 6
+    assert screen.text.count(" ✓  ") == 6
 
 
 def test_no_rows_is_no_table() -> None:
     screen = Screen(80)
-    screen.open(Console(rows=0)).epoch(ill())
+    screen.open(Console(verbosity="full", rows=0)).epoch(ill())
     assert screen.text.count("\n") == 1
-
-
-def test_many_cleared_alerts_are_counted_and_the_last_shown() -> None:
-    gone = [replace(STALE, first_step=step, last_step=step + 1, state="cleared") for step in range(0, 60, 5)]
-    screen = Screen(120)
-    screen.open(Console(rows=3)).close(summarize(a_window(), gone, {}, epoch=3))
-    assert re.findall(r"steps (\d+) to", screen.text) == ["45", "50", "55"]
-    assert "9 earlier alerts of this kind" in screen.text
 
 
 @pytest.mark.parametrize(
@@ -237,7 +333,7 @@ def test_no_color_leaves_the_words_and_no_color(monkeypatch: pytest.MonkeyPatch)
     for no_color in ("", "1"):
         monkeypatch.setenv("NO_COLOR", no_color)
         screen = Screen(80, force_terminal=True, color_system="truecolor")
-        a_fit(screen.open(Console()), ill())
+        a_fit(screen.open(Console()), healthy(), ill())
         shown[no_color] = screen.text
     assert colors.search(shown[""])
     assert not colors.search(shown["1"])
@@ -260,9 +356,9 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_in_a_notebook_it_is_displayed_and_markup_stays_text(notebook: list[str]) -> None:
     console = Console()
     console.open(Run(layers=healthy().layers))
-    a_fit(console, summarize(a_window(), [replace(EXPLOSION, layer="<b>[red]x[/red]")], {}, epoch=0))
+    console.incident(replace(BANG, layer="<b>[red]x[/red]"))
     shown = "".join(notebook)
-    assert "BN106 variance-explosion" in shown
+    assert "the batch variance exploded" in shown
     assert "&lt;b&gt;[red]x[/red]" in shown
     assert "<b>" not in shown
 
@@ -283,11 +379,11 @@ def test_a_summary_shows_itself_as_the_table(notebook: list[str]) -> None:
     summary = ill()
     summary._ipython_display_()  # type: ignore[no-untyped-call, unused-ignore]
     (shown,) = notebook
-    assert "variance-explosion since 41" in shown
-    assert "head.bn" in shown, "layers that are well are shown, too"
+    assert "variance-explosion" in shown
+    assert "head.bn" in shown, "layers that are healthy are shown, too"
     screen = Screen(100)
     screen.console.print(summary)
-    assert "variance-explosion since 41" in screen.text
+    assert "variance-explosion" in screen.text
     assert repr(summary) == f"<Summary: {summary.headline()}>"
 
 
@@ -307,8 +403,7 @@ def test_the_end_says_how_to_open_the_history_and_only_if_there_is_one(
             monitor.step()
         shown = capsys.readouterr().out
         place = {"my run": "'my run'", "other": "else", "none": ""}[name]
-        assert ("history:" in shown) is bool(place)
-        assert (f"bnmonitor report {place}" in shown) is (f"tensorboard --logdir {place}" in shown) is bool(place)
+        assert shown.endswith(f" · step 0 · bnmonitor report {place}\n" if place else " · 0 incidents · step 0\n")
 
 
 def test_without_a_step_there_is_nothing_to_sum_up() -> None:
@@ -433,7 +528,13 @@ def test_lightnings_bars_show_the_word_and_what_is_printed_beside_them_is_the_sa
             _, again = a_lightning_fit(tmp_path, bar, momentum, capsys)
             assert said == again, "the same run prints the same lines"
         assert "\x1b" not in said
-        ours = [line for line in said.splitlines() if line.startswith("BatchNorm")]
-        assert [line.split(" ·")[0] for line in ours] == [
-            "BatchNorm ✓ 1 layer, 8 channels healthy" if momentum == 0.1 else "BatchNorm ✗ 1 error in 1 layer"
-        ] * 3
+        ours = [line for line in said.splitlines() if line.startswith(("BatchNorm", "✗"))]
+        assert [line.split(" ·")[0] for line in ours] == (
+            ["BatchNorm ✓ 1 layer, 8 channels healthy"] * 3
+            if momentum == 0.1
+            else [
+                "✗ momentum is too large",
+                *["BatchNorm ✗ momentum is too large, since step 0 (net.1)"] * 2,
+                "✗ momentum is too large",
+            ]
+        )

@@ -18,8 +18,9 @@ import rich.console
 import torch
 from torch import nn
 
-from bnmonitor import Alert, Monitor, Severity, Summary
-from bnmonitor.display import sparkline
+from bnmonitor import Alert, Incident, Monitor, Severity, Summary
+from bnmonitor.display import final_summary, show, sparkline
+from bnmonitor.history.incidents import replay
 from bnmonitor.lightning.progress_bar import beside_bar
 from bnmonitor.sinks import Console, JsonLines, Loggers, Run, TensorBoard
 from bnmonitor.summary import METRICS, empty, summarize
@@ -44,11 +45,33 @@ def an_alert(layer: str | None = "layer1", severity: Severity = WARNING, **more:
         "state": "open",
         "value": 250.0,
         "threshold": 100.0,
-        "message": "batch variance of 2 channels is up to 250 times its own baseline; learning rate 0.4 in force",
+        "message": "batch variance of 2 channels is up to 250 times its own baseline; lr = 0.4",
         "advice": "lower the peak learning rate or clip gradients: Trainer(gradient_clip_val=1.0)",
         "url": "https://somewhere/BN106.md",
     }
     return Alert(**{**given, **more})
+
+
+def an_incident(*evidence: Alert, **more: Any) -> Incident:
+    lead = evidence[0]
+    given: dict[str, Any] = {
+        "index": 0,
+        "code": lead.code,
+        "cause": lead.rule,
+        "severity": max(alert.severity for alert in evidence),
+        "title": "the batch variance exploded",
+        "detail": "batch variance ×250; loss 2.3 → 8.1",
+        "layer": lead.layer,
+        "layers": tuple(dict.fromkeys(name for alert in evidence for name in alert.layers)),
+        "of_layers": 12,
+        "first_step": lead.first_step,
+        "last_step": lead.last_step,
+        "state": "open" if lead.state == "open" else "resolved",
+        "evidence": evidence,
+        "advice": lead.advice,
+        "url": lead.url,
+    }
+    return Incident(**{**given, **more})
 
 
 def a_window(*names: str) -> Window:
@@ -57,7 +80,16 @@ def a_window(*names: str) -> Window:
 
 
 def a_summary(*alerts: Alert, names: tuple[str, ...] = (), **skipped: str) -> Summary:
-    return summarize(a_window(*(names or [f"layer{i}" for i in range(12)])), alerts, skipped, epoch=3)
+    """Twelve layers, and an incident for each warning and error."""
+    window = a_window(*(names or [f"layer{i}" for i in range(12)]))
+    serious = [alert for alert in alerts if alert.severity > INFO]
+    incidents = [an_incident(alert, index=i) for i, alert in enumerate(serious)]
+    return summarize(window, alerts, skipped, epoch=3, incidents=incidents)
+
+
+def explained(summary: Summary) -> Summary:
+    """The same with an incident for each warning and each error."""
+    return replace(summary, incidents=replay([], {}, [alert.to_dict() for alert in summary.alerts]))
 
 
 class Screen:
@@ -71,7 +103,7 @@ class Screen:
 
     def sink(self, summary: Summary, **options: Any) -> Console:
         sink = Console(**options)
-        sink.open(Run(layers=summary.layers, emit=self.console.print))
+        sink.open(Run(layers=summary.layers, emit=lambda renderable: show(renderable, self.console)))
         return sink
 
     @property
@@ -82,6 +114,11 @@ class Screen:
     def lines(self) -> list[str]:
         return [line.rstrip() for line in self.text.splitlines()]
 
+    def table(self, summary: Summary, **options: Any) -> list[str]:
+        """The lines of a table, without the headline."""
+        self.console.print(final_summary(summary, **options))
+        return self.lines[1:]
+
 
 # -- console -----------------------------------------------------------------------------------------------------------
 
@@ -89,55 +126,151 @@ class Screen:
 def test_healthy_epoch_is_one_line() -> None:
     screen, summary = Screen(), a_summary()
     screen.sink(summary).epoch(summary)
-    assert screen.text == "BatchNorm ✓ 12 layers, 72 channels healthy · epoch 3 · step 63 · 0 alerts\n"
+    assert screen.text == "BatchNorm ✓ 12 layers, 72 channels healthy · epoch 3 · step 63\n"
 
 
-def test_info_and_cleared_alerts_leave_it_at_one_line() -> None:
+def test_notes_and_resolved_incidents_leave_it_at_one_line() -> None:
     screen, summary = Screen(100), a_summary(an_alert(severity=INFO), an_alert(severity=ERROR, state="cleared"))
     screen.sink(summary).epoch(summary)
-    assert len(screen.lines) == 1
-    assert "1 note" in screen.text
+    assert screen.text == "BatchNorm ✓ 12 layers, 72 channels healthy · epoch 3 · step 63\n"
+    screen.sink(summary).close(summary)
+    assert screen.lines[1] == "BatchNorm ✓ 12 layers, 72 channels healthy · 1 incident, resolved · step 63"
 
 
-def test_table_shows_the_worst_layer_first_and_counts_the_rest() -> None:
+def test_ill_epoch_is_one_line_that_names_the_worst_incident() -> None:
     screen = Screen(120)
     summary = a_summary(an_alert("layer2"), an_alert("layer7", ERROR), an_alert("layer9", INFO))
     screen.sink(summary).epoch(summary)
-    head, *table = screen.lines
-    assert head == "BatchNorm ✗ 1 error, 1 warning in 12 layers · epoch 3 · step 63"
-    rows = [line for line in table if line.startswith("layer")][1:]
-    assert [row.split()[0] for row in rows] == ["layer7", "layer2"]
-    assert "✗ 20" in rows[0]
-    assert "! 60" in rows[1]
-    assert all("variance-explosion since 41" in row for row in rows)
-    assert "10 more layers ✓" in screen.text
+    assert screen.lines == [
+        "BatchNorm ✗ the batch variance exploded, since step 41 (layer7), 1 more incident · epoch 3 · step 63"
+    ]
+
+
+def test_it_is_not_called_healthy_where_nothing_is_known() -> None:
+    window = a_window(*(f"net.bn{i}" for i in range(20)))
+    recovery = window.recovery.clone()
+    recovery[:, 3], recovery[:, 5] = Recovery.PRECISION, Recovery.NO_UPDATE
+    seen = summarize(replace(window, recovery=recovery), [], {})
+    assert seen.headline() == "BatchNorm ✓ 18 of 20 layers healthy, 2 not seen: net.bn3, net.bn5 · step 63"
+    recovery[:] = Recovery.NO_MOMENTUM
+    blind = summarize(replace(window, recovery=recovery), [], {})
+    assert blind.headline() == (
+        "BatchNorm · nothing is known of 20 layers: momentum is 0: the running statistics carry nothing of the batch "
+        "· step 63"
+    )
+    assert empty(window.layers, (), {}).headline() == (
+        "BatchNorm · nothing is known of 20 layers: no step was recorded yet"
+    )
+    assert empty(window.layers, (), {"every rule": "stopped"}).headline().endswith("of 20 layers: stopped")
+    frozen = replace(window, recovery=recovery, training=torch.zeros_like(window.training))
+    assert "20 layers, 120 channels healthy" in summarize(frozen, [], {}).headline(), "a frozen layer is known"
+
+
+def test_table_shows_the_worst_layer_first_and_counts_the_rest() -> None:
+    summary = a_summary(an_alert("layer2"), an_alert("layer7", ERROR), an_alert("layer9", INFO))
+    head, *rows = Screen(120).table(summary)
+    assert head.split() == [
+        "layer",
+        "batch",
+        "σ²",
+        "(64",
+        "steps)",
+        "running",
+        "gap",
+        "γ",
+        "min",
+        "dead",
+        "since",
+        "what",
+    ]
+    assert [row.split()[:2] for row in rows[:2]] == [["layer7", "✗"], ["layer2", "!"]]
+    assert all(row.endswith("41  variance-explosion") for row in rows[:2])
+    assert rows[2] == "10 more layers ✓"
 
 
 def test_table_stops_at_the_rows_asked_for_and_says_how_many_ill_layers_it_left_out() -> None:
-    screen, summary = Screen(120), a_summary(*(an_alert(f"layer{i}") for i in range(5)))
-    screen.sink(summary, rows=2).epoch(summary)
-    assert "10 more layers, 3 of them with alerts" in screen.text
-    assert "layer2" not in screen.text
+    alerts = [an_alert(f"layer{i}", first_step=40 + i) for i in range(5)]
+    screen = Screen(120)
+    assert "10 more layers, 3 with an incident" in screen.table(a_summary(*alerts), rows=2)
+    assert "layer2" not in "".join(screen.lines[:4])
 
 
-def test_table_is_not_printed_again_while_nothing_came_or_went() -> None:
-    screen = Screen()
-    sink = screen.sink(a_summary())
-    sink.epoch(a_summary(an_alert()))
-    assert len(screen.lines) > 3
-    before = len(screen.lines)
-    sink.epoch(a_summary(an_alert()))
-    assert len(screen.lines) == before + 1
-    sink.epoch(a_summary(an_alert(severity=ERROR)))
-    assert len(screen.lines) > before + 4
+def test_layers_that_are_alike_share_the_row_of_the_one_where_it_began() -> None:
+    alert = an_alert("layer5", ERROR, layers=("layer5", *(f"layer{i}" for i in range(12) if i not in (1, 5))))
+    other = an_alert("layer1", layers=("layer1",), first_step=7)
+    table = Screen(80).table(a_summary(alert, other))
+    assert [row.split()[:2] for row in (table[1], table[3])] == [["layer5", "✗"], ["layer1", "!"]]
+    assert table[2] == "10 layers, the same since 41"
+    assert table[4] == "", "no layer is left"
 
 
-def test_warning_that_belongs_to_no_layer_draws_no_empty_table() -> None:
-    screen = Screen()
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_layer_where_an_incident_began_is_always_among_the_rows(rows: int) -> None:
+    late = [an_alert(f"layer{i}", first_step=50 + i) for i in range(4)]
+    worst = an_incident(an_alert("layer9", ERROR), *late)
+    summary = summarize(a_window(*(f"layer{i}" for i in range(12))), [], {}, incidents=[worst])
+    assert Screen(80).table(summary, rows=rows)[1].startswith("layer9")
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_the_numbers_stay_and_the_words_are_cut(width: int) -> None:
+    names = (LONG, *(f"{LONG}.{i}" for i in range(3)))
+    alerts = [
+        an_alert(name, rule="a-rule-with-a-name-that-is-long", first_step=1000 + i) for i, name in enumerate(names)
+    ]
+    window = a_window(*names)
+    sample = torch.full_like(window.variance, 3.4e4)
+    summary = summarize(replace(window, variance=sample), alerts, {}, incidents=[an_incident(*alerts)])
+    screen = Screen(width)
+    table = screen.table(summary)[1:5]
+    for i, row in enumerate(table):
+        assert len(row) <= width
+        for number in ("3.4e+04", "0.00σ", "1.00", f"1 00{i}"):
+            assert number in row
+        assert ("…" in row.split(f"1 00{i}")[1]) is (width < 160)
+
+
+def test_a_lag_near_its_limit_has_a_word_and_a_hue_of_its_own() -> None:
+    for lag, near in ((0.095, True), (0.02, False)):
+        summary = summarize(make_window(channels=(6,), batch_mean=lag), [], {})
+        assert summary.rows[0].health > 60, "the cap of a warning is for incidents"
+        screen = Screen(120, terminal=True)
+        row = screen.table(summary, well=True)[1]
+        assert ("near its limit" in row) is near
+        assert re.findall(r"\x1b\[(3\d)m", row) == ["36", "36"] * near
+    beyond = summarize(make_window(channels=(6,), batch_mean=5.0), [], {})
+    assert beyond.rows[0].health > 60
+
+
+def test_a_note_lowers_no_health() -> None:
+    assert {row.health for row in a_summary(an_alert("layer1", INFO)).rows} == {100.0}
+
+
+def test_an_incident_without_open_alerts_still_counts_in_every_layer_that_it_names() -> None:
+    gone = an_alert("layer2", ERROR, state="cleared", layers=("layer2", "layer3"))
+    lost = an_incident(gone, state="open")
+    summary = summarize(a_window(*(f"layer{i}" for i in range(12))), [gone], {}, incidents=[lost])
+    assert [row.name for row in summary.rows if row.health <= 20] == ["layer2", "layer3"]
+    assert [row.name for row in summary.ill()] == ["layer2", "layer3"]
+
+
+def test_without_incidents_each_open_warning_and_error_is_one() -> None:
+    alerts = [an_alert("layer1"), an_alert("layer2", INFO), an_alert("layer3", ERROR, state="cleared")]
+    summary = summarize(a_window("layer1", "layer2", "layer3"), alerts, {})
+    assert [(i.title, i.state) for i in summary.explained] == [
+        ("variance explosion", "open"),
+        ("variance explosion", "resolved"),
+    ]
+    assert "! variance explosion, since step 41 (layer1)" in summary.headline()
+    assert [alert.layer for alert in summary.notes] == ["layer2"]
+
+
+def test_an_incident_that_belongs_to_no_layer_draws_no_empty_table() -> None:
     summary = a_summary(an_alert(None, code="BN002", rule="sink-error", channels=()))
-    screen.sink(summary).epoch(summary)
-    assert "1 warning" in screen.lines[0]
-    assert "health" not in screen.text
+    screen = Screen()
+    table = screen.table(summary)
+    assert screen.lines[0] == "BatchNorm ! the batch variance exploded, since step 41 · epoch 3 · step 63"
+    assert not any("γ" in line for line in table)
 
 
 def test_nothing_is_shown_of_a_run_without_a_step() -> None:
@@ -147,114 +280,105 @@ def test_nothing_is_shown_of_a_run_without_a_step() -> None:
     assert screen.text == ""
 
 
-def test_end_tells_open_alerts_what_was_not_checked_and_what_could_not_be_recovered() -> None:
+def test_verbose_tells_what_was_not_checked_what_could_not_be_recovered_and_the_notes() -> None:
     window = a_window("a", "b")
     recovery = window.recovery.clone()
     recovery[:, 1] = Recovery.NO_BUFFERS
+    alerts = [an_alert("a"), an_alert("b", state="cleared"), an_alert("a", INFO, code="BN9", message="only a note")]
     summary = summarize(
         replace(window, recovery=recovery),
-        [an_alert("a"), an_alert("b", state="cleared", message="gone again")],
+        alerts,
         {"small-batch": "needs activation samples"},
+        incidents=[an_incident(alerts[0], of_layers=2), an_incident(alerts[1], index=1, of_layers=2)],
     )
-    screen = Screen(200)
-    screen.sink(summary).close(summary)
-    assert "fix: lower the peak learning rate" in screen.text
-    assert "✓ BN106 variance-explosion · b · channels 3, 5 · cleared: steps 41 to 49" in screen.text
-    assert "gone again" in screen.text
-    assert "not checked: small-batch: needs activation samples" in screen.text
-    assert "no batch σ²: b: the layer keeps no running statistics" in screen.text
+    text = {verbose: "\n".join(Screen(200).table(summary, verbose=verbose)) for verbose in (False, True)}
+    for shown in text.values():
+        assert "fix: lower the peak learning rate" in shown
+        assert "✓ resolved: the batch variance exploded · last seen at step 49" in shown
+    hidden = ("not checked: small-batch: needs activation samples", "no batch σ²: b: the layer keeps no", "only a note")
+    evidence = "! warning BN106 variance-explosion · a · channels 3, 5 · since step 41"
+    assert all(part in text[True] for part in (*hidden, evidence))
+    assert not any(part in text[False] for part in (*hidden, evidence))
+    assert "--verbose shows 1 note and 1 rule not checked" in text[False]
 
 
-def test_alert_says_where_what_since_when_and_the_fix_and_less_the_second_time() -> None:
+def test_two_incidents_of_the_monitor_itself_are_both_told_in_full() -> None:
     screen = Screen(200)
     sink = screen.sink(a_summary())
-    sink.alert(an_alert(layers=("layer1", "layer2", "layer3")))
-    assert screen.lines[0] == (
-        "! warning BN106 variance-explosion · layer1 and 2 more layers · channels 3, 5 · since step 41"
-    )
-    assert screen.lines[1].startswith("  batch variance of 2 channels")
-    assert screen.lines[2].startswith("  fix: lower the peak")
-    assert screen.lines[3] == "  more: bnmonitor explain BN106"
-    sink.alert(an_alert(severity=ERROR))
-    assert screen.lines[4].startswith("✗ now error BN106")
-    assert screen.text.count("fix:") == 1
-    sink.alert(an_alert("layer9", url=""))
-    assert screen.text.count("more:") == 1, "a rule of the user's own has no page"
-    sink.alert(an_alert(state="cleared"))
-    assert screen.lines[-1] == "✓ BN106 variance-explosion · layer1 · cleared, last seen at step 49"
-
-
-def test_two_alerts_of_the_monitor_itself_are_both_told_in_full() -> None:
-    screen = Screen(200)
-    sink = screen.sink(a_summary())
-    for who in ("sink A", "sink B"):
-        sink.alert(an_alert(None, code="BN002", rule="sink-error", channels=(), message=f"{who} raised OSError"))
+    for i, who in enumerate(("sink A", "sink B")):
+        alert = an_alert(None, code="BN002", rule="sink-error", channels=())
+        sink.incident(an_incident(alert, index=i, detail=f"{who} raised OSError"))
     assert screen.text.count("fix:") == 2
-    assert "now" not in screen.text
+    assert "→" not in screen.text.replace("2.3 → 8.1", "")
 
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_escape_codes_are_for_terminals_only(terminal: bool) -> None:
     screen, summary = Screen(terminal=terminal), a_summary(an_alert(severity=ERROR))
     sink = screen.sink(summary)
-    sink.alert(an_alert(severity=ERROR))
+    sink.incident(summary.incidents[0])
     sink.epoch(summary)
     sink.close(summary)
     assert ("\x1b[" in screen.text) is terminal
 
 
+def told(screen: Screen, name: str) -> None:
+    """Everything that the console and the report say of an incident in a layer with a name."""
+    alert = an_alert(name, message=f"see {name}", advice=f"mend {name}")
+    incident = an_incident(alert, detail=f"see {name}")
+    summary = summarize(a_window(name, "other"), [alert], {}, epoch=3, incidents=[incident])
+    sink = screen.sink(summary, verbosity="full")
+    for change in (incident, replace(incident, severity=ERROR), replace(incident, state="resolved")):
+        sink.incident(change)
+    sink.epoch(summary)
+    sink.close(summary)
+    screen.console.print(final_summary(summary, verbose=True))
+
+
 @pytest.mark.parametrize("name", ["[red]x[/red]", "a[0].bn", "[/]", ":warning:.bn", "[link=x]y"])
 def test_markup_in_a_layer_name_is_shown_as_it_is(name: str) -> None:
     screen = Screen(200)
-    summary = a_summary(an_alert(name, message=f"see {name}", advice=f"mend {name}"), names=(name, "other"))
-    sink = screen.sink(summary)
-    sink.alert(an_alert(name, message=f"see {name}", advice=f"mend {name}"))
-    sink.epoch(summary)
-    sink.close(summary)
-    assert f"· {name} ·" in screen.text
+    told(screen, name)
+    assert f"since step 41 · {name}\n" in screen.text
     assert f"see {name}" in screen.text
     assert f"mend {name}" in screen.text
+    assert f"({name})" in screen.text
     assert any(line.startswith(name) for line in screen.lines)
 
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_control_characters_in_a_name_are_shown_and_not_obeyed(terminal: bool) -> None:
-    name = "bn\x1b[2J\x07\x9b31m\u202e"
     screen = Screen(200, terminal=terminal)
-    summary = a_summary(an_alert(name, message=f"see {name}", advice=f"mend {name}"), names=(name, "other"))
-    sink = screen.sink(summary)
-    for alert in summary.alerts:
-        sink.alert(alert)
-        sink.alert(replace(alert, state="cleared"))
-    sink.epoch(summary)
-    sink.close(summary)
+    told(screen, "bn\x1b[2J\x07\x9b31m\u202e")
     assert not [part for part in ("\x1b[2J", "\x07", "\x9b", "\u202e") if part in screen.text]
     assert r"bn\x1b[2J\x07\x9b31m\u202e" in screen.text
 
 
-@pytest.mark.parametrize("width", [60, 80, 120])
-def test_no_line_is_longer_than_the_console_and_the_essentials_are_still_there(width: int) -> None:
-    screen = Screen(width)
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_no_line_is_longer_than_the_terminal_and_the_essentials_are_still_there(width: int) -> None:
+    screen = Screen(width, terminal=True)
     names = (LONG, *(f"{LONG}.{i}" for i in range(5)))
     alerts = [
         an_alert(LONG, ERROR, layers=names),
         an_alert(names[2], WARNING, rule="stale-statistics", code="BN304", channels=tuple(range(500))),
     ]
     summary = a_summary(*alerts, names=names, **{"small-batch": "needs activation samples"})
-    sink = screen.sink(summary)
-    for alert in alerts:
-        sink.alert(alert)
+    sink = screen.sink(summary, verbosity="full")
+    for incident in summary.incidents:
+        sink.incident(incident)
     sink.epoch(summary)
     sink.close(summary)
-    assert max(rich.console.Text(line).cell_len for line in screen.lines) <= width
-    flat = re.sub(r"\s+", "", screen.text)
-    assert "variance-explosionsince41" in flat
-    assert "✗20" in flat
-    assert "BN106variance-explosion" in flat
-    assert LONG in flat
-    rows = [line for line in screen.lines if line.startswith("backbone") and "✗ 20" in line]
-    assert len(rows) == 2 * len(names), "every layer has its row, at the epoch and at the end"
-    assert all("variance" in row for row in rows), "and each row its alerts"
+    plain = re.sub(r"\x1b\[[\d;]*m", "", screen.text)
+    assert max(rich.console.Text(line).cell_len for line in plain.splitlines()) <= width
+    flat = re.sub(r"\s+", "", plain)
+    assert "✗thebatchvarianceexploded" in flat
+    assert "fix:lowerthepeaklearningrateorclipgradients:Trainer(gradient_clip_val=1.0)" in flat
+
+
+def test_a_line_in_a_file_is_in_one_piece() -> None:
+    screen, summary = Screen(40), a_summary(an_alert(LONG, ERROR), names=(LONG, "other"))
+    screen.sink(summary).incident(summary.incidents[0])
+    assert screen.lines == str(summary.incidents[0]).splitlines()
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
@@ -266,10 +390,11 @@ def test_terminal_that_lacks_our_signs_gets_something_rather_than_an_error(
     monkeypatch.setattr(rich, "_console", rich.console.Console(file=file, width=100))
     sink, summary = Console(), a_summary(an_alert())
     sink.open(Run(layers=summary.layers))
-    sink.alert(an_alert())
+    sink.incident(summary.incidents[0])
     sink.epoch(summary)
     sink.close(summary)
-    assert b"variance-explosion" in raw.getvalue()
+    assert b"the batch variance exploded" in raw.getvalue()
+    assert b"loss 2.3 > 8.1" in raw.getvalue()
 
 
 def test_console_prints_to_whatever_stdout_is_at_the_time(capsys: pytest.CaptureFixture[str]) -> None:
@@ -405,7 +530,7 @@ def test_tensorboard_frame_holds_the_whole_table_and_describes_itself_once(tmp_p
 
 
 def test_tensorboard_scalars_have_the_grouped_tags_and_the_values_of_the_table(tmp_path: Path) -> None:
-    summary = a_summary(an_alert("layer1", ERROR), an_alert("layer2"), an_alert("layer2", code="BN304"))
+    summary = explained(a_summary(an_alert("layer1", ERROR), an_alert("layer2"), an_alert("layer2", code="BN304")))
     sink = TensorBoard(tmp_path)
     sink.open(Run(layers=summary.layers))
     sink.frame(summary)
@@ -510,7 +635,7 @@ def test_csv_logger_gets_the_numbers_of_the_whole_model(tmp_path: Path) -> None:
     from pytorch_lightning.loggers import CSVLogger
 
     logger = CSVLogger(str(tmp_path), flush_logs_every_n_steps=1)
-    summary = a_summary(an_alert("layer1", ERROR), an_alert("layer2"))
+    summary = explained(a_summary(an_alert("layer1", ERROR), an_alert("layer2"), an_alert("layer3", INFO)))
     sink = Loggers()
     sink.open(Run(layers=summary.layers, loggers=[logger]))
     sink.frame(summary)

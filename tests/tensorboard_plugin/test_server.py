@@ -132,7 +132,30 @@ def test_a_run_comes_with_layers_facts_and_alerts(tab: Asked) -> None:
     assert run["steps"] == [9, 1999]
     assert run["frames"] == 200
     assert [alert["code"] for alert in run["alerts"]] == ["BN304", "BN106"]
+    late, early = (next(i for i in run["incidents"] if i["code"] == code) for code in ("BN106", "BN304"))
+    assert (late["state"], late["layers"], late["evidence"][0]["code"]) == ("open", [NAMES[1]], "BN106")
+    assert (early["state"], early["last_step"]) == ("resolved", 669)
     assert run["boxes"] == []
+
+
+def test_the_course_of_a_run_is_a_slice_and_empty_where_it_is_not_known(tab: Asked, tmp_path: Path) -> None:
+    header, values = tab.slice("/course", run=SICK, bins=500)
+    assert header["statistics"] == ["loss", "lr 0"]
+    assert header["ends"] == list(STEPS)
+    assert values[0, 0] == np.float32(2.32)
+    assert values[1, [0, -1]].tolist() == [np.float32(0.1), np.float32(0.01)]
+    write(tmp_path / "old", NAMES, range(10), channels=4, incidents=False)
+    header, values = Asked(tmp_path).slice("/course", run="old")
+    assert (header["statistics"], values.shape) == ([], (0, 10))
+
+
+def test_a_run_without_incidents_has_one_for_each_warning_and_error(tmp_path: Path) -> None:
+    write(tmp_path / "old", NAMES, STEPS, sick=(1,), channels=4, incidents=False)
+    run = Asked(tmp_path).json("/run", run="old")
+    assert [(i["index"], i["title"], i["state"]) for i in run["incidents"]] == [
+        (0, "stale statistics", "resolved"),
+        (1, "variance explosion", "open"),
+    ]
 
 
 def test_a_slice_is_what_was_written(tab: Asked) -> None:
@@ -165,7 +188,8 @@ def test_a_range_of_steps_is_cut_with_a_column_on_either_side(tab: Asked) -> Non
 def test_a_layer_a_channel_map_and_a_channel(tab: Asked) -> None:
     header, values = tab.slice("/layer", run=SICK, layer="backbone.1", bins=400)
     assert header["statistics"] == list(METRICS)
-    np.testing.assert_array_equal(values, course(3, 200, sick=(1,))[:, 1].T)
+    np.testing.assert_array_equal(values[1:], course(3, 200, sick=(1,))[:, 1, 1:].T)
+    assert ((values[0] == 20) == (np.array(STEPS) >= STEPS[133])).all(), "red from where the incident began"
     truth = histories.detail(200, 8, sick=True)
     header, values = tab.slice("/channels", run=SICK, layer="backbone.1", statistic="gamma", bins=400)
     np.testing.assert_array_equal(values, truth[:, STATISTICS.index("gamma")].T)
@@ -312,7 +336,7 @@ def test_the_page_is_small_and_makes_no_markup_of_data() -> None:
         path.name: path.read_text(encoding="utf-8") for path in DIRECTORY.iterdir() if path.suffix in (".js", ".css")
     }
     sent = [text for name, text in sources.items() if name.endswith(".js") and name not in ("types.js", "report.js")]
-    assert sum(len(gzip.compress(text.encode(), 3)) for text in sent) < 40_000
+    assert sum(len(gzip.compress(text.encode(), 3)) for text in sent) < 45_000
     for name, text in sources.items():
         for word in (
             "innerHTML",

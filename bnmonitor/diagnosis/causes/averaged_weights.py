@@ -49,7 +49,7 @@ class AveragedWeights(Cause):
     """
 
     name: ClassVar[str] = "foreign-statistics"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN505", "BN404"})
+    leads: ClassVar[tuple[str, ...]] = ("BN505", "BN404")
     explains: ClassVar[frozenset[str]] = frozenset({"BN303", "BN304", "BN305", "BN404", "BN603"})
     everywhere: ClassVar[bool] = True
     belated: ClassVar[bool] = True

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from bnmonitor.diagnosis.base import Case, Cause
+from bnmonitor.diagnosis.base import Case, Cause, reads_the_input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class ChangedInput(Cause):
     """
 
     name: ClassVar[str] = "changed-input"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN106", "BN107"})
+    leads: ClassVar[tuple[str, ...]] = ("BN106", "BN107")
     explains: ClassVar[frozenset[str]] = frozenset(
         {"BN103", "BN106", "BN107", "BN109", "BN304", "BN305", "BN603", "BN704"}
     )
@@ -48,10 +48,10 @@ class ChangedInput(Cause):
     def fits(self, case: Case) -> bool:
         """Whether all channels of the first layer changed within a step, and its gamma did not."""
         window, name = case.window, case.lead.layer
-        if window is None or name not in window.layers.names or window.facts.structure is None:
+        if window is None or name is None or not reads_the_input(window, name):
             return False
         place = window.layers.names.index(name)
-        if not window.facts.structure.places[place].root or case.lead.first_step not in window.steps:
+        if case.lead.first_step not in window.steps:
             return False
         at, span = window.steps.index(case.lead.first_step), window.layers.span(place)
         if not 0 < at < len(window):

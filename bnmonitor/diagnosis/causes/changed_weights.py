@@ -48,7 +48,7 @@ class ChangedWeights(Cause):
     """
 
     name: ClassVar[str] = "changed-weights"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN103", "BN106", "BN107", "BN702"})
+    leads: ClassVar[tuple[str, ...]] = ("BN103", "BN106", "BN107", "BN702")
     explains: ClassVar[frozenset[str]] = frozenset(
         {"BN103", "BN105", "BN106", "BN109", "BN107", "BN304", "BN305", "BN603", "BN701", "BN702", "BN706", "BN707"}
     )

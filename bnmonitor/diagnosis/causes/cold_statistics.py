@@ -39,7 +39,7 @@ class ColdStatistics(Cause):
     """
 
     name: ClassVar[str] = "cold-statistics"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN303"})
+    leads: ClassVar[tuple[str, ...]] = ("BN303",)
     explains: ClassVar[frozenset[str]] = frozenset({"BN305", "BN304", "BN603"})
     everywhere: ClassVar[bool] = True
     belated: ClassVar[bool] = True

@@ -33,7 +33,7 @@ class DataOrder(Cause):
     """
 
     name: ClassVar[str] = "data-order"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN601", "BN602"})
+    leads: ClassVar[tuple[str, ...]] = ("BN601", "BN602")
     explains: ClassVar[frozenset[str]] = frozenset({"BN304", "BN305", "BN601", "BN602", "BN603"})
     everywhere: ClassVar[bool] = True
     belated: ClassVar[bool] = True

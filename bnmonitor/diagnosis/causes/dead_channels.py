@@ -40,5 +40,5 @@ class DeadChannels(Cause):
     """
 
     name: ClassVar[str] = "dead-channels"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN701"})
+    leads: ClassVar[tuple[str, ...]] = ("BN701",)
     explains: ClassVar[frozenset[str]] = frozenset({"BN105", "BN702", "BN707"})

@@ -40,7 +40,7 @@ class EvalMode(Cause):
     """
 
     name: ClassVar[str] = "eval-mode-in-training"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN401"})
+    leads: ClassVar[tuple[str, ...]] = ("BN401",)
     explains: ClassVar[frozenset[str]] = frozenset(
         {"BN702", "BN704", "BN106", "BN107", "BN109", "BN304", "BN305", "BN701", "BN105"}
     )

@@ -46,7 +46,7 @@ class EvaluationUpdates(Cause):
     """
 
     name: ClassVar[str] = "evaluation-updates-statistics"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN406"})
+    leads: ClassVar[tuple[str, ...]] = ("BN406",)
     explains: ClassVar[frozenset[str]] = frozenset({"BN303", "BN304", "BN305", "BN603", "BN106", "BN502"})
     everywhere: ClassVar[bool] = True
     belated: ClassVar[bool] = True

@@ -39,7 +39,7 @@ class HalfPrecisionOverflow(Cause):
     """
 
     name: ClassVar[str] = "half-precision-overflow"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN101", "BN102", "BN103"})
+    leads: ClassVar[tuple[str, ...]] = ("BN102", "BN103", "BN101")
     explains: ClassVar[frozenset[str]] = frozenset({"BN1", "BN303", "BN304", "BN305", "BN603", "BN707"})
 
     def fits(self, case: Case) -> bool:

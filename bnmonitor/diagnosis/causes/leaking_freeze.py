@@ -42,5 +42,5 @@ class LeakingFreeze(Cause):
     """
 
     name: ClassVar[str] = "leaking-freeze"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN402", "BN407"})
+    leads: ClassVar[tuple[str, ...]] = ("BN402", "BN407")
     explains: ClassVar[frozenset[str]] = frozenset({"BN304", "BN305", "BN603", "BN405"})

@@ -42,7 +42,7 @@ class Momentum(Cause):
     """
 
     name: ClassVar[str] = "momentum"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN301", "BN302"})
+    leads: ClassVar[tuple[str, ...]] = ("BN302", "BN301")
     explains: ClassVar[frozenset[str]] = frozenset(
         {"BN303", "BN304", "BN305", "BN603", "BN106", "BN109", "BN704", "BN707"}
     )

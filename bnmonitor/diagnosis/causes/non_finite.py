@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bnmonitor.diagnosis.base import Case, Cause
+from bnmonitor.diagnosis.course import repair
 
 EFFECTS = frozenset({"BN1", "BN303", "BN304", "BN305", "BN405", "BN6", "BN701", "BN702", "BN704", "BN706", "BN707"})
 """What follows from a NaN: whatever is judged by numbers."""
@@ -48,8 +49,12 @@ class NonFinite(Cause):
     """
 
     name: ClassVar[str] = "non-finite-statistics"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN101"})
+    leads: ClassVar[tuple[str, ...]] = ("BN101",)
     explains: ClassVar[frozenset[str]] = EFFECTS
+
+    def advice(self, case: Case) -> str:
+        """Say whether the weights are finite, and how to go on."""
+        return repair(case.window, case.lead.advice)
 
     def lasts(self, case: Case) -> bool:
         """Whether the training is lost."""

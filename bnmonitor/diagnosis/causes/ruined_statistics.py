@@ -42,7 +42,7 @@ class RuinedStatistics(Cause):
     """
 
     name: ClassVar[str] = "ruined-statistics"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN109"})
+    leads: ClassVar[tuple[str, ...]] = ("BN109",)
     explains: ClassVar[frozenset[str]] = frozenset(
         {"BN103", "BN105", "BN106", "BN107", "BN303", "BN304", "BN305", "BN603", "BN704", "BN707"}
     )

@@ -40,5 +40,5 @@ class SplitFreeze(Cause):
     """
 
     name: ClassVar[str] = "split-freeze"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN403"})
+    leads: ClassVar[tuple[str, ...]] = ("BN403",)
     explains: ClassVar[frozenset[str]] = frozenset({"BN303", "BN305", "BN404", "BN603"})

@@ -33,5 +33,5 @@ class UnfreezeShock(Cause):
     """
 
     name: ClassVar[str] = "unfreeze-shock"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN405"})
+    leads: ClassVar[tuple[str, ...]] = ("BN405",)
     explains: ClassVar[frozenset[str]] = frozenset({"BN106", "BN107", "BN109", "BN303", "BN304", "BN305", "BN704"})

@@ -33,5 +33,5 @@ class UnnormalizedInput(Cause):
     """
 
     name: ClassVar[str] = "unnormalized-input"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN108"})
+    leads: ClassVar[tuple[str, ...]] = ("BN108",)
     explains: ClassVar[frozenset[str]] = frozenset({"BN103", "BN106", "BN107", "BN603", "BN707"})

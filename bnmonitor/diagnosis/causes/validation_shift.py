@@ -39,7 +39,7 @@ class ValidationShift(Cause):
     """
 
     name: ClassVar[str] = "validation-shift"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN603", "BN305"})
+    leads: ClassVar[tuple[str, ...]] = ("BN603", "BN305")
     explains: ClassVar[frozenset[str]] = frozenset({"BN603", "BN305"})
     everywhere: ClassVar[bool] = True
     belated: ClassVar[bool] = True

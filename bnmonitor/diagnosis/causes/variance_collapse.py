@@ -39,5 +39,5 @@ class VarianceCollapse(Cause):
     """
 
     name: ClassVar[str] = "variance-collapse"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN105"})
+    leads: ClassVar[tuple[str, ...]] = ("BN105",)
     explains: ClassVar[frozenset[str]] = frozenset({"BN707", "BN701", "BN702", "BN304", "BN305"})

@@ -10,7 +10,7 @@ import torch
 
 from bnmonitor._text import number
 from bnmonitor.limits import FLAT, LAG_LOG_DEVIATION, LAG_MEAN, SEVERE_LAG_LOG_DEVIATION, SEVERE_LAG_MEAN
-from bnmonitor.measures import lag, may_lag, settled
+from bnmonitor.measures import lag, may_lag, settled, variances
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule, onset, rate_note
 from bnmonitor.window import Window
@@ -112,7 +112,7 @@ class StaleStatistics(Rule):
     def _finding(self, window: Window, layer: int) -> Finding | None:
         """Judge a layer by the smaller of average and median over the steps: one jump moves only the average."""
         span, eps = window.layers.span(layer), window.layers.eps[layer]
-        shift, batch = window.shift[1:, span], window.batch_var[1:, span]
+        shift, batch = window.shift[1:, span], variances(window, slice(1, None), span)
         log_ratio = 0.5 * ((batch + eps) / (window.running_var[:-1, span] + eps)).log()
         mean_lag, log_lag = (float(values[layer]) for values in lag(window))
         mean = min(mean_lag, float(_steady(shift)))
