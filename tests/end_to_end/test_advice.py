@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import bnmonitor
 import bnmonitor.remedies
 from bnmonitor import Incident, Monitor
-from bnmonitor.diagnosis import CAUSES
 from bnmonitor.remedies import freeze, recalibrate, restore_last_finite, set_momentum
 from tests.end_to_end.faults.catalogue import INJECTIONS
 from tests.end_to_end.faults.injection import Injection, evaluation_mode
@@ -170,6 +169,14 @@ def nothing(trial: Treated) -> None:
     """The fault is a line of the user's code, and it is gone."""
 
 
+def training_mode(trial: Treated) -> None:
+    trial.model.train()
+
+
+def larger_momentum(trial: Treated) -> None:
+    set_momentum(trial.model, 0.1)
+
+
 def bigger_batches(trial: Treated) -> None:
     trial.recipe = replace(trial.recipe, batch=32, accumulate=1)
     trial.monitor.learn(accumulate_grad_batches=1)
@@ -212,16 +219,14 @@ def evaluate_later(trial: Treated) -> None:
 
 def average_buffers(trial: Treated) -> None:
     average = trial.notes["average"]
+    average.use_buffers = True
 
     class Averaging(Injection):
         def after(self, trial: Any) -> None:
             average.update_parameters(trial.model)
 
-        @contextmanager
-        def evaluating(self, trial: Any) -> Iterator[None]:
-            update_bn(trial.loader, average)
-            with evaluation_mode(trial.model, average):
-                yield
+        def evaluating(self, trial: Any) -> AbstractContextManager[None]:
+            return evaluation_mode(trial.model, average)
 
         def answer(self, trial: Any, x: Tensor) -> None:
             average(x)
@@ -247,6 +252,55 @@ def named_momentum(trial: Treated) -> None:
     set_momentum(trial.model, float(momentum), include=trial.where)
 
 
+def without_checkpointing(trial: Treated) -> None:
+    del trial.site.unit.forward
+
+
+def without_the_offset(trial: Treated) -> None:
+    trial.notes["add"] = torch.zeros_like(trial.notes["add"])
+
+
+def register(trial: Treated) -> None:
+    trial.site.unit.add_module("hidden", trial.notes["made"][0])
+    trial.monitor.start()
+
+
+def keep_statistics(trial: Treated) -> None:
+    norm = trial.site.norm
+    norm.track_running_stats = True
+    norm.running_mean, norm.running_var = torch.zeros(norm.num_features), torch.ones(norm.num_features)
+    norm.num_batches_tracked = torch.tensor(0)
+    update_bn(trial.loader, trial.model)
+
+
+def less_dropout(trial: Treated) -> None:
+    for module in trial.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+
+def estimate_the_average(trial: Treated) -> None:
+    average = trial.notes["average"]
+
+    class Estimating(Injection):
+        def after(self, trial: Any) -> None:
+            average.update_parameters(trial.model)
+            if (trial.step + 1) % trial.evaluate_every == 0:
+                update_bn(trial.loader, average)
+
+        def evaluating(self, trial: Any) -> AbstractContextManager[None]:
+            return evaluation_mode(trial.model, average)
+
+        def answer(self, trial: Any, x: Tensor) -> None:
+            average(x)
+
+    trial.injection = Estimating()
+
+
+def clip(trial: Treated) -> None:
+    trial.recipe = replace(trial.recipe, clip=1.0)
+
+
 def back_to_the_checkpoint(trial: Treated) -> None:
     trial.load()
 
@@ -267,7 +321,7 @@ CASES = [
     Case(fault="accumulation", network="mlp", cause="small-batch", code=("BN204",),
          says="use a larger batch and accumulate fewer", follow=bigger_batches),
     Case(fault="eval-everywhere", network="wine", cause="eval-mode-in-training", code=("BN401",),
-         says=r"call model\.train\(\)", follow=lambda trial: trial.model.train()),
+         says=r"call model\.train\(\)", follow=training_mode),
     Case(fault="eval-one", network="mlp", cause="eval-mode-in-training", code=("BN401",),
          says=r"freeze\(model, include=\[\.\.\.\]\)", follow=keep_frozen),
     Case(fault="frozen-backbone", network="wine", cause="leaking-freeze", code=("BN402",),
@@ -279,31 +333,31 @@ CASES = [
     Case(fault="forgotten-eval", network="mlp", cause="evaluation-updates-statistics", code=("BN406",),
          says=r"model\.eval\(\) before the evaluation", follow=nothing),
     Case(fault="average-left-behind", network="wine", cause="foreign-statistics", code=("BN505",),
-         says="update_bn", follow=average_buffers),
+         says="use_buffers=True", follow=average_buffers),
     Case(fault="frozen-from-scratch", network="mlp", cause="foreign-statistics", code=("BN404",),
          says="estimate them", follow=estimate_again),
     Case(fault="evaluated-after-8", network="mlp", cause="cold-statistics", code=("BN303",),
          says=r"evaluate after \d+ updates", follow=evaluate_later),
     Case(fault="two-domains", network="wine", cause="mixed-calls", code=("BN502",),
          says="concatenate the inputs to one batch", follow=one_batch_of_both),
-    Case(fault="two-classes-a-batch", network="mlp", cause="data-order", code=("BN601",),
+    Case(fault="each-sample-eight-times", network="wine", cause="data-order", code=("BN601",),
          says="shuffle the training data", follow=Treated.draw, more={"batch_size": 128}),
     Case(fault="scaled-data", network="mlp", cause="changed-input", code=("BN106",),
          says="check the data of that step", follow=nothing),
     Case(fault="weights-x200-some", network="mlp", cause="changed-weights", code=("BN106",),
-         says="go back to a checkpoint", follow=back_to_the_checkpoint),
+         says="clip gradients", follow=clip),
     Case(fault="gamma-jump", network="mlp", cause="changed-weights", code=("BN702",),
          says="go back to a checkpoint", follow=back_to_the_checkpoint),
     Case(fault="zero-some", network="mlp", cause="variance-collapse", code=("BN105",),
-         says="go back to a checkpoint", follow=back_to_the_checkpoint),
+         says="weights decayed to zero", follow=nothing),
     Case(fault="closed-half", network="mlp", cause="dead-channels", code=("BN701",),
          says="go back to a checkpoint", follow=back_to_the_checkpoint),
     Case(fault="validation-shift", network="mlp", cause="validation-shift", code=("BN603",),
          says="compare the transformations", follow=same_validation),
     Case(fault="skipped-step", network="mlp", cause="half-precision-overflow", code=("BN102",),
          says=r"reset_running_stats\(\) and torch\.optim\.swa_utils\.update_bn", follow=reset_and_estimate),
-    Case(fault="skipped-step-infinite", network="mlp", cause="half-precision-overflow", code=("BN101",),
-         says=r"restore_last_finite\(model, monitor\)", follow=Treated.run_code),
+    Case(fault="skipped-step-infinite", network="mlp", cause="half-precision-overflow", code=("BN101", "BN102"),
+         says="restore the buffers after a skipped step", follow=reset_and_estimate),
     Case(fault="infinite-pixel", network="mlp", cause="non-finite-input", code=("BN101",),
          says="checkpoint", follow=load_the_named_checkpoint),
     Case(fault="infinite-buffer", network="wine", cause="non-finite-statistics", code=("BN101",),
@@ -313,13 +367,25 @@ CASES = [
     Case(fault="ruined-checkpoint", network="mlp", cause="ruined-statistics", code=("BN109",),
          says=r"recalibrate\(model, loader\)", follow=Treated.run_code),
     Case(fault="lagging-x2", network="mlp", cause="stale-statistics", code=("BN304",),
-         says="a larger momentum", follow=lambda trial: set_momentum(trial.model, 0.1)),
-    Case(fault="checkpointing", network="ghost", cause="double-update", code=("BN501",),
-         says="set its momentum to", follow=named_momentum),
+         says="a larger momentum", follow=larger_momentum),
+    Case(fault="checkpointing", network="mlp", cause="double-update", code=("BN501",),
+         says="leave normalization out of the checkpointed part", follow=without_checkpointing),
+    Case(fault="foreign-statistics", network="mlp", cause="validation-shift", code=("BN305",),
+         says="estimate the statistics again before validation", follow=estimate_again),
+    Case(fault="mean-offset", network="mlp", cause="changed-weights", code=("BN107",),
+         says="remove the bias of the layer before", follow=without_the_offset),
+    Case(fault="kept-in-a-list", network="mlp", cause="unregistered-layer", code=("BN507",),
+         says="keep it in nn.ModuleList", follow=register),
+    Case(fault="without-statistics", network="mlp", cause="batch-dependent-evaluation", code=("BN408",),
+         says="keep running statistics", follow=keep_statistics),
+    Case(fault="dropout-.9-before", network="mlp", cause="dropout-before-norm", code=("BN802",),
+         says="lower its probability", follow=less_dropout),
+    Case(fault="average-left-behind", network="wine", cause="foreign-statistics", code=("BN505",),
+         says=r"update_bn\(loader, averaged_model\)", follow=estimate_the_average),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.fault)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.fault}-{case.follow.__name__}")
 def test_an_incident_is_over_once_its_advice_is_followed(case: Case, tmp_path: Path) -> None:
     trial = Treated(case, tmp_path)
     trial.train()
