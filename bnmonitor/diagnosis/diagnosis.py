@@ -177,7 +177,9 @@ class Diagnosis:
         unchanged = not record.kinds and len(evidence) == len(was.evidence)
         if unchanged and not active and not record.is_open:
             return []
-        record.lost = (record.lost and record.is_open) or (lost and active)
+        # A training comes back where somebody repairs it; without a window nobody has looked.
+        still = record.lost and record.is_open and (lost or window is None)
+        record.lost = still or (lost and active)
         case = Case(evidence=evidence, window=window, was=None if opened else was, lost=record.lost)
         is_open = active or (record.is_open and (record.lost or record.cause.lasts(case)))
         severity = max(record.cause.severity(case), Severity.WARNING, was.severity if not opened else Severity.INFO)

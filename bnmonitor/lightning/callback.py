@@ -56,10 +56,11 @@ class BatchNormMonitor(CallbackBase):
         select: Rules to run: codes, prefixes, names, "default" or "all".
         ignore: Rules to leave out, in the same words.
         rules: Own rules, or thresholds by rule, such as {"small-batch": {"warn_below": 8}}.
-        on_alert: "log", "warn", "stop" (ask the Trainer to stop), "raise", "checkpoint" (save one now), "wandb", or a
-            callable that takes the alert, such as a bnmonitor.notify.Webhook; a list of these; or a mapping of them by
-            severity. Without a mapping, words leave infos to the log. None: "warn" (in the console; without one, a
-            Python warning), or nothing with sinks=[].
+        on_alert: "log", "warn", "stop" (ask the Trainer to stop), "raise", "checkpoint" (save one now), "save-batch"
+            (the batch at which it began, next to the black boxes), "wandb", or a callable that takes the alert, such as
+            a bnmonitor.notify.Webhook; a list of these; or a mapping of them by severity. Without a mapping, words
+            leave infos to the log. None: "warn" (in the console; without one, a Python warning), or nothing with
+            sinks=[].
         sinks: Where alerts and summaries go; None: to the Trainer's loggers and the console; []: nowhere, in silence.
 
     Raises:
@@ -214,6 +215,7 @@ class BatchNormMonitor(CallbackBase):
     @harmless
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Record the batch that has just ended."""
+        self.monitor.saw_batch(batch)
         try:
             self.monitor.step(steps_taken(trainer), loss=loss_of(outputs, trainer))
         finally:

@@ -53,8 +53,8 @@ def restore_last_finite(model: nn.Module, source: Monitor | str | Path, *, check
         search = newest_finite(_names(model), places)
         raise ValueError(
             f"{count(len(weights), 'tensor')} outside the normalization layers ({listing(weights, 3)}) "
-            f"hold{'s' * (len(weights) == 1)} NaN or infinity too, so running statistics alone do not repair it: "
-            f"{search.sentence()}"
+            f"hold{'s' * (len(weights) == 1)} NaN or infinity too, so running statistics alone do not repair the "
+            f"model: {search.sentence()}"
         )
     found: dict[str, tuple[int, dict[str, Tensor]]] = {}
     lost = []

@@ -149,6 +149,7 @@ class DeadChannels(Rule):
             threshold=limit,
             message=f"{len(channels)} of {window.layers.channels[layer]} channels ({number(100 * part)} %) are "
             f"switched off by gamma or beta and get no gradient{rate_note(window, step)}",
-            advice=f"{retreat(window, step, 'lower the learning rate or lengthen its warm-up')}, and remove weight "
+            advice=f"go back to a checkpoint from before step {step}, because dead channels stay dead; "
+            f"{retreat(window, step, 'lower the learning rate or lengthen its warm-up')}, and remove weight "
             "decay from gamma and beta: bnmonitor.remedies.parameter_groups(model, weight_decay=...)",
         )

@@ -130,6 +130,7 @@ class GammaExplosion(Rule):
             value=factor if by_growth else far,
             threshold=self.growth if by_growth else self.spread,
             message=f"gamma of {count(len(channels), 'channel')} is up to {largest}, {what}{rate_note(window, step)}",
-            advice=f"{retreat(window, step, 'lower the learning rate of gamma')}, or clip gradients: "
+            advice=f"go back to a checkpoint from before step {step}, and "
+            f"{retreat(window, step, 'lower the learning rate of gamma')} or clip gradients: "
             "Trainer(gradient_clip_val=1.0)",
         )
