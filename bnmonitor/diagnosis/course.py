@@ -12,28 +12,32 @@ LEVEL = 10
 """Steps over which the median of the loss is its level."""
 
 NO_BETTER = 0.9
-"""Share of its first level above which a loss counts as no better than at the start."""
+"""Share of its start above which a loss counts as no better than at the start."""
+
+BACK = 0.5
+"""Share of its start below which a loss that never fell before counts as having come back."""
 
 YOUNG = 50
 """Steps before which the loss has hardly fallen."""
 
 
-def loss_is_back(window: Window, since: int) -> bool | None:
+def loss_is_back(window: Window, since: int, share: float = BACK) -> bool | None:
     """Return whether the loss is as good as it should be; None where it is unknown or the training is too young.
 
-    If the loss had fallen before the incident began, it has to come back half of that way; else it has to be better
-    than at its start.
+    If the loss had fallen before the incident began, it has to come back half of that way; else it has to fall below a
+    share of its start.
 
     Args:
         window: The steps.
         since: The step at which the incident began.
+        share: The share of its start.
     """
     level, start, best = loss_level(window, LEVEL), window.facts.loss_start, window.facts.loss_best
     if level != level or start != start or len(window) < 2 * LEVEL:
         return None
     if since > YOUNG and best < start:
         return level < (start + best) / 2
-    return level < start - (1 - NO_BETTER) * abs(start)
+    return level < start - (1 - share) * abs(start)
 
 
 def loss_course(window: Window, since: int) -> str:

@@ -228,7 +228,7 @@ def test_a_damaged_incident_is_refused(field: str, value: object) -> None:
 def test_an_incident_prints_as_three_lines() -> None:
     [incident] = told(alert("BN106", "1", layers=("1", "2", "3")))
     first, second, third = str(incident).split("\n")
-    assert first == "! the batch variance exploded · since step 100 · 3 of 4 layers, first 1"
+    assert first == "! the batch variance exploded · since step 100 · 3 of 4 layers, first layer 1"
     assert second == "  BN106 says so"
     assert third == "  fix: mend it · bnmonitor explain BN106"
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from bnmonitor._text import number
 from bnmonitor.diagnosis.base import Case, Cause
-from bnmonitor.diagnosis.course import growth, loss_course, loss_is_back
+from bnmonitor.diagnosis.course import NO_BETTER, growth, loss_course, loss_is_back
 from bnmonitor.measures import rise
 from bnmonitor.results import Severity
 
@@ -80,12 +80,14 @@ class LearningRateTooHigh(Cause):
 
     def severity(self, case: Case) -> Severity:
         """An error once the training is lost, or its loss is no better than at its start."""
-        if case.lost or (case.window is not None and loss_is_back(case.window, case.lead.first_step) is False):
+        if case.lost or (
+            case.window is not None and loss_is_back(case.window, case.lead.first_step, NO_BETTER) is False
+        ):
             return Severity.ERROR
         return case.severity
 
     def lasts(self, case: Case) -> bool:
-        """Whether the loss is still no better than at its start."""
+        """Whether the loss has not come back yet."""
         return case.lost or (case.window is not None and loss_is_back(case.window, case.lead.first_step) is False)
 
 
