@@ -86,7 +86,22 @@ def _attribute(holder: Any, name: str) -> tuple[_Read, _Write]:
     return lambda: getattr(holder, name), lambda value: setattr(holder, name, value)
 
 
-_NAMES = ("HUP", "INT", "QUIT", "ABRT", "TERM", "ALRM", "CHLD", "CONT", "PIPE", "TSTP", "USR1", "USR2", "WINCH", "BREAK")
+_NAMES = (
+    "HUP",
+    "INT",
+    "QUIT",
+    "ABRT",
+    "TERM",
+    "ALRM",
+    "CHLD",
+    "CONT",
+    "PIPE",
+    "TSTP",
+    "USR1",
+    "USR2",
+    "WINCH",
+    "BREAK",
+)
 
 # The real-time signals are left out: to ask for the handlers of all takes 40 µs.
 _SIGNALS = tuple(getattr(signal, f"SIG{name}") for name in _NAMES if hasattr(signal, f"SIG{name}"))
