@@ -47,7 +47,7 @@ CHANGES = (
 )
 """Events that leave the buffers to the layers."""
 
-OTHER_WRITES = False
+OTHER_WRITES = True
 """Whether programs are composed in which other code writes to the buffers of layers."""
 
 

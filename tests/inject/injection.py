@@ -36,6 +36,7 @@ SHELL: dict[str, tuple[str, ...]] = {
         "begin_evaluation",
         "end_evaluation",
     ),
+    "monitor/settings.py": ("check_loss",),
     "lightning/harmless.py": (),
     "lightning/callback.py": ("setup", "on_exception", "teardown", "state_dict", "state_key", "_end", "_leave"),
 }
