@@ -379,7 +379,7 @@ def test_an_incident_is_over_once_its_advice_is_followed(case: Case, tmp_path: P
 
 @dataclass(frozen=True, kw_only=True)
 class FromTheStart(Injection):
-    """A learning rate from the first step on."""
+    """A learning rate from the first step on, in a training whose loss is recorded."""
 
     name: str = "rate"
     steps: int = 150
@@ -387,6 +387,14 @@ class FromTheStart(Injection):
 
     def recipe(self, recipe: Recipe) -> Recipe:
         return replace(recipe, lr=self.rate)
+
+    def before_start(self, trial: Trial) -> None:
+        step = trial.monitor.step
+        trial.monitor.step = lambda: step(loss=trial.notes["loss"])  # type: ignore[method-assign]
+
+    def backward(self, trial: Trial, loss: Tensor) -> None:
+        trial.notes["loss"] = loss.detach()
+        loss.backward()
 
 
 @dataclass(frozen=True, kw_only=True)
