@@ -216,6 +216,27 @@ def test_the_snippets_of_a_page_run_in_order(path: Path, tmp_path: Path, monkeyp
         exec(compile(body, name_of(path), "exec"), names)
 
 
+def test_the_plain_loop_of_the_readme_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (body,) = [body for body in blocks(ROOT / "README.md") if "from bnmonitor import Monitor" in body]
+    model = nn.Sequential(nn.Linear(20, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    loader = DataLoader(TensorDataset(torch.randn(640, 20), torch.zeros(640).long()), batch_size=32, shuffle=True)
+    names = {
+        "torch": torch,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.05),
+        "loader": loader,
+        "val_loader": loader,
+        "loss_of": nn.functional.cross_entropy,
+    }
+    exec(compile(body, "README.md", "exec"), names)
+    monitor = names["monitor"]
+    assert monitor.steps[-1] == 199  # type: ignore[attr-defined]
+    assert len(monitor.steps) == 64  # type: ignore[attr-defined]
+    assert monitor.incidents == ()  # type: ignore[attr-defined]
+    assert list((tmp_path / "runs/first").glob("events.out.*"))
+
+
 def test_configuration_in_the_docs_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jsonargparse = pytest.importorskip("jsonargparse")
     yaml = pytest.importorskip("yaml")

@@ -17,10 +17,13 @@ from torch.utils.data import DataLoader, TensorDataset
 import bnmonitor
 import bnmonitor.remedies
 from bnmonitor import Incident, Monitor
+from bnmonitor.diagnosis import CAUSES
 from bnmonitor.remedies import freeze, recalibrate, restore_last_finite, set_momentum
 from tests.end_to_end.faults.catalogue import INJECTIONS
+from tests.end_to_end.faults.data import Data
 from tests.end_to_end.faults.injection import Injection, evaluation_mode
 from tests.end_to_end.faults.networks import NETWORKS, batchnorms
+from tests.end_to_end.faults.recipes import Recipe
 from tests.end_to_end.faults.trial import Trial
 
 update_bn = torch.optim.swa_utils.update_bn
@@ -260,25 +263,6 @@ def without_the_offset(trial: Treated) -> None:
     trial.notes["add"] = torch.zeros_like(trial.notes["add"])
 
 
-def register(trial: Treated) -> None:
-    trial.site.unit.add_module("hidden", trial.notes["made"][0])
-    trial.monitor.start()
-
-
-def keep_statistics(trial: Treated) -> None:
-    norm = trial.site.norm
-    norm.track_running_stats = True
-    norm.running_mean, norm.running_var = torch.zeros(norm.num_features), torch.ones(norm.num_features)
-    norm.num_batches_tracked = torch.tensor(0)
-    update_bn(trial.loader, trial.model)
-
-
-def less_dropout(trial: Treated) -> None:
-    for module in trial.model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-
-
 def estimate_the_average(trial: Treated) -> None:
     average = trial.notes["average"]
 
@@ -374,12 +358,6 @@ CASES = [
          says="estimate the statistics again before validation", follow=estimate_again),
     Case(fault="mean-offset", network="mlp", cause="changed-weights", code=("BN107",),
          says="remove the bias of the layer before", follow=without_the_offset),
-    Case(fault="kept-in-a-list", network="mlp", cause="unregistered-layer", code=("BN507",),
-         says="keep it in nn.ModuleList", follow=register),
-    Case(fault="without-statistics", network="mlp", cause="batch-dependent-evaluation", code=("BN408",),
-         says="keep running statistics", follow=keep_statistics),
-    Case(fault="dropout-.9-before", network="mlp", cause="dropout-before-norm", code=("BN802",),
-         says="lower its probability", follow=less_dropout),
     Case(fault="average-left-behind", network="wine", cause="foreign-statistics", code=("BN505",),
          says=r"update_bn\(loader, averaged_model\)", follow=estimate_the_average),
 ]  # fmt: skip
@@ -394,3 +372,78 @@ def test_an_incident_is_over_once_its_advice_is_followed(case: Case, tmp_path: P
     assert trial.state == "resolved", trial.monitor.incidents[trial.incident.index]
     left = [i.cause for i in trial.monitor.incidents if i.state == "open"]
     assert left == []
+
+
+# -- advice to start again ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromTheStart(Injection):
+    """A learning rate from the first step on, in a training whose loss is recorded."""
+
+    name: str = "rate"
+    steps: int = 150
+    rate: float = 0.05
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        return replace(recipe, lr=self.rate)
+
+    def before_start(self, trial: Trial) -> None:
+        step = trial.monitor.step
+        trial.monitor.step = lambda: step(loss=trial.notes["loss"])  # type: ignore[method-assign]
+
+    def backward(self, trial: Trial, loss: Tensor) -> None:
+        trial.notes["loss"] = loss.detach()
+        loss.backward()
+
+
+@dataclass(frozen=True, kw_only=True)
+class InHalfPrecision(Injection):
+    """Under fp16, with pixels as they lie in the file or normalized."""
+
+    steps: int = 130
+    raw: bool = True
+
+    def data(self, data: Data) -> Data:
+        return INJECTIONS["raw-input"].data(data) if self.raw else data
+
+    def forward(self, trial: Trial) -> AbstractContextManager[None]:
+        return torch.autocast("cpu", torch.float16)
+
+    def options(self, trial: Trial) -> dict[str, Any]:
+        return {"select": ("default",)}
+
+
+def run(network: str, fault: Injection) -> tuple[Incident, ...]:
+    trial = Trial(NETWORKS[network], injection=fault)
+    trial.run()
+    return trial.monitor.incidents
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv1d"])
+@pytest.mark.parametrize("rate", [3.0, 30.0])
+def test_a_training_at_the_rate_that_the_incident_names_has_no_incident(network: str, rate: float) -> None:
+    (incident, *_) = run(network, FromTheStart(rate=rate))
+    assert incident.cause == "learning-rate-too-high"
+    (named,) = re.findall(r"learning rate to about ([\d.e-]*\d)", incident.advice)
+    assert float(named) < rate
+    assert run(network, FromTheStart(rate=float(named))) == ()
+
+
+def test_a_training_at_the_rate_from_before_it_was_raised_has_no_incident() -> None:
+    (incident, *_) = run("mlp", INJECTIONS["rate-x100"])
+    assert incident.cause == "learning-rate-too-high"
+    (named,) = re.findall(r"go back to a learning rate of ([\d.e-]*\d)", incident.advice)
+    assert run("mlp", FromTheStart(rate=float(named))) == ()
+
+
+def test_a_normalized_input_has_no_incident() -> None:
+    (incident, *_) = run("conv1d", InHalfPrecision())
+    assert incident.cause == "unnormalized-input"
+    assert "normalize the input" in incident.advice
+    assert run("conv1d", InHalfPrecision(raw=False)) == ()
+
+
+def test_the_advice_of_every_cause_is_tried() -> None:
+    tried = {case.cause for case in CASES} | {"learning-rate-too-high", "unnormalized-input"}
+    assert {cause.name for cause in CAUSES} - tried == set()
