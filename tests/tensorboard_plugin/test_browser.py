@@ -333,6 +333,10 @@ def test_dark_mode_is_that_of_tensorboard(tab: Tab) -> None:
     tab.page.evaluate("document.body.classList.add('dark-mode')")
     frame.wait_for_function(f"{background} !== '{light}'")
     assert frame.evaluate("document.documentElement.classList.contains('dark')")
+    meter = "document.querySelector('.now .meter i').style.background"
+    error = "getComputedStyle(document.documentElement).getPropertyValue('--health').trim().split(/\\s+/)[0]"
+    red = tuple(int(frame.evaluate(error)[i : i + 2], 16) for i in (1, 3, 5))
+    frame.wait_for_function(f"{meter} === 'rgb{red}'")
 
 
 # -- what may come -----------------------------------------------------------------------------------------------------
