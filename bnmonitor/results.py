@@ -380,7 +380,8 @@ class StepSummary:
         if not found:
             return self._calm()
         first, more = found[0], f", {count(len(found) - 1, 'more incident')}" if len(found) > 1 else ""
-        since = f"BatchNorm {first.severity.mark} {first.title}, since step {thousands(first.first_step)}"
+        begin = f", since step {thousands(first.first_step)}" if self.step >= 0 else ""
+        since = f"BatchNorm {first.severity.mark} {first.title}{begin}"
         where = first.extent if len(first.layers) > 1 else first.where
         return (f"{since} ({where}){more}" if where else f"{since}{more}", f"{since}{more}", since)
 

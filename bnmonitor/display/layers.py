@@ -142,9 +142,11 @@ def _rows(summary: StepSummary) -> list[_Row]:
     for i, row in enumerate(rows):
         alike.setdefault((row.severity, row.since, row.what) if row.severity > Severity.INFO else (i,), []).append(row)
     shown: list[_Row] = []
-    for first, *others in alike.values():
-        folds = len(others) >= _FOLDED
-        shown += [replace(first, same=len(others))] if folds else [first, *others]
+    for group in alike.values():
+        # Rows where an incident began come first in a group; at least one row stands for the others.
+        kept = max(1, sum(row.summary.name in origins for row in group))
+        left = len(group) - kept
+        shown += [*group[: kept - 1], replace(group[kept - 1], same=left)] if left >= _FOLDED else group
     return shown
 
 
