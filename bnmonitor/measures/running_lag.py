@@ -27,11 +27,12 @@ def typical_variance(window: Window) -> Tensor:
 @once_of_rows
 def averages(window: Window) -> tuple[Tensor, Tensor, Tensor]:
     """Means over the window, ``[C]`` each: of the shift, of the batch variance, and of the running one before it."""
-    return window.averages or (
-        mean_over_steps(window.shift),
-        mean_over_steps(variances(window, slice(1, None))),
-        mean_over_steps(window.running_var[:-1]),
-    )
+    if window.averages is not None:
+        return window.averages
+    batch = window.batch_var[1:].mean(0)
+    if batch.isnan().any():
+        batch = mean_over_steps(variances(window, slice(1, None)))
+    return mean_over_steps(window.shift), batch, mean_over_steps(window.running_var[:-1])
 
 
 @once

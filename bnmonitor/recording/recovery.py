@@ -64,6 +64,7 @@ def recover_rows(
     half_ulp: Tensor,
     out: Mapping[str, Tensor],
     momentum_before: Tensor | None = None,
+    chained: bool = False,
 ) -> Tensor | None:
     """Recover the batch statistics of several steps.
 
@@ -83,6 +84,7 @@ def recover_rows(
             ``updates``, ``recovery``, ``momentum`` and ``variance`` (``[T, L]``), as described at
             :class:`bnmonitor.window.Window`.
         momentum_before: ``momentum`` as it was before each step; None: the same.
+        chained: Whether each step begins with what the one before it has left.
 
     Returns:
         ``[T, L]`` bool, where no batch can have made the running statistics, although nobody is known to have written
@@ -97,7 +99,7 @@ def recover_rows(
         )
     usual = (updates == 1) & counted & ~foreign & ~unsure & (momentum > 0)
     if bool(usual.all()) and bool(layers.tracked.all()):
-        channels = _Channels(layers, before, after, momentum, out)
+        channels = _Channels(layers, before, after, momentum, out, chained=chained)
         if channels.finite and not channels.negative and channels.coarse(half_ulp, momentum) is None:
             out["updates"].copy_(updates)
             out["recovery"].fill_(Recovery.EXACT)
@@ -214,6 +216,7 @@ class _Channels:
         after: The same after it.
         weight: ``[T, L]``, see :func:`~bnmonitor.measures.update_weight`.
         out: Where ``batch_mean``, ``batch_var``, ``shift`` and ``ratio`` are written.
+        chained: Whether each step begins with what the one before it has left.
     """
 
     def __init__(
@@ -223,7 +226,10 @@ class _Channels:
         after: tuple[Tensor, Tensor],
         weight: Tensor,
         out: Mapping[str, Tensor],
+        *,
+        chained: bool = False,
     ) -> None:
+        self._chained = chained
         self._owner, self._before, self._after, self._var = layers.owner, before, after, out["batch_var"]
         (old_mean, old_var), (new_mean, new_var) = before, after
         mean, var, shift, ratio = (out[name] for name in ("batch_mean", "batch_var", "shift", "ratio"))
@@ -237,7 +243,7 @@ class _Channels:
         torch.add(var, self.eps, out=ratio).sqrt_().mul_(scale)
         # NaN and infinity pass through the extremes, which cost a fraction of a comparison.
         extremes = torch.stack([mean.amin(0), mean.amax(0), var.amin(0), var.amax(0)])
-        self._least = extremes[2].clamp(min=0)
+        self._extremes = extremes
         self.finite = bool(extremes.sum().isfinite())
         self.negative = bool((extremes[2] < 0).any()) if self.finite else bool((var < 0).any())
 
@@ -282,16 +288,24 @@ class _Channels:
         return _Coarse(mean_lost & known, var_lost & known, shift_lost & known, ratio_lost & known, error)
 
     def _all_exact(self, part: Tensor, single: Tensor) -> bool:
-        """Whether nothing is hidden, by the extremes over the steps: they are exact nearly always."""
-        if bool(part.max() > MATERIAL):
+        """Whether nothing is hidden, by the extremes over the steps: they are exact nearly always.
+
+        Running statistics are averages: they lie between what they were at first and the extremes of the batches.
+        """
+        if not self._chained or bool(part.max() > MATERIAL):
             return False
-        (old_mean, old_var), (mean, var) = self._before, self._after
-        far = torch.maximum(mean.abs().amax(0), old_mean.abs().amax(0))
-        part, single = (each.amax(0)[self._owner] for each in (part, single))
-        error = single * torch.maximum(old_var.amax(0), var.amax(0))
-        exact = (error <= EXACT * self._least) | (error <= _NOTHING * self.eps)
-        exact &= part * far <= TOLERANCE * (var.amin(0) + self.eps).sqrt()
-        return bool((exact & (single * far <= EXACT * (self._least + self.eps).sqrt())).all())
+        (old_mean, old_var), (low, high, least, most) = (t[0] for t in self._before), self._extremes
+        far = torch.maximum(torch.maximum(high, -low), old_mean.abs())
+        peak, floor = torch.maximum(most, old_var), torch.minimum(least, old_var).clamp(min=0)
+        deviation = (floor + self.eps).sqrt_()
+        for rough in (True, False):
+            some, one = (each.max() if rough else each.amax(0)[self._owner] for each in (part, single))
+            error = one * peak
+            exact = (error <= EXACT * least) | (error <= _NOTHING * self.eps)
+            exact &= (some * far <= TOLERANCE * deviation) & (one * far <= EXACT * deviation)
+            if exact.all():
+                return True
+        return False
 
 
 def fill_seen(

@@ -16,7 +16,7 @@ from bnmonitor.layers import LayerTable, is_split, writes_pairwise
 from bnmonitor.recording.recovery import Seen, fill_seen, recover_rows
 from bnmonitor.recording.ring import Ring
 from bnmonitor.recording.rounding import as_written
-from bnmonitor.recording.traces import ForeignWrites, Traces
+from bnmonitor.recording.traces import ForeignWrites, Traces, TraceTable
 from bnmonitor.recording.transfer import HostTransfer
 from bnmonitor.recording.witnesses import Witnesses
 
@@ -307,19 +307,20 @@ class Tape:
         counts_updates, cumulative = (self.layers.which(f) for f in ("counts_updates", "averages_cumulatively"))
         momentum = _stacked([row.momentum for row in meta], _momentum)
         momentum_before = _stacked([rows[i - 1].momentum for i in at], _momentum)
-        pairs = [(rows[i - 1].traces, rows[i].traces) for i in at]
-        same = torch.stack([now.same(before) for before, now in pairs])
+        traces = TraceTable([row.traces for row in rows], at)
         # Each forward of a layer that does not count its updates is one write to its buffers, if no other code writes.
-        written = _stacked([row.traces for row in rows], _mean_versions)
+        written = traces.versions[:, 0]
         counts = torch.where(counts_updates, counts, written)
-        foreign = self.writes.found(pairs, same, counts[now] - counts[old], counts_updates & self._counted())
-        if not same.all():
+        foreign = self.writes.found(traces, counts[now] - counts[old], counts_updates & self._counted())
+        eager = torch.tensor([self.writes_count and id(m) not in self.compiled for m in self.modules], device="cpu")
+        writes_count = eager
+        if not traces.unchanged:
+            writes_count = eager & traces.same
             # Nobody knows what other tensors held before the forward wrote to them.
             changed = self.layers.segments.any((mean != after["running_mean"]) | (var != after["running_var"]))
-            foreign |= ~same & (changed | (counts[now] != counts[old]))
-        eager = torch.tensor([self.writes_count and id(m) not in self.compiled for m in self.modules], device="cpu")
+            foreign |= ~traces.same & (changed | (counts[now] != counts[old]))
         if self.writes_doubtful:
-            foreign |= ~counts_updates & eager & same & (written[now] - written[old] > 1)
+            foreign |= ~counts_updates & writes_count & (written[now] - written[old] > 1)
         if any(row.foreign for row in meta):
             unsynced = torch.ones(len(self.layers), dtype=torch.bool, device="cpu")
             unsynced[list(self.layers.synced)] = False  # these have the same statistics in all processes
@@ -332,12 +333,13 @@ class Tape:
             before=(mean, var),
             after=(after["running_mean"], after["running_var"]),
             counts=(counts[old], counts[now]),
-            counted=torch.where(counts_updates, self._counted(), same & eager),
+            counted=torch.where(counts_updates, self._counted(), writes_count).expand_as(foreign),
             foreign=foreign,
             momentum=momentum.where(cumulative | ~momentum.isnan(), 0.0),
             half_ulp=half_ulp,
             out=out,
             momentum_before=momentum_before.where(cumulative | ~momentum_before.isnan(), 0.0),
+            chained=run,
         )
         fill_seen(self.layers, out, [id(m) for m in self.modules], [row.seen for row in meta])
         for name in _READ:
@@ -377,10 +379,6 @@ def _stacked(values: Sequence[T], convert: Callable[[T], Tensor]) -> Tensor:
         if id(value) not in made:
             made[id(value)] = convert(value)
     return torch.stack([made[id(value)] for value in values])
-
-
-def _mean_versions(traces: Traces) -> Tensor:
-    return torch.tensor(traces.versions[: len(traces.versions) // 3], dtype=torch.int64, device="cpu")
 
 
 def _momentum(momenta: list[float | None]) -> Tensor:

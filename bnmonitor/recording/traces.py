@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import starmap
+from itertools import chain
 from operator import attrgetter, is_
 from typing import TypeVar
 
@@ -136,43 +137,70 @@ class ForeignWrites:
             self._eager.zero_()
             self._usual.fill_(_MOST_COMPILED)
 
-    def found(self, pairs: Sequence[tuple[Traces, Traces]], same: Tensor, updates: Tensor, counted: Tensor) -> Tensor:
+    def found(self, rows: TraceTable, updates: Tensor, counted: Tensor) -> Tensor:
         """Return where another has written, ``[T, L]`` bool.
 
         Args:
-            pairs: What was read before and after each step.
-            same: ``[T, L]`` bool, where the tensors are the same.
+            rows: What was read before and after each step.
             updates: ``[T, L]`` int64, how much the counter of each layer has grown.
             counted: ``[L]`` bool, which layers have one.
         """
-        before, after = zip(*pairs, strict=True)
-        versions = [torch.tensor([t.versions for t in rows], device="cpu") for rows in (before, after)]
-        means, variances, counters = (versions[1] - versions[0]).chunk(3, 1)
-        judged = self._native & same
-        counted = counted & torch.stack(list(starmap(_same_counters, pairs)))
+        means, variances, counters = rows.writes
+        judged = self._native if rows.unchanged else self._native & rows.same
+        counted = counted if rows.unchanged else counted & rows.same_counters
         updates = updates.clamp(min=0)
-        own, eager = _writes_of_a_forward(), torch.ones_like(self._eager)
-        self._begin(after[-1].compilations)
+        own, eager = _writes_of_a_forward(), None
+        self._begin(rows.compilations[1])
         if self.compiled or self._compilations > self.started_at:
-            once = judged & (updates > 0)
-            if before[0].compilations == self._compilations:
+            if rows.compilations[0] == self._compilations:
+                once = judged & (updates > 0)
                 self._eager |= (once & (means == 0) & (variances == 0)).any(0)
                 rate = (means / updates.clamp(min=1)).ceil().long().where(once & (means > 0), _MOST_COMPILED)
                 self._usual = torch.minimum(self._usual, rate.amin(0))
             eager = self._eager
-        limit = updates.where(counted, _ANY_NUMBER) * torch.where(eager, own, self._usual.clamp(min=own))
-        more = (means > limit) | (variances > limit) | (means != variances)
-        # A compiled graph writes to the counter as often as to the statistics.
-        more |= counted & ((counters > torch.maximum(updates, means)) | (~eager & (means > 0) & (means != counters)))
-        return judged & more
+        each: Tensor | int = own if eager is None else torch.where(eager, own, self._usual.clamp(min=own))
+        limit = updates.where(counted, _ANY_NUMBER) * each
+        more = (means > limit) | (means != variances) | (counted & (counters > torch.maximum(updates, means)))
+        if eager is not None:
+            # A compiled graph writes to the counter as often as to the statistics.
+            more |= counted & ~eager & (means > 0) & (means != counters)
+        return more & judged
 
 
-def _same_counters(before: Traces, after: Traces) -> Tensor:
-    layers = len(after.versions) // 3
-    if before.tensors is after.tensors:
-        return torch.ones(layers, dtype=torch.bool, device="cpu")
-    kept = zip(before.tensors[2 * layers :], after.tensors[2 * layers :], strict=True)
-    return torch.tensor([a is b for a, b in kept], dtype=torch.bool, device="cpu")
+class TraceTable:
+    """The traces of several steps, as tensors.
+
+    Args:
+        rows: All readings.
+        at: The positions of those after a step; the one before is that before the step.
+    """
+
+    def __init__(self, rows: Sequence[Traces], at: Sequence[int]) -> None:
+        self._pairs = [(rows[i - 1], rows[i]) for i in at]
+        self.compilations = rows[at[0] - 1].compilations, rows[at[-1]].compilations
+        """How many compilations there were before and after all."""
+        self.unchanged = all(a.tensors is b.tensors and a.addresses is b.addresses for a, b in self._pairs)
+        """Whether all layers have the same tensors at the same addresses throughout."""
+        numbers = array("q", chain.from_iterable(row.versions for row in rows))
+        self.versions = torch.frombuffer(numbers, dtype=torch.int64).view(len(rows), 3, -1)
+        """How often each tensor had been written to at each reading: ``[R, 3, L]``."""
+        self.writes = (self.versions[list(at)] - self.versions[[i - 1 for i in at]]).unbind(1)
+        """Counted writes to means, variances and counters in each step: ``[T, L]`` each."""
+
+    @property
+    def same(self) -> Tensor:
+        """Which layers have the same tensors at the same addresses: ``[T, L]`` bool."""
+        return torch.stack([after.same(before) for before, after in self._pairs])
+
+    @property
+    def same_counters(self) -> Tensor:
+        """Which layers have the same tensors and counters: ``[T, L]`` bool."""
+        layers = self.versions.shape[2]
+        kept = [
+            [a is b for a, b in zip(before.tensors[2 * layers :], after.tensors[2 * layers :], strict=True)]
+            for before, after in self._pairs
+        ]
+        return self.same & torch.tensor(kept, dtype=torch.bool, device="cpu")
 
 
 def compilations() -> int:

@@ -89,7 +89,10 @@ class Witnesses:
         """
         rows = {name: values[-(new + 2) :] for name, values in ring.view().items()}
         shift = rows["shift"]
-        if len(shift) < 3 or not bool(shift.nan_to_num(0.0).abs().amax() > _FAR / 2):
+        if len(shift) < 3:
+            return
+        low, high = shift.aminmax()
+        if low >= -_FAR / 2 and high <= _FAR / 2:  # not so where a value is NaN
             return
         mean, var = rows["batch_mean"], rows["batch_var"] + self._layers.eps_by_channel.to(shift.dtype)
         (before, now, after), (old, own, new_var) = ((t[:-2], t[1:-1], t[2:]) for t in (mean, var))
