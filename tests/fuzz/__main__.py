@@ -21,9 +21,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="seed of the first of many programs")
     parser.add_argument("--seconds", type=float, default=60, help="how long to begin new programs")
     parser.add_argument("--programs", type=int, help="how many programs at most")
-    parser.add_argument(
-        "--unseen-writes", action="store_true", help="let other code write to buffers through .data, too"
-    )
+    parser.add_argument("--unseen-writes", action="store_true", help="let other code write through .data, too")
     arguments = parser.parse_args()
     logging.getLogger("bnmonitor").propagate = False
     if arguments.seed is not None:
