@@ -21,11 +21,11 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="seed of the first of many programs")
     parser.add_argument("--seconds", type=float, default=60, help="how long to begin new programs")
     parser.add_argument("--programs", type=int, help="how many programs at most")
-    parser.add_argument("--other-writes", action="store_true", default=None, help="let other code write to buffers")
+    parser.add_argument("--unseen-writes", action="store_true", help="let other code write through .data, too")
     arguments = parser.parse_args()
     logging.getLogger("bnmonitor").propagate = False
     if arguments.seed is not None:
-        return _one(arguments.seed, arguments.other_writes, arguments.shrink)
+        return _one(arguments.seed, arguments.unseen_writes, arguments.shrink)
     return _many(arguments)
 
 
@@ -37,8 +37,8 @@ def examined(program: Program) -> Result:
         return Result(program, ["the test itself: " + traceback.format_exc(limit=-4)])
 
 
-def _one(seed: int, other_writes: bool | None, shrink: bool) -> int:
-    result = examined(compose(seed, other_writes))
+def _one(seed: int, unseen: bool, shrink: bool) -> int:
+    result = examined(compose(seed, unseen=unseen))
     if shrink and result.wrong:
         result = _shrunk(result)
     _report(result)
@@ -51,7 +51,7 @@ def _many(arguments: argparse.Namespace) -> int:
     print(f"programs from seed {first} on", flush=True)
     try:
         while time.monotonic() - began < arguments.seconds and totals.programs != arguments.programs:
-            totals.add(examined(compose(first + totals.programs, arguments.other_writes)))
+            totals.add(examined(compose(first + totals.programs, unseen=arguments.unseen_writes)))
             if totals.programs % 100 == 0:
                 print(totals, flush=True)
     except KeyboardInterrupt:

@@ -50,6 +50,9 @@ CHANGES = (
 OTHER_WRITES = True
 """Whether programs are composed in which other code writes to the buffers of layers."""
 
+UNSEEN = ("data",)
+"""Those of the writes that leave no trace on a tensor: the row of such a step is wrong."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -126,19 +129,20 @@ def _choices(what: Any, without: Sequence[str] = ()) -> str:
     return ", ".join(found)
 
 
-def compose(seed: int, other_writes: bool | None = None) -> Program:
+def compose(seed: int, *, unseen: bool = False) -> Program:
     """Return the program of a seed.
 
     Args:
         seed: Any integer.
-        other_writes: Whether other code may write to buffers; None: as :data:`OTHER_WRITES` says.
+        unseen: Whether there may be writes to buffers that leave no trace.
     """
-    return _Composer(seed, OTHER_WRITES if other_writes is None else other_writes).program()
+    return _Composer(seed, unseen).program()
 
 
 class _Composer:
-    def __init__(self, seed: int, other_writes: bool) -> None:
-        self.seed, self.rng, self.writes = seed, random.Random(seed), other_writes
+    def __init__(self, seed: int, unseen: bool) -> None:
+        self.seed, self.rng = seed, random.Random(seed)
+        self.writes = [write for write in WRITES if unseen or write not in UNSEEN]
 
     def maybe(self, chance: float, these: Sequence[T], otherwise: T) -> T:
         """One of some choices, now and then."""
@@ -166,8 +170,8 @@ class _Composer:
         chance = self.rng.random()
         if chance < 0.3:
             kinds = ERRORS
-        elif chance < 0.5 and self.writes:
-            kinds = WRITES
+        elif chance < 0.5 and OTHER_WRITES:
+            kinds = self.writes
         return Event(
             self.rng.randrange(steps), self.rng.choice(places), self.rng.choice(kinds), self.rng.randrange(100)
         )
