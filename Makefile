@@ -14,6 +14,7 @@ help:
 	@echo "make demo      install, then train three small networks and see what is found"
 	@echo "make test      install, then run the whole test suite"
 	@echo "make fuzz      compose random trainings, and compare them with and without bnmonitor (SECONDS=3600, SEED=...)"
+	@echo "make inject    raise an error at every line of bnmonitor that a short training passes"
 	@echo "make lint      ruff and mypy"
 	@echo "make docs      write the generated pages: the rules, the kinds of layers, the rooms"
 	@echo "make golden    write the expected texts of the terminal anew, and show what changed"
@@ -45,6 +46,9 @@ test: $(VENV)/dev.stamp
 
 fuzz: $(VENV)/dev.stamp
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seconds=$(SECONDS) --first=$(SEED)
+
+inject: $(VENV)/dev.stamp
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.inject
 
 lint: $(VENV)/dev.stamp
 	@$(BIN)/ruff check .

@@ -34,6 +34,9 @@ HEALTH_CAPS: Mapping[Severity, float] = {Severity.INFO: 100.0, Severity.WARNING:
 NEAR_LIMIT_HEALTH = HEALTH_CAPS[Severity.WARNING] + 10.0
 """The least health of a layer without an open incident: its running statistics are at the limit of a warning."""
 
+NEAR_LIMIT = NEAR_LIMIT_HEALTH + 10.0
+"""Health from which on a layer without an open incident is called near its limit."""
+
 
 def health_near(nearness: Any) -> Any:
     """Return the health of a layer without an open incident.
@@ -46,19 +49,6 @@ def health_near(nearness: Any) -> Any:
     """
     return 100.0 - (100.0 - NEAR_LIMIT_HEALTH) * nearness * nearness
 
-
-def health_severity(health: float) -> Severity:
-    """Return the severity of the worst incident that a health leaves room for.
-
-    >>> [str(health_severity(health)) for health in (61.0, 60.0, 20.0)]
-    ['info', 'warning', 'error']
-    """
-    found = (severity for severity in (Severity.ERROR, Severity.WARNING) if health <= HEALTH_CAPS[severity])
-    return next(found, Severity.INFO)
-
-
-NEAR_LIMIT = 75.0
-"""Health from which on a layer without an open incident counts as near the limit of a warning."""
 
 AFFECTED = " affected"
 """The word of a message after it has counted the layers that the fault has reached since."""
@@ -376,21 +366,13 @@ class StepSummary:
 
     def headline(self) -> str:
         """One line: is it healthy, and if not, what is the worst incident."""
-        return self.verdicts()[0] + self.place + self.waiting
+        return self.verdicts()[0] + self.place
 
     @property
     def place(self) -> str:
         """The epoch and the step, as the end of a line: `` · epoch 3 · step 1 170``."""
         epoch = f" · epoch {self.epoch}" if self.epoch is not None else ""
         return epoch + (f" · step {thousands(self.step)}" if self.step >= 0 else "")
-
-    @property
-    def waiting(self) -> str:
-        """How many layers are too young for a lag of their statistics to be judged, as the end of a line; or empty."""
-        young, seen = sum(row.seen and not row.settled for row in self.rows), sum(row.seen for row in self.rows)
-        if not young or self.open_incidents():
-            return ""
-        return " · still warming up" if young == seen else f" · {count(young, 'layer')} still warming up"
 
     def verdicts(self) -> tuple[str, ...]:
         """The headline without its place; then shorter ones, for a line that has less room."""

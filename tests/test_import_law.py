@@ -19,6 +19,7 @@ ORDER = (
     # Free of torch: what is said of a run, how it looks, and how it is kept.
     *(
         "_version",
+        "_settings",
         "_text",
         "_undisturbed",
         "limits",

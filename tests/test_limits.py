@@ -50,7 +50,7 @@ from bnmonitor.history.statistics import BY_NAME
 from bnmonitor.measures import dead, offset, silent, warm
 from bnmonitor.report.compare import JUDGED
 from bnmonitor.report.page import page
-from bnmonitor.results import Severity
+from bnmonitor.results import Incident, Severity
 from bnmonitor.summary import METRICS, summarize
 from bnmonitor.testing import make_sample, make_window
 

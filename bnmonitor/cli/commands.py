@@ -98,7 +98,8 @@ def _report(parsed: argparse.Namespace) -> int:
         say(markdown(reports, rows=parsed.rows).rstrip("\n"))
     else:
         show(terminal(reports, rows=parsed.rows, verbose=parsed.verbose))
-    return _verdict(parsed, [*reports[0].alerts, *reports[0].open_incidents()])
+    notes = [alert for alert in reports[0].alerts if alert.severity is Severity.INFO]
+    return _verdict(parsed, [*reports[0].incidents, *notes])
 
 
 def _compare(parsed: argparse.Namespace) -> int:
@@ -254,11 +255,11 @@ def _explain(parsed: argparse.Namespace) -> int:
     return FINE
 
 
-def _verdict(parsed: argparse.Namespace, alerts: Sequence[Alert | Incident]) -> int:
+def _verdict(parsed: argparse.Namespace, found: Sequence[Alert | Incident]) -> int:
     if parsed.fail_on == NEVER:
         return FINE
     least = Severity[parsed.fail_on.upper()]
-    return FOUND if any(each.state == "open" and each.severity >= least for each in alerts) else FINE
+    return FOUND if any(each.state == "open" and each.severity >= least for each in found) else FINE
 
 
 def _fail(message: str) -> int:

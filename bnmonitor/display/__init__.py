@@ -5,7 +5,7 @@ from bnmonitor.display.incidents import incident_block, incident_change, inciden
 from bnmonitor.display.layers import sparkline
 from bnmonitor.display.printing import drawn, plainly, prepare, say, show
 from bnmonitor.display.styles import HEALTHY, OF_SEVERITY, QUIET, STRONG, WORSE, strong
-from bnmonitor.display.tables import final_summary, headline, health_table, unchecked
+from bnmonitor.display.tables import aside, final_summary, headline, health_table, unchecked
 
 __all__ = [
     "HEALTHY",
@@ -15,6 +15,7 @@ __all__ = [
     "WORSE",
     "alert_block",
     "alert_brief",
+    "aside",
     "drawn",
     "final_summary",
     "finding_block",

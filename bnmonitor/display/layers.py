@@ -157,8 +157,9 @@ def _row(row: LayerSummary, incidents: Sequence[Incident]) -> _Row:
         since = min((a.first_step for a in own), default=worst.first_step)
         return _Row(row, worst.severity, thousands(since), printable(", ".join(names) or worst.cause))
     note = _Row(row, Severity.INFO, "", "")
-    words = "near its limit" if note.near else "" if row.seen else f"not seen: {row.recovery or 'it did not run'}"
-    return _Row(row, Severity.INFO, "", words)
+    if not row.seen:
+        return _Row(row, Severity.INFO, "", f"not seen: {row.recovery or 'it did not run'}")
+    return _Row(row, Severity.INFO, "", "near its limit" if note.near else "" if row.settled else "warming up")
 
 
 def _rest(left: Sequence[_Row]) -> str:

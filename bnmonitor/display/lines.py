@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
     from rich.text import Text
+
+
+_unfolded: ContextVar[bool] = ContextVar("unfolded", default=False)
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,21 @@ class Line:
     indent: int = 0
 
 
+@contextmanager
+def unfolded() -> Iterator[None]:
+    """Draw each line in one piece, for a file, where a search then finds all of it."""
+    before = _unfolded.set(True)
+    try:
+        yield
+    finally:
+        _unfolded.reset(before)
+
+
 class Lines:
     """Lines under one another.
 
-    Each takes the first form that fits, and is folded if none does. Where lines are not wrapped, as in a file, it takes
-    the first form in one piece.
+    Each takes the first form that fits, and is folded if none does. Within :func:`unfolded` it takes the first form in
+    one piece.
 
     Args:
         lines: The lines.
@@ -42,7 +57,7 @@ class Lines:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw the lines."""
         for line in self._lines:
-            if options.no_wrap:
+            if _unfolded.get():
                 yield _whole(line)
             else:
                 room = max(1, options.max_width - line.indent)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from bnmonitor._undisturbed import undisturbed
 from bnmonitor.display.layers import BARS
+from bnmonitor.display.lines import unfolded
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -18,10 +20,6 @@ _PLAIN = str.maketrans("✓✗·–…─→σγβ²×" + BARS, "+x|-~->sgb2x" +
 
 _NOTEBOOK = 100
 """Widest line in a notebook. Rich assumes a wider cell, in which the reader would have to scroll."""
-
-
-_WHOLE: dict[str, Any] = {"no_wrap": True, "overflow": "ignore", "crop": False}
-"""Options for output that is no terminal: a line is not folded, so that a search in a log finds all of it."""
 
 
 def prepare() -> None:
@@ -56,8 +54,8 @@ def show(renderable: RenderableType, console: Console | None = None) -> None:
             console.file.write("\r\x1b[K")
         console.print(renderable)
     else:
-        with console.capture() as capture:
-            console.print(renderable, **_WHOLE)
+        with console.capture() as capture, unfolded():
+            console.print(renderable, crop=False)
         console.file.write(plainly(_trimmed(capture.get()), console.encoding))
         console.file.flush()
 
@@ -95,7 +93,8 @@ def drawn(renderable: RenderableType, console: Console) -> str:
     buffer = RichConsole(
         file=io.StringIO(), force_terminal=console.is_terminal, width=console.width, legacy_windows=False
     )
-    buffer.print(renderable, **({} if console.is_terminal else _WHOLE))
+    with nullcontext() if console.is_terminal else unfolded():
+        buffer.print(renderable, crop=False)
     assert isinstance(buffer.file, io.StringIO)
     return plainly(_trimmed(buffer.file.getvalue()), console.encoding)
 

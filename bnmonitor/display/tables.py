@@ -28,9 +28,8 @@ def headline(summary: StepSummary, ends: Sequence[str] = ()) -> RenderableType:
 
     worst = max((incident.severity for incident in summary.open_incidents()), default=Severity.INFO)
     style = styles.strong(styles.OF_SEVERITY[worst])
-    place, young = summary.place, summary.waiting
-    short = place[max(0, place.find(" · step")) :]
-    given = [*([f"{young}{end}" for end in ends] or [f"{place}{young}", place, short]), ""]
+    short = summary.place[max(0, summary.place.find(" · step")) :]
+    given = [*(ends or [summary.place, short]), ""]
     forms = [f"{verdict}{end}" for verdict in summary.verdicts() for end in given]
     return Lines(Line([Text(printable(form), style=style) for form in dict.fromkeys(forms)]))
 
@@ -89,12 +88,17 @@ def unchecked(skipped: Mapping[str, str]) -> list[str]:
 
 def _hidden(summary: StepSummary) -> RenderableType:
     """Return what a reader can ask for."""
-    from rich.text import Text
-
     notes, skipped = len(summary.notes), len(summary.skipped)
     parts = [count(notes, "note")] if notes else []
     parts += [f"{count(skipped, 'rule')} not checked"] if skipped else []
-    return Lines(Line([Text(f"--verbose shows {' and '.join(parts)}", style=styles.QUIET)])) if parts else Lines()
+    return aside(f"--verbose shows {' and '.join(parts)}") if parts else Lines()
+
+
+def aside(text: str) -> RenderableType:
+    """Return a line that can be read later."""
+    from rich.text import Text
+
+    return Lines(Line([Text(printable(text), style=styles.QUIET)]))
 
 
 def _beside(summary: StepSummary) -> list[RenderableType]:

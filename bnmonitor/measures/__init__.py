@@ -28,6 +28,8 @@ from bnmonitor.measures.moments import (
     merge_between,
     padding,
     reduce,
+    samples_reduced,
+    spread,
     unevenness,
 )
 from bnmonitor.measures.reductions import may_exceed, mean, median, once, share
@@ -54,6 +56,7 @@ from bnmonitor.measures.running_lag import (
     variance_gap,
     warm,
 )
+from bnmonitor.measures.sampled_input import SampledInput, sampled_batch, sampled_input
 from bnmonitor.measures.small_variances import variances
 
 __all__ = [
@@ -66,6 +69,7 @@ __all__ = [
     "MOST_CALLS",
     "Affine",
     "CallMoments",
+    "SampledInput",
     "averages",
     "batch_distance",
     "batch_offset",
@@ -106,10 +110,14 @@ __all__ = [
     "reduce",
     "rise",
     "run_began",
+    "sampled_batch",
+    "sampled_input",
     "samples_normalized",
+    "samples_reduced",
     "settled",
     "share",
     "silent",
+    "spread",
     "synced",
     "trunk",
     "typical_variance",

@@ -34,14 +34,12 @@ def gamma_run(window: Window, steps: int = GAMMA_STEPS) -> Tensor:
         steps: How many steps are looked at.
     """
     gamma, layers = window.gamma, window.layers
-    known = ~gamma.isnan().all(0)
-    finite = gamma.isfinite() | ~known
-    rows = finite.all(1).nonzero().flatten().tolist()
+    now = _last_finite(gamma)
     # Before the first step gamma was as the baseline keeps it, if no step has left the window yet.
     whole = is_young(window)
-    if not rows or not (whole or len(window) > 2):
-        return torch.full((len(layers),), torch.nan)
-    now = rows[-1]
+    if now is None or not (whole or len(window) > 2):
+        return torch.full((len(layers),), torch.nan, device="cpu")
+    known = ~gamma[now].isnan()
     begin = now - steps
     before = window.baseline.gamma if begin < 0 and whole else gamma[max(0, begin)]
     before = before.to(gamma.dtype)
@@ -59,6 +57,15 @@ def loss_level(window: Window, steps: int = SETTLED_LOSS) -> float:
     if not any(loss == loss for loss in losses):
         return math.nan
     return median(loss if loss == loss else math.inf for loss in losses[-steps:])
+
+
+def _last_finite(gamma: Tensor) -> int | None:
+    """The newest row of ``[T, C]`` in which no channel has stopped being finite; None without one."""
+    never = gamma[0].isnan() & gamma[-1].isnan()
+    if bool((gamma[-1].isfinite() | never).all()):
+        return len(gamma) - 1
+    rows = (gamma.isfinite() | never).all(1).nonzero().flatten()
+    return int(rows[-1]) if len(rows) else None
 
 
 def is_young(window: Window) -> bool:

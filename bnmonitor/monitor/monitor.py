@@ -396,6 +396,8 @@ class Monitor:
         except AlertError:
             if kind is None:
                 raise
+        finally:
+            self._session.recorder.end()  # again, if Ctrl-C came while it was closed
 
     # -- what an adapter such as the Lightning callback calls ----------------------------------------------------------
 
@@ -442,6 +444,10 @@ class Monitor:
     def saw_loss(self, loss: Any) -> None:
         """Read the autograd graph of a loss before its backward; needed only if the model's forward is not called."""
         self._session.guard(self._recorder.sampling.saw_loss, loss)
+
+    def give_up(self, error: Exception) -> None:
+        """Stop to watch because of an error in the adapter, and warn once; training goes on."""
+        self._session.fail(error)
 
     def totals(self) -> dict[str, float]:
         """Return the numbers that a callback which stops or saves may watch; empty after bnmonitor has failed."""

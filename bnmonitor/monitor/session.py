@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -127,11 +128,16 @@ class Session:
         except (AlertError, BatchNormWarning):
             raise
         except Exception as error:
-            self.failure = f"bnmonitor stopped watching, training goes on: {type(error).__name__}: {error}"
-            self.recorder.end()
-            logger.debug("bnmonitor stopped watching", exc_info=True)
-            warn(self.failure)
+            self.fail(error)
             return otherwise
+
+    def fail(self, error: Exception) -> None:
+        """Stop watching because of an error, and warn once."""
+        self.failure = f"bnmonitor stopped watching, training goes on: {type(error).__name__}: {error}"
+        with suppress(Exception):
+            self.recorder.end()
+        logger.debug("bnmonitor stopped watching", exc_info=error)
+        warn(self.failure)
 
     def begin(self) -> None:
         """Start to watch, or start again."""
@@ -169,7 +175,8 @@ class Session:
         """Open an alert about a sink, an action or the black box that raised."""
         step = self.recorder.steps[-1] if self.recorder.steps else self.recorder.count
         alert = self.book.open_fault(SinkError.report(who, error, step), SinkError())
-        return alert, self._diagnose()
+        changes = self._diagnose()
+        return self._explained(alert), changes
 
     def collect(self) -> None:
         """Take in what is recorded; after a failure, what was taken in before it is left."""
@@ -187,11 +194,11 @@ class Session:
 
     def doubt(self, state: Mapping[str, Any]) -> str:
         """Return why a state cannot be continued; empty if it can. Nothing changes."""
-        if "failure" in state:
-            return f"the run before it had failed: {state['failure']}"
-        if state.get("version", VERSION) != VERSION:
-            return f"it is of version {state['version']!r}, and this bnmonitor reads version {VERSION}"
         try:
+            if "failure" in state:
+                return f"the run before it had failed: {state['failure']}"
+            if state.get("version", VERSION) != VERSION:
+                return f"it is of version {state['version']!r}, and this bnmonitor reads version {VERSION}"
             with torch.inference_mode(False), torch.no_grad(), single_precision():
                 window = self.recorder.rehearse(state["watch"])
                 book = AlertBook(self._chosen, self.settings.special_rules())
@@ -205,12 +212,14 @@ class Session:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state that there is no doubt about."""
-        with single_precision():
-            self.recorder.load_state_dict(state["watch"])
-            self.book.load_state_dict(state["book"])
-            _continue(self.diagnosis, state, self.book.alerts)
-            self._alerts = None
+        self.shielded(partial(self._load, state), None)
         self.guard(self.recorder.begin)
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self.recorder.load_state_dict(state["watch"])
+        self.book.load_state_dict(state["book"])
+        _continue(self.diagnosis, state, self.book.alerts)
+        self._alerts = None
 
     def step(self, number: int, loss: object = None) -> None:
         """Record the training batch that has just ended; run the rules and write a frame when they are due."""
@@ -338,17 +347,19 @@ class Session:
         Args:
             wait: Whether to wait for what other processes still send.
         """
-        try:
+        with ExitStack() as last_first:  # whatever raises, all else is done
+            last_first.callback(self.recorder.end)  # once more: Ctrl-C may have come within the first time
+            last_first.callback(self.shielded, partial(self.recorder.peers.leave, wait=wait), None)
+            last_first.callback(setattr, self, "running", False)
+            last_first.callback(self.shielded, self._close_failed, None)
+            last_first.callback(self.guard, self._close_sinks)
+            last_first.callback(self.shielded, self.recorder.end, None)
             self.guard(self._judge, "", True)
-        finally:
-            self.recorder.end()
-            try:
-                self.guard(self._close_sinks)
-                if self.running and self.failure:
-                    self.actions.notify("close", self._unknown())
-            finally:
-                self.running = False
-                self.recorder.peers.leave(wait=wait)
+
+    def _close_failed(self) -> None:
+        """Close the sinks after a failure."""
+        if self.running and self.failure:
+            self.actions.notify("close", self._unknown())
 
     def _close_sinks(self) -> None:
         if self.black_box is not None:

@@ -31,7 +31,7 @@ _ROUNDINGS = 3
 _NOTHING = 1e-5
 """A variance off by less than this part of eps is known, whatever it is: the layer adds eps to it."""
 
-_HALF = 1e-4
+HALF = 1e-4
 """Relative rounding above which running statistics are in half precision."""
 
 
@@ -64,7 +64,7 @@ def recover_rows(
     half_ulp: Tensor,
     out: Mapping[str, Tensor],
     momentum_before: Tensor | None = None,
-) -> None:
+) -> Tensor | None:
     """Recover the batch statistics of several steps.
 
     All steps of all channels are looked at, but for what is rare (a write by another hand, lost precision, values that
@@ -83,6 +83,10 @@ def recover_rows(
             ``updates``, ``recovery``, ``momentum`` and ``variance`` (``[T, L]``), as described at
             :class:`bnmonitor.window.Window`.
         momentum_before: ``momentum`` as it was before each step; None: the same.
+
+    Returns:
+        ``[T, L]`` bool, where no batch can have made the running statistics, although nobody is known to have written
+        to them; None if that is nowhere.
     """
     updates = counts[1] - counts[0]
     unsure = torch.zeros_like(foreign)
@@ -99,8 +103,8 @@ def recover_rows(
             out["recovery"].fill_(Recovery.EXACT)
             out["momentum"].copy_(momentum)
             out["variance"].copy_(layers.segments.mean(out["batch_var"]))
-            return
-    _recover_unusual(layers, before, after, counts, counted, foreign, unsure, momentum, half_ulp, out)
+            return None
+    return _recover_unusual(layers, before, after, counts, counted, foreign, unsure, momentum, half_ulp, out)
 
 
 def _recover_unusual(
@@ -114,7 +118,7 @@ def _recover_unusual(
     momentum: Tensor,
     half_ulp: Tensor,
     out: Mapping[str, Tensor],
-) -> None:
+) -> Tensor | None:
     """The same where a layer was not updated exactly once in each step, or something is wrong with a value."""
     (old_mean, old_var), (new_mean, new_var) = before, after
     segments, owner = layers.segments, layers.owner
@@ -163,6 +167,8 @@ def _recover_unusual(
     out["updates"].copy_(updates)
     out["recovery"].copy_(state)
     out["momentum"].copy_(momentum)
+    impossible &= ~foreign & (updates > 0)
+    return impossible if impossible.any() else None
 
 
 @dataclass(frozen=True)
@@ -256,7 +262,7 @@ class _Channels:
         slip = half_ulp / weight
         known = slip.isfinite()
         part = slip.where(known, 0.0)
-        single = _ROUNDINGS * part.where(half_ulp < _HALF, 0.0)
+        single = _ROUNDINGS * part.where(half_ulp < HALF, 0.0)
         if self._all_exact(part, single):
             return None
         (old_mean, old_var), (mean, var) = self._before, self._after

@@ -18,6 +18,7 @@ from bnmonitor.recording.ring import Ring
 from bnmonitor.recording.rounding import as_written
 from bnmonitor.recording.traces import ForeignWrites, Traces
 from bnmonitor.recording.transfer import HostTransfer
+from bnmonitor.recording.witnesses import Witnesses
 
 _READ = ("running_mean", "running_var", "gamma", "beta", "gamma_grad", "beta_grad")
 _GRAD = attrgetter("grad")
@@ -39,6 +40,7 @@ class _Row:
     traces: Traces
     seen: Mapping[int, Seen] | None
     foreign: bool = False
+    witness: Tensor | None = None
 
 
 class ResizedError(ValueError):
@@ -94,9 +96,10 @@ class Tape:
         which = zip(layers.affine, self._fill[torch.nan], self._fill[1.0], strict=True)
         self._no_gamma = [unknown if affine else one for affine, unknown, one in which]
         self._sizes = [*layers.channels, *layers.channels]
-        native = torch.tensor([writes_pairwise(m) for m in self.modules], dtype=torch.bool, device="cpu")
-        self.writes = ForeignWrites(native)
-        """Finds the writes of other code."""
+        self._native = torch.tensor([writes_pairwise(m) for m in self.modules], dtype=torch.bool, device="cpu")
+        self.writes = ForeignWrites(self._native)
+        """Finds what other code writes."""
+        self._witnesses = Witnesses(layers)
         self.writes_count = True
         """Whether each write to the buffers of an InstanceNorm is one of its forwards; else there is one in a step."""
         self.compiled: set[int] = set()
@@ -127,7 +130,13 @@ class Tape:
             self._moved = moved if self._moved is None else self._moved | moved
 
     def step(
-        self, step: int, rate: float = torch.nan, seen: Mapping[int, Seen] | None = None, *, foreign: bool = False
+        self,
+        step: int,
+        rate: float = torch.nan,
+        seen: Mapping[int, Seen] | None = None,
+        *,
+        foreign: bool = False,
+        witness: Tensor | None = None,
     ) -> None:
         """Record one training step that has just ended.
 
@@ -136,10 +145,13 @@ class Tape:
             rate: The learning rate in force.
             seen: Statistics of layers without buffers, by ``id(module)``; None if nothing could be seen.
             foreign: Whether it began with the buffers of another process, which are not on the tape.
+            witness: Mean and variance of the batch in the forward of a sampled step, ``[2, C]`` on the CPU.
         """
         self._read(step, rate, seen)
-        if foreign:
-            self._meta[-1] = replace(self._meta[-1], foreign=True)
+        if foreign or witness is not None:
+            self._meta[-1] = replace(self._meta[-1], foreign=foreign, witness=witness)
+        if witness is not None:
+            self.writes.ran_eagerly(self.layers.segments.any(~witness[0].isnan()))
 
     @torch.no_grad()
     def _read(self, step: int | None, rate: float, seen: Mapping[int, Seen] | None = None) -> None:
@@ -237,6 +249,7 @@ class Tape:
         order = [position[id(m)] for m in modules]
         spans = [torch.arange(*self.layers.offsets[i : i + 2], device=self._device) for i in order]
         other.writes_count, other._transfer = self.writes_count, self._transfer
+        other.writes = self.writes.reordered(order)
         other.compiled, other.writes_doubtful = self.compiled, self.writes_doubtful
         used = len(self._meta)
         other._tape[:used] = self._tape[:used, :, torch.cat(spans)]
@@ -278,7 +291,7 @@ class Tape:
         if steps:
             self._tape[0].copy_(self._tape[used - 1])
             self._counts[0].copy_(self._counts[used - 1])
-            self._meta = [replace(self._meta[-1], step=None, seen=None)]
+            self._meta = [replace(self._meta[-1], step=None, seen=None, witness=None)]
         return came, rewritten
 
     def _recover(self, rows: list[_Row], tape: Tensor, counts: Tensor, ring: Ring) -> int:
@@ -312,7 +325,9 @@ class Tape:
             unsynced[list(self.layers.synced)] = False  # these have the same statistics in all processes
             updated = (counts[now] != counts[old]) | ~self._counted()
             foreign |= torch.tensor([row.foreign for row in meta], device="cpu")[:, None] & unsynced & updated
-        recover_rows(
+        by_dtype = _stacked([row.traces.dtypes for row in meta], self._half_ulp)
+        half_ulp = as_written(by_dtype, self.layers, (after["running_mean"], after["running_var"]))
+        impossible = recover_rows(
             self.layers,
             before=(mean, var),
             after=(after["running_mean"], after["running_var"]),
@@ -320,17 +335,16 @@ class Tape:
             counted=torch.where(counts_updates, self._counted(), same & eager),
             foreign=foreign,
             momentum=momentum.where(cumulative | ~momentum.isnan(), 0.0),
-            half_ulp=as_written(
-                _stacked([row.traces.dtypes for row in meta], self._half_ulp),
-                self.layers,
-                (after["running_mean"], after["running_var"]),
-            ),
+            half_ulp=half_ulp,
             out=out,
             momentum_before=momentum_before.where(cumulative | ~momentum_before.isnan(), 0.0),
         )
         fill_seen(self.layers, out, [id(m) for m in self.modules], [row.seen for row in meta])
         for name in _READ:
             out[name].copy_(after[name])
+        contradicted = None if impossible is None else impossible & self._native
+        self._witnesses.judge(out, [row.witness for row in meta], contradicted, half_ulp, ring)
+        self._witnesses.judge_jumps(ring, len(at))
         training = _stacked([row.training for row in meta], lambda t: torch.frombuffer(bytearray(t), dtype=torch.bool))
         torch.logical_and(training, self.layers.which("has_modes"), out=out["training"])
         return len(at)

@@ -16,6 +16,9 @@ from torch import Tensor
 
 _VERSION, _ANY_NUMBER = attrgetter("_version"), 1 << 32
 
+_MOST_COMPILED = 2
+"""Most writes to a running statistic that autograd counts for one run of a compiled graph."""
+
 T = TypeVar("T")
 
 
@@ -99,8 +102,9 @@ class Traces:
 class ForeignWrites:
     """Finds the steps in which something other than a layer's forward wrote to its running statistics.
 
-    A forward of PyTorch's BatchNorm writes to both statistics in a way that autograd does not count; one write in a
-    compiled graph is counted once for both. Every further counted write is another's.
+    A forward of PyTorch's BatchNorm writes to both statistics in a way that autograd does not count. A compiled graph
+    writes once or twice to each of the three tensors, depending on the compiler. Every further counted write is
+    another's.
 
     Args:
         native: ``[L]`` bool, which layers run PyTorch's own forward. What others write is not known.
@@ -109,7 +113,17 @@ class ForeignWrites:
     def __init__(self, native: Tensor) -> None:
         self._native = native
         self._eager = torch.zeros_like(native)
-        self._compilations = compilations()
+        self._usual = torch.full(native.shape, _MOST_COMPILED, dtype=torch.int64, device="cpu")
+        self._compilations = self.started_at = compilations()
+        """How many compilations there were in the process before the model can have been compiled."""
+        self.compiled = False
+        """Whether the model is known to be compiled."""
+
+    def reordered(self, order: Sequence[int]) -> ForeignWrites:
+        """Return the same with the layers in another order."""
+        other = ForeignWrites(self._native[list(order)])
+        other.started_at, other.compiled = self.started_at, self.compiled
+        return other
 
     def ran_eagerly(self, layers: Tensor) -> None:
         """Note which layers, ``[L]`` bool, a hook saw run: no compiled graph calls one."""
@@ -118,7 +132,9 @@ class ForeignWrites:
 
     def _begin(self, compiled: int) -> None:
         if compiled != self._compilations:
-            self._compilations, self._eager = compiled, torch.zeros_like(self._native)
+            self._compilations = compiled
+            self._eager.zero_()
+            self._usual.fill_(_MOST_COMPILED)
 
     def found(self, pairs: Sequence[tuple[Traces, Traces]], same: Tensor, updates: Tensor, counted: Tensor) -> Tensor:
         """Return where another has written, ``[T, L]`` bool.
@@ -132,17 +148,23 @@ class ForeignWrites:
         before, after = zip(*pairs, strict=True)
         versions = [torch.tensor([t.versions for t in rows], device="cpu") for rows in (before, after)]
         means, variances, counters = (versions[1] - versions[0]).chunk(3, 1)
-        counter_same = torch.stack(list(starmap(_same_counters, pairs)))
+        judged = self._native & same
+        counted = counted & torch.stack(list(starmap(_same_counters, pairs)))
+        updates = updates.clamp(min=0)
+        own, eager = _writes_of_a_forward(), torch.ones_like(self._eager)
         self._begin(after[-1].compilations)
-        if before[0].compilations == self._compilations:
-            self._eager |= (self._native & same & (updates > 0) & (means == 0) & (variances == 0)).any(0)
-        own = _writes_of_a_forward()
-        each = torch.where(self._eager, own, max(own, 1)) if self._compilations else own
-        limit = updates.clamp(min=0).where(counted, _ANY_NUMBER) * each
+        if self.compiled or self._compilations > self.started_at:
+            once = judged & (updates > 0)
+            if before[0].compilations == self._compilations:
+                self._eager |= (once & (means == 0) & (variances == 0)).any(0)
+                rate = (means / updates.clamp(min=1)).ceil().long().where(once & (means > 0), _MOST_COMPILED)
+                self._usual = torch.minimum(self._usual, rate.amin(0))
+            eager = self._eager
+        limit = updates.where(counted, _ANY_NUMBER) * torch.where(eager, own, self._usual.clamp(min=own))
         more = (means > limit) | (variances > limit) | (means != variances)
-        more |= counter_same & counted & (counters > updates)
-        found: Tensor = self._native & same & more
-        return found
+        # A compiled graph writes to the counter as often as to the statistics.
+        more |= counted & ((counters > torch.maximum(updates, means)) | (~eager & (means > 0) & (means != counters)))
+        return judged & more
 
 
 def _same_counters(before: Traces, after: Traces) -> Tensor:
@@ -162,7 +184,8 @@ def compilations() -> int:
     if module is None:
         return 0
     try:
-        return int(module.counters.get("frames", {}).get("total", 0))
+        count = int(module.counters.get("frames", {}).get("total", 0))
+        return count or int(bool(module.compilation_time_metrics))  # the first may be cleared
     except Exception:  # private to PyTorch
         return 1
 

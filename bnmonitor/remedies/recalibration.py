@@ -186,7 +186,7 @@ def _shown(batches: Iterable[Any], loader: Iterable[Any], most: int | None, prog
     """Show a progress bar."""
     if not progress or (torch.distributed.is_initialized() and torch.distributed.get_rank()):
         return batches
-    with undisturbed(imports=True):
+    with undisturbed():
         import rich
         from rich.progress import track
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bnmonitor._text import count, listing, number, printable, shorten
-from bnmonitor.display import OF_SEVERITY, QUIET, STRONG, WORSE, strong
+from bnmonitor.display import QUIET, STRONG, WORSE, incident_block, incident_line
 from bnmonitor.history.run import Frames, History
 from bnmonitor.history.source import Array
 from bnmonitor.history.statistics import BY_NAME
@@ -221,23 +221,7 @@ def terminal(found: Comparison, *, rows: int = 12) -> RenderableType:
         parts += [Text(f"{count(rest, 'more change')}", style=QUIET)] if rest > 0 else []
     for title, incidents in (("came", found.came), ("went", found.went), ("stayed", found.stayed)):
         parts += [Text(f"{title}:", style=STRONG)] if incidents else []
-        parts += [_block(each, brief=title == "went") for each in incidents]
+        parts += [incident_line(each) if title == "went" else incident_block(each) for each in incidents]
     for title, names in (("only before", found.only_before), ("only after", found.only_after)):
         parts += [Text(printable(f"{title}: {listing(names)}"), style=QUIET, overflow="fold")] if names else []
     return Group(*parts)
-
-
-def _block(incident: Incident, *, brief: bool) -> RenderableType:
-    """Return an incident in three lines; in one if it is brief."""
-    from rich.console import Group
-    from rich.padding import Padding
-    from rich.text import Text
-
-    first, *more = incident.lines()
-    over = f", resolved: last seen at step {incident.last_step}" if incident.state == "resolved" else ""
-    head = Text(printable(first + over), overflow="fold")
-    if not brief and not over:
-        head.stylize(strong(OF_SEVERITY[incident.severity]), 0, 1)
-    if brief:
-        return head
-    return Group(head, *(Padding(Text(printable(line), overflow="fold"), (0, 0, 0, 2)) for line in more if line))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from bnmonitor._text import count, number, printable, thousands
-from bnmonitor.display import QUIET, final_summary, sparkline
+from bnmonitor.display import QUIET, aside, final_summary, sparkline
 from bnmonitor.report.read import Report
 from bnmonitor.results import Alert, Incident
 
@@ -26,7 +26,7 @@ def terminal(reports: Sequence[Report], *, rows: int = 8, verbose: bool = False)
     from rich.text import Text
 
     newest, *others = reports
-    parts: list[RenderableType] = [Text(printable(line), style=QUIET, overflow="fold") for line in newest.about()]
+    parts: list[RenderableType] = [aside(line) for line in newest.about()]
     parts.append(final_summary(newest, rows=rows, verbose=verbose))
     if others:
         parts += [Text(""), Text(f"{count(len(others), 'older run')} (--run NAME shows one):", style=QUIET)]

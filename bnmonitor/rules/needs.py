@@ -113,7 +113,7 @@ def _batch_size(now: Conditions) -> str:
 
 
 def _scaler(now: Conditions) -> str:
-    return "" if now.scaler else "needs a gradient scaler, which trains in fp16: pass scaler= if there is one"
+    return "" if now.scaler else "needs a gradient scaler, which training in fp16 has"
 
 
 def _validation(now: Conditions) -> str:

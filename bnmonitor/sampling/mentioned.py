@@ -12,7 +12,7 @@ _ATTRIBUTES = frozenset({"getattr", "setattr", "delattr", "hasattr"})
 _ANY_ATTRIBUTE = frozenset({"vars", "__dict__", "attrgetter", "methodcaller"})
 """Names of what reaches attributes whose names stand nowhere in the code."""
 
-_ANY_VARIABLE = frozenset({"globals", "eval", "exec", "locals", "__import__", "import_module"})
+_ANY_VARIABLE = frozenset({"globals", "eval", "exec", "__import__", "import_module"})
 """Names of what reaches any variable of a Python module."""
 
 _LOADS = ("LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK", "LOAD_DEREF", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_CLOSURE")

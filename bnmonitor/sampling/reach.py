@@ -20,6 +20,7 @@ import io
 import itertools
 import logging
 import operator
+import queue
 import re
 import sys
 import threading
@@ -48,7 +49,7 @@ from bnmonitor.sampling.restoring import (
 MOST_OBJECTS = 500_000
 """A forward that reaches more objects is not run."""
 
-_TRUSTED = frozenset({*sys.stdlib_module_names, "torch", "numpy", "bnmonitor"}) - {"__main__"}
+_TRUSTED = frozenset({*sys.stdlib_module_names, "torch", "numpy", "bnmonitor", "_pytest"}) - {"__main__"}
 """Packages whose code is not read: it writes to what it gets, to the random generators, and to nothing else."""
 
 _FIRST_NAMES = frozenset({"forward"})
@@ -65,11 +66,13 @@ _FIXED: tuple[type, ...] = (
     *(types.MethodDescriptorType, types.WrapperDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType),
     *(type(vars(abc.ABC)["_abc_impl"]), getattr(collections, "_tuplegetter", int)),
     torch.jit.ScriptFunction,
+    # Other threads wait for these: to put them back could make them wait forever.
+    *(threading.Event, threading.Condition, threading.Semaphore, threading.Barrier),
 )
 
 _OPAQUE: tuple[type, ...] = (
     *(types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType),
-    *(io.IOBase, threading.Thread, torch.jit.ScriptModule),
+    *(io.IOBase, threading.Thread, queue.Queue, torch.jit.ScriptModule),
 )
 """What cannot be put back."""
 
@@ -217,13 +220,8 @@ class Reach:
                 continue
             self._classes.append(each)
             for name, item in vars(each).items():
-                special = (
-                    name[:2] == "__"
-                    and isinstance(item, types.FunctionType)
-                    and name not in _UNCALLED
-                    and (made or name not in _MAKING)
-                )
-                if not (special or name in self._names or self._every):
+                special = name[:2] == "__" and isinstance(item, types.FunctionType) and name not in _UNCALLED
+                if not (special or name in self._names or self._every) or (name in _MAKING and not made):
                     continue
                 found.append((item, f"{each.__name__}.{name}"))
         return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from bnmonitor._text import count, nearest, thousands
 from bnmonitor.display import (
-    QUIET,
+    aside,
     final_summary,
     headline,
     health_table,
@@ -113,10 +113,10 @@ class Console(Sink):
                 self._emit(headline(summary))
         elif self._full:
             self._emit(final_summary(summary, rows=len(summary.rows), well=True))
-            self._point(self._command() or _NO_HISTORY)
+            self._emit(aside(self._command() or _NO_HISTORY))
         elif summary.open_incidents():
             self._list(summary)
-            self._point(self._command() or _NO_HISTORY)
+            self._emit(aside(self._command() or _NO_HISTORY))
         else:
             self._emit(headline(summary, _ends(summary, self._command())))
 
@@ -130,11 +130,6 @@ class Console(Sink):
         rest = incident_rest(every, most)
         if rest is not None:
             self._emit(rest)
-
-    def _point(self, words: str) -> None:
-        from rich.text import Text
-
-        self._emit(Text(words, style=QUIET, overflow="fold"))
 
     def _command(self) -> str:
         """The command that shows everything else; empty if there is no history."""

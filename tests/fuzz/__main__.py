@@ -46,39 +46,50 @@ def _one(seed: int, other_writes: bool | None, shrink: bool) -> int:
 
 
 def _many(arguments: argparse.Namespace) -> int:
-    unsteady = 0
-    began, cpu = time.monotonic(), time.process_time()
-    seed, failures, rows, withheld, steps = arguments.first, [], 0, 0, 0
-    print(f"programs from seed {seed} on", flush=True)
+    began = time.monotonic()
+    totals, first = Totals(), arguments.first
+    print(f"programs from seed {first} on", flush=True)
     try:
-        while time.monotonic() - began < arguments.seconds:
-            if arguments.programs is not None and seed - arguments.first >= arguments.programs:
-                break
-            result = examined(compose(seed, arguments.other_writes))
-            rows, withheld, steps = rows + result.rows, withheld + result.withheld, steps + result.steps
-            unsteady += result.unsteady
-            if result.wrong:
-                failures.append(seed)
-                _report(result)
-            seed += 1
-            if (seed - arguments.first) % 100 == 0:
-                print(
-                    _total(
-                        seed - arguments.first, failures, rows, withheld, steps, unsteady, time.process_time() - cpu
-                    ),
-                    flush=True,
-                )
+        while time.monotonic() - began < arguments.seconds and totals.programs != arguments.programs:
+            totals.add(examined(compose(first + totals.programs, arguments.other_writes)))
+            if totals.programs % 100 == 0:
+                print(totals, flush=True)
     except KeyboardInterrupt:
         print("interrupted")
-    print(_total(seed - arguments.first, failures, rows, withheld, steps, unsteady, time.process_time() - cpu))
-    if failures:
-        print("again: " + "; ".join(f"python -m tests.fuzz --seed {s}" for s in failures[:10]))
-    return int(bool(failures))
+    print(totals)
+    if totals.failures:
+        print("again: " + "; ".join(f"python -m tests.fuzz --seed {seed}" for seed in totals.failures[:10]))
+    return int(bool(totals.failures))
 
 
-def _total(programs: int, failures: list[int], rows: int, withheld: int, steps: int, unsteady: int, cpu: float) -> str:
-    compared = f"{steps} steps, {rows} rows true, {withheld} withheld, {unsteady} not deterministic"
-    return f"{programs} programs, {len(failures)} failures, {compared}, {cpu:.0f} s of CPU time"
+@dataclasses.dataclass
+class Totals:
+    """What has come of the programs so far."""
+
+    programs: int = 0
+    failures: list[int] = dataclasses.field(default_factory=list)
+    steps: int = 0
+    rows: int = 0
+    withheld: int = 0
+    unsteady: int = 0
+
+    def add(self, result: Result) -> None:
+        """Add the result of a program, and print it if it failed."""
+        self.programs += 1
+        self.steps += result.steps
+        self.rows += result.rows
+        self.withheld += result.withheld
+        self.unsteady += result.unsteady
+        if result.wrong:
+            self.failures.append(result.program.seed)
+            _report(result)
+
+    def __str__(self) -> str:
+        """Return the numbers in one line."""
+        return (
+            f"{self.programs} programs, {len(self.failures)} failures, {self.steps} steps, {self.rows} rows true, "
+            f"{self.withheld} withheld, {self.unsteady} not deterministic, {time.process_time():.0f} s of CPU time"
+        )
 
 
 def _report(result: Result) -> None:

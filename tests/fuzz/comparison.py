@@ -187,13 +187,15 @@ def _attributes(model: nn.Module) -> dict[str, dict[str, Any]]:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
-        found[name] = {
-            key: (len(value) if "hook" in key else sorted(map(str, value)))
-            if isinstance(value, dict | set)
-            else str(type(value))
-            for key, value in vars(module).items()
-        }
+        found[name] = {key: _kind(key, value) for key, value in vars(module).items()}
     return found
+
+
+def _kind(key: str, value: Any) -> Any:
+    """The keys of a registry, the number of hooks, or the type of anything else."""
+    if not isinstance(value, dict | set):
+        return str(type(value))
+    return len(value) if "hook" in key else sorted(map(str, value))
 
 
 def _differences(alone: Left, watched: Left) -> list[str]:
@@ -218,12 +220,12 @@ _seen: set[str] = set()
 
 def _first_difference(a: Any, b: Any) -> str:
     if isinstance(a, dict) and isinstance(b, dict) and list(a) == list(b):
-        return next((f"{k}: {_first_difference(a[k], b[k])}" for k in a if not same(a[k], b[k])), "")
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        return next(
-            (f"{i}: {_first_difference(x, y)}" for i, (x, y) in enumerate(zip(a, b, strict=True)) if not same(x, y)), ""
-        )
-    return f"{str(b)[:300]} instead of {str(a)[:300]}"
+        pairs = [(str(key), a[key], b[key]) for key in a]
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        pairs = [(str(i), x, y) for i, (x, y) in enumerate(zip(a, b, strict=True))]
+    else:
+        return f"{str(b)[:300]} instead of {str(a)[:300]}"
+    return next((f"{key}: {_first_difference(x, y)}" for key, x, y in pairs if not same(x, y)), "")
 
 
 def _follows(alone: Left, true: Left, program: Program) -> bool:

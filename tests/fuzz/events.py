@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
 import io
 import pickle
@@ -23,7 +24,7 @@ _MOMENTA = (0.1, 0.5, 0.02, None, 1.0, 0.0)
 def do(run: Run, event: Event) -> None:
     """Let an event happen; an error is raised, everything else is tried and its outcome kept."""
     if event.what in ERRORS:
-        raise __builtins_of(event.what)(f"in step {event.step}, {event.place}")
+        raise _builtin(event.what)(f"in step {event.step}, {event.place}")
     norms = run.norms()
     norm: Any = norms[event.which % len(norms)] if norms else None
     call = DO[event.what]
@@ -40,9 +41,7 @@ def outcome(call: Callable[[], Any]) -> Any:
         return f"{type(error).__name__}: {error}"
 
 
-def __builtins_of(name: str) -> type[BaseException]:
-    import builtins
-
+def _builtin(name: str) -> type[BaseException]:
     found: type[BaseException] = getattr(builtins, name)
     return found
 
@@ -143,13 +142,9 @@ def _bare(norm: Any) -> nn.Module:
 
 
 def _add(run: Run, norm: Any, event: Event) -> None:
-    run.model.blocks.append(
-        nn.Sequential(
-            nn.BatchNorm1d(parts.CHANNELS)
-            if run.program.family in ("flat", "line")
-            else nn.GroupNorm(2, parts.CHANNELS)
-        ).to(run.dtype)
-    )  # type: ignore[union-attr,operator]
+    flat = run.program.family in ("flat", "line")
+    norm = nn.BatchNorm1d(parts.CHANNELS) if flat else nn.GroupNorm(2, parts.CHANNELS)
+    run.model.blocks.append(nn.Sequential(norm).to(run.dtype))  # type: ignore[union-attr,operator]
     if run.truth is not None:
         run.truth.renew()
 

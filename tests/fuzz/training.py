@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,7 +153,8 @@ class Run:
         if self.kind == "truth":
             self.truth = Truth(self.model)
         with self.monitor or contextlib.nullcontext():
-            for self.step in range(self.program.steps):
+            for step in range(self.program.steps):
+                self.step = step
                 try:
                     self._step()
                 except BaseException as error:
@@ -233,7 +235,8 @@ class Run:
         number = len(self.numbers) * 2 if self.program.numbered else len(self.numbers)
         self.numbers.append(number)
         if self.monitor is not None:
-            self.monitor.step(number if self.program.numbered else None)
+            loss = self.losses[-1] if self.program.seed % 2 and self.losses else None
+            self.monitor.step(number if self.program.numbered else None, loss=loss)
         if self.truth is not None:
             self.truth.step()
 
@@ -262,8 +265,6 @@ class Run:
             if self.average is not None:
                 model = self.average
             elif program.average == "deepcopy":
-                import copy
-
                 model = copy.deepcopy(self.model)
             swapped = None
             if program.average == "swap parameters":

@@ -222,14 +222,10 @@ def _differs(row: Row, found: tuple[Tensor, Tensor, float], mean: Tensor, var: T
     unit = row.rounding / weight * (2 if row.rounding < 1e-4 else 4)
     far_mean = torch.maximum(row.far_mean, true_mean.abs())
     far_var = torch.maximum(row.far_var, true_var)
-    may_mean = (1e-5 + loose) * true_var.sqrt() + unit * far_mean + 1e-6 * true_mean.abs() + 1e-7 + own
-    may_var = (
-        (1e-4 + loose) * true_var
-        + unit * far_var
-        + 1e-5 * true_mean.square()
-        + 1e-7
-        + own * (1 + true_mean.abs() + true_var.sqrt())
-    )
+    sigma = true_var.sqrt()
+    may_mean = (1e-5 + loose) * sigma + unit * far_mean + 1e-6 * true_mean.abs() + 1e-7 + own
+    may_var = (1e-4 + loose) * true_var + unit * far_var + 1e-5 * true_mean.square() + 1e-7
+    may_var = may_var + own * (1 + true_mean.abs() + sigma)
     for what, is_, true, may in (("mean", mean, true_mean, may_mean), ("var", var, true_var, may_var)):
         known = ~is_.isnan()
         off = ~((is_ - true).abs() <= may) & known

@@ -82,7 +82,7 @@ def test_a_healthy_run_is_told_in_a_line_and_exits_with_0(runs: Path) -> None:
     code, said = run("report", runs / "healthy")
     assert code == 0
     assert "17 frames, steps 0 to 79 · ended" in said
-    assert "BatchNorm ✓ 1 layer, 8 channels healthy · step 79\n" in said
+    assert "BatchNorm ✓ 1 layer, 8 channels healthy · epoch 1 · step 79\n" in said
     assert "not checked:" not in said
     code, said = run("report", runs / "healthy", "--verbose")
     assert "not checked:" in said
@@ -92,8 +92,8 @@ def test_a_sick_run_names_the_layer_the_step_the_fix_and_the_black_box(runs: Pat
     code, said = run("report", runs / "sick")
     assert code == 1
     for part in (
-        "BatchNorm ✗",
-        "norm",
+        "BatchNorm ✗ running statistics are NaN or infinite, since step 40 (norm) · epoch 1 · step 79",
+        "✗ running statistics are NaN or infinite · since step 40 · norm",
         "since step 40",
         "fix:",
         "bnmonitor explain BN101",

@@ -7,6 +7,7 @@ import contextvars
 import functools
 import hashlib
 import itertools
+import queue
 import random
 import threading
 import weakref
@@ -17,13 +18,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from bnmonitor import Monitor
+from bnmonitor.sampling import restoring
+from bnmonitor.sampling.reach import Reach
+from bnmonitor.sampling.restoring import lack_of_memory
 from tests.watching import EvaluationWindows
 
 COUNT = 0
@@ -397,6 +403,21 @@ class OpenFile(Base):
     def also(self, x: Tensor) -> Tensor:
         self.file.write("x")
         return x
+
+
+@kind
+class QueueOfThreads(Base):
+    refused = "QueueOfThreads.queue, an object of SimpleQueue"
+
+    def extra(self) -> None:
+        self.queue: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def also(self, x: Tensor) -> Tensor:
+        self.queue.put(1)
+        return x * mark(self.queue.qsize())
+
+    def seen(self) -> Any:
+        return self.queue.qsize()
 
 
 @kind
@@ -813,6 +834,48 @@ def test_a_training_with_the_probe_ends_with_the_same_bits(name: str) -> None:
         assert reason == ""
         assert gaps
         assert all(gap is not None for gap in gaps), "the extra forward did not run"
+
+
+def test_a_lightning_module_may_be_called_as_a_whole_but_not_reach_its_trainer(tmp_path: Path) -> None:
+    class Module(pl.LightningModule):
+        def __init__(self, width: int = 4) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            self.net = nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.Linear(width, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.net(x.to(self.device))
+            return out
+
+        def training_step(self, batch: Tensor, index: int) -> Tensor:
+            self.log("index", index)
+            return self(batch).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    class Scheduled(Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * mark(self.current_epoch))
+
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    reached = []
+    for module in (Module(), Scheduled()):
+        trainer = pl.Trainer(
+            max_steps=2, accelerator="cpu", default_root_dir=tmp_path, enable_checkpointing=False, **quiet
+        )
+        trainer.fit(module, DataLoader(torch.randn(8, 3), batch_size=4))  # type: ignore[arg-type]
+        reached.append(Reach([module]).obstacle)
+    assert reached[0] == ""
+    assert reached[1].startswith("the forward reaches")
+
+
+def test_too_little_memory_is_a_reason_against() -> None:
+    huge = torch.empty((), device="meta").expand(1 << 50)
+    assert lack_of_memory([torch.zeros(3)]) == lack_of_memory([huge]) == ""
+    free = restoring._free(torch.device("cpu"))
+    if free is not None:
+        assert "bytes on cpu" in lack_of_memory([torch.zeros(1).expand(free)])
 
 
 def test_hooks_of_every_module_see_the_extra_forward_and_keep_nothing_of_it() -> None:

@@ -242,6 +242,12 @@ def test_a_lag_near_its_limit_has_a_word_and_a_hue_of_its_own() -> None:
     assert beyond.rows[0].health > 60
 
 
+def test_a_layer_that_is_too_young_for_a_lag_says_so_in_its_row() -> None:
+    young = summarize(make_window(channels=(6,), seen=5, steps=2), [], {})
+    assert Screen(120).table(young, well=True)[1].endswith("  warming up")
+    assert young.headline() == "BatchNorm ✓ 1 layer, 6 channels healthy · step 1"
+
+
 def test_a_note_lowers_no_health() -> None:
     assert {row.health for row in a_summary(an_alert("layer1", INFO)).rows} == {100.0}
 
