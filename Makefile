@@ -3,14 +3,18 @@ PYTHON ?= python3
 VENV ?= .venv
 # Where the tests take their order and their random numbers from; another seed tries others.
 SEED ?= 289434586
+# How long `make fuzz` begins new programs.
+SECONDS ?= 3600
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint format bench detection docs golden pictures clean
+.PHONY: help demo test fuzz inject lint format bench detection docs golden pictures clean
 
 help:
 	@echo "make demo      install, then train three small networks and see what is found"
 	@echo "make test      install, then run the whole test suite"
+	@echo "make fuzz      compose random trainings, and compare them with and without bnmonitor (SECONDS=3600, SEED=...)"
+	@echo "make inject    raise an error at every line of bnmonitor that a short training passes"
 	@echo "make lint      ruff and mypy"
 	@echo "make docs      write the generated pages: the rules, the kinds of layers, the rooms"
 	@echo "make golden    write the expected texts of the terminal anew, and show what changed"
@@ -40,6 +44,12 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/dev.stamp
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --randomly-seed=$(SEED)
 
+fuzz: $(VENV)/dev.stamp
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seconds=$(SECONDS) --first=$(SEED)
+
+inject: $(VENV)/dev.stamp
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.inject
+
 lint: $(VENV)/dev.stamp
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -51,6 +61,7 @@ format: $(VENV)/dev.stamp
 
 docs: $(VENV)/dev.stamp
 	@$(BIN)/python docs/gen_rules.py
+	@$(BIN)/python docs/gen_causes.py
 	@$(BIN)/python docs/gen_kinds.py
 	@$(BIN)/python docs/gen_architecture.py
 

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import random
 import sys
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
+
+from bnmonitor._settings import put_back, settings
 
 
 @contextmanager
-def undisturbed(*, imports: bool = False) -> Iterator[None]:
-    """Run code of other packages, and put the random states of the training back afterwards.
+def undisturbed() -> Iterator[None]:
+    """Run code of other packages, and put the random states and the settings of the process back afterwards.
 
     rich draws from Python's ``random`` when it is imported, and so may every logger: a training that draws from it
     would get other numbers than without bnmonitor. The states are those of ``random``, NumPy and PyTorch; of CUDA that
-    of the current device.
-
-    Args:
-        imports: Whether packages are imported here for the first time. Then the warning filters, PyTorch's default
-            dtype and its number of threads are put back, too. Not at each call: a change of the filters makes Python
-            show all warnings anew.
+    of the current device. The settings are those of :mod:`bnmonitor._settings`, such as signal handlers, the locale,
+    warning filters, and PyTorch's default dtype and number of threads.
     """
     python, numpy, torch = random.getstate(), sys.modules.get("numpy.random"), sys.modules.get("torch")
     drawn = None if numpy is None else numpy.get_state()
-    state, cuda, settings = (None, None, None) if torch is None else _of_torch(torch)
+    state, cuda = (None, None) if torch is None else _of_torch(torch)
+    before = settings()
     try:
-        with warnings.catch_warnings() if imports else nullcontext():
-            yield
+        yield
     finally:
+        put_back(before)
         random.setstate(python)
         if numpy is not None:
             numpy.set_state(drawn)
@@ -37,21 +35,12 @@ def undisturbed(*, imports: bool = False) -> Iterator[None]:
             torch.set_rng_state(state)
             if cuda is not None:
                 torch.cuda.set_rng_state(cuda)
-            if imports and settings is not None:
-                _put_back(torch, *settings)
 
 
-def _of_torch(torch: Any) -> tuple[Any, Any, Any]:
+def _of_torch(torch: Any) -> tuple[Any, Any]:
     ready = torch.cuda.is_available() and torch.cuda.is_initialized()
     cuda = torch.cuda.get_rng_state() if ready and not torch.cuda.is_current_stream_capturing() else None
-    return torch.get_rng_state(), cuda, (torch.get_default_dtype(), torch.get_num_threads())
-
-
-def _put_back(torch: Any, dtype: Any, threads: int) -> None:
-    if torch.get_default_dtype() != dtype:
-        torch.set_default_dtype(dtype)
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
+    return torch.get_rng_state(), cuda
 
 
 @contextmanager

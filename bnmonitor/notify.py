@@ -55,8 +55,8 @@ class Webhook(Notifier):
     """Posts alerts to an HTTP address, from its own thread.
 
     The body is ``{"text": ...}``, which chat tools such as Mattermost and Google Chat accept, the format of Slack,
-    Discord or Teams, or the alert as JSON (``{"version": 1, "host": ..., "alert": {...}, "withheld": 0}``). After a
-    failed connection or an answer of 408, 429 or 5xx the webhook tries again, each time after twice as long, or after
+    Discord or Teams, or JSON (``{"version": 1, "host": ..., "alert": {...}, "incident": {...}, "withheld": 0}``). After
+    a failed connection or an answer of 408, 429 or 5xx the webhook tries again, each time after twice as long, or after
     the time that the server asks for. Any other answer is final, and redirections are not followed. Secrets come from
     environment variables and are never shown::
 
@@ -149,9 +149,10 @@ class Webhook(Notifier):
 
     def _body(self, alert: Alert, withheld: int) -> dict[str, Any]:
         if self._payload == "json":
-            return {"version": 1, "host": platform.node(), "alert": alert.to_dict(), "withheld": withheld}
+            told = {} if alert.incident is None else {"incident": alert.incident.to_dict()}
+            return {"version": 1, "host": platform.node(), "alert": alert.to_dict(), **told, "withheld": withheld}
         more = f"\n{withheld} more alerts were withheld: too many in a minute" if withheld else ""
-        text = f"{str(alert.severity).upper()} on {platform.node()}: {alert}\nfix: {alert.advice}{more}"
+        text = f"{str(alert.severity).upper()} on {platform.node()}: {_in_full(alert)}{more}"
         return _message(self._payload, text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}…")
 
     def _post(self, body: bytes) -> None:
@@ -304,10 +305,17 @@ def wandb_runs(loggers: Sequence[Any]) -> list[Any]:
     return found or ([active] if active is not None else [])
 
 
+def _in_full(alert: Alert) -> str:
+    """The incident that an alert leads, or the alert alone, with the fix."""
+    return f"{alert}\nfix: {alert.advice}" if alert.incident is None else str(alert.incident)
+
+
 def send_to_wandb(runs: Sequence[Any], alert: Alert) -> None:
     """Send an alert through Weights & Biases, which mails or posts it according to the user's settings there."""
     levels = {Severity.INFO: "INFO", Severity.WARNING: "WARN", Severity.ERROR: "ERROR"}
     for run in runs:
         run.alert(
-            title=f"{alert.code} {alert.rule}", text=f"{alert}\nfix: {alert.advice}", level=levels[alert.severity]
+            title=alert.incident.title if alert.incident is not None else f"{alert.code} {alert.rule}",
+            text=_in_full(alert),
+            level=levels[alert.severity],
         )

@@ -13,12 +13,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from bnmonitor.rules import CATALOGUE, Rule, all_rules, plain
+from bnmonitor.diagnosis import CAUSES, Cause, cause_index, cause_page, plain_cause
+from bnmonitor.rules import CATALOGUE, Docstring, Rule, all_rules, plain
 from bnmonitor.rules.manual import index, page
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-GENERATED = [path for path in PAGES if path.parent.name == "rules"]
+GENERATED = [path for path in PAGES if path.parent.name in ("rules", "causes")]
 WALKED = [
     ROOT / "docs" / f"{name}.md"
     for name in ("getting-started", "interface", "how-it-works", "extending", "remedies", "notifications")
@@ -104,6 +105,52 @@ def test_every_rule_has_its_page(rule: Rule) -> None:
     assert f"| [{rule.code}](rules/{rule.code}.md) | {rule.name} |" in index(all_rules())
 
 
+COMMONEST = {
+    *("BN101", "BN103", "BN105", "BN106", "BN108", "BN201", "BN202", "BN203", "BN204", "BN301", "BN302", "BN303"),
+    *("BN304", "BN401", "BN402", "BN404", "BN406", "BN502", "BN505", "BN601", "BN603", "BN701", "BN703", "BN704"),
+}
+"""Rules that a user meets most, and that show wrong and right code."""
+
+
+@pytest.mark.parametrize("rule", all_rules(), ids=lambda rule: rule.code)
+def test_the_terminal_shows_code_of_the_user_and_no_examples_that_are_run(rule: Rule) -> None:
+    text = plain(rule)
+    assert ">>>" not in text
+    assert "make_window" not in text
+    code = dict(Docstring.of(type(rule)).sections).get("Code", "")
+    assert bool(code) or rule.code not in COMMONEST
+    if code:
+        assert code.startswith("Wrong::\n\n    ")
+        assert "\n\nRight::\n\n    " in code
+        assert "Code\n  Wrong:\n\n      " in text
+
+
+def test_the_pages_of_the_causes_are_what_the_docstrings_say(tmp_path: Path) -> None:
+    stale = run_path(str(ROOT / "docs" / "gen_causes.py"))["stale"]
+    assert not stale(), f"run `python docs/gen_causes.py`: {', '.join(map(str, stale()))}"
+    shutil.copytree(ROOT / "docs" / "causes", tmp_path / "causes")
+    (tmp_path / "causes/momentum.md").write_text("old\n")
+    (tmp_path / "causes/of-a-cause-that-is-gone.md").write_text("old\n")
+    assert {path.name for path in stale(tmp_path)} == {"causes.md", "momentum.md", "of-a-cause-that-is-gone.md"}
+
+
+@pytest.mark.parametrize("cause", CAUSES, ids=lambda cause: cause.name)
+def test_every_cause_has_its_page_with_wrong_and_right_code(cause: Cause) -> None:
+    text = cause_page(cause)
+    assert text.startswith(f"# {cause.name}\n")
+    for title in ("What it is", "What to do", "Example", "Rules"):
+        assert f"\n## {title}\n" in text
+    assert "``" not in text.replace("```", "")
+    example = dict(Docstring.of(type(cause)).sections)["Example"]
+    assert example.startswith("Wrong::\n\n    ")
+    assert "\n\nRight::\n\n    " in example
+    shown = plain_cause(cause, 60)
+    assert ">>>" not in shown
+    assert "testing" not in shown
+    assert "\nExample\n  Wrong:\n\n      " in shown
+    assert f"| [{cause.name}](causes/{cause.name}.md) |" in cause_index(CAUSES)
+
+
 def test_a_bare_rule_has_a_page_too() -> None:
     class Bare(CATALOGUE[2]):  # type: ignore[misc]
         """Says little."""
@@ -140,8 +187,8 @@ def test_python_in_the_docs_compiles(path: Path) -> None:
 
 @pytest.mark.parametrize("path", GENERATED, ids=name_of)
 def test_the_examples_of_a_page_run_as_printed(path: Path) -> None:
-    text = "\n".join(blocks(path))
-    assert text
+    text = "\n".join(body for body in blocks(path) if body.startswith(">>>"))
+    assert text or path.parent.name == "causes"
     example = doctest.DocTestParser().get_doctest(text, {}, path.name, str(path), 0)
     assert doctest.DocTestRunner().run(example).failed == 0
 
@@ -167,6 +214,27 @@ def test_the_snippets_of_a_page_run_in_order(path: Path, tmp_path: Path, monkeyp
     assert snippets
     for body in snippets:
         exec(compile(body, name_of(path), "exec"), names)
+
+
+def test_the_plain_loop_of_the_readme_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (body,) = [body for body in blocks(ROOT / "README.md") if "from bnmonitor import Monitor" in body]
+    model = nn.Sequential(nn.Linear(20, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    loader = DataLoader(TensorDataset(torch.randn(640, 20), torch.zeros(640).long()), batch_size=32, shuffle=True)
+    names = {
+        "torch": torch,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.05),
+        "loader": loader,
+        "val_loader": loader,
+        "loss_of": nn.functional.cross_entropy,
+    }
+    exec(compile(body, "README.md", "exec"), names)
+    monitor = names["monitor"]
+    assert monitor.steps[-1] == 199  # type: ignore[attr-defined]
+    assert len(monitor.steps) == 64  # type: ignore[attr-defined]
+    assert monitor.incidents == ()  # type: ignore[attr-defined]
+    assert list((tmp_path / "runs/first").glob("events.out.*"))
 
 
 def test_configuration_in_the_docs_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

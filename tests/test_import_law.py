@@ -19,6 +19,7 @@ ORDER = (
     # Free of torch: what is said of a run, how it looks, and how it is kept.
     *(
         "_version",
+        "_settings",
         "_text",
         "_undisturbed",
         "limits",
@@ -32,7 +33,20 @@ ORDER = (
     # Measuring.
     *("layers", "window", "measures", "graph", "sampling", "distributed", "context", "recording"),
     # Judging, and saying so.
-    *("rules", "alerts", "diagnosis", "summary", "sinks", "notify", "monitor", "lightning", "remedies", "audit", "testing", "cli"),
+    *(
+        "rules",
+        "alerts",
+        "diagnosis",
+        "summary",
+        "sinks",
+        "notify",
+        "monitor",
+        "lightning",
+        "remedies",
+        "audit",
+        "testing",
+        "cli",
+    ),
     "__main__",
 )
 """The rooms from left to right: a module imports only from its own room and from rooms on the left of it."""

@@ -54,7 +54,9 @@ class Episode:
         self.own += len(layers) - len(alert.layers)
         changes: dict[str, Any] = {"last_step": now, "severity": max(alert.severity, finding.severity)}
         if worse and finding.layer is not None and names[finding.layer] == alert.layer:
-            changes |= {name: getattr(finding, name) for name in ("channels", "value", "threshold", "message")}
+            changes |= {
+                name: getattr(finding, name) for name in ("channels", "value", "threshold", "message", "advice")
+            }
         self.amend(layers=layers, **changes)
         return worse
 

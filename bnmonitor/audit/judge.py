@@ -19,7 +19,7 @@ from bnmonitor.results import HEALTH_CAPS, Alert, LayerSummary, Severity, StepSu
 from bnmonitor.rules import Finding, Rule, all_rules
 from bnmonitor.window import EVALUATIONS, Facts, Ledger, Recovery, Window
 
-STATE = ("BN101", "BN104", "BN105", "BN404", "BN707")
+STATE = ("BN101", "BN104", "BN105", "BN109", "BN404", "BN707")
 """Rules that a layer's tensors are enough for."""
 
 SETTINGS = ("BN301", "BN302", "BN408", "BN504")

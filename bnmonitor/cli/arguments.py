@@ -19,7 +19,7 @@ _MAIN = """examples:
   bnmonitor report lightning_logs  a report on the newest run there
   bnmonitor compare BEFORE AFTER   did the fix work?
   bnmonitor audit model.ckpt       what is wrong with a checkpoint
-  bnmonitor explain BN304          what a rule means, why it matters, what to do
+  bnmonitor explain BN304          what a rule or a cause means, and what to do
 
 every command has examples of its own: bnmonitor report --help
 exit codes: 0 fine, 1 something was found, 2 the input cannot be used
@@ -59,11 +59,16 @@ _EXAMPLES = {
 """,
     "rules": """examples:
   bnmonitor rules               every rule, its severity and what it finds
-  bnmonitor rules | grep BN3    the rules on running averages
+  bnmonitor rules BN3           the rules on running averages
+  bnmonitor rules momentum      the rules with a word in their name
+  bnmonitor rules | grep batch  one line a rule, with its whole sentence
+  bnmonitor rules --json        for a script
 """,
     "explain": """examples:
-  bnmonitor explain BN304
-  bnmonitor explain stale-statistics
+  bnmonitor explain BN304                   a rule, by its code
+  bnmonitor explain stale-statistics        or by its name
+  bnmonitor explain learning-rate-too-high  the cause of an incident
+  bnmonitor explain BN304 --json            for a script
 """,
 }
 
@@ -152,10 +157,15 @@ def parser() -> Parser:
     structure.add_argument("what", metavar="MODEL", help="package.module:factory")
     _add_input(structure)
 
-    command("rules", "list every rule")
+    rules = command("rules", "list the rules")
+    rules.add_argument(
+        "words", nargs="*", metavar="WORD", help="only rules whose code begins with it, or whose name contains it"
+    )
+    rules.add_argument("--json", action="store_true", help="print JSON")
 
-    explain = command("explain", "explain a rule")
-    explain.add_argument("rule", help="code or name, such as BN304 or stale-statistics")
+    explain = command("explain", "explain a rule, or the cause of an incident")
+    explain.add_argument("rule", help="code or name, such as BN304, stale-statistics or small-batch")
+    explain.add_argument("--json", action="store_true", help="print JSON")
 
     return main
 

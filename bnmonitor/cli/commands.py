@@ -18,6 +18,7 @@ from bnmonitor.display import say, show
 from bnmonitor.results import Severity
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from torch import Tensor
 
     from bnmonitor.results import Alert, Incident
@@ -208,28 +209,49 @@ def _example(shape: tuple[int, ...] | None) -> Tensor | None:
 
 
 def _rules(parsed: argparse.Namespace) -> int:
-    from rich import box
-    from rich.table import Table
+    from bnmonitor.rules import all_rules, described, search
 
-    from bnmonitor.rules import all_rules
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for title in ("code", "name", "severity", "what"):
-        table.add_column(title, no_wrap=title != "what", overflow="fold")
-    for rule in all_rules():
-        table.add_row(rule.code, rule.name, str(rule.severity), (rule.__doc__ or "").splitlines()[0])
-    show(table)
+    try:
+        found = [described(rule) for rule in (search(parsed.words) if parsed.words else all_rules())]
+    except ValueError as error:
+        return _fail(str(error))
+    if parsed.json:
+        print(json.dumps({"schema": 1, "rules": found}, indent=2))
+    elif not sys.stdout.isatty():  # a line a rule, so that grep finds whole sentences
+        for each in found:
+            say(f"{each['code']}  {each['name']:<31}  {each['severity']:<7}  {each['finds']}")
+    else:
+        show(_table(found))
     return FINE
 
 
-def _explain(parsed: argparse.Namespace) -> int:
-    from bnmonitor.rules import find, plain
+def _table(found: Sequence[Mapping[str, str]]) -> RenderableType:
+    from rich import box
+    from rich.table import Table
 
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for title in ("code", "name", "severity", "what it finds"):
+        table.add_column(title, no_wrap=title != "what it finds", overflow="fold")
+    for each in found:
+        table.add_row(each["code"], each["name"], each["severity"], each["finds"])
+    return table
+
+
+def _explain(parsed: argparse.Namespace) -> int:
+    from bnmonitor.diagnosis import CAUSES, Cause, explained_cause, find_cause, plain_cause
+    from bnmonitor.rules import all_rules, explained, find, near, plain
+
+    word, causes = parsed.rule.lower(), [cause.name for cause in CAUSES]
     try:
-        rule = find(parsed.rule)
-    except ValueError as error:
-        return _fail(str(error))
-    say(plain(rule))
+        found = find_cause(word) if word in causes else find(word)
+    except ValueError:
+        hint = near(word, all_rules(), causes)
+        return _fail(f"nothing is called {parsed.rule!r}{hint}; `bnmonitor rules` lists the rules")
+    if parsed.json:
+        parts = explained_cause(found) if isinstance(found, Cause) else explained(found)
+        print(json.dumps({"schema": 1, **parts}, indent=2))
+    else:
+        say(plain_cause(found) if isinstance(found, Cause) else plain(found))
     return FINE
 
 

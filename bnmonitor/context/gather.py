@@ -91,6 +91,7 @@ class FactsGatherer:
         self._see_groups(groups, modules, optimizers, split=bool(layers.split))
         return Facts(
             **self._affine_facts([_own(m, recorded.shards) for m in modules], groups),
+            group_rates=tuple(group.rate for group in groups),
             optimizers=bool(optimizers),
             optimizer_count=len(optimizers),
             learning_rates=tuple(recorded.rates),
@@ -150,7 +151,14 @@ def _affine(affine: Sequence[tuple[Tensor, ...] | None], groups: Sequence[Group]
         "affine_trains": torch.tensor(trains, dtype=torch.bool, device="cpu"),
         "decay": torch.tensor([d for d, _ in decays], device="cpu"),
         "decoupled": torch.tensor([decoupled for _, decoupled in decays], dtype=torch.bool, device="cpu"),
+        "group": torch.tensor([_group(of or (), groups) for of in affine], device="cpu"),
     }
+
+
+def _group(affine: tuple[Tensor, ...], groups: Sequence[Group]) -> int:
+    """The position of the group that trains a layer's gamma and beta; -1 if none does."""
+    own = {id(p) for p in affine if p.requires_grad}
+    return next((i for i, group in enumerate(groups) if any(id(p) in own for p in group.params)), -1)
 
 
 def _decays(groups: Sequence[Group]) -> dict[int, tuple[float, bool]]:

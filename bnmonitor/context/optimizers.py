@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,13 @@ class Group:
         params: The parameters.
         decay: Their weight decay.
         decoupled: Whether the decay acts on the parameters directly, as in AdamW, and not through the gradient.
+        rate: Their learning rate now; NaN if it is unknown, or on a device, where reading it would wait.
     """
 
     params: Sequence[Tensor]
     decay: float
     decoupled: bool
+    rate: float
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -41,8 +43,16 @@ def groups_of(optimizers: Iterable[Optimizer]) -> list[Group]:
         decouples = _decouples(getattr(optimizer, "optimizer", optimizer))  # DeepSpeed's wraps another
         for of, params in _params(optimizer, groups):
             decay = float(groups[of].get("weight_decay") or 0.0)
-            found.append(Group(params, decay, bool(groups[of].get("decoupled_weight_decay")) or decouples))
+            decoupled = bool(groups[of].get("decoupled_weight_decay")) or decouples
+            found.append(Group(params, decay, decoupled, rate_of(groups[of])))
     return found
+
+
+def rate_of(group: Mapping[str, Any]) -> float:
+    """Return the learning rate of a group; NaN if it is unknown, or on a device, where reading it would wait."""
+    rate: Any = group.get("lr")
+    hidden = rate is None or (isinstance(rate, Tensor) and rate.device.type != "cpu")
+    return float("nan") if hidden else float(rate)
 
 
 def _params(optimizer: Any, groups: Sequence[Any]) -> Iterable[tuple[int, Sequence[Tensor]]]:

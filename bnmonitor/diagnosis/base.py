@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bnmonitor.results import Alert, Severity
+from bnmonitor.results import Alert, Incident, Severity
 from bnmonitor.window import Window
 
 
@@ -17,11 +17,13 @@ class Case:
     Attributes:
         evidence: The alerts of one incident in causal order, the one that leads it first.
         window: The steps that were judged last; None if there are none, as before the first step.
+        was: The incident as it was before; None when it opens.
         lost: Whether the training was lost when the incident was last looked at: see :func:`is_lost`.
     """
 
     evidence: tuple[Alert, ...]
     window: Window | None = None
+    was: Incident | None = None
     lost: bool = False
 
     @property
@@ -43,14 +45,14 @@ class Cause:
 
     Class attributes:
         name: ``learning-rate-too-high``; public, never changes its meaning. Empty: the name of the leading rule.
-        leads: Codes of the rules whose alerts speak for this cause.
+        leads: Codes of the rules whose alerts speak for this cause, the one that says most first.
         explains: Codes, or beginnings of codes, of the rules whose alerts follow from it.
         everywhere: Whether it acts on every layer; if not, on the layers that its alerts name and on those after them.
         belated: Whether its evidence comes later than its consequences, because it needs an evaluation or many steps.
     """
 
     name: ClassVar[str] = ""
-    leads: ClassVar[frozenset[str]] = frozenset()
+    leads: ClassVar[tuple[str, ...]] = ()
     explains: ClassVar[frozenset[str]] = frozenset()
     everywhere: ClassVar[bool] = False
     belated: ClassVar[bool] = False
@@ -93,6 +95,14 @@ def matches(code: str, codes: Sequence[str] | frozenset[str]) -> bool:
     return any(code.startswith(each) for each in codes)
 
 
+def reads_the_input(window: Window, layer: str | None) -> bool:
+    """Return whether no other normalization lies between the network's input and a layer, as far as is known."""
+    names, structure = window.layers.names, window.facts.structure
+    if layer not in names or structure is None or len(structure.places) != len(names):
+        return False
+    return structure.places[names.index(layer)].root
+
+
 def is_lost(window: Window | None) -> bool:
     """Return whether nothing that happens now says anything new: the loss or most running variances are not finite."""
     if window is None:
@@ -117,6 +127,7 @@ TITLES = {
     "BN106": "the batch variance exploded",
     "BN107": "the batch mean ran away",
     "BN108": "the input is not normalized",
+    "BN109": "running statistics are larger than any trained network has",
     "BN201": "the batch is too small",
     "BN202": "a layer normalizes too few values",
     "BN203": "the last batch of an epoch is too small",

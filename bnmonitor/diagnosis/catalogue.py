@@ -19,6 +19,7 @@ from bnmonitor.diagnosis.causes.mixed_calls import MixedCalls
 from bnmonitor.diagnosis.causes.momentum import Momentum
 from bnmonitor.diagnosis.causes.non_finite import NonFinite
 from bnmonitor.diagnosis.causes.non_finite_input import NonFiniteInput
+from bnmonitor.diagnosis.causes.ruined_statistics import RuinedStatistics
 from bnmonitor.diagnosis.causes.small_batch import SmallBatch
 from bnmonitor.diagnosis.causes.split_freeze import SplitFreeze
 from bnmonitor.diagnosis.causes.unfreeze_shock import UnfreezeShock
@@ -33,6 +34,7 @@ CAUSES: tuple[Cause, ...] = (
     HalfPrecisionOverflow(),
     NonFiniteInput(),
     NonFinite(),
+    RuinedStatistics(),
     SmallBatch(),
     Momentum(),
     LeakingFreeze(),
@@ -44,9 +46,9 @@ CAUSES: tuple[Cause, ...] = (
     DataOrder(),
     UnnormalizedInput(),
     ChangedInput(),
+    DeadChannels(),
     ChangedWeights(),
     VarianceCollapse(),
-    DeadChannels(),
     ValidationShift(),
 )
 """Where two causes could lead an incident, the one that comes first here leads it and explains the other's alert."""

@@ -12,26 +12,74 @@ LEVEL = 10
 """Steps over which the median of the loss is its level."""
 
 NO_BETTER = 0.9
-"""Share of its first level above which a loss counts as no better than at the start."""
+"""Share of its start above which a loss counts as no better than at the start."""
+
+BACK = 0.5
+"""Share of its start below which a loss that never fell before counts as having come back."""
+
+YOUNG = 50
+"""Steps before which the loss has hardly fallen."""
 
 
-def loss_is_back(window: Window) -> bool | None:
-    """Return whether the loss is better than at its start; None where it is unknown or the training is too young."""
-    level, start = loss_level(window, LEVEL), window.facts.loss_start
+def loss_is_back(window: Window, since: int, share: float = BACK) -> bool | None:
+    """Return whether the loss is as good as it should be; None where it is unknown or the training is too young.
+
+    If the loss had fallen before the incident began, it has to come back half of that way; else it has to fall below a
+    share of its start.
+
+    Args:
+        window: The steps.
+        since: The step at which the incident began.
+        share: The share of its start.
+    """
+    level, start, best = loss_level(window, LEVEL), window.facts.loss_start, window.facts.loss_best
     if level != level or start != start or len(window) < 2 * LEVEL:
         return None
-    return level < start - (1 - NO_BETTER) * abs(start)
+    if since > YOUNG and best < start:
+        return level < (start + best) / 2
+    return level < start - (1 - share) * abs(start)
 
 
-def loss_course(window: Window) -> str:
-    """Describe where the loss came from and where it is: ``loss 2.3 → 8.1e+05``; empty where it is unknown."""
+def loss_course(window: Window, since: int) -> str:
+    """Describe where the loss came from and where it is: ``loss 2.3 → 8.1e+05``; empty where it is unknown.
+
+    Args:
+        window: The steps.
+        since: The step at which the incident began.
+    """
     level, start, best = loss_level(window, LEVEL), window.facts.loss_start, window.facts.loss_best
-    known = [value for value in (start, best) if math.isfinite(value)]
-    if level != level or not known:
+    origin = best if since > YOUNG and math.isfinite(best) else start
+    if not window.facts.losses or not math.isfinite(origin):
         return ""
     now = window.facts.losses[-1]
-    shown = now if now != now else level
-    return f"loss {number(min(known))} → {number(shown)}"
+    return f"loss {number(origin)} → {number(now if now != now else level)}"
+
+
+def weights_are_lost(window: Window) -> bool | None:
+    """Return whether weights are not finite, by gamma, beta and the loss; None where nothing is known of them."""
+    now = [window.gamma[-1], window.beta[-1]]
+    if any(
+        bool(each.isnan().any()) and bool(before.isfinite().all())
+        for each, before in zip(now, (window.gamma[0], window.beta[0]), strict=True)
+    ):
+        return True
+    losses = window.facts.losses
+    if losses and any(loss == loss for loss in losses):
+        return not math.isfinite(losses[-1])
+    return None if bool(now[0].isnan().all()) else False
+
+
+def repair(window: Window | None, otherwise: str) -> str:
+    """Advise how to go on after a NaN: by the running statistics alone, or by a checkpoint."""
+    lost = None if window is None else weights_are_lost(window)
+    if lost is None:
+        return otherwise
+    if lost:
+        return "the weights are NaN too: go back to the newest checkpoint in which they are finite, and clip gradients"
+    return (
+        "the weights are finite: set the running statistics back with "
+        "bnmonitor.remedies.restore_last_finite(model, monitor), and keep such batches out"
+    )
 
 
 def growth(window: Window, since: int) -> str:
@@ -39,12 +87,12 @@ def growth(window: Window, since: int) -> str:
 
     Args:
         window: The steps.
-        since: The step; if the window does not reach back to it, the first of the window.
+        since: The step; if the window does not reach back to it, nothing is known.
     """
     steps = list(window.steps)
-    begin = max(0, steps.index(since) - 1) if since in steps else 0
-    if begin >= len(steps) - 1:
+    if since not in steps or since == steps[-1]:
         return ""
+    begin = max(0, steps.index(since) - 1)
     found = []
     variance = window.variance[begin:]
     finite = variance.isfinite().all(1)

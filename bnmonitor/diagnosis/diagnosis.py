@@ -84,9 +84,10 @@ class Diagnosis:
         """
         new = [i for i in range(len(alerts)) if i not in self._of and self._matters(alerts[i], i)]
         self._seen = len(alerts)
+        if not new and not any(record.is_open for record in self._records):
+            return []
         lost = is_lost(window)
-        # What began first is explained first; of what began together, what explains the others.
-        new.sort(key=lambda i: (self._rank(self._claimant([i], alerts, window)), alerts[i].first_step))
+        new.sort(key=lambda i: self._priority(alerts[i], window))
         for i in new:
             if i not in self._of:
                 self._place(i, new, alerts, window, lost=lost)
@@ -101,14 +102,16 @@ class Diagnosis:
     def _place(self, i: int, new: Sequence[int], alerts: Sequence[Alert], window: Window | None, *, lost: bool) -> None:
         """Put an alert into an incident: one that explains it, one that it explains, or one of its own."""
         alert = alerts[i]
-        for record in self._records:
-            if self._continues(record, alert) and self._explains(record, alert, window):
-                self._join(record, [i])
-                return
-        if alert.severity is Severity.INFO:
-            return
-        cause = self._claimant([i], alerts, window)
+        cause = self._claimant(alert, window)
+        noted = alert.severity is Severity.INFO
         explained = [r for r in self._records if r.is_open and self._takes_over(cause, alert, r, alerts, window)]
+        if not explained or noted:
+            for record in self._records:
+                if self._continues(record, alert) and self._explains(record, alert, window):
+                    self._join(record, [i])
+                    return
+        if noted:
+            return
         if explained:
             record = explained[0]
             record.cause = cause
@@ -150,10 +153,16 @@ class Diagnosis:
         order = _order(window)
         return all(_follows(cause, [alert], alerts[j], order, lost=False) for j in record.members)
 
-    def _claimant(self, members: Sequence[int], alerts: Sequence[Alert], window: Window | None) -> Cause:
-        """The first cause that the evidence speaks for."""
-        case = Case(evidence=tuple(alerts[i] for i in members), window=window)
-        return next((c for c in self._causes if case.lead.code in c.leads and c.fits(case)), OTHER)
+    def _claimant(self, alert: Alert, window: Window | None) -> Cause:
+        """The first cause that an alert speaks for."""
+        case = Case(evidence=(alert,), window=window)
+        return next((c for c in self._causes if alert.code in c.leads and c.fits(case)), OTHER)
+
+    def _priority(self, alert: Alert, window: Window | None) -> tuple[int, int, int, int]:
+        """What is explained first: what explains most, then what is worse, says more, and began first."""
+        cause = self._claimant(alert, window)
+        says = cause.leads.index(alert.code) if alert.code in cause.leads else 0
+        return self._rank(cause), -alert.severity, says, alert.first_step
 
     def _rank(self, cause: Cause) -> int:
         return self._causes.index(cause) if cause in self._causes else len(self._causes)
@@ -165,10 +174,13 @@ class Diagnosis:
         evidence = _causally([alerts[i] for i in record.members])
         was, opened = record.incident, "opened" in record.kinds
         active = any(alert.state == "open" for alert in evidence)
-        if not record.kinds and not active and not record.is_open:
+        unchanged = not record.kinds and len(evidence) == len(was.evidence)
+        if unchanged and not active and not record.is_open:
             return []
-        record.lost = (record.lost and record.is_open) or (lost and active)
-        case = Case(evidence=evidence, window=window, lost=record.lost)
+        # A training comes back where somebody repairs it; without a window nobody has looked.
+        still = record.lost and record.is_open and (lost or window is None)
+        record.lost = still or (lost and active)
+        case = Case(evidence=evidence, window=window, was=None if opened else was, lost=record.lost)
         is_open = active or (record.is_open and (record.lost or record.cause.lasts(case)))
         severity = max(record.cause.severity(case), Severity.WARNING, was.severity if not opened else Severity.INFO)
         layers = tuple(dict.fromkeys(name for alert in evidence for name in alert.layers))

@@ -174,7 +174,8 @@ def _place(graph: Graph, call: Call, above: Mapping[Any, Above], shared: set[str
 
 def _producer(graph: Graph, call: Call, source: Step, between: Sequence[Step], shared: set[str]) -> Producer:
     operation, module = source.operation, source.module
-    bias = None if module is None else module._parameters.get("bias")
+    # What TorchScript has compiled keeps its parameters in a mapping without `get`.
+    bias = None if module is None else dict(module._parameters.items()).get("bias")
     features = _features(source)
     return Producer(
         kind=operation.kind,

@@ -112,7 +112,7 @@ def discover(
                 name += "'"
             mine.add(name)
             found[name] = module
-            if any(is_lazy(t) for t in (*module.parameters(False), *module.buffers(False))):
+            if any(map(is_lazy, (*module._parameters.values(), *module._buffers.values()))):
                 lazy.add(name)
     for argument, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from bnmonitor.layers.graphs import becomes_graph
 from bnmonitor.layers.oddities import scripted
-from bnmonitor.layers.scripting import hide_from_scripting
+from bnmonitor.layers.scripting import drop_hooks, hide_from_scripting
 
 logger = logging.getLogger("bnmonitor")
 
@@ -46,6 +47,7 @@ class Hooks:
         self._on_compilation = on_compilation
         self._outlast = outlast_compilation
         self._handles: dict[int, list[RemovableHandle]] = {}
+        self._placing: nn.Module | None = None
         self._unsubscribe: Callable[[], None] | None = None
 
     @property
@@ -56,7 +58,7 @@ class Hooks:
     def on_call(self, module: nn.Module, call: Call) -> None:
         """Call a function before each forward of a module, with the module, its arguments and keyword arguments."""
         if not scripted(module):
-            self._keep(module, module.register_forward_pre_hook(_Hook(self, module, call), with_kwargs=True))
+            self._place(module, module.register_forward_pre_hook, _Hook(self, module, call), with_kwargs=True)
 
     def on_forward(self, module: nn.Module, call: Call, *, always: bool = False) -> None:
         """Call a function after each forward of a module, with the module, its arguments and its output.
@@ -67,12 +69,15 @@ class Hooks:
             always: Whether to call it after a forward that raised, too.
         """
         if not scripted(module):
-            self._keep(module, module.register_forward_hook(_Hook(self, module, call), always_call=always))
+            self._place(module, module.register_forward_hook, _Hook(self, module, call), always_call=always)
 
     def remove(self) -> None:
         """Remove every hook."""
         for module in list(self._handles):
             self._remove(module)
+        if self._placing is not None:  # Ctrl-C came between placing the hook and noting that
+            _sweep(self._placing, self)
+            self._placing = None
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
@@ -93,15 +98,19 @@ class Hooks:
         finally:
             _only.reset(token)
 
-    def _keep(self, module: nn.Module, handle: RemovableHandle) -> None:
+    def _place(self, module: nn.Module, register: Callable[..., RemovableHandle], hook: _Hook, **how: bool) -> None:
         hide_from_scripting(_is_ours)
-        self._handles.setdefault(id(module), []).append(handle)
+        handles = self._handles.setdefault(id(module), [])
+        self._placing = module
+        handles.append(register(hook, **how))
+        self._placing = None
         if self._unsubscribe is None and not self._outlast:
             self._unsubscribe = _when_compiling(self._compilation_begins)
 
     def _remove(self, key: int) -> None:
-        for handle in self._handles.pop(key, ()):
+        for handle in self._handles.get(key, ()):
             handle.remove()
+        self._handles.pop(key, None)  # last: after Ctrl-C the next call removes them
 
     def _compilation_begins(self) -> None:
         self.remove()
@@ -110,19 +119,19 @@ class Hooks:
 
 
 class _Hook:
-    """A forward hook on one module; a copy of the module gets an inert one."""
+    """A forward hook on one module; a deep copy of the module has none, and a pickled one has an inert function."""
 
     def __init__(self, hooks: Hooks, module: nn.Module, call: Call) -> None:
         self._hooks, self._module, self._call = hooks, module, call
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Pass the call on if the module is the watched one and not a copy, and the forward is the training's own.
+    def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
+        """Pass the call on if the module is the watched one, and the forward is the training's own.
 
         This runs within the model's forward. An error is logged, the hook does nothing from then on, and the training
         goes on.
         """
         # The compiler must see its own test first: it cannot trace what follows.
-        if module is not self._module or torch.compiler.is_compiling() or _is_tracing():
+        if module is not self._module or torch.compiler.is_compiling() or _is_tracing() or becomes_graph():
             return
         only = _only.get()
         if only is not None and only is not self._hooks:
@@ -136,15 +145,48 @@ class _Hook:
             name, kind = type(module).__name__, type(error).__name__
             logger.warning("bnmonitor stopped observing %s after an error: %s: %s", name, kind, error)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copy = memo.get(id(self._module))
+        if isinstance(copy, nn.Module):
+            last = _Remove(copy)
+            memo[id(last)] = last
+        return nullcontext().__exit__
+
+    def of(self, hooks: Hooks) -> bool:
+        """Whether it was placed with these."""
+        return self._hooks is hooks
+
     def __reduce__(self) -> tuple[Any, ...]:
         # A copied or pickled hook becomes a function of the standard library that takes anything and does nothing: a
         # model that is saved while it is watched loads where bnmonitor is not installed.
         return getattr, (nullcontext(), "__exit__")
 
 
+class _Remove:
+    """Removes the inert hooks of a copied module at the end of the copy, when nothing holds what was known in it."""
+
+    def __init__(self, copy: nn.Module) -> None:
+        self._copy = copy
+
+    def __del__(self) -> None:
+        drop_hooks(self._copy, _is_ours)
+
+
 def _is_ours(hook: Any) -> bool:
     """Whether a hook is one of bnmonitor's, or what a copy of a model has in its place."""
     return isinstance(hook, _Hook) or getattr(hook, "__func__", None) is nullcontext.__exit__
+
+
+def _sweep(module: nn.Module, hooks: Hooks) -> None:
+    """Remove the hooks of a module that no handle is known of."""
+    for kind in ("_forward_pre_hooks", "_forward_hooks"):
+        placed = getattr(module, kind)
+        for key in [key for key, hook in placed.items() if isinstance(hook, _Hook) and hook.of(hooks)]:
+            for registry in (
+                placed,
+                *(getattr(module, f"{kind}_{how}", {}) for how in ("with_kwargs", "always_called")),
+            ):
+                registry.pop(key, None)
 
 
 def recomputing() -> bool:
@@ -154,11 +196,25 @@ def recomputing() -> bool:
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether the model or a part of it is known to be compiled; a later ``torch.compile`` is not known."""
-    return any(
+    return any(map(_compiled, model.modules()))
+
+
+def compiled_parts(models: Iterable[nn.Module]) -> set[int]:
+    """Return the modules within those that are known to be compiled, by ``id(module)``."""
+    return {id(part) for model in models for m in model.modules() if _compiled(m) for part in m.modules()}
+
+
+def graphs_compiled() -> int:
+    """Return how many graphs ``torch.compile`` has compiled in this process, whatever they belong to."""
+    counters: Any = getattr(sys.modules.get("torch._dynamo.utils"), "counters", {})
+    return int(counters.get("stats", {}).get("unique_graphs", 0))
+
+
+def _compiled(module: nn.Module) -> bool:
+    return (
         type(module).__name__ == "OptimizedModule"
         or getattr(module, "_compiled_call_impl", None) is not None
         or module.__dict__.get("_compiler_ctx") is not None
-        for module in model.modules()
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +15,15 @@ from torch import Tensor
 from bnmonitor.context import RunFacts
 from bnmonitor.layers import own_forwards
 from bnmonitor.lightning.base import CallbackBase
+from bnmonitor.lightning.harmless import RefusedError, harmless
 from bnmonitor.lightning.loss import loss_of
-from bnmonitor.lightning.private import averages_without_buffers, converts_to_sync_batchnorm, steps_taken
+from bnmonitor.lightning.mailbox import Mailbox, at_process_end, packed, unpacked
+from bnmonitor.lightning.private import (
+    averages_without_buffers,
+    converts_to_sync_batchnorm,
+    launches_processes,
+    steps_taken,
+)
 from bnmonitor.lightning.progress_bar import beside_bar, inside_bar
 from bnmonitor.lightning.trainer import TrainerActions
 from bnmonitor.monitor import Action, AlertError, BatchNormWarning, Monitor, Phase, Settings, warn
@@ -22,6 +31,8 @@ from bnmonitor.results import Alert, Incident
 from bnmonitor.rules import Rule, Thresholds
 from bnmonitor.sinks import Console, Loggers, Sink, TensorBoard
 from bnmonitor.summary import Summary
+
+logger = logging.getLogger("bnmonitor")
 
 _Fit = tuple[Any, Monitor, Any, bool]
 """A fit that waits for another within it to end: its Trainer, monitor and module, and whether this process judges."""
@@ -45,16 +56,20 @@ class BatchNormMonitor(CallbackBase):
         select: Rules to run: codes, prefixes, names, "default" or "all".
         ignore: Rules to leave out, in the same words.
         rules: Own rules, or thresholds by rule, such as {"small-batch": {"warn_below": 8}}.
-        on_alert: "log", "warn", "stop" (ask the Trainer to stop), "raise", "checkpoint" (save one now), "wandb", or a
-            callable that takes the alert, such as a bnmonitor.notify.Webhook; a list of these; or a mapping of them by
-            severity. Without a mapping, words leave infos to the log. None: "warn" (in the console; without one, a
-            Python warning), or nothing with sinks=[].
+        on_alert: "log", "warn", "stop" (ask the Trainer to stop), "raise", "checkpoint" (save one now), "save-batch"
+            (the batch at which it began, next to the black boxes), "wandb", or a callable that takes the alert, such as
+            a bnmonitor.notify.Webhook; a list of these; or a mapping of them by severity. Without a mapping, words
+            leave infos to the log. None: "warn" (in the console; without one, a Python warning), or nothing with
+            sinks=[].
         sinks: Where alerts and summaries go; None: to the Trainer's loggers and the console; []: nowhere, in silence.
 
     Raises:
         ValueError: An argument has a value that is not accepted; the message says which values are.
         TypeError: An argument has the wrong type.
     """
+
+    gave_up = False
+    """Whether an error in the callback has ended the watch of this fit."""
 
     def __init__(
         self,
@@ -84,6 +99,7 @@ class BatchNormMonitor(CallbackBase):
         self._outer: list[_Fit] = []
         self._known: tuple[Alert, ...] = ()
         self._known_incidents: tuple[Incident, ...] = ()
+        self._mailbox = Mailbox()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to the process: the monitor, which holds the model, and the Trainer."""
@@ -104,18 +120,25 @@ class BatchNormMonitor(CallbackBase):
         Raises:
             RuntimeError: Neither a fit nor an evaluation has begun yet.
         """
+        self._hear()
         if self._monitor is None:
             raise RuntimeError("BatchNormMonitor.monitor exists after a fit has begun: call trainer.fit(...) first")
         return self._monitor
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
-        """Every alert so far; none before the first fit. A pickled copy keeps them."""
+        """Every alert so far; none before the first fit. A pickled copy keeps them.
+
+        After a fit in spawned processes, as with ``strategy="ddp_spawn"``, these are the alerts of the first of them,
+        and :attr:`monitor` holds its record.
+        """
+        self._hear()
         return self._known if self._monitor is None else self._monitor.alerts
 
     @property
     def incidents(self) -> tuple[Incident, ...]:
-        """Every incident so far; none before the first fit. A pickled copy keeps them."""
+        """Every incident so far; none before the first fit. A pickled copy keeps them, as :attr:`alerts` does."""
+        self._hear()
         return self._known_incidents if self._monitor is None else self._monitor.incidents
 
     def summary(self) -> Summary:
@@ -144,8 +167,14 @@ class BatchNormMonitor(CallbackBase):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Note the forwards that a conversion to SyncBatchNorm, which follows this hook, would drop."""
+        self.gave_up = False
+        self._note_forwards(trainer, pl_module)
+
+    @harmless
+    def _note_forwards(self, trainer: Any, pl_module: Any) -> None:
         self._own_forwards = own_forwards(pl_module.named_modules())
 
+    @harmless
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Find the layers, after the model was built, moved and converted, and start to watch."""
         if self._trainer is not trainer and self._monitor is not None and self._monitor.running:
@@ -160,6 +189,7 @@ class BatchNormMonitor(CallbackBase):
             monitor.share_ranks(getattr(trainer.model, "will_sync_module_buffers", None))
         monitor.start()
 
+    @harmless
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Read the optimizers, the loaders and the scaler, which are complete when training begins."""
         self.monitor.watch_optimizers(trainer.optimizers)
@@ -171,28 +201,34 @@ class BatchNormMonitor(CallbackBase):
         )
         self._actions.publish(trainer, self.monitor)
 
+    @harmless
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Read what another callback or a data module has changed between epochs."""
         accumulate = max(1, int(trainer.accumulate_grad_batches))
         self.monitor.learn(accumulate_grad_batches=accumulate, **_loaders(trainer))
 
+    @harmless
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Let the monitor read the autograd graph of a sampled step."""
         self.monitor.saw_loss(loss)
 
+    @harmless
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Record the batch that has just ended."""
+        self.monitor.saw_batch(batch)
         try:
             self.monitor.step(steps_taken(trainer), loss=loss_of(outputs, trainer))
         finally:
             self._actions.batch_ended(trainer, self.monitor)
 
+    @harmless
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Run the rules on the steps that are left, and pass the state to the sinks."""
         self.monitor.end_epoch(trainer.current_epoch)
         self._actions.act(trainer, self.monitor)
         self._actions.publish(trainer, self.monitor)
 
+    @harmless
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin a validation in the monitor."""
         monitor = self._evaluating(trainer, pl_module, "validation")
@@ -200,14 +236,17 @@ class BatchNormMonitor(CallbackBase):
             self._actions.act(trainer, monitor)
             self._actions.publish(trainer, monitor)
 
+    @harmless
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin a test in the monitor."""
         self._evaluating(trainer, pl_module, "test")
 
+    @harmless
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin a prediction in the monitor."""
         self._evaluating(trainer, pl_module, "predict")
 
+    @harmless
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """End the evaluation in the monitor."""
         if self._monitor is not None:
@@ -215,6 +254,7 @@ class BatchNormMonitor(CallbackBase):
 
     on_test_end = on_predict_end = on_validation_end
 
+    @harmless
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         """Close the monitor: pass the summary to the sinks and remove all hooks."""
         self._close()
@@ -223,19 +263,25 @@ class BatchNormMonitor(CallbackBase):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Close the monitor after an exception or Ctrl-C, which an ``AlertError`` must not replace."""
         with suppress(AlertError):
-            self._close(wait=False)
-        self._leave(trainer)
+            self._end(trainer, wait=False)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Close the monitor if neither of the two hooks before was called."""
-        self._close()
-        self._leave(trainer)
+        self._end(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the monitor's state for the checkpoint, as plain types and tensors."""
         if self._state is not None or self._monitor is None:
             return self._state or {}
         return self._monitor.state_dict()
+
+    def give_up(self, error: Exception) -> None:
+        """End the watch of this fit because of an error, and warn once."""
+        self.gave_up = True
+        if self._monitor is not None:
+            self._monitor.give_up(error)
+        else:
+            warn(f"bnmonitor stopped watching, training goes on: {type(error).__name__}: {error}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state of a checkpoint until the fit begins; in a fit, load it (a learning rate finder restores)."""
@@ -254,6 +300,8 @@ class BatchNormMonitor(CallbackBase):
             self._judges = trainer.is_global_zero
             if self._state is not None:
                 self._load(self._monitor, self._state)
+            if self._mailbox.is_away:
+                at_process_end(partial(self._ended, trainer))
         self._state = None
         loggers = [] if trainer.fast_dev_run or not trainer.is_global_zero else list(trainer.loggers)
         where = trainer.log_dir if trainer.loggers else None
@@ -288,7 +336,10 @@ class BatchNormMonitor(CallbackBase):
             settings = replace(settings, sinks=[TensorBoard(), Loggers(), Console()])
         facts = RunFacts(accumulate_grad_batches=max(1, int(trainer.accumulate_grad_batches)))
         words = {"checkpoint": self._actions.checkpoint}
-        return Monitor.from_settings(pl_module, settings, facts=facts, words=words)
+        try:
+            return Monitor.from_settings(pl_module, settings, facts=facts, words=words)
+        except (ValueError, TypeError) as error:
+            raise RefusedError(error) from error
 
     def _load(self, monitor: Monitor, state: dict[str, Any]) -> None:
         """Continue from a checkpoint; whatever it holds, the fit goes on."""
@@ -306,10 +357,52 @@ class BatchNormMonitor(CallbackBase):
             return state
         return {**state, "watch": {**state["watch"], "window": None}, "book": self.monitor.state_dict()["book"]}
 
+    def _end(self, trainer: Any, *, wait: bool = True) -> None:
+        """Close the monitor, and go back to the fit that this one was within; an error ends neither of them."""
+        try:
+            self._close(wait=wait)
+        except (AlertError, BatchNormWarning):
+            raise
+        except Exception as error:
+            if not self.gave_up:
+                self.give_up(error)
+        finally:
+            self._report(trainer)
+            self._leave(trainer)
+
     def _leave(self, trainer: Any) -> None:
-        """Go back to the fit that this one was within."""
         if self._outer and trainer is self._trainer:
             self._trainer, self._monitor, self._module, self._judges = self._outer.pop()
+            self.gave_up = False
+
+    def _ended(self, trainer: Any) -> None:
+        """Close and report at the end of a spawned process: Lightning calls no hook in it after an exception."""
+        if self._monitor is not None and self._monitor.running:
+            with suppress(AlertError):
+                self._close(wait=False)
+            self._report(trainer)
+
+    def _report(self, trainer: Any) -> None:
+        """Send the record to the process that has spawned this one; without it, the training has ended all the same."""
+        if self._monitor is None or not (
+            trainer.is_global_zero and self._mailbox.is_away and launches_processes(trainer)
+        ):
+            return
+        try:
+            self._mailbox.send(packed(self._monitor, self._module))
+        except Exception as error:
+            logger.warning("bnmonitor cannot report to the process that started this one: %s", error)
+
+    def _hear(self) -> None:
+        """Take in the record of a fit that ran in spawned processes."""
+        try:
+            sent = self._mailbox.receive()
+        except Exception as error:
+            logger.warning("bnmonitor cannot read what the spawned process has reported: %s", error)
+            return
+        if sent is not None:
+            self._known, record = sent
+            self._monitor, self._module = unpacked(record, self.settings), None
 
     def _close(self, *, wait: bool = True) -> None:
         if self._monitor is not None:

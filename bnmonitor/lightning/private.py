@@ -30,6 +30,12 @@ def averages_without_buffers(trainer: Any) -> bool:
     return any(not getattr(c, "_use_buffers", True) for c in averages)
 
 
+def launches_processes(trainer: Any) -> bool:
+    """Whether the Trainer runs in processes that it has spawned or forked, and that end with its fit."""
+    launcher = getattr(getattr(trainer, "strategy", None), "launcher", None)
+    return any(kind.__name__ == "_MultiProcessingLauncher" for kind in type(launcher).__mro__)
+
+
 def paused(bar: Any) -> AbstractContextManager[Any]:
     """Hold the lock of the thread that draws rich's progress bar.
 

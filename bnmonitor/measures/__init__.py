@@ -18,7 +18,7 @@ from bnmonitor.measures.batches import (
 from bnmonitor.measures.calls import MOST_CALLS, CallMoments, call_distances
 from bnmonitor.measures.channels import batch_offset, covariate_shift, dead, gamma_update, offset, offsets, silent
 from bnmonitor.measures.columns import BY_CHANNEL, BY_LAYER
-from bnmonitor.measures.learning_rate import GAMMA_STEPS, gamma_run, loss_level, rise
+from bnmonitor.measures.learning_rate import rise
 from bnmonitor.measures.moments import (
     Affine,
     between,
@@ -28,10 +28,21 @@ from bnmonitor.measures.moments import (
     merge_between,
     padding,
     reduce,
+    samples_reduced,
+    spread,
     unevenness,
 )
 from bnmonitor.measures.reductions import may_exceed, mean, median, once, share
 from bnmonitor.measures.robust import mean_over_steps, middle_over_steps
+from bnmonitor.measures.runaway import (
+    GAMMA_STEPS,
+    changed_at_once,
+    fastest_group,
+    gamma_run,
+    is_young,
+    loss_level,
+    run_began,
+)
 from bnmonitor.measures.running_average import recover, update_weight
 from bnmonitor.measures.running_lag import (
     LEAST_WARM_UP,
@@ -45,6 +56,8 @@ from bnmonitor.measures.running_lag import (
     variance_gap,
     warm,
 )
+from bnmonitor.measures.sampled_input import SampledInput, sampled_batch, sampled_input
+from bnmonitor.measures.small_variances import variances
 
 __all__ = [
     "BY_CHANNEL",
@@ -56,14 +69,17 @@ __all__ = [
     "MOST_CALLS",
     "Affine",
     "CallMoments",
+    "SampledInput",
     "averages",
     "batch_distance",
     "batch_offset",
     "between",
     "call_distances",
     "carried",
+    "changed_at_once",
     "covariate_shift",
     "dead",
+    "fastest_group",
     "finish",
     "forgetting",
     "gamma_run",
@@ -71,6 +87,7 @@ __all__ = [
     "held_out_ratio",
     "independence",
     "initial_weight",
+    "is_young",
     "jump",
     "lag",
     "loss_level",
@@ -92,10 +109,15 @@ __all__ = [
     "recover",
     "reduce",
     "rise",
+    "run_began",
+    "sampled_batch",
+    "sampled_input",
     "samples_normalized",
+    "samples_reduced",
     "settled",
     "share",
     "silent",
+    "spread",
     "synced",
     "trunk",
     "typical_variance",
@@ -103,5 +125,6 @@ __all__ = [
     "update_weight",
     "variance_gap",
     "variance_noise",
+    "variances",
     "warm",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,9 @@ class Affine(NamedTuple):
 
 MOST_VALUES = 2048
 """Values per channel that are reduced; of more, every k-th sample of the batch is."""
+
+MOST_SAMPLES = 64
+"""About as many samples of a batch :func:`spread` takes a part of."""
 
 LEAST_SAMPLES = 16
 """Least number of samples that :func:`between` reduces, if the batch has so many."""
@@ -202,10 +206,34 @@ def looked_at(samples: int) -> int:
     return -(-samples // _step(samples // LEAST_SAMPLES))
 
 
+def samples_reduced(x: Tensor) -> int:
+    """Return how many samples of ``[N, C, ...]`` :func:`reduce` reduces."""
+    return -(-x.shape[0] // _step(_reduced_stride(x)))
+
+
+def spread(x: Tensor) -> Tensor:
+    """Return a part of ``[N, C, ...]`` for :func:`reduce`: a few positions of many samples, not a few whole samples.
+
+    The positions of a sample say nearly the same: a mean over many samples needs few of each.
+    """
+    x = _part(x, x.shape[0] // MOST_SAMPLES)
+    positions = x[0, 0].numel()
+    if x.dim() == 2 or not positions:
+        return x
+    every = math.ceil((x.shape[0] * positions / MOST_VALUES) ** (1 / (x.dim() - 2)))
+    strides = [slice(every // 2 if size > every else None, None, every) for size in x.shape[2:]]
+    index = (slice(None), slice(None), *strides)
+    return x[index]
+
+
 def _reduced_part(x: Tensor) -> Tensor:
     """The part that :func:`reduce` reduces: ``[n, C, positions]``."""
-    x = _part(x, min(x.shape[0], x.numel() // max(1, x.shape[1]) // MOST_VALUES))
+    x = _part(x, _reduced_stride(x))
     return x.flatten(2) if x.dim() > 2 else x[..., None]
+
+
+def _reduced_stride(x: Tensor) -> int:
+    return min(x.shape[0], x.numel() // max(1, x.shape[1]) // MOST_VALUES)
 
 
 def _part(x: Tensor, stride: int) -> Tensor:

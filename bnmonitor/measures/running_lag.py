@@ -11,6 +11,7 @@ from torch import Tensor
 from bnmonitor.limits import FLAT, INITIAL_WEIGHT
 from bnmonitor.measures.reductions import may_exceed, median, once, once_of_rows
 from bnmonitor.measures.robust import mean_over_steps, middle_over_steps
+from bnmonitor.measures.small_variances import variances
 from bnmonitor.window import Window
 
 LEAST_WARM_UP = 30
@@ -20,7 +21,7 @@ LEAST_WARM_UP = 30
 @once_of_rows
 def typical_variance(window: Window) -> Tensor:
     """Robust middle of each channel's batch variance over the new steps: ``[C]``."""
-    return middle_over_steps(window.batch_var[-max(1, window.fresh) :])
+    return middle_over_steps(variances(window, slice(-max(1, window.fresh), None)))
 
 
 @once_of_rows
@@ -28,7 +29,7 @@ def averages(window: Window) -> tuple[Tensor, Tensor, Tensor]:
     """Means over the window, ``[C]`` each: of the shift, of the batch variance, and of the running one before it."""
     return window.averages or (
         mean_over_steps(window.shift),
-        mean_over_steps(window.batch_var[1:]),
+        mean_over_steps(variances(window, slice(1, None))),
         mean_over_steps(window.running_var[:-1]),
     )
 

@@ -20,7 +20,7 @@ from bnmonitor.sinks import FanOut, Run, Sink
 logger = logging.getLogger("bnmonitor")
 
 _LEVELS = {Severity.INFO: logging.INFO, Severity.WARNING: logging.WARNING, Severity.ERROR: logging.ERROR}
-_NOT_FOR_MONITOR_FAULTS = ("stop", "raise", "checkpoint")
+_NOT_FOR_MONITOR_FAULTS = ("stop", "raise", "checkpoint", "save-batch")
 """Actions that change the training: an alert about bnmonitor itself gives a warning instead."""
 
 

@@ -18,6 +18,7 @@ from bnmonitor.context import RunFacts
 from bnmonitor.distributed import RankExchange
 from bnmonitor.layers import LayerTable
 from bnmonitor.monitor.actions import AlertError, warn
+from bnmonitor.monitor.batches import BatchKeeper
 from bnmonitor.monitor.session import Session
 from bnmonitor.monitor.settings import Action, Settings, as_folder, as_models, as_optimizers, check_loss
 from bnmonitor.recording import Recorder
@@ -63,9 +64,9 @@ class Monitor:
         rules: Own rules, or thresholds by rule: ``{"small-batch": {"warn_below": 8}}``; under ``"layers"`` a rule takes
             other thresholds for some layers: ``{"small-batch": {"layers": {"head.*": {"warn_below": 4}}}}``.
         on_alert: ``"log"``, ``"warn"`` (in the console; without one, a Python warning), ``"stop"``, ``"raise"``,
-            ``"wandb"``, or a callable that takes the alert, such as a :class:`bnmonitor.notify.Webhook`; a list of
-            these; or a mapping of them by severity. Without a mapping, words leave infos to the log. None: ``"warn"``,
-            or nothing with ``sinks=[]``.
+            ``"save-batch"`` (the batch at which it began, in ``log_dir``), ``"wandb"``, or a callable that takes the
+            alert, such as a :class:`bnmonitor.notify.Webhook`; a list of these; or a mapping of them by severity.
+            Without a mapping, words leave infos to the log. None: ``"warn"``, or nothing with ``sinks=[]``.
         sinks: Where alerts and summaries go; None: to the console, and to a history if ``log_dir`` is given; []:
             nowhere, in silence.
 
@@ -104,7 +105,11 @@ class Monitor:
             accumulate_grad_batches=accumulate_grad_batches,
             scaler=scaler,
         )
+        if "save-batch" in settings.words() and log_dir is None:
+            raise ValueError('on_alert="save-batch" needs log_dir=, the directory to save batches in')
         self._assemble(model, settings, facts, log_dir, {})
+        if self._keeper is not None:
+            self._keeper.loader = train_loader
         self.watch_optimizers(optimizer)
 
     @classmethod
@@ -147,6 +152,12 @@ class Monitor:
             )
         self._facts = facts
         self._recorder = Recorder(as_models(model), settings)
+        # An incident opens at the check after its fault, on an accelerator at the one after that.
+        kept = 2 * settings.check_every_n_steps + 1
+        self._keeper: BatchKeeper | None = None
+        if "save-batch" in settings.words():
+            self._keeper = BatchKeeper(as_models(model).values(), kept, lambda: self.log_dir)
+            words = {**words, "save-batch": self._keeper}
         if not self._recorder.waiting:
             check_patterns(settings.special_rules(), self.layers)
         folder = as_folder(log_dir)
@@ -209,10 +220,20 @@ class Monitor:
         return tuple(self._recorder.sampling.samples)
 
     @property
+    def log_dir(self) -> Path | None:
+        """The directory for files of the run; None if none are written."""
+        return self._session.log_dir
+
+    @property
     def black_boxes(self) -> tuple[Path, ...]:
         """Files with the whole window when an error opened; see :func:`bnmonitor.sinks.read_black_box`."""
         box = self._session.black_box
         return () if box is None else tuple(box.files)
+
+    @property
+    def saved_batches(self) -> tuple[Path, ...]:
+        """Files with the batches that ``on_alert="save-batch"`` has saved: ``torch.load(path, weights_only=True)``."""
+        return () if self._keeper is None else tuple(self._keeper.files)
 
     @property
     def ranks(self) -> RankStatistics | None:
@@ -290,6 +311,8 @@ class Monitor:
     def start(self) -> Monitor:
         """Start to watch, or start again; layers that were replaced in between are found."""
         self._session.begin()
+        if self._keeper is not None and self.running:
+            self._keeper.start()
         return self
 
     def step(self, global_step: int | None = None, *, loss: Tensor | float | None = None) -> None:
@@ -314,6 +337,8 @@ class Monitor:
                 raise ValueError(f"global_step must be at least 0, or None to count calls, got {global_step!r}")
         check_loss(loss)
         number = self._recorder.number if global_step is None else global_step
+        if self._keeper is not None:
+            self._keeper.step(number)
         self._session.guard(self._session.step, number, loss)
 
     @contextmanager
@@ -356,7 +381,11 @@ class Monitor:
             wait: Whether to wait a few seconds for what other processes still send. A process that fails should not
                 wait: the others notice the failure only after it has ended.
         """
-        self._session.close(wait=wait)
+        try:
+            self._session.close(wait=wait)
+        finally:
+            if self._keeper is not None:
+                self._keeper.close()
 
     def __enter__(self) -> Monitor:
         return self.start()
@@ -367,6 +396,8 @@ class Monitor:
         except AlertError:
             if kind is None:
                 raise
+        finally:
+            self._session.recorder.end()  # again, if Ctrl-C came while it was closed
 
     # -- what an adapter such as the Lightning callback calls ----------------------------------------------------------
 
@@ -386,6 +417,9 @@ class Monitor:
         A further one is ``batches``: how many batches an epoch takes from ``train_loader``. None changes nothing.
         """
         self._session.guard(partial(self._facts.update, **facts), idle=True)
+        if self._keeper is not None and facts.get("train_loader") is not None:
+            self._keeper.loader = facts["train_loader"]
+            self._keeper.listen()
 
     def share_ranks(self, overwrites: Callable[[], bool] | nn.Module | None = None) -> None:
         """Let the processes that train together exchange their statistics at every logged step.
@@ -399,9 +433,21 @@ class Monitor:
         """
         self._recorder.peers.join(RankExchange(self.layers, overwrites))
 
+    def saw_batch(self, batch: Any) -> None:
+        """Take what the training step got, before :meth:`step`, for ``on_alert="save-batch"``.
+
+        Without it, the arguments of the model's own forwards in the step are taken.
+        """
+        if self._keeper is not None:
+            self._keeper.saw(batch)
+
     def saw_loss(self, loss: Any) -> None:
         """Read the autograd graph of a loss before its backward; needed only if the model's forward is not called."""
         self._session.guard(self._recorder.sampling.saw_loss, loss)
+
+    def give_up(self, error: Exception) -> None:
+        """Stop to watch because of an error in the adapter, and warn once; training goes on."""
+        self._session.fail(error)
 
     def totals(self) -> dict[str, float]:
         """Return the numbers that a callback which stops or saves may watch; empty after bnmonitor has failed."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from bnmonitor._undisturbed import single_precision, undisturbed
 from bnmonitor.alerts import AlertBook
-from bnmonitor.context import RunFacts
+from bnmonitor.context import RunFacts, rate_of
 from bnmonitor.diagnosis import Change, Diagnosis
 from bnmonitor.distributed import world_size
 from bnmonitor.monitor.actions import AlertActions, AlertError, BatchNormWarning, warn
@@ -62,6 +63,7 @@ class Session:
         self.optimizers: list[Optimizer] = []
         self.book = AlertBook(self._chosen, settings.special_rules())
         self.diagnosis = Diagnosis()
+        self._alerts: tuple[Alert, ...] | None = None
         self.actions = AlertActions(settings, words, self._open_sink_error)
         self.running = self.validated = False
         self.black_box: BlackBox | None = None
@@ -97,6 +99,11 @@ class Session:
             )
         )
 
+    @property
+    def log_dir(self) -> Path | None:
+        """The directory for files of the run."""
+        return self._run.log_dir
+
     def connect(self, **run: Any) -> None:
         """Change fields of the :class:`bnmonitor.sinks.Run` that the sinks get when they open."""
         self._run = replace(self._run, **run)
@@ -121,11 +128,16 @@ class Session:
         except (AlertError, BatchNormWarning):
             raise
         except Exception as error:
-            self.failure = f"bnmonitor stopped watching, training goes on: {type(error).__name__}: {error}"
-            self.recorder.end()
-            logger.debug("bnmonitor stopped watching", exc_info=True)
-            warn(self.failure)
+            self.fail(error)
             return otherwise
+
+    def fail(self, error: Exception) -> None:
+        """Stop watching because of an error, and warn once."""
+        self.failure = f"bnmonitor stopped watching, training goes on: {type(error).__name__}: {error}"
+        with suppress(Exception):
+            self.recorder.end()
+        logger.debug("bnmonitor stopped watching", exc_info=error)
+        warn(self.failure)
 
     def begin(self) -> None:
         """Start to watch, or start again."""
@@ -149,14 +161,22 @@ class Session:
     @property
     def alerts(self) -> tuple[Alert, ...]:
         """Every alert so far, each with its incident."""
-        known = enumerate(self.book.alerts)
-        return tuple(replace(alert, incident=self.diagnosis.incident_of(i)) for i, alert in known)
+        if self._alerts is None:  # a Trainer asks after each batch, and alerts seldom change
+            known = enumerate(self.book.alerts)
+            self._alerts = tuple(replace(alert, incident=self.diagnosis.incident_of(i)) for i, alert in known)
+        return self._alerts
+
+    def _diagnose(self, window: Window | None = None) -> list[Change]:
+        """Explain the alerts that are new or have changed."""
+        self._alerts = None
+        return self.diagnosis.update(self.book.alerts, window)
 
     def _open_sink_error(self, who: str, error: Exception) -> tuple[Alert, list[Change]]:
         """Open an alert about a sink, an action or the black box that raised."""
         step = self.recorder.steps[-1] if self.recorder.steps else self.recorder.count
         alert = self.book.open_fault(SinkError.report(who, error, step), SinkError())
-        return alert, self.diagnosis.update(self.book.alerts)
+        changes = self._diagnose()
+        return self._explained(alert), changes
 
     def collect(self) -> None:
         """Take in what is recorded; after a failure, what was taken in before it is left."""
@@ -174,11 +194,11 @@ class Session:
 
     def doubt(self, state: Mapping[str, Any]) -> str:
         """Return why a state cannot be continued; empty if it can. Nothing changes."""
-        if "failure" in state:
-            return f"the run before it had failed: {state['failure']}"
-        if state.get("version", VERSION) != VERSION:
-            return f"it is of version {state['version']!r}, and this bnmonitor reads version {VERSION}"
         try:
+            if "failure" in state:
+                return f"the run before it had failed: {state['failure']}"
+            if state.get("version", VERSION) != VERSION:
+                return f"it is of version {state['version']!r}, and this bnmonitor reads version {VERSION}"
             with torch.inference_mode(False), torch.no_grad(), single_precision():
                 window = self.recorder.rehearse(state["watch"])
                 book = AlertBook(self._chosen, self.settings.special_rules())
@@ -192,11 +212,14 @@ class Session:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state that there is no doubt about."""
-        with single_precision():
-            self.recorder.load_state_dict(state["watch"])
-            self.book.load_state_dict(state["book"])
-            _continue(self.diagnosis, state, self.book.alerts)
+        self.shielded(partial(self._load, state), None)
         self.guard(self.recorder.begin)
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self.recorder.load_state_dict(state["watch"])
+        self.book.load_state_dict(state["book"])
+        _continue(self.diagnosis, state, self.book.alerts)
+        self._alerts = None
 
     def step(self, number: int, loss: object = None) -> None:
         """Record the training batch that has just ended; run the rules and write a frame when they are due."""
@@ -295,7 +318,7 @@ class Session:
         times = {"check": unjudged, "evaluation": bool(evaluation), "end": end}
         with undisturbed():  # a rule may draw random numbers
             events = self.book.check(window, self.absent(), [moment for moment, now in times.items() if now])
-            changes = self.diagnosis.update(self.book.alerts, window)
+            changes = self._diagnose(window)
         self._shown &= not (events or changes)
         self.recorder.settle(window, held=self.book.held(window.layers))
         if self.black_box is not None:
@@ -324,17 +347,19 @@ class Session:
         Args:
             wait: Whether to wait for what other processes still send.
         """
-        try:
+        with ExitStack() as last_first:  # whatever raises, all else is done
+            last_first.callback(self.recorder.end)  # once more: Ctrl-C may have come within the first time
+            last_first.callback(self.shielded, partial(self.recorder.peers.leave, wait=wait), None)
+            last_first.callback(setattr, self, "running", False)
+            last_first.callback(self.shielded, self._close_failed, None)
+            last_first.callback(self.guard, self._close_sinks)
+            last_first.callback(self.shielded, self.recorder.end, None)
             self.guard(self._judge, "", True)
-        finally:
-            self.recorder.end()
-            try:
-                self.guard(self._close_sinks)
-                if self.running and self.failure:
-                    self.actions.notify("close", self._unknown())
-            finally:
-                self.running = False
-                self.recorder.peers.leave(wait=wait)
+
+    def _close_failed(self) -> None:
+        """Close the sinks after a failure."""
+        if self.running and self.failure:
+            self.actions.notify("close", self._unknown())
 
     def _close_sinks(self) -> None:
         if self.black_box is not None:
@@ -356,9 +381,7 @@ def _continue(diagnosis: Diagnosis, state: Mapping[str, Any], alerts: Sequence[A
 
 def _learning_rates(optimizers: Sequence[Optimizer]) -> tuple[float, ...]:
     """The learning rate of each group; NaN if it is unknown, or on a device, where reading it would wait."""
-    rates = [g.get("lr") for o in optimizers for g in o.param_groups]
-    hidden = [isinstance(r, Tensor) and r.device.type != "cpu" for r in rates]
-    return tuple(float("nan" if r is None or out else r) for r, out in zip(rates, hidden, strict=True))
+    return tuple(rate_of(group) for optimizer in optimizers for group in optimizer.param_groups)
 
 
 def _learning_rate(optimizers: Sequence[Optimizer]) -> float:

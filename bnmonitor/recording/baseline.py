@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from bnmonitor.layers import LayerTable
-from bnmonitor.measures import batch_distance, forgetting, jump, middle_over_steps, offset, typical_variance, warm
+from bnmonitor.measures import (
+    batch_distance,
+    forgetting,
+    jump,
+    middle_over_steps,
+    offset,
+    typical_variance,
+    variances,
+    warm,
+)
 from bnmonitor.window import Baseline, Sample, Window
 
 MEMORY = 500
@@ -91,7 +100,7 @@ def followed(window: Window, held: Tensor) -> Baseline:
     least = 1e-3 * layers.eps_by_channel
     middle = typical_variance(window) + least
     # A median goes through a log unchanged: one log per channel will do.
-    factor = (window.batch_var[-max(1, window.fresh) :] + least).div_(middle)
+    factor = (variances(window, slice(-max(1, window.fresh), None)) + least).div_(middle)
     spread = middle_over_steps(torch.maximum(factor, factor.reciprocal(), out=factor)).log()
     by_channel = moving[layers.owner]
     return replace(

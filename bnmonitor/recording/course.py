@@ -1,4 +1,7 @@
-"""The loss of each step, kept beside the statistics; nothing waits for the device that computes it."""
+"""The loss of each step, kept beside the statistics; nothing waits for the device that computes it.
+
+Where gradients are accumulated, the micro-batches of an optimizer step have one number, and its loss is their mean.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,9 @@ from bnmonitor.recording.transfer import HostTransfer
 LEVEL = 10
 """Steps over which the median of the loss is its level: a single batch says little."""
 
+FIRST = 3
+"""Losses at the beginning of a run of which the lowest is its start."""
+
 
 class Course:
     """Keeps the losses of the newest steps, and at which level the loss began and was lowest.
@@ -26,7 +32,7 @@ class Course:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._kept: dict[int, float] = {}
+        self._kept: dict[int, tuple[float, int]] = {}
         self._newest: deque[float] = deque(maxlen=LEVEL)
         self._begun: list[float] = []
         self.best = math.nan
@@ -37,9 +43,8 @@ class Course:
 
     @property
     def start(self) -> float:
-        """The level at which the loss began; NaN where no loss is known."""
-        known = [loss for loss in self._begun if math.isfinite(loss)]
-        return median(known) if known else math.nan
+        """The lowest of the first losses: at a rate too high the second is larger by far; NaN where none is known."""
+        return min((loss for loss in self._begun if math.isfinite(loss)), default=math.nan)
 
     def note(self, step: int, loss: object) -> None:
         """Keep the loss of a step.
@@ -71,13 +76,17 @@ class Course:
 
     def losses(self, steps: Sequence[int]) -> tuple[float, ...]:
         """Return the loss of each step; NaN where it is unknown. Empty if no loss is known at all."""
-        return tuple(self._kept.get(step, math.nan) for step in steps) if self._kept else ()
+        if not self._kept:
+            return ()
+        found = (self._kept.get(step) for step in steps)
+        return tuple(math.nan if each is None else each[0] / each[1] for each in found)
 
     def _take(self, step: int, loss: float) -> None:
-        self._kept[step] = loss
+        total, count = self._kept.get(step, (0.0, 0))
+        self._kept[step] = total + loss, count + 1
         while len(self._kept) > self._size:
             del self._kept[next(iter(self._kept))]
-        if len(self._begun) < LEVEL:
+        if len(self._begun) < FIRST:
             self._begun.append(loss)
         self._newest.append(loss)
         if len(self._newest) == LEVEL and all(map(math.isfinite, self._newest)):
@@ -100,7 +109,7 @@ class Course:
         """Return what is known as plain types."""
         self.collect(wait=True)
         return {
-            "kept": [[step, loss] for step, loss in self._kept.items()],
+            "kept": [[step, total, count] for step, (total, count) in self._kept.items()],
             "newest": list(self._newest),
             "begun": list(self._begun),
             "best": self.best,
@@ -108,7 +117,7 @@ class Course:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what :meth:`state` returned."""
-        kept = {int(step): float(loss) for step, loss in state["kept"]}
+        kept = {int(step): (float(total), int(count)) for step, total, count in state["kept"]}
         self._kept = dict(list(kept.items())[-self._size :])
         self._newest.extend(map(float, state["newest"]))
         self._begun = [float(loss) for loss in state["begun"]]

@@ -32,7 +32,7 @@ def in_force(
         after: The same after it.
         counts: ``[T, L]`` int64 each, number of updates before and after.
         momenta: ``[T, L]`` float64 each, momentum at the end of the step before and of this one; NaN for None.
-        half_ulp: ``[L]`` float64, relative rounding of the layer's buffers.
+        half_ulp: ``[T, L]`` float64, relative rounding of the layer's buffers.
 
     Returns:
         The momentum in force, ``[T, L]``, and where it is not known, ``[T, L]`` bool.
@@ -50,7 +50,7 @@ def in_force(
     for momentum in (first[at], last[at]):
         weight = update_weight(momentum, counts[0][at], counts[1][at])
         mean, var = (recover(a, b, weight[:, owner]) for a, b in zip(old, new, strict=True))
-        slip = (half_ulp / weight)[:, owner]
+        slip = (half_ulp[at] / weight)[:, owner]
         below = var < -(16 * slip * torch.maximum(old[1], new[1]) + 1e-3 * eps)
         possible.append(~segments.any(below) & ~((momentum == 0) & changed))
         guesses.append((mean, var))

@@ -22,6 +22,7 @@ from bnmonitor.recording.ring import Ring
 from bnmonitor.recording.snapshot import snapshot_window
 from bnmonitor.recording.surroundings import Surroundings
 from bnmonitor.recording.tape import ResizedError, Tape
+from bnmonitor.recording.traces import compilations
 from bnmonitor.recording.watched import WatchedLayers
 from bnmonitor.recording.window_state import restore_window, save_window
 from bnmonitor.sampling import SampleSchedule
@@ -70,6 +71,7 @@ class Recorder:
         self.number = 0
         """Number of the step after the last, unless it is given one."""
         self._epoch_steps = 0
+        self._compilations = compilations()
         self._restored: Mapping[str, Any] | None = None
         self._baseline: Baseline | None = None
         self._adopt(self._watched.found)
@@ -120,9 +122,13 @@ class Recorder:
 
     def end(self) -> None:
         """Remove every hook."""
-        self.sampling.end()
-        self._observer.detach()
-        self.evaluations.detach()
+        try:
+            self.sampling.end()
+        finally:
+            try:
+                self._observer.detach()
+            finally:
+                self.evaluations.detach()
 
     def end_epoch(self) -> None:
         """Note how many training steps the first epoch had."""
@@ -159,7 +165,9 @@ class Recorder:
         if self._baseline is None or self.sampling.latest is not sample:
             self._baseline = baseline.sampled(self._baseline or self._first_baseline(), self.sampling.samples)
         try:
-            self._tape.step(number, rate, self._observer.collect(), foreign=self.peers.foreign)
+            self._tape.writes.compiled |= self.sampling.unseen
+            seen, witness = self._observer.collect(), self.sampling.witness
+            self._tape.step(number, rate, seen, foreign=self.peers.foreign, witness=witness)
         except ResizedError:
             self._renew()
         else:
@@ -192,6 +200,7 @@ class Recorder:
         Args:
             wait: Whether to wait for what is still on its way from the device; see :meth:`Tape.drain`.
         """
+        self._tape.writes_doubtful = self._watched.compiled_since
         came, rewritten = self._tape.drain(self._ring, wait=wait)
         self._fresh += came
         self.course.collect(wait=wait)
@@ -252,6 +261,7 @@ class Recorder:
             baseline=self._baseline,
             facts=self._surroundings.facts(moment, self._tape, self._ring, epoch_steps=self._epoch_steps),
             sample=self.sampling.latest,
+            earlier=tuple(self.sampling.samples[:-1]),
             ledger=self.evaluations.ledger.ledger(self.count),
             fresh=min(self._fresh, len(self.steps)),
             carried=averages,
@@ -364,7 +374,10 @@ class Recorder:
 
     def _ready(self) -> None:
         """Note the state that the next step starts from, and place the hooks on layers without running statistics."""
-        self._tape.writes_count = not self._watched.compiled and not distributed()
+        self._tape.writes_count = not distributed()
+        self._tape.compiled = self._watched.compiled
+        self._tape.writes.started_at = self._compilations
+        self._tape.writes.compiled |= bool(self._watched.compiled)
         self._tape.mark()
         tracking = zip(self._tape.modules, self.layers.tracking, strict=True)
         blocked = self.sampling.blocked

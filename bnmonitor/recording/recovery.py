@@ -19,6 +19,21 @@ TOLERANCE = 0.05
 MATERIAL = 1e-3
 """Rounding below this part of the running variance says at least that a batch variance is small."""
 
+EXACT = 0.01
+"""Largest part of a batch variance, and of the deviation that a layer divides by, that rounding may change.
+
+Where the running statistics are in half precision this is :data:`TOLERANCE`.
+"""
+
+_ROUNDINGS = 3
+"""Roundings of half a unit in the last place in one update: the old share, the new one or its weight, and the sum."""
+
+_NOTHING = 1e-5
+"""A variance off by less than this part of eps is known, whatever it is: the layer adds eps to it."""
+
+HALF = 1e-4
+"""Relative rounding above which running statistics are in half precision."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -49,7 +64,7 @@ def recover_rows(
     half_ulp: Tensor,
     out: Mapping[str, Tensor],
     momentum_before: Tensor | None = None,
-) -> None:
+) -> Tensor | None:
     """Recover the batch statistics of several steps.
 
     All steps of all channels are looked at, but for what is rare (a write by another hand, lost precision, values that
@@ -63,11 +78,15 @@ def recover_rows(
         counted: ``[T, L]`` bool, whether the layer counts its updates; else a change counts as one.
         foreign: ``[T, L]`` bool, where something else is known to have written to the running statistics.
         momentum: ``[T, L]`` float64, NaN for a cumulative average.
-        half_ulp: ``[L]`` float64, relative rounding of the layer's buffers.
+        half_ulp: ``[T, L]`` float64, relative rounding of the layer's buffers.
         out: Where the result is written: ``batch_mean``, ``batch_var``, ``shift`` and ``ratio`` (``[T, C]``),
             ``updates``, ``recovery``, ``momentum`` and ``variance`` (``[T, L]``), as described at
             :class:`bnmonitor.window.Window`.
         momentum_before: ``momentum`` as it was before each step; None: the same.
+
+    Returns:
+        ``[T, L]`` bool, where no batch can have made the running statistics, although nobody is known to have written
+        to them; None if that is nowhere.
     """
     updates = counts[1] - counts[0]
     unsure = torch.zeros_like(foreign)
@@ -79,13 +98,13 @@ def recover_rows(
     usual = (updates == 1) & counted & ~foreign & ~unsure & (momentum > 0)
     if bool(usual.all()) and bool(layers.tracked.all()):
         channels = _Channels(layers, before, after, momentum, out)
-        if channels.finite and not channels.negative and channels.coarse(half_ulp / momentum) is None:
+        if channels.finite and not channels.negative and channels.coarse(half_ulp, momentum) is None:
             out["updates"].copy_(updates)
             out["recovery"].fill_(Recovery.EXACT)
             out["momentum"].copy_(momentum)
             out["variance"].copy_(layers.segments.mean(out["batch_var"]))
-            return
-    _recover_unusual(layers, before, after, counts, counted, foreign, unsure, momentum, half_ulp, out)
+            return None
+    return _recover_unusual(layers, before, after, counts, counted, foreign, unsure, momentum, half_ulp, out)
 
 
 def _recover_unusual(
@@ -99,7 +118,7 @@ def _recover_unusual(
     momentum: Tensor,
     half_ulp: Tensor,
     out: Mapping[str, Tensor],
-) -> None:
+) -> Tensor | None:
     """The same where a layer was not updated exactly once in each step, or something is wrong with a value."""
     (old_mean, old_var), (new_mean, new_var) = before, after
     segments, owner = layers.segments, layers.owner
@@ -121,9 +140,13 @@ def _recover_unusual(
         impossible = segments.any(var < -rounded)
         var.clamp_(min=0)
         torch.mul((var + by_channel.eps).sqrt_(), (old_var + by_channel.eps).rsqrt_(), out=out["ratio"])
-    coarse = by_channel.coarse(slip)
+    coarse = by_channel.coarse(half_ulp, weight)
+    hidden = coarse.hidden if coarse is not None else {}
+    partly = torch.zeros_like(changed)
     if coarse is not None:
-        state[~segments.any(~(coarse[0] & coarse[1])) & (updates > 0)] = Recovery.PRECISION
+        useless, unknown = (~segments.any(~mask) & (updates > 0) for mask in (coarse.useless, coarse.unknown))
+        partly = unknown & ~useless
+        state[unknown] = Recovery.PRECISION
     if not by_channel.finite:
         state[~segments.any(mean.isfinite() & var.isfinite())] = Recovery.NON_FINITE
     state[(momentum == 0) & (updates > 0)] = Recovery.NO_MOMENTUM
@@ -132,17 +155,54 @@ def _recover_unusual(
     state[foreign | (updates < 0) | impossible | ((updates == 0) & changed)] = Recovery.FOREIGN
     state[:, ~layers.tracked] = Recovery.NO_BUFFERS
 
-    lost = state > Recovery.OBSERVED
-    if coarse is not None or lost.any():
+    lost = (state > Recovery.OBSERVED) & ~(partly & (state == Recovery.PRECISION))
+    out["variance"].copy_(segments.mean(var.masked_fill(hidden["ratio"], torch.nan) if hidden else var))
+    if coarse is not None:
+        out["variance"].masked_fill_(segments.sum(coarse.error) > EXACT * segments.sum(var), torch.nan)
+    out["variance"].masked_fill_(lost, torch.nan)
+    if hidden or lost.any():
         gone = lost[:, owner]
-        hidden = (gone, gone) if coarse is None else (gone | coarse[0], gone | coarse[1])
-        for names, holes in zip((("batch_mean", "shift"), ("batch_var", "ratio")), hidden, strict=True):
-            for name in names:
-                out[name].masked_fill_(holes, torch.nan)
+        for name in ("batch_mean", "shift", "batch_var", "ratio"):
+            out[name].masked_fill_(gone | hidden[name] if hidden else gone, torch.nan)
     out["updates"].copy_(updates)
     out["recovery"].copy_(state)
     out["momentum"].copy_(momentum)
-    out["variance"].copy_(segments.mean(var))
+    impossible &= ~foreign & (updates > 0)
+    return impossible if impossible.any() else None
+
+
+@dataclass(frozen=True)
+class _Coarse:
+    """What rounding hides, ``[T, C]`` bool but for the error.
+
+    Attributes:
+        mean: Batch means that are not known.
+        var: Batch variances that are not known.
+        shift: Distances of the batch mean that are mostly rounding.
+        ratio: Ratios of the deviations that are mostly rounding.
+        error: Largest error of each batch variance.
+    """
+
+    mean: Tensor
+    var: Tensor
+    shift: Tensor
+    ratio: Tensor
+    error: Tensor
+
+    @property
+    def hidden(self) -> dict[str, Tensor]:
+        """What is withheld, by the name of the statistic."""
+        return {"batch_mean": self.mean, "shift": self.shift, "batch_var": self.var, "ratio": self.ratio}
+
+    @property
+    def useless(self) -> Tensor:
+        """Channels of which rounding leaves nothing."""
+        return self.shift & self.ratio
+
+    @property
+    def unknown(self) -> Tensor:
+        """Channels without an exact variance."""
+        return self.var
 
 
 class _Channels:
@@ -177,37 +237,61 @@ class _Channels:
         torch.add(var, self.eps, out=ratio).sqrt_().mul_(scale)
         # NaN and infinity pass through the extremes, which cost a fraction of a comparison.
         extremes = torch.stack([mean.amin(0), mean.amax(0), var.amin(0), var.amax(0)])
+        self._least = extremes[2].clamp(min=0)
         self.finite = bool(extremes.sum().isfinite())
         self.negative = bool((extremes[2] < 0).any()) if self.finite else bool((var < 0).any())
 
-    def coarse(self, slip: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Channels whose recovered mean, and whose variance, are mostly rounding: ``[T, C]`` each; None if none is.
+    def coarse(self, half_ulp: Tensor, weight: Tensor) -> _Coarse | None:
+        """Channels whose recovered mean or variance is not exact because of rounding; None if all are.
 
-        A rounding is a part of the running statistic. It must be small beside the running deviation and variance, and
-        beside those of the batch itself, which may be far below: a batch variance of 0.1 recovered from a running
-        variance of 1 in bfloat16 is wrong by up to 0.04 at momentum 0.1. Where it is less than :data:`MATERIAL` of
-        the running variance, as always in float32, the batch's own does not matter: that it is next to nothing is
-        known well enough then. What passes is wrong by less than ``TOLERANCE / (1 - TOLERANCE)``, 5.3 %, of itself; in
-        bfloat16, where PyTorch rounds twice, by less than 11 %.
+        A rounding is a part of the running statistic, and the division by the weight enlarges it. What is exact is
+        wrong by less than :data:`EXACT`: the variance of itself, the mean of the deviation that the layer divides by.
+
+        Where the running statistics are in half precision, a rounding must be small beside the running deviation and
+        variance, and beside those of the batch itself, which may be far below: a batch variance of 0.1 recovered from
+        a running variance of 1 in bfloat16 is wrong by up to 0.04 at momentum 0.1. What passes is wrong by less than
+        ``TOLERANCE / (1 - TOLERANCE)``, 5.3 %, of itself; in bfloat16, where PyTorch rounds twice, by less than 11 %.
+
+        Where a rounding is less than :data:`MATERIAL` of the running variance, as always in float32, the distance and
+        the ratio are known even if the batch variance is not: that it is next to nothing is known well enough.
 
         Args:
-            slip: ``[T, L]``, relative rounding of the running statistics, as the division by the weight enlarges it.
+            half_ulp: ``[T, L]``, relative rounding of the running statistics.
+            weight: ``[T, L]``, see :func:`~bnmonitor.measures.update_weight`.
         """
-        worst = float(slip[slip.isfinite()].max()) if slip.isfinite().any() else 0.0
-        (_, old_var), (mean, var) = self._before, self._after
-        if worst <= MATERIAL:
-            far = torch.maximum(mean.amax(0), -mean.amin(0))
-            if bool((far * worst <= TOLERANCE * (var.amin(0) + self.eps).sqrt()).all()):
-                return None
-        part = slip[:, self._owner]
-        usual = torch.maximum(old_var, var)
-        rounding, own = part * usual, self._var
+        slip = half_ulp / weight
+        known = slip.isfinite()
+        part = slip.where(known, 0.0)
+        single = _ROUNDINGS * part.where(half_ulp < HALF, 0.0)
+        if self._all_exact(part, single):
+            return None
+        (old_mean, old_var), (mean, var) = self._before, self._after
+        part, single, known = part[:, self._owner], single[:, self._owner], known[:, self._owner]
+        own, usual = self._var, torch.maximum(old_var, var)
+        rounding = part * usual
         useless, material = part > TOLERANCE, part > MATERIAL
         least = torch.where(material, torch.minimum(usual, (own - rounding).clamp(min=0)), usual)
-        mean_lost = useless | (part * mean.abs() > TOLERANCE * (least + self.eps).sqrt())
-        var_lost = useless | (material & (rounding > TOLERANCE * (own + self.eps)))
-        known = part.isfinite()
-        return (mean_lost & known, var_lost & known) if (mean_lost | var_lost).any() else None
+        shift_lost = useless | (part * mean.abs() > TOLERANCE * (least + self.eps).sqrt())
+        ratio_lost = useless | (material & (rounding > TOLERANCE * (own + self.eps)))
+        error = single * usual
+        mean_lost = single * torch.maximum(old_mean.abs(), mean.abs()) > EXACT * (own.clamp(min=0) + self.eps).sqrt()
+        var_lost = (error > EXACT * own) & (error > _NOTHING * self.eps)
+        mean_lost, var_lost = shift_lost | mean_lost, ratio_lost | var_lost
+        if not (mean_lost | var_lost).any():
+            return None
+        return _Coarse(mean_lost & known, var_lost & known, shift_lost & known, ratio_lost & known, error)
+
+    def _all_exact(self, part: Tensor, single: Tensor) -> bool:
+        """Whether nothing is hidden, by the extremes over the steps: they are exact nearly always."""
+        if bool(part.max() > MATERIAL):
+            return False
+        (old_mean, old_var), (mean, var) = self._before, self._after
+        far = torch.maximum(mean.abs().amax(0), old_mean.abs().amax(0))
+        part, single = (each.amax(0)[self._owner] for each in (part, single))
+        error = single * torch.maximum(old_var.amax(0), var.amax(0))
+        exact = (error <= EXACT * self._least) | (error <= _NOTHING * self.eps)
+        exact &= part * far <= TOLERANCE * (var.amin(0) + self.eps).sqrt()
+        return bool((exact & (single * far <= EXACT * (self._least + self.eps).sqrt())).all())
 
 
 def fill_seen(

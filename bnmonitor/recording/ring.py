@@ -104,6 +104,12 @@ class Ring:
         means = shift.div_(count), batch.div_(count - 1), running.div_(count - 1)
         return None if bool(torch.stack([mean.sum() for mean in means]).isnan().any()) else means
 
+    def changing(self) -> dict[str, Tensor]:
+        """Return the window as :meth:`view` does, for its rows to be changed: no sum is kept."""
+        self._blocks.clear()
+        self._unsummed = 0
+        return self.view()
+
     def view(self) -> dict[str, Tensor]:
         """Return the window of every statistic, oldest step first, as views."""
         start = max(0, self._end - self.size)

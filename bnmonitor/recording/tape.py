@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, cycle, repeat
@@ -16,10 +15,13 @@ from torch import Tensor, nn
 from bnmonitor.layers import LayerTable, is_split, writes_pairwise
 from bnmonitor.recording.recovery import Seen, fill_seen, recover_rows
 from bnmonitor.recording.ring import Ring
+from bnmonitor.recording.rounding import as_written
+from bnmonitor.recording.traces import ForeignWrites, Traces
 from bnmonitor.recording.transfer import HostTransfer
+from bnmonitor.recording.witnesses import Witnesses
 
 _READ = ("running_mean", "running_var", "gamma", "beta", "gamma_grad", "beta_grad")
-_GRAD, _VERSION = attrgetter("grad"), attrgetter("_version")
+_GRAD = attrgetter("grad")
 
 T = TypeVar("T")
 
@@ -35,11 +37,10 @@ class _Row:
     rate: float
     training: bytes
     momentum: list[float | None]
-    identity: array[int]
-    means_written: array[int]
-    variances_written: array[int]
+    traces: Traces
     seen: Mapping[int, Seen] | None
     foreign: bool = False
+    witness: Tensor | None = None
 
 
 class ResizedError(ValueError):
@@ -94,9 +95,17 @@ class Tape:
         # A gamma that pruning or a parametrization computes is no parameter, and not known.
         which = zip(layers.affine, self._fill[torch.nan], self._fill[1.0], strict=True)
         self._no_gamma = [unknown if affine else one for affine, unknown, one in which]
+        self._sizes = [*layers.channels, *layers.channels]
         self._native = torch.tensor([writes_pairwise(m) for m in self.modules], dtype=torch.bool, device="cpu")
+        self.writes = ForeignWrites(self._native)
+        """Finds what other code writes."""
+        self._witnesses = Witnesses(layers)
         self.writes_count = True
         """Whether each write to the buffers of an InstanceNorm is one of its forwards; else there is one in a step."""
+        self.compiled: set[int] = set()
+        """Modules within compiled parts, by ``id(module)``: there, too, the writes do not count the forwards."""
+        self.writes_doubtful = False
+        """Whether a layer may be compiled and not be among them: several writes may be one forward then."""
         self._moved: Tensor | None = None
         self._no_count = [torch.zeros((), dtype=torch.int64, device=self._device)] * len(layers)
         self._meta: list[_Row] = []
@@ -121,7 +130,13 @@ class Tape:
             self._moved = moved if self._moved is None else self._moved | moved
 
     def step(
-        self, step: int, rate: float = torch.nan, seen: Mapping[int, Seen] | None = None, *, foreign: bool = False
+        self,
+        step: int,
+        rate: float = torch.nan,
+        seen: Mapping[int, Seen] | None = None,
+        *,
+        foreign: bool = False,
+        witness: Tensor | None = None,
     ) -> None:
         """Record one training step that has just ended.
 
@@ -130,10 +145,13 @@ class Tape:
             rate: The learning rate in force.
             seen: Statistics of layers without buffers, by ``id(module)``; None if nothing could be seen.
             foreign: Whether it began with the buffers of another process, which are not on the tape.
+            witness: Mean and variance of the batch in the forward of a sampled step, ``[2, C]`` on the CPU.
         """
         self._read(step, rate, seen)
-        if foreign:
-            self._meta[-1] = replace(self._meta[-1], foreign=True)
+        if foreign or witness is not None:
+            self._meta[-1] = replace(self._meta[-1], foreign=foreign, witness=witness)
+        if witness is not None:
+            self.writes.ran_eagerly(self.layers.segments.any(~witness[0].isnan()))
 
     @torch.no_grad()
     def _read(self, step: int | None, rate: float, seen: Mapping[int, Seen] | None = None) -> None:
@@ -146,6 +164,12 @@ class Tape:
         columns = [means, variances, gammas, betas, *grads]
         source = list(chain.from_iterable(columns))
         counts = _column(self._buffers, "num_batches_tracked", self._no_count)
+        last = self._meta[-1] if self._meta else None
+        traces = Traces.read(means, variances, counts, last.traces if last is not None else None)
+        self._compare_sizes([gammas, betas])
+        if last is None or traces.addresses is not last.traces.addresses:
+            self._compare_sizes([means, variances])
+            self._refuse_integers(traces)
         try:
             self._copy(source, counts)
         except (RuntimeError, TypeError):
@@ -158,10 +182,9 @@ class Tape:
             except (RuntimeError, TypeError) as error:
                 raise ResizedError(f"a layer has other tensors than it had: {error}") from error
         training, momentum = self._training(), self._momenta()
-        last = self._meta[-1] if self._meta else None
         if last is not None and (last.training, last.momentum) == (training, momentum):
             training, momentum = last.training, last.momentum
-        self._meta.append(_Row(step, rate, training, momentum, *_written(means, variances), seen))
+        self._meta.append(_Row(step, rate, training, momentum, traces, seen))
 
     def _training(self) -> bytes:
         found = map(dict.get, self._attributes, repeat("training"))
@@ -180,18 +203,24 @@ class Tape:
         """A running statistic of every layer; NaN for one that keeps none."""
         return _column(self._buffers, name, self._fill[torch.nan])
 
-    def _resized(self, source: list[Tensor]) -> ResizedError:
-        sizes = zip(cycle(self.layers.names), cycle(self.layers.channels), source, strict=False)
-        name, was, now = next((name, c, t.numel()) for name, c, t in sizes if t.numel() != c)
-        return ResizedError(f"layer {name!r} had {was} channels and now has {now}")
+    def _compare_sizes(self, pair: list[list[Tensor]]) -> None:
+        """Raise an error if a layer has another size than it had: PyTorch would warn the user of a resized output."""
+        sizes = list(map(Tensor.numel, chain.from_iterable(pair)))
+        if sizes != self._sizes:
+            found = zip(cycle(self.layers.names), self._sizes, sizes, strict=False)
+            name, was, now = next(each for each in found if each[1] != each[2])
+            raise ResizedError(f"layer {name!r} had {was} channels and now has {now}")
+
+    def _refuse_integers(self, traces: Traces) -> None:
+        for name, dtype in zip(cycle(self.layers.names), traces.dtypes, strict=False):
+            if not dtype.is_floating_point:
+                raise ResizedError(f"layer {name!r} now has running statistics of the type {dtype}")
 
     @torch.inference_mode()  # what autograd would look up of each tensor is a quarter of the cost
     def _copy(self, source: list[Tensor], counts: list[Tensor]) -> None:
         row = len(self._meta)
         slot = self._slots[row]
         torch.cat(source, out=slot)
-        if len(slot) != len(_READ) * self.layers.total:
-            raise self._resized(source)
         torch.stack(counts, out=self._counts[row])
 
     def rewritten(self) -> Tensor:
@@ -201,11 +230,9 @@ class Tape:
         inference mode, is not noticed.
         """
         means, variances = (self._running(name) for name in ("running_mean", "running_var"))
-        last = self._meta[-1]
-        before = (last.identity, last.means_written, last.variances_written)
-        pairs = zip(before, _written(means, variances), strict=True)
-        changed = [torch.frombuffer(a, dtype=torch.int64) != torch.frombuffer(b, dtype=torch.int64) for a, b in pairs]
-        return torch.stack(changed).any(0)
+        last = self._meta[-1].traces
+        now = Traces.read(means, variances, last.tensors[2 * len(means) :], last)
+        return ~now.same(last) | now.written_since(last)
 
     def origin(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The oldest state on the tape: gamma, running mean and variance, ``[C]``, and updates so far, ``[L]``."""
@@ -222,6 +249,8 @@ class Tape:
         order = [position[id(m)] for m in modules]
         spans = [torch.arange(*self.layers.offsets[i : i + 2], device=self._device) for i in order]
         other.writes_count, other._transfer = self.writes_count, self._transfer
+        other.writes = self.writes.reordered(order)
+        other.compiled, other.writes_doubtful = self.compiled, self.writes_doubtful
         used = len(self._meta)
         other._tape[:used] = self._tape[:used, :, torch.cat(spans)]
         other._counts[:used] = self._counts[:used, torch.tensor(order, device=self._device)]
@@ -230,9 +259,7 @@ class Tape:
                 r,
                 training=bytes(r.training[i] for i in order),
                 momentum=[r.momentum[i] for i in order],
-                identity=array("q", [r.identity[i] for i in order]),
-                means_written=array("q", [r.means_written[i] for i in order]),
-                variances_written=array("q", [r.variances_written[i] for i in order]),
+                traces=r.traces.reordered(order),
             )
             for r in self._meta
         ]
@@ -264,7 +291,7 @@ class Tape:
         if steps:
             self._tape[0].copy_(self._tape[used - 1])
             self._counts[0].copy_(self._counts[used - 1])
-            self._meta = [replace(self._meta[-1], step=None, seen=None)]
+            self._meta = [replace(self._meta[-1], step=None, seen=None, witness=None)]
         return came, rewritten
 
     def _recover(self, rows: list[_Row], tape: Tensor, counts: Tensor, ring: Ring) -> int:
@@ -280,32 +307,44 @@ class Tape:
         counts_updates, cumulative = (self.layers.which(f) for f in ("counts_updates", "averages_cumulatively"))
         momentum = _stacked([row.momentum for row in meta], _momentum)
         momentum_before = _stacked([rows[i - 1].momentum for i in at], _momentum)
-        identity = _table([row.identity for row in rows])
-        means, variances = _table([row.means_written for row in rows]), _table([row.variances_written for row in rows])
-        same = identity[now] == identity[old]
+        pairs = [(rows[i - 1].traces, rows[i].traces) for i in at]
+        same = torch.stack([now.same(before) for before, now in pairs])
         # Each forward of a layer that does not count its updates is one write to its buffers, if no other code writes.
-        counts = torch.where(counts_updates, counts, means)
-        foreign = self._native & same & (means[now] - means[old] != variances[now] - variances[old])
+        written = _stacked([row.traces for row in rows], _mean_versions)
+        counts = torch.where(counts_updates, counts, written)
+        foreign = self.writes.found(pairs, same, counts[now] - counts[old], counts_updates & self._counted())
+        if not same.all():
+            # Nobody knows what other tensors held before the forward wrote to them.
+            changed = self.layers.segments.any((mean != after["running_mean"]) | (var != after["running_var"]))
+            foreign |= ~same & (changed | (counts[now] != counts[old]))
+        eager = torch.tensor([self.writes_count and id(m) not in self.compiled for m in self.modules], device="cpu")
+        if self.writes_doubtful:
+            foreign |= ~counts_updates & eager & same & (written[now] - written[old] > 1)
         if any(row.foreign for row in meta):
             unsynced = torch.ones(len(self.layers), dtype=torch.bool, device="cpu")
             unsynced[list(self.layers.synced)] = False  # these have the same statistics in all processes
             updated = (counts[now] != counts[old]) | ~self._counted()
             foreign |= torch.tensor([row.foreign for row in meta], device="cpu")[:, None] & unsynced & updated
-        recover_rows(
+        by_dtype = _stacked([row.traces.dtypes for row in meta], self._half_ulp)
+        half_ulp = as_written(by_dtype, self.layers, (after["running_mean"], after["running_var"]))
+        impossible = recover_rows(
             self.layers,
             before=(mean, var),
             after=(after["running_mean"], after["running_var"]),
             counts=(counts[old], counts[now]),
-            counted=torch.where(counts_updates, self._counted(), same & self.writes_count),
+            counted=torch.where(counts_updates, self._counted(), same & eager),
             foreign=foreign,
             momentum=momentum.where(cumulative | ~momentum.isnan(), 0.0),
-            half_ulp=self._half_ulp(),
+            half_ulp=half_ulp,
             out=out,
             momentum_before=momentum_before.where(cumulative | ~momentum_before.isnan(), 0.0),
         )
         fill_seen(self.layers, out, [id(m) for m in self.modules], [row.seen for row in meta])
         for name in _READ:
             out[name].copy_(after[name])
+        contradicted = None if impossible is None else impossible & self._native
+        self._witnesses.judge(out, [row.witness for row in meta], contradicted, half_ulp, ring)
+        self._witnesses.judge_jumps(ring, len(at))
         training = _stacked([row.training for row in meta], lambda t: torch.frombuffer(bytearray(t), dtype=torch.bool))
         torch.logical_and(training, self.layers.which("has_modes"), out=out["training"])
         return len(at)
@@ -314,11 +353,10 @@ class Tape:
         """Which layers have a counter: ``[L]`` bool."""
         return torch.tensor([b.get("num_batches_tracked") is not None for b in self._buffers], device="cpu")
 
-    def _half_ulp(self) -> Tensor:
+    def _half_ulp(self, dtypes: list[torch.dtype]) -> Tensor:
         """Relative rounding of each layer's running statistics: ``[L]``."""
-        own = torch.finfo(self.dtype).eps
-        kept = [own if (t := b.get("running_mean")) is None else _eps(t) for b in self._buffers]
-        return torch.tensor(kept, dtype=torch.float64, device="cpu").clamp(min=own) / 2
+        kept = torch.tensor([torch.finfo(d).eps for d in dtypes], dtype=torch.float64, device="cpu")
+        return kept.view(2, -1).amax(0).clamp(min=torch.finfo(self.dtype).eps) / 2
 
 
 def _column(dicts: Sequence[dict[str, Any]], key: str, fill: list[Tensor]) -> list[Tensor]:
@@ -341,9 +379,8 @@ def _stacked(values: Sequence[T], convert: Callable[[T], Tensor]) -> Tensor:
     return torch.stack([made[id(value)] for value in values])
 
 
-def _table(rows: Sequence[array[int]]) -> Tensor:
-    """Lay arrays of one length below each other: ``[T, L]`` int64."""
-    return torch.frombuffer(bytearray().join(rows), dtype=torch.int64).view(len(rows), -1)
+def _mean_versions(traces: Traces) -> Tensor:
+    return torch.tensor(traces.versions[: len(traces.versions) // 3], dtype=torch.int64, device="cpu")
 
 
 def _momentum(momenta: list[float | None]) -> Tensor:
@@ -356,17 +393,3 @@ def _finite(momentum: float) -> float:
         return float(momentum) if math.isfinite(momentum) else 0.0
     except (TypeError, ValueError, RuntimeError):
         return 0.0
-
-
-def _eps(statistic: Tensor) -> float:
-    """The relative rounding of a running statistic; integers, of which a new search leaves the layer out, have none."""
-    return torch.finfo(statistic.dtype).eps if statistic.is_floating_point() else 1.0
-
-
-def _written(means: list[Tensor], variances: list[Tensor]) -> tuple[array[int], array[int], array[int]]:
-    """Which tensors the running means are, and how often autograd saw them and the variances written to in place."""
-    try:
-        return array("q", map(id, means)), array("q", map(_VERSION, means)), array("q", map(_VERSION, variances))
-    except RuntimeError:  # tensors made in inference mode do not know
-        nothing = array("q", [0]) * len(means)
-        return nothing, nothing, nothing

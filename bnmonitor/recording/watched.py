@@ -8,7 +8,16 @@ from operator import is_
 
 from torch import nn
 
-from bnmonitor.layers import Discovery, channels_of, discover, is_compiled, norms, reason_against, same_layer
+from bnmonitor.layers import (
+    Discovery,
+    channels_of,
+    compiled_parts,
+    discover,
+    graphs_compiled,
+    norms,
+    reason_against,
+    same_layer,
+)
 
 logger = logging.getLogger("bnmonitor")
 
@@ -28,6 +37,7 @@ class WatchedLayers:
     def __init__(self, models: Mapping[str, nn.Module], include: Sequence[str], exclude: Sequence[str]) -> None:
         self._models, self._include, self._exclude = models, include, exclude
         self._said: dict[str, str] = {}
+        self._graphs = graphs_compiled()
         self.adopt(discover(models, include=include, exclude=exclude))
 
     def adopt(self, found: Discovery) -> None:
@@ -46,9 +56,14 @@ class WatchedLayers:
         return self.found.lazy > 0
 
     @property
-    def compiled(self) -> bool:
-        """Whether one of the models is compiled."""
-        return any(map(is_compiled, self._models.values()))
+    def compiled(self) -> set[int]:
+        """The modules within compiled parts of the models, as far as these are known, by ``id(module)``."""
+        return compiled_parts(self._models.values())
+
+    @property
+    def compiled_since(self) -> bool:
+        """Whether something was compiled since the layers are watched: the models, or anything else."""
+        return graphs_compiled() != self._graphs
 
     @property
     def changed(self) -> bool:

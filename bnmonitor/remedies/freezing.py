@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
+from bnmonitor._text import count, listing
 from bnmonitor.remedies._layers import chosen
+from bnmonitor.remedies.said import Names
 
 
 class _StayFrozen:
@@ -33,7 +35,7 @@ def is_frozen(layer: nn.Module) -> bool:
 
 def freeze(
     model: nn.Module, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = (), affine: bool = True
-) -> tuple[str, ...]:
+) -> Names:
     """Freeze normalization layers, and keep them frozen through every later ``model.train()``.
 
     A frozen layer normalizes with its running statistics, which no longer change; ``requires_grad_(False)`` alone does
@@ -48,10 +50,11 @@ def freeze(
         affine: Freeze gamma and beta, too.
 
     Returns:
-        Names of the layers.
+        Names of the layers; printed, a sentence.
 
     Raises:
         ValueError: There is no layer to freeze, or a pattern matches none.
+        RuntimeError: A layer's own methods keep it from being frozen.
     """
     layers = chosen(model, include, exclude, fact="has_modes")
     for layer in layers.values():
@@ -64,10 +67,24 @@ def freeze(
         else:
             held.trained += tuple(trained)
         layer.eval()
-    return tuple(layers)
+    return Names(layers, _frozen(layers, affine=affine))
 
 
-def thaw(model: nn.Module, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> tuple[str, ...]:
+def _frozen(layers: Mapping[str, nn.Module], *, affine: bool) -> str:
+    """Check what :func:`freeze` did, and say it.
+
+    Raises:
+        RuntimeError: A layer is not frozen.
+    """
+    moving = [name for name, layer in layers.items() if layer.training]
+    trained = [n for n, layer in layers.items() if affine and any(p.requires_grad for p in layer.parameters(False))]
+    if moving or trained:
+        raise RuntimeError(f"{listing(moving or trained, 3)}: a method of its own keeps the layer from being frozen")
+    what = "running statistics, gamma and beta stay" if affine else "running statistics stay, gamma and beta train"
+    return f"{count(len(layers), 'layer')} frozen in evaluation mode: {what}"
+
+
+def thaw(model: nn.Module, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()) -> Names:
     """Undo :func:`freeze`: layers follow the model's mode again, and what was trained before is trained again.
 
     Args:
@@ -76,7 +93,7 @@ def thaw(model: nn.Module, *, include: Sequence[str] = ("*",), exclude: Sequence
         exclude: Glob patterns; a layer is not thawed if one matches.
 
     Returns:
-        Names of the layers that were frozen.
+        Names of the layers that were frozen; printed, a sentence.
 
     Raises:
         ValueError: There is no normalization layer, or a pattern matches none.
@@ -91,4 +108,5 @@ def thaw(model: nn.Module, *, include: Sequence[str] = ("*",), exclude: Sequence
                 for trained in hook.trained:
                     layer.get_parameter(trained).requires_grad_(True)
         layer.train(model.training)
-    return thawed
+    mode = "training" if model.training else "evaluation"
+    return Names(thawed, f"{count(len(thawed), 'layer')} thawed, now in {mode} mode as the model is")

@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from bnmonitor._text import nearest
+from bnmonitor._text import count, listing, nearest
 from bnmonitor.layers import ANY_NORM
 from bnmonitor.remedies._layers import bare, chosen
+from bnmonitor.remedies.freezing import is_frozen
+from bnmonitor.remedies.said import ByLayer
 
 
 def set_momentum(
@@ -18,7 +20,7 @@ def set_momentum(
     *,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
-) -> dict[str, float | None]:
+) -> ByLayer[float | None]:
     """Set the momentum of BatchNorm layers: the weight of the newest batch in the running average.
 
     PyTorch's momentum is one minus that of Keras and of most papers.
@@ -31,7 +33,7 @@ def set_momentum(
         exclude: Glob patterns; a layer is not set if one matches.
 
     Returns:
-        The momentum before, by layer.
+        The momentum before, by layer; printed, a sentence.
 
     Raises:
         ValueError: The momentum is not between 0 and 1, there is no layer, or a mapping names one that is not there.
@@ -47,7 +49,19 @@ def set_momentum(
     before = {name: layers[name].momentum for name in wanted}
     for name, value in wanted.items():
         layers[name].momentum = value  # type: ignore[assignment]
-    return before  # type: ignore[return-value]
+    return ByLayer(before, _momentum_set({name: layers[name] for name in wanted}, before))  # type: ignore[arg-type]
+
+
+def _momentum_set(layers: Mapping[str, nn.Module], before: Mapping[str, object]) -> str:
+    """Say which momentum is in force, and which layers it does nothing to."""
+    now = {layer.momentum for layer in layers.values()}
+    idle = [name for name, layer in layers.items() if layer.running_mean is None or not layer.track_running_stats]
+    frozen = [name for name, layer in layers.items() if name not in idle and is_frozen(layer)]
+    had = listing(dict.fromkeys(before.values()), 3)
+    parts = [f"momentum {listing(sorted(now, key=str), 3)} in {count(len(layers), 'layer')} (was {had})"]
+    parts += [f"no effect in {listing(idle, 3)}, which keeps no running statistics"] * bool(idle)
+    parts += [f"no effect in {listing(frozen, 3)} while it is frozen"] * bool(frozen)
+    return "; ".join(parts)
 
 
 def parameter_groups(

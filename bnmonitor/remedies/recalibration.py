@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnmonitor._text import listing
+from bnmonitor._text import count, listing
 from bnmonitor._undisturbed import undisturbed
 from bnmonitor.remedies._layers import bare, chosen
 from bnmonitor.remedies.freezing import is_frozen
 from bnmonitor.remedies.population import Population, SingleValueError
+from bnmonitor.remedies.said import logger
 
 Forward = Callable[[nn.Module, Any], object]
 """Runs the model on a batch of the loader: ``forward(model, batch)``."""
@@ -43,7 +44,8 @@ class Recalibration:
         far = sorted(self.moved, key=lambda name: -self.moved[name])[:1]
         most = f"; {name} moved most, by {self.moved[name]:.2g} standard deviations" if (name := "".join(far)) else ""
         left = f"; never reached: {listing(self.untouched, 3)}" if self.untouched else ""
-        return f"recalibrated {len(self.moved)} layers over {self.batches} batches{most}{left}"
+        layers, batches = count(len(self.moved), "layer"), f"{self.batches} batch{'es' * (self.batches != 1)}"
+        return f"recalibrated {layers} over {batches}, all statistics finite{most}{left}"
 
 
 def recalibrate(
@@ -128,7 +130,9 @@ def recalibrate(
         if not batches + skipped:
             raise ValueError("the loader gave no batch: statistics are left as they were")
         moved, untouched = population.finish(batches)
-    return Recalibration(batches=batches, skipped=skipped, moved=moved, untouched=untouched)
+    result = Recalibration(batches=batches, skipped=skipped, moved=moved, untouched=untouched)
+    logger.info("%s", result)
+    return result
 
 
 @contextmanager
@@ -182,7 +186,7 @@ def _shown(batches: Iterable[Any], loader: Iterable[Any], most: int | None, prog
     """Show a progress bar."""
     if not progress or (torch.distributed.is_initialized() and torch.distributed.get_rank()):
         return batches
-    with undisturbed(imports=True):
+    with undisturbed():
         import rich
         from rich.progress import track
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bnmonitor._text import listing
+from bnmonitor._text import count, listing
 from bnmonitor.monitor import Monitor
-from bnmonitor.remedies._layers import chosen
+from bnmonitor.remedies._layers import bare, chosen
+from bnmonitor.remedies.checkpoints import newest_finite
+from bnmonitor.remedies.said import ByLayer
 from bnmonitor.sinks import read_black_box
 
 _STATE = {"running_mean": "running_mean", "running_var": "running_var", "gamma": "weight", "beta": "bias"}
@@ -20,31 +23,42 @@ Rows = Callable[[str, str], Tensor]
 """The record of a statistic of a layer: ``[steps, channels]``."""
 
 
-def restore_last_finite(model: nn.Module, source: Monitor | str | Path) -> dict[str, int]:
+def restore_last_finite(model: nn.Module, source: Monitor | str | Path, *, checkpoints: Any = None) -> ByLayer[int]:
     """Restore layers with statistics, gamma or beta that are not finite to the last step at which they were.
 
-    Healthy layers stay as they are. Weights of other layers and the optimizer's own state are not in the record: if
-    they are not finite either, go back to a checkpoint instead.
+    Healthy layers stay as they are. Weights of other layers are not in the record. If they are not finite either,
+    nothing is changed, and the error names the newest checkpoint in which the whole model is finite.
 
     Args:
         model: The model.
         source: The monitor of the model: its window is searched first, then its black boxes, newest first;
             or the file of a black box.
+        checkpoints: Where to search for checkpoints: a directory, a file, a sequence of these, or Lightning's
+            ``ModelCheckpoint``. None: the directory of the run.
 
     Returns:
-        By restored layer, the step of its new state.
+        By restored layer, the step of its new state; printed, it is a sentence.
 
     Raises:
-        ValueError: The record holds no finite state of a layer that needs one; nothing is changed then.
-        TypeError: ``source`` is something else.
+        ValueError: Weights are not finite, or the record holds no finite state of a layer that needs one; nothing is
+            changed then.
+        TypeError: ``source`` or ``checkpoints`` is something else.
     """
     if not isinstance(source, (Monitor, str, Path)):
         raise TypeError(f"source must be a Monitor or the path of a black box, got {type(source).__name__}")
+    places = _places(checkpoints, source)
+    layers = chosen(model, ("*",), (), fact=None)
+    ill = {n: m for n, m in layers.items() if not _finite({k: t.unsqueeze(0) for k, t in _state(m).items()}).all()}
+    if weights := _not_finite(model, without=ill.values()):
+        search = newest_finite(_names(model), places)
+        raise ValueError(
+            f"{count(len(weights), 'tensor')} outside the normalization layers ({listing(weights, 3)}) "
+            f"hold{'s' * (len(weights) == 1)} NaN or infinity too, so running statistics alone do not repair the "
+            f"model: {search.sentence()}"
+        )
     found: dict[str, tuple[int, dict[str, Tensor]]] = {}
     lost = []
-    for name, layer in chosen(model, ("*",), (), fact=None).items():
-        if _finite({key: t.unsqueeze(0) for key, t in _state(layer).items()}).all():
-            continue
+    for name, layer in ill.items():
         for steps, rows in _records(source, name):
             state = {key: rows(key, name).cpu() for key in _state(layer)}
             good = _finite(state).nonzero().flatten().tolist()
@@ -54,16 +68,55 @@ def restore_last_finite(model: nn.Module, source: Monitor | str | Path) -> dict[
         else:
             lost.append(name)
     if lost:
+        search = newest_finite(_names(model), places)
+        way = search.sentence() if search.newest else "go back to a checkpoint"
         raise ValueError(
-            f"there is no finite record of {listing(lost, 3)}: go back to a checkpoint, or reset_running_stats() and "
+            f"there is no finite record of {listing(lost, 3)}: {way}, or reset_running_stats() and "
             "bnmonitor.remedies.recalibrate(model, loader)"
         )
     with torch.no_grad():
-        layers = dict(chosen(model, ("*",), (), fact=None))
         for name, (_, state) in found.items():
             for key, tensor in _state(layers[name]).items():
                 tensor.copy_(state[key])
-    return {name: step for name, (step, _) in found.items()}
+    if left := [name for name in found if not _finite({k: t[None] for k, t in _state(layers[name]).items()}).all()]:
+        raise RuntimeError(f"{listing(left, 3)}: still not finite after restoring")
+    return ByLayer({name: step for name, (step, _) in found.items()}, _sentence(found))
+
+
+def _sentence(found: Mapping[str, tuple[int, object]]) -> str:
+    if not found:
+        return "every layer and every weight is finite: nothing to restore"
+    steps = sorted({step for step, _ in found.values()})
+    when = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+    return f"{count(len(found), 'layer')} restored to {when}; every weight of the model is finite"
+
+
+def _not_finite(model: nn.Module, without: Iterable[nn.Module]) -> list[str]:
+    """Names of the model's parameters that hold NaN or infinity, those of some layers left out."""
+    skipped = {id(p) for layer in without for p in layer.parameters(recurse=False)}
+    own = bare(model).named_parameters()
+    return [name for name, p in own if id(p) not in skipped and not bool(p.isfinite().all())]
+
+
+def _names(model: nn.Module) -> list[str]:
+    """Names of what must be finite; other buffers, such as a mask, may hold an infinity by design."""
+    own = bare(model)
+    statistics = (name for name, _ in own.named_buffers() if name.endswith(("running_mean", "running_var")))
+    return [*(name for name, _ in own.named_parameters()), *statistics]
+
+
+def _places(checkpoints: Any, source: Monitor | str | Path) -> list[Path]:
+    """Directories and files to search."""
+    if checkpoints is None:
+        run = source.log_dir if isinstance(source, Monitor) else Path(source).parent.parent
+        return [] if run is None else [run]
+    if isinstance(checkpoints, str | Path):
+        return [Path(checkpoints)]
+    if hasattr(checkpoints, "dirpath"):  # Lightning's ModelCheckpoint; it has no directory before the first fit
+        return [Path(checkpoints.dirpath)] if checkpoints.dirpath else []
+    if not isinstance(checkpoints, Sequence):
+        raise TypeError(f"checkpoints must be a path or a ModelCheckpoint, got {type(checkpoints).__name__}")
+    return [Path(each) for each in checkpoints]
 
 
 def _state(layer: nn.Module) -> dict[str, Tensor]:

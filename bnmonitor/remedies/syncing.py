@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from bnmonitor._text import listing
+from bnmonitor._text import count, listing
 from bnmonitor.layers import BATCH_NORM, discover, is_synced
 from bnmonitor.monitor import warn
+from bnmonitor.remedies.said import logger
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -62,7 +63,18 @@ def convert_sync(model: nn.Module, process_group: Any = None) -> nn.Module:
             f"{listing(left, 3)}: normalizes in a forward of its own, so its statistics stay those of one process; "
             "use the conversion of the library it comes from, such as timm.layers.convert_sync_batchnorm"
         )
-    return replaced.get(model, model)
+    result = replaced.get(model, model)
+    logger.info("%s", _converted(result))
+    return result
+
+
+def _converted(model: nn.Module) -> str:
+    """Say how many layers synchronize their statistics now, and over how many processes."""
+    found = discover({"": model})
+    synced = sum(map(is_synced, found.modules))
+    shared = torch.distributed.is_available() and torch.distributed.is_initialized()
+    over = f"over {torch.distributed.get_world_size()} processes" if shared else "once the processes are connected"
+    return f"{synced} of {count(len(found.table), 'normalization layer')} share their statistics {over}"
 
 
 def _calls_super(kind: type) -> bool:

@@ -3,9 +3,10 @@
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, MonitorFault, Rule, first, onset, sampled
 from bnmonitor.rules.catalogue import CATALOGUE, FAMILIES, MONITOR_FAULTS, all_rules, default_rules
-from bnmonitor.rules.manual import plain
+from bnmonitor.rules.docstring import Docstring
+from bnmonitor.rules.manual import described, explained, plain
 from bnmonitor.rules.needs import NEEDS, Conditions, Need, absent_needs, unmet
-from bnmonitor.rules.selection import by_layer, choose, find
+from bnmonitor.rules.selection import by_layer, choose, find, near, search
 from bnmonitor.rules.thresholds import ForLayers, Thresholds, check_patterns, judge
 from bnmonitor.window import Window
 
@@ -15,6 +16,7 @@ __all__ = [
     "MONITOR_FAULTS",
     "NEEDS",
     "Conditions",
+    "Docstring",
     "Finding",
     "ForLayers",
     "MonitorFault",
@@ -29,11 +31,15 @@ __all__ = [
     "check_patterns",
     "choose",
     "default_rules",
+    "described",
+    "explained",
     "find",
     "first",
     "judge",
+    "near",
     "onset",
     "plain",
     "sampled",
+    "search",
     "unmet",
 ]

@@ -145,7 +145,7 @@ def sampled(window: Window) -> int:
 
 def run_note(window: Window, layer: int, step: int) -> str:
     """Return the learning rate, batch size and momentum at a step as text, as far as they are known."""
-    samples, momentum = float(window.baseline.sizes[layer]), float(window.momentum[-1, layer])
+    samples, momentum = window.baseline.sizes[layer].item(), window.momentum[-1, layer].item()
     batches = f"; batches of {number(samples)}" if samples == samples else ""
     average = f"; momentum {number(momentum)}" if momentum == momentum else "; a cumulative average"
     return f"{rate_note(window, step)}{batches}{average}"

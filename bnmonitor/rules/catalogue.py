@@ -32,6 +32,7 @@ from bnmonitor.rules.monitor.rule_error import RuleError
 from bnmonitor.rules.monitor.sink_error import SinkError
 from bnmonitor.rules.numerics.half_precision_buffers import HalfPrecisionBuffers
 from bnmonitor.rules.numerics.half_precision_headroom import HalfPrecisionHeadroom
+from bnmonitor.rules.numerics.implausible_statistics import ImplausibleStatistics
 from bnmonitor.rules.numerics.mean_explosion import MeanExplosion
 from bnmonitor.rules.numerics.non_finite_statistics import NonFiniteStatistics
 from bnmonitor.rules.numerics.skipped_step_poisoning import SkippedStepPoisoning
@@ -68,6 +69,7 @@ CATALOGUE: tuple[type[Rule], ...] = (
     VarianceExplosion,
     MeanExplosion,
     UnnormalizedInput,
+    ImplausibleStatistics,
     SmallBatch,
     PooledToFewValues,
     RaggedLastBatch,

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from typing import Any
 
 from bnmonitor._text import DOCS
 from bnmonitor.rules.base import Rule
 from bnmonitor.rules.catalogue import CATALOGUE, FAMILIES
+from bnmonitor.rules.docstring import Docstring
 from bnmonitor.rules.needs import NEEDS
 
 _OWN = "own rules"
-_PROMPTS = (">>>", "...")
 
 
 def page(rule: Rule) -> str:
     """Return the Markdown page of a rule."""
-    summary, sections = _parts(rule)
-    lines = [f"# {rule.code} {rule.name}", "", _markdown(summary), "", *_facts(rule), ""]
-    for title, body in _with_thresholds(rule, sections):
+    doc = Docstring.of(type(rule))
+    lines = [f"# {rule.code} {rule.name}", "", doc.markdown_summary, "", *_facts(rule), ""]
+    # What a user reads comes first, and what shows how the rule judges a window last.
+    for title, body in sorted(_with_thresholds(rule, doc.sections), key=lambda section: section[0] == "Example"):
+        lines += [*_settings(rule)] if title == "Example" else []
         lines += [f"## {title}", ""]
         if title == "Thresholds":
             lines += [*_table(rule), ""] if fields(rule) else []
-        for block in _blocks(body):
-            lines += [_fence(block) if _is_example(block) else _prose(title, block), ""]
+        text = doc.markdown(body)
+        lines += [_linked(line) for line in text] if title == "References" else text
         if title == "Example":
             lines = _import_first(rule, lines)
-    lines += _settings(rule)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -43,75 +43,72 @@ def index(rules: Sequence[Rule]) -> str:
         "",
         "The rules of bnmonitor. A code and a name never change their meaning. An info is a matter of good practice, a",
         "warning means lost accuracy, an error means a wrong result. The tables give the usual severity of a rule.",
+        "What explains several alerts together is a [cause](causes.md).",
         "",
     ]
     for family, members in families.items():
         prefix = next((f"{code}: " for code, title in FAMILIES.items() if title == family), "")
         lines += [f"## {prefix}{family}", "", "| code | name | severity | what it finds |", "|---|---|---|---|"]
         for rule in members:
-            summary = _markdown(_parts(rule)[0]).replace("\n", " ").replace("|", "\\|")
+            summary = Docstring.of(type(rule)).markdown_summary.replace("\n", " ").replace("|", "\\|")
             lines.append(f"| [{rule.code}](rules/{rule.code}.md) | {rule.name} | {rule.severity} | {summary} |")
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
 def plain(rule: Rule, width: int = 80) -> str:
-    """Return the manual of a rule as plain text, for the terminal.
+    """Return the manual of a rule as plain text, for the terminal: without the examples that are run.
 
     Args:
         rule: The rule.
-        width: Columns to wrap at; examples are not wrapped.
+        width: Columns to wrap at; code is not wrapped.
     """
-    summary, sections = _parts(rule)
+    doc = Docstring.of(type(rule))
     needs = [f"Needs {_needs(rule)}.", ""] if rule.needs else []
-    lines = [f"{rule.code} {rule.name} · {rule.severity}", "", *_wrap(summary, width), "", *needs]
-    for title, body in _with_thresholds(rule, sections):
+    lines = [f"{rule.code} {rule.name} · {rule.severity}", "", *doc.summary_text(width), "", *needs]
+    for title, body in _with_thresholds(rule, doc.shown()):
         lines += [title]
         if title == "Thresholds":
             lines += [f"  {name} = {value}" for name, value in _values(rule)]
             lines += [""] if fields(rule) and body else []
-        for i, block in enumerate(_blocks(body)):
-            lines += [""] if i and lines[-1] else []
-            lines += textwrap.indent(block, "  ").splitlines() if _is_example(block) else _wrap(block, width, "  ")
-        lines.append("")
-    if type(rule) in CATALOGUE:
-        lines.append(f"{DOCS}/rules/{rule.code}.md")
+        lines += [*doc.text(body, width), ""]
+    if url := _url(rule):
+        lines.append(url)
     return "\n".join(lines).rstrip()
 
 
-# -- the docstring in parts --------------------------------------------------------------------------------------------
+def described(rule: Rule) -> dict[str, Any]:
+    """Return what a rule is as plain types that JSON can hold, without its manual."""
+    return {
+        "code": rule.code,
+        "name": rule.name,
+        "severity": str(rule.severity),
+        "family": _family(rule),
+        "default": rule.default,
+        "needs": sorted(rule.needs),
+        "finds": Docstring.of(type(rule)).sentence,
+        "url": _url(rule),
+    }
 
 
-def _parts(rule: Rule) -> tuple[str, list[tuple[str, str]]]:
-    """The first paragraph of the docstring, and its sections as title and body."""
-    text = inspect.cleandoc(type(rule).__doc__ or "")
-    summary, *rest = re.split(r"^## +", text, flags=re.MULTILINE)
-    sections = [part.partition("\n") for part in rest]
-    return summary.strip(), [(title.strip(), body.strip()) for title, _, body in sections]
+def explained(rule: Rule) -> dict[str, Any]:
+    """Return the manual of a rule as plain types that JSON can hold."""
+    thresholds = {field.name: getattr(rule, field.name) for field in fields(rule)}
+    return {**described(rule), "thresholds": thresholds, "sections": Docstring.of(type(rule)).to_list()}
 
 
-def _with_thresholds(rule: Rule, sections: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+def _url(rule: Rule) -> str:
+    return f"{DOCS}/rules/{rule.code}.md" if type(rule) in CATALOGUE else ""
+
+
+# -- what a rule says of itself ----------------------------------------------------------------------------------------
+
+
+def _with_thresholds(rule: Rule, sections: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """The sections, plus one for the thresholds if the docstring lacks it although the rule has thresholds."""
     yield from sections
     if fields(rule) and "Thresholds" not in dict(sections):
         yield "Thresholds", ""
-
-
-def _blocks(body: str) -> list[str]:
-    """Paragraphs and examples of a section, split even without a blank line between them."""
-    blocks: list[list[str]] = [[]]
-    for line in body.splitlines():
-        if not line.strip():
-            blocks.append([])
-        elif line.startswith(">>>") and blocks[-1] and not _is_example(blocks[-1][0]):
-            blocks.append([line])
-        else:
-            blocks[-1].append(line)
-    return ["\n".join(block) for block in blocks if block]
-
-
-def _is_example(block: str) -> bool:
-    return block.startswith(_PROMPTS)
 
 
 def _values(rule: Rule) -> list[tuple[str, str]]:
@@ -153,16 +150,7 @@ def _settings(rule: Rule) -> list[str]:
     lines = ["## Settings", "", f'Switch the rule off with `ignore=("{rule.name}",)`.']
     for name, value in _values(rule)[:1]:
         lines += [f'Set a threshold with `rules={{"{rule.name}": {{"{name}": {value}}}}}`.']
-    return lines
-
-
-def _markdown(text: str) -> str:
-    return re.sub(r"``([^`]+)``", r"`\1`", text)
-
-
-def _prose(title: str, text: str) -> str:
-    text = _markdown(text)
-    return _linked(text) if title == "References" else text
+    return [*lines, ""]
 
 
 def _linked(text: str) -> str:
@@ -177,20 +165,7 @@ def _linked(text: str) -> str:
     return re.sub(r"([\w.-]+/[\w.-]+)?#(\d+)", link, text)
 
 
-def _fence(block: str) -> str:
-    return f"```python\n{block}\n```"
-
-
 def _import_first(rule: Rule, lines: list[str]) -> list[str]:
-    """Import the rule at the start of its first example, so that the example runs as printed."""
+    """Import the rule at the start of its first example that is run, so that the example runs as printed."""
     line = f">>> from {type(rule).__module__} import {type(rule).__name__}\n"
-    text = "\n".join(lines)
-    return text.replace("```python\n", f"```python\n{line}", 1).split("\n")
-
-
-# -- the terminal ------------------------------------------------------------------------------------------------------
-
-
-def _wrap(text: str, width: int, indent: str = "") -> list[str]:
-    flat = " ".join(text.replace("``", "").split())
-    return textwrap.wrap(flat, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    return "\n".join(lines).replace("```python\n>>>", f"```python\n{line}>>>", 1).split("\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from bnmonitor._text import nearest
@@ -21,8 +22,40 @@ def find(word: str, rules: Sequence[Rule] | None = None) -> Rule:
     for rule in every:
         if word.lower() in (rule.code.lower(), rule.name):
             return rule
-    known = [w for rule in every for w in (rule.code, rule.name)]
-    raise ValueError(f"no rule is called {word!r}{nearest(word, known)}; `bnmonitor rules` lists them all")
+    raise ValueError(f"no rule is called {word!r}{near(word, every)}; `bnmonitor rules` lists them all")
+
+
+def search(words: Sequence[str], rules: Sequence[Rule] | None = None) -> list[Rule]:
+    """Return the rules whose code begins with one of the words, or whose name contains it.
+
+    Raises:
+        ValueError: A word matches no rule; the message names the nearest.
+    """
+    every = all_rules() if rules is None else rules
+    found: set[str] = set()
+    for word in words:
+        codes = {r.code for r in every if word and (r.code.startswith(word.upper()) or word.lower() in r.name)}
+        if not codes:
+            raise ValueError(f"no rule is called {word!r}{near(word, every)}; `bnmonitor rules` lists them all")
+        found |= codes
+    return [rule for rule in every if rule.code in found]
+
+
+def near(word: str, rules: Sequence[Rule], names: Sequence[str] = ()) -> str:
+    """Return ``"; did you mean 'BN806'?"`` for the nearest code or name, or nothing; ``names`` are further names.
+
+    >>> near("BN399", all_rules()), near("stale-statistic", all_rules())
+    ("; did you mean 'BN305'?", "; did you mean 'stale-statistics'?")
+    """
+    wanted = re.fullmatch(r"(?:BN)?(\d{1,6})", word.strip(), flags=re.IGNORECASE)
+    if wanted is None:
+        return nearest(word.lower(), [*(w for rule in rules for w in (rule.name, rule.code)), *names])
+    codes = [rule.code for rule in rules if re.fullmatch(r"BN\d{3}", rule.code)]
+    code, number = f"BN{wanted[1]}", int(wanted[1].ljust(3, "0"))
+    # The family first: BN399 is one of BN3.
+    alike = {c: next((i for i in range(5) if c[i] != code[i : i + 1]), 5) for c in codes}
+    closest = min(codes, key=lambda c: (-alike[c], abs(int(c[2:]) - number)), default=None)
+    return "" if closest is None else f"; did you mean {closest!r}?"
 
 
 def choose(
@@ -92,6 +125,5 @@ def _matching(word: str, rules: Sequence[Rule], argument: str) -> list[str]:
         return [rule.code for rule in rules if rule.default]
     found = [r.code for r in rules if r.name == word or (word and r.code.startswith(word.upper()))]
     if not found:
-        known = [w for r in rules for w in (r.code, r.name)]
-        raise ValueError(f"{argument}={word!r} matches no rule{nearest(word, known)}; `bnmonitor rules` lists them all")
+        raise ValueError(f"{argument}={word!r} matches no rule{near(word, rules)}; `bnmonitor rules` lists them all")
     return found

@@ -22,9 +22,10 @@ from bnmonitor.measures import (
     merge_between,
     padding,
     reduce,
+    samples_reduced,
     unevenness,
 )
-from bnmonitor.sampling.autograd import affine_of
+from bnmonitor.sampling.autograd import affine_of, agrees, batch_of
 from bnmonitor.sampling.probe import Probe
 from bnmonitor.window import Moments, Sample, Structure
 
@@ -44,6 +45,8 @@ class _Seen:
     between: Tensor | None = None
     inputs: list[CallMoments] = field(default_factory=list)
     padding: Tensor | None = None
+    looked: int = 0
+    witness: Tensor | None = None
 
 
 class Sampler:
@@ -58,6 +61,9 @@ class Sampler:
         """Whether a compilation or an error ended the sample while the hooks were in place."""
         self.failure = ""
         """The error that reducing an activation raised; empty without one."""
+        self.witness: Tensor | None = None
+        """Mean and variance of the batch in the last sampled step, ``[2, C]``, as the forward of a layer that was
+        called once has them; NaN for others. None without a sample."""
 
     @property
     def attached(self) -> bool:
@@ -129,7 +135,13 @@ class Sampler:
 
     def _moments(self, seen: _Seen, module: nn.Module, x: Tensor, output: Tensor) -> None:
         reduced, through, spread = reduce(x), affine_of(module, x, output), between(x)
-        passed = reduce(output) if through is None else carried(reduced, through, output)
+        if through is None:
+            passed = reduce(output)
+        else:
+            passed = carried(reduced, through, output).where(agrees(through, x, output), torch.nan)
+        seen.looked += samples_reduced(x)
+        # Of several batches the running statistics show only an average.
+        seen.witness = batch_of(module, x, output, reduced) if seen.calls == 1 else None
         for side, new in (("input", reduced), ("output", passed)):
             old = seen.reduced.get(side)
             seen.reduced[side] = new if old is None else merge(old, new)
@@ -164,8 +176,11 @@ class Sampler:
         self.detach()
         seen = [self._seen.get(id(m), _Seen()) for m in modules]
         cut, self.interrupted, self._seen = self.interrupted, False, {}
+        self.witness = None
         if cut or not any(s.calls for s in seen):
             return None
+        self.witness = _flat(layers, [s.witness for s in seen], 2)
+        spread = _flat(layers, [s.between for s in seen], 3)
         return Sample(
             step=step,
             calls=torch.tensor([s.calls for s in seen], device="cpu"),
@@ -176,7 +191,9 @@ class Sampler:
             values=torch.tensor([s.values for s in seen], device="cpu"),
             input=Moments(**finish(_flat(layers, [s.reduced.get("input") for s in seen], 11))),
             output=Moments(**finish(_flat(layers, [s.reduced.get("output") for s in seen], 11))),
-            between=_unbiased(_flat(layers, [s.between for s in seen], 3)),
+            between=_unbiased(spread),
+            level=spread[1].clone(),
+            looked=torch.tensor([s.looked for s in seen], device="cpu"),
             padding=_shares([s.padding for s in seen]),
             input_dtypes=tuple(s.dtype for s in seen),
             distance=torch.tensor([call_distances(s.inputs) for s in seen], dtype=torch.float64, device="cpu").T,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bnmonitor.layers import runs_torch_forward
-from bnmonitor.measures import Affine
+from bnmonitor.measures import Affine, samples_reduced, spread
 
 _NODES = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0")
 
@@ -49,10 +49,15 @@ def affine_of(module: nn.Module, x: Tensor, output: Tensor) -> Affine | None:
     """Return the affine map that one call of a layer applied to each channel; None where that is not certain.
 
     It is certain for PyTorch's own forward if autograd has kept the batch statistics, or if the call used the running
-    ones. It is not for another forward (SyncBatchNorm, an activation within the layer), an output that a hook has
+    ones. It is not for another forward (SyncBatchNorm, an activation within the layer), an output that a hook has since
     changed, a gamma that is computed or split over the processes, and an output in float16, which may overflow.
     """
-    if not runs_torch_forward(module) or output.dtype == torch.float16 or type(output.grad_fn).__name__ not in _NODES:
+    if (
+        output._version
+        or not runs_torch_forward(module)
+        or output.dtype == torch.float16
+        or type(output.grad_fn).__name__ not in _NODES
+    ):
         return None
     statistics = kept_by_autograd(x, output.grad_fn) if module.training else _running(module)
     if statistics is None or not module._parameters.keys() >= {"weight", "bias"}:
@@ -65,6 +70,49 @@ def affine_of(module: nn.Module, x: Tensor, output: Tensor) -> Affine | None:
         return None
     scale = scale if gamma is None else scale * gamma.detach()
     return Affine(scale, mean, torch.zeros_like(mean) if beta is None else beta.detach())
+
+
+def agrees(through: Affine, x: Tensor, output: Tensor) -> Tensor:
+    """Return in which channels an output is what an affine map made of the input, in a few places: ``[C]`` bool.
+
+    A hook may change the output in place where autograd does not see it.
+    """
+    given, made = (_some(t) for t in (x, output))
+    scale, center, beta = (t[:, None].to(given.dtype) for t in through)
+    wanted = torch.addcmul(beta, scale, given - center)
+    allowed = _ROUNDING[output.dtype] * (wanted.abs() + (scale * center).abs() + beta.abs())
+    # What is not finite says nothing.
+    return ~((made - wanted).abs() > allowed).any(1)
+
+
+def _some(x: Tensor) -> Tensor:
+    """A few values of each channel of ``[N, C, ...]``, from all over it: ``[C, n]``, in float32 at least."""
+    x = spread(x.detach())
+    x = x[:: max(1, x.shape[0] // 8)].transpose(0, 1).flatten(1)
+    return x if x.dtype == torch.float64 else x.float()
+
+
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
+
+
+def batch_of(module: nn.Module, x: Tensor, output: Tensor, reduced: Tensor) -> Tensor | None:
+    """Return mean and unbiased variance of the batch that one call of a layer normalized, ``[2, C]``; None if unknown.
+
+    Args:
+        module: The layer.
+        x: Its input.
+        output: Its output.
+        reduced: What :func:`bnmonitor.measures.reduce` made of the input.
+    """
+    count = x.numel() // max(1, x.shape[1])
+    if not module.training or not runs_torch_forward(module) or count < 2:
+        return None
+    kept = kept_by_autograd(x, output.grad_fn)
+    if kept is not None:
+        mean, scale = kept
+        eps: Any = module.eps
+        return torch.stack([mean, (scale.pow(-2) - eps).clamp(min=0) * (count / (count - 1))])
+    return torch.stack([reduced[1], reduced[2] / (count - 1)]) if samples_reduced(x) == x.shape[0] else None
 
 
 def _running(module: nn.Module) -> tuple[Tensor, Tensor] | None:

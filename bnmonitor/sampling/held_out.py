@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bnmonitor.layers import Hooks, LayerTable
-from bnmonitor.measures import merge, reduce
+from bnmonitor.measures import merge, reduce, samples_reduced, spread
 from bnmonitor.window import HeldOut
 
 MOST_BATCHES = 16
@@ -42,7 +42,8 @@ class _Seen:
             # The statistics of this evaluation: averaged weights may be evaluated with others than are trained.
             mean, var = module._buffers.get("running_mean"), module._buffers.get("running_var")
             self.running = None if mean is None or var is None else (mean.clone(), var.clone())
-        self.kept.append((x.shape[0], reduce(x)))
+        part = spread(x)
+        self.kept.append((samples_reduced(part), reduce(part)))
         if len(self.kept) >= 2 * MOST_BATCHES:
             self.kept = self.kept[::2]
             self.stride *= 2

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bnmonitor.layers import Hooks, is_synced, kind_of, recomputing
+from bnmonitor.sampling.reach import Reach, global_hooks, modes_active
+from bnmonitor.sampling.restoring import keep_generators
 from bnmonitor.window import EvaluationGap
 
 MOST_ENTRIES = 4
@@ -83,7 +83,7 @@ class Probe:
         calls, self._entries = [entry for entry in self._entries if id(entry.module) in there], []
         frozen = {id(layer) for layer, training in zip(layers, trained, strict=True) if not training}
         try:
-            with _untouched(self._models.values()), torch.inference_mode(False), torch.enable_grad():
+            with _untouched(self._models.values(), calls), torch.inference_mode(False), torch.enable_grad():
                 for module in (m for model in self._models.values() for m in model.modules()):
                     vars(module)["training"] = id(module) not in frozen
                 sampler.attach(layers, self._models)
@@ -94,7 +94,7 @@ class Probe:
                         sampler.walk(entry.module(*_copied(entry.args), **_copied(entry.kwargs)))
                 sampler.collect(step, table, layers)
         except Exception as error:
-            self.failed = f"needs an extra forward, which failed: {type(error).__name__}: {error}"
+            self.failed = _why(error)
         finally:
             sampler.detach()
             self._entries = []
@@ -166,7 +166,7 @@ class Probe:
             found[at] = (output - still).double().norm() / output.double().norm()
 
         try:
-            with _untouched(self._models.values()), torch.no_grad(), hooks.only_mine():
+            with _untouched(self._models.values(), entries), torch.no_grad(), hooks.only_mine():
                 for model in self._models.values():
                     for module in model.modules():
                         vars(module)["training"] = False
@@ -179,7 +179,7 @@ class Probe:
                             precision.enter_context(torch.autocast(entry.autocast[0], entry.autocast[1]))
                         entry.module(*_copied(entry.args), **_copied(entry.kwargs))
         except Exception as error:
-            self.failed = f"needs an extra forward, which failed: {type(error).__name__}: {error}"
+            self.failed = _why(error)
             return None
         finally:
             hooks.remove()
@@ -187,6 +187,17 @@ class Probe:
         for at, value in found.items():
             gap[at] = value.cpu()
         return EvaluationGap(step=step, gap=gap, size=torch.tensor(sizes, device="cpu"))
+
+
+class _UnsafeError(Exception):
+    """An extra forward would leave traces."""
+
+
+def _why(error: Exception) -> str:
+    """Why the extra forward did not take place."""
+    if isinstance(error, _UnsafeError):
+        return f"needs an extra forward, after which bnmonitor could not put everything back: {error}"
+    return f"needs an extra forward, which failed: {type(error).__name__}: {error}"
 
 
 def _uncompiled(module: nn.Module) -> nn.Module:
@@ -229,37 +240,24 @@ def _autocast(*values: Any) -> tuple[str, torch.dtype] | None:
 
 
 @contextmanager
-def _untouched(models: Any) -> Iterator[None]:
-    """Restore modes, buffers and the state of every random generator at the end."""
+def _untouched(models: Iterable[nn.Module], entries: Sequence[_Entry]) -> Iterator[None]:
+    """Put everything back at the end that the calls can reach, and the modes of all modules.
+
+    Raises:
+        _UnsafeError: Something cannot be put back; nothing has run.
+    """
     modules = list({id(m): m for model in models for m in model.modules()}.values())
+    reach = Reach([part for entry in entries for part in (entry.module, entry.args, entry.kwargs)] + global_hooks())
+    if reach.obstacle or modes_active():
+        raise _UnsafeError(reach.obstacle or "a mode of the training sees every call of PyTorch")
     own = [vars(m) for m in modules]
     flags = [(mine, key, mine[key]) for mine in own for key in ("training", "track_running_stats") if key in mine]
-    kept = [(m._buffers, name, buffer) for m in modules for name, buffer in m._buffers.items()]
-    buffers = [(*place, None if place[2] is None else place[2].clone()) for place in kept]
-    generators = _generators()
+    generators = keep_generators()
+    kept = reach.keep()
     try:
         yield
     finally:
         for attributes, key, flag in flags:
             attributes[key] = flag
-        with torch.no_grad():
-            for registry, name, buffer, copy in buffers:
-                registry[name] = buffer
-                if buffer is not None and copy is not None and not torch.equal(buffer, copy):
-                    buffer.copy_(copy)
-        for restore in generators:
+        for restore in (*kept, *generators):
             restore()
-
-
-def _generators() -> list[Callable[[], object]]:
-    """Functions that set every random generator back to its present state."""
-    state, python = torch.get_rng_state(), random.getstate()
-    found: list[Callable[[], object]] = [lambda: torch.set_rng_state(state), lambda: random.setstate(python)]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        devices = torch.cuda.get_rng_state_all()
-        found.append(lambda: torch.cuda.set_rng_state_all(devices))
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and hasattr(numpy, "random"):
-        drawn = numpy.random.get_state()
-        found.append(lambda: numpy.random.set_state(drawn))
-    return found

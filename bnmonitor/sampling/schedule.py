@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from bnmonitor.graph import UnregisteredNorms
 from bnmonitor.layers import LayerTable, is_compiled
@@ -55,6 +55,16 @@ class SampleSchedule:
         """The newest sample; None before the first."""
         return self.samples[-1] if self.samples else None
 
+    @property
+    def unseen(self) -> bool:
+        """Whether hooks were in place and none was called, as the model is compiled."""
+        return self._unseen
+
+    @property
+    def witness(self) -> Tensor | None:
+        """Mean and variance of the batch in the step that has just ended, as :attr:`Sampler.witness`."""
+        return self._witness
+
     def structure(self, names: Sequence[str]) -> Structure:
         """Return what the autograd graphs showed so far; for each layer why nothing is known, where it is not.
 
@@ -84,6 +94,7 @@ class SampleSchedule:
         self.samples: list[Sample] = list(samples)
         self._resumed = bool(samples)
         self._again = self._paused = False
+        self._witness: Tensor | None = None
 
     def place(self, modules: Sequence[nn.Module], count: int | None) -> None:
         """Place the hooks if the coming step is due for a sample by its count; without a count it is."""
@@ -103,7 +114,7 @@ class SampleSchedule:
 
     def collect(self, step: int, count: int, layers: LayerTable, modules: Sequence[nn.Module]) -> None:
         """Collect the sample of the step that has just ended, the ``count``-th, if it was due for one."""
-        self._again = False
+        self._again, self._witness = False, None
         if self.blocked and self.probe is not None:
             self.probe.detach()
         if not self.sampler.attached:
@@ -113,6 +124,7 @@ class SampleSchedule:
             self.blocked = self._why_blocked()
         self._again = self.sampler.interrupted and not self._failure
         sample = self.sampler.collect(step, layers, modules)
+        self._witness = self.sampler.witness
         # The first step of a resumed run is sampled for the graph, which no checkpoint keeps: its numbers are not due.
         extra, self._resumed = self._resumed and (count - 1) % self._every != 0, False
         if sample is not None and not extra:

@@ -112,7 +112,7 @@ class FanOut:
             if sink not in self.sinks:
                 continue  # it failed and was removed while the failure of another sink was announced
             try:
-                with undisturbed(imports=method == "open"):
+                with undisturbed():
                     getattr(sink, method)(argument)
             except Exception as error:
                 self.sinks.remove(sink)

@@ -31,7 +31,7 @@ class BlackBox:
 
     def __init__(self, run: Path, most: int = 8) -> None:
         self._folder, self._most = run / BOXES, most
-        with undisturbed(imports=True), suppress(ImportError):
+        with undisturbed(), suppress(ImportError):
             import_module("numpy")  # here, not in the middle of the training on a thread of its own
         self._writing: list[Thread] = []
         self._failed: list[Exception] = []

@@ -252,9 +252,10 @@ class TensorBoard(Sink):
             values.append(encode.plain(alert_tag(key), alert.to_dict()))
         for index, incident in self._incidents.items() if self._writers else ():
             told = self._told.get(index)
-            if told is None or (even_older and told != incident) or not _unchanged(told, incident):
-                self._told[index] = incident
-                values.append(encode.plain(incident_tag(self._session.number, index), incident.to_dict()))
+            if told == incident or (told and not even_older and _unchanged(told, incident)):
+                continue
+            self._told[index] = incident
+            values.append(encode.plain(incident_tag(self._session.number, index), incident.to_dict()))
         return values
 
     def _table(self) -> None:

@@ -62,4 +62,5 @@ def make_sample(
         output=side(output),
         between=wide(between),
         input_dtypes=(dtype,) * len(layers),
+        looked=each(size),
     )

@@ -197,6 +197,13 @@ export class App {
     runs.forEach((run, i) => this.maps[i].set({ run, rows, slice: slices[i], course: courses[i], statistic, scale, view, full, state, focused: run.name === this.focused, room, titled: runs.length > 1 }));
   }
 
+  /** Draw everything again, in the colors of another theme. */
+  recolor() {
+    if (!this.shown) return;
+    this.show();
+    this.load();
+  }
+
   resized() {
     if (!this.shown) return;
     this.show();

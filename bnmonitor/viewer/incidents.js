@@ -32,7 +32,8 @@ export function verdict(run) {
   if (!worst) return h("div", { class: "verdict healthy" }, h("b", {}, "✓"), ` healthy, ${count(run.layers.length, "layer")} · ${step}`);
   const affected = worst.layer === null ? "" : ` (${worst.layers.length > 1 ? extent(worst) : cut(worst.layer, 44)})`;
   const more = others.length ? `, ${count(others.length, "more incident")}` : "";
-  return h("div", { class: `verdict ${worst.severity}` }, h("b", {}, severity(worst.severity).glyph), ` ${worst.title}, since step ${grouped(worst.first_step)}${affected}${more} · ${step}`);
+  const said = `${worst.title}, since step ${grouped(worst.first_step)}${affected}${more} · ${step}`;
+  return h("div", { class: `verdict ${worst.severity}`, title: said }, h("b", {}, severity(worst.severity).glyph), ` ${said}`);
 }
 
 /** @param {Incident[]} incidents @param {string} selected @param {(incident: Incident) => void} select */

@@ -10,7 +10,7 @@ export async function render() {
   const styled = styles.map((style) => new Promise((done) => ["load", "error"].forEach((name) => style.addEventListener(name, done))));
   document.head.append(...styles);
   const app = new App(new Server(new URL("./", import.meta.url).href), { words: readAddress(), changed: writeAddress, live: true });
-  followTheme(() => app.show());
+  followTheme(() => app.recolor());
   listen(() => app.reload());
   await Promise.all(styled);
   document.body.append(app.el);

@@ -73,6 +73,7 @@ export class Overview {
     const incidents = new Map();
     for (const i of run.incidents) for (const name of i.layers) incidents.set(name, [...(incidents.get(name) ?? []), i]);
     this.head.replaceChildren(...(titled ? [h("div", { class: `run-title${focused ? " focused" : ""}`, title: run.name }, run.name)] : []), verdict(run));
+    this.head.classList.toggle("one-line", titled);
     // Names stay legible as long as scrolling past them is bearable.
     this.map.options.least = rows.length <= 80 ? 11 : rows.length <= 200 ? 5 : 2;
     this.map.options.most = rows.length <= 12 ? 40 : 26;

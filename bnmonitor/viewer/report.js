@@ -121,6 +121,6 @@ const text = (id) => document.getElementById(id)?.textContent ?? "";
 
 const content = JSON.parse(text("content"));
 const app = new App(new Inside(content, await numbers(text("numbers"))), { words: readAddress(), changed: writeAddress, least: 420 });
-followTheme(() => app.show());
+followTheme(() => app.recolor());
 document.getElementById("view")?.replaceChildren(app.el);
 await app.load();

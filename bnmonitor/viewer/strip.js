@@ -55,11 +55,13 @@ export class Strip {
         context.textAlign = "right";
         context.fillText(shorten(words[i], fits), names - 8, y);
       } else {
-        context.textAlign = "left";
+        // Both lines fall as a rule, so that there is room at the right.
+        const wide = context.measureText(words[i]).width;
         context.fillStyle = colors.surface;
-        context.fillRect(2, y - 8, context.measureText(words[i]).width + 6, 16);
+        context.fillRect(width - wide - 6, y - 8, wide + 6, 16);
+        context.textAlign = "right";
         context.fillStyle = colors[line.color];
-        context.fillText(words[i], 5, y);
+        context.fillText(words[i], width - 3, y);
       }
       context.textAlign = "left";
     });

@@ -76,12 +76,14 @@ class Facts:
         optimizers: Whether the optimizers are known.
         learning_rates: The largest learning rate in force at each step of the window; NaN where unknown.
         losses: The loss at each step of the window; NaN where unknown, empty if no loss is known at all.
-        loss_start: The level at which the loss began, the median of ten steps; NaN where unknown.
-        loss_best: The lowest level of the loss so far, likewise.
+        loss_start: The lowest of the first three losses of the run; NaN where unknown.
+        loss_best: The lowest median of ten losses in a row so far, likewise.
         world_size: Processes that train together; 1 where unknown.
         structure: The network around the layers by the autograd graph, once a step has been sampled.
         decay: ``[L]`` largest weight decay on gamma or beta, 0 without; None where unknown.
         decoupled: ``[L]`` bool, whether it acts on the parameters themselves, as in AdamW, not through the gradient.
+        group: ``[L]`` int64, position of the parameter group that trains gamma or beta, -1 for none.
+        group_rates: The learning rate of each parameter group now, NaN where unknown.
         buffer_dtypes: Type of each layer's running statistics; None for a layer without, empty where unknown.
         train_loader: What the training loader tells; None where unknown.
         val_loader: What the validation loader tells; None where unknown.
@@ -117,6 +119,8 @@ class Facts:
     structure: Structure | None = None
     decay: Tensor | None = None
     decoupled: Tensor | None = None
+    group: Tensor | None = None
+    group_rates: tuple[float, ...] = ()
     buffer_dtypes: tuple[torch.dtype | None, ...] = ()
     train_loader: Loader | None = None
     val_loader: Loader | None = None

@@ -18,6 +18,7 @@ class Recovery(IntEnum):
     NO_MOMENTUM = 7
     NON_FINITE = 8
     MOMENTUM_CHANGED = 9
+    DOUBTFUL = 10
 
     @property
     def known(self) -> bool:
@@ -36,9 +37,10 @@ _REASONS = {
     Recovery.OBSERVED: "the layer keeps no running statistics: read from its forward",
     Recovery.NO_UPDATE: "the running statistics were not updated in this step",
     Recovery.NO_BUFFERS: "the layer keeps no running statistics, and its forward was not observed",
-    Recovery.PRECISION: "momentum is too small for the precision of the running statistics",
-    Recovery.FOREIGN: "something other than this layer's forward wrote its running statistics",
+    Recovery.PRECISION: "rounding of the running statistics hides the batch: too small a momentum or batch variance",
+    Recovery.FOREIGN: "something other than this layer's forward wrote or replaced its running statistics",
     Recovery.NON_FINITE: "the running statistics are not finite",
     Recovery.NO_MOMENTUM: "momentum is 0: the running statistics carry nothing of the batch",
+    Recovery.DOUBTFUL: "the batch mean alone jumped for one step: an odd batch, or a write that left no trace",
     Recovery.MOMENTUM_CHANGED: "momentum was changed between the forward and the end of the step",
 }

@@ -12,7 +12,8 @@ from torch import Tensor
 class Moments:
     """Activation statistics of one side of every layer, from a sampled step; all ``[C]``, NaN where not called.
 
-    Of large layers they are taken over a part of the batch. The calls of a step are taken together.
+    Of large layers they are taken over a part of the batch: :attr:`Sample.looked` says of how many samples. The calls
+    of a step are taken together.
 
     Attributes:
         mean: Mean.
@@ -58,7 +59,13 @@ class Sample:
         size: ``[L]`` int64, samples that were normalized together in the layer's last call (``x.shape[0]``).
         values: ``[L]`` int64, values per channel in that call.
         input: Moments of the layer's input.
-        output: Moments of the layer's output; ``nonpositive`` is the share that a ReLU behind it turns to zero.
+        output: Moments of the layer's output; ``nonpositive`` is the share that a ReLU behind it turns to zero. NaN in
+            channels whose output is not what the layer computed, as a hook has changed it in a way that autograd does
+            not see.
+        looked: ``[L]`` int64, independent samples that ``input`` and ``output`` are taken over, in all calls: whole
+            samples, a few if they are large. 0 where this is not known.
+        level: ``[C]`` mean of the input over the samples of ``between``: of at least 16 whole ones in each call, if the
+            batch has so many. None where it is not known.
         between: ``[C]`` unbiased variance, over the samples of a batch, of each sample's own mean. Were the samples
             drawn independently, the batch mean would vary by ``between / size`` from batch to batch. NaN for a single
             sample.
@@ -79,6 +86,8 @@ class Sample:
     recomputed: Tensor = field(default_factory=_none)
     distance: Tensor = field(default_factory=lambda: torch.full((4, 1), torch.nan, dtype=torch.float64, device="cpu"))
     padding: Tensor | None = None
+    looked: Tensor = field(default_factory=_none)
+    level: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,7 @@ class Window:
         baseline: What the layers are judged against.
         facts: What is known of the training besides the statistics.
         sample: The latest sample of activations.
+        earlier: The samples before it that are kept, oldest first.
         ledger: Who ran and updated the layers; a window made without one gets an empty one.
         fresh: How many of the steps are new since the last check.
         carried: What :attr:`averages` is to be; a window made from this one by ``replace`` has none.
@@ -79,6 +80,7 @@ class Window:
     baseline: Baseline
     facts: Facts
     sample: Sample | None = None
+    earlier: tuple[Sample, ...] = ()
     ledger: Ledger = field(default_factory=lambda: Ledger.blank(0))
     fresh: int = 0
     carried: InitVar[Averages | None] = None

@@ -45,6 +45,7 @@ def norm(model: nn.Sequential, layer: int) -> nn.BatchNorm2d:
 Spoil = Callable[[nn.Sequential], object]
 FAULTS: dict[str, tuple[str, str, Spoil]] = {
     "a NaN": ("BN101", "4", lambda m: norm(m, 1).running_var.__setitem__(2, torch.nan)),
+    "a ruined variance": ("BN109", "7", lambda m: norm(m, 2).running_var.fill_(1e22)),
     "a negative variance": ("BN101", "7", lambda m: norm(m, 2).running_var.__setitem__(0, -1.0)),
     "half a layer flat": ("BN105", "4", lambda m: norm(m, 1).running_var[:8].fill_(1e-9)),
     "initial statistics": ("BN404", "1", lambda m: norm(m, 0).reset_running_stats()),

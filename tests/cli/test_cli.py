@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from bnmonitor.cli import main
 from bnmonitor.cli.commands import _COMMANDS
+from bnmonitor.rules import all_rules
 from tests.histories import write
 
 NAMES = ("stem.bn", "block.bn")
@@ -75,6 +77,79 @@ def test_a_mistake_is_one_line(given: list[str], says: str, capsys: pytest.Captu
     assert says in line
     assert line.startswith("bnmonitor")
     assert line.endswith("--help")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["explain", "BN999"], "nothing is called 'BN999'; did you mean 'BN806'?; `bnmonitor rules` lists the rules"),
+        (["explain", "bn399"], "did you mean 'BN305'?"),
+        (["explain", "304x"], "nothing is called '304x'"),
+        (["explain", "learning-rate-to-high"], "did you mean 'learning-rate-too-high'?"),
+        (["explain", "changed-inpt"], "nothing is called 'changed-inpt'; did you mean 'changed-input'?"),
+        (["explain", "stale-statistic"], "did you mean 'stale-statistics'?"),
+        (["rules", "BN9"], "no rule is called 'BN9'; did you mean 'BN"),
+        (["rules", "BN3", "momentm"], "no rule is called 'momentm'; did you mean"),
+    ],
+)
+def test_an_unknown_name_gets_the_nearest_one(given: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+
+
+# -- the manual --------------------------------------------------------------------------------------------------------
+
+
+def test_rules_without_a_terminal_are_whole_sentences_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rules"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:5] for line in lines] == [rule.code for rule in all_rules()]
+    assert all(line.endswith((".", ")")) for line in lines)
+    (found,) = [line for line in lines if "stale-statistics" in line]
+    assert found.split("  ")[-1] == (
+        "The running statistics lag behind the batches, in the same direction, step after step."
+    )
+
+
+def test_rules_are_chosen_by_words(capsys: pytest.CaptureFixture[str]) -> None:
+    def listed(*words: str) -> list[str]:
+        assert main(["rules", *words]) == 0
+        return [line[:5] for line in capsys.readouterr().out.splitlines()]
+
+    assert listed("BN3") == ["BN301", "BN302", "BN303", "BN304", "BN305"]
+    assert listed("momentum") == ["BN301", "BN302"]
+    assert listed("momentum", "bn201") == ["BN201", "BN301", "BN302"]
+
+
+def test_the_manual_is_there_for_scripts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rules", "BN301", "--json"]) == 0
+    (rule,) = json.loads(capsys.readouterr().out)["rules"]
+    assert (rule["code"], rule["name"], rule["severity"]) == ("BN301", "inverted-momentum", "warning")
+    assert main(["explain", "inverted-momentum", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["schema"] == 1
+    assert {**said, **rule} == said
+    assert said["thresholds"] == {"warn_from": 0.5, "error_from": 0.9, "mixed_ratio": 9.0}
+    sections = {each["title"]: each["text"] for each in said["sections"]}
+    assert "momentum=0.99" in sections["Code"]
+    assert "Example" not in sections
+    assert main(["explain", "momentum", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["cause"], said["rules"]) == ("momentum", ["BN301", "BN302"])
+    assert "BN603" in said["follows"]
+    assert said["url"].endswith("/docs/causes/momentum.md")
+
+
+def test_a_name_of_a_rule_and_a_cause_explains_the_cause_and_names_the_rule(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["explain", "Learning-Rate-Too-High"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("learning-rate-too-high\n")
+    assert "\nRules that speak for it\n  BN704 learning-rate-too-high\n" in said
+    assert main(["explain", "BN704"]) == 0
+    assert capsys.readouterr().out.startswith("BN704 learning-rate-too-high · ")
 
 
 def test_without_a_word_it_helps(capsys: pytest.CaptureFixture[str]) -> None:

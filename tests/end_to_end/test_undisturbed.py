@@ -5,10 +5,19 @@ Each training runs in a process of its own: a package is imported for the first 
 
 from __future__ import annotations
 
+import gc
+import io
+import locale
+import logging
+import os
 import random
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +28,7 @@ import torch
 from torch import nn
 
 from bnmonitor import Finding, Monitor, Rule, Severity
+from bnmonitor._settings import settings
 from bnmonitor._undisturbed import undisturbed
 from bnmonitor.sinks import Run, Sink
 from bnmonitor.summary import Summary
@@ -33,7 +43,8 @@ how, folder = sys.argv[1:]
 torch.manual_seed(0); random.seed(0); np.random.seed(0)
 model = nn.Sequential(nn.Linear(20, 16, bias=False), nn.BatchNorm1d(16, momentum=.99), nn.ReLU(), nn.Linear(16, 2))
 optimizer = torch.optim.SGD(model.parameters(), .1)
-before = list(warnings.filters)
+from bnmonitor._settings import settings
+before = [value for _, _, value in settings()]
 keywords = {"console": {}, "history": {"log_dir": folder}, "black box": {"log_dir": folder, "sinks": []}}
 monitor = None
 if how in keywords:
@@ -52,7 +63,7 @@ if monitor:
 digest = lambda tensors: [bytes(t.detach().contiguous().view(-1).view(torch.uint8).numpy()).hex() for t in tensors]
 print("END", [digest(t) for t in (model.parameters(), model.buffers(), [torch.get_rng_state()])], random.getstate(),
       np.random.get_state()[1].tobytes().hex(), torch.get_default_dtype(), torch.get_num_threads(),
-      before == list(warnings.filters))
+      [str(now) for (_, _, now), then in zip(settings(), before) if now != then])
 """
 
 
@@ -112,19 +123,85 @@ def test_a_sink_and_a_rule_that_draw_take_nothing_from_the_training(keywords: di
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_what_an_import_changes_is_put_back_also_after_an_error() -> None:
-    filters, dtype, threads = list(warnings.filters), torch.get_default_dtype(), torch.get_num_threads()
+def nothing(*_: Any) -> None:
+    pass
 
-    @undisturbed(imports=True)
-    def imported() -> None:
-        warnings.simplefilter("ignore")
-        torch.set_default_dtype(torch.float64)
-        torch.set_num_threads(threads + 1)
+
+CHANGES: dict[str, Callable[[], object]] = {
+    "warning filters": lambda: warnings.simplefilter("ignore"),
+    "a warning filter": lambda: warnings.filterwarnings("error", "text"),
+    "how warnings are shown": lambda: setattr(warnings, "showwarning", nothing),
+    "a signal handler": lambda: signal.signal(signal.SIGTERM, nothing),
+    "Ctrl-C": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    "the locale": lambda: locale.setlocale(locale.LC_ALL, "C" if locale.setlocale(locale.LC_ALL) != "C" else "C.UTF-8"),
+    "the default dtype": lambda: torch.set_default_dtype(torch.float64),
+    "the number of threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
+    "the grad mode": lambda: torch.set_grad_enabled(not torch.is_grad_enabled()),
+    "anomaly detection": lambda: torch.set_anomaly_enabled(True),
+    "deterministic algorithms": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
+    "the precision of products": lambda: torch.set_float32_matmul_precision("medium"),
+    "cuDNN's benchmark": lambda: setattr(torch.backends.cudnn, "benchmark", not torch.backends.cudnn.benchmark),
+    "NumPy's errors": lambda: np.seterr(all="raise"),
+    "the directory": lambda: os.chdir("/"),
+    "garbage collection": gc.disable,
+    "the thresholds of garbage collection": lambda: gc.set_threshold(7),
+    "a handler of the root logger": lambda: logging.getLogger().addHandler(logging.StreamHandler()),
+    "the level of the root logger": lambda: logging.getLogger().setLevel(7),
+    "logging": lambda: logging.disable(logging.CRITICAL),
+    "the recursion limit": lambda: sys.setrecursionlimit(5000),
+    "the switch interval": lambda: sys.setswitchinterval(0.5),
+    "the timeout of sockets": lambda: socket.setdefaulttimeout(3),
+    "the exception hook": lambda: setattr(sys, "excepthook", nothing),
+    "the exception hook of threads": lambda: setattr(threading, "excepthook", nothing),
+    "standard output": lambda: setattr(sys, "stdout", io.StringIO()),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_other_packages_change_in_the_process_is_put_back_also_after_an_error(what: str) -> None:
+    before = [value for _, _, value in settings()]
+
+    @undisturbed()
+    def changed() -> None:
+        CHANGES[what]()
+        assert [value for _, _, value in settings()] != before, "nothing was changed"
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        imported()
-    assert (list(warnings.filters), torch.get_default_dtype(), torch.get_num_threads()) == (filters, dtype, threads)
+        changed()
+    assert [value for _, _, value in settings()] == before
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_sink_and_a_rule_that_change_the_process_change_nothing_for_the_training(what: str) -> None:
+    class Changes(Draws):
+        def open(self, run: Run) -> None:
+            CHANGES[what]()
+
+    @dataclass(frozen=True, kw_only=True)
+    class ChangingRule(DrawingRule):
+        def check(self, window: Window) -> list[Finding]:
+            CHANGES[what]()
+            return []
+
+    model, before = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)), [value for _, _, value in settings()]
+    for keywords in ({"sinks": [Changes()]}, {"sinks": [], "rules": [ChangingRule()]}):
+        with Monitor(model, check_every_n_steps=1, on_alert="log", **keywords) as monitor:  # type: ignore[arg-type]
+            model(torch.ones(4, 4))
+            monitor.step()
+            assert [value for _, _, value in settings()] == before
+        assert monitor.failure == ""
+    assert [value for _, _, value in settings()] == before
+
+
+def test_nothing_is_written_where_nothing_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[object] = []
+    monkeypatch.setattr(signal, "signal", lambda *args: written.append(args))
+    monkeypatch.setattr(warnings, "_filters_mutated", lambda: written.append("filters"), raising=False)
+    monkeypatch.setattr(torch, "set_num_threads", written.append)
+    with undisturbed():
+        random.random()
+    assert written == []
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

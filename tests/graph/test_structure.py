@@ -453,3 +453,11 @@ def test_nothing_of_the_graph_is_kept_once_the_step_is_over() -> None:
         gc.collect()
         assert not alive
         assert monitor.structure().places[0].order == 0
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(2, 3))])
+def test_a_producer_that_torchscript_has_compiled_is_read(compiled: Callable[[nn.Module], Any], bias: bool) -> None:
+    model = nn.Sequential(compiled(nn.Linear(3, 4, bias=bias)), nn.BatchNorm1d(4))
+    [producer] = place(model, torch.randn(5, 3)).producers
+    assert (producer.kind, producer.name, producer.bias) == ("linear", "0", bias)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import math
+import os
+import pickle
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +15,15 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bnmonitor import Alert, BatchNormWarning, Monitor
 from bnmonitor.remedies.freezing import freeze, thaw
 from bnmonitor.remedies.parameters import parameter_groups, set_momentum
+from bnmonitor.remedies.recalibration import recalibrate
 from bnmonitor.remedies.restoring import restore_last_finite
 from bnmonitor.remedies.syncing import convert_sync
 from bnmonitor.rules.sample_size.small_batch import SmallBatch
@@ -412,6 +418,133 @@ def test_without_a_finite_record_nothing_is_changed_and_it_says_so() -> None:
         restore_last_finite(model, monitor)
     with pytest.raises(TypeError, match="Monitor or the path of a black box, got int"):
         restore_last_finite(model, 3)  # type: ignore[arg-type]
+
+
+def ruined(model: nn.Sequential, monitor: Monitor) -> None:
+    """A batch with an infinity, and the step of the optimizer that it leads to."""
+    poisoned(model, monitor)
+    with torch.no_grad():
+        model[0][0].weight.fill_(math.nan)
+
+
+def save(model: nn.Module, path: Path, age: int, **more: Any) -> None:
+    """Save a checkpoint as Lightning does, some time ago."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": {f"net.{n}": t for n, t in model.state_dict().items()}, **more}, path)
+    os.utime(path, (1e9 - age, 1e9 - age))
+
+
+def test_weights_that_are_nan_too_are_named_with_the_newest_checkpoint_that_is_finite(tmp_path: Path) -> None:
+    model = a_model()
+    with watching(model, log_dir=tmp_path) as monitor:
+        train(monitor, model, 30)
+        save(model, tmp_path / "checkpoints/old.ckpt", age=3)
+        save(model, tmp_path / "checkpoints/good.ckpt", age=2, callbacks={"window": torch.tensor([math.nan])})
+        torch.save({"state_dict": {"else": torch.ones(2)}}, tmp_path / "another-model.pt")
+        (tmp_path / "no-checkpoint.pt").write_bytes(b"nothing")
+        ruined(model, monitor)
+        save(model, tmp_path / "checkpoints/last.ckpt", age=1)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        with pytest.raises(ValueError, match="running statistics alone do not repair the model") as raised:
+            restore_last_finite(model, monitor)
+    good = tmp_path / "checkpoints/good.ckpt"
+    assert str(raised.value) == (
+        "1 tensor outside the normalization layers (0.0.weight) holds NaN or infinity too, so running statistics alone "
+        f"do not repair the model: load {good}, the newest checkpoint that is finite (1 newer one is not)"
+    )
+    assert all(torch.equal(t.nan_to_num(), before[n].nan_to_num()) for n, t in model.state_dict().items())
+
+
+def test_without_a_finite_checkpoint_it_says_where_it_looked(tmp_path: Path) -> None:
+    model = a_model()
+    monitor = watching(model)
+    model[0][0].weight.data.fill_(math.nan)
+    save(model, tmp_path / "a/last.ckpt", age=1)
+    save(model, tmp_path / "a/before.ckpt", age=2)
+    with pytest.raises(ValueError, match="go back to a checkpoint from before"):
+        restore_last_finite(model, monitor)
+    says = f"no checkpoint in {tmp_path} is finite; 2 checkpoints there hold what is not finite: start again"
+    with pytest.raises(ValueError, match=re.escape(says)):
+        restore_last_finite(model, monitor, checkpoints=tmp_path)
+    with pytest.raises(TypeError, match="must be a path or a ModelCheckpoint, got int"):
+        restore_last_finite(model, monitor, checkpoints=3)
+
+
+def test_checkpoints_come_from_files_and_from_lightnings_callback(tmp_path: Path) -> None:
+    model = a_model()
+    monitor = watching(model)
+    save(model, tmp_path / "good.ckpt", age=2)
+    save_file(model.state_dict(), tmp_path / "newer.safetensors")
+    model[0][0].weight.data.fill_(math.nan)
+    given: list[tuple[Any, str]] = [
+        (ModelCheckpoint(dirpath=tmp_path), "newer.safetensors"),
+        ([tmp_path / "good.ckpt", tmp_path / "newer.safetensors"], "newer.safetensors"),
+        (str(tmp_path / "good.ckpt"), "good.ckpt"),
+    ]
+    for checkpoints, name in given:
+        with pytest.raises(ValueError, match=re.escape(f"load {tmp_path / name}, the newest checkpoint")):
+            restore_last_finite(model, monitor, checkpoints=checkpoints)
+
+
+def test_an_infinite_buffer_by_design_is_no_fault(tmp_path: Path) -> None:
+    model = a_model()
+    model.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1))
+    with watching(model, log_dir=tmp_path) as monitor:
+        train(monitor, model, 30)
+        poisoned(model, monitor)
+        assert list(restore_last_finite(model, monitor)) == ["0.1", "1.1"]
+
+
+# -- what a remedy says ------------------------------------------------------------------------------------------------
+
+
+def test_remedies_check_what_they_did_and_say_it_in_one_sentence(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "bnmonitor")
+    model = a_model()
+    said = [
+        str(freeze(model)),
+        str(set_momentum(model, 0.01)),
+        str(thaw(model)),
+        str(set_momentum(model, {"0.1": 0.1, "1.1": None})),
+    ]
+    assert said == [
+        "2 layers frozen in evaluation mode: running statistics, gamma and beta stay",
+        "momentum 0.01 in 2 layers (was 0.1); no effect in 0.1, 1.1 while it is frozen",
+        "2 layers thawed, now in training mode as the model is",
+        "momentum 0.1, None in 2 layers (was 0.01)",
+    ]
+    monitor = watching(model)
+    said.append(str(restore_last_finite(model, monitor)))
+    assert said[-1] == "every layer and every weight is finite: nothing to restore"
+    with monitor:
+        train(monitor, model, 30)
+        poisoned(model, monitor)
+        said.append(str(restore_last_finite(model, monitor)))
+    assert said[-1] == "2 layers restored to step 29; every weight of the model is finite"
+    said.append(str(recalibrate(model, [torch.randn(64, 6)] * 3)))
+    assert said[-1].startswith("recalibrated 2 layers over 3 batches, all statistics finite; ")
+    convert_sync(model)
+    said.append("2 of 2 normalization layers share their statistics once the processes are connected")
+    assert [record.message for record in caplog.records if record.levelname == "INFO"] == said
+
+
+def test_what_a_remedy_returns_is_a_plain_tuple_or_dict_in_a_pickle() -> None:
+    model = a_model()
+    names, momenta = freeze(model), set_momentum(model, 0.1)
+    assert (names, momenta) == (("0.1", "1.1"), {"0.1": 0.1, "1.1": 0.1})
+    for value in (names, momenta):
+        copied = pickle.loads(pickle.dumps(value))
+        assert copied == value
+        assert type(copied) in (tuple, dict)
+
+
+def test_a_layer_that_refuses_to_be_frozen_is_named() -> None:
+    class Restless(nn.BatchNorm1d):
+        def train(self, mode: bool = True) -> nn.Module:
+            return super().train(True)
+
+    with pytest.raises(RuntimeError, match=r"0: a method of its own keeps the layer from being frozen"):
+        freeze(nn.Sequential(Restless(3)))
 
 
 # -- SyncBatchNorm -----------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def test_rule_file_begins_with_its_code(rule: type[Rule]) -> None:
 def test_rule_is_documented_under_the_fixed_headings(rule: type[Rule]) -> None:
     found = headings(rule)
     expected = HEADINGS if rule.code.startswith("BN0") else HEADINGS + MORE_HEADINGS
-    assert tuple(found) == expected
+    assert tuple(title for title in found if title != "Code") == expected
     assert all(found.values()), f"{rule.code} has an empty section"
 
 

@@ -63,6 +63,13 @@ class TestCatalogue(RuleContract):
     def test_not_every_random_window_makes_it_fire(self, rule: Rule) -> None:
         assert not all(rule.check(window) for window in gallery())
 
+    def test_it_judges_a_window_of_any_length(self, rule: Rule) -> None:
+        for steps in range(1, 14):
+            window = random_window(steps, steps, [8, 1, 5], wild=True)
+            exploded = replace(window, batch_var=window.batch_var * torch.logspace(0, 9, steps)[:, None])
+            for fresh in range(steps + 1):
+                assert all(f.layer is None or 0 <= f.layer < 3 for f in rule.check(replace(exploded, fresh=fresh)))
+
 
 @pytest.mark.parametrize("code", ["BN001", "BN002"])
 def test_a_rule_of_the_monitor_itself_judges_no_window(code: str) -> None:

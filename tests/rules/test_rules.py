@@ -247,6 +247,13 @@ def test_bn106_is_quiet_before_there_is_a_past_and_where_a_channel_comes_to_life
     assert rule("BN106").check(replace(window, baseline=waking)) == []
 
 
+@pytest.mark.parametrize(("steps", "fires"), [*((steps, False) for steps in range(2, 11)), (13, True)])
+def test_bn106_needs_a_window_longer_than_it_looks_back(steps: int, fires: bool) -> None:
+    window = make_window(steps=steps, batch_var=risen([1e5] * 3, at=61)[-steps:])
+    for fresh in range(1, min(steps, 3) + 1):
+        assert bool(rule("BN106").check(replace(window, fresh=fresh))) is fires
+
+
 def test_bn106_names_the_learning_rate_that_had_just_grown() -> None:
     window = make_window(batch_var=course(from57=500.0))
     rates = tuple(0.1 if step < 50 else 0.4 for step in range(64))

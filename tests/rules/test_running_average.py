@@ -218,7 +218,7 @@ def test_the_layer_that_is_named_is_the_one_whose_number_is_given() -> None:
     assert (finding.layer, finding.layers, round(finding.value, 6)) == (1, (1, 0), 0.99)
 
 
-def test_cold_statistics_name_the_layer_that_was_updated_least() -> None:
+def test_cold_statistics_name_the_first_layer_with_its_own_number_and_the_coldest() -> None:
     torch.manual_seed(0)
     model = nn.ModuleList([nn.BatchNorm1d(4), nn.BatchNorm1d(4)])
     monitor = Monitor(model, sinks=[], on_alert="log")
@@ -234,5 +234,8 @@ def test_cold_statistics_name_the_layer_that_was_updated_least() -> None:
             model[0](x)
             model.train()
     (alert,) = [alert for alert in monitor.alerts if alert.code == "BN303"]
-    assert (alert.layer, alert.layers) == ("1", ("1", "0"))
-    assert "after 8 updates" in alert.message
+    assert (alert.layer, alert.layers, alert.severity) == ("0", ("0", "1"), ERROR)
+    assert "after 24 updates at momentum 0.1: the initial mean 0 and variance 1 still weigh 7.98 %" in alert.message
+    assert alert.message.endswith("and 43 % in those of 1, after 8 updates")
+    assert math.isclose(alert.value, 0.9**8, rel_tol=1e-6)
+    assert alert.advice.startswith("evaluate after 29 updates or more")

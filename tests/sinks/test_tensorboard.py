@@ -143,7 +143,7 @@ def test_frames_are_listed_for_our_plugin_with_layers_and_metrics(
     content = json.loads(listed[written.run][FRAME_TAG].plugin_content)
     assert content == {"v": 2, "layers": ["body.1", "body.4"], "channels": [8, 6], "metrics": list(METRICS)}
     kinds = {tag.split("/")[1] for tag in listed[written.run]}
-    assert kinds == {"frame", "facts", "channels", "alert", "about"}
+    assert kinds == {"frame", "facts", "course", "channels", "alert", "incident", "about"}
     assert "bnmonitor" in data.list_plugins(**ask)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.histories import HOSTILE, METRICS, Writer, course, resnet, write
+from tests.report.test_agreement import alarming
 from tests.tensorboard_plugin.test_server import a_box
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -96,6 +98,7 @@ def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     logs = tmp_path_factory.mktemp("logs")
     write(logs / "five" / "sick", FIVE, range(0, 400, 5), sick=(2,), channels=16)
     write(logs / "five" / "fixed", FIVE, range(0, 400, 5), channels=16)
+    write(logs / "old", FIVE, range(0, 400, 5), sick=(2,), channels=16, incidents=False)
     write(logs / "many", resnet(500), range(0, 10_000, 50), sick=(200,), metrics=METRICS[:4], detailed=())
     write(logs / STRANGE, HOSTILE, range(0, 100, 5), sick=(0, 3), channels=4)
     write(logs / "cut", FIVE, range(0, 400, 5), channels=16)
@@ -186,7 +189,7 @@ def text(frame: Any, selector: str) -> str:
 
 def test_the_overview_leads_to_layer_and_channel_in_two_clicks(tab: Tab) -> None:
     frame = tab.open(run="five/sick")
-    assert "1 error in 5 layers" in text(frame, ".verdict")
+    assert text(frame, ".verdict") == "✗ variance explosion, since step 265 (backbone.2.1) · step 395"
     box = frame.locator(".maps .over").first.bounding_box()
     scroll = frame.locator(".maps .map-scroll").first.bounding_box()
     tab.drawn(lambda: tab.page.mouse.click(box["x"] + box["width"] - 30, scroll["y"] + scroll["height"] * 0.5))
@@ -200,7 +203,7 @@ def test_the_overview_leads_to_layer_and_channel_in_two_clicks(tab: Tab) -> None
     assert "p.bnmonitor.channel=0" in tab.words()
 
 
-def test_hovering_tells_exact_values_and_the_alerts_there(tab: Tab) -> None:
+def test_hovering_shows_exact_values_and_the_incidents_there(tab: Tab) -> None:
     frame = tab.open(run="five/sick", statistic="batch_var")
     box = frame.locator(".maps .over").first.bounding_box()
     tab.page.mouse.move(box["x"] + box["width"] - 8, box["y"] + box["height"] * 0.53)
@@ -210,23 +213,57 @@ def test_hovering_tells_exact_values_and_the_alerts_there(tab: Tab) -> None:
     wrote = course(5, 80, sick=(2,))[-1, 2, METRICS.index("batch_var")]
     assert lines[1].replace("\u202f", "") == f"batch variance {wrote:.0f}"
     assert "step 395" in lines[2]
-    assert "BN106 variance-explosion since" in lines[3]
+    assert lines[3] == "✗ variance explosion, since step 265"
 
 
-def test_an_alert_is_told_in_full_with_its_place_and_a_safe_link(tab: Tab) -> None:
+def test_an_incident_is_shown_in_full_with_its_evidence_and_a_safe_link(tab: Tab) -> None:
     frame = tab.open(run="five/sick")
-    tab.drawn(lambda: frame.locator(".alerts .alert.error").click())
+    tab.drawn(lambda: frame.locator(".incidents .incident.error").click())
     card = text(frame, ".card")
-    assert "variance-explosion" in card
+    assert card.splitlines()[0] == "✗ variance explosion error · open"
     assert "Fix lower the peak learning rate" in card
-    assert "21\u202f000, limit 10\u202f000" in card
+    assert "measured" not in card, "the evidence is folded"
+    frame.locator(".card summary").click()
+    evidence = text(frame, ".card .evidence")
+    assert "BN106 variance-explosion since step 265" in evidence
+    assert "21\u202f000, limit 10\u202f000" in evidence
     assert frame.locator(".card a").get_attribute("href").endswith("BN106.md")
     assert text(frame, ".panel h2") == "backbone.2.1"
-    assert "alert=BN106~" in tab.words()
+    assert "incident=1" in tab.words()
     tab.drawn(lambda: frame.locator(".panel-head .link").click())
     assert frame.locator(".card").count() == 0
-    tab.drawn(lambda: frame.locator(".timeline .bar-alert.warning").click())
-    assert "stale-statistics" in text(frame, ".card")
+    tab.drawn(lambda: frame.locator(".timeline .bar-incident.warning").click())
+    assert "stale statistics" in text(frame, ".card")
+    assert "incident=0" in tab.words()
+    tab.drawn(lambda: frame.locator(".card .link").first.click())
+    assert text(frame, ".panel h2") == "head.bn"
+
+
+def test_loss_and_learning_rate_are_drawn_on_the_axis_of_the_map(tab: Tab) -> None:
+    frame = tab.open(run="five/sick")
+    words = "document.querySelector('.strip canvas').getAttribute('aria-label')"
+    assert frame.evaluate(words) == "loss 0.139, lr 0.01, over the steps"
+    frame = tab.open(run="five/sick", step=100)
+    assert frame.evaluate(words) == "loss 1.11, lr 0.1, over the steps"
+    width = "(s) => document.querySelector(s).getBoundingClientRect().width"
+    assert frame.evaluate(width, ".strip canvas") == frame.evaluate(width, ".maps .map-scroll canvas")
+    frame = tab.open(run="resumed")
+    assert frame.locator(".strip").first.is_hidden(), "its course is not known"
+
+
+def test_a_run_of_before_there_were_incidents_shows_its_alerts(tab: Tab) -> None:
+    frame = tab.open(run="old")
+    assert text(frame, ".verdict").startswith("✗ variance explosion, since step 265 (backbone.2.1)")
+    assert frame.locator(".incidents .incident").count() == 2
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_healthy_run_has_no_amber_and_no_red_pixel_in_the_tab(tab: Tab, dark: bool) -> None:
+    for run, least, most in (("five/fixed", 0, 0), ("five/sick", 1000, math.inf)):
+        frame = tab.open(run=run)
+        frame.evaluate(f"document.documentElement.classList.toggle('dark', {str(dark).lower()})")
+        tab.drawn(lambda frame=frame: frame.locator("#bn-statistic").select_option("health"))
+        assert least <= alarming(frame.locator("body").screenshot()) <= most
 
 
 def test_a_view_can_be_sent_as_an_address(tab: Tab) -> None:
@@ -258,7 +295,7 @@ def test_everything_can_be_reached_by_keyboard(tab: Tab) -> None:
     tab.drawn(lambda: tab.page.keyboard.press("Escape"))
     assert not frame.locator(".range").is_visible()
     tab.drawn(lambda: tab.page.keyboard.press("Escape"))
-    assert text(frame, ".panel h2") == "Alerts"
+    assert text(frame, ".panel h2") == "Incidents"
 
 
 def test_dragging_zooms_and_a_double_click_goes_back(tab: Tab) -> None:
@@ -296,6 +333,10 @@ def test_dark_mode_is_that_of_tensorboard(tab: Tab) -> None:
     tab.page.evaluate("document.body.classList.add('dark-mode')")
     frame.wait_for_function(f"{background} !== '{light}'")
     assert frame.evaluate("document.documentElement.classList.contains('dark')")
+    meter = "document.querySelector('.now .meter i').style.background"
+    error = "getComputedStyle(document.documentElement).getPropertyValue('--health').trim().split(/\\s+/)[0]"
+    red = tuple(int(frame.evaluate(error)[i : i + 2], 16) for i in (1, 3, 5))
+    frame.wait_for_function(f"{meter} === 'rgb{red}'")
 
 
 # -- what may come -----------------------------------------------------------------------------------------------------
@@ -316,24 +357,24 @@ def test_names_are_text_whatever_they_hold(tab: Tab) -> None:
 
 def test_words_in_the_address_that_make_no_sense_are_passed_over(tab: Tab) -> None:
     frame = tab.open(
-        run="no such", compare="../x", statistic="<b>", layer="?", alert="x", box="y", **{"from": "a", "to": -5}
+        run="no such", compare="../x", statistic="<b>", layer="?", incident="x", box="y", **{"from": "a", "to": -5}
     )
     assert frame.locator("#bn-statistic").input_value() == "health"
-    assert text(frame, ".panel h2") == "Alerts"
+    assert text(frame, ".panel h2") == "Incidents"
 
 
 def test_a_truncated_file_and_a_resumed_run_are_shown(tab: Tab) -> None:
     frame = tab.open(run="cut")
-    assert "5 layers" in text(frame, ".verdict")
+    assert "healthy, 5 layers" in text(frame, ".verdict")
     frame = tab.open(run="resumed")
-    assert "4 layers · step 190" in text(frame, ".verdict")
+    assert text(frame, ".verdict") == "✓ healthy, 4 layers · step 190"
     names = frame.locator(".now .name").all_inner_texts()
     assert {"stem.bn", "new.bn", "newer.bn"} == set(names)
 
 
 def test_five_hundred_layers_are_drawn_and_scroll(tab: Tab) -> None:
     frame = tab.open(run="many")
-    assert "1 error in 500 layers" in text(frame, ".verdict")
+    assert text(frame, ".verdict").startswith("✗ variance explosion, since step")
     size = frame.evaluate(
         "(() => { const s = document.querySelector('.map-scroll'); return [s.scrollHeight, s.clientHeight] })()"
     )
@@ -383,7 +424,7 @@ def test_named_directories_under_a_prefix_without_the_data_server(
     with tensorboard(entry_point, *more, prefix="/tb/x") as address:
         tab = Tab(browser, address)
         frame = tab.open(run="mine/sick")
-        assert "1 error in 5 layers" in text(frame, ".verdict")
+        assert text(frame, ".verdict").startswith("✗ variance explosion, since step 265")
         assert frame.locator("#bn-run option").all_inner_texts() == ["mine/fixed", "mine/sick", "other/."]
         tab.page.close()
         tab.check()

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from bnmonitor.diagnosis.base import Case, Cause
+from bnmonitor.diagnosis.base import Case, Cause, reads_the_input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,20 +24,34 @@ class ChangedInput(Cause):
     ## What to do
     Compare a batch from before with one from now. If the change is intended, let the statistics settle before the next
     evaluation.
+
+    ## Example
+    Wrong::
+
+        for epoch in range(20):
+            scale = 1.0 if epoch < 10 else 255.0  # the second data set has pixels from 0 to 255
+            train(loader, scale)
+
+    Right::
+
+        for epoch in range(20):
+            train(normalized(loader))  # one mean and one standard deviation for all epochs
     """
 
     name: ClassVar[str] = "changed-input"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN106", "BN107"})
-    explains: ClassVar[frozenset[str]] = frozenset({"BN103", "BN106", "BN107", "BN304", "BN305", "BN603", "BN704"})
+    leads: ClassVar[tuple[str, ...]] = ("BN106", "BN107")
+    explains: ClassVar[frozenset[str]] = frozenset(
+        {"BN103", "BN106", "BN107", "BN109", "BN304", "BN305", "BN603", "BN704"}
+    )
     everywhere: ClassVar[bool] = True
 
     def fits(self, case: Case) -> bool:
         """Whether all channels of the first layer changed within a step, and its gamma did not."""
         window, name = case.window, case.lead.layer
-        if window is None or name not in window.layers.names or window.facts.structure is None:
+        if window is None or name is None or not reads_the_input(window, name):
             return False
         place = window.layers.names.index(name)
-        if not window.facts.structure.places[place].root or case.lead.first_step not in window.steps:
+        if case.lead.first_step not in window.steps:
             return False
         at, span = window.steps.index(case.lead.first_step), window.layers.span(place)
         if not 0 < at < len(window):

@@ -14,7 +14,8 @@ class ChangedWeights(Cause):
 
     ## What it is
     A load, an initialization in the middle of the training, a parameter group with a rate of its own, or a gradient
-    that was not clipped: the batch variance, the mean or gamma of one layer runs away while the layers before it are calm.
+    that was not clipped: the batch variance, the mean or gamma of one layer runs away while the layers before it are
+    calm.
 
     ## What follows
     The layers after it get another input, their running statistics lag (BN304), numbers come near the limit of half
@@ -22,10 +23,32 @@ class ChangedWeights(Cause):
 
     ## What to do
     Look at what wrote the weights of the layer at the step that the incident names; clip gradients.
+
+    ## Example
+    Wrong::
+
+        loss.backward()
+        optimizer.step()
+        model.head.load_state_dict(other)  # in the middle of the training
+
+    Right::
+
+        model.head.load_state_dict(other)  # before the first step, or with a warm-up after it
+        for x, y in loader:
+            loss(model(x), y).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+    A window of such a training:
+
+    >>> from bnmonitor.testing import diagnose, make_window
+    >>> [incident] = diagnose(make_window(gamma=[1.0, 12.0, 0.9]))
+    >>> incident.cause, str(incident.severity)
+    ('changed-weights', 'warning')
     """
 
     name: ClassVar[str] = "changed-weights"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN103", "BN106", "BN107", "BN702"})
+    leads: ClassVar[tuple[str, ...]] = ("BN103", "BN106", "BN107", "BN702")
     explains: ClassVar[frozenset[str]] = frozenset(
-        {"BN103", "BN105", "BN106", "BN107", "BN304", "BN305", "BN603", "BN701", "BN702", "BN706", "BN707"}
+        {"BN103", "BN105", "BN106", "BN109", "BN107", "BN304", "BN305", "BN603", "BN701", "BN702", "BN706", "BN707"}
     )

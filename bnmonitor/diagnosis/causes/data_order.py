@@ -21,10 +21,19 @@ class DataOrder(Cause):
 
     ## What to do
     Shuffle over the whole data set, and mix the sources within each batch.
+
+    ## Example
+    Wrong::
+
+        loader = DataLoader(sorted_by_class, batch_size=32)  # every batch is of one class
+
+    Right::
+
+        loader = DataLoader(sorted_by_class, batch_size=32, shuffle=True)
     """
 
     name: ClassVar[str] = "data-order"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN601", "BN602"})
+    leads: ClassVar[tuple[str, ...]] = ("BN601", "BN602")
     explains: ClassVar[frozenset[str]] = frozenset({"BN304", "BN305", "BN601", "BN602", "BN603"})
     everywhere: ClassVar[bool] = True
     belated: ClassVar[bool] = True

@@ -21,10 +21,26 @@ class EvalMode(Cause):
 
     ## What to do
     Call ``model.train()`` at the start of each epoch, and freeze what should stay frozen on purpose.
+
+    ## Example
+    Wrong::
+
+        for epoch in range(10):
+            train(model)
+            model.eval()
+            validate(model)  # from the second epoch on, training runs in evaluation mode
+
+    Right::
+
+        for epoch in range(10):
+            model.train()
+            train(model)
+            model.eval()
+            validate(model)
     """
 
     name: ClassVar[str] = "eval-mode-in-training"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN401"})
+    leads: ClassVar[tuple[str, ...]] = ("BN401",)
     explains: ClassVar[frozenset[str]] = frozenset(
-        {"BN702", "BN704", "BN106", "BN107", "BN304", "BN305", "BN701", "BN105"}
+        {"BN702", "BN704", "BN106", "BN107", "BN109", "BN304", "BN305", "BN701", "BN105"}
     )

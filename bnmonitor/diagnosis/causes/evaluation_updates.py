@@ -21,10 +21,32 @@ class EvaluationUpdates(Cause):
 
     ## What to do
     Call ``model.eval()`` before the evaluation and ``model.train()`` after it.
+
+    ## Example
+    Wrong::
+
+        with torch.no_grad():  # stops gradients, and not the updates of running statistics
+            for x, y in val_loader:
+                model(x)
+
+    Right::
+
+        model.eval()
+        with torch.no_grad():
+            for x, y in val_loader:
+                model(x)
+        model.train()
+
+    A window of such a training:
+
+    >>> from bnmonitor.testing import diagnose, make_window
+    >>> [incident] = diagnose(make_window(ledger={"seen": {"validation": 6}, "latest": {"validation": 6}}))
+    >>> incident.cause, str(incident.severity)
+    ('evaluation-updates-statistics', 'warning')
     """
 
     name: ClassVar[str] = "evaluation-updates-statistics"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN406"})
+    leads: ClassVar[tuple[str, ...]] = ("BN406",)
     explains: ClassVar[frozenset[str]] = frozenset({"BN303", "BN304", "BN305", "BN603", "BN106", "BN502"})
     everywhere: ClassVar[bool] = True
     belated: ClassVar[bool] = True

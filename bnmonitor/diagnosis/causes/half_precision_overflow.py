@@ -24,10 +24,22 @@ class HalfPrecisionOverflow(Cause):
     ## What to do
     Train in ``bf16-mixed``, whose range is that of float32; or normalize the input, and set the running statistics back
     with ``bnmonitor.remedies.restore_last_finite(model, monitor)``.
+
+    ## Example
+    Wrong::
+
+        Trainer(precision="16-mixed")  # fp16 ends at 65504
+
+    Right::
+
+        Trainer(precision="bf16-mixed")  # ends where float32 does
+
+        # afterwards, for statistics that are infinite already:
+        bnmonitor.remedies.restore_last_finite(model, monitor)
     """
 
     name: ClassVar[str] = "half-precision-overflow"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN101", "BN102", "BN103"})
+    leads: ClassVar[tuple[str, ...]] = ("BN102", "BN103", "BN101")
     explains: ClassVar[frozenset[str]] = frozenset({"BN1", "BN303", "BN304", "BN305", "BN603", "BN707"})
 
     def fits(self, case: Case) -> bool:

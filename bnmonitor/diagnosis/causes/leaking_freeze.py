@@ -22,8 +22,25 @@ class LeakingFreeze(Cause):
     ## What to do
     Put the frozen layers into evaluation mode after each call of ``model.train()``:
     ``bnmonitor.remedies.freeze(model.backbone)`` keeps them there.
+
+    ## Example
+    Wrong::
+
+        for parameter in model.backbone.parameters():
+            parameter.requires_grad_(False)  # the running statistics still move
+
+    Right::
+
+        bnmonitor.remedies.freeze(model.backbone)  # parameters and statistics, through every model.train()
+
+    A window of such a training:
+
+    >>> from bnmonitor.testing import diagnose, make_window
+    >>> [incident] = diagnose(make_window(affine_trains=False, running_mean=[0.6, -0.5], start_mean=0.0))
+    >>> incident.cause, str(incident.severity)
+    ('leaking-freeze', 'error')
     """
 
     name: ClassVar[str] = "leaking-freeze"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN402", "BN407"})
+    leads: ClassVar[tuple[str, ...]] = ("BN402", "BN407")
     explains: ClassVar[frozenset[str]] = frozenset({"BN304", "BN305", "BN603", "BN405"})

@@ -21,9 +21,21 @@ class MixedCalls(Cause):
 
     ## What to do
     Give each kind of input its own normalization, or put all kinds into one batch.
+
+    ## Example
+    Wrong::
+
+        logits = model(photos), model(sketches)  # the running statistics average both kinds
+
+    Right::
+
+        logits = model(torch.cat([photos, sketches]))  # one batch of both kinds
+
+        # or a normalization for each kind:
+        self.bn = nn.ModuleDict({"photo": nn.BatchNorm2d(64), "sketch": nn.BatchNorm2d(64)})
     """
 
     name: ClassVar[str] = "mixed-calls"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN502"})
+    leads: ClassVar[tuple[str, ...]] = ("BN502",)
     explains: ClassVar[frozenset[str]] = frozenset({"BN304", "BN305", "BN601", "BN602", "BN603", "BN106"})
     belated: ClassVar[bool] = True

@@ -22,8 +22,27 @@ class Momentum(Cause):
 
     ## What to do
     Set the momentum to 0.1, or to 0.01 for long trainings.
+
+    ## Example
+    Wrong::
+
+        nn.BatchNorm2d(64, momentum=0.99)  # Keras's: keeps one percent of the past here
+
+    Right::
+
+        nn.BatchNorm2d(64, momentum=0.01)
+        bnmonitor.remedies.set_momentum(model, 0.01)  # for a model that is there already
+
+    A window of such a training:
+
+    >>> from bnmonitor.testing import diagnose, make_window
+    >>> [incident] = diagnose(make_window(momentum=0.99))
+    >>> incident.cause, str(incident.severity)
+    ('momentum', 'error')
     """
 
     name: ClassVar[str] = "momentum"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN301", "BN302"})
-    explains: ClassVar[frozenset[str]] = frozenset({"BN303", "BN304", "BN305", "BN603", "BN106", "BN704", "BN707"})
+    leads: ClassVar[tuple[str, ...]] = ("BN302", "BN301")
+    explains: ClassVar[frozenset[str]] = frozenset(
+        {"BN303", "BN304", "BN305", "BN603", "BN106", "BN109", "BN704", "BN707"}
+    )

@@ -23,10 +23,31 @@ class SmallBatch(Cause):
     ## What to do
     Normalize at least 16 samples together: enlarge the batch, convert to SyncBatchNorm over several devices, or replace
     BatchNorm by GroupNorm.
+
+    ## Example
+    Wrong::
+
+        loader = DataLoader(data, batch_size=2)
+        Trainer(accumulate_grad_batches=16)  # each batch of 2 is normalized by itself
+
+    Right::
+
+        loader = DataLoader(data, batch_size=32)
+
+        # or, where memory is short:
+        Trainer(devices=8, sync_batchnorm=True)
+        nn.GroupNorm(8, 64)
+
+    A window of such a training:
+
+    >>> from bnmonitor.testing import diagnose, make_window
+    >>> [incident] = diagnose(make_window(sizes=4, values=4))
+    >>> incident.cause, str(incident.severity)
+    ('small-batch', 'error')
     """
 
     name: ClassVar[str] = "small-batch"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN201", "BN202", "BN203", "BN204", "BN205", "BN206"})
+    leads: ClassVar[tuple[str, ...]] = ("BN201", "BN202", "BN203", "BN204", "BN205", "BN206")
     explains: ClassVar[frozenset[str]] = frozenset({"BN304", "BN305", "BN601", "BN603", "BN707", "BN303"})
     everywhere: ClassVar[bool] = True
     belated: ClassVar[bool] = True

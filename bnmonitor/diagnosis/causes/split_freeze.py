@@ -21,8 +21,24 @@ class SplitFreeze(Cause):
 
     ## What to do
     Freeze with ``layer.eval()``, and leave ``track_running_stats`` alone.
+
+    ## Example
+    Wrong::
+
+        model.bn.track_running_stats = False  # training normalizes by the batch, evaluation by old statistics
+
+    Right::
+
+        bnmonitor.remedies.freeze(model, include=["bn"])  # both normalize by the running statistics
+
+    A window of such a training:
+
+    >>> from bnmonitor.testing import diagnose, make_window
+    >>> [incident] = diagnose(make_window(updates=0, ledger={"tracks": False}))
+    >>> incident.cause, str(incident.severity)
+    ('split-freeze', 'warning')
     """
 
     name: ClassVar[str] = "split-freeze"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN403"})
+    leads: ClassVar[tuple[str, ...]] = ("BN403",)
     explains: ClassVar[frozenset[str]] = frozenset({"BN303", "BN305", "BN404", "BN603"})

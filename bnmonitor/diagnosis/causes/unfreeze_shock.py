@@ -20,8 +20,18 @@ class UnfreezeShock(Cause):
 
     ## What to do
     Unfreeze in evaluation mode of the normalization layers, or warm the statistics up before the weights train.
+
+    ## Example
+    Wrong::
+
+        bnmonitor.remedies.thaw(model.backbone)  # its batches are far from the statistics it was frozen with
+
+    Right::
+
+        bnmonitor.remedies.recalibrate(model, train_loader)
+        bnmonitor.remedies.thaw(model.backbone)
     """
 
     name: ClassVar[str] = "unfreeze-shock"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN405"})
-    explains: ClassVar[frozenset[str]] = frozenset({"BN106", "BN107", "BN303", "BN304", "BN305", "BN704"})
+    leads: ClassVar[tuple[str, ...]] = ("BN405",)
+    explains: ClassVar[frozenset[str]] = frozenset({"BN106", "BN107", "BN109", "BN303", "BN304", "BN305", "BN704"})

@@ -20,8 +20,18 @@ class UnnormalizedInput(Cause):
 
     ## What to do
     Subtract the mean and divide by the standard deviation of the training data, the same way in evaluation.
+
+    ## Example
+    Wrong::
+
+        x = torch.from_numpy(image).float()  # pixels from 0 to 255
+
+    Right::
+
+        x = torch.from_numpy(image).float() / 255
+        x = (x - mean) / std  # of the training data, in training and in evaluation
     """
 
     name: ClassVar[str] = "unnormalized-input"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN108"})
+    leads: ClassVar[tuple[str, ...]] = ("BN108",)
     explains: ClassVar[frozenset[str]] = frozenset({"BN103", "BN106", "BN107", "BN603", "BN707"})

@@ -20,8 +20,24 @@ class VarianceCollapse(Cause):
 
     ## What to do
     Look at weight decay and at the learning rate of the layer before; restart the channels, or prune them.
+
+    ## Example
+    Wrong::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)  # drives weights to zero
+
+    Right::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=5e-4)
+
+    A window of such a training:
+
+    >>> from bnmonitor.testing import diagnose, make_window
+    >>> [incident] = diagnose(make_window(batch_var=[1.0] * 8 + [1e-7] * 2, running_var=[1.0] * 8 + [1e-7] * 2))
+    >>> incident.cause, str(incident.severity)
+    ('variance-collapse', 'warning')
     """
 
     name: ClassVar[str] = "variance-collapse"
-    leads: ClassVar[frozenset[str]] = frozenset({"BN105"})
+    leads: ClassVar[tuple[str, ...]] = ("BN105",)
     explains: ClassVar[frozenset[str]] = frozenset({"BN707", "BN701", "BN702", "BN304", "BN305"})

@@ -38,6 +38,15 @@ class RedundantBias(Rule):
     >>> RedundantBias().check(make_window(training=False, facts={"structure": make_structure(producers=(conv,))}))
     []
 
+    ## Code
+    Wrong::
+
+        nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64))
+
+    Right::
+
+        nn.Sequential(nn.Conv2d(3, 64, 3, bias=False), nn.BatchNorm2d(64))
+
     ## What to do
     Set ``bias=False`` in the named convolutions and linear maps.
 

@@ -38,6 +38,15 @@ class WrongAxis(Rule):
     >>> WrongAxis().check(make_window(facts={"structure": make_structure(shape=(8, 3, 32), producers=(right,))}))
     []
 
+    ## Code
+    Wrong::
+
+        nn.BatchNorm1d(length)(x)  # x is [N, length, features]: each position is normalized
+
+    Right::
+
+        nn.BatchNorm1d(features)(x.transpose(1, 2)).transpose(1, 2)
+
     ## What to do
     Call ``bn(x.transpose(1, 2)).transpose(1, 2)`` with ``num_features`` set to the number of features, or use
     LayerNorm, which normalizes the last axis.

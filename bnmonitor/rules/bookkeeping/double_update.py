@@ -73,7 +73,8 @@ class DoubleUpdate(Rule):
         acts += number(1 - (1 - momentum) ** (1 + again)) if acts else ""
         advice = "leave normalization out of the checkpointed part"
         if acts:
-            advice = f"set its momentum to {number(1 - (1 - momentum) ** (1 / (1 + again)))}, or {advice}"
+            equal = number(1 - (1 - momentum) ** (1 / (1 + again)))
+            advice += f"; or set its momentum to {equal}, which has the same effect, and ignore the rule"
         return Finding(
             severity=Severity.WARNING,
             layer=layer,

@@ -33,6 +33,15 @@ class LayerNeverCalled(Rule):
     >>> LayerNeverCalled().check(make_window(updates=0, ledger={"called": True}))
     []
 
+    ## Code
+    Wrong::
+
+        self.bn = nn.BatchNorm2d(64)  # forward calls nn.functional.relu(self.conv(x))
+
+    Right::
+
+        self.bn = nn.BatchNorm2d(64)  # forward calls nn.functional.relu(self.bn(self.conv(x)))
+
     ## What to do
     Remove the layer if nothing needs it; otherwise find out why the forward pass does not reach it.
 

@@ -45,6 +45,15 @@ class MixedCalls(Rule):
     >>> MixedCalls().check(two_calls(0.02))
     []
 
+    ## Code
+    Wrong::
+
+        one, other = encoder(photos), encoder(sketches)  # each normalized by itself, averaged together
+
+    Right::
+
+        one, other = encoder(torch.cat([photos, sketches])).chunk(2)
+
     ## What to do
     Concatenate the inputs to one batch, give each kind its own normalization (split or auxiliary BatchNorm), or let
     only the kind that evaluation sees update the running statistics.

@@ -54,6 +54,15 @@ class StaleAveragedWeights(Rule):
     >>> StaleAveragedWeights().check(make_window(ledger={"averaged": True}))
     []
 
+    ## Code
+    Wrong::
+
+        average = AveragedModel(model)  # leaves the statistics of the first copy
+
+    Right::
+
+        average = AveragedModel(model, use_buffers=True)
+
     ## What to do
     Average the buffers as well (``use_buffers=True``), or estimate the statistics of the averaged model before it is
     evaluated: ``torch.optim.swa_utils.update_bn(loader, averaged_model)``.

@@ -34,6 +34,15 @@ class UnregisteredLayer(Rule):
     >>> UnregisteredLayer().check(make_window())
     []
 
+    ## Code
+    Wrong::
+
+        self.layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)]  # a plain list: not in parameters(), never saved
+
+    Right::
+
+        self.layers = nn.ModuleList([nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)])
+
     ## What to do
     Make the layer in ``__init__`` and assign it to an attribute; keep several layers in ``nn.ModuleList`` or
     ``nn.ModuleDict``.

@@ -36,6 +36,18 @@ class AlternatingDomains(Rule):
     >>> AlternatingDomains().check(drawn_window(spread=30.0))
     []
 
+    ## Code
+    Wrong::
+
+        for real, fake in zip(real_loader, fake_loader):
+            critic(real)
+            critic(fake)
+
+    Right::
+
+        for real, fake in zip(real_loader, fake_loader):
+            critic(torch.cat([real, fake]))
+
     ## What to do
     Give each kind statistics of its own (domain-specific batch normalization), or mix both kinds in every batch if the
     model should treat them alike. To evaluate one kind only, estimate the running statistics on that kind

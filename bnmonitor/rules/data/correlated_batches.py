@@ -40,6 +40,15 @@ class CorrelatedBatches(Rule):
     >>> CorrelatedBatches().check(drawn_window())
     []
 
+    ## Code
+    Wrong::
+
+        loader = DataLoader(sorted_by_class, batch_size=32)
+
+    Right::
+
+        loader = DataLoader(sorted_by_class, batch_size=32, shuffle=True)
+
     ## What to do
     Set ``shuffle=True`` in the training loader, mix windows and volumes within a batch, or use a larger batch. If the
     batches must stay as they are, use GroupNorm or LayerNorm, or estimate the running statistics over shuffled data

@@ -42,6 +42,18 @@ class ValidationShift(Rule):
     >>> ValidationShift().check(held_out_window(mean=0.05))
     []
 
+    ## Code
+    Wrong::
+
+        train = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+        val = transforms.ToTensor()
+
+    Right::
+
+        prepare = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+        train = transforms.Compose([transforms.RandomCrop(32, 4), prepare])
+        val = prepare
+
     ## What to do
     Compare the transformations of both loaders: scaling to 0..1, mean and standard deviation, channel order, resizing.
     If the data is meant to differ, estimate the running statistics on data of its own kind (AdaBN;

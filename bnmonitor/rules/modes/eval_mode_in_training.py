@@ -36,6 +36,20 @@ class EvalModeInTraining(Rule):
     >>> EvalModeInTraining().check(make_window(training=False, updates=0, affine_trains=False))
     []
 
+    ## Code
+    Wrong::
+
+        model.eval()
+        validate(model)
+        train(model)  # still in evaluation mode
+
+    Right::
+
+        model.eval()
+        validate(model)
+        model.train()
+        train(model)
+
     ## What to do
     Call ``model.train()`` before the training steps: the usual cause is an ``eval()`` without a ``train()`` after it,
     often after validation or loading. To freeze the layer on purpose, freeze its gamma and beta as well, with

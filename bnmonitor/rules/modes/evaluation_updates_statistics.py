@@ -36,6 +36,19 @@ class EvaluationUpdatesStatistics(Rule):
     >>> EvaluationUpdatesStatistics().check(make_window(ledger={"seen": {"training": 6}}))
     []
 
+    ## Code
+    Wrong::
+
+        with torch.no_grad():
+            model(val_batch)  # in training mode
+
+    Right::
+
+        model.eval()
+        with torch.no_grad():
+            model(val_batch)
+        model.train()
+
     ## What to do
     Call ``model.eval()`` before the evaluation. For Monte Carlo dropout, put only the dropout layers back into training
     mode. Look for a ``self.train()`` in the validation step, in a helper that probes shapes, or in a rollout.

@@ -39,6 +39,19 @@ class InitialStatisticsInUse(Rule):
     >>> InitialStatisticsInUse().check(make_window(training=False, updates=0, running_mean=[0.2, -0.1]))
     []
 
+    ## Code
+    Wrong::
+
+        model.load_state_dict(weights, strict=False)  # the file has no running_mean and no running_var
+        model.eval()
+
+    Right::
+
+        missing, _ = model.load_state_dict(weights, strict=False)
+        assert not any("running_" in name for name in missing)
+        # or estimate them:
+        bnmonitor.remedies.recalibrate(model, train_loader)
+
     ## What to do
     Load the running statistics with the weights, and check what ``load_state_dict(strict=False)`` returns; or estimate
     them: ``torch.optim.swa_utils.update_bn(loader, model)``. When you copy a network, copy its buffers as well.

@@ -42,6 +42,16 @@ class LeakingFreeze(Rule):
     >>> LeakingFreeze().check(make_window(affine_trains=False, training=False, updates=0))
     []
 
+    ## Code
+    Wrong::
+
+        for parameter in model.backbone.parameters():
+            parameter.requires_grad_(False)  # the running statistics still move
+
+    Right::
+
+        bnmonitor.remedies.freeze(model.backbone)  # parameters and statistics, through every model.train()
+
     ## What to do
     Freeze the layer so that it stays frozen through every ``model.train()``:
     ``bnmonitor.remedies.freeze(model, include=["backbone.*"])``, or the callback ``bnmonitor.remedies.Freeze``.

@@ -39,6 +39,15 @@ class SplitFreeze(Rule):
     >>> SplitFreeze().check(make_window(updates=0, training=False, ledger={"tracks": False}))
     []
 
+    ## Code
+    Wrong::
+
+        model.bn.track_running_stats = False
+
+    Right::
+
+        bnmonitor.remedies.freeze(model, include=["bn"])
+
     ## What to do
     Freeze by mode instead: call ``layer.eval()`` after every ``model.train()``, and set ``track_running_stats`` back to
     True. With ``BackboneFinetuning``, override ``freeze_before_training`` to do that.

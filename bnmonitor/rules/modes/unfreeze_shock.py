@@ -42,6 +42,16 @@ class UnfreezeShock(Rule):
     >>> UnfreezeShock().check(make_window(training=modes, updates=modes.long(), shift=shift / 9))
     []
 
+    ## Code
+    Wrong::
+
+        bnmonitor.remedies.thaw(model.backbone)  # its batches are far from its running statistics
+
+    Right::
+
+        bnmonitor.remedies.recalibrate(model, train_loader)
+        bnmonitor.remedies.thaw(model.backbone)
+
     ## What to do
     Estimate the running statistics again before unfreezing, with ``torch.optim.swa_utils.update_bn``, or keep the layer
     frozen. Lower the learning rate for the first steps after unfreezing.

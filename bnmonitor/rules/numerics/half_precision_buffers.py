@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import listing, number
-from bnmonitor.measures import median, normalizing
+from bnmonitor.measures import median, normalizing, sampled_batch
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import Window
@@ -40,6 +40,18 @@ class HalfPrecisionBuffers(Rule):
 
     >>> HalfPrecisionBuffers().check(make_window(momentum=0.01, facts={"buffer_dtypes": (torch.float32,)}))
     []
+
+    ## Code
+    Wrong::
+
+        model = model.bfloat16()  # the running statistics too: a small update is rounded away
+
+    Right::
+
+        model = model.bfloat16()
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.float()
 
     ## What to do
     Keep the layer in float32: call ``layer.float()`` after ``model.half()`` or ``model.bfloat16()``; in Lightning use
@@ -119,6 +131,7 @@ class HalfPrecisionBuffers(Rule):
         updated = window.updates.clamp(min=0).sum(0) >= self.least_steps
         moved = median((window.running_mean != window.running_mean[-1]).any(0).float(), window) > 0
         scale = (window.running_var[-1] + window.layers.eps_by_channel).sqrt()
-        away = median((sample.input.mean - window.running_mean[-1]).abs() / scale, window)
-        credible = (3 / sample.size.clamp(min=1).float().sqrt()).clamp(min=self.stall)
+        seen = sampled_batch(sample, window)
+        away = median((seen.mean - window.running_mean[-1]).abs() / scale, window)
+        credible = (3 / seen.count.clamp(min=1).float().sqrt()).clamp(min=self.stall)
         return updated & ~moved & (away > credible), away

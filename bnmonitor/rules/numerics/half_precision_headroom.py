@@ -43,6 +43,17 @@ class HalfPrecisionHeadroom(Rule):
     >>> HalfPrecisionHeadroom().check(make_window(sample=sample))
     []
 
+    ## Code
+    Wrong::
+
+        with torch.autocast("cuda", dtype=torch.float16):
+            loss = model(images)  # pixels from 0 to 255
+
+    Right::
+
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            loss = model((images / 255 - mean) / std)
+
     ## What to do
     Train in bf16: ``precision="bf16-mixed"`` or ``torch.autocast(dtype=torch.bfloat16)``. Otherwise keep the layer
     before in float32 (``with torch.autocast("cuda", enabled=False)``), normalize the input of the network, or put

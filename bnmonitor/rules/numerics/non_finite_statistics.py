@@ -38,6 +38,15 @@ class NonFiniteStatistics(Rule):
     >>> NonFiniteStatistics().check(make_window(running_var=[1.0, 1e30, 1.0]))
     []
 
+    ## Code
+    Wrong::
+
+        x = (x - x.mean()) / x.std()  # NaN for a constant sample
+
+    Right::
+
+        x = (x - x.mean()) / x.std().clamp(min=1e-6)
+
     ## What to do
     Find the batch: look for an infinite or missing value in the data, or an overflow in half precision just before the
     layer. Then ``bnmonitor.remedies.restore_last_finite(model, monitor)`` sets the running statistics back to the last

@@ -43,6 +43,15 @@ class SkippedStepPoisoning(Rule):
     >>> SkippedStepPoisoning().check(make_window(shift=0.3, facts={"skipped_steps": skipped}))
     []
 
+    ## Code
+    Wrong::
+
+        Trainer(precision="16-mixed")  # a skipped step leaves its batch in the running statistics
+
+    Right::
+
+        Trainer(precision="bf16-mixed")  # needs no scaler, skips no step
+
     ## What to do
     Train in bf16 (``precision="bf16-mixed"``), which needs no scaler. Otherwise copy the buffers before the forward
     pass and restore them when the scale has gone down; lower ``init_scale`` of the scaler, or clip the gradients. To

@@ -10,7 +10,7 @@ import torch
 
 from bnmonitor._text import number
 from bnmonitor.limits import FLAT
-from bnmonitor.measures import median, middle_over_steps, typical_variance
+from bnmonitor.measures import median, middle_over_steps, sampled_input, typical_variance
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import Window
@@ -42,6 +42,15 @@ class UnnormalizedInput(Rule):
     >>> UnnormalizedInput().check(make_window(batch_var=2.0, running_var=2.0, chain=True))
     []
 
+    ## Code
+    Wrong::
+
+        x = torch.from_numpy(image).float()  # pixels from 0 to 255
+
+    Right::
+
+        x = (torch.from_numpy(image).float() / 255 - mean) / std
+
     ## What to do
     Normalize the input by the mean and standard deviation of the training data, or by those that a pretrained network
     was trained with: ``torchvision.transforms.v2.Normalize``. Look for a division by 255 that is missing, or done
@@ -51,7 +60,8 @@ class UnnormalizedInput(Rule):
     ``limit_variance = 1e3``: data with standard deviation 1 gives a variance of about 1 after a default initialization;
     images from 0 to 255 give about 5e3. ``limit_offset = 5`` standard deviations between the mean and zero.
     ``frozen_shift = .5`` standard deviations, or ``frozen_log_ratio = .7`` in the log of the standard deviation,
-    between the statistics of a frozen layer and its input.
+    between the statistics of a frozen layer and its input, in the median of the sampled batches. These must have shown
+    ``least_samples = 32`` samples together: large images are looked at in part.
 
     ## Look-alikes
     Some networks take raw pixels by design, and some use the layer itself to normalize their input; so this is only an
@@ -70,6 +80,7 @@ class UnnormalizedInput(Rule):
     limit_offset: float = 5.0
     frozen_shift: float = 0.5
     frozen_log_ratio: float = 0.7
+    least_samples: int = 32
 
     def check(self, window: Window) -> list[Finding]:
         """Find the first layers with a large variance or mean."""
@@ -101,14 +112,15 @@ class UnnormalizedInput(Rule):
         return bool(((var > self.limit_variance) | far).any())
 
     def _seen(self, window: Window, at: slice | torch.Tensor = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and variance of the input by channel: from the buffers or, if these do not change, from the sample."""
+        """Mean and variance of the input by channel: from the buffers or, if these do not change, from samples."""
         mean = middle_over_steps(window.batch_mean[-max(1, window.fresh) :][:, at])
         var = typical_variance(window)[at]
-        if window.sample is None:
-            return mean, var
         unknown = (mean + var).isnan()
-        seen = window.sample.input
-        return torch.where(unknown, seen.mean[at], mean), torch.where(unknown, seen.var[at], var)
+        if window.sample is None or not unknown.any():
+            return mean, var
+        seen = sampled_input(window)
+        enough = unknown & (seen.count >= self.least_samples)[window.layers.owner[at]]
+        return torch.where(enough, seen.mean[at], mean), torch.where(enough, seen.var[at], var)
 
     def _finding(
         self,

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from bnmonitor._text import count, number
 from bnmonitor.limits import FLAT
-from bnmonitor.measures import share, typical_variance, warm
+from bnmonitor.measures import share, typical_variance, variances, warm
 from bnmonitor.results import Severity
-from bnmonitor.rules.base import Finding, Rule, first, run_note
+from bnmonitor.rules.base import Finding, Rule, run_note
 from bnmonitor.window import Window
 
 
@@ -41,6 +39,15 @@ class VarianceCollapse(Rule):
     >>> small = [1.0] * 8 + [1e-3] * 2
     >>> VarianceCollapse().check(make_window(batch_var=small, running_var=small))
     []
+
+    ## Code
+    Wrong::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)  # drives weights to zero
+
+    Right::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=5e-4)
 
     ## What to do
     Look at what feeds the layer: a ReLU that is never positive, weights that weight decay or pruning has driven to
@@ -88,37 +95,49 @@ class VarianceCollapse(Rule):
         gone_share = share(gone & window.baseline.alive, window)
         coming = share(low & window.baseline.alive, window) > 0
 
+        # With thousands of findings, one call of PyTorch for each would take most of the time.
+        alive = window.baseline.alive
+        masks = {"fell": fell, "flat": flat, "gone": gone & alive, "low": low & alive}
+        channels = {name: mask.numpy() for name, mask in masks.items()}
+        known = {name: (mask & settled).numpy() for name, mask in masks.items()}
+        below, variance = (variances(window) < self.eps_factor * eps).numpy(), running.numpy()
+        lost_by_layer, never_by_layer, gone_by_layer = fell_share.tolist(), flat_share.tolist(), gone_share.tolist()
+
         findings = []
         for layer in (coming | (flat_share > 0)).nonzero().flatten().tolist():
-            lost, never = float(fell_share[layer]), float(flat_share[layer])
+            lost, never = lost_by_layer[layer], never_by_layer[layer]
             if lost > self.error_share:
-                judged, severity, limit = fell, Severity.ERROR, self.error_share
+                judged, severity, limit = "fell", Severity.ERROR, self.error_share
             elif lost > self.warn_share:
-                judged, severity, limit = fell, Severity.WARNING, self.warn_share
-            elif gone_share[layer] > 0:
-                judged, severity, limit = gone & window.baseline.alive, Severity.WARNING, 0.0
+                judged, severity, limit = "fell", Severity.WARNING, self.warn_share
+            elif gone_by_layer[layer] > 0:
+                judged, severity, limit = "gone", Severity.WARNING, 0.0
             elif never >= self.flat_share:
-                judged, severity, limit = flat, Severity.WARNING, self.flat_share
+                judged, severity, limit = "flat", Severity.WARNING, self.flat_share
             elif never > 0:
-                judged, severity, limit = flat, Severity.INFO, 0.0
+                judged, severity, limit = "flat", Severity.INFO, 0.0
             else:
-                judged, severity, limit = low & window.baseline.alive, Severity.INFO, 0.0
-            findings.append(
-                self._finding(
-                    window, judged, layer, severity, limit, bool((judged & settled)[layers.span(layer)].any())
-                )
-            )
+                judged, severity, limit = "low", Severity.INFO, 0.0
+            span = layers.span(layer)
+            where = channels[judged][span].nonzero()[0]
+            step = window.steps[int(below[:, span][:, where].any(1).argmax())]
+            lowest = float(variance[span][where].min())
+            certain = bool(known[judged][span].any())
+            findings.append(self._finding(window, layer, tuple(where.tolist()), lowest, step, severity, limit, certain))
         return findings
 
     def _finding(
-        self, window: Window, judged: torch.Tensor, layer: int, severity: Severity, limit: float, settled: bool
+        self,
+        window: Window,
+        layer: int,
+        channels: tuple[int, ...],
+        lowest: float,
+        step: int,
+        severity: Severity,
+        limit: float,
+        certain: bool,
     ) -> Finding:
-        span = window.layers.span(layer)
-        channels = window.layers.locate(judged, layer)
-        low = window.batch_var[:, span] < self.eps_factor * window.layers.eps[layer]
         part = len(channels) / window.layers.channels[layer]
-        lowest = window.running_var[-1, span][list(channels)].min()
-        step = first(low[:, list(channels)].any(1), window)
         state = "is" if severity is Severity.INFO or limit == self.flat_share else "has fallen"
         return Finding(
             severity=severity,
@@ -127,10 +146,10 @@ class VarianceCollapse(Rule):
             first_step=step,
             value=part,
             threshold=limit,
-            certain=settled,
+            certain=certain,
             message=f"the variance of {count(len(channels), 'channel')} ({number(100 * part)} %, limit "
             f"{number(100 * limit)} %) {state} near eps or below: "
-            f"running variance {number(float(lowest))}, eps {number(window.layers.eps[layer])}"
+            f"running variance {number(lowest)}, eps {number(window.layers.eps[layer])}"
             f"{run_note(window, layer, step)}",
             advice="check what feeds the layer (a ReLU that is never positive, weights decayed to zero, a constant); "
             "lower the learning rate or the weight decay of the layer before",

@@ -10,6 +10,7 @@ import torch
 
 from bnmonitor._text import count, number
 from bnmonitor.limits import FLAT
+from bnmonitor.measures import variances
 from bnmonitor.results import Severity
 from bnmonitor.rules.advice import retreat
 from bnmonitor.rules.base import Finding, Rule, run_note
@@ -48,6 +49,18 @@ class VarianceExplosion(Rule):
     >>> course[:, 1] = torch.logspace(0, 2.4, 64)
     >>> VarianceExplosion().check(make_window(batch_var=course))
     []
+
+    ## Code
+    Wrong::
+
+        loss.backward()
+        optimizer.step()
+
+    Right::
+
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
 
     ## What to do
     Look at the learning rate at the step where it began: lower its peak, lengthen the warm-up, or clip gradients
@@ -102,15 +115,15 @@ class VarianceExplosion(Rule):
         """Log factor by which each channel has grown, at each new step: ``[T', C]``; None while it is unknown."""
         new, row, rate = max(1, window.fresh), self.steps_in_a_row, window.momentum[-1]
         # The largest recent value over the baseline bounds every growth, and takes one pass to compute.
-        top = window.batch_var[-(new + row - 1) :].amax(0).log_() - window.baseline.log_var
+        top = variances(window, slice(-(new + row - 1), None)).amax(0).log_() - window.baseline.log_var
         if bool(top.amax() <= math.log(self.warn_factor)) or bool(window.baseline.log_var.isnan().all()):
             return None
         reference = self._reference(window)
         reach = (1 / rate.clamp(min=1e-3)).nan_to_num(10.0).round().clamp(10, max(10, len(window) // 2)).long()
         growth = None
         for back in sorted(set(reach.tolist())):
-            past = window.batch_var[-(new + back) : len(window) - back]
-            lasting = _floor(window.batch_var[-(new + row - 1) :], row)
+            past = variances(window, slice(-(new + back), max(0, len(window) - back)))
+            lasting = _floor(variances(window, slice(-(new + row - 1), None)), row)
             if len(past) < new or len(lasting) < new:
                 continue
             level = torch.maximum(past.log(), reference)

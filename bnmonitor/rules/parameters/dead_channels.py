@@ -42,6 +42,16 @@ class DeadChannels(Rule):
     >>> DeadChannels().check(make_window(gamma=[0.0, 0.0, 0.0, 0.0], start_gamma=0.0))
     []
 
+    ## Code
+    Wrong::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0, weight_decay=0.05)  # decays gamma as well
+
+    Right::
+
+        groups = bnmonitor.remedies.parameter_groups(model, weight_decay=5e-4)
+        optimizer = torch.optim.SGD(groups, lr=0.1)
+
     ## What to do
     Lower the learning rate (the risk grows with its square) or lengthen the warm-up; remove weight decay from gamma and
     beta (``bnmonitor.remedies.parameter_groups``); use a leaky activation. Channels that stay dead can be pruned.
@@ -139,6 +149,7 @@ class DeadChannels(Rule):
             threshold=limit,
             message=f"{len(channels)} of {window.layers.channels[layer]} channels ({number(100 * part)} %) are "
             f"switched off by gamma or beta and get no gradient{rate_note(window, step)}",
-            advice=f"{retreat(window, step, 'lower the learning rate or lengthen its warm-up')}, and remove weight "
+            advice=f"go back to a checkpoint from before step {step}, because dead channels stay dead; "
+            f"{retreat(window, step, 'lower the learning rate or lengthen its warm-up')}, and remove weight "
             "decay from gamma and beta: bnmonitor.remedies.parameter_groups(model, weight_decay=...)",
         )

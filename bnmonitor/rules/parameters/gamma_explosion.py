@@ -41,6 +41,16 @@ class GammaExplosion(Rule):
     >>> GammaExplosion().check(make_window(gamma=[1.0, 0.8, 0.9], start_gamma=0.0))
     []
 
+    ## Code
+    Wrong::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+
+    Right::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # after each backward
+
     ## What to do
     Lower the learning rate of gamma, or clip gradients (``Trainer(gradient_clip_val=1.0)``). Look at the layer that
     reads the channel: often it has learned to cancel the channel.
@@ -120,6 +130,7 @@ class GammaExplosion(Rule):
             value=factor if by_growth else far,
             threshold=self.growth if by_growth else self.spread,
             message=f"gamma of {count(len(channels), 'channel')} is up to {largest}, {what}{rate_note(window, step)}",
-            advice=f"{retreat(window, step, 'lower the learning rate of gamma')}, or clip gradients: "
+            advice=f"go back to a checkpoint from before step {step}, and "
+            f"{retreat(window, step, 'lower the learning rate of gamma')} or clip gradients: "
             "Trainer(gradient_clip_val=1.0)",
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,21 +9,41 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import count, number
-from bnmonitor.measures import DISTANCE_STEPS, GAMMA_STEPS, batch_distance, gamma_run, jump, loss_level, rise
+from bnmonitor.measures import (
+    DISTANCE_STEPS,
+    GAMMA_STEPS,
+    batch_distance,
+    changed_at_once,
+    fastest_group,
+    gamma_run,
+    jump,
+    loss_level,
+    rise,
+    run_began,
+)
 from bnmonitor.results import Severity
+from bnmonitor.rules.advice import slower
 from bnmonitor.rules.base import Finding, Rule, first, onset, rate_note
 from bnmonitor.window import CHANNEL_STATISTICS, LAYER_STATISTICS, Window
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearningRateTooHigh(Rule):
-    """The batch statistics of many layers change strongly from step to step, in layers that were calm before.
+    """Gamma runs away in many layers, or their batch statistics change strongly from step to step.
 
     ## What it does
-    Measures the batch distance of each layer: how far its batches are from its running statistics. Also measures the
-    jump: how far the batch mean moves from one step to the next. Both are those of the median channel. Reports if at
-    least half of the layers, and not just one of two, have left the level of their own calm times: the weights then
-    take steps after which every layer computes something else. One alert for all layers.
+    Finds a rate that is too high in two ways. One alert reports all layers.
+
+    From the first step on, it measures how far gamma has moved within 30 steps, relative to its scale: the channel that
+    moved most stands for its layer. Reports if gamma moved far in at least half of the layers, and the loss is no
+    better than at its start. The weights before a normalization tune their own rate, as their scale does not matter;
+    gamma does not. If the gammas of one parameter group moved three times as far as the others, and its rate is the
+    highest, only the layers of that group are judged.
+
+    In layers that were calm before, it measures the batch distance of each layer: how far its batches are from its
+    running statistics. Also measures the jump: how far the batch mean moves from one step to the next. Both are those
+    of the median channel. Reports if at least half of the layers, and not just one of two, have left the level of their
+    own calm times: the weights then take steps after which every layer computes something else.
 
     ## Why is this bad?
     Batch normalization lets a network train at learning rates that would otherwise make it diverge, because the scale
@@ -47,12 +66,31 @@ class LearningRateTooHigh(Rule):
     >>> LearningRateTooHigh().check(make_window(channels=(2, 2, 2), batch_mean=wild))
     []
 
+    ## Code
+    Wrong::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=3.0)
+
+    Right::
+
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.01, total_iters=500)
+
     ## What to do
     Go back to the previous learning rate, or lower the peak of the schedule to a third; lengthen the warm-up, or clip
     gradients (``Trainer(gradient_clip_val=1.0)``). Look at the learning rate at the step where the message says it
     began.
 
     ## Thresholds
+    ``gamma_run = 1.5`` times its scale, with a loss above ``better_loss = .9`` of the lowest of the first three losses.
+    ``lost_gamma_run = .5`` once the median of five losses is more than ``lost_loss = 1.25`` times that: then, or if the
+    loss is no better after 20 steps, the alert is an error. Where no loss is known, ``blind_gamma_run = 4``, and an
+    error at twice that. A single step in which gamma changed at once is a load, and no run.
+
+    Measured on five networks, SGD and Adam, ten rates, three seeds, 200 steps: where the loss ended no better than it
+    began, gamma of the median layer moved by 1.9 or more within 30 steps; at rates that train well by .9 or less, and
+    by up to 2.5 at ten times these rates, while the loss fell.
+
     ``least_distance = .3`` standard deviations and ``growth = 4`` times the calm level. The running statistics with
     momentum ``m`` are ``(1 - m) / m`` steps behind, nine at .1: BN304 would call a batch distance of .3 a stale average
     if it were always to one side. ``jump_growth = 1.5``: the mean must also move more from batch to batch, which does
@@ -98,7 +136,7 @@ class LearningRateTooHigh(Rule):
     lost_gamma_run: float = 0.5
     blind_gamma_run: float = 4.0
     lost_loss: float = 1.25
-    stuck_loss: float = 0.95
+    better_loss: float = 0.9
 
     def check(self, window: Window) -> list[Finding]:
         """Judge all layers together: by gamma and the loss, which need no calm times, then by the batches."""
@@ -111,23 +149,28 @@ class LearningRateTooHigh(Rule):
         if not judged.any():
             return []
         level, start = loss_level(window), window.facts.loss_start
-        lost = start > 0 and not level <= self.lost_loss * start and level == level
-        limit = self.lost_gamma_run if lost else self.gamma_run
+        known = start > 0 and level == level
+        lost = known and level > self.lost_loss * start
+        if known and not lost and level < self.better_loss * start:
+            return []
+        limit = self.lost_gamma_run if lost else self.gamma_run if known else self.blind_gamma_run
+        group = fastest_group(window, moved)
+        judged = judged if group is None else judged & group
         wild = judged & (moved > limit)
         if int(wild.sum()) < max(self.least_share * int(judged.sum()), min(2, int(judged.sum()))):
             return []
-        if not lost and self._at_once(window, wild):
+        if not lost and changed_at_once(window, wild):
             return []
         value = float(moved[judged].median())
-        stuck = len(window) >= 2 * DISTANCE_STEPS and start > 0 and level > self.stuck_loss * start
-        blind = level != level and value > self.blind_gamma_run
+        stuck = known and len(window) >= 2 * DISTANCE_STEPS
+        runaway = not known and value > 2 * self.blind_gamma_run
         lead, share = int(wild.long().argmax()), f"{int(wild.sum())} of {count(int(judged.sum()), 'layer')}"
-        step = self._ran_from(window, lead)
+        step = run_began(window, lead)
         raised = rise(window, step + 1)
         before = 0.0 if raised is None else window.learning_rate(window.steps.index(raised) - 1)
         return [
             Finding(
-                severity=Severity.ERROR if lost or stuck or blind else Severity.WARNING,
+                severity=Severity.ERROR if lost or stuck or runaway else Severity.WARNING,
                 layer=lead,
                 layers=tuple(judged.nonzero().flatten().tolist()),
                 first_step=step,
@@ -135,28 +178,9 @@ class LearningRateTooHigh(Rule):
                 threshold=limit,
                 message=f"in {share} gamma moved by {number(value)} times its scale within "
                 f"{min(len(window), GAMMA_STEPS)} steps{_loss(level, start)}{rate_note(window, step)}",
-                advice=_slower(window.learning_rate(window.steps.index(step)), value, before),
+                advice=slower(window.learning_rate(window.steps.index(step)), value, before),
             )
         ]
-
-    @staticmethod
-    def _at_once(window: Window, wild: Tensor) -> bool:
-        """Whether gamma changed in a single step: other code has written it."""
-        channels = wild[window.layers.owner]
-        path = window.gamma[-GAMMA_STEPS:, channels].diff(dim=0).abs().nan_to_num(0.0).sum(1)
-        return len(path) > 2 and float(path.max()) > 0.9 * float(path.sum())
-
-    @staticmethod
-    def _ran_from(window: Window, layer: int) -> int:
-        """The step at which gamma of a layer began to run, or at which the rate was raised shortly before."""
-        raised = rise(window, window.steps[-1])
-        if raised is not None:
-            return raised
-        begin = max(0, len(window) - GAMMA_STEPS - 1)
-        gamma = window.gamma[begin:, window.layers.span(layer)]
-        moved = (gamma - gamma[0]).abs().nan_to_num(torch.inf).amax(1)
-        ran = moved > 0.1 * moved[moved.isfinite()].max()
-        return window.steps[begin + max(0, int(ran.long().argmax()) - 1)]
 
     def _leaps(self, window: Window) -> list[Finding]:
         """Judge the batches against calm times."""
@@ -250,15 +274,3 @@ def _until(window: Window, end: int) -> Window:
 
 def _loss(level: float, start: float) -> str:
     return f"; loss {number(start)} → {number(level)}" if level == level and start == start else ""
-
-
-def _slower(rate: float, moved: float, before: float) -> str:
-    """Advise a learning rate: the one before it was raised, or one at which gamma moves by half its scale."""
-    clip = "or clip gradients: Trainer(gradient_clip_val=1.0)"
-    if before > 0:
-        return f"go back to a learning rate of {number(before)}, {clip}"
-    if not rate > 0:
-        return f"lower the learning rate to a tenth, {clip}"
-    lower = rate * min(1 / 3, max(0.01, 0.5 / moved))
-    digit = 10.0 ** math.floor(math.log10(lower))
-    return f"lower the learning rate to about {number(max(1, int(lower / digit)) * digit)}, {clip}"

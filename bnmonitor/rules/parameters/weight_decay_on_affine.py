@@ -38,6 +38,16 @@ class WeightDecayOnAffine(Rule):
     >>> WeightDecayOnAffine().check(make_window(decay=0.0))
     []
 
+    ## Code
+    Wrong::
+
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+
+    Right::
+
+        groups = bnmonitor.remedies.parameter_groups(model, weight_decay=0.05)
+        optimizer = torch.optim.AdamW(groups, lr=1e-3)
+
     ## What to do
     Put gamma and beta into a parameter group of their own:
     ``bnmonitor.remedies.parameter_groups(model, weight_decay=...)`` makes the groups for the optimizer.

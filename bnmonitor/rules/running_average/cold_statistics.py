@@ -25,7 +25,8 @@ class ColdStatistics(Rule):
     Judges the moment when an evaluation begins (the sanity check before training does not count). Running statistics
     have no bias correction: after ``k`` updates with momentum ``m``, mean 0 and variance 1 still have the weight
     ``(1 - m)^k`` in them. A layer that trains on batches without ever updating its statistics counts too. Statistics
-    that were loaded or estimated again are not cold. One alert for all affected layers.
+    that were loaded or estimated again are not cold. One alert for all affected layers: it names the first in execution
+    order, and the one with the largest weight, which decides about the severity.
 
     ## Why is this bad?
     The evaluation normalizes with a mixture of the data and of numbers that were never measured. Its result is too bad,
@@ -41,6 +42,18 @@ class ColdStatistics(Rule):
 
     >>> ColdStatistics().check(make_window(momentum=0.1, seen=30, evaluation="validation"))
     []
+
+    ## Code
+    Wrong::
+
+        train(model, steps=10)
+        validate(model)  # the running statistics are mostly the initial 0 and 1
+
+    Right::
+
+        train(model, steps=10)
+        bnmonitor.remedies.recalibrate(model, train_loader)
+        validate(model)
 
     ## What to do
     Estimate the statistics before the evaluation: ``torch.optim.swa_utils.update_bn(loader, model)``. Or evaluate
@@ -107,22 +120,29 @@ class ColdStatistics(Rule):
         worst = float(weight.max())
         error = worst > self.error_weight
         felt = bool((self._felt(window, weight) & (weight > self.warn_weight)).any())
-        layer = int(weight.argmax())
-        updates, momentum = int(window.baseline.updates[layer]), float(window.momentum[-1, layer])
-        if updates:
+        layer, coldest = cold[0], int(weight.argmax())
+        updates, momentum = window.baseline.updates.tolist(), window.momentum[-1].tolist()
+        begins = f"the {window.facts.evaluation} begins"
+        if updates[layer]:
             message = (
-                f"the {window.facts.evaluation} begins after {count(updates, 'update')} at momentum {number(momentum)}:"
-                f" the initial mean 0 and variance 1 still weigh {number(100 * worst)} % in the running statistics"
+                f"{begins} after {count(updates[layer], 'update')} at momentum {number(momentum[layer])}: the initial "
+                f"mean 0 and variance 1 still weigh {number(100 * float(weight[layer]))} % in the running statistics"
             )
-            enough = math.log(self.warn_weight) / math.log1p(-min(momentum, 1 - 1e-9))
+        else:
+            message = f"{begins} with running statistics that training never updated"
+        if worst > float(weight[layer]):
+            those = f", and {number(100 * worst)} % in those of {window.layers.names[coldest]}"
+            since = f", after {count(updates[coldest], 'update')}" if updates[coldest] else ", never updated"
+            message += those + since
+        if updates[coldest]:
+            enough = math.log(self.warn_weight) / math.log1p(-min(momentum[coldest], 1 - 1e-9))
             advice = f"evaluate after {count(math.ceil(enough), 'update')} or more, or call"
         else:
-            message = f"the {window.facts.evaluation} begins with running statistics that training never updated"
             advice = "let training forwards reach the layer's own buffers, or call"
         return Finding(
             severity=Severity.ERROR if error else Severity.WARNING if felt else Severity.INFO,
             layer=layer,
-            layers=(layer, *(i for i in cold if i != layer)),
+            layers=tuple(cold),
             first_step=window.steps[-1],
             value=worst,
             threshold=self.error_weight if error else self.warn_weight,

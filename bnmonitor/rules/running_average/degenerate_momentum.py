@@ -36,6 +36,15 @@ class DegenerateMomentum(Rule):
     >>> DegenerateMomentum().check(make_window(momentum=0.001))
     []
 
+    ## Code
+    Wrong::
+
+        nn.BatchNorm2d(64, momentum=1.0)  # keeps nothing but the last batch
+
+    Right::
+
+        nn.BatchNorm2d(64, momentum=0.1)
+
     ## What to do
     Write ``momentum=0.1``, PyTorch's default. To freeze a layer, put it into evaluation mode: ``layer.eval()``. To
     estimate the statistics again, let ``torch.optim.swa_utils.update_bn(loader, model)`` set the momentum for a while.

@@ -38,6 +38,15 @@ class InvertedMomentum(Rule):
     >>> InvertedMomentum().check(make_window(momentum=0.1))
     []
 
+    ## Code
+    Wrong::
+
+        nn.BatchNorm2d(64, momentum=0.99)  # Keras's
+
+    Right::
+
+        nn.BatchNorm2d(64, momentum=0.01)  # one minus Keras's
+
     ## What to do
     Write ``momentum=0.01`` for another framework's .99, and ``0.1`` for its .9, or set it on an existing model:
     ``bnmonitor.remedies.set_momentum(model, 0.01)``. A trained model needs no new training:

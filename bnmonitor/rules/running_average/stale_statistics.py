@@ -10,7 +10,7 @@ import torch
 
 from bnmonitor._text import number
 from bnmonitor.limits import FLAT, LAG_LOG_DEVIATION, LAG_MEAN, SEVERE_LAG_LOG_DEVIATION, SEVERE_LAG_MEAN
-from bnmonitor.measures import lag, may_lag, settled
+from bnmonitor.measures import lag, may_lag, settled, variances
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule, onset, rate_note
 from bnmonitor.window import Window
@@ -43,6 +43,17 @@ class StaleStatistics(Rule):
     >>> noise = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)) * 0.3
     >>> StaleStatistics().check(make_window(batch_mean=noise))
     []
+
+    ## Code
+    Wrong::
+
+        nn.BatchNorm2d(64, momentum=0.001)  # a thousand steps behind the weights
+
+    Right::
+
+        nn.BatchNorm2d(64, momentum=0.1)
+        # or, before each validation:
+        bnmonitor.remedies.recalibrate(model, train_loader)
 
     ## What to do
     Estimate the running statistics again before each evaluation: ``bnmonitor.remedies.recalibrate(model, loader)``, or
@@ -101,7 +112,7 @@ class StaleStatistics(Rule):
     def _finding(self, window: Window, layer: int) -> Finding | None:
         """Judge a layer by the smaller of average and median over the steps: one jump moves only the average."""
         span, eps = window.layers.span(layer), window.layers.eps[layer]
-        shift, batch = window.shift[1:, span], window.batch_var[1:, span]
+        shift, batch = window.shift[1:, span], variances(window, slice(1, None), span)
         log_ratio = 0.5 * ((batch + eps) / (window.running_var[:-1, span] + eps)).log()
         mean_lag, log_lag = (float(values[layer]) for values in lag(window))
         mean = min(mean_lag, float(_steady(shift)))

@@ -36,6 +36,15 @@ class AccumulationKeepsSmallBatch(Rule):
     >>> AccumulationKeepsSmallBatch().check(make_window(sizes=64, facts={"accumulate": 8}))
     []
 
+    ## Code
+    Wrong::
+
+        Trainer(accumulate_grad_batches=16)  # with batches of 2: each is normalized by itself
+
+    Right::
+
+        Trainer(devices=8, sync_batchnorm=True)  # or nn.GroupNorm in the model
+
     ## What to do
     Use ``Trainer(sync_batchnorm=True)`` on several devices, ``GroupNorm``, or frozen statistics for a pretrained
     network. At least choose a momentum with which the running average remembers the same number of optimizer steps:

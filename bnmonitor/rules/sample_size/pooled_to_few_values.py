@@ -40,6 +40,15 @@ class PooledToFewValues(Rule):
     >>> PooledToFewValues().check(make_window(channels=(4, 4, 4), sizes=8, values=8))
     []
 
+    ## Code
+    Wrong::
+
+        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(512))  # one value a sample
+
+    Right::
+
+        head = nn.Sequential(nn.BatchNorm2d(512), nn.AdaptiveAvgPool2d(1))
+
     ## What to do
     Remove the normalization after the pooling, or use ``GroupNorm`` or ``LayerNorm`` there: with one value per channel
     and sample, ``GroupNorm(1, channels)``. Otherwise use a larger batch, or ``Trainer(sync_batchnorm=True)``.

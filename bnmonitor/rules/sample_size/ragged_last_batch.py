@@ -44,6 +44,15 @@ class RaggedLastBatch(Rule):
     >>> RaggedLastBatch().check(make_window(facts={"train_loader": loader}))
     []
 
+    ## Code
+    Wrong::
+
+        loader = DataLoader(data, batch_size=32, shuffle=True)  # 1601 samples: the last batch has one
+
+    Right::
+
+        loader = DataLoader(data, batch_size=32, shuffle=True, drop_last=True)
+
     ## What to do
     Use ``DataLoader(..., drop_last=True)`` for training. With shuffling, no sample is left out for good. Otherwise
     choose a batch size that divides the number of samples better.

@@ -40,6 +40,16 @@ class SmallBatch(Rule):
     >>> SmallBatch().check(make_window(sizes=32, values=32))
     []
 
+    ## Code
+    Wrong::
+
+        loader = DataLoader(data, batch_size=2)
+
+    Right::
+
+        loader = DataLoader(data, batch_size=32)
+        # or, where memory is short: Trainer(devices=8, sync_batchnorm=True), or nn.GroupNorm(8, 64)
+
     ## What to do
     Use a larger batch, ``Trainer(sync_batchnorm=True)`` on several devices, or GroupNorm or LayerNorm if the batch must
     be small; or freeze the statistics of a pretrained network. Accumulating gradients does not help: each micro-batch

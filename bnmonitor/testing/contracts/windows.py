@@ -114,6 +114,7 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         output=moments(),
         between=sprinkled(torch.rand(width, generator=rng)),
         input_dtypes=_typed(torch.float16, count, seed),
+        looked=torch.full((count,), 64),
         distance=_random_distance(seed, count),
         padding=torch.rand(count, generator=torch.Generator().manual_seed(seed)) ** 4,
     )

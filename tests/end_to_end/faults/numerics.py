@@ -327,6 +327,27 @@ class RawInput(Injection):
         return bool(spy.var[-1].median() > 1e3 or far)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RuinedCheckpoint(Injection):
+    """The model is loaded from a training that had diverged."""
+
+    code: ClassVar[str] = "BN109"
+    needs: ClassVar[str] = "supervised"
+    name: str = "ruined-checkpoint"
+    severity: Severity = Severity.ERROR
+    steps: int = 40
+    size: float = 1e22
+
+    @torch.no_grad()
+    def build(self, trial: Trial) -> None:
+        for name in trial.order[1:]:
+            trial.model.get_submodule(name).running_var.fill_(self.size)
+        trial.blame(trial.order[1])
+
+    def took_place(self, trial: Trial) -> bool:
+        return bool((trial.model.get_submodule(trial.order[1]).running_var > 1e12).all())
+
+
 NUMERICS: tuple[Injection, ...] = (
     InfinitePixel(),
     NanWeight(),
@@ -346,4 +367,5 @@ NUMERICS: tuple[Injection, ...] = (
     ScaledData(),
     MeanOffset(),
     RawInput(),
+    RuinedCheckpoint(),
 )

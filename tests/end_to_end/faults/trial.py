@@ -33,6 +33,7 @@ class Outcome:
         channels: Channels that are at fault; None where the fault has no channels.
         since: The step at which each of them crossed the threshold.
         told: Every alert, with ``opened``, the step after which it was there.
+        incidents: Every incident, in the order they opened, without its alerts.
         skipped: Why the rule could not run; empty if it could.
         sigmas: How many times its noise the injected value lies beyond the threshold.
     """
@@ -51,6 +52,7 @@ class Outcome:
     channels: tuple[int, ...] | None = None
     since: tuple[int, ...] = ()
     told: list[dict[str, Any]] = field(default_factory=list)
+    incidents: list[dict[str, Any]] = field(default_factory=list)
     skipped: str = ""
     sigmas: float = CERTAIN.sigmas
 
@@ -240,6 +242,7 @@ class Trial:
             {**a.to_dict(), "level": int(a.severity), "opened": at}
             for a, at in zip(self.monitor.alerts, opened, strict=True)
         ]
+        outcome.incidents = [{**i.to_dict(), "evidence": [a.code for a in i.evidence]} for i in self.monitor.incidents]
         rule = {r.code: r.name for r in all_rules()}.get(fault.code, "")
         outcome.skipped = self.monitor.skipped.get(rule, "")
         outcome.took_place, outcome.sigmas = fault.took_place(self), fault.effect(self).sigmas

@@ -1,0 +1,115 @@
+"""How far gamma runs within a few steps, and what the loss does: evidence that needs no calm times."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from bnmonitor.measures.learning_rate import rise
+from bnmonitor.window import Window
+
+GAMMA_STEPS = 30
+"""Steps over which gamma is followed: where it runs away, it does so within a few of them."""
+
+SETTLED_LOSS = 5
+"""Steps over which the median of the loss is taken: one batch says little."""
+
+
+APART = 3.0
+"""Gammas of one parameter group that move so many times as far as those of the others point at its rate."""
+
+
+def gamma_run(window: Window, steps: int = GAMMA_STEPS) -> Tensor:
+    """Return how far gamma has moved within the newest steps, relative to its scale before them: ``[L]``.
+
+    It is that of the channel that moved most. The scale is the root mean square of the layer's gammas, or of the median
+    layer's if that is larger, as some layers begin at zero. NaN where gamma is unknown or not trained, and in a window
+    of which too little is known. The newest row in which gamma is finite counts as now.
+
+    Args:
+        window: The window.
+        steps: How many steps are looked at.
+    """
+    gamma, layers = window.gamma, window.layers
+    now = _last_finite(gamma)
+    # Before the first step gamma was as the baseline keeps it, if no step has left the window yet.
+    whole = is_young(window)
+    if now is None or not (whole or len(window) > 2):
+        return torch.full((len(layers),), torch.nan, device="cpu")
+    known = ~gamma[now].isnan()
+    begin = now - steps
+    before = window.baseline.gamma if begin < 0 and whole else gamma[max(0, begin)]
+    before = before.to(gamma.dtype)
+    scale = layers.segments.mean(before.square()).sqrt()
+    usual = scale[scale.isfinite()].median() if scale.isfinite().any() else torch.tensor(1.0)
+    scale = torch.maximum(scale, usual).where(torch.maximum(scale, usual) > 0, 1.0)
+    moved = layers.segments.max((gamma[now] - before).abs().nan_to_num(nan=0.0)) / scale
+    judged = window.facts.affine_trains & layers.segments.any(known)
+    return moved.where(judged & torch.tensor(layers.affine), torch.nan)
+
+
+def loss_level(window: Window, steps: int = SETTLED_LOSS) -> float:
+    """Return the median of the newest losses, a NaN among them counting as infinite; NaN where no loss is known."""
+    losses = window.facts.losses
+    if not any(loss == loss for loss in losses):
+        return math.nan
+    return median(loss if loss == loss else math.inf for loss in losses[-steps:])
+
+
+def _last_finite(gamma: Tensor) -> int | None:
+    """The newest row of ``[T, C]`` in which no channel has stopped being finite; None without one."""
+    never = gamma[0].isnan() & gamma[-1].isnan()
+    if bool((gamma[-1].isfinite() | never).all()):
+        return len(gamma) - 1
+    rows = (gamma.isfinite() | never).all(1).nonzero().flatten()
+    return int(rows[-1]) if len(rows) else None
+
+
+def is_young(window: Window) -> bool:
+    """Return whether the window still holds every training step."""
+    return bool((window.baseline.updates <= window.updates.clamp(min=0).sum(0)).all())
+
+
+def changed_at_once(window: Window, layers: Tensor) -> bool:
+    """Return whether gamma of some layers, ``[L]`` bool, changed in a single step: other code has written it."""
+    path = window.gamma[-GAMMA_STEPS:, layers[window.layers.owner]].diff(dim=0).abs().nan_to_num(0.0).sum(1)
+    return len(path) > 2 and float(path.max()) > 0.9 * float(path.sum())
+
+
+def run_began(window: Window, layer: int) -> int:
+    """Return the step at which gamma of a layer began to run, or at which the rate was raised shortly before.
+
+    A rate that is too high in the first steps was so from the first.
+    """
+    raised = rise(window, window.steps[-1])
+    if raised is not None:
+        return raised
+    begin = max(0, len(window) - GAMMA_STEPS - 1)
+    gamma = window.gamma[begin:, window.layers.span(layer)]
+    moved = (gamma - gamma[0]).abs().nan_to_num(torch.inf).amax(1)
+    if not moved.isfinite().any():
+        return window.steps[begin]
+    ran = moved > 0.1 * moved[moved.isfinite()].max()
+    step = window.steps[begin + max(0, int(ran.long().argmax()) - 1)]
+    return window.steps[0] if is_young(window) and step - window.steps[0] <= GAMMA_STEPS else step
+
+
+def fastest_group(window: Window, moved: Tensor) -> Tensor | None:
+    """Return the layers of the parameter group with the highest rate, ``[L]`` bool, if its gammas moved most by far.
+
+    Args:
+        window: The window.
+        moved: ``[L]``, what :func:`gamma_run` returned.
+    """
+    facts, known = window.facts, ~moved.isnan()
+    if facts.group is None or not known.any():
+        return None
+    rates = torch.tensor([*facts.group_rates, torch.nan])[facts.group]
+    fast = rates == rates[known].nan_to_num(0.0).max()
+    others = known & (rates < rates[known].nan_to_num(0.0).max())
+    if not others.any() or not (known & fast).any():
+        return None
+    return fast if float(moved[known & fast].median()) > APART * float(moved[others].median()) else None

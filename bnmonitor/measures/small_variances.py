@@ -1,0 +1,32 @@
+"""Batch variances as far as a judgement needs them: also those that are too small to be recovered exactly."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from bnmonitor.window import Window
+
+
+def variances(window: Window, rows: slice = slice(None), channels: slice = slice(None)) -> Tensor:
+    """Return some steps of the batch variance, in which what rounding hides is about as small as it is.
+
+    A batch variance far below the running one is withheld from the record, as rounding may change it by more than 1 %.
+    Its ratio to the running variance is known all the same, and says that it is next to nothing.
+
+    Args:
+        window: The window.
+        rows: The steps.
+        channels: The channels.
+
+    Returns:
+        ``[T', C']``; NaN where nothing is known of the batch.
+    """
+    known = window.batch_var[rows, channels]
+    if not bool(known.sum().isnan()):
+        return known
+    owner, eps = window.layers.owner[channels], window.layers.eps_by_channel[channels]
+    kept = 1 - window.momentum[rows].nan_to_num(0.0).clamp(0.0, 0.9999).to(known.dtype)[:, owner]
+    # A small batch leaves of the running variance what its update keeps of it.
+    before = window.running_var[rows, channels] / kept
+    rough = (window.ratio[rows, channels].square() * (before + eps) - eps).clamp(min=0)
+    return known.where(~known.isnan(), rough)
