@@ -84,7 +84,8 @@ def summarize(
     """
     layers = window.layers
     columns = {name: compute(window) for name, compute in measures.BY_LAYER.items()}
-    columns["health"] = _health(window, columns, _caps(layers, incidents or [a for a in alerts if a.severity > Severity.INFO]))
+    explained = incidents or [alert for alert in alerts if alert.severity > Severity.INFO]
+    columns["health"] = _health(window, columns, _caps(layers, explained))
     trained = window.training[-1]
     by_layer = {
         "name": layers.names,
