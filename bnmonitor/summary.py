@@ -84,7 +84,8 @@ def summarize(
     """
     layers = window.layers
     columns = {name: compute(window) for name, compute in measures.BY_LAYER.items()}
-    explained = incidents or [alert for alert in alerts if alert.severity > Severity.INFO]
+    serious = [alert for alert in alerts if alert.severity > Severity.INFO]
+    explained: Sequence[Incident | Alert] = incidents or serious
     columns["health"] = _health(window, columns, _caps(layers, explained))
     trained = window.training[-1]
     by_layer = {
