@@ -84,9 +84,9 @@ def summarize(
     """
     layers = window.layers
     columns = {name: compute(window) for name, compute in measures.BY_LAYER.items()}
-    columns["health"] = _health(
-        window, columns, _caps(layers, incidents or [a for a in alerts if a.severity > Severity.INFO])
-    )
+    serious = [alert for alert in alerts if alert.severity > Severity.INFO]
+    explained: Sequence[Incident | Alert] = incidents or serious
+    columns["health"] = _health(window, columns, _caps(layers, explained))
     trained = window.training[-1]
     by_layer = {
         "name": layers.names,

@@ -76,6 +76,7 @@ def write(log_dir: Path, specs: list[Spec], health: np.ndarray[Any, Any]) -> Non
                 names[0],
                 first,
                 layers=names,
+                code=f"BN10{index}",
                 severity="error" if is_error else "warning",
                 state="cleared" if over else "open",
                 last_step=min(first + 30, STEPS[-2]) if over else STEPS[-1],
