@@ -50,6 +50,16 @@ def health_near(nearness: Any) -> Any:
     return 100.0 - (100.0 - NEAR_LIMIT_HEALTH) * nearness * nearness
 
 
+def health_severity(health: float) -> Severity:
+    """Return the severity of the worst incident that a health leaves room for.
+
+    >>> [str(health_severity(health)) for health in (61.0, 60.0, 20.0)]
+    ['info', 'warning', 'error']
+    """
+    found = (severity for severity in (Severity.ERROR, Severity.WARNING) if health <= HEALTH_CAPS[severity])
+    return next(found, Severity.INFO)
+
+
 AFFECTED = " affected"
 """The word of a message after it has counted the layers that the fault has reached since."""
 

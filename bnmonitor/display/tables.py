@@ -29,8 +29,8 @@ def headline(summary: StepSummary, ends: Sequence[str] = ()) -> RenderableType:
     worst = max((incident.severity for incident in summary.open_incidents()), default=Severity.INFO)
     style = styles.strong(styles.OF_SEVERITY[worst])
     short = summary.place[max(0, summary.place.find(" · step")) :]
-    given = [*(ends or [summary.place, short]), ""]
-    forms = [f"{verdict}{end}" for verdict in summary.verdicts() for end in given]
+    forms = [f"{verdict}{end}" for verdict in summary.verdicts() for end in ends or (summary.place, short)]
+    forms += summary.verdicts()
     return Lines(Line([Text(printable(form), style=style) for form in dict.fromkeys(forms)]))
 
 

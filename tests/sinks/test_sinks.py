@@ -146,6 +146,21 @@ def test_ill_epoch_is_one_line_that_names_the_worst_incident() -> None:
     ]
 
 
+def test_a_narrow_line_gives_up_the_extent_before_the_step() -> None:
+    alert = an_alert("layer1", layers=("layer1", "layer2"))
+    summary = a_summary(alert)
+    for width, line in (
+        (91, "BatchNorm ! the batch variance exploded, since step 41 (2 of 12 layers) · epoch 3 · step 63"),
+        (81, "BatchNorm ! the batch variance exploded, since step 41 (2 of 12 layers) · step 63"),
+        (80, "BatchNorm ! the batch variance exploded, since step 41 · epoch 3 · step 63"),
+        (70, "BatchNorm ! the batch variance exploded, since step 41 · step 63"),
+        (60, "BatchNorm ! the batch variance exploded, since step 41"),
+    ):
+        screen = Screen(width, terminal=True)
+        screen.sink(summary).epoch(summary)
+        assert re.sub(r"\x1b\[[\d;]*m", "", screen.text) == f"{line}\n"
+
+
 def test_it_is_not_called_healthy_where_nothing_is_known() -> None:
     window = a_window(*(f"net.bn{i}" for i in range(20)))
     recovery = window.recovery.clone()
