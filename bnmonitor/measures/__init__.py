@@ -56,7 +56,7 @@ from bnmonitor.measures.running_lag import (
     variance_gap,
     warm,
 )
-from bnmonitor.measures.sampled_input import SampledInput, sampled_batch, sampled_input
+from bnmonitor.measures.sampled_inputs import SampledInput, sampled_batch, sampled_input
 from bnmonitor.measures.small_variances import variances
 
 __all__ = [
