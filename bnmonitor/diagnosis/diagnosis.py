@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from bnmonitor.diagnosis.base import Case, Cause, is_lost, matches
 from bnmonitor.diagnosis.catalogue import CAUSES, OTHER
+from bnmonitor.diagnosis.manual import cause_url
 from bnmonitor.results import Alert, Incident, Severity
 from bnmonitor.window import Window
 
@@ -200,7 +201,7 @@ class Diagnosis:
             "last_step": max(alert.last_step for alert in evidence),
             "state": "open" if is_open else "resolved",
             "evidence": evidence,
-            "url": case.lead.url,
+            "url": cause_url(record.cause) if record.cause.name else case.lead.url,
         }
         if lost and is_open and window is not None:
             changes["last_step"] = window.steps[-1]

@@ -13,7 +13,7 @@ from bnmonitor import Severity
 from bnmonitor.diagnosis import CAUSES, Diagnosis, find_cause
 from bnmonitor.results import Alert, Incident
 from bnmonitor.rules import CATALOGUE
-from bnmonitor.testing import make_window
+from bnmonitor.testing import diagnose, make_window
 from bnmonitor.window import Window
 
 RULES = {rule.code: rule for rule in CATALOGUE}
@@ -249,3 +249,10 @@ def test_a_cause_knows_the_rules_it_speaks_of(cause: Any) -> None:
 def test_an_unknown_cause_names_the_nearest_one() -> None:
     with pytest.raises(KeyError, match="learning-rate-too-high"):
         find_cause("learning-rate-to-high")
+
+
+def test_an_incident_links_to_the_page_of_its_cause_or_of_its_rule() -> None:
+    (momentum,) = diagnose(make_window(momentum=0.99))
+    assert momentum.url.endswith("/docs/causes/momentum.md")
+    (other,) = diagnose(make_window(momentum=0.01, facts={"buffer_dtypes": (torch.bfloat16,)}))
+    assert other.url.endswith("/docs/rules/BN104.md")
