@@ -417,6 +417,9 @@ class StepSummary:
             "health": self.health,
             "layers": [asdict(row) for row in self.rows],
             "alerts": [alert.to_dict() for alert in self.alerts],
+            "incidents": [incident.to_dict() for incident in self.incidents],
+            "loss": self.loss,
+            "learning_rates": list(self.learning_rates),
             "skipped": dict(self.skipped),
         }
 

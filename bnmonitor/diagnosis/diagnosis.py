@@ -12,7 +12,7 @@ from bnmonitor.diagnosis.manual import cause_url
 from bnmonitor.results import Alert, Incident, Severity
 from bnmonitor.window import Window
 
-Kind = Literal["opened", "worse", "revised", "resolved"]
+Kind = Literal["opened", "worse", "revised", "reopened", "resolved"]
 
 RECENT = 100
 """Steps after an incident is resolved in which an alert that it explains opens it again, instead of another one."""
@@ -26,8 +26,8 @@ class Change(NamedTuple):
 
     Attributes:
         incident: The incident as it is now.
-        kind: ``"opened"``, ``"worse"`` (its severity rose), ``"revised"`` (another cause explains it) or
-            ``"resolved"``.
+        kind: ``"opened"``, ``"worse"`` (its severity rose), ``"revised"`` (another cause explains it), ``"resolved"``,
+            or ``"reopened"`` (it came back soon after that).
     """
 
     incident: Incident
@@ -212,8 +212,10 @@ class Diagnosis:
         if opened:
             return [Change(record.incident, "opened")]
         found: list[Change] = []
-        if severity > was.severity or (is_open and was.state == "resolved"):
+        if severity > was.severity:
             found.append(Change(record.incident, "worse"))
+        elif is_open and was.state == "resolved":
+            found.append(Change(record.incident, "reopened"))
         elif "revised" in kinds and record.incident.title != was.title:
             found.append(Change(record.incident, "revised"))
         return found

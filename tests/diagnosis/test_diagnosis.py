@@ -134,6 +134,7 @@ def test_an_incident_that_comes_back_soon_is_the_same_incident() -> None:
     diagnosis.update([alert("BN106", "1")], window())
     diagnosis.update([gone], window())
     [change] = diagnosis.update([gone, alert("BN304", "2", first=130)], window())
+    assert change.kind == "reopened"
     assert change.incident.index == 0
     assert change.incident.state == "open"
 

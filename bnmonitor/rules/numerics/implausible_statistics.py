@@ -82,14 +82,15 @@ class ImplausibleStatistics(Rule):
     input_limit: float = 1e34
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the layers with a channel whose running statistics are too large."""
+        """Find the layers with a channel whose running statistics are too large: one finding for the whole model."""
         size = _size(window.running_mean[-1], window.running_var[-1])
         if not size.numel() or float(size.amax()) <= self.floor:
             return []
         tracked = window.layers.tracked[window.layers.owner]
         limits = self._limits(window, size[tracked])
         hit = window.layers.segments.any((size > limits) & tracked)
-        return [self._finding(window, size, limits, layer) for layer in hit.nonzero().flatten().tolist()]
+        layers = tuple(hit.nonzero().flatten().tolist())
+        return [self._finding(window, size, limits, layers)] if layers else []
 
     def _limits(self, window: Window, tracked: Tensor) -> Tensor:
         """The largest plausible size of each channel: ``[C]``."""
@@ -102,18 +103,19 @@ class ImplausibleStatistics(Rule):
             limits[reads_input] = self.input_limit
         return limits
 
-    def _finding(self, window: Window, size: Tensor, limits: Tensor, layer: int) -> Finding:
-        span = window.layers.span(layer)
+    def _finding(self, window: Window, size: Tensor, limits: Tensor, layers: tuple[int, ...]) -> Finding:
+        layer, span = layers[0], window.layers.span(layers[0])
         over = (size > limits)[span]
         channels = tuple(over.nonzero().flatten().tolist())
         worst = int(size[span].argmax())
         limit, value = float(limits[span][worst]), float(size[span][worst])
         rows = _size(window.running_mean[:, span], window.running_var[:, span])
         what = "variance" if float(window.running_var[-1, span][worst]) == value else "mean"
-        error = value > self.limit
+        error = any(bool((size[window.layers.span(each)] > self.limit).any()) for each in layers)
         return Finding(
             severity=Severity.ERROR if error else Severity.WARNING,
             layer=layer,
+            layers=layers,
             channels=() if len(channels) == window.layers.channels[layer] else channels,
             first_step=onset((rows > limits[span]).any(1), window),
             value=value,

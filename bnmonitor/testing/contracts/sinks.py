@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bnmonitor.diagnosis import Diagnosis
 from bnmonitor.monitor import Monitor
 from bnmonitor.results import Alert, Severity
 from bnmonitor.sinks import Run, Sink
 from bnmonitor.summary import Summary, summarize
 from bnmonitor.testing.windows import make_window
 
-METHODS = ("open", "frame", "alert", "epoch", "close")
+METHODS = ("open", "frame", "alert", "incident", "epoch", "close")
 
 
 class SinkContract:
@@ -128,9 +130,14 @@ def arguments(folder: Path, loggers: tuple[Any, ...] = ()) -> dict[str, Any]:
         advice="lower the learning rate",
         url="",
     )
-    summary = summarize(make_window(channels=(3, 3)), (alert,), {}, epoch=0)
+    window, diagnosis = make_window(channels=(3, 3)), Diagnosis()
+    diagnosis.update([alert], window)
+    summary = replace(summarize(window, (alert,), {}, epoch=0), incidents=diagnosis.incidents)
     run = Run(layers=summary.layers, log_dir=folder, loggers=loggers)
-    return {"open": run, "frame": summary, "alert": alert, "epoch": summary, "close": summary}
+    [incident] = diagnosis.incidents
+    return {
+        "open": run, "frame": summary, "alert": alert, "incident": incident, "epoch": summary, "close": summary,
+    }  # fmt: skip
 
 
 def train_with(sink: Sink | None) -> tuple[tuple[Alert, ...], list[Tensor]]:
