@@ -193,7 +193,7 @@ def test_bn704_finds_a_raised_rate_and_reports_it_once_for_all_layers(factor: fl
     assert alert.layers[0] == alert.layer
     assert set(alert.layers) == {"0.1", "1.1", "2.1", "3.1"}
     assert 150 <= alert.first_step <= 165
-    assert "learning rate" in alert.message
+    assert f"lr = {0.05 * factor:g} (was 0.05)" in alert.message
     assert not of("BN106", alerts)
     assert not of("BN702", alerts)
 

@@ -11,7 +11,7 @@ from tests.end_to_end.faults.bookkeeping import BOOKKEEPING
 from tests.end_to_end.faults.injection import Injection
 from tests.end_to_end.faults.modes import MODES
 from tests.end_to_end.faults.networks import ALL, NETWORKS, Network
-from tests.end_to_end.faults.numerics import NUMERICS
+from tests.end_to_end.faults.numerics import CHECKPOINTS, NUMERICS
 from tests.end_to_end.faults.parameters import PARAMETERS
 from tests.end_to_end.faults.ranks import RANKS
 from tests.end_to_end.faults.running_average import RUNNING_AVERAGE
@@ -27,6 +27,7 @@ EVERY: tuple[Injection, ...] = (
     *PARAMETERS,
     *ARCHITECTURE,
     *RANKS,
+    *CHECKPOINTS,  # at the end: the place of a fault decides on which network it is tried
 )
 """All faults, whether there is a rule for them yet or not."""
 

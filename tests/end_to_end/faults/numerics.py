@@ -367,5 +367,6 @@ NUMERICS: tuple[Injection, ...] = (
     ScaledData(),
     MeanOffset(),
     RawInput(),
-    RuinedCheckpoint(),
 )
+
+CHECKPOINTS: tuple[Injection, ...] = (RuinedCheckpoint(),)
