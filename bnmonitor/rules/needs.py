@@ -113,7 +113,7 @@ def _batch_size(now: Conditions) -> str:
 
 
 def _scaler(now: Conditions) -> str:
-    return "" if now.scaler else "needs a gradient scaler, which training in fp16 has"
+    return "" if now.scaler else "needs a gradient scaler, which training in fp16 has (scaler=)"
 
 
 def _validation(now: Conditions) -> str:

@@ -77,7 +77,7 @@ MOMENTUM = replace(
     url="",
 )
 SKIPPED = {
-    "skipped-step-poisoning": "needs a gradient scaler, which training in fp16 has",
+    "skipped-step-poisoning": "needs a gradient scaler, which training in fp16 has (scaler=)",
     "unsynchronized-ranks": "needs several processes that train together, and there is one",
     "rank-divergence": "needs several processes that train together, and there is one",
 }
