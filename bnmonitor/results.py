@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from enum import IntEnum
 from typing import Any, Literal
 
-from bnmonitor._text import count, listing, thousands
+from bnmonitor._text import count, listing, printable, thousands
 
 
 class Severity(IntEnum):
@@ -201,7 +201,7 @@ class Incident:
         """Which layers are affected, as a text: ``19 of 20 layers, first layer4.0.bn2``; empty without a layer."""
         if self.layer is None:
             return ""
-        name = f"layer {self.layer}" if self.layer.isdigit() else self.layer
+        name = printable(f"layer {self.layer}" if self.layer.isdigit() else self.layer)
         return name if len(self.layers) < 2 else f"{self.extent}, first {name}"
 
     @property
@@ -405,7 +405,7 @@ class StepSummary:
             return (f"{text}: {why}", text)
         if unknown:
             text = f"BatchNorm ✓ {known} of {count(len(self), 'layer')} healthy, {len(unknown)} not seen"
-            return (f"{text}: {listing((row.name for row in unknown), 3)}", text)
+            return (f"{text}: {listing((printable(row.name) for row in unknown), 3)}", text)
         channels = count(sum(row.channels for row in self.rows), "channel")
         return (f"BatchNorm ✓ {count(len(self), 'layer')}, {channels} healthy",)
 

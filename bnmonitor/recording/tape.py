@@ -97,7 +97,9 @@ class Tape:
         self._no_gamma = [unknown if affine else one for affine, unknown, one in which]
         self._sizes = [*layers.channels, *layers.channels]
         self._native = torch.tensor([writes_pairwise(m) for m in self.modules], dtype=torch.bool, device="cpu")
-        self.writes = ForeignWrites(self._native)
+        synced = torch.zeros_like(self._native)
+        synced[list(layers.synced)] = True
+        self.writes = ForeignWrites(self._native, synced)
         """Finds what other code writes."""
         self._witnesses = Witnesses(layers)
         self.writes_count = True

@@ -105,14 +105,15 @@ class ForeignWrites:
 
     A forward of PyTorch's BatchNorm writes to both statistics in a way that autograd does not count. A compiled graph
     writes once or twice to each of the three tensors, depending on the compiler. Every further counted write is
-    another's.
+    another's. How SyncBatchNorm writes differs between devices: there only an unequal number of writes is another's.
 
     Args:
         native: ``[L]`` bool, which layers run PyTorch's own forward. What others write is not known.
+        synced: ``[L]`` bool, which of these are SyncBatchNorm.
     """
 
-    def __init__(self, native: Tensor) -> None:
-        self._native = native
+    def __init__(self, native: Tensor, synced: Tensor) -> None:
+        self._native, self._synced = native, synced
         self._eager = torch.zeros_like(native)
         self._usual = torch.full(native.shape, _MOST_COMPILED, dtype=torch.int64, device="cpu")
         self._compilations = self.started_at = compilations()
@@ -122,7 +123,7 @@ class ForeignWrites:
 
     def reordered(self, order: Sequence[int]) -> ForeignWrites:
         """Return the same with the layers in another order."""
-        other = ForeignWrites(self._native[list(order)])
+        other = ForeignWrites(self._native[list(order)], self._synced[list(order)])
         other.started_at, other.compiled = self.started_at, self.compiled
         return other
 
@@ -159,7 +160,7 @@ class ForeignWrites:
                 self._usual = torch.minimum(self._usual, rate.amin(0))
             eager = self._eager
         each: Tensor | int = own if eager is None else torch.where(eager, own, self._usual.clamp(min=own))
-        limit = updates.where(counted, _ANY_NUMBER) * each
+        limit = (updates.where(counted, _ANY_NUMBER) * each).masked_fill(self._synced, _ANY_NUMBER)
         more = (means > limit) | (means != variances) | (counted & (counters > torch.maximum(updates, means)))
         if eager is not None:
             # A compiled graph writes to the counter as often as to the statistics.
