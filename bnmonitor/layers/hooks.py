@@ -131,12 +131,14 @@ class _Hook:
         goes on.
         """
         # The compiler must see its own test first: it cannot trace what follows.
-        if module is not self._module or torch.compiler.is_compiling() or _is_tracing() or becomes_graph():
+        if module is not self._module or torch.compiler.is_compiling() or _is_tracing():
             return
         only = _only.get()
         if only is not None and only is not self._hooks:
             return
         try:
+            if becomes_graph():
+                return
             self._call(module, args, output)
         except Exception as error:
             if only is not None:

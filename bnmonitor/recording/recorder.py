@@ -166,6 +166,7 @@ class Recorder:
             self._baseline = baseline.sampled(self._baseline or self._first_baseline(), self.sampling.samples)
         try:
             self._tape.writes.compiled |= self.sampling.unseen
+            self._tape.calls = None if self.sampling.latest is None else self.sampling.latest.calls
             seen, witness = self._observer.collect(), self.sampling.witness
             self._tape.step(number, rate, seen, foreign=self.peers.foreign, witness=witness)
         except ResizedError:

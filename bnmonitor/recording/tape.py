@@ -108,6 +108,8 @@ class Tape:
         """Modules within compiled parts, by ``id(module)``: there, too, the writes do not count the forwards."""
         self.writes_doubtful = False
         """Whether a layer may be compiled and not be among them: several writes may be one forward then."""
+        self.calls: Tensor | None = None
+        """How often the last sampled step called each layer: ``[L]``; None without a sample."""
         self._moved: Tensor | None = None
         self._no_count = [torch.zeros((), dtype=torch.int64, device=self._device)] * len(layers)
         self._meta: list[_Row] = []
@@ -253,6 +255,7 @@ class Tape:
         other.writes_count, other._transfer = self.writes_count, self._transfer
         other.writes = self.writes.reordered(order)
         other.compiled, other.writes_doubtful = self.compiled, self.writes_doubtful
+        other.calls = None if self.calls is None else self.calls[list(order)]
         used = len(self._meta)
         other._tape[:used] = self._tape[:used, :, torch.cat(spans)]
         other._counts[:used] = self._counts[:used, torch.tensor(order, device=self._device)]
@@ -321,8 +324,9 @@ class Tape:
             # Nobody knows what other tensors held before the forward wrote to them.
             changed = self.layers.segments.any((mean != after["running_mean"]) | (var != after["running_var"]))
             foreign |= ~traces.same & (changed | (counts[now] != counts[old]))
-        if self.writes_doubtful:
-            foreign |= ~counts_updates & writes_count & (written[now] - written[old] > 1)
+        # Without a counter, only a sample tells whether several writes were several forwards.
+        calls = torch.ones_like(counts[now]) if self.writes_doubtful or self.calls is None else self.calls.clamp(min=1)
+        foreign |= ~counts_updates & writes_count & (written[now] - written[old] > calls)
         if any(row.foreign for row in meta):
             unsynced = torch.ones(len(self.layers), dtype=torch.bool, device="cpu")
             unsynced[list(self.layers.synced)] = False  # these have the same statistics in all processes

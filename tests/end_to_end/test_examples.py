@@ -59,7 +59,7 @@ def test_plain_pytorch(tmp_path: Path) -> None:
 def test_lightning_cli_and_the_configuration_that_it_saves(tmp_path: Path) -> None:
     config = str(EXAMPLES / "lightning_cli.yaml")
     printed = run("lightning_cli.py", "fit", "--config", config, "--trainer.default_root_dir", "logs", cwd=tmp_path)
-    assert "BN201 small-batch · net.1" in printed
+    assert "the batch is too small · since step 0 · net.1" in printed
     assert event_files(tmp_path / "logs")
     [saved] = tmp_path.rglob("config.yaml")
     printed = run("lightning_cli.py", "fit", "--config", str(saved), "--data.batch_size", "64", cwd=tmp_path)
@@ -68,7 +68,7 @@ def test_lightning_cli_and_the_configuration_that_it_saves(tmp_path: Path) -> No
 
 def test_custom_rule(tmp_path: Path) -> None:
     printed = run("custom_rule.py", "logs", cwd=tmp_path)
-    assert "MY001 gamma-out-of-band · 1 · since step" in printed
+    assert "! MY001 gamma-out-of-band · since step" in printed
     assert "outside 0.6 to 2" in printed
     assert "gamma over the last 64 steps" in printed
     assert event_files(tmp_path / "logs")
@@ -94,6 +94,6 @@ def test_custom_sink(tmp_path: Path) -> None:
 
 def test_fabric(tmp_path: Path) -> None:
     printed = run("fabric.py", "logs", cwd=tmp_path)
-    assert "BN205 unsynchronized-ranks · 1 · since step 0" in printed
+    assert "each process normalizes a batch that is too small · since step 0 · layer 1" in printed
     assert "2 processes normalize 8 values each, of one channel" in printed
     assert len(event_files(tmp_path / "logs")) == 1

@@ -132,7 +132,7 @@ CHANGES: dict[str, Callable[[], object]] = {
     "a warning filter": lambda: warnings.filterwarnings("error", "text"),
     "how warnings are shown": lambda: setattr(warnings, "showwarning", nothing),
     "a signal handler": lambda: signal.signal(signal.SIGTERM, nothing),
-    "Ctrl-C": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    "Ctrl-C": lambda: signal.signal(signal.SIGINT, nothing),
     "the locale": lambda: locale.setlocale(locale.LC_ALL, "C" if locale.setlocale(locale.LC_ALL) != "C" else "C.UTF-8"),
     "the default dtype": lambda: torch.set_default_dtype(torch.float64),
     "the number of threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),

@@ -47,7 +47,7 @@ class SmallBatch(Cause):
     """
 
     name: ClassVar[str] = "small-batch"
-    leads: ClassVar[tuple[str, ...]] = ("BN201", "BN202", "BN203", "BN204", "BN205", "BN206")
+    leads: ClassVar[tuple[str, ...]] = ("BN205", "BN204", "BN201", "BN203", "BN202", "BN206")
     explains: ClassVar[frozenset[str]] = frozenset({"BN304", "BN305", "BN601", "BN603", "BN707", "BN303"})
     everywhere: ClassVar[bool] = True
     belated: ClassVar[bool] = True
