@@ -310,10 +310,14 @@ class Monitor:
 
     def start(self) -> Monitor:
         """Start to watch, or start again; layers that were replaced in between are found."""
-        self._session.begin()
-        if self._keeper is not None and self.running:
-            self._keeper.start()
-        return self
+        try:
+            self._session.begin()
+            if self._keeper is not None and self.running:
+                self._keeper.start()
+            return self
+        except BaseException:  # Ctrl-C as well: `with` never reaches its end
+            self._session.abandon()
+            raise
 
     def step(self, global_step: int | None = None, *, loss: Tensor | float | None = None) -> None:
         """Record the training batch that has just ended.

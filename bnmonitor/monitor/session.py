@@ -146,9 +146,13 @@ class Session:
             try:
                 self.guard(self._begin, idle=True)
             except BaseException:  # Ctrl-C as well: `with` never reaches its end
-                self.recorder.end()
-                self.running = False
+                self.abandon()
                 raise
+
+    def abandon(self) -> None:
+        """Stop without a word: the hooks are removed, and nothing is written."""
+        self.recorder.end()
+        self.running = False
 
     def _begin(self) -> None:
         self.recorder.begin()

@@ -254,10 +254,9 @@ def _untouched(models: Iterable[nn.Module], entries: Sequence[_Entry]) -> Iterat
     flags = [(mine, key, mine[key]) for mine in own for key in ("training", "track_running_stats") if key in mine]
     generators = keep_generators()
     kept = reach.keep()
-    try:
+    with ExitStack() as undo:  # an error in one of them keeps none of the others back
+        for restore in reversed([*kept, *generators]):
+            undo.callback(restore)
+        for attributes, key, flag in reversed(flags):
+            undo.callback(attributes.__setitem__, key, flag)
         yield
-    finally:
-        for attributes, key, flag in flags:
-            attributes[key] = flag
-        for restore in (*kept, *generators):
-            restore()

@@ -25,6 +25,7 @@ LONGEST = 300
 
 SHELL: dict[str, tuple[str, ...]] = {
     "layers/hooks.py": ("__call__",),
+    "results.py": (),
     "monitor/monitor.py": (),
     "monitor/session.py": (
         "guard",
