@@ -61,7 +61,6 @@ format: $(VENV)/dev.stamp
 
 docs: $(VENV)/dev.stamp
 	@$(BIN)/python docs/gen_rules.py
-	@$(BIN)/python docs/gen_causes.py
 	@$(BIN)/python docs/gen_kinds.py
 	@$(BIN)/python docs/gen_architecture.py
 

@@ -196,6 +196,33 @@ class Incident:
     advice: str
     url: str
 
+    @classmethod
+    def of(cls, alert: Alert, index: int = 0, of_layers: int = 0) -> Incident:
+        """Return an incident that says of an alert what the alert itself says.
+
+        Args:
+            alert: The alert.
+            index: The position of the incident among those of the run.
+            of_layers: How many layers are watched; 0: unknown.
+        """
+        return cls(
+            index=index,
+            code=alert.code,
+            cause=alert.rule,
+            severity=alert.severity,
+            title=alert.rule.replace("-", " "),
+            detail=alert.message,
+            layer=alert.layer,
+            layers=alert.layers,
+            of_layers=of_layers,
+            first_step=alert.first_step,
+            last_step=alert.last_step,
+            state="open" if alert.state == "open" else "resolved",
+            evidence=(alert,),
+            advice=alert.advice,
+            url=alert.url,
+        )
+
     @property
     def where(self) -> str:
         """Which layers are affected, as a text: ``19 of 20 layers, first layer4.0.bn2``; empty without a layer."""
@@ -347,7 +374,7 @@ class StepSummary:
     def explained(self) -> tuple[Incident, ...]:
         """Every incident; where a history knows of none, each warning and each error is one of its own."""
         serious = [] if self.incidents else [a for a in self.alerts if a.severity > Severity.INFO]
-        return self.incidents or tuple(_alone(alert, i, len(self)) for i, alert in enumerate(serious))
+        return self.incidents or tuple(Incident.of(alert, i, len(self)) for i, alert in enumerate(serious))
 
     @property
     def notes(self) -> tuple[Alert, ...]:
@@ -432,24 +459,3 @@ class StepSummary:
             alerts = f"  {', '.join(row.alerts)}" if row.alerts else ""
             lines.append(f"  {row.name}: health {row.health:.0f}, running gap {row.running_gap:.2g} sigma{alerts}")
         return "\n".join(lines)
-
-
-def _alone(alert: Alert, index: int, of_layers: int) -> Incident:
-    """The incident of an alert that was recorded without one."""
-    return Incident(
-        index=index,
-        code=alert.code,
-        cause=alert.rule,
-        severity=alert.severity,
-        title=alert.rule.replace("-", " "),
-        detail=alert.message,
-        layer=alert.layer,
-        layers=alert.layers,
-        of_layers=of_layers,
-        first_step=alert.first_step,
-        last_step=alert.last_step,
-        state="open" if alert.state == "open" else "resolved",
-        evidence=(alert,),
-        advice=alert.advice,
-        url=alert.url,
-    )

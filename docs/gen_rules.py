@@ -1,10 +1,11 @@
-"""Write the manual of the rules from their docstrings: ``python docs/gen_rules.py [--check]``."""
+"""Write the manual of the rules and the causes from their docstrings: ``python docs/gen_rules.py [--check]``."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from bnmonitor.diagnosis import CAUSES, cause_index, cause_page
 from bnmonitor.rules import all_rules
 from bnmonitor.rules.manual import index, page
 
@@ -14,14 +15,20 @@ DOCS = Path(__file__).parent
 def pages() -> dict[Path, str]:
     """Return the text of every generated page by its path under ``docs``."""
     rules = all_rules()
-    return {Path("rules.md"): index(rules), **{Path("rules", f"{rule.code}.md"): page(rule) for rule in rules}}
+    return {
+        Path("rules.md"): index(rules),
+        **{Path("rules", f"{rule.code}.md"): page(rule) for rule in rules},
+        Path("causes.md"): cause_index(CAUSES),
+        **{Path("causes", f"{cause.name}.md"): cause_page(cause) for cause in CAUSES},
+    }
 
 
 def stale(docs: Path = DOCS) -> list[Path]:
-    """Return the pages that are missing, not what the docstrings say, or left from a rule that is gone."""
+    """Return the pages that are missing, not what the docstrings say, or left from a rule or a cause that is gone."""
     wanted = pages()
     changed = [p for p, text in wanted.items() if not (docs / p).is_file() or (docs / p).read_text("utf-8") != text]
-    left = [p.relative_to(docs) for p in sorted((docs / "rules").glob("*.md")) if p.relative_to(docs) not in wanted]
+    there = [p.relative_to(docs) for folder in ("rules", "causes") for p in sorted((docs / folder).glob("*.md"))]
+    left = [path for path in there if path not in wanted]
     return changed + left
 
 
@@ -39,7 +46,7 @@ def write(docs: Path = DOCS) -> list[Path]:
 
 def main() -> int:
     """Write the pages, or say which are stale."""
-    parser = argparse.ArgumentParser(description="Write the manual of the rules from their docstrings.")
+    parser = argparse.ArgumentParser(description="Write the manual of the rules and the causes from their docstrings.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is stale")
     if parser.parse_args().check:
         found = [path.as_posix() for path in stale()]

@@ -147,18 +147,18 @@ def _affine(affine: Sequence[tuple[Tensor, ...] | None], groups: Sequence[Group]
     known = _decays(groups)
     trains = [of is None or any(p.requires_grad and (not groups or id(p) in known) for p in of) for of in affine]
     decays = [_decay(of or (), known) for of in affine]
+    place = {id(p): i for i, group in enumerate(groups) for p in group.params}
     return {
         "affine_trains": torch.tensor(trains, dtype=torch.bool, device="cpu"),
         "decay": torch.tensor([d for d, _ in decays], device="cpu"),
         "decoupled": torch.tensor([decoupled for _, decoupled in decays], dtype=torch.bool, device="cpu"),
-        "group": torch.tensor([_group(of or (), groups) for of in affine], device="cpu"),
+        "group": torch.tensor([_group(of or (), place) for of in affine], device="cpu"),
     }
 
 
-def _group(affine: tuple[Tensor, ...], groups: Sequence[Group]) -> int:
+def _group(affine: tuple[Tensor, ...], place: dict[int, int]) -> int:
     """The position of the group that trains a layer's gamma and beta; -1 if none does."""
-    own = {id(p) for p in affine if p.requires_grad}
-    return next((i for i, group in enumerate(groups) if any(id(p) in own for p in group.params)), -1)
+    return next((place[id(p)] for p in affine if p.requires_grad and id(p) in place), -1)
 
 
 def _decays(groups: Sequence[Group]) -> dict[int, tuple[float, bool]]:

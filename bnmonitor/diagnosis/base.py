@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -107,13 +108,11 @@ def is_lost(window: Window | None) -> bool:
     """Return whether nothing that happens now says anything new: the loss or most running variances are not finite."""
     if window is None:
         return False
-    losses = window.facts.losses
-    known = [loss for loss in losses[-3:] if loss == loss or abs(loss) == float("inf")]
-    if losses and not known and any(loss == loss for loss in losses):
-        return True  # NaN since the last finite loss
+    newest = window.facts.known_losses[-3:]
+    if newest and not any(map(math.isfinite, newest)):
+        return True
     tracked = window.running_var[-1][~window.running_var[0].isnan()] if len(window) > 1 else window.running_var[-1]
-    gone = (~tracked.isfinite()).double().mean() if tracked.numel() else 0.0
-    return float(gone) > 0.5 or (bool(known) and all(abs(loss) == float("inf") for loss in known))
+    return bool(tracked.numel()) and float((~tracked.isfinite()).double().mean()) > 0.5
 
 
 TITLES = {

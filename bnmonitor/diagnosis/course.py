@@ -49,9 +49,9 @@ def loss_course(window: Window, since: int) -> str:
     """
     level, start, best = loss_level(window, LEVEL), window.facts.loss_start, window.facts.loss_best
     origin = best if since > YOUNG and math.isfinite(best) else start
-    if not window.facts.losses or not math.isfinite(origin):
+    if not window.facts.known_losses or not math.isfinite(origin):
         return ""
-    now = window.facts.losses[-1]
+    now = window.facts.known_losses[-1]
     return f"loss {number(origin)} → {number(now if now != now else level)}"
 
 
@@ -63,9 +63,8 @@ def weights_are_lost(window: Window) -> bool | None:
         for each, before in zip(now, (window.gamma[0], window.beta[0]), strict=True)
     ):
         return True
-    losses = window.facts.losses
-    if losses and any(loss == loss for loss in losses):
-        return not math.isfinite(losses[-1])
+    if window.facts.known_losses:
+        return not math.isfinite(window.facts.known_losses[-1])
     return None if bool(now[0].isnan().all()) else False
 
 

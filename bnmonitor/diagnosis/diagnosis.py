@@ -120,7 +120,7 @@ class Diagnosis:
             self._of[i] = self._records.index(record)
             record.kinds.append("revised")
         else:
-            record = _Record(_first(alert, len(self._records), window), cause, [i], lost)
+            record = _Record(Incident.of(alert, len(self._records), len(_order(window))), cause, [i], lost)
             self._of[i] = len(self._records)
             self._records.append(record)
             record.kinds.append("opened")
@@ -191,7 +191,7 @@ class Diagnosis:
             "advice": record.cause.advice(case),
         }
         changes: dict[str, Any] = {
-            **({name: text for name, text in told.items() if text or not getattr(was, name)} if is_open else {}),
+            **({name: text for name, text in told.items() if text} if is_open or opened else {}),
             "code": case.lead.code,
             "cause": record.cause.name_of(case),
             "severity": severity,
@@ -207,10 +207,10 @@ class Diagnosis:
             changes["last_step"] = window.steps[-1]
         record.incident = replace(was, **changes)
         kinds, record.kinds = record.kinds, []
+        if opened:
+            return [Change(record.incident, "opened" if is_open else "resolved")]
         if not is_open and record.incident.state != was.state:
             return [Change(record.incident, "resolved")]
-        if opened:
-            return [Change(record.incident, "opened")]
         found: list[Change] = []
         if severity > was.severity:
             found.append(Change(record.incident, "worse"))
@@ -255,27 +255,6 @@ class Diagnosis:
             record = _Record(incident, by_name.get(plain["cause"], OTHER), members, bool(plain["lost"]))
             self._records.append(record)
             self._of.update(dict.fromkeys(members, at))
-
-
-def _first(alert: Alert, index: int, window: Window | None) -> Incident:
-    """The incident that an alert opens, before its cause has described it."""
-    return Incident(
-        index=index,
-        code=alert.code,
-        cause=alert.rule,
-        severity=alert.severity,
-        title="",
-        detail="",
-        layer=alert.layer,
-        layers=alert.layers,
-        of_layers=0 if window is None else len(window.layers),
-        first_step=alert.first_step,
-        last_step=alert.last_step,
-        state="open",
-        evidence=(alert,),
-        advice=alert.advice,
-        url=alert.url,
-    )
 
 
 def _causally(alerts: Sequence[Alert]) -> tuple[Alert, ...]:

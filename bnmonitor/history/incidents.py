@@ -53,7 +53,7 @@ def replay(
     for plain in alerts:
         alert = described(Alert, plain)
         if alert is not None and alert.key not in known and alert.severity > Severity.INFO:
-            kept.append(_of_alert(alert))
+            kept.append(Incident.of(alert))
     return tuple(replace(incident, index=i) for i, incident in enumerate(kept))
 
 
@@ -73,27 +73,6 @@ def _lasting(session: int, incident: Incident, begins: Mapping[int, int]) -> Inc
     if incident.first_step >= later:
         return None
     return replace(incident, state="resolved", last_step=min(incident.last_step, later - 1))
-
-
-def _of_alert(alert: Alert) -> Incident:
-    """Return an incident that says of an alert what the alert itself says."""
-    return Incident(
-        index=0,
-        code=alert.code,
-        cause=alert.rule,
-        severity=alert.severity,
-        title=alert.rule.replace("-", " "),
-        detail=alert.message,
-        layer=alert.layer,
-        layers=alert.layers,
-        of_layers=0,
-        first_step=alert.first_step,
-        last_step=alert.last_step,
-        state="open" if alert.state == "open" else "resolved",
-        evidence=(alert,),
-        advice=alert.advice,
-        url=alert.url,
-    )
 
 
 def span(incident: Incident, layer: str) -> tuple[int, float]:

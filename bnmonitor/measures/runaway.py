@@ -52,11 +52,9 @@ def gamma_run(window: Window, steps: int = GAMMA_STEPS) -> Tensor:
 
 
 def loss_level(window: Window, steps: int = SETTLED_LOSS) -> float:
-    """Return the median of the newest losses, a NaN among them counting as infinite; NaN where no loss is known."""
-    losses = window.facts.losses
-    if not any(loss == loss for loss in losses):
-        return math.nan
-    return median(loss if loss == loss else math.inf for loss in losses[-steps:])
+    """Return the median of the newest losses that are known, a NaN among them counting as infinite; NaN without one."""
+    newest = window.facts.known_losses[-steps:]
+    return median(loss if loss == loss else math.inf for loss in newest) if newest else math.nan
 
 
 def _last_finite(gamma: Tensor) -> int | None:

@@ -267,11 +267,11 @@ class Session:
             found = empty(self.recorder.layers, tuple(self.book.alerts), self.skipped())
         else:
             found = summarize(window, tuple(self.book.alerts), self.skipped(), epoch, self.diagnosis.incidents)
-        losses = self.recorder.course.losses(self.recorder.steps[-1:])
+        loss = next(iter(self.recorder.course.losses(self.recorder.steps[-1:])), None)
         return replace(
             found,
             incidents=self.diagnosis.incidents,
-            loss=losses[0] if losses else float("nan"),
+            loss=float("nan") if loss is None else loss,
             learning_rates=_learning_rates(self.optimizers),
         )
 

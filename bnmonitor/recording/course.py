@@ -74,12 +74,10 @@ class Course:
             for step, value in zip(steps, values.tolist(), strict=True):
                 self._take(step, value)
 
-    def losses(self, steps: Sequence[int]) -> tuple[float, ...]:
-        """Return the loss of each step; NaN where it is unknown. Empty if no loss is known at all."""
-        if not self._kept:
-            return ()
+    def losses(self, steps: Sequence[int]) -> tuple[float | None, ...]:
+        """Return the loss of each step; None where none was passed, or where it has not arrived from its device yet."""
         found = (self._kept.get(step) for step in steps)
-        return tuple(math.nan if each is None else each[0] / each[1] for each in found)
+        return tuple(None if each is None else each[0] / each[1] for each in found)
 
     def _take(self, step: int, loss: float) -> None:
         total, count = self._kept.get(step, (0.0, 0))

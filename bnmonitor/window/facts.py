@@ -75,7 +75,7 @@ class Facts:
         affine_trains: ``[L]`` bool, gamma or beta needs a gradient and, where optimizers are known, is in one.
         optimizers: Whether the optimizers are known.
         learning_rates: The largest learning rate in force at each step of the window; NaN where unknown.
-        losses: The loss at each step of the window; NaN where unknown, empty if no loss is known at all.
+        losses: The loss at each step of the window, which may be NaN; None where it is unknown.
         loss_start: The lowest of the first three losses of the run; NaN where unknown.
         loss_best: The lowest median of ten losses in a row so far, likewise.
         world_size: Processes that train together; 1 where unknown.
@@ -112,7 +112,7 @@ class Facts:
     affine_trains: Tensor
     optimizers: bool = False
     learning_rates: tuple[float, ...] = ()
-    losses: tuple[float, ...] = ()
+    losses: tuple[float | None, ...] = ()
     loss_start: float = float("nan")
     loss_best: float = float("nan")
     world_size: int = 1
@@ -141,3 +141,8 @@ class Facts:
     converts: bool = False
     averages_without_buffers: bool = False
     untrained: bool = False
+
+    @property
+    def known_losses(self) -> tuple[float, ...]:
+        """The losses of the steps of which one is known, the newest last."""
+        return tuple(loss for loss in self.losses if loss is not None)

@@ -154,6 +154,15 @@ def test_after_a_loss_that_is_nan_nothing_opens_an_incident_of_its_own() -> None
     assert len(incident.evidence) == 3
 
 
+def test_a_loss_that_is_not_known_yet_is_no_loss_that_is_nan() -> None:
+    """From an accelerator it arrives later, and a loop may pass one every tenth step."""
+    losses = (2.3,) * 40 + (None,) * 24
+    young = window(facts={"losses": losses, "loss_start": 2.3})
+    assert len(told(alert("BN101", "0"), alert("BN303", "2", first=112), alert("BN502", "3", first=112), at=young)) == 2
+    [rate] = told(alert("BN704", "0", layers=("0", "1", "2", "3"), first=60), at=young)
+    assert "2.3 → 2.3" in rate.detail
+
+
 def test_a_rate_stays_too_high_while_the_loss_is_no_better_than_at_the_start() -> None:
     diagnosis = Diagnosis()
     facts = {"losses": (5.0,) * 64, "loss_start": 2.3, "loss_best": 2.3}

@@ -110,9 +110,9 @@ def test_the_group_whose_gammas_run_is_the_one_with_the_highest_rate() -> None:
 
 @pytest.mark.parametrize(
     ("losses", "level"),
-    [((), math.nan), ((math.nan,) * 6, math.nan), ((9.0, 1.0, 2.0, 3.0, 4.0, 5.0), 3.0),
-     ((1.0, 1.0, math.nan, math.nan, math.nan), math.inf)],
+    [((), math.nan), ((None,) * 6, math.nan), ((math.nan,) * 6, math.inf), ((9.0, 1.0, 2.0, 3.0, 4.0, 5.0), 3.0),
+     ((1.0, 1.0, math.nan, math.nan, math.nan), math.inf), ((1.0, 2.0, 3.0, None, None, None, None), 2.0)],
 )  # fmt: skip
-def test_the_level_of_the_loss_is_the_median_of_five(losses: tuple[float, ...], level: float) -> None:
+def test_the_level_of_the_loss_is_the_median_of_five(losses: tuple[float | None, ...], level: float) -> None:
     found = loss_level(window(torch.ones(4, 2), 2, losses=losses))
     assert found == level or (math.isnan(found) and math.isnan(level))

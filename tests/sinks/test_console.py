@@ -96,23 +96,14 @@ def an_incident(*evidence: Alert, **changes: Any) -> Incident:
     """The incident of some alerts, the first of which leads it."""
     lead = evidence[0]
     given: dict[str, Any] = {
-        "index": 0,
-        "code": lead.code,
-        "cause": lead.rule,
         "severity": max(alert.severity for alert in evidence),
         "title": "the batch variance exploded",
         "detail": "batch variance ×3.4e4 in 22 steps; loss 2.3 → 8.1e5",
-        "layer": lead.layer,
         "layers": tuple(dict.fromkeys(name for alert in evidence for name in alert.layers)),
         "of_layers": 6,
-        "first_step": lead.first_step,
-        "last_step": lead.last_step,
-        "state": "open",
         "evidence": evidence,
-        "advice": lead.advice,
-        "url": lead.url,
     }
-    return Incident(**{**given, **changes})
+    return replace(Incident.of(lead), **{**given, **changes})
 
 
 LAG = an_incident(

@@ -55,23 +55,14 @@ def an_alert(layer: str | None = "layer1", severity: Severity = WARNING, **more:
 def an_incident(*evidence: Alert, **more: Any) -> Incident:
     lead = evidence[0]
     given: dict[str, Any] = {
-        "index": 0,
-        "code": lead.code,
-        "cause": lead.rule,
         "severity": max(alert.severity for alert in evidence),
         "title": "the batch variance exploded",
         "detail": "batch variance ×250; loss 2.3 → 8.1",
-        "layer": lead.layer,
         "layers": tuple(dict.fromkeys(name for alert in evidence for name in alert.layers)),
         "of_layers": 12,
-        "first_step": lead.first_step,
-        "last_step": lead.last_step,
-        "state": "open" if lead.state == "open" else "resolved",
         "evidence": evidence,
-        "advice": lead.advice,
-        "url": lead.url,
     }
-    return Incident(**{**given, **more})
+    return replace(Incident.of(lead), **{**given, **more})
 
 
 def a_window(*names: str) -> Window:

@@ -74,12 +74,13 @@ class LearningRateTooHigh(Cause):
         if window is None:
             return super().detail(case)
         since = case.lead.first_step
-        grown = growth(window, since) or (case.was.detail.split("; loss ")[0] if case.was is not None else "")
+        own = case.was is not None and case.was.cause == self.name
+        grown = growth(window, since) or (case.was.detail.split("; loss ")[0] if own and case.was is not None else "")
         parts = [part for part in (grown, loss_course(window, since)) if part]
         return "; ".join(parts) or super().detail(case)
 
     def severity(self, case: Case) -> Severity:
-        """An error once the training is lost, or its loss is no better than at its start."""
+        """An error once the training is lost, or its loss is no better than at its start, or has not come back."""
         if case.lost or (
             case.window is not None and loss_is_back(case.window, case.lead.first_step, NO_BETTER) is False
         ):
