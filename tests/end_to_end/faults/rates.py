@@ -64,6 +64,7 @@ def train(
     steps: int = 200,
     schedule: Callable[[int], float] | None = None,
     fast_from: int | None = None,
+    loss_every: int = 1,
 ) -> RateOutcome:
     """Train a network of the suite on its own data.
 
@@ -74,6 +75,7 @@ def train(
         seed: Of weights and batches.
         steps: How many.
         schedule: Factor of the rate at each step.
+        loss_every: Every which step the monitor gets the loss; 0: never.
         fast_from: Only the units from this one on train at the rate, the others at a hundredth of it.
     """
     net = NETWORKS[network]
@@ -99,7 +101,8 @@ def train(
                     minimizer.step()
                 scheduler.step()
                 losses.append(float(loss.detach()))
-                monitor.step(loss=loss)
+                passed = bool(loss_every) and (len(losses) - 1) % loss_every == 0
+                monitor.step(loss=loss if passed else None)
                 if error is None and any(i.severity is Severity.ERROR for i in monitor.incidents):
                     error = len(losses) - 1
                 if len(losses) == steps:

@@ -59,3 +59,13 @@ def test_a_rate_too_high_in_one_parameter_group_names_the_group() -> None:
     outcome = train("chain", "sgd", 10.0, fast_from=3, steps=100)
     assert outcome.right, judged(outcome)
     assert "of parameter group 1" in outcome.incidents[0].title
+
+
+@pytest.mark.parametrize("loss_every", [0, 7])
+def test_a_rate_is_judged_without_a_loss_and_with_one_now_and_then(loss_every: int) -> None:
+    high = train("mlp", "sgd", 10.0, steps=60, loss_every=loss_every)
+    assert high.right, judged(high)
+    assert len(high.incidents) == 1
+    assert high.error is not None
+    sound = train("chain", "sgd", 0.1, steps=60, loss_every=loss_every)
+    assert judged(sound) == []
