@@ -149,7 +149,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text, count = re.subn(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.M)
         assert count == 1, name
     file.write_text(text, encoding="utf-8")
-    file = place / "bnmonitor" / "results.py"
+    file = place / "bnmonitor" / "results" / "severity.py"
     caps = ", ".join(f"Severity.{name}: {value}" for name, value in CAPS.items())
     text, count = re.subn(r"^(HEALTH_CAPS: .* = ){.*}$", rf"\1{{{caps}}}", file.read_text("utf-8"), flags=re.M)
     assert count == 1

@@ -25,7 +25,8 @@ LONGEST = 300
 
 SHELL: dict[str, tuple[str, ...]] = {
     "layers/hooks.py": ("__call__",),
-    "results.py": (),
+    "results/state.py": (),
+    "results/incidents.py": ("where", "extent", "lines", "__str__"),
     "monitor/monitor.py": (),
     "monitor/session.py": (
         "guard",

@@ -1,0 +1,26 @@
+"""What bnmonitor says of a run: its alerts, and the state of every layer. Free of torch, to read a history with."""
+
+from bnmonitor.results.incidents import AFFECTED, Alert, Incident
+from bnmonitor.results.severity import (
+    HEALTH_CAPS,
+    NEAR_LIMIT,
+    NEAR_LIMIT_HEALTH,
+    Severity,
+    health_near,
+    health_severity,
+)
+from bnmonitor.results.state import LayerSummary, StepSummary
+
+__all__ = [
+    "AFFECTED",
+    "HEALTH_CAPS",
+    "NEAR_LIMIT",
+    "NEAR_LIMIT_HEALTH",
+    "Alert",
+    "Incident",
+    "LayerSummary",
+    "Severity",
+    "StepSummary",
+    "health_near",
+    "health_severity",
+]
