@@ -148,8 +148,10 @@ class StepSummary:
         """What is known to be healthy, and what is not known."""
         unknown = [row for row in self.rows if not row.seen]
         known = len(self) - len(unknown)
+        if not len(self):
+            return ("BatchNorm · no layer is watched",)
         if not known:
-            why = next(iter({row.recovery for row in unknown if row.recovery}), "no layer is watched")
+            why = next((row.recovery for row in unknown if row.recovery), "no step was seen")
             text = f"BatchNorm · nothing is known of {count(len(self), 'layer')}"
             return (f"{text}: {why}", text)
         if unknown:
