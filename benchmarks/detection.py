@@ -1,7 +1,9 @@
-"""Detected faults and false alarms: every injected fault on every network it fits, and the healthy suite.
+"""Detected faults, false alarms and power: every injected fault, the healthy suite, and faults of graded size.
 
 ``python benchmarks/detection.py`` runs what has not been run yet in this state of the code, prints the result and
-writes docs/detection.md. ``--quick`` runs a part, and writes nothing; ``--jobs 4`` runs four trainings at a time.
+writes docs/detection.md. Results are kept one by one in build/detection.jsonl, so that a run that was broken off goes
+on where it was. ``--part power`` runs a part; the page is written once all three parts are there. ``--quick`` runs a
+few of each, and writes nothing; ``--jobs 4`` runs four trainings at a time.
 """
 
 from __future__ import annotations
@@ -10,60 +12,117 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 import sys
 import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # noqa: E402
 from detection_page import matrix, page  # noqa: E402
+from detection_power import picture  # noqa: E402
 
 from tests.end_to_end.faults.catalogue import INJECTIONS, fitting  # noqa: E402
 from tests.end_to_end.faults.fits import FITS  # noqa: E402
+from tests.end_to_end.faults.graded import CURVES  # noqa: E402
 from tests.end_to_end.faults.healthy import HEALTHY  # noqa: E402
 from tests.end_to_end.faults.networks import NETWORKS  # noqa: E402
 from tests.end_to_end.faults.ranks import tried  # noqa: E402
-from tests.end_to_end.faults.trial import Outcome  # noqa: E402
+from tests.end_to_end.faults.trial import Outcome, Trial  # noqa: E402
 
 CACHE = ROOT / "build" / "detection.jsonl"
-PAGE, PICTURE = ROOT / "docs" / "detection.md", ROOT / "docs" / "pictures" / "confusion.svg"
-CASES = {case.key: case for case in HEALTHY}
-
-Task = tuple[str, str, str, int]
-"""``fault``, ``sound`` or ``fit``, the name of the injection, case or fit, the network, the seed."""
+PAGE, PICTURES = ROOT / "docs" / "detection.md", ROOT / "docs" / "pictures"
+PARTS = ("faults", "sound", "power")
 
 logging.getLogger("bnmonitor").setLevel(logging.CRITICAL)
 
 
-def tasks(*, seeds: int, networks: int, quick: bool, only: str) -> Iterator[Task]:
-    """Yield every training to run."""
+@dataclass(frozen=True)
+class Task:
+    """One training.
+
+    Attributes:
+        kind: ``fault``, ``sound``, ``fit`` or ``power``.
+        name: Of the injection, case, fit or curve.
+        size: Of the fault, of a curve; None: without.
+        again: How often the seed of a sound case has been changed.
+    """
+
+    kind: str
+    name: str
+    network: str
+    seed: int
+    size: float | None = None
+    again: int = 0
+
+    @property
+    def key(self) -> str:
+        size = "" if self.kind != "power" else f"/{'none' if self.size is None else f'{self.size:g}'}"
+        return f"{self.kind}/{self.name}/{self.network}/{self.seed}{size}"
+
+    def run(self) -> Outcome:
+        if self.kind == "fault":
+            return tried(NETWORKS[self.network], INJECTIONS[self.name], self.seed)
+        if self.kind == "fit":
+            return FITS[self.name]()
+        if self.kind == "sound":
+            [case] = [case for case in HEALTHY if case.again(self.again).key == self.name]
+            return case.again(self.again).run()
+        [curve] = [curve for curve in CURVES if curve.name == self.name]
+        outcome = Trial(NETWORKS[self.network], injection=curve.training(self.size), seed=self.seed).run()
+        outcome.code = curve.code
+        return outcome
+
+
+def faults(args: argparse.Namespace) -> Iterator[Task]:
+    """Every fault on the networks that it fits."""
     for fault in INJECTIONS.values():
         fit = fitting(fault)
-        for network in fit[:: max(1, len(fit) // networks)][:networks] if networks else fit:
-            for seed in range(seeds):
-                if only in fault.code or only == fault.name:
-                    yield "fault", fault.name, network.name, seed
-    for i, case in enumerate(HEALTHY):
-        if (only in ("", "healthy") or only in case.key) and not (quick and i % 6):
-            yield "sound", case.key, case.network, case.seed
-    if only in ("", "healthy"):
-        yield from (("fit", name, "residual", 0) for name in FITS)
+        for network in fit[:: max(1, len(fit) // args.networks)][: args.networks] if args.networks else fit:
+            for seed in range(args.seeds):
+                if args.only in fault.code or args.only == fault.name:
+                    yield Task("fault", fault.name, network.name, seed)
+
+
+def sound(args: argparse.Namespace) -> Iterator[Task]:
+    """The healthy suite, as often as it takes to have so many steps."""
+    chosen = [case for i, case in enumerate(HEALTHY) if args.only in case.key and not (args.quick and i % 6)]
+    steps, again = 0, 0
+    while chosen and (steps < args.steps or again == 0):
+        for case in (case.again(again) for case in chosen):
+            steps += case.injection.steps
+            yield Task("sound", case.key, case.network, case.seed, again=again)
+        again += 1
+        if args.quick:
+            break
+    if not args.only:
+        yield from (Task("fit", name, "residual", 0) for name in FITS)
+
+
+def power(args: argparse.Namespace) -> Iterator[Task]:
+    """Faults of graded size, each beside the same training without it."""
+    for curve in CURVES:
+        if args.only and args.only not in curve.name:
+            continue
+        for network in curve.networks[: args.networks or None]:
+            for seed in range(args.seeds):
+                for size in (None, *curve.sizes):
+                    yield Task("power", curve.name, network, seed, size)
 
 
 def run(task: Task) -> tuple[Task, dict[str, Any]]:
     """Run one training; a crash counts as a result."""
     torch.set_num_threads(1)
-    kind, name, network, seed = task
     try:
-        if kind == "fault":
-            return task, tried(NETWORKS[network], INJECTIONS[name], seed).to_dict()
-        return task, (FITS[name]() if kind == "fit" else CASES[name].run()).to_dict()
+        return task, task.run().to_dict()
     except Exception:
         return task, {"error": traceback.format_exc()}
 
@@ -77,56 +136,77 @@ def state() -> str:
     return digest.hexdigest()[:16]
 
 
-def known(now: str) -> dict[Task, dict[str, Any]]:
-    """Results of earlier runs in the same state of the code."""
+def known(now: str) -> dict[str, dict[str, Any]]:
+    """Results of earlier runs in the same state of the code, by the key of their task."""
     if not CACHE.exists():
         return {}
-    rows = (json.loads(line) for line in CACHE.read_text(encoding="utf-8").splitlines())
-    return {tuple(row["task"]): row["outcome"] for row in rows if row["state"] == now}
+    rows = (json.loads(line) for line in CACHE.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
+    return {row["task"]: row["outcome"] for row in rows if row["state"] == now}
+
+
+def work(tasks: list[Task], done: dict[str, dict[str, Any]], now: str, jobs: int) -> int:
+    """Run what is missing, keep it, and return how many crashed."""
+    missing = [task for task in tasks if task.key not in done]
+    print(f"{len(tasks)} trainings, {len(tasks) - len(missing)} of them known", flush=True)
+    CACHE.parent.mkdir(exist_ok=True)
+    began = shown = time.monotonic()
+    crashed = 0
+    with ProcessPoolExecutor(jobs) as pool, CACHE.open("a", encoding="utf-8") as cache:
+        for count, future in enumerate(as_completed([pool.submit(run, task) for task in missing]), 1):
+            task, outcome = future.result()
+            if "error" in outcome:
+                crashed += 1
+                print(f"{task.key} crashed:\n{outcome['error']}", flush=True)
+                continue
+            done[task.key] = outcome
+            cache.write(json.dumps({"state": now, "task": task.key, "outcome": outcome}) + "\n")
+            cache.flush()
+            for alert in Outcome.from_dict(outcome).alarms() if task.kind in ("sound", "fit") else ():
+                print(
+                    f"{task.key}: {alert['code']} {alert['severity']} {alert['layer']}: {alert['message']}", flush=True
+                )
+            if time.monotonic() - shown > 30:
+                shown = time.monotonic()
+                left = (shown - began) / count * (len(missing) - count)
+                print(f"{count} of {len(missing)} after {shown - began:.0f} s, {left:.0f} s left", flush=True)
+    return crashed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", default=",".join(PARTS), help="faults, sound, power, or several with commas")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds for each fault, network and size")
+    parser.add_argument("--networks", type=int, default=0, help="networks for each fault; 0: all that it fits")
+    parser.add_argument("--steps", type=int, default=200_000, help="sound steps at least")
+    parser.add_argument("--only", default="", help="a code, the beginning of one, or a part of a name")
     parser.add_argument("--quick", action="store_true", help="three networks a fault, one seed, a part of the suite")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
-    parser.add_argument("--seeds", type=int, default=2, help="seeds for each fault and network")
-    parser.add_argument("--only", default="", help="a code, the beginning of one, the name of a fault, or healthy")
-    parser.add_argument("--networks", type=int, default=0, help="networks for each fault; 0: all that it fits")
     args = parser.parse_args()
     if args.quick:
         args.seeds, args.networks = 1, 3
 
+    makers = {"faults": faults, "sound": sound, "power": power}
     now = state()
     done = known(now)
-    wanted = list(tasks(seeds=args.seeds, networks=args.networks, quick=args.quick, only=args.only))
-    missing = [task for task in wanted if task not in done]
-    print(f"{len(wanted)} trainings, {len(wanted) - len(missing)} of them known", flush=True)
-    CACHE.parent.mkdir(exist_ok=True)
-    began, shown = time.monotonic(), time.monotonic()
-    with ProcessPoolExecutor(args.jobs) as pool, CACHE.open("a", encoding="utf-8") as cache:
-        for count, future in enumerate(as_completed([pool.submit(run, task) for task in missing]), 1):
-            task, outcome = future.result()
-            done[task] = outcome
-            if "error" in outcome:
-                print(f"{'/'.join(map(str, task))} crashed:\n{outcome['error']}", flush=True)
-                continue
-            cache.write(json.dumps({"state": now, "task": task, "outcome": outcome}) + "\n")
-            cache.flush()
-            if time.monotonic() - shown > 30:
-                shown = time.monotonic()
-                print(f"{count} of {len(missing)} after {shown - began:.0f} s", flush=True)
-
-    crashed = sum("error" in done[task] for task in wanted)
-    outcomes = {task: Outcome.from_dict(done[task]) for task in wanted if "error" not in done[task]}
-    faults = [outcome for task, outcome in outcomes.items() if task[0] == "fault"]
-    sound = [(task[1], outcome) for task, outcome in outcomes.items() if task[0] != "fault"]
-    text = page(faults, sound)
+    wanted = {part: list(maker(args)) for part, maker in makers.items()}
+    crashed = work([task for part in args.part.split(",") for task in wanted[part]], done, now, args.jobs)
+    found = {part: [(t, Outcome.from_dict(done[t.key])) for t in wanted[part] if t.key in done] for part in PARTS}
+    results = (
+        [outcome for _, outcome in found["faults"]],
+        [(task.key.split("/", 1)[1], outcome) for task, outcome in found["sound"]],
+        [(task.size, outcome) for task, outcome in found["power"]],
+    )
+    text = page(*results)
     print(text)
+    missing = sum(len(wanted[part]) - len(found[part]) for part in PARTS)
     if crashed:
         print(f"{crashed} trainings crashed")
+    elif missing:
+        print(f"{missing} trainings of other parts are missing: nothing is written")
     elif not args.quick and not args.only:
         PAGE.write_text(text, encoding="utf-8")
-        PICTURE.write_text(matrix(faults, sound), encoding="utf-8")
+        (PICTURES / "confusion.svg").write_text(matrix(*results[:2]), encoding="utf-8")
+        (PICTURES / "power.svg").write_text(picture(results[2]), encoding="utf-8")
     return 1 if crashed else 0
 
 

@@ -68,6 +68,7 @@ class Injection:
         needs: Traits that a network must have, in words.
         without: Traits that it must not have, likewise.
         only: Names of networks, if it fits just these.
+        scored: Whether the accuracy in evaluation is measured, of a network that classifies.
 
     Attributes:
         name: What it is called.
@@ -85,6 +86,7 @@ class Injection:
     needs: ClassVar[str] = ""
     without: ClassVar[str] = ""
     only: ClassVar[tuple[str, ...]] = ()
+    scored: ClassVar[bool] = False
 
     name: str = "sound"
     severity: Severity = Severity.WARNING
@@ -128,6 +130,10 @@ class Injection:
         """What is optimized, a module for each optimizer."""
         model = trial.model
         return [model.discriminator, model.generator] if trial.network.name == "gan" else [model]
+
+    def minimizer(self, trial: Trial, part: nn.Module) -> Optimizer:
+        """What optimizes one of the parts."""
+        return trial.recipe.minimizer(part)
 
     def watched(self, trial: Trial) -> Any:
         return trial.model

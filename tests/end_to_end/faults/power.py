@@ -64,3 +64,30 @@ def least_found(sigmas: Sequence[float], risk: float = RISK) -> int:
             break
         least = count + 1
     return least
+
+
+def wilson(found: int, of: int, z: float = 1.96) -> tuple[float, float]:
+    """Return the interval of Wilson (1927) for a share, as two shares: honest for few trials and for all of them."""
+    if of == 0:
+        return 0.0, 1.0
+    share, extra = found / of, z * z / of
+    middle = (share + extra / 2) / (1 + extra)
+    half = z / (1 + extra) * math.sqrt(share * (1 - share) / of + extra / (4 * of))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def most_expected(count: int, risk: float = 0.05) -> float:
+    """Return the largest number of events that is to be expected of which only so many were seen.
+
+    That is the upper end of the one-sided exact interval of a Poisson distribution (Garwood 1936): 3.0 of none, the
+    rule of three.
+    """
+
+    def at_most(mean: float) -> float:
+        return sum(math.exp(-mean + i * math.log(mean) - math.lgamma(i + 1)) for i in range(count + 1))
+
+    low, high = float(count), count + 10 * math.sqrt(count + 1) + 10.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if middle == 0 or at_most(middle) > risk else (low, middle)
+    return high

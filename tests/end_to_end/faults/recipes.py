@@ -16,6 +16,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "plain": lambda params, lr, decay: torch.optim.SGD(params, lr, weight_decay=decay),
     "sgd": lambda params, lr, decay: torch.optim.SGD(params, lr, 0.9, weight_decay=decay, nesterov=True),
     "adam": lambda params, lr, decay: torch.optim.Adam(params, lr, weight_decay=decay),
+    "rmsprop": lambda params, lr, decay: torch.optim.RMSprop(params, lr, weight_decay=decay),
     "adamw": lambda params, lr, decay: torch.optim.AdamW(params, lr, weight_decay=decay),
 }
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from tests.end_to_end.faults.power import CERTAIN, RISK, Effect, least_found
+from tests.end_to_end.faults.power import CERTAIN, RISK, Effect, least_found, most_expected, wilson
 
 
 def binomial(n: int, p: float, k: int) -> float:
@@ -31,3 +31,17 @@ def test_what_has_no_noise_must_be_found_each_time() -> None:
 
 def test_an_effect_of_logs_is_relative() -> None:
     assert Effect.of_logs(8.0, 2.0, math.log(2)).sigmas == pytest.approx(2.0)
+
+
+def test_the_interval_of_a_share_is_the_one_of_the_textbooks() -> None:
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    low, high = wilson(6, 6)
+    assert low == pytest.approx(0.6097, abs=1e-4)
+    assert high == pytest.approx(1.0)
+    assert wilson(0, 6) == pytest.approx((0.0, 1 - low))
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(("count", "most"), [(0, 2.9957), (1, 4.7439), (2, 6.2958), (10, 16.9622)])
+def test_as_many_alarms_must_be_expected_as_the_exact_interval_says(count: int, most: float) -> None:
+    assert most_expected(count) == pytest.approx(most, abs=1e-3)

@@ -36,6 +36,7 @@ class Outcome:
         incidents: Every incident, in the order they opened, without its alerts.
         skipped: Why the rule could not run; empty if it could.
         sigmas: How many times its noise the injected value lies beyond the threshold.
+        score: Mean accuracy of the evaluations from the start of the fault on; None unless it was measured.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Outcome:
     incidents: list[dict[str, Any]] = field(default_factory=list)
     skipped: str = ""
     sigmas: float = CERTAIN.sigmas
+    score: float | None = None
 
     def alert(self) -> dict[str, Any] | None:
         """The first alert that tells of the injected fault, no milder than it should."""
@@ -156,6 +158,7 @@ class Trial:
         self.channels: tuple[int, ...] | None = None
         self.notes: dict[str, Any] = {}
         self.since: dict[int, int] = {}
+        self._scores: list[float] = []
         self.step = 0
         self.generator = torch.Generator().manual_seed(seed + 1)
 
@@ -211,7 +214,7 @@ class Trial:
         self.loader = fault.loader(self)
         self.val_loader = DataLoader(TensorDataset(self.data.x_val, self.data.y_val), 128)
         parts = fault.parts(self)
-        self.optimizers = [self.recipe.minimizer(part) for part in parts]
+        self.optimizers = [fault.minimizer(self, part) for part in parts]
         updates = -(-fault.steps // self.recipe.accumulate)
         self.schedulers = [self.recipe.scheduler(o, updates) for o in self.optimizers]
         options = {
@@ -246,6 +249,7 @@ class Trial:
         rule = {r.code: r.name for r in all_rules()}.get(fault.code, "")
         outcome.skipped = self.monitor.skipped.get(rule, "")
         outcome.took_place, outcome.sigmas = fault.took_place(self), fault.effect(self).sigmas
+        outcome.score = sum(self._scores) / len(self._scores) if self._scores else None
         outcome.blamed, outcome.channels = self.blamed, self.channels
         outcome.since = tuple(self.since.get(c, fault.steps) for c in self.channels or ())
         return outcome
@@ -292,5 +296,12 @@ class Trial:
 
     @torch.no_grad()
     def _evaluate(self, batches: int | None = None) -> None:
+        answers: list[Tensor] = []
+        hook = None
+        if self.injection.scored and self.step >= self.injection.onset:
+            hook = self.model.register_forward_hook(lambda _, args, out: answers.append(out.argmax(1)))
         for _, (x, _) in zip(range(batches or len(self.val_loader)), self.val_loader, strict=False):
             self.injection.answer(self, x)
+        if hook is not None:
+            hook.remove()
+            self._scores.append(float((torch.cat(answers) == self.data.y_val).float().mean()))
