@@ -65,10 +65,12 @@ class Task:
 
     @property
     def key(self) -> str:
+        """What the result is kept under."""
         size = "" if self.kind != "power" else f"/{'none' if self.size is None else f'{self.size:g}'}"
         return f"{self.kind}/{self.name}/{self.network}/{self.seed}{size}"
 
     def run(self) -> Outcome:
+        """Train."""
         if self.kind == "fault":
             return tried(NETWORKS[self.network], INJECTIONS[self.name], self.seed)
         if self.kind == "fit":

@@ -87,8 +87,9 @@ def page(faults: Sequence[Outcome], sound: Sound, graded: Graded = ()) -> str:
     found = [outcome for outcome in valid if outcome.detected]
     lines = [
         INTRODUCTION,
-        f"{len(valid)} trainings with a fault: {_share(valid, 'detected')} detected, of these {_share(found, 'right_layer')} "
-        f"in the right layer. {len(sound)} sound trainings, {steps:,} steps: {len(alarms)} false alarms.",
+        f"{len(valid)} trainings with a fault: {_share(valid, 'detected')} detected, of these "
+        f"{_share(found, 'right_layer')} in the right layer. {len(sound)} sound trainings, {steps:,} steps: "
+        f"{len(alarms)} false alarms.",
         "",
         f"Each fault was put into up to {_most(faults, 'network')} of the networks that it fits, with "
         f"{_most(faults, 'seed')} seed{'s' * (_most(faults, 'seed') != 1)} each (0 to {_most(faults, 'seed') - 1}, "
@@ -123,8 +124,8 @@ def _bounds(sound: Sound, steps: int, alarms: Sequence[object]) -> Iterable[str]
     seeds = len({outcome.seed for _, outcome in sound})
     rate, share = most_expected(len(alarms)) / steps, most_expected(wrong) / len(sound)
     yield (
-        f"{len(alarms)} alarms in {steps:,} steps of {len(sound)} trainings with {seeds} seeds, {wrong} of which had one: "
-        f"with 95 % confidence at most {1e5 * rate:.2g} alarms in 100,000 steps of trainings like these, and at most "
+        f"{len(alarms)} alarms in {steps:,} steps of {len(sound)} trainings with {seeds} seeds, {wrong} of which had "
+        f"one: with 95 % confidence at most {1e5 * rate:.2g} alarms in 100,000 steps of trainings like these, and at most "
         f"{100 * share:.2g} % of trainings with one (the rule of three, where there was none)."
     )
     yield ""

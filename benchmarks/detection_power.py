@@ -58,10 +58,12 @@ class Grade:
 
     @property
     def share(self) -> float:
+        """The share of trainings in which the rule spoke."""
         return self.found / self.runs if self.runs else math.nan
 
     @property
     def harmful(self) -> bool:
+        """Whether the loss is large, and larger than chance makes it."""
         return self.loss >= max(HARM, 2 * self.error)
 
 
