@@ -8,7 +8,7 @@ SECONDS ?= 3600
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test fuzz inject lint format bench detection docs golden pictures clean
+.PHONY: help demo test fuzz inject lint format bench detection power public-faults docs golden pictures clean
 
 help:
 	@echo "make demo      install, then train three small networks and see what is found"
@@ -20,6 +20,8 @@ help:
 	@echo "make golden    write the expected texts of the terminal anew, and show what changed"
 	@echo "make bench     measure what bnmonitor costs"
 	@echo "make detection inject faults, train sound networks, and write down what was found"
+	@echo "make power     measure how small a fault the rules find, and what it costs"
+	@echo "make public-faults  play published faults again, and write down what is said"
 	@echo "make pictures  make the pictures of the README anew from a real run (needs chromium)"
 
 $(BIN)/pip:
@@ -87,6 +89,12 @@ bench: $(VENV)/bench.stamp
 
 detection: $(VENV)/dev.stamp
 	@$(BIN)/python benchmarks/detection.py
+
+power: $(VENV)/dev.stamp
+	@$(BIN)/python benchmarks/detection.py --part power
+
+public-faults: $(VENV)/dev.stamp
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/public_faults/run.py
 
 pictures: $(VENV)/dev.stamp
 	@$(BIN)/python docs/gen_pictures.py

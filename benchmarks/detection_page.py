@@ -125,8 +125,8 @@ def _bounds(sound: Sound, steps: int, alarms: Sequence[object]) -> Iterable[str]
     rate, share = most_expected(len(alarms)) / steps, most_expected(wrong) / len(sound)
     yield (
         f"{len(alarms)} alarms in {steps:,} steps of {len(sound)} trainings with {seeds} seeds, {wrong} of which had "
-        f"one: with 95 % confidence at most {1e5 * rate:.2g} alarms in 100,000 steps of trainings like these, and at most "
-        f"{100 * share:.2g} % of trainings with one (the rule of three, where there was none)."
+        f"one: with 95 % confidence at most {1e5 * rate:.2g} alarms in 100,000 steps of trainings like these, and at "
+        f"most {100 * share:.2g} % of trainings with one (the rule of three, where there was none)."
     )
     yield ""
 

@@ -17,7 +17,7 @@ from tests.end_to_end.faults.data import Data
 from tests.end_to_end.faults.injection import Injection
 from tests.end_to_end.faults.networks import Head, Losses, Network, batchnorms, chain, mlp
 from tests.end_to_end.faults.recipes import PLAIN
-from tests.end_to_end.faults.sound import FineTuning
+from tests.end_to_end.faults.sound import FineTuning, pretrain
 from tests.end_to_end.faults.trial import Trial
 
 
@@ -113,10 +113,17 @@ def _started_anew(trial: Trial) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Federated(Injection):
-    """Four clients with alike data train a copy each for ten steps; weights and statistics are averaged (FedAvg)."""
+    """Four clients with alike data train a copy each for ten steps; weights and statistics are averaged (FedAvg).
+
+    It goes on from a network that has been trained. From scratch the statistics of averaged weights lag for some rounds,
+    which BN304 says rightly: estimated anew, they classify up to 20 points more of the validation set.
+    """
 
     clients: int = 4
     local: int = 10
+
+    def build(self, trial: Trial) -> None:
+        pretrain(trial)
 
     def loader(self, trial: Trial) -> Any:
         data, size = trial.data, trial.recipe.batch
