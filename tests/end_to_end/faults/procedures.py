@@ -115,7 +115,7 @@ def _started_anew(trial: Trial) -> None:
 class Federated(Injection):
     """Four clients with alike data train a copy each for ten steps; weights and statistics are averaged (FedAvg).
 
-    It goes on from a network that has been trained. From scratch the statistics of averaged weights lag for some rounds,
+    It goes on from a network that has been trained. From scratch the statistics of averaged weights lag some rounds,
     which BN304 says rightly: estimated anew, they classify up to 20 points more of the validation set.
     """
 
