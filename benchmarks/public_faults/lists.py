@@ -68,12 +68,12 @@ DEEPCNN: tuple[Program, ...] = (
         start=constant,
     ),
     Program("random", "weights start with a deviation of 0.25", why="BatchNorm undoes the scale", start=arbitrary),
-    Program("wrong_act", "softmax as activation", ("BN105", "BN801"), make=lambda: network(act=Channelwise)),
+    Program("wrong_act", "softmax as activation", ("BN105",), make=lambda: network(act=Channelwise)),
     Program(
         "over_reg",
         "dropout of 0.5 before each second convolution",
         ("BN802",),
-        "BatchNorm reads what dropout has left",
+        "with statistics estimated anew without dropout it classifies 68 % instead of 36 %",
         make=lambda: network(between=0.5, drops=(0.5,) * 4),
     ),
     Program(

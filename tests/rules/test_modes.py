@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bnmonitor import Alert, Monitor, Severity
+from bnmonitor.rules.modes.auxiliary_network_updates import AuxiliaryNetworkUpdates
+from bnmonitor.testing import make_window
 from tests.recording.test_updates import in_eval
 
 MINE = ("BN4", "BN5")
@@ -442,8 +444,20 @@ def distill(model: Distilled, steps: int = 40) -> Trial:
 
 def test_bn407_a_teacher_with_followed_parameters_and_its_own_statistics() -> None:
     trial = distill(Distilled())
-    assert_only(trial, "BN407", ("teacher.1", "teacher.4"), Severity.WARNING, 0)
-    assert "'teacher'" in trial.reported["BN407"].message
+    assert not trial.reported
+    [alert] = [a for a in trial.monitor.alerts if a.code == "BN407"]
+    assert alert.severity is Severity.INFO
+    assert alert.layers == ("teacher.1", "teacher.4")
+    assert "'teacher'" in alert.message
+
+
+def test_bn407_such_a_teacher_is_a_warning_once_it_is_evaluated() -> None:
+    following = [[1 + 0.01 * step] * 3 for step in range(64)]
+    facts = {"auxiliary": ("teacher",)}
+    for evaluated, severity in ((False, Severity.INFO), (True, Severity.WARNING)):
+        window = make_window(facts=facts, gamma=following, ledger={"evaluated": {"validation": evaluated}})
+        [finding] = AuxiliaryNetworkUpdates().check(window)
+        assert finding.severity is severity
 
 
 def test_bn407_leaves_a_teacher_with_constant_parameters_to_bn402() -> None:

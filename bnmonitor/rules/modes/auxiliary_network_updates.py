@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule, first
-from bnmonitor.window import Window
+from bnmonitor.window import EVALUATIONS, Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,14 @@ class AuxiliaryNetworkUpdates(Rule):
     >>> str(finding.severity), "teacher" in finding.message
     ('warning', True)
 
+    One whose parameters follow those of a trained network, and that is not evaluated, is an info, told once:
+
+    >>> gamma = [[1 + 0.01 * step] * 3 for step in range(64)]
+    >>> window = make_window(facts={"auxiliary": ("teacher",)}, gamma=gamma)
+    >>> [finding] = AuxiliaryNetworkUpdates().check(window)
+    >>> str(finding.severity)
+    'info'
+
     A teacher in evaluation mode stays quiet:
 
     >>> AuxiliaryNetworkUpdates().check(make_window(facts={"auxiliary": ("teacher",)}, training=False, updates=0))
@@ -42,9 +50,9 @@ class AuxiliaryNetworkUpdates(Rule):
     None: it is a fact that no optimizer has its parameters, and that its running statistics change.
 
     ## Look-alikes
-    Some methods run the teacher or target in training mode on purpose (BYOL, overhaul distillation): ignore the rule
-    there. Training does not call an ``AveragedModel`` with averaged buffers, so it stays quiet. BN402 judges a part
-    with a gamma and beta that do not change.
+    BYOL and MoCo run the network that follows in training mode on purpose: nobody evaluates it, and its own batches fit
+    its slow parameters. As long as it is not evaluated, that is an info. Training does not call an ``AveragedModel``
+    with averaged buffers, so it stays quiet. BN402 judges a part with a gamma and beta that do not change.
 
     ## References
     DLR-RM/stable-baselines3#1004, #553; clovaai/overhaul-distillation#37; facebookresearch/unbiased-teacher#47.
@@ -65,10 +73,13 @@ class AuxiliaryNetworkUpdates(Rule):
         if not any(auxiliary) or len(window) < self.least_steps:
             return []
         recent = window.last(self.least_steps)
+        evaluated = window.ledger.evaluated[EVALUATIONS].any(0)
+        followed = (window.gamma[1:] != window.gamma[:-1]).any(0)
+        quiet = window.layers.segments.any(followed) & ~evaluated
         moving = recent.training[-1] & (recent.updates > 0).any(0) & window.ran_in_training()
         return [
             Finding(
-                severity=Severity.WARNING,
+                severity=Severity.INFO if quiet[layer] else Severity.WARNING,
                 layer=layer,
                 first_step=first((window.updates[:, layer] > 0) & window.training[:, layer], window),
                 value=float(recent.updates[:, layer].sum()),
