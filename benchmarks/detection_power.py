@@ -115,7 +115,9 @@ def section(graded: Graded) -> Iterator[str]:
     if not graded:
         return
     yield INTRODUCTION.rstrip()
-    for curve in CURVES:
+    known = {outcome.name for _, outcome in graded}
+    curves = [curve for curve in CURVES if curve.name in known]
+    for curve in curves:
         found = grades(curve, graded)
         begins, surely, without = harm(found), sure(found), found[0]
         cells = (
@@ -128,7 +130,7 @@ def section(graded: Graded) -> Iterator[str]:
         )
         yield f"| {' | '.join(cells)} |"
     yield ""
-    for curve in CURVES:
+    for curve in curves:
         yield from _table(curve, graded)
 
 
