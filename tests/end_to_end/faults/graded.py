@@ -27,6 +27,7 @@ from tests.end_to_end.faults.power import CERTAIN, Effect
 from tests.end_to_end.faults.recipes import Recipe
 from tests.end_to_end.faults.running_average import EarlyEvaluation, ForeignStatistics, LaggingLayer
 from tests.end_to_end.faults.sample_size import RaggedBatch, SmallBatch
+from tests.end_to_end.faults.sound import pretrain
 from tests.end_to_end.faults.trial import Trial
 
 
@@ -109,14 +110,23 @@ class Lag(Graded, LaggingLayer):
 
 @dataclass(frozen=True, kw_only=True)
 class Cold(Graded, EarlyEvaluation):
-    """Evaluated once, after forty updates, while zero and one still have the given weight in the statistics."""
+    """Evaluated once, after forty updates, while zero and one still have the given weight in the statistics.
+
+    The network comes trained, without its statistics, and hardly moves: else a smaller momentum would lag besides.
+    """
 
     weight: float = 0.0
     steps: int = 45
     evaluate_every: int = 40
 
+    def build(self, trial: Trial) -> None:
+        super().build(trial)
+        pretrain(trial)
+        for layer in map(trial.model.get_submodule, trial.order):
+            layer.reset_running_stats()
+
     def recipe(self, recipe: Recipe) -> Recipe:
-        return replace(recipe, momentum=1 - max(self.weight, 1e-5) ** (1 / self.evaluate_every))
+        return replace(recipe, lr=1e-3, momentum=1 - max(self.weight, 1e-5) ** (1 / self.evaluate_every))
 
 
 @dataclass(frozen=True, kw_only=True)
