@@ -5,6 +5,8 @@ VENV ?= .venv
 SEED ?= 289434586
 # How long `make fuzz` begins new programs.
 SECONDS ?= 3600
+# What `make detection` and `make power` are called with, such as --seeds 5 --networks 3 --jobs 4.
+ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -88,10 +90,10 @@ bench: $(VENV)/bench.stamp
 	@$(BIN)/python benchmarks/report.py
 
 detection: $(VENV)/dev.stamp
-	@$(BIN)/python benchmarks/detection.py
+	@$(BIN)/python benchmarks/detection.py $(ARGS)
 
 power: $(VENV)/dev.stamp
-	@$(BIN)/python benchmarks/detection.py --part power
+	@$(BIN)/python benchmarks/detection.py --part power $(ARGS)
 
 public-faults: $(VENV)/dev.stamp
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/public_faults/run.py
