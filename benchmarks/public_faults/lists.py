@@ -111,8 +111,7 @@ DEEPCNN: tuple[Program, ...] = (
     Program(
         "wrong_loss2",
         "the loss is reduced along the batch",
-        ("BN704",),
-        "the rate is 6 times as high, which still trains",
+        why="the rate is 6 times as high, which still trains",
         loss=along_batch,
     ),
     Program(
