@@ -142,8 +142,15 @@ def known(now: str) -> dict[str, dict[str, Any]]:
     """Results of earlier runs in the same state of the code, by the key of their task."""
     if not CACHE.exists():
         return {}
-    rows = (json.loads(line) for line in CACHE.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
-    return {row["task"]: row["outcome"] for row in rows if row["state"] == now}
+    found = {}
+    for line in CACHE.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # a run that was killed leaves half a line, at most
+            continue
+        if row["state"] == now and isinstance(row["task"], str):
+            found[row["task"]] = row["outcome"]
+    return found
 
 
 def work(tasks: list[Task], done: dict[str, dict[str, Any]], now: str, jobs: int) -> int:

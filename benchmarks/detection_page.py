@@ -122,7 +122,7 @@ def _bounds(sound: Sound, steps: int, alarms: Sequence[object]) -> Iterable[str]
         return
     wrong = sum(bool(outcome.alarms()) for _, outcome in sound)
     seeds = len({outcome.seed for _, outcome in sound})
-    rate, share = most_expected(len(alarms)) / steps, most_expected(wrong) / len(sound)
+    rate, share = most_expected(len(alarms)) / steps, min(1.0, most_expected(wrong) / len(sound))
     yield (
         f"{len(alarms)} alarms in {steps:,} steps of {len(sound)} trainings with {seeds} seeds, {wrong} of which had "
         f"one: with 95 % confidence at most {1e5 * rate:.2g} alarms in 100,000 steps of trainings like these, and at "
