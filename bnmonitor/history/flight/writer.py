@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from queue import Empty, Queue
+from queue import Queue
 from threading import Thread
 from typing import Any
 
@@ -294,19 +294,20 @@ class FlightWriter:
             self._thread.start()
 
     def _work(self) -> None:
-        worker = self._worker = self._worker or _Worker(self.folder, self.budget)
         failed = False
         while (item := self._queue.get()) is not None:
             self._waiting -= _size(item)
             if failed:
                 continue
             try:
-                worker.take(item)
+                self._worker = self._worker or _Worker(self.folder, self.budget)
+                self._worker.take(item)
             except Exception as error:
                 failed = True  # a full disk stays full: the rest of the session is not written
                 self._failed.append(error)
-        with suppress(Empty), suppress(Exception):
-            worker.close()
+        if self._worker is not None:
+            with suppress(OSError):
+                self._worker.close()
 
 
 def _size(item: Layout | Blocks | _Detail) -> int:
@@ -332,7 +333,10 @@ class _Worker:
         """Count what other sessions have left here, and make pages of the tails of those that were killed."""
         tails = []
         for path in self.folder.iterdir():
-            part, size = Part.of(path), path.stat().st_size
+            try:
+                part, size = Part.of(path), path.stat().st_size
+            except FileNotFoundError:  # another process has renamed or joined it just now
+                continue
             if part is None:
                 self._other += size
                 if LAYOUT.fullmatch(path.name) and (known := Layout.decode(path.read_text(encoding="utf-8"))):
