@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-_EXTRA = {"pyarrow": "pyarrow"}
-"""What the extra does not install."""
-
 
 def needed(module: str, what: str) -> Any:
     """Import a library that only some people need.
@@ -37,9 +34,8 @@ def needed(module: str, what: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         name = module.split(".")[0]
-        raise ImportError(
-            f"{what} needs {name}: pip install 'bnmonitor[tables]' {_EXTRA.get(name, '')}".rstrip()
-        ) from None
+        extra = "pyarrow" if name == "pyarrow" else "'bnmonitor[tables]'"
+        raise ImportError(f"{what} needs {name}: pip install {extra}") from None
 
 
 def matching(run: RunData, pattern: str | None) -> tuple[str, ...]:
@@ -162,11 +158,8 @@ _STYLE = "font-family:sans-serif;font-size:13px"
 def html_of(run: RunData) -> str:
     """Return a run for a notebook: its verdict, and its incidents."""
     lines = [f"<b>{html.escape(run.verdict)}</b>", f"{html.escape(run.name)} · {len(run.layers)} layers"]
-    listed = [
-        f"<tr><td>{html.escape(str(i.severity))}</td><td>{html.escape(i.title)}</td><td>{html.escape(i.layer or '')}</td>"
-        f"<td>{i.first_step}</td><td>{i.state}</td><td>{html.escape(i.advice)}</td></tr>"
-        for i in run.incidents
-    ]
+    cells = [(str(i.severity), i.title, i.layer or "", i.first_step, i.state, i.advice) for i in run.incidents]
+    listed = ["<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in cells]
     head = "".join(f"<th>{each}</th>" for each in ("severity", "incident", "layer", "since step", "state", "fix"))
     table = f"<table><tr>{head}</tr>{''.join(listed)}</table>" if listed else ""
     return f'<div style="{_STYLE}">{"<br>".join(lines)}{table}</div>'
