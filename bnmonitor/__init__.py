@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bnmonitor.monitor import AlertError, BatchNormWarning, Monitor
     from bnmonitor.results import Alert, Incident, Severity
     from bnmonitor.rules import Finding, Rule, all_rules, default_rules
+    from bnmonitor.runs import Run, Runs, open  # noqa: A004 -- as gzip and zipfile have one
     from bnmonitor.sinks import Sink
     from bnmonitor.summary import Summary
 
@@ -34,11 +35,14 @@ _HOMES = {
     "LayerTable": "layers",
     "Monitor": "monitor",
     "Rule": "rules",
+    "Run": "runs",
+    "Runs": "runs",
     "Severity": "results",
     "Sink": "sinks",
     "Summary": "summary",
     "all_rules": "rules",
     "default_rules": "rules",
+    "open": "runs",
 }
 
 __all__ = [
@@ -51,11 +55,14 @@ __all__ = [
     "LayerTable",
     "Monitor",
     "Rule",
+    "Run",
+    "Runs",
     "Severity",
     "Sink",
     "Summary",
     "all_rules",
     "default_rules",
+    "open",
 ]
 
 

@@ -4,6 +4,9 @@ A rule takes them as the defaults of its fields; the measures, the summary, the 
 are.
 """
 
+FLIGHT_BYTES = 256 * 2**20
+"""Most bytes of a run's flight record."""
+
 LAG_MEAN = 0.1
 """Distance of batch mean and running mean, in standard deviations: from here on the running statistics lag."""
 

@@ -27,6 +27,7 @@ ORDER = (
         "history",
         "display",
         "viewer",
+        "runs",
         "report",
         "tensorboard_plugin",
     ),

@@ -20,6 +20,7 @@ PACKAGE = Path(bnmonitor.__file__).parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 CHANGED = {
+    "FLIGHT_BYTES": 2**20,
     "LAG_MEAN": 0.15,
     "LAG_LOG_DEVIATION": 0.35,
     "SEVERE_LAG_MEAN": 0.4,
@@ -39,18 +40,21 @@ CHANGED = {
 CAPS = {"INFO": 100.0, "WARNING": 70.0, "ERROR": 30.0}
 
 PROBE = '''
-import json, math, sys
+import inspect, json, math, sys
 from dataclasses import replace
 import torch
 from torch import nn
-from bnmonitor import all_rules
+from bnmonitor import BatchNormMonitor, Monitor, all_rules
 from bnmonitor.audit import audit
+from bnmonitor.history.flight.writer import FlightWriter
 from bnmonitor.history.run import open_history
 from bnmonitor.history.statistics import BY_NAME
 from bnmonitor.measures import dead, offset, silent, warm
+from bnmonitor.monitor import Settings
 from bnmonitor.report.compare import JUDGED
 from bnmonitor.report.page import page
 from bnmonitor.results import Incident, Severity
+from bnmonitor.sinks import FlightRecord
 from bnmonitor.summary import METRICS, summarize
 from bnmonitor.testing import make_sample, make_window
 
@@ -68,6 +72,10 @@ def limit(row, lag):
     """The lag at which health would be that of a layer at its limit."""
     return row[lag] / math.sqrt((100 - row["health"]) / (100 - BY_NAME["health"].limits["near"]))
 
+places["FLIGHT_BYTES"] = {"settings": Settings().flight_bytes}
+for door in (Monitor, BatchNormMonitor, FlightRecord, FlightWriter):
+    budget = inspect.signature(door).parameters.get("flight_bytes") or inspect.signature(door).parameters["budget"]
+    places["FLIGHT_BYTES"][door.__name__] = budget.default
 for code, field in (("BN304", "warn_mean"), ("BN303", "least_mean"), ("BN503", "warn_mean"), ("BN505", "warn_mean"),
                     ("BN603", "lag_shift")):
     rule("LAG_MEAN", code, field)

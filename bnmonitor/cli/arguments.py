@@ -18,6 +18,7 @@ _MAIN = """examples:
   bnmonitor demo                   three short trainings, two of them faulty
   bnmonitor report lightning_logs  a report on the newest run there
   bnmonitor compare BEFORE AFTER   did the fix work?
+  bnmonitor export RUN --csv       its numbers as a table
   bnmonitor audit model.ckpt       what is wrong with a checkpoint
   bnmonitor explain BN304          what a rule or a cause means, and what to do
 
@@ -46,6 +47,12 @@ _EXAMPLES = {
   bnmonitor compare epoch=1.ckpt epoch=9.ckpt   how far the layers have moved
   bnmonitor compare A B --json                  for a script
   bnmonitor compare A B && echo "no worse"      in CI
+""",
+    "export": """examples:
+  bnmonitor export RUN --csv                               each layer at each logged step
+  bnmonitor export RUN --csv layers.csv --layer 'net.*'    some layers, into a file
+  bnmonitor export RUN --json --statistic batch_var        each channel over the whole run
+  bnmonitor export RUN --parquet gamma.parquet --statistic gamma
 """,
     "audit": """examples:
   bnmonitor audit model.ckpt              one checkpoint
@@ -135,6 +142,21 @@ def parser() -> Parser:
     _add_rows(compare, 12, "changes")
     compare.add_argument("--json", action="store_true", help="print JSON")
     _add_fail_on(compare, "an alert of this severity or worse came, or a layer got worse")
+
+    export = command("export", "write the numbers of a recorded run as a table")
+    export.add_argument("path", type=Path, metavar="RUN", help="a run's directory, or one of runs")
+    export.add_argument("--run", dest="run_name", metavar="NAME", help="the run of this name, of several")
+    export.add_argument("--layer", metavar="GLOB", help="only these layers")
+    export.add_argument(
+        "--statistic",
+        metavar="NAME",
+        help="only this one: a column such as health, or of every channel batch_mean, batch_var, running_mean, "
+        "running_var, gamma or beta",
+    )
+    written = export.add_mutually_exclusive_group(required=True)
+    written.add_argument("--csv", nargs="?", const="-", metavar="FILE", help="comma-separated; without FILE, printed")
+    written.add_argument("--json", nargs="?", const="-", metavar="FILE", help="an object a line, likewise")
+    written.add_argument("--parquet", metavar="FILE", help="Parquet; it needs pandas and pyarrow")
 
     audit = command(
         "audit",

@@ -149,6 +149,38 @@ def _drift(parsed: argparse.Namespace) -> int:
     return _verdict(parsed, found.came)
 
 
+def _export(parsed: argparse.Namespace) -> int:
+    from bnmonitor.report.read import NoHistoryError, find
+    from bnmonitor.runs import open as open_runs
+    from bnmonitor.runs import rows, write_csv, write_json, write_parquet
+
+    try:
+        _, names = find(parsed.path, parsed.run_name)
+    except NoHistoryError as error:
+        return _fail(str(error))
+    if len(names) > 1:
+        return _fail(f"{parsed.path} holds {len(names)} runs: choose one by --run, such as --run {names[0]}")
+    place = parsed.csv or parsed.json or parsed.parquet
+    file = None if place == "-" else Path(place)
+    try:
+        table = rows(open_runs(parsed.path)[names[0]], parsed.layer, parsed.statistic)
+        if parsed.parquet:
+            written = write_parquet(Path(place), table)
+        else:
+            written = (write_csv if parsed.csv else write_json)(file, table, sys.stdout)
+    except LookupError as error:
+        return _fail(str(error.args[0]))
+    except ImportError as error:
+        return _fail(str(error))
+    except OSError as error:
+        if file is None:
+            raise
+        return _fail(f"cannot write {file}: {error.strerror or error}")
+    if file is not None:
+        say(f"{written:,} rows written to {file}")
+    return FINE
+
+
 def _audit(parsed: argparse.Namespace) -> int:
     from bnmonitor.audit import UnreadableError, audit, audit_line, audit_table, checkpoint_files, locate
 
@@ -271,6 +303,7 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "demo": _demo,
     "report": _report,
     "compare": _compare,
+    "export": _export,
     "audit": _audit,
     "structure": _structure,
     "rules": _rules,

@@ -26,6 +26,7 @@ from bnmonitor.lightning.private import (
 )
 from bnmonitor.lightning.progress_bar import beside_bar, inside_bar
 from bnmonitor.lightning.trainer import TrainerActions
+from bnmonitor.limits import FLIGHT_BYTES
 from bnmonitor.monitor import Action, AlertError, BatchNormWarning, Monitor, Phase, Settings, warn
 from bnmonitor.results import Alert, Incident
 from bnmonitor.rules import Rule, Thresholds
@@ -51,6 +52,8 @@ class BatchNormMonitor(CallbackBase):
         sample_every_n_steps: Take activation statistics on the first step and then every so many steps; 0: never.
         window: Steps kept at full resolution.
         probe: Allow rules that need an extra forward on a kept batch at the start of a validation.
+        flight_bytes: Most bytes of the flight record, which keeps every channel of the whole run beside the history;
+            0: none is written.
         include: Glob patterns over layer names; a layer is watched if one matches.
         exclude: Glob patterns; a layer is not watched if one matches.
         select: Rules to run: codes, prefixes, names, "default" or "all".
@@ -79,6 +82,7 @@ class BatchNormMonitor(CallbackBase):
         sample_every_n_steps: int = 100,
         window: int = 64,
         probe: bool = False,
+        flight_bytes: int = FLIGHT_BYTES,
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         select: Sequence[str] = ("default",),

@@ -17,6 +17,7 @@ from bnmonitor._text import nearest
 from bnmonitor.context import RunFacts
 from bnmonitor.distributed import RankExchange
 from bnmonitor.layers import LayerTable
+from bnmonitor.limits import FLIGHT_BYTES
 from bnmonitor.monitor.actions import AlertError, warn
 from bnmonitor.monitor.batches import BatchKeeper
 from bnmonitor.monitor.session import Session
@@ -57,6 +58,8 @@ class Monitor:
         sample_every_n_steps: Take activation statistics on the first step and then every so many steps; 0: never.
         window: Steps kept at full resolution.
         probe: Allow rules that need an extra forward on a kept batch at the start of a validation.
+        flight_bytes: Most bytes of the flight record, which keeps every channel of the whole run beside the history;
+            0: none is written.
         include: Glob patterns over layer names; a layer is watched if one matches.
         exclude: Glob patterns; a layer is not watched if one matches.
         select: Rules to run: codes, prefixes, names, ``"default"`` or ``"all"``.
@@ -90,6 +93,7 @@ class Monitor:
         sample_every_n_steps: int = 100,
         window: int = 64,
         probe: bool = False,
+        flight_bytes: int = FLIGHT_BYTES,
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         select: Sequence[str] = ("default",),
@@ -227,8 +231,8 @@ class Monitor:
     @property
     def black_boxes(self) -> tuple[Path, ...]:
         """Files with the whole window when an error opened; see :func:`bnmonitor.sinks.read_black_box`."""
-        box = self._session.black_box
-        return () if box is None else tuple(box.files)
+        files = self._session.files
+        return () if files is None else tuple(files.black_boxes)
 
     @property
     def saved_batches(self) -> tuple[Path, ...]:

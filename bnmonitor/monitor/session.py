@@ -19,12 +19,13 @@ from bnmonitor.context import RunFacts, rate_of
 from bnmonitor.diagnosis import Change, Diagnosis
 from bnmonitor.distributed import world_size
 from bnmonitor.monitor.actions import AlertActions, AlertError, BatchNormWarning, warn
+from bnmonitor.monitor.run_files import RunFiles
 from bnmonitor.monitor.settings import Settings
 from bnmonitor.recording import Moment, Recorder
-from bnmonitor.results import Alert, Severity
+from bnmonitor.results import Alert
 from bnmonitor.rules import Conditions, absent_needs, unmet
 from bnmonitor.rules.monitor.sink_error import SinkError
-from bnmonitor.sinks import BlackBox, Run
+from bnmonitor.sinks import Run
 from bnmonitor.summary import Summary, empty, summarize
 from bnmonitor.window import Window
 
@@ -66,7 +67,7 @@ class Session:
         self._alerts: tuple[Alert, ...] | None = None
         self.actions = AlertActions(settings, words, self._open_sink_error)
         self.running = self.validated = False
-        self.black_box: BlackBox | None = None
+        self.files: RunFiles | None = None
         self.failure = ""
         """Why bnmonitor has stopped watching; empty if it has not failed."""
         self._log_every = _LOG_EVERY if settings.log_every_n_steps is None else settings.log_every_n_steps
@@ -158,8 +159,8 @@ class Session:
         self.recorder.begin()
         if not self.watching:
             return
-        if self.black_box is None and self._run.log_dir is not None:
-            self.black_box = BlackBox(self._run.log_dir)
+        if self.files is None and self._run.log_dir is not None:
+            self.files = RunFiles(self._run.log_dir, self.settings.flight_bytes, self.actions.report_failure)
         self.actions.notify("open", replace(self._run, layers=self.recorder.layers, sinks=self.actions.sinks))
 
     @property
@@ -324,11 +325,9 @@ class Session:
             events = self.book.check(window, self.absent(), [moment for moment, now in times.items() if now])
             changes = self._diagnose(window)
         self._shown &= not (events or changes)
+        if self.files is not None:
+            self.files.judged(window, events)
         self.recorder.settle(window, held=self.book.held(window.layers))
-        if self.black_box is not None:
-            for alert in events:
-                if alert.state == "open" and alert.severity is Severity.ERROR:
-                    self.black_box.write(window, alert)
         self.actions.announce([self._explained(alert) for alert in events], changes)
         return window
 
@@ -342,6 +341,8 @@ class Session:
         """Run the rules on the steps that are left, and pass the state to the sinks."""
         self.check(wait=True)
         self.recorder.end_epoch()
+        if self.files is not None:
+            self.files.end_epoch(epoch)
         if self.recorder.steps:
             self.actions.notify("epoch", self.summary(epoch))
 
@@ -366,10 +367,8 @@ class Session:
             self.actions.notify("close", self._unknown())
 
     def _close_sinks(self) -> None:
-        if self.black_box is not None:
-            self.black_box.close()
-            for error in self.black_box.failures():
-                self.actions.report_failure("the black box", error)
+        if self.files is not None:
+            self.files.close()
         if self._log_every and not self._shown and self.recorder.steps:
             self._frame(last=True)
         self.actions.notify("close", self.summary())

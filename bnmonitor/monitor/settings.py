@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bnmonitor._text import nearest
+from bnmonitor.limits import FLIGHT_BYTES
 from bnmonitor.results import Alert, Severity
 from bnmonitor.rules import ForLayers, Rule, Thresholds, by_layer, choose
 from bnmonitor.sinks import Sink, checked
@@ -41,6 +42,7 @@ class Settings:
     sample_every_n_steps: int = 100
     window: int = 64
     probe: bool = False
+    flight_bytes: int = FLIGHT_BYTES
     include: Sequence[str] = ("*",)
     exclude: Sequence[str] = ()
     select: Sequence[str] = ("default",)
@@ -54,6 +56,7 @@ class Settings:
             ("check_every_n_steps", 1, ""),
             ("sample_every_n_steps", 0, " (0: never)"),
             ("window", 2, ""),
+            ("flight_bytes", 0, " (0: no flight record)"),
             ("log_every_n_steps", 0, " (0: never), or None for the Trainer's cadence"),
         ):
             value = getattr(self, name)

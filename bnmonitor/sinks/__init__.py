@@ -3,6 +3,7 @@
 from bnmonitor.sinks.base import FanOut, Run, Sink, checked
 from bnmonitor.sinks.black_box import BlackBox, read_black_box
 from bnmonitor.sinks.console import Console
+from bnmonitor.sinks.flight_record import FlightRecord
 from bnmonitor.sinks.json_lines import JsonLines
 from bnmonitor.sinks.loggers import Loggers, totals
 from bnmonitor.sinks.tensorboard import TensorBoard
@@ -11,6 +12,7 @@ __all__ = [
     "BlackBox",
     "Console",
     "FanOut",
+    "FlightRecord",
     "JsonLines",
     "Loggers",
     "Run",

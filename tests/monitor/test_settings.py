@@ -22,6 +22,7 @@ SHARED: dict[str, Any] = {
     "sample_every_n_steps": 100,
     "window": 64,
     "probe": False,
+    "flight_bytes": 256 * 2**20,
     "include": ("*",),
     "exclude": (),
     "select": ("default",),
@@ -86,6 +87,7 @@ def test_settings_have_the_same_defaults_and_both_doors_explain_every_argument()
         *[(n, v) for n in ("check_every_n_steps", "window") for v in (0, -1, True, "10", 2.0, None, float("nan"))],
         ("window", 1),
         *[("sample_every_n_steps", v) for v in (-1, False, "never", 0.5, None)],
+        *[("flight_bytes", v) for v in (-1, True, "256 MB", 1.5, None)],
         *[("log_every_n_steps", v) for v in (-5, True, "50", 1.5)],
     ],
 )

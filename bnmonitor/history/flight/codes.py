@@ -1,0 +1,136 @@
+"""Floats as small whole numbers, and these as few bytes.
+
+A mean is rounded to a grid whose step is twice the allowed error at most; a variance likewise in its logarithm, so that
+its error is relative. The mean of a block has an eighth of the step, as it is rounded again each time that blocks are
+joined; extremes stay on their grid then. Over time a statistic moves by a few steps of the grid, so the differences
+between consecutive blocks are small whole numbers, and so are the distances of a block's minimum and maximum from its
+mean. They are written byte by byte of their significance, and packed by zlib's run lengths and Huffman code: faster
+than its search for repeated strings, and smaller for numbers that are noise.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+
+from bnmonitor.history.flight.layout import Array
+
+ABSENT, PLAIN, GRID = 0, 1, 2
+"""Forms of a chunk: nothing is known; float32 as they are; whole numbers on a grid."""
+
+FINER = 8
+"""By how much the grid of a block's mean is finer than that of its extremes."""
+
+_HEAD = struct.Struct("<BBBBI")
+_LEAST = 1e-38
+_MOST = 1e37
+_LARGEST = 2**30
+_WIDTHS = ("<u1", "<u2", "<u4")
+
+
+def encode(values: Array, grid: Array, *, logarithmic: bool) -> bytes:
+    """Return a statistic of a layer over some blocks as bytes.
+
+    Args:
+        values: ``[B, K, C]`` float32, the mean of each block, and its minimum and maximum if ``K`` is 3.
+        grid: ``[C]`` float32, the step of each channel's grid; of the logarithm's if ``logarithmic``.
+        logarithmic: Whether to round the logarithm; the values are at least 0 then.
+    """
+    known = ~np.isnan(values[:, 0, 0])
+    if not known.any():
+        return _HEAD.pack(ABSENT, 0, 0, 0, 0) if np.isnan(values).all() else _plain(values)
+    some = values[known]
+    with np.errstate(all="ignore"):
+        levels = np.log(np.maximum(some, _LEAST)) / grid if logarithmic else some / grid
+        fits = np.isfinite(grid).all() and (grid > 0).all() and np.abs(levels).max() < _LARGEST / FINER
+    if not fits or not np.isnan(values[~known]).all() or (logarithmic and not 0 <= some.min() <= some.max() < _MOST):
+        return _plain(values)
+    mean = np.rint(levels[:, 0] * (FINER if levels.shape[1] > 1 else 1)).astype(np.int64)
+    numbers = [_zigzag(np.diff(mean, axis=0, prepend=0))]
+    if levels.shape[1] > 1:
+        extremes = np.rint(levels[:, 1:]).astype(np.int64)
+        middle = mean // FINER
+        numbers += [_zigzag(middle - extremes[:, 0]), _zigzag(extremes[:, 1] - middle)]
+    first, rest = numbers[0][:1], [numbers[0][1:], *numbers[1:]]
+    groups = [first, np.concatenate([each.reshape(-1) for each in rest])]
+    widths = [next((i for i, w in enumerate(_WIDTHS) if g.max(initial=0) < 256 ** int(w[2:])), None) for g in groups]
+    if None in widths:
+        return _plain(values)
+    body = [np.packbits(known).tobytes(), grid.astype("<f4").tobytes()]
+    body += [_planes(group.astype(_WIDTHS[width or 0])) for group, width in zip(groups, widths, strict=True)]
+    packed = _packed(b"".join(body))
+    return _HEAD.pack(GRID, values.shape[1], *(w or 0 for w in widths), len(packed)) + packed
+
+
+def decode(chunk: bytes, shape: tuple[int, int, int], *, logarithmic: bool) -> Array:
+    """Return the values of a chunk: ``[B, K, C]`` float32.
+
+    Raises:
+        ValueError: The chunk is damaged.
+    """
+    try:
+        form, parts, *widths, length = _HEAD.unpack_from(chunk)
+        if form == ABSENT:
+            return np.full(shape, np.nan, np.float32)
+        body = zlib.decompress(chunk[_HEAD.size : _HEAD.size + length], -15)
+        if form == PLAIN:
+            return np.frombuffer(_joined(body, 4), "<f4").reshape(shape)
+        if form != GRID or parts != shape[1]:
+            raise ValueError(f"form {form} with {parts} parts")
+        return _on_grid(body, shape, widths, logarithmic=logarithmic)
+    except (struct.error, zlib.error, IndexError) as error:
+        raise ValueError(f"a damaged chunk: {error}") from None
+
+
+def _on_grid(body: bytes, shape: tuple[int, int, int], widths: list[int], *, logarithmic: bool) -> Array:
+    blocks, parts, channels = shape
+    at = -(-blocks // 8)
+    known = np.unpackbits(np.frombuffer(body[:at], np.uint8), count=blocks).astype(bool)
+    grid = np.frombuffer(body[at : at + 4 * channels], "<f4")
+    at += 4 * channels
+    count = int(known.sum())
+    groups = []
+    for size, width in zip((channels, (count * parts - 1) * channels), widths, strict=True):
+        bytes_each = 1 << width
+        groups.append(np.frombuffer(_joined(body[at : at + size * bytes_each], bytes_each), f"<u{bytes_each}"))
+        at += size * bytes_each
+    rest = _unzigzag(groups[1]).reshape(-1, channels)
+    mean = np.concatenate([_unzigzag(groups[0])[None], rest[: count - 1]]).cumsum(0)
+    codes = [mean]
+    if parts > 1:
+        middle = mean // FINER
+        codes = [mean / FINER, middle - rest[count - 1 : 2 * count - 1], middle + rest[2 * count - 1 :]]
+    levels = np.stack(codes, axis=1).astype(np.float32) * grid
+    found = np.full(shape, np.nan, np.float32)
+    found[known] = np.exp(levels) if logarithmic else levels
+    return found
+
+
+def _plain(values: Array) -> bytes:
+    packed = _packed(_planes(np.ascontiguousarray(values, "<f4").reshape(-1)))
+    return _HEAD.pack(PLAIN, values.shape[1], 0, 0, len(packed)) + packed
+
+
+def _packed(body: bytes) -> bytes:
+    packer = zlib.compressobj(1, zlib.DEFLATED, -15, 9, zlib.Z_RLE)
+    return packer.compress(body) + packer.flush()
+
+
+def _planes(numbers: Array) -> bytes:
+    """The lowest byte of every number, then the next."""
+    return np.ascontiguousarray(numbers.reshape(-1).view(np.uint8).reshape(-1, numbers.itemsize).T).tobytes()
+
+
+def _joined(planes: bytes, size: int) -> bytes:
+    return np.ascontiguousarray(np.frombuffer(planes, np.uint8).reshape(size, -1).T).tobytes()
+
+
+def _zigzag(numbers: Array) -> Array:
+    return (numbers << 1) ^ (numbers >> 63)
+
+
+def _unzigzag(numbers: Array) -> Array:
+    signed = numbers.astype(np.int64)
+    return (signed >> 1) ^ -(signed & 1)

@@ -1,0 +1,459 @@
+"""Writes a flight record: steps in, blocks out, and pages made of them on a thread of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import Queue
+from threading import Thread
+from typing import Any
+
+import numpy as np
+
+from bnmonitor.history.flight import budget as sizes
+from bnmonitor.history.flight import pages
+from bnmonitor.history.flight.layout import (
+    COURSE,
+    LAYOUT,
+    PARTS,
+    STATISTICS,
+    Array,
+    Blocks,
+    Layout,
+    Part,
+    columns,
+    detail_name,
+    page_name,
+    tail_name,
+)
+from bnmonitor.history.flight.tail import Tail, is_left, read
+from bnmonitor.limits import FLIGHT_BYTES
+
+_WAITING = 64 * 2**20
+"""Most bytes of blocks that wait to be written."""
+
+_SLOW = tuple(STATISTICS.index(name) for name in ("running_mean", "running_var", "gamma", "beta"))
+_STRIDE = 5
+"""In blocks of many steps, averages and parameters are looked at on every 5th: they move slowly by their nature."""
+
+_LOSS, _LOW, _HIGH = (COURSE.index(name) for name in ("loss", "loss_minimum", "loss_maximum"))
+
+
+class _Block:
+    """A block that steps are still added to: minimum, maximum and sum of each channel."""
+
+    def __init__(self, total: int, width: int) -> None:
+        self.low = np.empty((len(STATISTICS), total), np.float32)
+        self.high, self.sum = np.empty_like(self.low), np.empty_like(self.low)
+        self._now = np.empty(total, np.float32)
+        self.counts: list[Any] = []
+        self.begin(width)
+
+    def begin(self, width: int) -> None:
+        self.low.fill(np.inf)
+        self.high.fill(-np.inf)
+        self.sum.fill(0.0)
+        self.counts = [0] * len(STATISTICS)
+        self.steps, self.first, self.last = 0, -1, -1
+        self.course = np.full(width, np.nan)
+        self.losses = 0
+
+    def add(self, steps: Sequence[int], rows: Sequence[Array], course: Array) -> None:
+        self.first = self.first if self.steps else steps[0]
+        self.last, self.steps = steps[-1], self.steps + len(steps)
+        for which, each in enumerate(rows):
+            each = each[::-_STRIDE] if which in _SLOW else each
+            self._reduce(which, each)
+        self._follow(course)
+
+    def _reduce(self, which: int, rows: Array) -> None:
+        count: Any = len(rows)
+        total = np.add.reduce(rows, axis=0, out=self._now)
+        if np.isnan(np.add.reduce(total)):
+            known = ~np.isnan(rows)
+            count = known.sum(0)
+            self.sum[which] += np.add.reduce(np.where(known, rows, 0), axis=0)
+        else:
+            self.sum[which] += total
+        self.counts[which] = self.counts[which] + count
+        np.fmin(self.low[which], np.fmin.reduce(rows, axis=0, out=self._now), out=self.low[which])
+        np.fmax(self.high[which], np.fmax.reduce(rows, axis=0, out=self._now), out=self.high[which])
+
+    def _follow(self, course: Array) -> None:
+        """Take in the ``[n, N]`` course of the new steps."""
+        losses = course[:, _LOSS]
+        losses = losses[~np.isnan(losses)]
+        before = self.course[[_LOSS, _LOW, _HIGH]]
+        self.course = course[-1].copy()
+        self.course[[_LOSS, _LOW, _HIGH]] = before
+        if len(losses):
+            total = self.losses + len(losses)
+            mean = before[0] * self.losses if self.losses else 0.0
+            self.course[_LOSS] = (mean + losses.sum()) / total
+            self.course[_LOW] = np.fmin(before[1], losses.min())
+            self.course[_HIGH] = np.fmax(before[2], losses.max())
+            self.losses = total
+
+    def done(self) -> Blocks:
+        values = np.empty((1, len(PARTS), *self.sum.shape), np.float32)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            for which, count in enumerate(self.counts):
+                values[0, 0, which] = self.sum[which] / count
+                nothing = np.asarray(count) == 0
+                values[0, 1, which] = np.where(nothing, np.nan, self.low[which])
+                values[0, 2, which] = np.where(nothing, np.nan, self.high[which])
+        return Blocks(np.array([self.first]), np.array([self.last]), values, self.course[None])
+
+
+@dataclass(frozen=True)
+class _Detail:
+    """Single steps of some layers, to be written as they are."""
+
+    layers: Sequence[int]
+    blocks: Blocks
+
+
+class FlightWriter:
+    """Keeps the flight record of one run within a budget.
+
+    Steps are taken in on the caller's thread; blocks are written, and pages are made and joined, on a thread of its
+    own. What a process has appended to the tail outlives it.
+
+    Args:
+        folder: The directory of the record.
+        budget: Most bytes of all files in it.
+    """
+
+    def __init__(self, folder: Path, budget: int = FLIGHT_BYTES) -> None:
+        self.folder, self.budget = folder, budget
+        self.layout: Layout | None = None
+        self._session = 0
+        self._block: _Block | None = None
+        self._last = -1
+        self._queue: Queue[Layout | Blocks | _Detail | None] = Queue()
+        self._waiting = 0
+        self._thread: Thread | None = None
+        self._failed: list[Exception] = []
+        self._worker: _Worker | None = None
+        self.left_out = 0
+        """Blocks that were not written, because the disk was too slow for them."""
+
+    def begin(
+        self,
+        layers: Sequence[str],
+        channels: Sequence[int],
+        *,
+        groups: int = 0,
+        mean_error: Sequence[float],
+        variance_error: Sequence[float],
+        began: float = 0.0,
+    ) -> None:
+        """Begin a session, or go on with other layers.
+
+        Args:
+            layers: Name of each layer.
+            channels: Channels of each layer.
+            groups: Parameter groups of the optimizers.
+            mean_error: Largest error of each layer's means, in standard deviations of the channel.
+            variance_error: Largest relative error of each layer's variances.
+            began: The time, in seconds since 1970.
+
+        Raises:
+            ValueError: The budget is too small for so many channels.
+            OSError: The directory can't be written to.
+        """
+        total = sum(channels)
+        if self.budget < sizes.least(total):
+            raise ValueError(
+                f"a flight record of {total:,} channels needs at least {sizes.least(total):,} bytes, "
+                f"got {self.budget:,}"
+            )
+        self.end_block()
+        block = sizes.steps_per_block(total)
+        layout = Layout(
+            session=self._session,
+            number=0 if self.layout is None else self.layout.number + 1,
+            layers=tuple(layers),
+            channels=tuple(channels),
+            block=block,
+            page=sizes.blocks_per_page(total, block, self.budget),
+            groups=groups,
+            mean_error=tuple(mean_error),
+            variance_error=tuple(variance_error),
+            began=began,
+        )
+        self.layout = self._claim(layout)
+        self._session = self.layout.session
+        self._block = _Block(total, len(columns(groups))) if block > 1 else None
+        self._last = -1
+        self._put(self.layout)
+
+    def _claim(self, layout: Layout) -> Layout:
+        """Write the layout's file; another process may write into the directory at the same time."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not layout.session:
+            known = (LAYOUT.fullmatch(path.name) for path in self.folder.iterdir())
+            layout = replace(layout, session=1 + max((int(m.group(1)) for m in known if m), default=0))
+        while True:
+            try:
+                with (self.folder / layout.file).open("x", encoding="utf-8") as file:
+                    file.write(layout.encode())
+                return layout
+            except FileExistsError:
+                layout = replace(layout, session=layout.session + 1, number=0)
+
+    def add(self, steps: Sequence[int], rows: Mapping[str, Array], course: Array) -> None:
+        """Take in steps, oldest first.
+
+        Args:
+            steps: Their numbers; one that is not above the last begins the record anew from there.
+            rows: ``[n, C]`` float32 of each of ``STATISTICS``; they may be views, and are read at once.
+            course: ``[n, N]`` float64, the columns that :func:`columns` names.
+        """
+        layout = self.layout
+        if layout is None or not steps:
+            return
+        if steps[0] <= self._last:
+            self.begin(
+                layout.layers,
+                layout.channels,
+                groups=layout.groups,
+                mean_error=layout.mean_error,
+                variance_error=layout.variance_error,
+                began=float(course[0, 0]),
+            )
+            layout = self.layout or layout
+        self._last = steps[-1]
+        arrays = [rows[name] for name in STATISTICS]
+        if self._block is None:
+            values = np.stack(arrays, axis=1)[:, None]
+            single = course.copy()
+            single[:, _LOW] = single[:, _HIGH] = course[:, _LOSS]
+            self._put(Blocks(np.array(steps), np.array(steps), values, single))
+            return
+        at = 0
+        while at < len(steps):
+            some = slice(at, at + layout.block - self._block.steps)
+            self._block.add(steps[some], [each[some] for each in arrays], course[some])
+            at += len(steps[some])
+            if self._block.steps >= layout.block:
+                self.end_block()
+
+    def detail(self, layers: Sequence[int], steps: Sequence[int], rows: Mapping[str, Array], course: Array) -> None:
+        """Keep single steps of some layers as they are.
+
+        Args:
+            layers: Positions of the layers.
+            steps: Numbers of the steps.
+            rows: ``[n, C]`` float32 of each of ``STATISTICS``, of all layers.
+            course: As for :meth:`add`.
+        """
+        layout = self.layout
+        if layout is None or self._block is None or not steps or not layers:
+            return
+        spans = [layout.span(layer) for layer in sorted(layers)]
+        values = np.stack([np.concatenate([rows[n][:, s] for s in spans], axis=1) for n in STATISTICS], axis=1)
+        single = course.copy()
+        single[:, _LOW] = single[:, _HIGH] = course[:, _LOSS]
+        blocks = Blocks(np.array(steps), np.array(steps), values[:, None], single)
+        self._put(_Detail(sorted(layers), blocks))
+
+    def end_block(self) -> None:
+        """Write the block that is not full yet."""
+        block = self._block
+        if block is not None and block.steps:
+            self._put(block.done())
+            block.begin(len(block.course))
+
+    def failures(self) -> list[Exception]:
+        """Return the errors of writing since the last call."""
+        failed, self._failed = self._failed, []
+        return failed
+
+    def close(self) -> None:
+        """Write what is left, and wait until it is written."""
+        with suppress(Exception):
+            self.end_block()
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _put(self, item: Layout | Blocks | _Detail) -> None:
+        size = _size(item)
+        if self._waiting + size > _WAITING:
+            self.left_out += 1
+            return
+        self._waiting += size
+        self._queue.put(item)
+        if self._thread is None:
+            self._thread = Thread(target=self._work, name="bnmonitor-flight", daemon=True)
+            self._thread.start()
+
+    def _work(self) -> None:
+        failed = False
+        while (item := self._queue.get()) is not None:
+            self._waiting -= _size(item)
+            if failed:
+                continue
+            try:
+                self._worker = self._worker or _Worker(self.folder, self.budget)
+                self._worker.take(item)
+            except Exception as error:
+                failed = True  # a full disk stays full: the rest of the session is not written
+                self._failed.append(error)
+        if self._worker is not None:
+            with suppress(OSError):
+                self._worker.close()
+
+
+def _size(item: Layout | Blocks | _Detail) -> int:
+    blocks = item.blocks if isinstance(item, _Detail) else item
+    return blocks.values.nbytes if isinstance(blocks, Blocks) else 0
+
+
+class _Worker:
+    """Writes on the thread of its own: the tail, pages of it, details, and coarser pages where the budget asks."""
+
+    def __init__(self, folder: Path, budget: int) -> None:
+        self.folder, self.budget = folder, budget
+        self.layout: Layout | None = None
+        self.tail: Tail | None = None
+        self._pages: dict[Part, int] = {}
+        self._details: dict[Part, int] = {}
+        self._other = 0
+        self._layouts: dict[tuple[int, int], Layout] = {}
+        self._number = self._detail = 0
+        self._survey()
+
+    def _survey(self) -> None:
+        """Count what other sessions have left here, and make pages of the tails of those that were killed."""
+        tails = []
+        for path in self.folder.iterdir():
+            try:
+                part, size = Part.of(path), path.stat().st_size
+            except FileNotFoundError:  # another process has renamed or joined it just now
+                continue
+            if part is None:
+                self._other += size
+                if LAYOUT.fullmatch(path.name) and (known := Layout.decode(path.read_text(encoding="utf-8"))):
+                    self._layouts[known.session, known.number] = known
+            elif part.kind == "tail":
+                tails.append(part)
+            else:
+                (self._details if part.kind == "detail" else self._pages)[part] = size
+        for part in tails:
+            layout = self._layouts.get((part.session, part.layout))
+            if layout is None or not is_left(part.path):
+                self._other += part.path.stat().st_size
+                continue
+            self._make_page_of(part.path, layout, part.number)
+
+    def take(self, item: Layout | Blocks | _Detail) -> None:
+        if isinstance(item, Layout):
+            self.close()
+            self.layout, self._number, self._detail = item, 0, 0
+            self._layouts[item.session, item.number] = item
+        elif isinstance(item, Blocks):
+            self._append(item)
+        else:
+            self._keep(item)
+
+    def _append(self, blocks: Blocks) -> None:
+        assert self.layout is not None
+        if self.tail is None:
+            self.tail = Tail(self.folder / tail_name(self.layout.stem, self._number))
+        self.tail.append(blocks)
+        if self.tail.count >= self.layout.page:
+            self._make_page()
+
+    def _make_page(self) -> None:
+        """Put the blocks of the tail into a page."""
+        assert self.layout is not None
+        assert self.tail is not None
+        tail, self.tail = self.tail, None
+        tail.close()
+        self._make_page_of(tail.path, self.layout, self._number)
+        self._number += 1
+        self._shrink()
+
+    def _make_page_of(self, tail: Path, layout: Layout, number: int) -> None:
+        blocks = read(tail, layout)
+        if blocks is not None:
+            path = self.folder / page_name(layout.stem, 0, number)
+            self._note(self._pages, path, pages.write(path, layout, blocks))
+        tail.unlink()
+
+    def _keep(self, detail: _Detail) -> None:
+        assert self.layout is not None
+        path = self.folder / detail_name(self.layout.stem, self._detail)
+        self._detail += 1
+        self._note(self._details, path, pages.write(path, self.layout, detail.blocks, detail.layers))
+        while sum(self._details.values()) > self.budget // 8 and len(self._details) > 1:
+            oldest = min(self._details)
+            oldest.path.unlink(missing_ok=True)
+            del self._details[oldest]
+        self._shrink()
+
+    def _note(self, where: dict[Part, int], path: Path, size: int) -> None:
+        part = Part.of(path)
+        assert part is not None
+        where[part] = size
+
+    def _shrink(self) -> None:
+        """Make the oldest pages coarser until all fit."""
+        while self._other + sum(self._details.values()) + sum(self._pages.values()) > sizes.limit(self.budget):
+            chosen = sizes.to_join(self._pages)
+            if not chosen or not self._join(chosen):
+                return
+
+    def _join(self, chosen: Sequence[Part]) -> bool:
+        """Put pages into one with half as many blocks; return whether that changed anything."""
+        first = chosen[0]
+        layout = self._layouts.get((first.session, first.layout))
+        blocks = [] if layout is None else [b for part in chosen if (b := _read(part.path, layout)) is not None]
+        if layout is None or not blocks:  # nothing can be read of them
+            for part in chosen:
+                self._drop(part)
+            return True
+        whole = Blocks.joined(blocks if len({b.values.shape[1] for b in blocks}) == 1 else [*map(_three, blocks)])
+        if len(whole) == 1:
+            return False
+        level = first.level + len(chosen) - 1
+        path = self.folder / page_name(layout.stem, level, first.number >> level)
+        size = pages.write(path, layout, whole.halved())
+        for part in chosen:
+            if part.path != path:
+                self._drop(part)
+        self._note(self._pages, path, size)
+        return True
+
+    def _drop(self, part: Part) -> None:
+        part.path.unlink(missing_ok=True)
+        self._pages.pop(part, None)
+
+    def close(self) -> None:
+        if self.tail is not None:
+            self._make_page()
+
+
+def _three(blocks: Blocks) -> Blocks:
+    """Single steps as blocks with a minimum and a maximum."""
+    full = blocks.values.shape[1] == len(PARTS)
+    return blocks if full else replace(blocks, values=np.repeat(blocks.values, len(PARTS), axis=1))
+
+
+def _read(path: Path, layout: Layout) -> Blocks | None:
+    try:
+        with pages.Page(path, layout) as page:
+            return page.blocks()
+    except (OSError, ValueError):
+        return None
+
+
+def size_of(folder: Path) -> int:
+    """Return the bytes of all files of a record."""
+    return sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())

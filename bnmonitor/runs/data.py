@@ -1,0 +1,154 @@
+"""The numbers of one recorded run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import NoReturn
+
+from bnmonitor._text import count, listing, nearest
+from bnmonitor.history.flight.layout import STATISTICS
+from bnmonitor.history.flight.reader import Flight, Series
+from bnmonitor.history.run import Run as Recorded
+from bnmonitor.history.source import Array
+from bnmonitor.results import Alert, Incident
+
+
+class RunData:
+    """One recorded run. Each part is read when it is first asked for.
+
+    Args:
+        recorded: Its history.
+        directory: Its directory.
+    """
+
+    def __init__(self, recorded: Recorded, directory: Path) -> None:
+        self._recorded, self.directory = recorded, directory
+        self.name: str = recorded.name
+        """Its name: the path of its directory below the one that was opened."""
+
+    @cached_property
+    def _flight(self) -> Flight | None:
+        return Flight.of(self.directory)
+
+    @property
+    def incidents(self) -> tuple[Incident, ...]:
+        """Its incidents in their last state, in the order in which they opened."""
+        return self._recorded.incidents
+
+    @property
+    def alerts(self) -> tuple[Alert, ...]:
+        """Its alerts in their last state, in the order in which they began."""
+        return tuple(Alert.from_dict(alert) for alert in self._recorded.alerts)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of its layers, in the order in which they ran."""
+        return self._recorded.frames.layers
+
+    @property
+    def steps(self) -> Array:
+        """``[S]`` int64: the logged steps, of which there is a row for each layer."""
+        return self._recorded.frames.steps
+
+    @property
+    def wall_time(self) -> Array:
+        """``[S]`` float64: when each logged step was written, in seconds since 1970."""
+        return self._recorded.frames.wall_times
+
+    @property
+    def loss(self) -> Array:
+        """``[S]`` float64: the loss at each logged step; NaN where it is not known."""
+        return self._recorded.course.loss
+
+    @property
+    def learning_rate(self) -> Array:
+        """``[S, G]`` float64: the learning rate of each parameter group at each logged step."""
+        found: Array = self._recorded.course.learning_rates.T
+        return found
+
+    @property
+    def epoch(self) -> Array:
+        """``[S]`` float64: the epoch of each logged step."""
+        return self._recorded.course.epochs
+
+    @property
+    def channels(self) -> Mapping[str, int]:
+        """Number of channels of each layer, by its name."""
+        return dict(zip(self.layers, self._recorded.frames.channels, strict=True))
+
+    def history(self, layer: str, statistic: str) -> tuple[Array, Array]:
+        """Return a statistic of every channel of a layer over the whole run.
+
+        A step whose neighbors were joined with it into a block stands for them: the value is their mean.
+
+        Args:
+            layer: Name of the layer.
+            statistic: One of ``batch_mean``, ``batch_var``, ``running_mean``, ``running_var``, ``gamma`` and ``beta``.
+
+        Returns:
+            ``[N]`` int64, the last step of each block, and ``[N, C]`` float32, the values; NaN where nothing is known.
+
+        Raises:
+            KeyError: There is no such layer or statistic; the message names the nearest one.
+            LookupError: The run has no flight record.
+        """
+        series = self.series(layer, statistic)
+        return series.last, series.mean
+
+    def series(self, layer: str, statistic: str, first: int | None = None, last: int | None = None) -> Series:
+        """Return a statistic of every channel of a layer, with the extremes within each block of steps.
+
+        Args:
+            layer: Name of the layer.
+            statistic: As for :meth:`history`.
+            first: The first step to read; None: the beginning.
+            last: The last step to read; None: the end.
+
+        Raises:
+            KeyError: There is no such layer or statistic; the message names the nearest one.
+            LookupError: The run has no flight record.
+        """
+        if self._flight is None:
+            self._no_record(statistic)
+        assert self._flight is not None
+        return self._flight.series(layer, statistic, first, last)
+
+    def _no_record(self, statistic: str) -> NoReturn:
+        known = (*STATISTICS, *self._recorded.frames.metrics)
+        if statistic not in known:
+            raise KeyError(f"there is no statistic {statistic!r}{nearest(statistic, known)}")
+        raise LookupError(
+            f"the run {self.name!r} has no flight record, so its channels are unknown: it was recorded with "
+            "flight_bytes=0, or by an older bnmonitor"
+        )
+
+    def table(self, statistic: str) -> Array:
+        """Return a statistic of whole layers at the logged steps: ``[S, L]`` float32.
+
+        Args:
+            statistic: A column of the frames, such as ``health`` or ``mean_lag``.
+
+        Raises:
+            KeyError: The run does not have it; the message names the nearest one.
+        """
+        metrics = self._recorded.frames.metrics
+        if statistic not in metrics:
+            raise KeyError(
+                f"the run has no statistic {statistic!r} of layers{nearest(statistic, metrics)}; "
+                f"it has {listing(metrics, len(metrics))}"
+            )
+        found: Array = self._recorded.frames.of(statistic).T
+        return found
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: the incident that is open and worst, how many there are, or that there is none."""
+        seen = [i for i in self.incidents if i.state == "open"]
+        worst = max(seen, key=lambda incident: incident.severity, default=None)
+        if worst is not None:
+            more = f", and {count(len(seen) - 1, 'more incident')}" if len(seen) > 1 else ""
+            return f"{worst.title}{more}"
+        past = f"; {count(len(self.incidents), 'incident')} resolved" if self.incidents else ""
+        return f"no open incident{past}" if len(self.steps) else "nothing recorded"

@@ -1,0 +1,192 @@
+"""Recorded runs in Python and as tables, from a real training."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bnmonitor
+from bnmonitor import Monitor
+from bnmonitor.cli import main
+from bnmonitor.runs import tables
+from bnmonitor.sinks import TensorBoard
+
+LAYERS = ("1", "4")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Monitor, dict[str, np.ndarray[Any, Any]]]:
+    """A training with an inverted momentum, its monitor, and what it should have recorded, in float64."""
+    torch.manual_seed(0)
+    logs = tmp_path_factory.mktemp("logs")
+    model = nn.Sequential(
+        nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 4), nn.BatchNorm1d(4, momentum=0.9), nn.Linear(4, 1)
+    ).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    truth: dict[str, list[Any]] = {"batch_mean": [], "running_var": [], "gamma": [], "loss": []}
+    layer = model[4]
+    with Monitor(
+        model, optimizer=optimizer, log_dir=logs / "one", sinks=[TensorBoard(logs / "one")], on_alert="log"
+    ) as monitor:
+        for _ in range(130):
+            x = torch.randn(16, 6, dtype=torch.float64)
+            inputs: list[torch.Tensor] = []
+            hook = layer.register_forward_pre_hook(lambda _, args, kept=inputs: kept.append(args[0].detach()))
+            loss = (model(x)[:, 0] - x[:, 0]).square().mean()
+            hook.remove()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            monitor.step(loss=loss)
+            truth["batch_mean"].append(inputs[0].mean(0).numpy())
+            truth["running_var"].append(layer.running_var.clone().numpy())
+            truth["gamma"].append(layer.weight.detach().clone().numpy())
+            truth["loss"].append(loss.item())
+    return logs, monitor, {name: np.array(rows) for name, rows in truth.items()}
+
+
+def test_every_channel_of_every_step_is_as_it_was(trained: Any) -> None:
+    logs, _, truth = trained
+    run = bnmonitor.open(logs)["one"]
+    assert run.layers == LAYERS
+    deviation = np.sqrt(truth["running_var"].max())
+    for statistic, error in (("batch_mean", 0.05 * deviation), ("running_var", None), ("gamma", 0.01)):
+        steps, values = run.history("4", statistic)
+        assert steps.tolist() == list(range(130))
+        allowed = np.abs(truth[statistic]) * 0.05 if error is None else error
+        assert (np.abs(values - truth[statistic]) <= allowed + 1e-6).all(), statistic
+    assert run.steps[-1] == 129
+    np.testing.assert_allclose(run.loss, truth["loss"][run.steps], rtol=1e-5)
+    assert set(run.learning_rate.ravel().tolist()) == {0.05}
+    assert len(run.wall_time) == len(run.epoch) == len(run.steps)
+
+
+def test_incidents_and_alerts_are_those_of_the_monitor(trained: Any) -> None:
+    logs, monitor, _ = trained
+    run = bnmonitor.open(logs / "one").only
+    assert run.name == "."
+    assert [i.title for i in run.incidents] == [i.title for i in monitor.incidents]
+    assert {a.key for a in run.alerts} == {a.key for a in monitor.alerts}
+    assert repr(run).startswith("<Run '.': 2 layers, last step 129, ")
+    assert run.verdict in run._repr_html_()
+    assert "one" in bnmonitor.open(logs)._repr_html_()
+
+
+def test_open_needs_no_torch(trained: Any) -> None:
+    logs, _, _ = trained
+    code = (
+        "import bnmonitor, sys\nbnmonitor.open(sys.argv[1])['one'].history('1', 'gamma')\nprint('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(logs)], capture_output=True, text=True, timeout=120)
+    assert (done.stdout.strip(), done.returncode) == ("False", 0), done.stderr
+
+
+def test_unknown_names_say_the_nearest(trained: Any) -> None:
+    runs = bnmonitor.open(trained[0])
+    with pytest.raises(KeyError, match=r"no run 'on'; did you mean 'one'\?"):
+        runs["on"]
+    run = runs["one"]
+    with pytest.raises(KeyError, match="no layer 'x'"):
+        run.history("x", "gamma")
+    with pytest.raises(KeyError, match="did you mean 'batch_mean'"):
+        run.history("1", "batch_meen")
+    with pytest.raises(KeyError, match="did you mean 'health'"):
+        run.table("healt")
+    with pytest.raises(FileNotFoundError, match="give a run's log directory"):
+        bnmonitor.open(trained[0] / "nowhere")
+
+
+def test_a_run_without_a_flight_record_says_so(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with Monitor(model, optimizer=optimizer, log_dir=tmp_path, flight_bytes=0) as monitor:
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(32, 3)).square().mean().backward()
+            optimizer.step()
+            monitor.step()
+    run = bnmonitor.open(tmp_path).only
+    with pytest.raises(LookupError, match="has no flight record"):
+        run.history("1", "gamma")
+    assert run.table("gamma").shape == (len(run.steps), 1)
+
+
+def test_frames_of_pandas(trained: Any) -> None:
+    pytest.importorskip("pandas")
+    run = bnmonitor.open(trained[0])["one"]
+    plain = run.to_frame()
+    assert len(plain) == len(run.steps) * 2
+    assert {"step", "layer", "loss", "health", "lr 0"} <= set(plain.columns)
+    channels = run.to_frame("*", "gamma")
+    assert channels.shape == (130, 9)
+    np.testing.assert_array_equal(channels["4"].to_numpy(), run.history("4", "gamma")[1])
+
+
+def test_pictures_take_axes_and_return_them(trained: Any) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    run = bnmonitor.open(trained[0])["one"]
+    _, axes = plt.subplots(2, 2)
+    assert run.plot(ax=axes[0, 0]) is axes[0, 0]
+    assert run.plot("4", "batch_var", ax=axes[0, 1]).get_yscale() == "log"
+    assert [text.get_text() for text in run.plot_map(ax=axes[1, 0]).get_yticklabels()] == list(LAYERS)
+    assert run.plot("1").get_title(loc="left") == "1"
+    plt.close("all")
+
+
+@pytest.mark.parametrize("module", ["pandas", "matplotlib.pyplot"])
+def test_a_missing_library_is_one_sentence(trained: Any, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    run = bnmonitor.open(trained[0])["one"]
+    name = module.split(".")[0]
+    with pytest.raises(ImportError, match=rf"needs {name}: pip install 'bnmonitor\[tables\]'"):
+        run.to_frame() if name == "pandas" else run.plot()
+
+
+def test_export_writes_what_the_run_holds(trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = bnmonitor.open(trained[0])["one"]
+    path = str(trained[0] / "one")
+    assert main(["export", path, "--csv"]) == 0
+    read = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(read) == len(run.steps) * 2
+    assert float(read[-1]["loss"]) == pytest.approx(run.loss[-1])
+    assert main(["export", path, "--json", str(tmp_path / "x.json"), "--layer", "4", "--statistic", "gamma"]) == 0
+    assert "520 rows written to" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "x.json").read_text("utf-8").splitlines()]
+    assert [line["gamma"] for line in lines[:4]] == run.history("4", "gamma")[1][0].tolist()
+    assert {line["layer"] for line in lines} == {"4"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--csv", "--layer", "nothing"], "no layer 'nothing'"),
+        (["--csv", "--statistic", "gama"], "did you mean 'gamma'"),
+        (["--csv", "/nowhere/x.csv"], "cannot write"),
+    ],
+)
+def test_export_refuses_in_one_line(
+    trained: Any, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(trained[0] / "one"), *arguments]) == 2
+    captured = capsys.readouterr().err
+    assert said in captured
+    assert captured.count("\n") == 1
+
+
+def test_rows_name_the_extremes_of_each_block(trained: Any) -> None:
+    run = bnmonitor.open(trained[0])["one"]
+    first = next(iter(tables.rows(run, "1", "batch_var")))
+    assert list(first) == ["layer", "first_step", "last_step", "channel", "batch_var", "minimum", "maximum"]
