@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor.layers import LayerTable
+from bnmonitor.limits import ALIVE
 from bnmonitor.measures import (
     batch_distance,
     forgetting,
@@ -34,9 +35,6 @@ CALMING = 30
 
 RECENT = 20
 """Steps for which a learning rate counts as new."""
-
-ALIVE = 100
-"""A channel is alive once its batch variance has been this many times eps."""
 
 
 def begin(layers: LayerTable, gamma: Tensor, mean: Tensor, var: Tensor, counts: Tensor) -> Baseline:
