@@ -98,7 +98,7 @@ def test_bn702_judges_gamma_by_its_start(gamma: list[float], start: Any, channel
     assert [f.channels for f in found] == ([] if channels is None else [channels])
 
 
-@pytest.mark.parametrize(("end", "grows", "fires"), [(3.1, True, True), (3.1, False, False), (2.9, True, False)])
+@pytest.mark.parametrize(("end", "grows", "fires"), [(5.1, True, True), (5.1, False, False), (4.9, True, False)])
 def test_bn702_judges_a_channel_by_the_spread_of_its_layer_while_it_grows(end: float, grows: bool, fires: bool) -> None:
     gamma = torch.ones(64, 30)
     gamma[:, 7] = torch.linspace(2.0, end, 64) if grows else end
@@ -106,11 +106,24 @@ def test_bn702_judges_a_channel_by_the_spread_of_its_layer_while_it_grows(end: f
     assert [(f.channels, f.severity) for f in found] == ([((7,), WARNING)] if fires else [])
 
 
-@pytest.mark.parametrize(("end", "fires"), [(1.9, False), (2.3, True)])
+@pytest.mark.parametrize(("end", "fires"), [(2.3, False), (2.6, True)])
 def test_bn702_lets_a_channel_of_a_branch_that_starts_at_zero_be_the_first_to_leave_it(end: float, fires: bool) -> None:
     gamma = 0.1 * torch.rand(64, 30, generator=torch.Generator().manual_seed(0))
     gamma[:, 7] = torch.linspace(0.0, end, 64)
     assert bool(findings("BN702", make_window(gamma=gamma, start_gamma=0.0))) is fires
+
+
+def test_bn702_does_not_call_a_gamma_among_small_ones_an_explosion() -> None:
+    gamma = torch.full((64, 64), 0.2)
+    gamma[:, 3] = torch.linspace(1.0, 2.5, 64)
+    assert not findings("BN702", make_window(gamma=gamma))
+
+
+@pytest.mark.parametrize(("channels", "fires"), [(8, False), (48, True)])
+def test_bn702_knows_that_few_channels_have_no_spread(channels: int, fires: bool) -> None:
+    gamma = torch.rand(channels, generator=torch.Generator().manual_seed(0)).expand(64, channels).clone()
+    gamma[:, 3] = torch.linspace(5.0, 6.0, 64)
+    assert bool(findings("BN702", make_window(gamma=gamma))) is fires
 
 
 def test_bn702_finds_the_gamma_that_is_pushed_up() -> None:
@@ -304,10 +317,27 @@ def test_bn705_stays_quiet_where_a_schedule_ends_where_nothing_trains_and_betwee
 @pytest.mark.parametrize(
     ("variance", "severity"), [(1 / 19**2, None), (1 / 21**2, INFO), (1 / 125**2, INFO), (1 / 140**2, WARNING)]
 )
-def test_bn707_compares_the_folded_scales(variance: float, severity: Severity | None) -> None:
-    window = make_window(channels=(3, 4), running_var=[1.0, 1.0, 1.0, 1.0, variance, 1.0, 1.0])
-    found = findings("BN707", window)
+@pytest.mark.parametrize("quantized", [True, False])
+def test_bn707_compares_the_folded_scales(variance: float, severity: Severity | None, quantized: bool) -> None:
+    var = [1.0, 1.0, 1.0, 1.0, variance, 1.0, 1.0]
+    found = findings("BN707", make_window(channels=(3, 4), running_var=var, facts={"quantized": quantized}))
+    if not quantized:
+        severity = None if severity is None else INFO
     assert [(f.severity, f.layer, f.channels) for f in found] == ([] if severity is None else [(severity, 1, (1,))])
+
+
+def test_bn707_warns_where_the_model_is_prepared_for_quantization() -> None:
+    def flatten(net: nn.Module, _: object) -> None:
+        with torch.no_grad():
+            net[1][0].weight[3] = 0.0
+            net[1][0].bias[3] = 0.0
+
+    for prepared, severity in ((False, INFO), (True, WARNING)):
+        net = a_net()
+        if prepared:
+            net.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+        [alert] = of("BN707", train(130, net=net, at=dict.fromkeys(range(130), flatten)))
+        assert (alert.severity, alert.layer) == (severity, "1.1")
 
 
 def test_bn707_is_judged_at_the_end_only() -> None:
