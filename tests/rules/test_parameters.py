@@ -13,10 +13,10 @@ from torch import nn
 
 from bnmonitor import Alert, Monitor, Severity
 from bnmonitor.rules import Finding, find
-from bnmonitor.testing import make_window
-from bnmonitor.window import Window
+from bnmonitor.testing import make_structure, make_window
+from bnmonitor.window import Producer, Window
 
-INFO, WARNING = Severity.INFO, Severity.WARNING
+INFO, WARNING, ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
 
 
 def findings(code: str, window: Window, **thresholds: float) -> list[Finding]:
@@ -356,6 +356,71 @@ def test_bn707_ignores_a_layer_on_the_input() -> None:
     net = nn.Sequential(nn.BatchNorm1d(64), *a_net())
     assert not of("BN707", train(96, net=net))
     assert findings("BN707", make_window(running_var=[1.0, 1.0, 1.0, 1e-7]))
+
+
+# -- BN708 -------------------------------------------------------------------------------------------------------------
+
+
+def constant(module: nn.Module) -> None:
+    """Give every weight of a linear layer the same value."""
+    if isinstance(module, nn.Linear):
+        nn.init.constant_(module.weight, 0.02)
+
+
+def test_bn708_finds_layers_of_which_the_channels_began_equal_and_stay_so() -> None:
+    alerts = train(150, net=a_net().apply(constant))
+    [alert] = of("BN708", alerts)
+    assert (alert.severity, alert.layer, alert.state) == (ERROR, "0.1", "open")
+    assert set(alert.layers) == {"0.1", "1.1", "2.1", "3.1"}
+    assert len(alert.channels) == 48
+
+
+def test_bn708_is_quiet_where_the_symmetry_breaks() -> None:
+    """One layer began constant, and the random weights behind it tell its channels apart at the first update."""
+    net = a_net()
+    constant(net[1][0])
+    assert not of("BN708", train(60, net=net))
+    assert not of("BN708", train(60))
+
+
+def moving(channels: int, copied: int, *, seed: int = 0) -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(seed)
+    mean, var = torch.randn(64, channels, generator=draw), 1 + torch.rand(64, channels, generator=draw)
+    mean[:, :copied], var[:, :copied] = mean[:, :1], var[:, :1]
+    return {"batch_mean": mean, "batch_var": var, "seen": 64}
+
+
+@pytest.mark.parametrize(
+    ("copied", "severity"), [(0, None), (2, INFO), (7, INFO), (8, WARNING), (15, WARNING), (16, ERROR)]
+)
+def test_bn708_grows_with_the_share_of_copies(copied: int, severity: Severity | None) -> None:
+    found = findings("BN708", make_window(**moving(16, copied)))
+    assert [(f.severity, f.channels) for f in found] == ([] if severity is None else [(severity, tuple(range(copied)))])
+
+
+def test_bn708_sees_through_a_bias_and_not_through_a_sign() -> None:
+    given = moving(8, 8)
+    biased = {**given, "batch_mean": given["batch_mean"] + torch.arange(8.0)}
+    assert findings("BN708", make_window(**biased))
+    signed = {**given, "batch_mean": given["batch_mean"] * torch.tensor([1.0, -1.0] * 4)}
+    [finding] = findings("BN708", make_window(**signed))
+    assert finding.severity is WARNING
+    assert "2 different channels" in finding.message
+
+
+def test_bn708_leaves_dead_channels_old_windows_and_the_start_to_others() -> None:
+    assert not findings("BN708", make_window(batch_var=0.0, batch_mean=0.0, seen=64))
+    assert not findings("BN708", make_window(**{**moving(8, 4), "seen": 1000}))
+    assert findings("BN708", make_window(**{**moving(8, 8), "seen": 1000}))
+    assert not findings("BN708", make_window(channels=(1, 1, 1), **moving(3, 3)))
+    assert not findings("BN708", make_window(**moving(8, 8)).last(10))
+
+
+def test_bn708_says_of_gray_images_with_three_channels_that_they_are_gray() -> None:
+    place = Producer(kind="input", role="input")
+    window = make_window(**moving(3, 3), facts={"structure": make_structure(root=True, producers=(place,))})
+    [finding] = findings("BN708", window)
+    assert (finding.severity, finding.value) == (INFO, 1.0)
 
 
 # -- BN706 -------------------------------------------------------------------------------------------------------------
