@@ -64,7 +64,8 @@ class IdenticalChannels(Rule):
     no two differ, an error; fewer are an info.
 
     ## Look-alikes
-    Channels without a variance are all alike: BN105 reports those. Where a layer normalizes the input itself, or what
+    Channels without a variance are all alike, and so are those that do not change from step to step: BN105
+    reports the former. Where a layer normalizes the input itself, or what
     no weights come before, copies are a fact of the data, such as gray images with three channels: an info. Where
     symmetry breaks after the first steps, by other weights behind or by dropout, the channels part, and are not copies.
 
@@ -93,7 +94,9 @@ class IdenticalChannels(Rule):
         beside = (owner[order][1:] == owner[order][:-1]) & self._alike(window, order, slice(-1, None))
         if not beside.any():
             return []
-        beside &= self._alike(window, order, slice(1 - self.least_steps, None))
+        beside &= self._alike(window, order, slice(1 - self.least_steps, None)) & self._moves(window)[order][1:]
+        if not beside.any():
+            return []
         copies = torch.zeros_like(owner, dtype=torch.bool)
         copies[order[1:][beside]] = True
         copies[order[:-1][beside]] = True
@@ -127,6 +130,14 @@ class IdenticalChannels(Rule):
         alike = (var.diff(dim=1).abs() <= self.tolerance * var[:, 1:]) & (var > FLAT * eps)[:, 1:]
         alike &= moves.diff(dim=1).abs() <= self.tolerance * scale[:, 1:]
         return alike.all(0)
+
+    def _moves(self, window: Window) -> Tensor:
+        """Channels whose statistics differ from step to step: of others, equality says nothing. ``[C]`` bool."""
+        rows = slice(-self.least_steps, None)
+        mean, var = window.batch_mean[rows], window.batch_var[rows]
+        scale = var[-1].clamp(min=0).sqrt()
+        moved = mean.amax(0) - mean.amin(0) > 10 * self.tolerance * scale
+        return moved | (var.amax(0) - var.amin(0) > 10 * self.tolerance * var[-1])
 
     def _unweighted(self, window: Window) -> list[bool]:
         """Layers that no weights of their own come before, as far as is known."""
