@@ -117,9 +117,7 @@ def _unrecovered(state: int) -> str:
     return "" if Recovery(state).known else Recovery(state).reason
 
 
-def _open_alerts(
-    layers: LayerTable, alerts: Sequence[Alert], incidents: Sequence[Incident]
-) -> list[tuple[str, ...]]:
+def _open_alerts(layers: LayerTable, alerts: Sequence[Alert], incidents: Sequence[Incident]) -> list[tuple[str, ...]]:
     """Return the open alerts of each layer, and the open incidents that outlast their alerts there."""
     where: dict[str, list[str]] = {}
     serious: set[str] = set()

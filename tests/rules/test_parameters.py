@@ -276,6 +276,41 @@ def test_bn704_stays_quiet_under_a_schedule(schedule: Callable[[int], float]) ->
     assert not of("BN704", alerts)
 
 
+@pytest.mark.parametrize("way", ["requires_grad", "group", "rate"])
+def test_bn704_stays_quiet_where_layers_are_unfrozen(way: str) -> None:
+    def linears(net: nn.Module) -> list[nn.Parameter]:
+        return [m.weight for m in list(net.modules())[:-1] if isinstance(m, nn.Linear) and len(m.weight) == 48]
+
+    def frozen(net: nn.Module) -> torch.optim.Optimizer:
+        held = linears(net)
+        for weight in held if way == "requires_grad" else ():
+            weight.requires_grad_(False)
+        others = [p for p in net.parameters() if not any(p is w for w in held)]
+        groups: list[dict[str, Any]] = [{"params": others}]
+        if way != "group":
+            groups.append({"params": held, "lr": 0.0 if way == "rate" else 0.5})
+        return torch.optim.SGD(groups, lr=0.5, momentum=0.9)
+
+    def thaw(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for weight in linears(net):
+            weight.requires_grad_(True)
+        if way == "group":
+            optimizer.add_param_group({"params": linears(net)})
+        optimizer.param_groups[-1]["lr"] = 0.5
+
+    assert not of("BN704", train(200, optimizer=frozen, at={120: thaw}))
+
+
+def test_bn704_judges_again_a_window_after_layers_were_unfrozen() -> None:
+    wild = torch.zeros(64, 6)
+    wild[-12:] = torch.tensor([0.6, -0.5] * 6)[:, None]
+    for thawed, fires in ((None, True), (30, False), (0, False)):
+        window = make_window(channels=(3, 3), batch_mean=wild, facts={"thawed": thawed})
+        assert bool(findings("BN704", window)) is fires
+    window = make_window(channels=(3, 3), batch_mean=wild, facts={"thawed": 30})
+    assert findings("BN704", replace(window, steps=tuple(range(31, 95))))
+
+
 # -- BN705 -------------------------------------------------------------------------------------------------------------
 
 

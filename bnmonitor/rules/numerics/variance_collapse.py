@@ -115,18 +115,20 @@ class VarianceCollapse(Rule):
         low = batch < self.eps_factor * eps
         if not low.any():
             return []
-        ready = warm(window)[-1] | frozen
+        # What a frozen layer has lost, it lost in another training, unless that is the whole of it.
+        some = low & ~frozen[layers.owner]
         level = window.baseline.log_var - eps.log()
         # Above the upper bound it would be known to have been alive.
         usual = (level > math.log(self.eps_factor)) & (level <= math.log(ALIVE))
         alive = window.baseline.alive | (usual & (batch < self.constant * eps))
-        settled = low & (running < self.eps_factor * eps)
+        settled = some & (running < self.eps_factor * eps)
+        ready = warm(window)[-1][layers.owner]
         masks = {
             "fell": settled & alive,
-            "gone": (batch < eps) & (running < eps) & alive,
-            "flat": settled & ~alive & (batch < self.constant * eps) & ready[layers.owner],
-            "small": settled & ~alive & ready[layers.owner],
-            "low": low & alive,
+            "gone": settled & (batch < eps) & (running < eps) & alive,
+            "flat": settled & ~alive & (batch < self.constant * eps) & ready,
+            "small": settled & ~alive & ready,
+            "low": some & alive,
         }
         whole = self._whole(window, batch, alive, frozen)
         masks["whole"] = (batch < eps) & whole[layers.owner]
@@ -165,9 +167,7 @@ class VarianceCollapse(Rule):
         """Which channels of a layer are told of, how bad that is, and the share that it was compared with."""
         if shares["whole"] > 0 and not on_input:
             return "whole", Severity.ERROR, self.whole_share
-        warn, error = (
-            (self.relu_warn_share, self.relu_error_share) if closing else (self.warn_share, self.error_share)
-        )
+        warn, error = (self.relu_warn_share, self.relu_error_share) if closing else (self.warn_share, self.error_share)
         fell, flat = (shares[name] if round(shares[name] * channels) >= self.few else 0.0 for name in ("fell", "flat"))
         if on_input:
             judged = next((name for name in ("fell", "small") if shares[name] > 0), "low")
