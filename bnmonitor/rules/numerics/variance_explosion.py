@@ -72,9 +72,9 @@ class VarianceExplosion(Rule):
     baseline counts as at least a tenth of its layer's median baseline and at least ten times eps, so that a channel
     which comes to life does not count as exploding: one that was below a tenth of that median counts as at the median
     itself, as next to nothing has no usual size. While the learning rate rises to its first peak and the loss is at its
-    best, less than half of a layer's channels are not judged: they find their place. The growth must hold for three consecutive steps, so that a single
-    odd batch does not count. In the log it must also be at least ``wild = 6`` robust standard deviations of the
-    channel's own past, for channels that jump tenfold from batch to batch.
+    best, less than half of a layer's channels are not judged: they find their place. The growth must hold for three
+    consecutive steps, so that a single odd batch does not count. In the log it must also be at least ``wild = 6``
+    robust standard deviations of the channel's own past, for channels that jump tenfold from batch to batch.
 
     The second level is ``1 / momentum`` steps old (at least 10, at most half the window). Growth by a factor ``1 + r``
     per step leaves the running statistics with half a log lag of ``log(1 + r (1 - m) / m) / 2``. A hundredfold growth

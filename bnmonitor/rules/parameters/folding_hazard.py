@@ -22,8 +22,8 @@ class FoldingHazard(Rule):
     ## What it does
     At the end of training, compares each channel's ``abs(gamma) / sqrt(running_var + eps)`` with the median of its
     layer. Folding multiplies the weights of the operation before the layer by this factor. Most networks are never
-    quantized: the rule warns in ``bnmonitor audit`` and of a model that is prepared for quantization, and else leaves
-    a note.
+    quantized: the rule warns in ``bnmonitor audit`` and of a model that is prepared for quantization, and else leaves a
+    note.
 
     ## Why is this bad?
     Quantization with one scale for the whole tensor gives 127 steps to the largest weight. A channel with almost no

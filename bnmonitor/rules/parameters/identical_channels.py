@@ -21,9 +21,9 @@ class IdenticalChannels(Rule):
     """Channels of a layer are copies of each other, step after step: the layer has fewer channels than it seems.
 
     ## What it does
-    Compares the channels of each layer with each other: their batch variance, and how
-    their batch mean moves from step to step. Some copies among others are looked for in the first 64 steps only. Channels that agree in all of that get the
-    same input and compute the same. Gamma and beta say nothing, as they begin equal in every sound network.
+    Compares the channels of each layer with each other: their batch variance, and how their batch mean moves from step
+    to step. Some copies among others are looked for in the first 64 steps only. Channels that agree in all of that get
+    the same input and compute the same. Gamma and beta say nothing, as they begin equal in every sound network.
 
     ## Why is this bad?
     Weights that begin equal get equal gradients and stay equal: nothing in the training can tell such channels apart,
@@ -64,10 +64,10 @@ class IdenticalChannels(Rule):
     no two differ, an error; fewer are an info.
 
     ## Look-alikes
-    Channels without a variance are all alike, and so are those that do not change from step to step: BN105
-    reports the former. Where a layer normalizes the input itself, or what
-    no weights come before, copies are a fact of the data, such as gray images with three channels: an info. Where
-    symmetry breaks after the first steps, by other weights behind or by dropout, the channels part, and are not copies.
+    Channels without a variance are all alike, and so are those that do not change from step to step: BN105 reports the
+    former. Where a layer normalizes the input itself, or what no weights come before, copies are a fact of the data,
+    such as gray images with three channels: an info. Where symmetry breaks after the first steps, by other weights
+    behind or by dropout, the channels part, and are not copies.
 
     ## References
     Glorot and Bengio, Understanding the difficulty of training deep feedforward neural networks, 2010; Chen, Goodfellow

@@ -219,7 +219,7 @@ class ConstantWeights(Injection):
     steps: int = 120
 
     def fits(self, network: Network) -> bool:
-        """Where nothing else tells channels apart: not where some are convolved or gated one by one, or tokens mixed."""
+        """Where nothing else tells channels apart, such as convolutions of single channels or attention."""
         return super().fits(network) and network.name not in ("depthwise", "dense", "transformer")
 
     def recipe(self, recipe: Recipe) -> Recipe:
