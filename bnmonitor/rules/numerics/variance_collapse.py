@@ -92,6 +92,7 @@ class VarianceCollapse(Rule):
     holds: ClassVar[bool] = True
 
     eps_factor: float = FLAT
+    alive_factor: float = ALIVE
     warn_share: float = 0.05
     error_share: float = 0.25
     flat_share: float = 0.25
@@ -119,7 +120,7 @@ class VarianceCollapse(Rule):
         some = low & ~frozen[layers.owner]
         level = window.baseline.log_var - eps.log()
         # Above the upper bound it would be known to have been alive.
-        usual = (level > math.log(self.eps_factor)) & (level <= math.log(ALIVE))
+        usual = (level > math.log(self.eps_factor)) & (level <= math.log(self.alive_factor))
         alive = window.baseline.alive | (usual & (batch < self.constant * eps))
         settled = some & (running < self.eps_factor * eps)
         ready = warm(window)[-1][layers.owner]
@@ -230,9 +231,9 @@ def _places(window: Window) -> tuple[list[bool], list[bool]]:
 
 def _advice(judged: str, eps: float) -> str:
     if eps >= NO_MOMENTUM:
-        return f"eps is {number(eps)}, where 1e-5 is usual: the second argument of BatchNorm is eps, write momentum="
+        return f"write momentum= if {number(eps)} was to be that: the second argument of BatchNorm is eps, usually 1e-5"
     if judged == "small":
-        return "nothing if the training goes well; otherwise lower eps to 1e-5, or scale up what feeds the layer"
+        return "lower eps to 1e-5, or scale up what feeds the layer, unless the training goes well"
     return (
         "check what feeds the layer (a ReLU that is never positive, weights decayed to zero, a constant); "
         "lower the learning rate or the weight decay of the layer before"

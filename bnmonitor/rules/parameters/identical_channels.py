@@ -157,7 +157,7 @@ class IdenticalChannels(Rule):
         fix = "initialize the weights before the layer at random: torch.nn.init.kaiming_normal_(weight)"
         if unweighted:
             severity = Severity.INFO
-            fix = "nothing if that is so on purpose, as in gray images with three channels"
+            fix = "look at what feeds the layer, unless that is so on purpose, as in gray images with three channels"
         return Finding(
             severity=severity,
             layer=layer,
