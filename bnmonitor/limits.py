@@ -37,6 +37,9 @@ INITIAL_WEIGHT = 0.05
 FLAT = 10.0
 """A variance below so many eps is decided by eps: the output is a twentieth smaller than it should be."""
 
+ALIVE = 100.0
+"""A channel is alive once its batch variance has been this many eps."""
+
 GAP_WARNING = 0.25
 """Distance of outputs in training mode and evaluation mode, relative to those in training mode, that is too large."""
 

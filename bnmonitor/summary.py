@@ -95,7 +95,7 @@ def summarize(
         "settled": (measures.settled(window) | ~trained).tolist(),
         **{statistic.row: columns[statistic.name].tolist() for statistic in catalogue.LAYER if statistic.row},
         "batch_var": map(tuple, window.variance.T.tolist()),
-        "alerts": _open_alerts(layers, alerts),
+        "alerts": _open_alerts(layers, alerts, incidents),
         "recovery": map(_unrecovered, window.recovery.amin(0).tolist()),
     }
     rows = tuple(LayerSummary(**dict(zip(by_layer, row, strict=True))) for row in zip(*by_layer.values(), strict=True))
@@ -117,13 +117,19 @@ def _unrecovered(state: int) -> str:
     return "" if Recovery(state).known else Recovery(state).reason
 
 
-def _open_alerts(layers: LayerTable, alerts: Sequence[Alert]) -> list[tuple[str, ...]]:
-    """Return the open alerts of each layer."""
+def _open_alerts(layers: LayerTable, alerts: Sequence[Alert], incidents: Sequence[Incident]) -> list[tuple[str, ...]]:
+    """Return the open alerts of each layer, and the open incidents that outlast their alerts there."""
     where: dict[str, list[str]] = {}
+    serious: set[str] = set()
     for alert in alerts:
         if alert.state == "open":
             for name in alert.layers:
                 where.setdefault(name, []).append(f"{alert.rule} since {alert.first_step}")
+            serious.update(alert.layers if alert.severity > Severity.INFO else ())
+    for incident in incidents:
+        for name in incident.layers if incident.state == "open" else ():
+            if name not in serious:
+                where.setdefault(name, []).append(f"{incident.cause} since {incident.first_step}")
     return [tuple(where.get(name, ())) for name in layers.names]
 
 

@@ -31,6 +31,7 @@ CHANGED = {
     "MANY_DEAD": 0.15,
     "INITIAL_WEIGHT": 0.01,
     "FLAT": 20.0,
+    "ALIVE": 200.0,
     "GAP_WARNING": 0.3,
     "GAP_ERROR": 0.6,
     "GAP_SAMPLES": 48,
@@ -120,6 +121,7 @@ after = math.ceil(math.log(changed["INITIAL_WEIGHT"]) / math.log(0.9))
 between("INITIAL_WEIGHT", lambda weight: float(warm(make_window(
     seen=after - (weight > changed["INITIAL_WEIGHT"]), steps=2))[-1]), 0.99, 1.01)
 rule("FLAT", "BN105", "eps_factor")
+rule("ALIVE", "BN105", "alive_factor")
 places["FLAT"]["measure"] = changed["FLAT"] if [
     math.isnan(offset(make_window(running_var=part * changed["FLAT"] * 1e-5)).item()) for part in (0.99, 1.01)
 ] == [True, False] else None

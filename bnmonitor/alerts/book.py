@@ -158,7 +158,7 @@ class AlertBook:
     def _open(self, rule: Rule, opening: list[_Opening], window: Window) -> list[Alert]:
         """Announce findings that came up together, in a new alert or in one that is open; return it if it is news."""
         self._candidates.announce(_key(rule, each.finding, window.layers.names) for each in opening)
-        lead = _lead(opening, _slack(rule, window))
+        lead = _lead(rule, opening, _slack(rule, window))
         worst = max((each.finding for each in opening), key=lambda finding: finding.severity)
         affected = sorted({i for each in opening for i in _positions(each.finding)})
         episode = self._joinable(rule, lead, window)
@@ -226,10 +226,15 @@ def _positions(finding: Finding) -> tuple[int, ...]:
     return () if finding.layer is None else (finding.layer, *finding.layers)
 
 
-def _lead(opening: Sequence[_Opening], slack: int) -> _Opening:
-    """The finding that the alert is about: of those that began first, the one first in execution order."""
+def _lead(rule: Rule, opening: Sequence[_Opening], slack: int) -> _Opening:
+    """The finding that the alert is about: of those that began first, the one first in execution order.
+
+    What is each layer's own does not travel from one to the next: there, the worst.
+    """
     earliest = min(each.candidate.first_step for each in opening)
     began_first = [each for each in opening if each.candidate.first_step <= earliest + slack]
+    if rule.own:
+        return max(began_first, key=lambda each: each.finding.value / max(each.finding.threshold, 1e-9))
     return min(began_first, key=lambda each: -1 if each.finding.layer is None else each.finding.layer)
 
 

@@ -106,6 +106,7 @@ def _window(layers: LayerTable, modules: Sequence[nn.Module]) -> Window:
     updates = torch.full((count,), _UPDATES)
     facts = Facts(
         affine_trains=one[0],
+        quantized=True,
         buffer_dtypes=tuple(None if (t := m._buffers.get("running_mean")) is None else t.dtype for m in modules),
     )
     now = snapshot_window(layers, modules, facts=facts, ledger=Ledger.blank(count), updates=updates)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from bnmonitor.context.auxiliary import auxiliary
 from bnmonitor.context.optimizers import Group, groups_of, trains_copies
+from bnmonitor.context.quantization import quantizes
 from bnmonitor.context.run import RunFacts
 from bnmonitor.distributed import world_size
 from bnmonitor.graph import UnregisteredNorms
@@ -53,6 +54,8 @@ class FactsGatherer:
     def __init__(self, models: Mapping[str, nn.Module]) -> None:
         self._models = models
         self._own_forwards: dict[str, str] = {}
+        self._most_trained = (-1, -1)
+        self._thawed: int | None = None
         self.averaging = False
         """Whether the run averages the weights without the buffers."""
         self.copies = False
@@ -68,6 +71,8 @@ class FactsGatherer:
         self._groups: object = None
         self._trained: set[int] = set()
         self._auxiliary: tuple[str, ...] = ()
+        self._parameters = [p for model in self._models.values() for p in model.parameters()]
+        self._quantized = quantizes(self._models.values())
 
     @property
     def auxiliary(self) -> tuple[str, ...]:
@@ -89,6 +94,7 @@ class FactsGatherer:
         self.averaging = run.averages_without_buffers
         groups = groups_of(optimizers)
         self._see_groups(groups, modules, optimizers, split=bool(layers.split))
+        self._see_trained(groups, recorded.steps)
         return Facts(
             **self._affine_facts([_own(m, recorded.shards) for m in modules], groups),
             group_rates=tuple(group.rate for group in groups),
@@ -108,6 +114,8 @@ class FactsGatherer:
             own_forward=tuple(was.get(name, "") for name in layers.names),
             converts=run.converts,
             averages_without_buffers=run.averages_without_buffers,
+            thawed=self._thawed,
+            quantized=self._quantized,
         )
 
     def _see_groups(
@@ -125,6 +133,17 @@ class FactsGatherer:
             self.copies = trains_copies(self._models.values(), optimizers, groups)
             known = groups and not split and not self.copies
             self._auxiliary = auxiliary(self._models, modules, self._trained) if known else ()
+
+    def _see_trained(self, groups: Sequence[Group], steps: Sequence[int]) -> None:
+        """Notice that more parameters are trained than ever before, by the model or by the optimizers."""
+        now = (
+            sum(p.requires_grad for p in self._parameters),
+            sum(p.requires_grad for group in groups if group.rate != 0 for p in group.params),
+        )
+        most = self._most_trained
+        if steps and min(most) >= 0 and (now[0] > most[0] or now[1] > most[1]):
+            self._thawed = steps[-1]
+        self._most_trained = max(now[0], most[0]), max(now[1], most[1])
 
     def _affine_facts(self, affine: Sequence[tuple[Tensor, ...] | None], groups: Sequence[Group]) -> dict[str, Any]:
         """Which gammas and betas are trained and decayed, by the names of the facts."""

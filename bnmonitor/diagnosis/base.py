@@ -164,6 +164,7 @@ TITLES = {
     "BN705": "the learning rate is too low",
     "BN706": "gradients grow from layer to layer",
     "BN707": "some channels are scaled far more than the others",
+    "BN708": "channels of a layer are copies of each other",
     "BN801": "a layer normalizes after the nonlinearity",
     "BN802": "dropout stands before a normalization",
     "BN803": "a bias before the normalization has no effect",

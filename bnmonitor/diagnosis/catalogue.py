@@ -8,6 +8,7 @@ from bnmonitor.diagnosis.causes.averaged_weights import AveragedWeights
 from bnmonitor.diagnosis.causes.changed_input import ChangedInput
 from bnmonitor.diagnosis.causes.changed_weights import ChangedWeights
 from bnmonitor.diagnosis.causes.cold_statistics import ColdStatistics
+from bnmonitor.diagnosis.causes.constant_initialization import ConstantInitialization
 from bnmonitor.diagnosis.causes.data_order import DataOrder
 from bnmonitor.diagnosis.causes.dead_channels import DeadChannels
 from bnmonitor.diagnosis.causes.eval_mode import EvalMode
@@ -30,6 +31,7 @@ from bnmonitor.diagnosis.causes.variance_collapse import VarianceCollapse
 CAUSES: tuple[Cause, ...] = (
     UnfreezeShock(),
     EvalMode(),
+    ConstantInitialization(),
     LearningRateTooHigh(),
     HalfPrecisionOverflow(),
     NonFiniteInput(),

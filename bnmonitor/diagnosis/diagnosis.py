@@ -184,7 +184,9 @@ class Diagnosis:
         case = Case(evidence=evidence, window=window, was=None if opened else was, lost=record.lost)
         is_open = active or (record.is_open and (record.lost or record.cause.lasts(case)))
         severity = max(record.cause.severity(case), Severity.WARNING, was.severity if not opened else Severity.INFO)
-        layers = tuple(dict.fromkeys(name for alert in evidence for name in alert.layers))
+        # A note says nothing against the health of its layers.
+        serious = [alert for alert in evidence if alert.severity > Severity.INFO] or evidence
+        layers = tuple(dict.fromkeys(name for alert in serious for name in alert.layers))
         told = {
             "title": record.cause.title(case),
             "detail": record.cause.detail(case),

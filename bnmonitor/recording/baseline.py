@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor.layers import LayerTable
+from bnmonitor.limits import ALIVE
 from bnmonitor.measures import (
     batch_distance,
     forgetting,
@@ -34,9 +35,6 @@ CALMING = 30
 
 RECENT = 20
 """Steps for which a learning rate counts as new."""
-
-ALIVE = 100
-"""A channel is alive once its batch variance has been this many times eps."""
 
 
 def begin(layers: LayerTable, gamma: Tensor, mean: Tensor, var: Tensor, counts: Tensor) -> Baseline:
@@ -103,6 +101,11 @@ def followed(window: Window, held: Tensor) -> Baseline:
     factor = (variances(window, slice(-max(1, window.fresh), None)) + least).div_(middle)
     spread = middle_over_steps(torch.maximum(factor, factor.reciprocal(), out=factor)).log()
     by_channel = moving[layers.owner]
+    thawed = window.facts.thawed
+    if thawed is not None and thawed in window.steps[-max(1, window.fresh) :]:
+        # How calm a layer was while it, or what feeds it, stood still says nothing of how calm it is in training.
+        unknown = torch.full_like(base.batch_distance, torch.nan)
+        base = replace(base, batch_distance=unknown, jump=unknown.clone())
     return replace(
         base,
         log_var=_follow(base.log_var, middle.log().float(), by_channel, rate),

@@ -26,7 +26,8 @@ class LayerSummary:
         running_gap: Distance of batch mean and running mean, noise averaged out, in standard deviations.
         gamma_min: Smallest absolute gamma.
         silent: Share of channels whose output was never positive in the last sample; NaN without one.
-        alerts: Open alerts, each as ``rule since step``.
+        alerts: Open alerts, each as ``rule since step``, and open incidents that outlast their alerts, as ``cause since
+            step``: where health is capped, there is one.
         recovery: Why batch statistics are missing; empty if they are not.
     """
 

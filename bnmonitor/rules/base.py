@@ -63,6 +63,8 @@ class Rule(ABC):
         confirm: Steps for which a finding must hold before an alert opens; 0: at once.
         exact: Whether ``first_step`` is exact. If not, the alert names the first layer in execution order among
             those whose findings began within one check of each other.
+        own: Whether what the rule measures in a layer does not depend on the layers before it: among findings that
+            began together, the alert then names the one that is furthest beyond its threshold, and not the first.
         holds: Whether the baseline of a layer stops following while the rule has an open alert there.
         yields_to: Codes of more specific rules: while one of them has a finding in a layer, this rule reports nothing
             there.
@@ -82,6 +84,7 @@ class Rule(ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     confirm: ClassVar[int] = 0
     exact: ClassVar[bool] = False
+    own: ClassVar[bool] = False
     holds: ClassVar[bool] = False
     yields_to: ClassVar[frozenset[str]] = frozenset()
     follows: ClassVar[frozenset[str]] = frozenset()

@@ -43,6 +43,7 @@ from bnmonitor.rules.parameters.dead_channels import DeadChannels
 from bnmonitor.rules.parameters.folding_hazard import FoldingHazard
 from bnmonitor.rules.parameters.gamma_explosion import GammaExplosion
 from bnmonitor.rules.parameters.gradient_growth_with_depth import GradientGrowthWithDepth
+from bnmonitor.rules.parameters.identical_channels import IdenticalChannels
 from bnmonitor.rules.parameters.learning_rate_too_high import LearningRateTooHigh
 from bnmonitor.rules.parameters.learning_rate_too_low import LearningRateTooLow
 from bnmonitor.rules.parameters.weight_decay_on_affine import WeightDecayOnAffine
@@ -107,6 +108,7 @@ CATALOGUE: tuple[type[Rule], ...] = (
     LearningRateTooLow,
     GradientGrowthWithDepth,
     FoldingHazard,
+    IdenticalChannels,
     NormAfterActivation,
     DropoutBeforeNorm,
     RedundantBias,

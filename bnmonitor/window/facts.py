@@ -105,6 +105,9 @@ class Facts:
         optimizer_count: Number of optimizers that are known.
         held_out: The latest validations and tests, two at most, the newest last.
         untrained: Whether there was no training step, but an evaluation only.
+        thawed: The step after which more parameters were trained than ever before, as where layers are unfrozen; None
+            if there was none.
+        quantized: Whether somebody asks how the model quantizes: it is prepared for that, or audited.
         rewritten: ``[L]`` bool, something other than a training step has set the running statistics since the last one;
             None where that was not looked at.
     """
@@ -141,6 +144,8 @@ class Facts:
     converts: bool = False
     averages_without_buffers: bool = False
     untrained: bool = False
+    thawed: int | None = None
+    quantized: bool = False
 
     @property
     def known_losses(self) -> tuple[float, ...]:

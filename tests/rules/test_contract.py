@@ -46,6 +46,7 @@ MADE: dict[str, Callable[[], Window]] = {
     "BN602": lambda: drawn_window(turns=2.0),
     "BN705": lambda: make_window(learning_rate=1e-8),
     "BN706": lambda: make_window(channels=(1,) * 12, gamma_grad=1.3 ** -torch.arange(12.0), chain=True),
+    "BN708": lambda: make_window(batch_mean=torch.tensor([0.0, 0.1] * 32)[:, None].expand(64, 8), channels=(8,)),
 }
 """Windows for rules that no window of the gallery makes fire."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from bnmonitor import Finding, Rule, Severity
 from bnmonitor.rules import find
-from bnmonitor.testing import make_sample, make_window
-from bnmonitor.window import Sample, Window
+from bnmonitor.testing import make_sample, make_structure, make_window
+from bnmonitor.window import Operation, Sample, Window
 
 INFO, WARNING, ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
 
@@ -166,8 +167,78 @@ def test_bn105_reports_channels_that_were_never_alive_as_an_info_up_to_a_quarter
 
 def test_bn105_does_not_judge_flat_channels_before_warm_up() -> None:
     window = collapsed(8, 8, 0.0)
-    dead = replace(window, baseline=replace(window.baseline, alive=torch.zeros(8, dtype=torch.bool)))
-    assert rule("BN105").check(aged(dead, 29)) == []
+    assert rule("BN105").check(aged(never_alive(window), 29)) == []
+
+
+def never_alive(window: Window, channels: int = 8) -> Window:
+    """The window in which the first channels were never alive."""
+    alive = torch.arange(window.layers.total) >= channels
+    return replace(window, baseline=replace(window.baseline, alive=alive, log_var=window.batch_var[0].log()))
+
+
+def placed(window: Window, **place: Any) -> Window:
+    return replace(window, facts=replace(window.facts, structure=make_structure(**place)))
+
+
+@pytest.mark.parametrize("variance", [5e-5, 0.9e-5])
+def test_bn105_says_of_a_small_scale_under_a_large_eps_that_it_was_small_from_the_start(variance: float) -> None:
+    finding = one("BN105", never_alive(collapsed(4, 8, variance), 4))
+    assert (finding.severity, finding.channels) == (INFO, (0, 1, 2, 3))
+    assert "fallen" not in finding.message
+    assert "from the start" in finding.message
+
+
+def test_bn105_knows_that_one_of_eight_channels_is_no_share() -> None:
+    assert one("BN105", collapsed(1, 8, 5e-5)).severity is INFO
+    assert one("BN105", collapsed(2, 8, 5e-5)).severity is WARNING
+
+
+@pytest.mark.parametrize(
+    ("closed", "severity"), [(1, INFO), (5, INFO), (6, WARNING), (12, WARNING), (13, ERROR), (16, ERROR)]
+)
+def test_bn105_lets_a_relu_before_the_layer_close_some_channels(closed: int, severity: Severity) -> None:
+    relu = Operation(kind="relu", role="nonlinearity")
+    window = placed(collapsed(closed, 16, 0.0), between=(relu,))
+    assert one("BN105", window).severity is severity
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(("variance", "alive", "severity"), [(0.9e-5, True, ERROR), (0.0, False, ERROR)])
+def test_bn105_calls_a_whole_layer_below_eps_an_error(
+    variance: float, alive: bool, severity: Severity, frozen: bool
+) -> None:
+    window = collapsed(8, 8, variance)
+    window = window if alive else never_alive(window)
+    if frozen:
+        nothing = torch.full_like(window.batch_var, math.nan)
+        window = replace(window, batch_var=nothing, ratio=nothing, training=torch.zeros_like(window.training))
+    finding = one("BN105", window)
+    assert (finding.severity, len(finding.channels), finding.certain) == (severity, 8, True)
+
+
+def test_bn105_does_not_judge_single_channels_of_a_frozen_layer() -> None:
+    window = never_alive(collapsed(4, 8, 0.0), 4)
+    assert one("BN105", window).severity is WARNING
+    assert rule("BN105").check(replace(window, training=torch.zeros_like(window.training))) == []
+
+
+def test_bn105_sees_a_whole_layer_collapse_before_the_running_variance_has_followed() -> None:
+    batch = torch.ones(64, 4)
+    batch[40:] = 0.0
+    finding = one("BN105", make_window(batch_var=batch))
+    assert (finding.severity, finding.certain, finding.first_step) == (ERROR, True, 40)
+
+
+def test_bn105_finds_a_collapse_under_an_eps_so_large_that_no_channel_counts_as_alive() -> None:
+    window = collapsed(3, 8, 0.0)
+    level = torch.full((8,), math.log(5e-4))
+    dead = replace(window, baseline=replace(window.baseline, alive=torch.zeros(8, dtype=torch.bool), log_var=level))
+    finding = one("BN105", dead)
+    assert (finding.severity, "fallen" in finding.message) == (ERROR, True)
+
+
+def test_bn105_leaves_pixels_that_are_always_black_to_the_data() -> None:
+    assert one("BN105", placed(collapsed(8, 8, 0.0), root=True, distance=0)).severity is INFO
 
 
 def test_bn105_forgives_a_single_odd_step() -> None:
@@ -259,6 +330,24 @@ def test_bn106_names_the_learning_rate_that_had_just_grown() -> None:
     rates = tuple(0.1 if step < 50 else 0.4 for step in range(64))
     finding = one("BN106", replace(window, facts=replace(window.facts, learning_rates=rates)))
     assert "lr = 0.4 (was 0.1)" in finding.message
+
+
+@pytest.mark.parametrize(("to", "fires"), [(20.0, False), (200.0, True)])
+def test_bn106_measures_a_channel_that_was_next_to_nothing_by_the_others(to: float, fires: bool) -> None:
+    window = make_window(batch_var=risen([1.0, to, 1.0]))
+    level = torch.tensor([0.0, -9.0, 0.0])
+    window = replace(window, baseline=replace(window.baseline, log_var=level))
+    window.batch_var[:57, 1] = math.exp(-9.0)
+    assert bool(rule("BN106").check(window)) is fires
+
+
+@pytest.mark.parametrize(("loss", "rate", "fires"), [(0.5, 0.1, False), (2.0, 0.1, True), (0.5, 0.0, True)])
+def test_bn106_leaves_a_warm_up_alone_that_does_well(loss: float, rate: float, fires: bool) -> None:
+    rates = tuple(0.1 + rate * t / 64 for t in range(64))
+    facts = {"learning_rates": rates, "losses": (loss,) * 64, "loss_start": 2.0, "loss_best": 0.5}
+    few = make_window(batch_var=risen([1.0, 500.0, 1.0]), facts=facts)
+    assert bool(rule("BN106").check(few)) is fires
+    assert rule("BN106").check(make_window(batch_var=risen([500.0] * 3), facts=facts))
 
 
 # -- BN107 mean-explosion ----------------------------------------------------------------------------------------------
@@ -673,6 +762,17 @@ def test_bn701_counts_a_gamma_below_a_hundredth_of_its_start_without_gradient_as
 
 def test_bn701_is_quiet_about_a_small_gamma_with_a_gradient_even_in_one_step() -> None:
     assert rule("BN701").check(make_window(gamma=[0.0, 1.0], gamma_grad=[0.1, 0.1])) == []
+
+
+def test_bn701_does_not_call_a_branch_dead_that_is_held_at_zero() -> None:
+    held = {"gamma": 0.0, "gamma_grad": 0.0, "start_gamma": 0.0, "beta": -0.01, "relu": True}
+    assert rule("BN701").check(make_window(**held)) == []
+    assert rule("BN701").check(make_window(**{**held, "beta": 0.0})) == []
+
+
+def test_bn701_does_not_judge_a_frozen_layer() -> None:
+    assert rule("BN701").check(make_window(beta=-5.0, relu=True))
+    assert rule("BN701").check(make_window(beta=-5.0, relu=True, affine_trains=False)) == []
     gradient = torch.tensor([0.0, 0.1]).repeat(64, 1)
     gradient[5, 0] = 0.1
     assert rule("BN701").check(make_window(gamma=[0.0, 1.0], gamma_grad=gradient)) == []

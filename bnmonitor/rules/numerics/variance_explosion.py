@@ -10,7 +10,7 @@ import torch
 
 from bnmonitor._text import count, number
 from bnmonitor.limits import FLAT
-from bnmonitor.measures import variances
+from bnmonitor.measures import loss_level, variances
 from bnmonitor.results import Severity
 from bnmonitor.rules.advice import retreat
 from bnmonitor.rules.base import Finding, Rule, run_note
@@ -70,9 +70,11 @@ class VarianceExplosion(Rule):
     ## Thresholds
     ``warn_factor = 100`` and ``error_factor = 1e4`` in variance: 10 and 100 times the standard deviation. A channel's
     baseline counts as at least a tenth of its layer's median baseline and at least ten times eps, so that a channel
-    which comes to life does not count as exploding. The growth must hold for three consecutive steps, so that a single
-    odd batch does not count. In the log it must also be at least ``wild = 6`` robust standard deviations of the
-    channel's own past, for channels that jump tenfold from batch to batch.
+    which comes to life does not count as exploding: one that was below a tenth of that median counts as at the median
+    itself, as next to nothing has no usual size. While the learning rate rises to its first peak and the loss is at its
+    best, less than half of a layer's channels are not judged: they find their place. The growth must hold for three
+    consecutive steps, so that a single odd batch does not count. In the log it must also be at least ``wild = 6``
+    robust standard deviations of the channel's own past, for channels that jump tenfold from batch to batch.
 
     The second level is ``1 / momentum`` steps old (at least 10, at most half the window). Growth by a factor ``1 + r``
     per step leaves the running statistics with half a log lag of ``log(1 + r (1 - m) / m) / 2``. A hundredfold growth
@@ -106,6 +108,9 @@ class VarianceExplosion(Rule):
         if growth is None:
             return []
         worst = window.layers.segments.max(growth.amax(0))
+        if _warms_up(window):
+            over = window.layers.segments.count(growth.amax(0) > math.log(self.warn_factor))
+            worst = worst.where(2 * over >= window.layers.segments.sizes, -torch.inf)
         return [
             self._finding(window, growth, layer)
             for layer in (worst > math.log(self.warn_factor)).nonzero().flatten().tolist()
@@ -137,8 +142,10 @@ class VarianceExplosion(Rule):
         layers = window.layers
         wild = (self.wild * MAD * window.baseline.spread - math.log(self.warn_factor)).clamp(min=0).nan_to_num(0.0)
         own = window.baseline.log_var + wild
-        typical = layers.segments.median(own)[layers.owner] + math.log(0.1)
-        return torch.maximum(torch.maximum(own, typical), (FLAT * layers.eps_by_channel).log())
+        typical = layers.segments.median(own)[layers.owner]
+        # Next to nothing has no usual size of its own: such a channel must exceed the others.
+        own = torch.where(own < typical + math.log(0.1), typical, own)
+        return torch.maximum(own, (FLAT * layers.eps_by_channel).log())
 
     def _finding(self, window: Window, growth: torch.Tensor, layer: int) -> Finding:
         mine = growth[:, window.layers.span(layer)]
@@ -170,3 +177,13 @@ def _floor(rows: torch.Tensor, length: int) -> torch.Tensor:
     for shift in range(1, length):
         low = torch.minimum(low, rows[length - 1 - shift : len(rows) - shift])
     return low
+
+
+def _warms_up(window: Window) -> bool:
+    """Whether the learning rate has risen through the window to its highest so far, and the loss is at its best."""
+    rates, level, best = window.facts.learning_rates, loss_level(window), window.facts.loss_best
+    if len(rates) != len(window) or not rates[-1] > rates[len(rates) // 2] > rates[0] or rates[-1] < max(rates):
+        return False
+    before = window.baseline.rate
+    highest = not bool((before > rates[-1]).any())
+    return highest and level == level and level <= 1.1 * min(best if best == best else level, window.facts.loss_start)

@@ -62,7 +62,8 @@ class DeadChannels(Rule):
     ``warn_share = .33`` (about the share that dies in a training of gamma and beta alone), ``error_share = .75``.
 
     ## Look-alikes
-    Residual branches that start at gamma = 0 still get a gradient. If you prune by gamma on purpose, ignore the rule.
+    Residual branches that start at gamma = 0 have not fallen, whether they get a gradient or are held at zero. Layers
+    whose gamma and beta are frozen are not judged. If you prune by gamma on purpose, ignore the rule.
 
     ## References
     Zhou et al., How does BN increase collapsed neural network filters, 2020; Frankle et al., Training BatchNorm
@@ -89,6 +90,8 @@ class DeadChannels(Rule):
         if len(window) < self.least_steps:
             return []
         dead = self._closed(window) | self._vanished(window)
+        # A layer that is not trained has not died in this training, and has what its weights were loaded with.
+        dead &= window.facts.affine_trains[window.layers.owner]
         if not dead.any():
             return []
         part = share(dead, window)
@@ -101,7 +104,9 @@ class DeadChannels(Rule):
         """Channels that a ReLU never lets through."""
         if window.facts.structure is None:
             return torch.zeros_like(window.gamma[-1], dtype=torch.bool)
-        now = window.beta[-1] < self.beta_ratio * window.gamma[-1].abs()
+        # A gamma of zero that began there is a branch that is held back on purpose, whatever its beta.
+        scale = window.gamma[-1].abs()
+        now = (window.beta[-1] < self.beta_ratio * scale) & ((scale > 0) | (window.baseline.gamma != 0))
         if not now.any():
             return now
         now &= window.facts.structure.relu_only()[window.layers.owner]
@@ -117,7 +122,7 @@ class DeadChannels(Rule):
     def _vanished(self, window: Window) -> torch.Tensor:
         """Channels with a vanished gamma that gets no gradient."""
         start = window.baseline.gamma.abs()
-        small = window.gamma[-1].abs() < self.gamma_share * start.where(start > 0, 1.0)
+        small = window.gamma[-1].abs() < self.gamma_share * start
         if not small.any():
             return small
         gradient = window.gamma_grad.abs()

@@ -21,7 +21,9 @@ class FoldingHazard(Rule):
 
     ## What it does
     At the end of training, compares each channel's ``abs(gamma) / sqrt(running_var + eps)`` with the median of its
-    layer. Folding multiplies the weights of the operation before the layer by this factor.
+    layer. Folding multiplies the weights of the operation before the layer by this factor. Most networks are never
+    quantized: the rule warns in ``bnmonitor audit`` and of a model that is prepared for quantization, and else leaves a
+    note.
 
     ## Why is this bad?
     Quantization with one scale for the whole tensor gives 127 steps to the largest weight. A channel with almost no
@@ -30,9 +32,16 @@ class FoldingHazard(Rule):
 
     ## Example
     >>> from bnmonitor.testing import make_window
-    >>> [finding] = FoldingHazard().check(make_window(running_var=[1.0, 1.2, 0.9, 0.0]))
+    >>> flat = {"running_var": [1.0, 1.2, 0.9, 0.0]}
+    >>> [finding] = FoldingHazard().check(make_window(**flat, facts={"quantized": True}))
     >>> str(finding.severity), finding.channels, round(finding.value)
     ('warning', (3,), 316)
+
+    In another training it is a note:
+
+    >>> [finding] = FoldingHazard().check(make_window(**flat))
+    >>> str(finding.severity)
+    'info'
 
     >>> FoldingHazard().check(make_window(running_var=[1.0, 4.0, 0.1]))
     []
@@ -55,7 +64,7 @@ class FoldingHazard(Rule):
 
     code: ClassVar[str] = "BN707"
     name: ClassVar[str] = "folding-hazard"
-    severity: ClassVar[Severity] = Severity.WARNING
+    severity: ClassVar[Severity] = Severity.INFO
     needs: ClassVar[frozenset[str]] = frozenset({"buffers", "affine"})
     moment: ClassVar[Moment] = "end"
 
@@ -83,7 +92,7 @@ class FoldingHazard(Rule):
         limit = self.warn_ratio if warn else self.info_ratio
         channels = window.layers.locate(ratio > limit, layer)
         return Finding(
-            severity=Severity.WARNING if warn else Severity.INFO,
+            severity=Severity.WARNING if warn and window.facts.quantized else Severity.INFO,
             layer=layer,
             channels=channels,
             first_step=window.steps[-1],

@@ -1,4 +1,4 @@
-"""BN702: a gamma far above its start or above the rest of its layer."""
+"""BN702: a gamma far above its start, or well above it and out of its layer."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from bnmonitor.rules.advice import retreat
 from bnmonitor.rules.base import Finding, Rule, onset, rate_note
 from bnmonitor.window import Window
 
+NEVER = 5.2
+"""Standard deviations that one Gaussian number in ten million lies above its mean."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GammaExplosion(Rule):
-    """Gamma of a channel is ten times its value at the start, or far above the rest of its layer and still growing.
+    """Gamma of a channel is ten times its value at the start, or five times and far above the rest of its layer.
 
     ## What it does
     Compares each channel's ``abs(gamma)`` with its own start, which counts as at least the median of its layer at the
-    start and at least ``least_start``. The rule also looks for channels that are far above the rest of their layer,
-    measured by the spread of that layer, and have grown within the window.
+    start and at least ``least_start``. Half that growth will do where the channel is also far above the rest of its
+    layer, measured by the spread of that layer, and still growing within the window.
 
     ## Why is this bad?
     Gamma is the only scale that a normalized layer has: a channel with ten times the gamma dominates the others in the
@@ -59,10 +62,13 @@ class GammaExplosion(Rule):
     ``growth = 10`` against the start, ``least_start = .5``: a gamma that starts at or near zero is expected to grow to
     one, and is judged from 5 on; healthy residual branches reached 2.2.
 
-    ``spread = 10`` standard deviations of the layer, estimated from the median absolute deviation; a Gaussian layer of
-    any width never has such a channel. This standard deviation counts as at least ``least_spread = .2`` of the layer's
-    median or of 1, the usual scale of gamma, whichever is larger. This avoids alerts in a layer with equal gammas, and
-    in one that has only just left zero. The channel must also have grown by ``growing = 1 %`` within the window.
+    ``outlier_growth = 5`` for a channel that is ``spread = 10`` standard deviations of the layer above its median, by
+    the median absolute deviation. A gamma of 2.5 among gammas of .2 is far out, but the layer has only become sparse
+    around it, as healthy layers do. This standard deviation counts as at least ``least_spread = .2`` of the layer's
+    median or of 1, the usual scale of gamma, whichever is larger. Of few channels it is known badly: it has
+    ``.37 (n - 1)`` degrees of freedom (the efficiency of the median absolute deviation), and the limit is that of
+    Student's t with as many, at the chance of one in ten million. It is 10 from 37 channels on, 15 at 24, and so high
+    at 8 that only growth counts. The channel must also have grown by ``growing = 1 %`` within the window.
 
     ## Look-alikes
     A learning rate that is too high for the whole model moves every gamma: BN704 reports that.
@@ -79,6 +85,7 @@ class GammaExplosion(Rule):
 
     growth: float = 10.0
     least_start: float = 0.5
+    outlier_growth: float = 5.0
     spread: float = 10.0
     least_spread: float = 0.2
     growing: float = 0.01
@@ -87,15 +94,13 @@ class GammaExplosion(Rule):
     def check(self, window: Window) -> list[Finding]:
         """Find the layers with an exploded gamma."""
         now, segments = window.gamma[-1].abs(), window.layers.segments
-        middle = median(now, window)
-        room = self.spread * self.least_spread * middle.clamp(min=1.0)
         # Nearly always no gamma is that large, and the rest need not be computed.
-        limit = (middle + room).clamp(max=self.growth * self.least_start)
-        if not (now > limit[window.layers.owner]).any():
+        if not (now > min(self.growth, self.outlier_growth) * self.least_start).any():
             return []
         grown = now / self._start(window)
-        outside = self._outside(window, now, middle)
-        over = (grown > self.growth) | (outside > self.spread)
+        outside = self._outside(window, now, median(now, window))
+        limit = _far(segments.sizes, self.spread)[window.layers.owner]
+        over = (grown > self.growth) | ((grown > self.outlier_growth) & (outside > limit))
         layers = segments.any(over).nonzero().flatten().tolist()
         return [self._finding(window, layer, over, grown, outside) for layer in layers]
 
@@ -118,19 +123,29 @@ class GammaExplosion(Rule):
         by_growth = factor > self.growth
         channels = tuple(mine.nonzero().flatten().tolist())
         course = (window.gamma[:, span].abs() / self._start(window)[span])[:, mine].nan_to_num(0.0).amax(1)
-        step = onset(course > (self.growth if by_growth else 0.9 * course[-1].item()), window)
+        step = onset(course > (self.growth if by_growth else self.outlier_growth), window)
         largest = number(window.gamma[-1, span][mine].abs().max().item())
-        outlier = f"{number(far)} standard deviations above the layer's median"
-        what = f"{number(factor)}× its start" if by_growth else outlier
+        what = f"{number(factor)}× its start"
+        what += "" if by_growth else f" and {number(far)} standard deviations above the layer's median"
         return Finding(
             severity=Severity.WARNING,
             layer=layer,
             channels=channels,
             first_step=step,
-            value=factor if by_growth else far,
-            threshold=self.growth if by_growth else self.spread,
+            value=factor,
+            threshold=self.growth if by_growth else self.outlier_growth,
             message=f"gamma of {count(len(channels), 'channel')} is up to {largest}, {what}{rate_note(window, step)}",
             advice=f"go back to a checkpoint from before step {step}, and "
             f"{retreat(window, step, 'lower the learning rate of gamma')} or clip gradients: "
             "Trainer(gradient_clip_val=1.0)",
         )
+
+
+def _far(channels: Tensor, least: float) -> Tensor:
+    """Distance from the median, in deviations, that chance does not reach in layers of some channels: ``[L]``.
+
+    The quantile of Student's t at 1e-7 by Wallace's approximation (1959), and at least ``least``.
+    """
+    free = (0.37 * (channels.double() - 1)).clamp(min=0.5)
+    exponent = NEVER**2 / free * ((8 * free + 3) / (8 * free + 1)).square()
+    return (free * exponent.clamp(max=60.0).expm1()).sqrt().clamp(min=least)

@@ -112,7 +112,9 @@ class LearningRateTooHigh(Rule):
     networks to .06 to .49 and 2 to 18 times within 20 steps.
 
     ## Look-alikes
-    The first steps are not judged. Restarts and one-cycle peaks stay below the thresholds. New data in the middle of
+    The first steps are not judged. Where layers are unfrozen, by ``requires_grad``, by a new parameter group or by a
+    rate that was 0, they begin to move: their batches are not judged for a window, and their calm times begin anew.
+    Restarts and one-cycle peaks stay below the thresholds. New data in the middle of
     training moves every layer once. BN106 or BN702 reports a fault of one layer; where all layers jump, their findings
     count as effects of this alert.
 
@@ -186,6 +188,8 @@ class LearningRateTooHigh(Rule):
 
     def _leaps(self, window: Window) -> list[Finding]:
         """Judge the batches against calm times."""
+        if window.facts.thawed is not None and window.facts.thawed >= window.steps[0]:
+            return []
         known = window.training[-1] & window.baseline.batch_distance.isfinite()
         now, moved = batch_distance(window), jump(window)
         lost = known & ~(now.isfinite() & moved.isfinite())

@@ -24,7 +24,8 @@ class TrainEvalGap(Rule):
     At the start of a validation, runs a kept training batch through the model once more, with dropout off. Compares
     each layer's output under the statistics of the batch with its output under its running statistics:
     ``norm(training - evaluation) / norm(training)``. The usual difference between the batches of the window is
-    subtracted. The rule blames the first layer in execution order. The probe leaves buffers, modes, gradients and
+    subtracted. A gap is the layer's own, as every layer gets its input in training mode: the rule blames the layer with
+    the largest, compared with its limit. The probe leaves buffers, modes, gradients and
     random generators exactly as they were, and runs only with ``probe=True``.
 
     ## Why is this bad?
@@ -81,6 +82,7 @@ class TrainEvalGap(Rule):
     name: ClassVar[str] = "train-eval-gap"
     severity: ClassVar[Severity] = Severity.WARNING
     needs: ClassVar[frozenset[str]] = frozenset({"buffers", "probe"})
+    own: ClassVar[bool] = True
     moment: ClassVar[Moment] = "evaluation"
     yields_to: ClassVar[frozenset[str]] = frozenset({"BN303"})
 
@@ -90,7 +92,7 @@ class TrainEvalGap(Rule):
     chance: float = 0.95
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the layers with a gap, and blame the first."""
+        """Find the layers with a gap."""
         gaps = window.facts.gaps
         if gaps is None:
             return []

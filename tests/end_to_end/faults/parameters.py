@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import nn
+from torch.ao.quantization import get_default_qat_qconfig
 
 from bnmonitor import Severity
 from tests.end_to_end.faults.injection import Injection
@@ -181,13 +183,14 @@ class GrowingGradients(Injection):
 
 @dataclass(frozen=True, kw_only=True)
 class FoldingHazard(Injection):
-    """One channel hardly varies, so that folding gives it weights that dwarf all others."""
+    """One channel of a model that is to be quantized hardly varies: folded, its weights dwarf all others."""
 
     code: ClassVar[str] = "BN707"
     name: str = "folding-hazard"
     steps: int = 200
 
     def build(self, trial: Trial) -> None:
+        trial.model.qconfig = get_default_qat_qconfig("fbgemm")
         trial.site.norm.eps = 1e-8
         trial.notes["row"] = trial.site.producer.weight.detach()[1].clone()
         trial.blame(trial.site.name, channels=[1])
@@ -205,6 +208,39 @@ class FoldingHazard(Injection):
         return self.crossed(trial)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConstantWeights(Injection):
+    """Somebody initializes every weight of a kind with one value, and no two channels ever differ."""
+
+    code: ClassVar[str] = "BN708"
+    needs: ClassVar[str] = "once supervised"
+    name: str = "constant-weights"
+    severity: Severity = Severity.ERROR
+    steps: int = 120
+
+    def fits(self, network: Network) -> bool:
+        """Where nothing else tells channels apart, such as convolutions of single channels or attention."""
+        return super().fits(network) and network.name not in ("depthwise", "dense", "transformer")
+
+    def recipe(self, recipe: Recipe) -> Recipe:
+        return replace(recipe, lr=recipe.lr / 10)
+
+    @torch.no_grad()
+    def build(self, trial: Trial) -> None:
+        for module in trial.model.modules():
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+                module.weight.fill_(float(module.weight.std()))
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        trial.notes["spy"] = trial.spy(trial.order[0])
+        trial.blame(*trial.order)
+
+    def took_place(self, trial: Trial) -> bool:
+        """No channel of the first layer differs from the others at the end."""
+        var = trial.notes["spy"].var[-1]
+        return bool(((var - var[0]).abs() < 1e-4 * var[0]).all())
+
+
 PARAMETERS: tuple[Injection, ...] = (
     ClosedChannels(name="closed-fifth", share=0.2, severity=Severity.INFO),
     ClosedChannels(name="closed-half"),
@@ -217,4 +253,5 @@ PARAMETERS: tuple[Injection, ...] = (
     RateTooLow(),
     GrowingGradients(),
     FoldingHazard(),
+    ConstantWeights(),
 )

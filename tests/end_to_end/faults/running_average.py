@@ -101,12 +101,20 @@ class EarlyEvaluation(Injection):
         return weight > (0.3 if self.severity is Severity.ERROR else 0.05)
 
 
-def _calm(trial: Trial, momentum: float) -> None:
-    """Late in a run: the network hardly moves any more, and a small momentum makes the statistics steady."""
-    for layer in batchnorms(trial.model).values():
-        layer.momentum = momentum
+CALM = 40
+"""Steps at a low rate after which running statistics of momentum .1 have caught up with every layer."""
+
+
+def _slow_down(trial: Trial) -> None:
+    """Late in a run: the network hardly moves any more, and the running statistics come to rest."""
     for scheduler in trial.schedulers:
         scheduler.base_lrs = [rate / 100 for rate in scheduler.base_lrs]
+
+
+def _remember(trial: Trial, momentum: float) -> None:
+    """Give every layer a small momentum, which makes the statistics steady."""
+    for layer in batchnorms(trial.model).values():
+        layer.momentum = momentum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +124,7 @@ class LaggingLayer(Injection):
     code: ClassVar[str] = "BN304"
     needs: ClassVar[str] = "once"
     noisy: bool = True
-    onset: int = 100
+    onset: int = 60
     steps: int = 320
     factor: float = 2.0
     momentum: float = 0.002
@@ -128,8 +136,11 @@ class LaggingLayer(Injection):
     @torch.no_grad()
     def before(self, trial: Trial) -> None:
         if trial.fresh:
-            _calm(trial, self.momentum)
+            _slow_down(trial)
+        if trial.step == self.onset + CALM:
+            _remember(trial, self.momentum)
             trial.site.producer.weight *= self.factor
+            trial.notes["lag"].clear()
         trial.notes["running"] = trial.site.norm.running_var.clone()
 
     def after(self, trial: Trial) -> None:
@@ -169,7 +180,7 @@ class ForeignStatistics(Injection):
     code: ClassVar[str] = "BN305"
     needs: ClassVar[str] = "supervised once"
     name: str = "foreign-statistics"
-    onset: int = 70
+    onset: int = 30
     steps: int = 100
 
     def build(self, trial: Trial) -> None:
@@ -182,7 +193,9 @@ class ForeignStatistics(Injection):
     def after(self, trial: Trial) -> None:
         norm = trial.site.norm
         if trial.fresh:
-            _calm(trial, 0.001)
+            _slow_down(trial)
+        if trial.step == self.onset + CALM:
+            _remember(trial, 0.001)
             trial.notes["before"] = norm.running_var.clone()
             norm.running_mean += 2 * norm.running_var.sqrt()
             norm.running_var *= 16
