@@ -24,6 +24,10 @@ class Above:
         joins: The number of skip connections since the nearest layer.
         pooled: Whether a global pooling came since the nearest layer.
         wanted: Whether the network's input itself gets a gradient.
+        normalized: Whether the input comes from a layer in training mode that ran without a graph.
+        weighted: Whether it comes from an operation with weights that ran without a graph.
+        opaque: Whether an operation with a backward of its own, as a reentrant checkpoint, may hide layers.
+        path: A number for the operations on the way from the input: equal for the same ones.
     """
 
     layers: frozenset[int] = frozenset()
@@ -32,6 +36,10 @@ class Above:
     joins: int = 0
     pooled: bool = False
     wanted: bool = False
+    normalized: bool = False
+    weighted: bool = False
+    opaque: bool = False
+    path: int = 0
 
 
 def bare_convolutions(graph: Graph, above: Mapping[Any, Above], bottoms: set[Any]) -> tuple[list[Bare], int]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
+from torch.autograd.function import BackwardCFunction
 
 from bnmonitor.graph.convolutions import Above, bare_convolutions
 from bnmonitor.graph.graph import WHOLE, Call, Graph, Step, kind_of, role_of
@@ -41,6 +42,7 @@ def structure_of(
     *,
     names: Sequence[str] = (),
     doubled: Mapping[int, bool] | None = None,
+    recomputed: Collection[int] = (),
 ) -> Structure:
     """Describe where each layer is in the network.
 
@@ -50,19 +52,24 @@ def structure_of(
         layers: Position of each layer by ``id(module)``.
         names: Names of the layers.
         doubled: By ``id(module)``, whether the backward computed a gradient through the layer that has a graph itself.
+        recomputed: The modules that the backward ran again, by ``id(module)``.
     """
     above, mine = _above(graph), _calls_of(calls, layers)
     shared = _shared(graph, calls, layers)
     order = {call: position for position, call in enumerate(c for c in calls if id(c.module) in layers)}
+    apart = _outside(calls, layers, recomputed)
     found: list[_Found] = []
     for i in range(len(layers)):
         seen = [call for call in mine.get(i, ()) if call.top is not None]
         if not seen:
             found.append(_unseen(mine.get(i, ())))
             continue
-        dark = [c for c in calls[: calls.index(seen[0])] if c.top is None]
+        before = set(map(id, calls[: calls.index(seen[0])]))
+        here = above.get(seen[0].bottom, Above())
+        came = seen[0].origin
         # Without a graph, an operation with weights before the layer is not trained, and hides what is before it.
-        behind_frozen = any(isinstance(c.module, WHOLE) or id(c.module) in layers for c in dark)
+        behind_frozen = here.weighted or came.weighted or any(id(c) in before for c in apart.frozen)
+        hidden = here.opaque and any(id(c) in before for c in apart.hidden)
         each = [_place(graph, call, above, shared, behind_frozen) for call in seen]
         read = [node for call in seen for node in _readers(graph, _norm_at(call.top) or call.top)]
         place = replace(
@@ -71,7 +78,8 @@ def structure_of(
             calls=len(seen),
             producers=tuple(dict.fromkeys(producer for place in each for producer in place.producers)),
             readers=tuple(dict.fromkeys(graph.at(node).operation for node in read)),
-            root=each[0].root and not any(id(c.module) in layers and c.training for c in dark),
+            root=each[0].root and not (here.normalized or came.normalized or hidden),
+            places=max(1, len({_path(above, call) for call in seen if call.training})),
             distance=-1 if behind_frozen else each[0].distance,
             per_sample=bool(doubled and doubled.get(id(seen[0].module)) and any(above[c.top].wanted for c in seen)),
         )
@@ -87,6 +95,46 @@ def structure_of(
         bare=tuple(bare),
         normalized=normalized,
     )
+
+
+@dataclass(frozen=True)
+class _Outside:
+    """Calls without a graph of modules that have none in the whole step.
+
+    Attributes:
+        frozen: Those of operations with weights and layers that may be a part of the network before a layer.
+        hidden: Those of layers in training mode that an operation with a backward of its own may have made.
+    """
+
+    frozen: tuple[Call, ...]
+    hidden: tuple[Call, ...]
+
+
+def _outside(calls: Sequence[Call], layers: Mapping[int, int], recomputed: Collection[int]) -> _Outside:
+    """Find the calls that the graph does not show.
+
+    A module that has a graph as well is not among them: its other calls are forwards beside the one that trains. Nor is
+    a copy of modules with a graph, such as a teacher: it runs beside them, not before them.
+    """
+    shown = {id(c.module): c.module for c in calls if c.top is not None}
+    dark = [c for c in calls if c.top is None and id(c.module) not in shown]
+    dark = [c for c in dark if isinstance(c.module, WHOLE) or id(c.module) in layers]
+    there = {id(c.module): c.module for c in dark}
+    copied = not there.keys() & set(recomputed) and _kinds(there.values()) <= _kinds(shown.values())
+    again = [c for c in dark if id(c.module) in layers and c.training]
+    known = [c for c in again if id(c.module) in recomputed]
+    return _Outside(frozen=() if copied else tuple(dark), hidden=tuple(known or again))
+
+
+def _kinds(modules: Iterable[nn.Module]) -> Counter[Any]:
+    """How many modules there are of each class and each shape of parameters."""
+    shapes = ((type(m), *(p.shape for p in m._parameters.values() if p is not None)) for m in modules)
+    return Counter(shapes)
+
+
+def _path(above: Mapping[Any, Above], call: Call) -> int:
+    """A number for the way from the network's input to a call."""
+    return call.origin.path if call.bottom is None else above.get(call.bottom, Above()).path
 
 
 def _unseen(calls: Sequence[Call]) -> _Found:
@@ -131,9 +179,13 @@ def _above(graph: Graph) -> dict[Any, Above]:
                 distance=min(p.distance for p in parts),
                 joins=max(p.joins for p in parts) + (step.operation.kind not in _GATES),
                 wanted=any(p.wanted for p in parts),
+                normalized=any(p.normalized for p in parts),
+                weighted=any(p.weighted for p in parts),
+                opaque=any(p.opaque for p in parts) or isinstance(node, BackwardCFunction),
+                path=hash((step.operation.kind, *(p.path for p in parts))),
             )
             continue
-        below = known.get(step.below, known[None])
+        below = _after(step, node, known.get(step.below, known[None]))
         if step.layer is not None:
             known[node] = replace(below, layers=frozenset([step.layer]), depth=below.depth + 1, joins=0, pooled=False)
         elif role == "weights":
@@ -143,6 +195,19 @@ def _above(graph: Graph) -> dict[Any, Above]:
         else:
             known[node] = below
     return known
+
+
+def _after(step: Step, node: Any, below: Above) -> Above:
+    """What is upstream of a node, without what the node itself is."""
+    operation = step.operation
+    path = below.path
+    if step.call is not None and step.call.bottom is None:
+        origin = step.call.origin
+        path = origin.path
+        below = replace(below, normalized=origin.normalized, weighted=origin.weighted)
+    if operation.role not in ("shape", "dropout", "other") or isinstance(node, BackwardCFunction):
+        path = hash((operation.name or operation.kind, path))
+    return replace(below, path=path, opaque=below.opaque or isinstance(node, BackwardCFunction))
 
 
 def _place(graph: Graph, call: Call, above: Mapping[Any, Above], shared: set[str], behind_frozen: bool) -> Place:
