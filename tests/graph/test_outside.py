@@ -12,17 +12,23 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from bnmonitor import Monitor
-from bnmonitor.window import Place
+from bnmonitor.window import Place, Structure
 
 
-def places(model: nn.Module, step: Callable[[], Tensor]) -> dict[str, Place]:
-    """The places of the layers after one step of training."""
+def structure_of(model: nn.Module, step: Callable[[], Tensor]) -> Structure:
+    """The structure after one step of training."""
     model.train()
     with Monitor(model, sinks=[], on_alert="log") as monitor:
         step().backward()
         monitor.step()
         structure = monitor.window().facts.structure
     assert structure is not None
+    return structure
+
+
+def places(model: nn.Module, step: Callable[[], Tensor]) -> dict[str, Place]:
+    """The places of the layers after one step of training."""
+    structure = structure_of(model, step)
     return dict(zip(structure.names, structure.places, strict=True))
 
 
@@ -158,3 +164,32 @@ def test_levels_of_a_pyramid_without_norms_are_several_places() -> None:
 
     found = places(model, step)["head.1"]
     assert (found.root, found.places) == (True, 2)
+
+
+@pytest.mark.parametrize("calls", [1, 5])
+def test_a_shared_convolution_without_norm_counts_once(calls: int) -> None:
+    model = nn.ModuleDict({"body": trunk(), "shared": nn.Conv2d(8, 8, 1), "tail": unit(8, 4)})
+
+    def step() -> Tensor:
+        x = model["body"](images())
+        for _ in range(calls):
+            x = F.relu(model["shared"](x))
+        return model["tail"](x).sum()
+
+    structure = structure_of(model, step)
+    assert [bare.name for bare in structure.bare] == ["shared"]
+    assert structure.normalized == 3
+
+
+def test_a_shared_convolution_with_norm_counts_once() -> None:
+    model = nn.ModuleDict({"body": trunk(), "shared": nn.Conv2d(8, 8, 1), "norm": nn.BatchNorm2d(8)})
+    model["tail"] = unit(8, 4)
+
+    def step() -> Tensor:
+        x = model["body"](images())
+        for _ in range(3):
+            x = F.relu(model["norm"](model["shared"](x)))
+        return model["tail"](F.relu(model["shared"](x))).sum()
+
+    structure = structure_of(model, step)
+    assert (structure.bare, structure.normalized) == ((), 4)
