@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,9 @@ from torch import nn
 from torch.autograd.function import BackwardCFunction
 
 from bnmonitor.graph.convolutions import Above, bare_convolutions
-from bnmonitor.graph.graph import WHOLE, Call, Graph, Step, kind_of, role_of
+from bnmonitor.graph.graph import Call, Graph, Step, kind_of, role_of
+from bnmonitor.graph.outside import outside
+from bnmonitor.graph.places import places_of
 from bnmonitor.window import Operation, Place, Producer, Structure
 
 _GATES = ("mul", "div")
@@ -57,7 +59,7 @@ def structure_of(
     above, mine = _above(graph), _calls_of(calls, layers)
     shared = _shared(graph, calls, layers)
     order = {call: position for position, call in enumerate(c for c in calls if id(c.module) in layers)}
-    apart = _outside(calls, layers, recomputed)
+    apart = outside(calls, layers, recomputed)
     found: list[_Found] = []
     for i in range(len(layers)):
         seen = [call for call in mine.get(i, ()) if call.top is not None]
@@ -79,7 +81,7 @@ def structure_of(
             producers=tuple(dict.fromkeys(producer for place in each for producer in place.producers)),
             readers=tuple(dict.fromkeys(graph.at(node).operation for node in read)),
             root=each[0].root and not (here.normalized or came.normalized or hidden),
-            places=max(1, len({_path(above, call) for call in seen if call.training})),
+            places=places_of(graph, i, [call for call in seen if call.training], above),
             distance=-1 if behind_frozen else each[0].distance,
             per_sample=bool(doubled and doubled.get(id(seen[0].module)) and any(above[c.top].wanted for c in seen)),
         )
@@ -95,46 +97,6 @@ def structure_of(
         bare=tuple(bare),
         normalized=normalized,
     )
-
-
-@dataclass(frozen=True)
-class _Outside:
-    """Calls without a graph of modules that have none in the whole step.
-
-    Attributes:
-        frozen: Those of operations with weights and layers that may be a part of the network before a layer.
-        hidden: Those of layers in training mode that an operation with a backward of its own may have made.
-    """
-
-    frozen: tuple[Call, ...]
-    hidden: tuple[Call, ...]
-
-
-def _outside(calls: Sequence[Call], layers: Mapping[int, int], recomputed: Collection[int]) -> _Outside:
-    """Find the calls that the graph does not show.
-
-    A module that has a graph as well is not among them: its other calls are forwards beside the one that trains. Nor is
-    a copy of modules with a graph, such as a teacher: it runs beside them, not before them.
-    """
-    shown = {id(c.module): c.module for c in calls if c.top is not None}
-    dark = [c for c in calls if c.top is None and id(c.module) not in shown]
-    dark = [c for c in dark if isinstance(c.module, WHOLE) or id(c.module) in layers]
-    there = {id(c.module): c.module for c in dark}
-    copied = not there.keys() & set(recomputed) and _kinds(there.values()) <= _kinds(shown.values())
-    again = [c for c in dark if id(c.module) in layers and c.training]
-    known = [c for c in again if id(c.module) in recomputed]
-    return _Outside(frozen=() if copied else tuple(dark), hidden=tuple(known or again))
-
-
-def _kinds(modules: Iterable[nn.Module]) -> Counter[Any]:
-    """How many modules there are of each class and each shape of parameters."""
-    shapes = ((type(m), *(p.shape for p in m._parameters.values() if p is not None)) for m in modules)
-    return Counter(shapes)
-
-
-def _path(above: Mapping[Any, Above], call: Call) -> int:
-    """A number for the way from the network's input to a call."""
-    return call.origin.path if call.bottom is None else above.get(call.bottom, Above()).path
 
 
 def _unseen(calls: Sequence[Call]) -> _Found:

@@ -33,6 +33,11 @@ class CallMoments:
     between: Tensor
     unevenness: Tensor | None = None
 
+    def narrowed(self, width: int) -> CallMoments:
+        """Return the same of the first channels."""
+        uneven = None if self.unevenness is None else self.unevenness[:width]
+        return CallMoments(self.samples, self.reduced[:, :width], self.between[:, :width], uneven)
+
 
 def call_distances(calls: Sequence[CallMoments]) -> tuple[float, float, float, float]:
     """Compare the calls pair by pair, in the middle channel.
@@ -46,6 +51,8 @@ def call_distances(calls: Sequence[CallMoments]) -> tuple[float, float, float, f
     """
     shifts, ratios = [(float("nan"), 0.0)], [(float("nan"), 0.0)]
     for a, b in combinations(calls[:MOST_CALLS], 2):
+        width = min(a.reduced.shape[1], b.reduced.shape[1])  # a network of several widths uses the first channels
+        a, b = a.narrowed(width), b.narrowed(width)
         (n, mean, squares), (m, other, more) = a.between.cpu().double(), b.between.cpu().double()
         first, second = _second(a.reduced), _second(b.reduced)
         sigma = ((first + second) / 2).sqrt()

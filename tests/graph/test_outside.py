@@ -193,3 +193,40 @@ def test_a_shared_convolution_with_norm_counts_once() -> None:
 
     structure = structure_of(model, step)
     assert (structure.bare, structure.normalized) == ((), 4)
+
+
+def test_real_and_generated_inputs_are_one_place() -> None:
+    model = nn.ModuleDict({"generator": unit(4, 3), "discriminator": trunk()})
+
+    def step() -> Tensor:
+        fake = model["generator"](torch.randn(8, 4, 8, 8))
+        judged = [model["discriminator"](x).mean() for x in (images(), fake.detach(), fake)]
+        return torch.stack(judged).sum()
+
+    assert {place.places for place in places(model, step).values()} == {1}
+
+
+def test_a_network_of_blocks_with_skip_connections_on_real_and_generated_inputs_is_one_place() -> None:
+    model = nn.ModuleDict({"generator": unit(4, 3), "stem": unit(3, 8), "a": unit(8, 8), "b": unit(8, 8)})
+
+    def judge(x: Tensor) -> Tensor:
+        x = model["stem"](x)
+        x = x + model["a"](x)
+        return (x + model["b"](x)).mean()
+
+    def step() -> Tensor:
+        return judge(images()) + judge(model["generator"](torch.randn(8, 4, 8, 8)))
+
+    assert {place.places for place in places(model, step).values()} == {1}
+
+
+def test_a_block_that_follows_itself_without_a_stem_has_several_places() -> None:
+    model = nn.ModuleList([unit(3, 3)] * 3)
+
+    def step() -> Tensor:
+        x = images()
+        for block in model:
+            x = block(x)
+        return x.sum()
+
+    assert places(model, step)["0.1"].places == 3
