@@ -15,7 +15,7 @@ from bnmonitor.measures.batches import (
     trunk,
     variance_noise,
 )
-from bnmonitor.measures.calls import MOST_CALLS, CallMoments, call_distances
+from bnmonitor.measures.calls import MOST_CALLS, CallMoments, call_distances, call_gaps
 from bnmonitor.measures.channels import batch_offset, covariate_shift, dead, gamma_update, offset, offsets, silent
 from bnmonitor.measures.columns import BY_CHANNEL, BY_LAYER
 from bnmonitor.measures.learning_rate import rise
@@ -57,6 +57,7 @@ from bnmonitor.measures.running_lag import (
     warm,
 )
 from bnmonitor.measures.sampled_inputs import SampledInput, sampled_batch, sampled_input
+from bnmonitor.measures.side_updates import SideUpdates, side_updates
 from bnmonitor.measures.small_variances import variances
 
 __all__ = [
@@ -70,11 +71,13 @@ __all__ = [
     "Affine",
     "CallMoments",
     "SampledInput",
+    "SideUpdates",
     "averages",
     "batch_distance",
     "batch_offset",
     "between",
     "call_distances",
+    "call_gaps",
     "carried",
     "changed_at_once",
     "covariate_shift",
@@ -116,6 +119,7 @@ __all__ = [
     "samples_reduced",
     "settled",
     "share",
+    "side_updates",
     "silent",
     "spread",
     "synced",

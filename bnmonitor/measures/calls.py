@@ -9,6 +9,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from bnmonitor.window import Sample
+
 MOST_CALLS = 8
 """Most calls of a layer in one step that are compared."""
 
@@ -68,6 +70,31 @@ def call_distances(calls: Sequence[CallMoments]) -> tuple[float, float, float, f
                 wide = (uneven * (1 / a.samples + 1 / b.samples)).sqrt().where(uneven < MOST_UNEVEN, wide)
             ratios.append((_middle(log_ratio[alive]), _middle((log_ratio / wide)[alive])))
     return (*max(shifts[1:] or shifts), *max(ratios[1:] or ratios))
+
+
+def call_gaps(
+    samples: Sequence[Sample], layers: int, least_noise: float, *, side: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return how far apart the inputs of each layer's calls are in every one of some samples, where that is no chance.
+
+    Args:
+        samples: The samples.
+        layers: Number of layers.
+        least_noise: The multiple of the sampling noise from which on a difference counts.
+        side: Compare the calls under ``no_grad`` with the others, instead of the others with each other.
+
+    Returns:
+        ``[L]`` each: the distance of the means in deviations and the absolute log of the ratio of the variances, of the
+        sample with the least; 0 where a sample has no difference beyond noise.
+    """
+    nothing = torch.zeros(layers, dtype=torch.float64, device="cpu")
+    shifts, ratios = [], []
+    for sample in samples:
+        distance = sample.side_distance if side else sample.distance
+        shift, shift_noise, ratio, ratio_noise = distance.expand(4, layers)
+        shifts.append(shift.where(shift_noise > least_noise, nothing))
+        ratios.append(ratio.where(ratio_noise > least_noise, nothing))
+    return (torch.stack(shifts).amin(0), torch.stack(ratios).amin(0)) if samples else (nothing, nothing)
 
 
 def _second(reduced: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ from bnmonitor.rules.bookkeeping.layer_never_called import LayerNeverCalled
 from bnmonitor.rules.bookkeeping.lossy_sync_conversion import LossySyncConversion
 from bnmonitor.rules.bookkeeping.mixed_calls import MixedCalls
 from bnmonitor.rules.bookkeeping.rank_divergence import RankDivergence
+from bnmonitor.rules.bookkeeping.shared_at_several_places import SharedAtSeveralPlaces
+from bnmonitor.rules.bookkeeping.side_forwards import SideForwards
 from bnmonitor.rules.bookkeeping.stale_averaged_weights import StaleAveragedWeights
 from bnmonitor.rules.bookkeeping.unregistered_layer import UnregisteredLayer
 from bnmonitor.rules.data.alternating_domains import AlternatingDomains
@@ -96,6 +98,8 @@ CATALOGUE: tuple[type[Rule], ...] = (
     StaleAveragedWeights,
     LayerNeverCalled,
     UnregisteredLayer,
+    SideForwards,
+    SharedAtSeveralPlaces,
     CorrelatedBatches,
     AlternatingDomains,
     ValidationShift,

@@ -79,6 +79,7 @@ class Sampler:
         self._hooks = Hooks(on_compilation=self._interrupt)
         self._seen: dict[int, _Seen] = {}
         self._aside: dict[int, _Seen] = {}
+        self._momentum: dict[int, Any] = {}
         self._tracer = Tracer()
         self.interrupted = False
         """Whether a compilation or an error ended the sample while the hooks were in place."""
@@ -107,6 +108,7 @@ class Sampler:
         """
         self.detach()
         self._seen, self._aside, self.interrupted = {}, {}, False
+        self._momentum = {id(module): getattr(module, "momentum", None) for module in modules}
         for module in modules:
             self._hooks.on_forward(module, self._saw)
         for root in models.values():
@@ -147,6 +149,8 @@ class Sampler:
             return
         x = args[0]
         if not graded and module.training:
+            if getattr(module, "momentum", None) != self._momentum.get(id(module)):
+                return  # the statistics are estimated anew
             seen = self._aside.setdefault(id(module), _Seen())
         seen.calls += 1
         seen.eval_calls += not module.training
