@@ -21,6 +21,7 @@ from bnmonitor.rules.bookkeeping.unregistered_layer import UnregisteredLayer
 from bnmonitor.rules.data.alternating_domains import AlternatingDomains
 from bnmonitor.rules.data.correlated_batches import CorrelatedBatches
 from bnmonitor.rules.data.padding_contamination import PaddingContamination
+from bnmonitor.rules.data.path_dependent_statistics import PathDependentStatistics
 from bnmonitor.rules.data.validation_shift import ValidationShift
 from bnmonitor.rules.modes.auxiliary_network_updates import AuxiliaryNetworkUpdates
 from bnmonitor.rules.modes.batch_dependent_evaluation import BatchDependentEvaluation
@@ -104,6 +105,7 @@ CATALOGUE: tuple[type[Rule], ...] = (
     AlternatingDomains,
     ValidationShift,
     PaddingContamination,
+    PathDependentStatistics,
     DeadChannels,
     GammaExplosion,
     WeightDecayOnAffine,

@@ -36,6 +36,6 @@ class MixedCalls(Cause):
     """
 
     name: ClassVar[str] = "mixed-calls"
-    leads: ClassVar[tuple[str, ...]] = ("BN502",)
+    leads: ClassVar[tuple[str, ...]] = ("BN502", "BN509")
     explains: ClassVar[frozenset[str]] = frozenset({"BN304", "BN305", "BN601", "BN602", "BN603", "BN106"})
     belated: ClassVar[bool] = True

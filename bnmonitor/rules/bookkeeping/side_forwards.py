@@ -39,7 +39,7 @@ class SideForwards(Rule):
     ...     sample = make_sample(window.layers, size=64, side_calls=calls, side_size=size)
     ...     return dataclasses.replace(window, earlier=(sample,), sample=sample)
     >>> [finding] = SideForwards().check(beside(4, 4))
-    >>> str(finding.severity), finding.value
+    >>> str(finding.severity), round(finding.value, 2)
     ('warning', 0.8)
 
     One more forward of a whole batch that looks like those of the training stays quiet:
