@@ -19,7 +19,7 @@ from bnmonitor.measures.calls import MOST_CALLS, CallMoments, call_distances, ca
 from bnmonitor.measures.channels import batch_offset, covariate_shift, dead, gamma_update, offset, offsets, silent
 from bnmonitor.measures.columns import BY_CHANNEL, BY_LAYER
 from bnmonitor.measures.learning_rate import rise
-from bnmonitor.measures.levels import Levels, levels
+from bnmonitor.measures.levels import Levels, path_levels
 from bnmonitor.measures.moments import (
     Affine,
     between,
@@ -95,7 +95,6 @@ __all__ = [
     "is_young",
     "jump",
     "lag",
-    "levels",
     "loss_level",
     "may_exceed",
     "may_lag",
@@ -111,6 +110,7 @@ __all__ = [
     "offsets",
     "once",
     "padding",
+    "path_levels",
     "processes",
     "recover",
     "reduce",

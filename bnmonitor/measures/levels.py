@@ -48,6 +48,9 @@ OUTLIERS = 0.1
 LEAST_SWITCHES = 0.2
 """Part of the steps at which the level must change: it is drawn again and again, and does not change once."""
 
+GOES_WITH = 0.5
+"""Least difference between two levels in how often a layer ran, for the layer to have to do with them."""
+
 UPPER = 0.85
 """Part of the channels that may differ less: a path may differ in a part of them only, as a network of several widths does."""
 
@@ -69,7 +72,7 @@ class Levels:
 
 
 @once
-def levels(window: Window) -> Levels:
+def path_levels(window: Window) -> Levels:
     """Find the layers whose batch statistics jump between a few levels, while the layers before them are calm.
 
     The steps are points, with a coordinate for the mean and one for the variance of each channel. Levels are clusters
@@ -96,7 +99,7 @@ def levels(window: Window) -> Levels:
             continue
         rows, at = _rows(window, layer)
         level = _grouped(rows) if len(rows) >= LEAST_STEPS else None
-        if level is None or int(level.max()) == 0 or _skipped(window, at):
+        if level is None or int(level.max()) == 0 or _skipped(window, at, level):
             continue
         placed = level[level >= 0]
         if int((placed[1:] != placed[:-1]).sum()) < LEAST_SWITCHES * len(placed):
@@ -192,13 +195,13 @@ def _least_away(points: Tensor, level: Tensor) -> float:
     return least
 
 
-def _skipped(window: Window, at: Tensor) -> bool:
-    """Whether layers are left out now and then, and none of them stands in for another."""
-    ran = window.updates[at] > 0
-    sometimes = (ran.any(0) & ~ran.all(0)).nonzero().flatten().tolist()
-    if not sometimes:
-        return False
-    return not any(bool(~(ran[:, a] & ran[:, b]).any()) for a, b in combinations(sometimes[:64], 2))
+def _skipped(window: Window, at: Tensor, level: Tensor) -> bool:
+    """Whether the levels go with layers that are left out now and then, and none of these stands in for another."""
+    ran = (window.updates[at] > 0).double()
+    shares = torch.stack([ran[level == i].mean(0) for i in range(int(level.max()) + 1)])
+    sometimes = ((shares.amax(0) - shares.amin(0)) > GOES_WITH).nonzero().flatten().tolist()
+    pairs = combinations(sometimes[:64], 2)
+    return bool(sometimes) and not any(float((ran[:, a] * ran[:, b]).sum()) == 0 for a, b in pairs)
 
 
 def _distance(window: Window, layer: int, at: Tensor, level: Tensor) -> tuple[float, float]:

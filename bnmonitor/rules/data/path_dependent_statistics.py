@@ -7,7 +7,7 @@ from math import exp
 from typing import ClassVar
 
 from bnmonitor._text import number
-from bnmonitor.measures import levels
+from bnmonitor.measures import path_levels
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import Window
@@ -27,19 +27,14 @@ class PathDependentStatistics(Rule):
     and right for none of them, so every path seems worse in evaluation than it is, and paths cannot be compared.
 
     ## Example
-    >>> import torch
-    >>> from bnmonitor.testing import in_a_row, make_window
-    >>> from bnmonitor.window import Structure
-    >>> structure = Structure(producer_trains=(True,) * 2, consumers=(("relu",),) * 2, places=in_a_row(2))
-    >>> path = (torch.arange(64) * 7 % 5 < 2).float()[:, None]
-    >>> def second(distance):
-    ...     noise = 0.02 * torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
-    ...     means = noise + torch.cat([torch.zeros(64, 16), distance * path.expand(64, 16)], 1)
-    ...     return make_window(channels=[16, 16], batch_mean=means, facts={"structure": structure})
-    >>> [finding] = PathDependentStatistics().check(second(0.6))
+    >>> from bnmonitor.testing import path_window
+    >>> [finding] = PathDependentStatistics().check(path_window(0.6))
     >>> finding.layer, str(finding.severity)
     (1, 'warning')
-    >>> PathDependentStatistics().check(second(0.1))
+
+    Paths that hardly differ stay quiet:
+
+    >>> PathDependentStatistics().check(path_window(0.1))
     []
 
     ## Code
@@ -87,7 +82,7 @@ class PathDependentStatistics(Rule):
 
     def check(self, window: Window) -> list[Finding]:
         """Find the layers whose batch statistics jump between levels."""
-        found = levels(window)
+        found = path_levels(window)
         apart = (found.shift > self.warn_shift) | (found.ratio > self.warn_log_ratio)
         return [
             self._finding(window, i, int(found.count[i]), float(found.shift[i]), float(found.ratio[i]))
