@@ -196,12 +196,13 @@ def _least_away(points: Tensor, level: Tensor) -> float:
 
 
 def _skipped(window: Window, at: Tensor, level: Tensor) -> bool:
-    """Whether the levels go with layers that are left out now and then, and none of these stands in for another."""
+    """Whether some layers are left out now and then, and of those that the levels go with none stands in for another."""
     ran = (window.updates[at] > 0).double()
     shares = torch.stack([ran[level == i].mean(0) for i in range(int(level.max()) + 1)])
-    sometimes = ((shares.amax(0) - shares.amin(0)) > GOES_WITH).nonzero().flatten().tolist()
-    pairs = combinations(sometimes[:64], 2)
-    return bool(sometimes) and not any(float((ran[:, a] * ran[:, b]).sum()) == 0 for a, b in pairs)
+    with_levels = ((shares.amax(0) - shares.amin(0)) > GOES_WITH).nonzero().flatten().tolist()
+    pairs = combinations(with_levels[:64], 2)
+    sometimes = ran.any(0) & ~ran.all(0)
+    return bool(sometimes.any()) and not any(float((ran[:, a] * ran[:, b]).sum()) == 0 for a, b in pairs)
 
 
 def _distance(window: Window, layer: int, at: Tensor, level: Tensor) -> tuple[float, float]:
