@@ -75,26 +75,30 @@ def call_distances(calls: Sequence[CallMoments]) -> tuple[float, float, float, f
 def call_gaps(
     samples: Sequence[Sample], layers: int, least_noise: float, *, side: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return how far apart the inputs of each layer's calls are in every one of some samples, where that is no chance.
+    """Return how far apart the inputs of each layer's calls are in the middle of some samples, where it is no chance.
 
     Args:
-        samples: The samples.
+        samples: The samples. Their batches are drawn independently, so the noise of all is less than that of one.
         layers: Number of layers.
         least_noise: The multiple of the sampling noise from which on a difference counts.
         side: Compare the calls under ``no_grad`` with the others, instead of the others with each other.
 
     Returns:
-        ``[L]`` each: the distance of the means in deviations and the absolute log of the ratio of the variances, of the
-        sample with the least; 0 where a sample has no difference beyond noise.
+        ``[L]`` each: the distance of the means in deviations and the absolute log of the ratio of the variances; 0
+        where that is not beyond noise, or a sample has no two calls.
     """
     nothing = torch.zeros(layers, dtype=torch.float64, device="cpu")
-    shifts, ratios = [], []
-    for sample in samples:
-        distance = sample.side_distance if side else sample.distance
-        shift, shift_noise, ratio, ratio_noise = distance.expand(4, layers)
-        shifts.append(shift.where(shift_noise > least_noise, nothing))
-        ratios.append(ratio.where(ratio_noise > least_noise, nothing))
-    return (torch.stack(shifts).amin(0), torch.stack(ratios).amin(0)) if samples else (nothing, nothing)
+    if not samples:
+        return nothing, nothing
+    rows = torch.stack([(s.side_distance if side else s.distance).expand(4, layers).double() for s in samples])
+    shift, shift_noise, ratio, ratio_noise = rows.unbind(1)
+    root = len(samples) ** 0.5
+
+    def beyond(gap: Tensor, noise: Tensor) -> Tensor:
+        # A NaN makes the comparison false; of an even number of samples the median is the lower one.
+        return gap.median(0).values.where(noise.mean(0) * root > least_noise, nothing).nan_to_num(0.0)
+
+    return beyond(shift, shift_noise), beyond(ratio, ratio_noise)
 
 
 def _second(reduced: Tensor) -> Tensor:

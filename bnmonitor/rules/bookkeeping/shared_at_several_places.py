@@ -22,7 +22,7 @@ class SharedAtSeveralPlaces(Rule):
     The autograd graph of a step shows at how many places of the network a layer is called: a block in a loop, a norm
     behind several convolutions, a head on several levels of a pyramid. The rule compares the inputs of the calls: the
     distance between their means in standard deviations, and the log of the ratio of their variances, in the median
-    channel. Two samples in a row must show a difference.
+    channel. The last samples together, two at least and ``samples = 4`` at most, must show a difference.
 
     ## Why is this bad?
     In training each call is normalized with its own statistics, so the training goes well. The running statistics are
@@ -89,13 +89,14 @@ class SharedAtSeveralPlaces(Rule):
     warn_log_ratio: float = 0.5
     error_log_ratio: float = 1.4
     least_noise: float = 3.0
+    samples: int = 4
 
     def check(self, window: Window) -> list[Finding]:
         """Find the layers whose places have different inputs."""
         structure, sample = window.facts.structure, window.sample
         if sample is None or structure is None or len(structure.places) != len(window.layers):
             return []
-        samples = [*window.earlier[-1:], sample]
+        samples = [*window.earlier[1 - self.samples :], sample]
         shift, ratio = call_gaps(samples, len(window.layers), self.least_noise)
         several = torch.tensor([place.places > 1 for place in structure.places], dtype=torch.bool, device="cpu")
         tracking = torch.tensor(window.layers.tracking, dtype=torch.bool, device="cpu")
