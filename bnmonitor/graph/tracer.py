@@ -86,9 +86,7 @@ class Tracer:
         tops = [call.top for call in mine if call.top is not None]
         if tops or any(call.graded for call in mine):
             graph = Graph([*self._ends, *tops], at, self._calls, self._owners)
-            new = structure_of(
-                graph, self._calls, at, names=names, doubled=self._doubled, recomputed=self._recomputed
-            )
+            new = structure_of(graph, self._calls, at, names=names, doubled=self._doubled, recomputed=self._recomputed)
             self.structure = new if self.structure is None else new.completed(self.structure)
         self.detach()
 

@@ -145,7 +145,9 @@ def test_a_block_that_follows_itself_has_two_places() -> None:
 
 
 def test_a_norm_after_several_convolutions_has_several_places() -> None:
-    model = nn.ModuleDict({"body": trunk(), "a": nn.Conv2d(8, 4, 1), "b": nn.Conv2d(8, 4, 1), "norm": nn.BatchNorm2d(4)})
+    model = nn.ModuleDict(
+        {"body": trunk(), "a": nn.Conv2d(8, 4, 1), "b": nn.Conv2d(8, 4, 1), "norm": nn.BatchNorm2d(4)}
+    )
 
     def step() -> Tensor:
         x = model["body"](images())

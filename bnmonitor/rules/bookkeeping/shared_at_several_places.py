@@ -107,9 +107,7 @@ class SharedAtSeveralPlaces(Rule):
             for i in judged.nonzero().flatten().tolist()
         ]
 
-    def _finding(
-        self, window: Window, layer: int, shift: float, ratio: float, places: int, samples: int
-    ) -> Finding:
+    def _finding(self, window: Window, layer: int, shift: float, ratio: float, places: int, samples: int) -> Finding:
         error = shift > self.error_shift or ratio > self.error_log_ratio
         by_mean = shift / self.warn_shift >= ratio / self.warn_log_ratio
         limits = (self.error_shift, self.error_log_ratio) if error else (self.warn_shift, self.warn_log_ratio)
