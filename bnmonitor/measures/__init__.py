@@ -18,6 +18,7 @@ from bnmonitor.measures.batches import (
 from bnmonitor.measures.calls import MOST_CALLS, CallMoments, call_distances, call_gaps
 from bnmonitor.measures.channels import batch_offset, covariate_shift, dead, gamma_update, offset, offsets, silent
 from bnmonitor.measures.columns import BY_CHANNEL, BY_LAYER
+from bnmonitor.measures.extra_updates import SideUpdates, side_updates
 from bnmonitor.measures.learning_rate import rise
 from bnmonitor.measures.levels import Levels, path_levels
 from bnmonitor.measures.moments import (
@@ -58,7 +59,6 @@ from bnmonitor.measures.running_lag import (
     warm,
 )
 from bnmonitor.measures.sampled_inputs import SampledInput, sampled_batch, sampled_input
-from bnmonitor.measures.side_updates import SideUpdates, side_updates
 from bnmonitor.measures.small_variances import variances
 
 __all__ = [

@@ -196,7 +196,7 @@ def _least_away(points: Tensor, level: Tensor) -> float:
 
 
 def _skipped(window: Window, at: Tensor, level: Tensor) -> bool:
-    """Whether some layers are left out now and then, and of those that the levels go with none stands in for another."""
+    """Whether layers are left out now and then, and of those that the levels go with none stands in for another."""
     ran = (window.updates[at] > 0).double()
     shares = torch.stack([ran[level == i].mean(0) for i in range(int(level.max()) + 1)])
     with_levels = ((shares.amax(0) - shares.amin(0)) > GOES_WITH).nonzero().flatten().tolist()

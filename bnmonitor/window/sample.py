@@ -71,8 +71,8 @@ class Sample:
             sample.
         padding: ``[L]`` share of positions at constant ends of the sequences of an input ``[N, C, L]``; NaN for others.
         input_dtypes: Type of each layer's input in that call; None for a layer not called, empty where unknown.
-        side_calls: ``[L]`` int64, calls besides, in training mode and under ``no_grad``, of a layer that was called with
-            gradients as well: ``calls`` and the moments are without them.
+        side_calls: ``[L]`` int64, calls besides, in training mode and under ``no_grad``, of a layer that was called
+            with gradients as well: ``calls`` and the moments are without them.
         side_size: ``[L]`` int64, samples in the last of them; 0 without one.
         side_distance: ``[4, L]``, how far the inputs of the side calls, all together, are from those of the others, as
             ``distance``; NaN without one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,18 +16,19 @@ from bnmonitor import Monitor
 from bnmonitor.window import Place, Structure
 
 
-def structure_of(model: nn.Module, step: Callable[[], Tensor]) -> Structure:
+def structure_of(model: nn.Module, step: Callable[[], Any]) -> Structure:
     """The structure after one step of training."""
     model.train()
     with Monitor(model, sinks=[], on_alert="log") as monitor:
         step().backward()
         monitor.step()
-        structure = monitor.window().facts.structure
-    assert structure is not None
-    return structure
+        window = monitor.window()
+    assert window is not None
+    assert window.facts.structure is not None
+    return window.facts.structure
 
 
-def places(model: nn.Module, step: Callable[[], Tensor]) -> dict[str, Place]:
+def places(model: nn.Module, step: Callable[[], Any]) -> dict[str, Place]:
     """The places of the layers after one step of training."""
     structure = structure_of(model, step)
     return dict(zip(structure.names, structure.places, strict=True))
@@ -51,7 +53,7 @@ ROOTS = {"0.1": True, "1.1": False}
 def test_a_forward_without_gradient_before_the_training_forward_takes_no_root(times: int) -> None:
     model = trunk()
 
-    def step() -> Tensor:
+    def step() -> Any:
         with torch.no_grad():
             for _ in range(times):
                 model(images())
@@ -66,7 +68,7 @@ def test_a_forward_without_gradient_before_the_training_forward_takes_no_root(ti
 def test_a_teacher_in_training_mode_takes_no_root() -> None:
     model = nn.ModuleDict({"teacher": trunk().requires_grad_(False), "student": trunk()})
 
-    def step() -> Tensor:
+    def step() -> Any:
         with torch.no_grad():
             model["teacher"](images())
         return model["student"](images()).sum()
@@ -80,7 +82,7 @@ def test_a_teacher_in_training_mode_takes_no_root() -> None:
 def test_a_teacher_of_another_kind_takes_no_root() -> None:
     model = nn.ModuleDict({"teacher": nn.Sequential(unit(3, 16), unit(16, 4)), "student": trunk()})
 
-    def step() -> Tensor:
+    def step() -> Any:
         with torch.no_grad():
             target = model["teacher"](images()).mean()
         return (model["student"](images()) - target).square().sum()
@@ -92,7 +94,7 @@ def test_a_teacher_of_another_kind_takes_no_root() -> None:
 def test_what_follows_a_part_without_graph_in_training_mode_is_no_root(pool: nn.Module) -> None:
     model = nn.ModuleDict({"body": trunk(), "pool": pool, "head": unit(8, 4)})
 
-    def step() -> Tensor:
+    def step() -> Any:
         with torch.no_grad():
             features = model["pool"](model["body"](images()))
         return model["head"](features).sum()
@@ -104,7 +106,7 @@ def test_what_follows_a_part_without_graph_in_training_mode_is_no_root(pool: nn.
 def test_what_follows_a_reentrant_checkpoint_is_no_root() -> None:
     model = nn.Sequential(unit(3, 8), unit(8, 8), unit(8, 8))
 
-    def step() -> Tensor:
+    def step() -> Any:
         x = checkpoint(model[0], images().requires_grad_(), use_reentrant=True)
         return model[2](model[1](x)).sum()
 
@@ -115,7 +117,7 @@ def test_a_copy_before_a_checkpointed_network_takes_no_root() -> None:
     student = nn.Sequential(unit(3, 8), unit(8, 8), unit(8, 8))
     model = nn.ModuleDict({"teacher": copy.deepcopy(student), "student": student})
 
-    def step() -> Tensor:
+    def step() -> Any:
         with torch.no_grad():
             model["teacher"](images())
         first, second, third = student
@@ -135,7 +137,7 @@ def test_two_inputs_of_one_encoder_are_one_place() -> None:
 def test_a_block_that_follows_itself_has_two_places() -> None:
     model = nn.ModuleList([unit(3, 8), *[unit(8, 8)] * 3])
 
-    def step() -> Tensor:
+    def step() -> Any:
         x = images()
         for block in model:
             x = block(x)
@@ -149,7 +151,7 @@ def test_a_norm_after_several_convolutions_has_several_places() -> None:
         {"body": trunk(), "a": nn.Conv2d(8, 4, 1), "b": nn.Conv2d(8, 4, 1), "norm": nn.BatchNorm2d(4)}
     )
 
-    def step() -> Tensor:
+    def step() -> Any:
         x = model["body"](images())
         return model["norm"](model["a"](x)).sum() + model["norm"](model["b"](x)).square().sum()
 
@@ -159,7 +161,7 @@ def test_a_norm_after_several_convolutions_has_several_places() -> None:
 def test_levels_of_a_pyramid_without_norms_are_several_places() -> None:
     model = nn.ModuleDict({"a": nn.Conv2d(3, 8, 3), "b": nn.Conv2d(8, 8, 3), "head": unit(8, 4)})
 
-    def step() -> Tensor:
+    def step() -> Any:
         one = F.relu(model["a"](images()))
         two = F.relu(model["b"](one))
         return model["head"](one).sum() + model["head"](two).sum()
@@ -172,7 +174,7 @@ def test_levels_of_a_pyramid_without_norms_are_several_places() -> None:
 def test_a_shared_convolution_without_norm_counts_once(calls: int) -> None:
     model = nn.ModuleDict({"body": trunk(), "shared": nn.Conv2d(8, 8, 1), "tail": unit(8, 4)})
 
-    def step() -> Tensor:
+    def step() -> Any:
         x = model["body"](images())
         for _ in range(calls):
             x = F.relu(model["shared"](x))
@@ -187,7 +189,7 @@ def test_a_shared_convolution_with_norm_counts_once() -> None:
     model = nn.ModuleDict({"body": trunk(), "shared": nn.Conv2d(8, 8, 1), "norm": nn.BatchNorm2d(8)})
     model["tail"] = unit(8, 4)
 
-    def step() -> Tensor:
+    def step() -> Any:
         x = model["body"](images())
         for _ in range(3):
             x = F.relu(model["norm"](model["shared"](x)))
@@ -200,7 +202,7 @@ def test_a_shared_convolution_with_norm_counts_once() -> None:
 def test_real_and_generated_inputs_are_one_place() -> None:
     model = nn.ModuleDict({"generator": unit(4, 3), "discriminator": trunk()})
 
-    def step() -> Tensor:
+    def step() -> Any:
         fake = model["generator"](torch.randn(8, 4, 8, 8))
         judged = [model["discriminator"](x).mean() for x in (images(), fake.detach(), fake)]
         return torch.stack(judged).sum()
@@ -211,12 +213,12 @@ def test_real_and_generated_inputs_are_one_place() -> None:
 def test_a_network_of_blocks_with_skip_connections_on_real_and_generated_inputs_is_one_place() -> None:
     model = nn.ModuleDict({"generator": unit(4, 3), "stem": unit(3, 8), "a": unit(8, 8), "b": unit(8, 8)})
 
-    def judge(x: Tensor) -> Tensor:
+    def judge(x: Tensor) -> Any:
         x = model["stem"](x)
         x = x + model["a"](x)
         return (x + model["b"](x)).mean()
 
-    def step() -> Tensor:
+    def step() -> Any:
         return judge(images()) + judge(model["generator"](torch.randn(8, 4, 8, 8)))
 
     assert {place.places for place in places(model, step).values()} == {1}
@@ -225,7 +227,7 @@ def test_a_network_of_blocks_with_skip_connections_on_real_and_generated_inputs_
 def test_a_block_that_follows_itself_without_a_stem_has_several_places() -> None:
     model = nn.ModuleList([unit(3, 3)] * 3)
 
-    def step() -> Tensor:
+    def step() -> Any:
         x = images()
         for block in model:
             x = block(x)

@@ -61,7 +61,8 @@ class Rollouts(Injection):
 
     def collect(self, trial: Trial) -> Tensor:
         at = torch.randint(len(trial.data.x), (self.size,), generator=trial.generator)
-        return trial.data.x[at]
+        drawn: Tensor = trial.data.x[at]
+        return drawn
 
     @torch.no_grad()
     def before(self, trial: Trial) -> None:
@@ -69,7 +70,7 @@ class Rollouts(Injection):
             trial.model(self.collect(trial))
 
     def took_place(self, trial: Trial) -> bool:
-        tracked = int(trial.model.get_submodule(trial.root).num_batches_tracked)
+        tracked = int(trial.model.get_submodule(trial.root).num_batches_tracked)  # type: ignore[arg-type]
         return tracked > self.times * (trial.step - 1)
 
 
