@@ -45,7 +45,8 @@ def _one_place(graph: Graph, layer: int, one: Call, other: Call) -> bool:
 
 def _follows_itself(graph: Graph, layer: int, bottom: Any) -> bool:
     """Whether the layer is upstream of a node."""
-    stack, seen = [bottom], set()
+    seen: set[Any] = set()
+    stack = [bottom]
     while stack and len(seen) < MOST_NODES:
         node = stack.pop()
         if node is None or node in seen:
@@ -60,7 +61,8 @@ def _follows_itself(graph: Graph, layer: int, bottom: Any) -> bool:
 
 def _ends_alike(graph: Graph, one: Any, other: Any) -> bool:
     """Whether the same operations lie before two nodes, up to the data before the nearer one."""
-    stack, seen = [(one, other)], set()
+    seen: set[Any] = set()
+    stack = [(one, other)]
     while stack and len(seen) < MOST_NODES:
         pair = stack.pop()
         if pair in seen:

@@ -124,7 +124,7 @@ class Tracer:
         """What an input without a graph came from; what comes out without one is noted as made by this module too."""
         known, came = self._made.get(_storage(x)), DATA
         # A storage that is gone keeps its address until the reference goes, so an address is never another's.
-        if known is not None and not known[0].expired():
+        if known is not None and not known[0].expired():  # type: ignore[no-untyped-call]
             came = known[1]
         if out.grad_fn is None:
             layer = id(module) in self._watched
@@ -132,7 +132,7 @@ class Tracer:
             normalized = came.normalized or (layer and module.training)
             if weighted and (address := _storage(out)):
                 made = Origin(normalized, weighted, hash((self._names[id(module)], came.path)))
-                self._made[address] = StorageWeakRef(out.untyped_storage()), made
+                self._made[address] = StorageWeakRef(out.untyped_storage()), made  # type: ignore[no-untyped-call]
         return came
 
     def _watch_double(self, key: int) -> Any:

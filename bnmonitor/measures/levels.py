@@ -52,7 +52,7 @@ GOES_WITH = 0.5
 """Least difference between two levels in how often a layer ran, for the layer to have to do with them."""
 
 UPPER = 0.85
-"""Part of the channels that may differ less: a path may differ in a part of them only, as a network of several widths does."""
+"""Part of the channels that may differ less: widths of a network share only the first of them."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,7 @@ class OtherLabels(Rollouts):
     size: int = 64
 
     def collect(self, trial: Trial) -> Tensor:
-        return 2.0 * super().collect(trial) + 1.0
+        return super().collect(trial).mul(2.0).add(1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class DrawnOperation(Injection):
         unit.add_module("choices", choices)
         drawn = trial.notes["drawn"] = []
 
-        def forward(x: Tensor) -> Tensor:
+        def forward(x: Tensor) -> Any:
             at = int(torch.randint(self.number, ())) if unit.training else 0
             if unit.training:
                 drawn.append(at)
