@@ -24,6 +24,10 @@ class Above:
         joins: The number of skip connections since the nearest layer.
         pooled: Whether a global pooling came since the nearest layer.
         wanted: Whether the network's input itself gets a gradient.
+        normalized: Whether the input comes from a layer in training mode that ran without a graph.
+        weighted: Whether it comes from an operation with weights that ran without a graph.
+        opaque: Whether an operation with a backward of its own, as a reentrant checkpoint, may hide layers.
+        path: A number for the operations on the way from the input: equal for the same ones.
     """
 
     layers: frozenset[int] = frozenset()
@@ -32,6 +36,10 @@ class Above:
     joins: int = 0
     pooled: bool = False
     wanted: bool = False
+    normalized: bool = False
+    weighted: bool = False
+    opaque: bool = False
+    path: int = 0
 
 
 def bare_convolutions(graph: Graph, above: Mapping[Any, Above], bottoms: set[Any]) -> tuple[list[Bare], int]:
@@ -42,25 +50,26 @@ def bare_convolutions(graph: Graph, above: Mapping[Any, Above], bottoms: set[Any
         above: What is upstream of each node.
         bottoms: Nodes that the layers read from.
     """
-    bare, normalized = [], 0
+    bare: dict[Any, Bare] = {}
+    normalized: set[Any] = set()
     for node in graph.order:
         step = graph.at(node)
         if step.operation.kind != "convolution" or above.get(step.below, Above()).pooled:
             continue  # after a global pooling it is part of a gate or of the head
+        convolution = step.operation.name or node  # one that is called several times counts once
         kinds = _followers(graph, node, bottoms)
-        normalized += "norm" in kinds
+        if "norm" in kinds:
+            normalized.add(convolution)
         if not kinds or "norm" in kinds or kinds & {*_BOUNDED}:
             continue
         near = above.get(step.below, Above())
-        bare.append(
-            Bare(
-                name=step.operation.name,
-                nonlinearity=min(kinds),
-                first=not near.distance,
-                near=max(near.layers, default=0),
-            )
+        bare[convolution] = Bare(
+            name=step.operation.name,
+            nonlinearity=min(kinds),
+            first=not near.distance,
+            near=max(near.layers, default=0),
         )
-    return bare, normalized
+    return [each for convolution, each in bare.items() if convolution not in normalized], len(normalized)
 
 
 def _followers(graph: Graph, node: Any, bottoms: set[Any]) -> set[str]:

@@ -62,6 +62,25 @@ def role_of(node: Any) -> Role:
     return next((role for pattern, role in _ROLES if pattern.match(name)), "other")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The calls without a graph that made a tensor.
+
+    Attributes:
+        normalized: Whether a layer in training mode is among them.
+        weighted: Whether an operation with weights, or a layer, is among them.
+        path: A number for the modules in their order: equal for the same ones; 0 for none.
+    """
+
+    normalized: bool = False
+    weighted: bool = False
+    path: int = 0
+
+
+DATA = Origin()
+"""Of a tensor that no call in the step is known to have made."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Call:
     """One call of a module in a sampled step.
@@ -75,6 +94,7 @@ class Call:
         features: Size of the last axis of its output.
         training: Whether it was in training mode.
         graded: Whether gradients were on. A call without a graph then has nothing to train in it or before it.
+        origin: What its input, if that has no graph, came from within the step.
     """
 
     module: nn.Module
@@ -85,6 +105,7 @@ class Call:
     features: int
     training: bool
     graded: bool = True
+    origin: Origin = DATA
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
+from torch.autograd.function import BackwardCFunction
 
 from bnmonitor.graph.convolutions import Above, bare_convolutions
-from bnmonitor.graph.graph import WHOLE, Call, Graph, Step, kind_of, role_of
+from bnmonitor.graph.graph import Call, Graph, Step, kind_of, role_of
+from bnmonitor.graph.outside import outside
+from bnmonitor.graph.places import places_of
 from bnmonitor.window import Operation, Place, Producer, Structure
 
 _GATES = ("mul", "div")
@@ -41,6 +44,7 @@ def structure_of(
     *,
     names: Sequence[str] = (),
     doubled: Mapping[int, bool] | None = None,
+    recomputed: Collection[int] = (),
 ) -> Structure:
     """Describe where each layer is in the network.
 
@@ -50,19 +54,24 @@ def structure_of(
         layers: Position of each layer by ``id(module)``.
         names: Names of the layers.
         doubled: By ``id(module)``, whether the backward computed a gradient through the layer that has a graph itself.
+        recomputed: The modules that the backward ran again, by ``id(module)``.
     """
     above, mine = _above(graph), _calls_of(calls, layers)
     shared = _shared(graph, calls, layers)
     order = {call: position for position, call in enumerate(c for c in calls if id(c.module) in layers)}
+    apart = outside(calls, layers, recomputed)
     found: list[_Found] = []
     for i in range(len(layers)):
         seen = [call for call in mine.get(i, ()) if call.top is not None]
         if not seen:
             found.append(_unseen(mine.get(i, ())))
             continue
-        dark = [c for c in calls[: calls.index(seen[0])] if c.top is None]
+        before = set(map(id, calls[: calls.index(seen[0])]))
+        here = above.get(seen[0].bottom, Above())
+        came = seen[0].origin
         # Without a graph, an operation with weights before the layer is not trained, and hides what is before it.
-        behind_frozen = any(isinstance(c.module, WHOLE) or id(c.module) in layers for c in dark)
+        behind_frozen = here.weighted or came.weighted or any(id(c) in before for c in apart.frozen)
+        hidden = here.opaque and any(id(c) in before for c in apart.hidden)
         each = [_place(graph, call, above, shared, behind_frozen) for call in seen]
         read = [node for call in seen for node in _readers(graph, _norm_at(call.top) or call.top)]
         place = replace(
@@ -71,7 +80,8 @@ def structure_of(
             calls=len(seen),
             producers=tuple(dict.fromkeys(producer for place in each for producer in place.producers)),
             readers=tuple(dict.fromkeys(graph.at(node).operation for node in read)),
-            root=each[0].root and not any(id(c.module) in layers and c.training for c in dark),
+            root=each[0].root and not (here.normalized or came.normalized or hidden),
+            places=places_of(graph, i, [call for call in seen if call.training], above),
             distance=-1 if behind_frozen else each[0].distance,
             per_sample=bool(doubled and doubled.get(id(seen[0].module)) and any(above[c.top].wanted for c in seen)),
         )
@@ -131,9 +141,13 @@ def _above(graph: Graph) -> dict[Any, Above]:
                 distance=min(p.distance for p in parts),
                 joins=max(p.joins for p in parts) + (step.operation.kind not in _GATES),
                 wanted=any(p.wanted for p in parts),
+                normalized=any(p.normalized for p in parts),
+                weighted=any(p.weighted for p in parts),
+                opaque=any(p.opaque for p in parts) or isinstance(node, BackwardCFunction),
+                path=hash((step.operation.kind, *(p.path for p in parts))),
             )
             continue
-        below = known.get(step.below, known[None])
+        below = _after(step, node, known.get(step.below, known[None]))
         if step.layer is not None:
             known[node] = replace(below, layers=frozenset([step.layer]), depth=below.depth + 1, joins=0, pooled=False)
         elif role == "weights":
@@ -143,6 +157,19 @@ def _above(graph: Graph) -> dict[Any, Above]:
         else:
             known[node] = below
     return known
+
+
+def _after(step: Step, node: Any, below: Above) -> Above:
+    """What is upstream of a node, without what the node itself is."""
+    operation = step.operation
+    path = below.path
+    if step.call is not None and step.call.bottom is None:
+        origin = step.call.origin
+        path = origin.path
+        below = replace(below, normalized=origin.normalized, weighted=origin.weighted)
+    if operation.role not in ("shape", "dropout", "other") or isinstance(node, BackwardCFunction):
+        path = hash((operation.name or operation.kind, path))
+    return replace(below, path=path, opaque=below.opaque or isinstance(node, BackwardCFunction))
 
 
 def _place(graph: Graph, call: Call, above: Mapping[Any, Above], shared: set[str], behind_frozen: bool) -> Place:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.dropout import _DropoutNd
 
-from bnmonitor.graph.graph import WHOLE, Call, Graph, tensors_of
+from bnmonitor.graph.graph import DATA, WHOLE, Call, Graph, Origin, tensors_of
 from bnmonitor.graph.placement import structure_of
 from bnmonitor.layers import Hooks, recomputing, unwrapped
 from bnmonitor.window import Structure
@@ -27,6 +28,7 @@ class Tracer:
         self.structure: Structure | None = None
         """The structure that the graphs have shown so far; None before the first."""
         self._flags: tuple[bool, ...] = ()
+        self._watched: set[int] = set()
         # The sampler removes them when a compilation begins.
         self._hooks = Hooks(outlast_compilation=True)
         self._clear()
@@ -35,6 +37,8 @@ class Tracer:
         self._calls: list[Call] = []
         self._ends: list[Any] = []
         self._doubled: dict[int, bool] = {}
+        self._recomputed: set[int] = set()
+        self._made: dict[int, tuple[StorageWeakRef, Origin]] = {}
         self._names: dict[int, str] = {}
         self._owners: dict[int, tuple[str, nn.Module]] = {}
 
@@ -45,7 +49,7 @@ class Tracer:
         if flags == self._flags and self.structure is not None and not any(p.blind for p in self.structure.places):
             return
         self._flags = flags
-        watched = {id(module) for module in layers}
+        self._watched = watched = {id(module) for module in layers}
         for prefix, model in models.items():
             by_path: dict[str, nn.Module] = {}
             for path, module in model.named_modules():
@@ -82,7 +86,7 @@ class Tracer:
         tops = [call.top for call in mine if call.top is not None]
         if tops or any(call.graded for call in mine):
             graph = Graph([*self._ends, *tops], at, self._calls, self._owners)
-            new = structure_of(graph, self._calls, at, names=names, doubled=self._doubled)
+            new = structure_of(graph, self._calls, at, names=names, doubled=self._doubled, recomputed=self._recomputed)
             self.structure = new if self.structure is None else new.completed(self.structure)
         self.detach()
 
@@ -92,24 +96,44 @@ class Tracer:
             return
         x = args[0] if args else None
         out = output[0] if isinstance(output, tuple) and output else output
-        if not isinstance(x, Tensor) or not isinstance(out, Tensor) or recomputing():
+        if not isinstance(x, Tensor) or not isinstance(out, Tensor):
+            return
+        if recomputing():
+            self._recomputed.add(id(module))
             return
         if not module.training and isinstance(module, _DropoutNd):
             return
+        bottom = _source(module, x, out)
         self._calls.append(
             Call(
                 module=module,
                 name=self._names[id(module)],
                 top=out.grad_fn,
-                bottom=_source(module, x, out),
+                bottom=bottom,
                 shape=tuple(x.shape),
                 features=out.shape[-1] if out.dim() else 0,
                 training=module.training,
                 graded=torch.is_grad_enabled(),
+                origin=self._origin(module, x, out) if bottom is None else DATA,
             )
         )
         if out.grad_fn is not None and module.training and module._buffers:
             out.grad_fn.register_prehook(self._watch_double(id(module)))
+
+    def _origin(self, module: nn.Module, x: Tensor, out: Tensor) -> Origin:
+        """What an input without a graph came from; what comes out without one is noted as made by this module too."""
+        known, came = self._made.get(_storage(x)), DATA
+        # A storage that is gone keeps its address until the reference goes, so an address is never another's.
+        if known is not None and not known[0].expired():  # type: ignore[no-untyped-call]
+            came = known[1]
+        if out.grad_fn is None:
+            layer = id(module) in self._watched
+            weighted = came.weighted or layer or isinstance(module, WHOLE)
+            normalized = came.normalized or (layer and module.training)
+            if weighted and (address := _storage(out)):
+                made = Origin(normalized, weighted, hash((self._names[id(module)], came.path)))
+                self._made[address] = StorageWeakRef(out.untyped_storage()), made  # type: ignore[no-untyped-call]
+        return came
 
     def _watch_double(self, key: int) -> Any:
         def before_backward(_: Any) -> None:
@@ -128,6 +152,15 @@ def _flags(models: Mapping[str, nn.Module]) -> tuple[bool, ...]:
     every = [module for model in models.values() for module in model.modules()]
     trained = (p.requires_grad for m in every for p in m._parameters.values() if p is not None)
     return (*(m.training for m in every), *trained)
+
+
+def _storage(tensor: Tensor) -> int:
+    """The address of a tensor's storage; 0 where it has none, as that of a sparse tensor."""
+    try:
+        address: int = tensor.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):
+        return 0
+    return address
 
 
 def _source(module: nn.Module, x: Tensor, out: Tensor) -> Any:

@@ -15,10 +15,12 @@ from bnmonitor.measures.batches import (
     trunk,
     variance_noise,
 )
-from bnmonitor.measures.calls import MOST_CALLS, CallMoments, call_distances
+from bnmonitor.measures.calls import MOST_CALLS, CallMoments, call_distances, call_gaps
 from bnmonitor.measures.channels import batch_offset, covariate_shift, dead, gamma_update, offset, offsets, silent
 from bnmonitor.measures.columns import BY_CHANNEL, BY_LAYER
+from bnmonitor.measures.extra_updates import SideUpdates, side_updates
 from bnmonitor.measures.learning_rate import rise
+from bnmonitor.measures.levels import Levels, path_levels
 from bnmonitor.measures.moments import (
     Affine,
     between,
@@ -69,12 +71,15 @@ __all__ = [
     "MOST_CALLS",
     "Affine",
     "CallMoments",
+    "Levels",
     "SampledInput",
+    "SideUpdates",
     "averages",
     "batch_distance",
     "batch_offset",
     "between",
     "call_distances",
+    "call_gaps",
     "carried",
     "changed_at_once",
     "covariate_shift",
@@ -105,6 +110,7 @@ __all__ = [
     "offsets",
     "once",
     "padding",
+    "path_levels",
     "processes",
     "recover",
     "reduce",
@@ -116,6 +122,7 @@ __all__ = [
     "samples_reduced",
     "settled",
     "share",
+    "side_updates",
     "silent",
     "spread",
     "synced",

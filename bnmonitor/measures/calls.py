@@ -9,6 +9,8 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from bnmonitor.window import Sample
+
 MOST_CALLS = 8
 """Most calls of a layer in one step that are compared."""
 
@@ -33,6 +35,11 @@ class CallMoments:
     between: Tensor
     unevenness: Tensor | None = None
 
+    def narrowed(self, width: int) -> CallMoments:
+        """Return the same of the first channels."""
+        uneven = None if self.unevenness is None else self.unevenness[:width]
+        return CallMoments(self.samples, self.reduced[:, :width], self.between[:, :width], uneven)
+
 
 def call_distances(calls: Sequence[CallMoments]) -> tuple[float, float, float, float]:
     """Compare the calls pair by pair, in the middle channel.
@@ -46,6 +53,8 @@ def call_distances(calls: Sequence[CallMoments]) -> tuple[float, float, float, f
     """
     shifts, ratios = [(float("nan"), 0.0)], [(float("nan"), 0.0)]
     for a, b in combinations(calls[:MOST_CALLS], 2):
+        width = min(a.reduced.shape[1], b.reduced.shape[1])  # a network of several widths uses the first channels
+        a, b = a.narrowed(width), b.narrowed(width)
         (n, mean, squares), (m, other, more) = a.between.cpu().double(), b.between.cpu().double()
         first, second = _second(a.reduced), _second(b.reduced)
         sigma = ((first + second) / 2).sqrt()
@@ -61,6 +70,35 @@ def call_distances(calls: Sequence[CallMoments]) -> tuple[float, float, float, f
                 wide = (uneven * (1 / a.samples + 1 / b.samples)).sqrt().where(uneven < MOST_UNEVEN, wide)
             ratios.append((_middle(log_ratio[alive]), _middle((log_ratio / wide)[alive])))
     return (*max(shifts[1:] or shifts), *max(ratios[1:] or ratios))
+
+
+def call_gaps(
+    samples: Sequence[Sample], layers: int, least_noise: float, *, side: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return how far apart the inputs of each layer's calls are in the middle of some samples, where it is no chance.
+
+    Args:
+        samples: The samples. Their batches are drawn independently, so the noise of all is less than that of one.
+        layers: Number of layers.
+        least_noise: The multiple of the sampling noise from which on a difference counts.
+        side: Compare the calls under ``no_grad`` with the others, instead of the others with each other.
+
+    Returns:
+        ``[L]`` each: the distance of the means in deviations and the absolute log of the ratio of the variances; 0
+        where that is not beyond noise, or a sample has no two calls.
+    """
+    nothing = torch.zeros(layers, dtype=torch.float64, device="cpu")
+    if not samples:
+        return nothing, nothing
+    rows = torch.stack([(s.side_distance if side else s.distance).expand(4, layers).double() for s in samples])
+    shift, shift_noise, ratio, ratio_noise = rows.unbind(1)
+    root = len(samples) ** 0.5
+
+    def beyond(gap: Tensor, noise: Tensor) -> Tensor:
+        # A NaN makes the comparison false; of an even number of samples the median is the lower one.
+        return gap.median(0).values.where(noise.mean(0) * root > least_noise, nothing).nan_to_num(0.0)
+
+    return beyond(shift, shift_noise), beyond(ratio, ratio_noise)
 
 
 def _second(reduced: Tensor) -> Tensor:

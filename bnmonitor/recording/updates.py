@@ -194,7 +194,7 @@ class UpdateLedger:
         """Divide the updates of a sampled step into those of the forward and those of a recomputation."""
         ledger = self._ledger
         counts = torch.tensor(self._counting, device="cpu")
-        own = (sample.calls - sample.eval_calls) * ledger.tracks
+        own = (sample.calls + sample.side_calls - sample.eval_calls) * ledger.tracks
         again = torch.minimum(torch.where(counts, (updates - own).clamp(min=0), sample.recomputed), sample.recomputed)
         ledger.expected[_TRAINING] += own
         ledger.seen[_TRAINING] += updates.clamp(min=0)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from math import exp
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from bnmonitor._text import number
 from bnmonitor.results import Severity as Severity
-from bnmonitor.window import Window
+from bnmonitor.window import EVALUATIONS, Window
 
 Moment = Literal["check", "evaluation", "end"]
 """When a rule is judged."""
@@ -144,6 +145,16 @@ def sampled(window: Window) -> int:
     """The step of the sample, or the first of the window if that was before it."""
     step = window.sample.step if window.sample is not None else window.steps[0]
     return step if step in window.steps else window.steps[0]
+
+
+def unused(window: Window, layer: int) -> bool:
+    """Whether nothing is known to evaluate a layer, as a discriminator in a training with several optimizers."""
+    return window.facts.optimizer_count > 1 and not window.ledger.evaluated[EVALUATIONS, layer].any()
+
+
+def apart(shift: float, ratio: float) -> str:
+    """Return in words how far the means of two inputs are apart, in deviations, and the logs of their variances."""
+    return f"the means differ by {number(shift)} standard deviations, the variances by a factor {number(exp(ratio))}"
 
 
 def run_note(window: Window, layer: int, step: int) -> str:

@@ -14,11 +14,14 @@ from bnmonitor.rules.bookkeeping.layer_never_called import LayerNeverCalled
 from bnmonitor.rules.bookkeeping.lossy_sync_conversion import LossySyncConversion
 from bnmonitor.rules.bookkeeping.mixed_calls import MixedCalls
 from bnmonitor.rules.bookkeeping.rank_divergence import RankDivergence
+from bnmonitor.rules.bookkeeping.shared_at_several_places import SharedAtSeveralPlaces
+from bnmonitor.rules.bookkeeping.side_forwards import SideForwards
 from bnmonitor.rules.bookkeeping.stale_averaged_weights import StaleAveragedWeights
 from bnmonitor.rules.bookkeeping.unregistered_layer import UnregisteredLayer
 from bnmonitor.rules.data.alternating_domains import AlternatingDomains
 from bnmonitor.rules.data.correlated_batches import CorrelatedBatches
 from bnmonitor.rules.data.padding_contamination import PaddingContamination
+from bnmonitor.rules.data.path_dependent_statistics import PathDependentStatistics
 from bnmonitor.rules.data.validation_shift import ValidationShift
 from bnmonitor.rules.modes.auxiliary_network_updates import AuxiliaryNetworkUpdates
 from bnmonitor.rules.modes.batch_dependent_evaluation import BatchDependentEvaluation
@@ -97,10 +100,13 @@ CATALOGUE: tuple[type[Rule], ...] = (
     StaleAveragedWeights,
     LayerNeverCalled,
     UnregisteredLayer,
+    SideForwards,
+    SharedAtSeveralPlaces,
     CorrelatedBatches,
     AlternatingDomains,
     ValidationShift,
     PaddingContamination,
+    PathDependentStatistics,
     DeadChannels,
     GammaExplosion,
     WeightDecayOnAffine,

@@ -48,6 +48,28 @@ class _Seen:
     looked: int = 0
     witness: Tensor | None = None
 
+    def add(self, side: str, new: Tensor) -> None:
+        """Add the moments of one call; of calls with fewer channels than others only the others count."""
+        old = self.reduced.get(side)
+        if old is None or old.shape[1] < new.shape[1]:
+            self.reduced[side] = new
+        elif old.shape[1] == new.shape[1]:
+            self.reduced[side] = merge(old, new)
+
+    def spread(self, new: Tensor) -> None:
+        """Add the spread of the samples of one call, likewise."""
+        if self.between is None or self.between.shape[1] < new.shape[1]:
+            self.between = new
+        elif self.between.shape[1] == new.shape[1]:
+            self.between = merge_between(self.between, new)
+
+    def pooled(self) -> list[CallMoments]:
+        """The inputs of all calls as one."""
+        reduced = self.reduced.get("input")
+        if reduced is None or self.between is None or not self.inputs:
+            return []
+        return [CallMoments(sum(call.samples for call in self.inputs), reduced, self.between)]
+
 
 class Sampler:
     """Places hooks on every layer for one step and reduces inputs and outputs on their device."""
@@ -56,6 +78,8 @@ class Sampler:
         self.unregistered, self.probe = unregistered, probe
         self._hooks = Hooks(on_compilation=self._interrupt)
         self._seen: dict[int, _Seen] = {}
+        self._aside: dict[int, _Seen] = {}
+        self._momentum: dict[int, Any] = {}
         self._tracer = Tracer()
         self.interrupted = False
         """Whether a compilation or an error ended the sample while the hooks were in place."""
@@ -83,7 +107,8 @@ class Sampler:
             models: The models by prefix of the layers' names; their autograd graph is described.
         """
         self.detach()
-        self._seen, self.interrupted = {}, False
+        self._seen, self._aside, self.interrupted = {}, {}, False
+        self._momentum = {id(module): getattr(module, "momentum", None) for module in modules}
         for module in modules:
             self._hooks.on_forward(module, self._saw)
         for root in models.values():
@@ -106,13 +131,13 @@ class Sampler:
     def _saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         try:
             self._tracer.saw(module, args, output)
-            self._reduce(module, args, output)
+            self._reduce(module, args, output, graded=torch.is_grad_enabled())
         except Exception as error:  # this runs within the model's forward: a training must not end for it
             self.failure = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
             self._interrupt()
 
     @torch.no_grad()
-    def _reduce(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _reduce(self, module: nn.Module, args: tuple[Any, ...], output: Any, *, graded: bool) -> None:
         if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
             return
         seen = self._seen.setdefault(id(module), _Seen())
@@ -123,6 +148,10 @@ class Sampler:
             seen.idle += 1  # an evaluation, or a network that is not trained
             return
         x = args[0]
+        if not graded and module.training:
+            if getattr(module, "momentum", None) != self._momentum.get(id(module)):
+                return  # the statistics are estimated anew
+            seen = self._aside.setdefault(id(module), _Seen())
         seen.calls += 1
         seen.eval_calls += not module.training
         seen.size, seen.dtype = x.shape[0], x.dtype
@@ -142,10 +171,9 @@ class Sampler:
         seen.looked += samples_reduced(x)
         # Of several batches the running statistics show only an average.
         seen.witness = batch_of(module, x, output, reduced) if seen.calls == 1 else None
-        for side, new in (("input", reduced), ("output", passed)):
-            old = seen.reduced.get(side)
-            seen.reduced[side] = new if old is None else merge(old, new)
-        seen.between = spread if seen.between is None else merge_between(seen.between, spread)
+        seen.add("input", reduced)
+        seen.add("output", passed)
+        seen.spread(spread)
         if module.training and len(seen.inputs) < MOST_CALLS:
             uneven = unevenness(x) if seen.inputs else None
             seen.inputs.append(CallMoments(x.shape[0], reduced, spread, uneven))
@@ -174,8 +202,9 @@ class Sampler:
         if not self.interrupted:
             self._tracer.collect(modules, layers.names)
         self.detach()
-        seen = [self._seen.get(id(m), _Seen()) for m in modules]
-        cut, self.interrupted, self._seen = self.interrupted, False, {}
+        pairs = [_divided(self._seen.get(id(m), _Seen()), self._aside.get(id(m), _Seen())) for m in modules]
+        seen, aside = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        cut, self.interrupted, self._seen, self._aside = self.interrupted, False, {}, {}
         self.witness = None
         if cut or not any(s.calls for s in seen):
             return None
@@ -196,8 +225,26 @@ class Sampler:
             looked=torch.tensor([s.looked for s in seen], device="cpu"),
             padding=_shares([s.padding for s in seen]),
             input_dtypes=tuple(s.dtype for s in seen),
-            distance=torch.tensor([call_distances(s.inputs) for s in seen], dtype=torch.float64, device="cpu").T,
+            distance=_distances([s.inputs for s in seen]),
+            side_calls=torch.tensor([s.calls for s in aside], device="cpu"),
+            side_size=torch.tensor([s.size for s in aside], device="cpu"),
+            side_distance=_distances([[*s.pooled(), *a.pooled()] for s, a in pairs]),
         )
+
+
+def _divided(seen: _Seen, aside: _Seen) -> tuple[_Seen, _Seen]:
+    """Divide the calls of a layer into those that train it, and those without a gradient beside them.
+
+    Without a gradient runs a reentrant checkpoint as well, or a part that is not trained: such calls are all there are.
+    """
+    if seen.calls or not aside.calls:
+        return seen, aside
+    aside.idle, aside.recomputed = seen.idle, seen.recomputed
+    return aside, _Seen()
+
+
+def _distances(inputs: Sequence[Sequence[CallMoments]]) -> Tensor:
+    return torch.tensor([call_distances(calls) for calls in inputs], dtype=torch.float64, device="cpu").T
 
 
 def _flat(layers: LayerTable, parts: Sequence[Tensor | None], rows: int) -> Tensor:

@@ -81,12 +81,14 @@ class HeldOutSampler:
         size = torch.zeros(len(layers), dtype=torch.int64, device="cpu")
         rows = torch.full((4, layers.total), torch.nan, device="cpu")
         for i, s in seen.items():
-            whole = s.kept[0][1]
-            for _, part in s.kept[1:]:
-                whole = merge(whole, part)
-            if s.running is None or whole.shape[1] != layers.channels[i]:
+            # A network of several widths calls a layer with some of its channels as well.
+            kept = [(n, part) for n, part in s.kept if part.shape[1] == layers.channels[i]]
+            if s.running is None or not kept:
                 continue
-            size[i] = sum(n for n, _ in s.kept)
+            whole = kept[0][1]
+            for _, part in kept[1:]:
+                whole = merge(whole, part)
+            size[i] = sum(n for n, _ in kept)
             moments = torch.stack([whole[1], whole[2] / whole[0], *(t.to(whole) for t in s.running)])
             rows[:, layers.span(i)] = moments.float().cpu()
         mean, var, running_mean, running_var = rows

@@ -11,6 +11,7 @@ from bnmonitor.testing.windows import (
     make_structure,
     make_window,
     padded_window,
+    path_window,
 )
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "make_structure",
     "make_window",
     "padded_window",
+    "path_window",
 ]

@@ -25,6 +25,8 @@ def make_sample(
     input: Mapping[str, Values] | None = None,  # noqa: A002
     output: Mapping[str, Values] | None = None,
     dtype: torch.dtype = torch.float32,
+    side_calls: int = 0,
+    side_size: int = 0,
 ) -> Sample:
     """Make the sample of a healthy step, but for what is given.
 
@@ -39,6 +41,8 @@ def make_sample(
         input: Fields of :class:`~bnmonitor.window.Moments`, each a number or a value per channel.
         output: The same of the output.
         dtype: Of each layer's input.
+        side_calls: Calls of each layer besides, in training mode and under ``no_grad``.
+        side_size: Samples in each of these.
     """
 
     def wide(value: Values) -> Tensor:
@@ -63,4 +67,6 @@ def make_sample(
         between=wide(between),
         input_dtypes=(dtype,) * len(layers),
         looked=each(size),
+        side_calls=each(side_calls),
+        side_size=each(side_size),
     )

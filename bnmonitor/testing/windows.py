@@ -212,6 +212,22 @@ def drawn_window(*, spread: float = 1.0, turns: float = 0.0, drift: float = 0.0,
     return replace(window, sample=sample)
 
 
+def path_window(distance: float, *, steps: int = 64) -> Window:
+    """Make a window of two layers, the second of which gets its input by one of two paths in each step.
+
+    Args:
+        distance: How far the batch means of the two paths are apart, in deviations.
+        steps: Steps in the window.
+    """
+    channels, generator = 16, torch.Generator().manual_seed(0)
+    means = 0.02 * torch.randn(steps, 2 * channels, generator=generator)
+    means[:, channels:] += distance * (torch.rand(steps, 1, generator=generator) < 0.5)
+    structure = make_structure(layers=2)
+    return make_window(
+        channels=[channels] * 2, batch_mean=means, facts={"structure": replace(structure, places=in_a_row(2))}
+    )
+
+
 def held_out_window(*, mean: float = 0.0, var: float = 1.0, size: int = 512, evaluations: int = 1) -> Window:
     """Make a window of one layer that sees the data, after validations in which it had a mean and a variance."""
     window = make_window(facts={"structure": make_structure(root=True)})

@@ -50,7 +50,7 @@ class Sample:
 
     Attributes:
         step: The step's number.
-        calls: ``[L]`` int64, how often each layer was called.
+        calls: ``[L]`` int64, how often each layer was called, side calls left out.
         eval_calls: ``[L]`` int64, how many of these calls were in evaluation mode.
         idle: ``[L]`` int64, calls besides, in evaluation mode and without a gradient, as of a teacher.
         distance: ``[4, L]``, how far apart the inputs of the layer's calls in training mode are, as described at
@@ -71,6 +71,11 @@ class Sample:
             sample.
         padding: ``[L]`` share of positions at constant ends of the sequences of an input ``[N, C, L]``; NaN for others.
         input_dtypes: Type of each layer's input in that call; None for a layer not called, empty where unknown.
+        side_calls: ``[L]`` int64, calls besides, in training mode and under ``no_grad``, of a layer that was called
+            with gradients as well: ``calls`` and the moments are without them.
+        side_size: ``[L]`` int64, samples in the last of them; 0 without one.
+        side_distance: ``[4, L]``, how far the inputs of the side calls, all together, are from those of the others, as
+            ``distance``; NaN without one.
     """
 
     step: int
@@ -88,6 +93,11 @@ class Sample:
     padding: Tensor | None = None
     looked: Tensor = field(default_factory=_none)
     level: Tensor | None = None
+    side_calls: Tensor = field(default_factory=_none)
+    side_size: Tensor = field(default_factory=_none)
+    side_distance: Tensor = field(
+        default_factory=lambda: torch.full((4, 1), torch.nan, dtype=torch.float64, device="cpu")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

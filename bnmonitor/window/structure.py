@@ -59,6 +59,8 @@ class Place:
         blind: Why nothing is known; empty if all that follows is.
         order: Position of its first call among all calls of layers in the step.
         calls: How often it was called in the step, recomputations left out.
+        places: From how many different ways through the network it got its inputs: 1 for one encoder with two inputs,
+            2 for a block that follows itself, or one norm after two convolutions.
         shape: Shape of its input.
         producers: What feeds it; more than one if it is called at several places.
         between: What lies between the producer and the layer at its first call, in the order of the data's flow.
@@ -80,6 +82,7 @@ class Place:
     blind: str = ""
     order: int = 0
     calls: int = 0
+    places: int = 1
     shape: tuple[int, ...] = ()
     producers: tuple[Producer, ...] = ()
     between: tuple[Operation, ...] = ()

@@ -12,7 +12,7 @@ import torch
 
 from bnmonitor import Rule, all_rules
 from bnmonitor.rules import find
-from bnmonitor.testing import drawn_window, make_window
+from bnmonitor.testing import drawn_window, make_sample, make_structure, make_window, path_window
 from bnmonitor.testing.contracts import RuleContract
 from bnmonitor.testing.contracts.joined import joined_windows
 from bnmonitor.testing.contracts.windows import random_window
@@ -37,13 +37,29 @@ def with_momentum(momentum: float) -> Window:
     return replace(window, momentum=torch.full_like(window.momentum, momentum), updates=torch.ones_like(window.updates))
 
 
+def called_at_two_places() -> Window:
+    window = make_window(channels=[4], updates=2, facts={"structure": make_structure(calls=2, places=2)})
+    sample = make_sample(window.layers, calls=2)
+    sample = replace(sample, distance=torch.tensor([[0.6], [9.0], [0.0], [0.0]], dtype=torch.float64))
+    return replace(window, earlier=(sample,), sample=sample)
+
+
+def called_without_gradient() -> Window:
+    window = make_window(channels=[4], updates=5)
+    sample = make_sample(window.layers, side_calls=4, side_size=4)
+    return replace(window, earlier=(sample,), sample=sample)
+
+
 MADE: dict[str, Callable[[], Window]] = {
     "BN108": raw_data,
     "BN206": lambda: make_window(channels=(1,) * 12, sizes=16, chain=True),
     "BN301": lambda: with_momentum(0.99),
     "BN302": lambda: with_momentum(0.0),
+    "BN508": called_without_gradient,
+    "BN509": called_at_two_places,
     "BN601": lambda: drawn_window(spread=4.0),
     "BN602": lambda: drawn_window(turns=2.0),
+    "BN605": lambda: path_window(0.6),
     "BN705": lambda: make_window(learning_rate=1e-8),
     "BN706": lambda: make_window(channels=(1,) * 12, gamma_grad=1.3 ** -torch.arange(12.0), chain=True),
     "BN708": lambda: make_window(batch_mean=torch.tensor([0.0, 0.1] * 32)[:, None].expand(64, 8), channels=(8,)),

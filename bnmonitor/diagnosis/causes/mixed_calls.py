@@ -13,8 +13,9 @@ class MixedCalls(Cause):
     """One layer normalizes inputs of different distributions.
 
     ## What it is
-    A step calls the layer for several domains, views or scales, or at several places of the network. Its running
-    statistics average them all, and are right for none.
+    A step calls the layer for several domains, views or scales, at several places of the network, or in forwards that
+    train nothing; or each step takes another path to it. Its running statistics average them all, and are right for
+    none.
 
     ## What follows
     Evaluation differs from training (BN305), and validation data seem to differ from training data (BN603).
@@ -36,6 +37,6 @@ class MixedCalls(Cause):
     """
 
     name: ClassVar[str] = "mixed-calls"
-    leads: ClassVar[tuple[str, ...]] = ("BN502",)
+    leads: ClassVar[tuple[str, ...]] = ("BN502", "BN509", "BN508", "BN605")
     explains: ClassVar[frozenset[str]] = frozenset({"BN304", "BN305", "BN601", "BN602", "BN603", "BN106"})
     belated: ClassVar[bool] = True

@@ -48,7 +48,10 @@ def joined_windows(a: Window, b: Window) -> Window:
         }
         per_layer: dict[str, Any] = {
             name: joined(name, a.sample, b.sample)
-            for name in ("calls", "eval_calls", "size", "values", "between", "distance", "padding", "looked")
+            for name in (
+                *("calls", "eval_calls", "size", "values", "between", "distance", "padding", "looked"),
+                *("side_calls", "side_size", "side_distance"),
+            )
         }
         dtypes = a.sample.input_dtypes + b.sample.input_dtypes
         sample = Sample(step=a.sample.step, input_dtypes=dtypes, **per_layer, **sides)

@@ -117,6 +117,9 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         looked=torch.full((count,), 64),
         distance=_random_distance(seed, count),
         padding=torch.rand(count, generator=torch.Generator().manual_seed(seed)) ** 4,
+        side_calls=(3 * _random_distance(seed + 1, count)[0]).long(),
+        side_size=torch.full((count,), 32),
+        side_distance=_random_distance(seed + 2, count),
     )
     distance = sprinkled(signed(0.5, 1.0)[0].abs())
     ranks = RankStatistics(

@@ -13,6 +13,7 @@ from tests.end_to_end.faults.modes import MODES
 from tests.end_to_end.faults.networks import ALL, NETWORKS, Network
 from tests.end_to_end.faults.numerics import CHECKPOINTS, NUMERICS
 from tests.end_to_end.faults.parameters import PARAMETERS
+from tests.end_to_end.faults.places import PLACES
 from tests.end_to_end.faults.ranks import RANKS
 from tests.end_to_end.faults.running_average import RUNNING_AVERAGE
 from tests.end_to_end.faults.sample_size import SAMPLE_SIZE
@@ -28,6 +29,7 @@ EVERY: tuple[Injection, ...] = (
     *ARCHITECTURE,
     *RANKS,
     *CHECKPOINTS,  # at the end: the place of a fault decides on which network it is tried
+    *PLACES,
 )
 """All faults, whether there is a rule for them yet or not."""
 
