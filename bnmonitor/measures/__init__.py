@@ -1,5 +1,6 @@
 """Pure functions: tensors or a window in, numbers out."""
 
+from bnmonitor.measures.averages import averaged, twins, weight_in_averages
 from bnmonitor.measures.batch_independence import independence
 from bnmonitor.measures.batches import (
     DISTANCE_STEPS,
@@ -18,6 +19,7 @@ from bnmonitor.measures.batches import (
 from bnmonitor.measures.calls import MOST_CALLS, CallMoments, call_distances
 from bnmonitor.measures.channels import batch_offset, covariate_shift, dead, gamma_update, offset, offsets, silent
 from bnmonitor.measures.columns import BY_CHANNEL, BY_LAYER
+from bnmonitor.measures.initial_statistics import MOSTLY, initial_statistics
 from bnmonitor.measures.learning_rate import rise
 from bnmonitor.measures.moments import (
     Affine,
@@ -66,10 +68,12 @@ __all__ = [
     "GAMMA_STEPS",
     "LEAST_HELD_OUT",
     "LEAST_WARM_UP",
+    "MOSTLY",
     "MOST_CALLS",
     "Affine",
     "CallMoments",
     "SampledInput",
+    "averaged",
     "averages",
     "batch_distance",
     "batch_offset",
@@ -86,6 +90,7 @@ __all__ = [
     "gamma_update",
     "held_out_ratio",
     "independence",
+    "initial_statistics",
     "initial_weight",
     "is_young",
     "jump",
@@ -120,6 +125,7 @@ __all__ = [
     "spread",
     "synced",
     "trunk",
+    "twins",
     "typical_variance",
     "unevenness",
     "update_weight",
@@ -127,4 +133,5 @@ __all__ = [
     "variance_noise",
     "variances",
     "warm",
+    "weight_in_averages",
 ]

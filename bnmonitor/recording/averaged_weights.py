@@ -21,6 +21,7 @@ class AveragedWeightsReport:
         uses_training_statistics: ``[L]`` bool, averaged weights were evaluated with the statistics of the weights in
             training.
         steps_stale: ``[L]`` int64, training steps for which the statistics have not changed while gamma or beta have.
+        own: ``[L]`` bool, the layer was evaluated with the running statistics that the last training step has left.
         distance: ``[2, L]`` distance of the statistics from those of the weights in training, in the middle channel:
             of the means in deviations, of the deviations as a log; NaN for a layer without averaged weights.
     """
@@ -28,6 +29,7 @@ class AveragedWeightsReport:
     swapped: Tensor
     uses_training_statistics: Tensor
     steps_stale: Tensor
+    own: Tensor
     distance: Tensor
 
 
@@ -69,18 +71,6 @@ class AveragedWeights:
         other = self._now().other_affine(self._before, self._layers)
         return bool(other[list(which)].any())
 
-    def twins(self, of: Tensor, among: Tensor) -> Tensor:
-        """Return for each layer its twin: as many channels, and the longest common end of the names; -1: none."""
-        names, channels = self._layers.names, self._layers.channels
-        ends: dict[tuple[str, int], int] = {}
-        for j in sorted(among.nonzero().flatten().tolist(), key=lambda j: len(names[j])):
-            for end in _ends(names[j]):
-                ends.setdefault((end, channels[j]), j)
-        twin = torch.full((len(names),), -1, dtype=torch.int64, device="cpu")
-        for i in of.nonzero().flatten().tolist():
-            twin[i] = next((ends[end, channels[i]] for end in _ends(names[i]) if (end, channels[i]) in ends), -1)
-        return twin
-
     def end(
         self, evaluated: Tensor, copies: Tensor, rows: Mapping[str, Tensor], count: int, averaging: bool
     ) -> AveragedWeightsReport | None:
@@ -104,7 +94,7 @@ class AveragedWeights:
         swapped = self._spread(visited & force.other_affine(before, layers) & ~after.other_affine(before, layers))
         swapped &= evaluated
         trains = (rows["updates"] > 0).any(0) & ~copies  # the counter of a copy may be copied, too
-        twin = self.twins(evaluated & ~trains, trains)
+        twin = layers.twins(evaluated & ~trains, trains)
         live = before.select(self._channels(torch.where(swapped, torch.arange(len(layers), device="cpu"), twin)))
         known = swapped | (twin >= 0)
         same = ~force.other_statistics(live, layers) & self._spread(force.other_affine(live, layers))
@@ -126,6 +116,7 @@ class AveragedWeights:
             swapped=swapped,
             uses_training_statistics=same,
             steps_stale=steps_stale,
+            own=self._own(force, rows) & evaluated,
             distance=distance,
         )
 
@@ -139,6 +130,13 @@ class AveragedWeights:
         some = torch.zeros(int(self._groups.max()) + 1, dtype=torch.bool, device="cpu")
         some[self._groups[mask & self._affine]] = True
         return torch.where(self._affine, mask, some[self._groups])
+
+    def _own(self, force: Snapshot, rows: Mapping[str, Tensor]) -> Tensor:
+        """Layers with the running statistics of the window's last step: ``[L]`` bool."""
+        if not len(rows["updates"]):
+            return torch.zeros(len(self._layers), dtype=torch.bool, device="cpu")
+        last = Snapshot(*(rows[name][-1].double() for name in _ROWS))
+        return ~force.other_statistics(last, self._layers)
 
     def _channels(self, source: Tensor) -> Tensor:
         """Positions of the channels of each layer in the layer at ``source``, ``[L]``; -1 is the layer itself."""
@@ -200,8 +198,3 @@ class AveragedWeights:
 _ROWS = {"running_mean": "mean", "running_var": "var", "gamma": "gamma", "beta": "beta"}
 """The fields of a snapshot by their names in a window."""
 
-
-def _ends(name: str) -> list[str]:
-    """A dotted name and its ends, the longest first."""
-    parts = name.split(".")
-    return [".".join(parts[i:]) for i in range(len(parts))]

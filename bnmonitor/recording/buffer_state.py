@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bnmonitor.layers import LayerTable
+from bnmonitor.measures import initial_statistics
+from bnmonitor.recording.snapshot import read, tensors
+
 
 @dataclass(frozen=True)
 class BufferState:
@@ -70,18 +74,21 @@ class BufferState:
 
 
 @torch.no_grad()
-def are_initial(modules: Sequence[nn.Module]) -> Tensor:
-    """Return which layers have running means of exactly 0 and variances of exactly 1: ``[L]`` bool."""
-    initial = torch.zeros(len(modules), dtype=torch.bool, device="cpu")
-    moved: dict[int, Tensor] = {}
-    for i, module in enumerate(modules):
-        mean, var = module._buffers.get("running_mean"), module._buffers.get("running_var")
-        if mean is not None and var is not None:
-            moved[i] = mean.any() | (var != 1).any()
-    if moved:
-        device = next(iter(moved.values())).device
-        initial[list(moved)] = ~torch.stack([m.to(device) for m in moved.values()]).cpu()
-    return initial
+def are_initial(layers: LayerTable, modules: Sequence[nn.Module], updated: Tensor) -> Tensor:
+    """Return which layers have the initial running statistics, or these after a few probe forwards: ``[L]`` bool.
+
+    Args:
+        layers: The table of the layers.
+        modules: The layers, in the same order.
+        updated: ``[L]`` bool, layers whose statistics the training has updated: their forwards were no probes.
+    """
+    now = read(layers, [tensors(m) for m in modules])
+    counts = _stacked([m._buffers.get("num_batches_tracked") for m in modules])
+    momenta = [getattr(m, "momentum", None) for m in modules]
+    momentum = torch.tensor([1.0 if m is None else float(m) for m in momenta], dtype=torch.float64, device="cpu")
+    left = (1 - momentum).clamp(0, 1).pow(counts).where(counts > 0, 0.0)
+    exact, mixed = initial_statistics(layers, now.mean, now.var, left)
+    return exact | (mixed & ~updated)
 
 
 def _copy(module: nn.Module) -> tuple[Tensor, Tensor] | None:

@@ -52,6 +52,7 @@ class Surroundings:
             known,
             ranks=self.peers.latest,
             epoch_steps=epoch_steps,
+            ending=moment.end,
             losses=self.course.losses(ring.steps),
             loss_start=self.course.start,
             loss_best=self.course.best,

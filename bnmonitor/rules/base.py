@@ -70,6 +70,7 @@ class Rule(ABC):
             such an alert, while the alert is in the window, is counted under it and opens no alert of its own.
         moment: When the rule runs: at each ``"check"`` with new steps, when an ``"evaluation"`` begins, or at the
             ``"end"``.
+        at_end: Whether a rule that runs at each check, or at each evaluation, also runs at the end.
         default: Whether the rule runs when nothing is selected.
         untrained: Whether the rule can judge an evaluation without a training step before it.
         silences_downstream: Whether a finding makes the layers after it in execution order impossible to judge.
@@ -86,6 +87,7 @@ class Rule(ABC):
     yields_to: ClassVar[frozenset[str]] = frozenset()
     follows: ClassVar[frozenset[str]] = frozenset()
     moment: ClassVar[Moment] = "check"
+    at_end: ClassVar[bool] = False
     default: ClassVar[bool] = True
     untrained: ClassVar[bool] = False
     silences_downstream: ClassVar[bool] = False

@@ -105,6 +105,7 @@ class Facts:
         optimizer_count: Number of optimizers that are known.
         held_out: The latest validations and tests, two at most, the newest last.
         untrained: Whether there was no training step, but an evaluation only.
+        ending: Whether the training ends now.
         rewritten: ``[L]`` bool, something other than a training step has set the running statistics since the last one;
             None where that was not looked at.
     """
@@ -141,6 +142,7 @@ class Facts:
     converts: bool = False
     averages_without_buffers: bool = False
     untrained: bool = False
+    ending: bool = False
 
     @property
     def known_losses(self) -> tuple[float, ...]:

@@ -29,11 +29,17 @@ class Ledger:
         latest: ``[P, L]`` int64, updates in the latest sampled step, or the latest evaluation of that kind.
         evaluated: ``[P, L]`` bool, whether the layer ran in evaluation mode in an evaluation of that kind.
         called: ``[L]`` bool, whether the layer ran in training, in whatever mode.
-        initial: ``[L]`` bool, whether the latest evaluation but a sanity check found statistics of exactly 0 and 1.
+        updated: ``[L]`` bool, whether training updated the running statistics.
+        initial: ``[L]`` bool, whether the latest evaluation but a sanity check found statistics of 0 and 1, exactly or
+            but for a few probe forwards.
         tracks: ``[L]`` bool, whether ``track_running_stats`` is set.
         averaged: ``[L]`` bool, whether the layer belongs to an average of the weights, such as an ``AveragedModel``.
         uses_training_statistics: ``[L]`` bool, whether the latest evaluation ran averaged weights, those of a copy or
             swapped into the layer, with the running statistics of the weights in training.
+        cold: ``[L]`` float64, weight that the initial 0 and 1 had in the running statistics that the latest evaluation but
+            a sanity check used; 0 for a layer that it did not run, or ran with statistics that training has not left.
+        times: ``[L]`` int64, how many such evaluations used the running statistics that training has left.
+        tested: ``[L]`` bool, whether the latest evaluation that ran the layer was a test or a prediction.
         swapped: ``[L]`` bool, whether the latest evaluation ran with another gamma or beta than before and after it.
         steps_stale: ``[L]`` int64, training steps for which the statistics of the latest evaluation have not changed,
             while its gamma or beta have.
@@ -47,10 +53,14 @@ class Ledger:
     latest: Tensor
     evaluated: Tensor
     called: Tensor
+    updated: Tensor
     initial: Tensor
     tracks: Tensor
     averaged: Tensor
     uses_training_statistics: Tensor
+    cold: Tensor
+    times: Tensor
+    tested: Tensor
     swapped: Tensor
     steps_stale: Tensor
     distance: Tensor
@@ -67,10 +77,14 @@ class Ledger:
             **{name: zeros(len(PHASES), layers) for name in ("seen", "expected", "latest")},
             evaluated=zeros(len(PHASES), layers, dtype=torch.bool),
             called=zeros(layers, dtype=torch.bool),
+            updated=zeros(layers, dtype=torch.bool),
             initial=zeros(layers, dtype=torch.bool),
             tracks=~zeros(layers, dtype=torch.bool),
             averaged=zeros(layers, dtype=torch.bool),
             uses_training_statistics=zeros(layers, dtype=torch.bool),
+            cold=zeros(layers, dtype=torch.float64),
+            times=zeros(layers),
+            tested=zeros(layers, dtype=torch.bool),
             swapped=zeros(layers, dtype=torch.bool),
             steps_stale=zeros(layers),
             distance=zeros(2, layers, dtype=torch.float64) + torch.nan,

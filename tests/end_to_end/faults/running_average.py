@@ -204,7 +204,7 @@ RUNNING_AVERAGE: tuple[Injection, ...] = (
     DegenerateMomentum(name="momentum-0-everywhere", value=0.0, everywhere=True, severity=Severity.ERROR),
     DegenerateMomentum(name="momentum-1", value=1.0),
     DegenerateMomentum(name="momentum-none", value=None, everywhere=True, steps=120, severity=Severity.INFO),
-    EarlyEvaluation(name="evaluated-after-8", severity=Severity.ERROR),
+    EarlyEvaluation(name="evaluated-after-8", steps=12, severity=Severity.ERROR),
     EarlyEvaluation(name="evaluated-after-20", evaluate_every=20, severity=Severity.INFO),
     EarlyEvaluation(
         name="momentum-.01-too-short", momentum=0.01, evaluate_every=80, steps=100, severity=Severity.ERROR
