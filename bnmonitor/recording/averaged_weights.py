@@ -71,6 +71,11 @@ class AveragedWeights:
         other = self._now().other_affine(self._before, self._layers)
         return bool(other[list(which)].any())
 
+    @property
+    def began(self) -> Snapshot | None:
+        """The layers at the beginning of the evaluation in progress; None without one."""
+        return self._before
+
     def end(
         self, evaluated: Tensor, copies: Tensor, rows: Mapping[str, Tensor], count: int, averaging: bool
     ) -> AveragedWeightsReport | None:

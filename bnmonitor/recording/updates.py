@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from bnmonitor.layers import Hooks, LayerTable
 from bnmonitor.recording.averaged_weights import AveragedWeights
-from bnmonitor.recording.buffer_state import BufferState, are_initial
+from bnmonitor.recording.buffer_state import BufferState, Moves, are_initial
 from bnmonitor.recording.snapshot import read, tensors
 from bnmonitor.window import PHASES, Ledger, Sample
 
 _TRAINING, _RECOMPUTE = PHASES.index("training"), PHASES.index("recompute")
-_KEPT = ("seen", "expected", "latest", "evaluated", "called", "updated", "initial", "cold", "times", "tested", "uses_training_statistics")
+_KEPT = ("seen", "expected", "latest", "evaluated", "called", "updated", "initial", "cold", "times", "tested", "leaks", "clean", "gap", "drift", "uses_training_statistics")
 _RENAMED = {"borrowed": "uses_training_statistics"}
 """Rows of the ledger by the names that an older version saved them with."""
 
@@ -101,9 +101,11 @@ class UpdateLedger:
             self.abandon()
             return
         after = BufferState.read(self._modules, self._counting)
-        moved = before.updates_until(after, self._counting, compiled=compiled)
+        moves = self._moves(after.counts - before.counts)
+        moved = before.updates_until(after, self._counting, compiled=compiled, ran=ran, moves=moves)
         moved[list(meant)] = 0
         ledger = self._ledger
+        ledger.note_updates(moved > 0, None if moves is None else moves.drift)
         # Where no hook was called, every layer that trains is taken to have been evaluated.
         in_eval = [not ran[i] if i in ran else not ran and bool(ledger.called[i]) for i in range(len(self._layers))]
         evaluated = torch.tensor(in_eval, dtype=torch.bool, device="cpu")
@@ -129,6 +131,16 @@ class UpdateLedger:
         ledger.seen[phase] += moved
         ledger.latest[phase] = moved
         ledger.evaluated[phase] |= evaluated
+
+    def _moves(self, counted: Tensor) -> Moves | None:
+        """How the values of the running statistics have changed since the evaluation began."""
+        began = self._averages.began
+        if began is None or not len(self._layers):
+            return None
+        momenta = [getattr(m, "momentum", None) for m in self._modules]
+        momentum = torch.tensor([1.0 if m is None else float(m) for m in momenta], dtype=torch.float64, device="cpu")
+        weight = 1 - (1 - momentum.clamp(0, 1)).pow(counted.clamp(min=1))
+        return Moves.between(self._layers, began, read(self._layers, [tensors(m) for m in self._modules]), weight)
 
     def abandon(self) -> None:
         """Drop the evaluation in progress, and remove every hook."""
@@ -257,6 +269,8 @@ class UpdateLedger:
             mine, kept = getattr(self._ledger, name), state[name][..., there]
             if mine.dtype == torch.bool:
                 mine[..., here] |= kept
+            elif name in ("clean", "gap", "drift"):
+                mine[..., here] = kept
             elif name in ("latest", "cold"):
                 mine[..., here] = torch.where(mine[..., here] == 0, kept, mine[..., here])
             else:

@@ -40,6 +40,11 @@ class Ledger:
             a sanity check used; 0 for a layer that it did not run, or ran with statistics that training has not left.
         times: ``[L]`` int64, how many such evaluations used the running statistics that training has left.
         tested: ``[L]`` bool, whether the latest evaluation that ran the layer was a test or a prediction.
+        leaks: ``[L]`` int64, how many evaluations updated the running statistics.
+        clean: ``[L]`` int64, evaluations since the last of them.
+        gap: ``[L]`` int64, evaluations from the last but one of them to the last; 0 if there was only one.
+        drift: ``[2, L]`` how far the last of them moved the statistics of the middle channel: the mean in deviations,
+            the deviation as a log.
         swapped: ``[L]`` bool, whether the latest evaluation ran with another gamma or beta than before and after it.
         steps_stale: ``[L]`` int64, training steps for which the statistics of the latest evaluation have not changed,
             while its gamma or beta have.
@@ -61,6 +66,10 @@ class Ledger:
     cold: Tensor
     times: Tensor
     tested: Tensor
+    leaks: Tensor
+    clean: Tensor
+    gap: Tensor
+    drift: Tensor
     swapped: Tensor
     steps_stale: Tensor
     distance: Tensor
@@ -85,6 +94,10 @@ class Ledger:
             cold=zeros(layers, dtype=torch.float64),
             times=zeros(layers),
             tested=zeros(layers, dtype=torch.bool),
+            leaks=zeros(layers),
+            clean=zeros(layers),
+            gap=zeros(layers),
+            drift=zeros(2, layers, dtype=torch.float64),
             swapped=zeros(layers, dtype=torch.bool),
             steps_stale=zeros(layers),
             distance=zeros(2, layers, dtype=torch.float64) + torch.nan,
@@ -94,6 +107,20 @@ class Ledger:
         """Return one row: ``ledger.of("seen", "validation")``, ``[L]``."""
         row: Tensor = getattr(self, name)[PHASES.index(phase)]
         return row
+
+    def note_updates(self, leaking: Tensor, drift: Tensor | None) -> None:
+        """Count an evaluation that has ended.
+
+        Args:
+            leaking: ``[L]`` bool, the layers whose running statistics it updated.
+            drift: ``[2, L]``, how far it moved them; None: unknown.
+        """
+        self.clean.add_(1)
+        self.gap.copy_(self.clean.where(leaking & (self.leaks > 0), self.gap))
+        self.clean.masked_fill_(leaking, 0)
+        self.leaks.add_(leaking)
+        if drift is not None:
+            self.drift.copy_(drift.where(leaking, self.drift))
 
     def copied(self, *, steps: int) -> Ledger:
         """Return a copy of everything, after so many steps."""
