@@ -105,7 +105,7 @@ class UpdateLedger:
         moved = before.updates_until(after, self._counting, compiled=compiled, ran=ran, moves=moves)
         moved[list(meant)] = 0
         ledger = self._ledger
-        ledger.note_updates(moved > 0, None if moves is None else moves.drift)
+        ledger.note_updates(phase, moved > 0, None if moves is None else moves.drift)
         # Where no hook was called, every layer that trains is taken to have been evaluated.
         in_eval = [not ran[i] if i in ran else not ran and bool(ledger.called[i]) for i in range(len(self._layers))]
         evaluated = torch.tensor(in_eval, dtype=torch.bool, device="cpu")

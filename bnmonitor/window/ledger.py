@@ -40,9 +40,9 @@ class Ledger:
             a sanity check used; 0 for a layer that it did not run, or ran with statistics that training has not left.
         times: ``[L]`` int64, how many such evaluations used the running statistics that training has left.
         tested: ``[L]`` bool, whether the latest evaluation that ran the layer was a test or a prediction.
-        leaks: ``[L]`` int64, how many evaluations updated the running statistics.
-        clean: ``[L]`` int64, evaluations since the last of them.
-        gap: ``[L]`` int64, evaluations from the last but one of them to the last; 0 if there was only one.
+        leaks: ``[P, L]`` int64, how many evaluations of that kind updated the running statistics.
+        clean: ``[P, L]`` int64, evaluations of that kind since the last of them.
+        gap: ``[P, L]`` int64, such evaluations from the last but one of them to the last; 0 if there was only one.
         drift: ``[2, L]`` how far the last of them moved the statistics of the middle channel: the mean in deviations,
             the deviation as a log.
         swapped: ``[L]`` bool, whether the latest evaluation ran with another gamma or beta than before and after it.
@@ -83,7 +83,7 @@ class Ledger:
 
         return cls(
             steps=0,
-            **{name: zeros(len(PHASES), layers) for name in ("seen", "expected", "latest")},
+            **{name: zeros(len(PHASES), layers) for name in ("seen", "expected", "latest", "leaks", "clean", "gap")},
             evaluated=zeros(len(PHASES), layers, dtype=torch.bool),
             called=zeros(layers, dtype=torch.bool),
             updated=zeros(layers, dtype=torch.bool),
@@ -94,9 +94,6 @@ class Ledger:
             cold=zeros(layers, dtype=torch.float64),
             times=zeros(layers),
             tested=zeros(layers, dtype=torch.bool),
-            leaks=zeros(layers),
-            clean=zeros(layers),
-            gap=zeros(layers),
             drift=zeros(2, layers, dtype=torch.float64),
             swapped=zeros(layers, dtype=torch.bool),
             steps_stale=zeros(layers),
@@ -108,17 +105,19 @@ class Ledger:
         row: Tensor = getattr(self, name)[PHASES.index(phase)]
         return row
 
-    def note_updates(self, leaking: Tensor, drift: Tensor | None) -> None:
+    def note_updates(self, phase: int, leaking: Tensor, drift: Tensor | None) -> None:
         """Count an evaluation that has ended.
 
         Args:
+            phase: Which, a position in :data:`PHASES`.
             leaking: ``[L]`` bool, the layers whose running statistics it updated.
             drift: ``[2, L]``, how far it moved them; None: unknown.
         """
-        self.clean.add_(1)
-        self.gap.copy_(self.clean.where(leaking & (self.leaks > 0), self.gap))
-        self.clean.masked_fill_(leaking, 0)
-        self.leaks.add_(leaking)
+        leaks, clean, gap = self.leaks[phase], self.clean[phase], self.gap[phase]
+        clean.add_(1)
+        gap.copy_(clean.where(leaking & (leaks > 0), gap))
+        clean.masked_fill_(leaking, 0)
+        leaks.add_(leaking)
         if drift is not None:
             self.drift.copy_(drift.where(leaking, self.drift))
 

@@ -59,8 +59,8 @@ class EvaluationUpdatesStatistics(Rule):
     It is a fact that the statistics change. It is an error from BN304's ``error_mean = .25`` standard deviations and
     ``error_log_deviation = .7`` in the middle channel: one update with garbage took an accuracy of .99 to .10, while
     many with data like those of training move the statistics by no more than their noise. ``forget_after = 3``: the
-    alert stays until so many evaluations in a row were clean, or more of them than lay between the last two that were
-    not; a habit is one alert.
+    alert stays until so many evaluations in a row were clean, or more of their kind than lay between the last
+    two that were not; a habit is one alert.
 
     ## Look-alikes
     Estimating the running statistics again for new data (AdaBN, ``update_bn``) counts as intended if the counters are
@@ -87,7 +87,7 @@ class EvaluationUpdatesStatistics(Rule):
         ledger = window.ledger
         latest, total = ledger.latest[EVALUATIONS], ledger.seen[EVALUATIONS].sum(0)
         habit = (ledger.leaks > 0) & (ledger.clean < (ledger.gap + 1).clamp(min=self.forget_after))
-        leaking = (latest > 0).any(0) | habit
+        leaking = (latest > 0).any(0) | habit.any(0)
         if not leaking.any():
             return []
         share = total / (total + window.baseline.updates).clamp(min=1)
