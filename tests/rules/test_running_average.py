@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from bnmonitor import Alert, Monitor, Severity
 from bnmonitor.rules import Finding, find
 from bnmonitor.testing import make_window
-from bnmonitor.window import Window
+from bnmonitor.window import Recovery, Window
 
 INFO, WARNING, ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
 
@@ -94,6 +94,18 @@ def test_bn302_learns_the_length_of_an_epoch_from_the_loader() -> None:
     assert not of("BN302", train(a_net(None), 60, train_loader=DataLoader(range(800), batch_size=10)))
     [alert] = of("BN302", train(a_net(None), 60, train_loader=DataLoader(range(200), batch_size=10)))
     assert alert.severity is INFO
+
+
+def test_bn302_is_quiet_over_a_second_pass_with_momentum_0() -> None:
+    """As sharpness-aware minimization makes it: in the same step, or in a step of its own."""
+    window = make_window()
+    momentum = window.momentum.clone()
+    momentum[1::2] = 0.0
+    assert not findings("BN302", replace(window, momentum=momentum))
+    momentum[-6:] = 0.0
+    assert findings("BN302", replace(window, momentum=momentum))
+    moved = torch.full_like(window.recovery, int(Recovery.MOMENTUM_CHANGED))
+    assert not findings("BN302", replace(window, momentum=torch.zeros_like(momentum), recovery=moved))
 
 
 # -- BN303 -------------------------------------------------------------------------------------------------------------
