@@ -81,6 +81,7 @@ class AlertBook:
         known = self._candidates.codes
         for rule in self._in_order():
             too_early = window.facts.untrained and not rule.untrained
+            too_early |= not len(window.layers) and not rule.without_layers
             now = rule.moment in moments or (rule.at_end and "end" in moments)
             if too_early or not now or unmet(rule.needs, absent or {}):
                 continue

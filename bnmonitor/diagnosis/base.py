@@ -153,6 +153,7 @@ TITLES = {
     "BN505": "averaged weights are evaluated with statistics of other weights",
     "BN506": "a layer is never called",
     "BN507": "a BatchNorm is not registered in the model",
+    "BN510": "a normalization of the model is not watched",
     "BN601": "the samples of a batch are not independent",
     "BN602": "two kinds of batches take turns",
     "BN603": "validation data differ from training data",

@@ -47,7 +47,7 @@ def initial_statistics(layers: LayerTable, mean: Tensor, var: Tensor, left: Tens
 
 def _zeros(layers: LayerTable, mean: Tensor, var: Tensor) -> Tensor:
     """Layers that saw nothing but constants: ``[L]`` bool."""
-    several = torch.tensor([c > 1 for c in layers.channels], device="cpu")
+    several = torch.tensor([c > 1 for c in layers.channels], dtype=torch.bool, device="cpu")
     first = var[torch.tensor(layers.offsets[:-1], dtype=torch.int64, device="cpu").clamp(max=max(len(var) - 1, 0))]
     alike = several & ~layers.segments.any((var != first[layers.owner]) | ~mean.isfinite())
     if not alike.any():

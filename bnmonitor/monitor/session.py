@@ -157,6 +157,8 @@ class Session:
     def _begin(self) -> None:
         self.recorder.begin()
         if not self.watching:
+            self.book.check(self.recorder.blank(), self.absent())
+            self._diagnose()
             return
         if self.black_box is None and self._run.log_dir is not None:
             self.black_box = BlackBox(self._run.log_dir)
@@ -244,7 +246,7 @@ class Session:
     def summary(self, epoch: int | None = None) -> Summary:
         """Return the state of every layer now."""
         found = None if self.failure else self.shielded(lambda: self._summarize(self.window(), epoch), None)
-        return found or self._unknown()
+        return self._unknown() if found is None else found
 
     def _unknown(self) -> Summary:
         """The summary after a failure."""
@@ -270,6 +272,7 @@ class Session:
         loss = next(iter(self.recorder.course.losses(self.recorder.steps[-1:])), None)
         return replace(
             found,
+            unwatched=tuple(self.recorder.unwatched),
             incidents=self.diagnosis.incidents,
             loss=float("nan") if loss is None else loss,
             learning_rates=_learning_rates(self.optimizers),

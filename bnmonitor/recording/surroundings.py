@@ -77,4 +77,5 @@ class Surroundings:
             rates=ring.rates,
             structure=self.sampling.sampler.structure,
             unregistered=self.sampling.unregistered,
+            unwatched=found.unwatched,
         )

@@ -73,6 +73,7 @@ class Rule(ABC):
         at_end: Whether a rule that runs at each check, or at each evaluation, also runs at the end.
         default: Whether the rule runs when nothing is selected.
         untrained: Whether the rule can judge an evaluation without a training step before it.
+        without_layers: Whether the rule can judge a model without a layer to watch.
         silences_downstream: Whether a finding makes the layers after it in execution order impossible to judge.
         about_monitor: Whether the rule reports a fault of bnmonitor itself, which must not stop a training.
     """
@@ -90,6 +91,7 @@ class Rule(ABC):
     at_end: ClassVar[bool] = False
     default: ClassVar[bool] = True
     untrained: ClassVar[bool] = False
+    without_layers: ClassVar[bool] = False
     silences_downstream: ClassVar[bool] = False
     about_monitor: ClassVar[bool] = False
 

@@ -16,6 +16,7 @@ from bnmonitor.rules.bookkeeping.mixed_calls import MixedCalls
 from bnmonitor.rules.bookkeeping.rank_divergence import RankDivergence
 from bnmonitor.rules.bookkeeping.stale_averaged_weights import StaleAveragedWeights
 from bnmonitor.rules.bookkeeping.unregistered_layer import UnregisteredLayer
+from bnmonitor.rules.bookkeeping.unwatched_normalization import UnwatchedNormalization
 from bnmonitor.rules.data.alternating_domains import AlternatingDomains
 from bnmonitor.rules.data.correlated_batches import CorrelatedBatches
 from bnmonitor.rules.data.padding_contamination import PaddingContamination
@@ -96,6 +97,7 @@ CATALOGUE: tuple[type[Rule], ...] = (
     StaleAveragedWeights,
     LayerNeverCalled,
     UnregisteredLayer,
+    UnwatchedNormalization,
     CorrelatedBatches,
     AlternatingDomains,
     ValidationShift,

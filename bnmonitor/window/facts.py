@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -96,6 +97,7 @@ class Facts:
         auxiliary: Of each layer the sub-network it belongs to, if no optimizer trains any of it; else, and where that
             is not known, empty.
         unregistered: Descriptions of normalization layers that ran in training mode and are part of no model.
+        unwatched: What the batch normalizations are that belong to no watched layer, by the name of their module.
         gaps: What an extra forward showed; None in the middle of training, and without ``probe=True``.
         averaged_gaps: The same of averaged weights, as the latest evaluation began to use them.
         own_forward: Of each layer the subclass of BatchNorm with a forward of its own that it is, or was before a
@@ -135,6 +137,7 @@ class Facts:
     rewritten: Tensor | None = None
     auxiliary: tuple[str, ...] = ()
     unregistered: tuple[str, ...] = ()
+    unwatched: Mapping[str, str] = field(default_factory=dict)
     optimizer_count: int = 0
     gaps: EvaluationGap | None = None
     averaged_gaps: EvaluationGap | None = None
