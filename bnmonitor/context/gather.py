@@ -107,7 +107,7 @@ class FactsGatherer:
             skipped_steps=skipped,
             auxiliary=self._auxiliary,
             unregistered=recorded.unregistered.known(self._trained),
-            unwatched={**recorded.unregistered.functional, **recorded.unwatched},
+            unwatched=recorded.unwatched,
             own_forward=tuple(was.get(name, "") for name in layers.names),
             converts=run.converts,
             averages_without_buffers=run.averages_without_buffers,

@@ -91,7 +91,7 @@ class Recorder:
     @property
     def unwatched(self) -> Mapping[str, str]:
         """What the normalizations are that belong to no watched layer, by the name of their module."""
-        return {**self.sampling.unregistered.functional, **self._watched.found.unwatched}
+        return self._surroundings.unwatched
 
     @property
     def steps(self) -> list[int]:

@@ -62,6 +62,13 @@ class Surroundings:
             **coming,
         )
 
+    @property
+    def unwatched(self) -> dict[str, str]:
+        """What the normalizations are that belong to no watched layer, by the name of their module."""
+        functional = self.sampling.unregistered.functional
+        chosen = {name: what for name, what in functional.items() if self.watched.wants(name)}
+        return {**chosen, **self.watched.found.unwatched}
+
     def untrained(self, moment: Moment, ring: Ring) -> Facts:
         """Return the facts where there was no training step."""
         recorded = replace(self._recorded(ring), steps=(0,), rates=())
@@ -77,5 +84,5 @@ class Surroundings:
             rates=ring.rates,
             structure=self.sampling.sampler.structure,
             unregistered=self.sampling.unregistered,
-            unwatched=found.unwatched,
+            unwatched=self.unwatched,
         )
