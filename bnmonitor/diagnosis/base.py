@@ -154,6 +154,8 @@ TITLES = {
     "BN506": "a layer is never called",
     "BN507": "a BatchNorm is not registered in the model",
     "BN510": "a normalization of the model is not watched",
+    "BN511": "a compiled evaluation uses the weights of its first call",
+    "BN512": "an evaluation ran nothing that is watched",
     "BN601": "the samples of a batch are not independent",
     "BN602": "two kinds of batches take turns",
     "BN603": "validation data differ from training data",

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnmonitor.layers import Hooks, LayerTable
+from bnmonitor.layers import Hooks, LayerTable, freezes_graphs, graphs_compiled
 from bnmonitor.recording.averaged_weights import AveragedWeights
 from bnmonitor.recording.buffer_state import BufferState, Moves, are_initial
-from bnmonitor.recording.snapshot import read, tensors
+from bnmonitor.recording.snapshot import Snapshot, read, tensors
 from bnmonitor.window import PHASES, Ledger, Sample
 
 _TRAINING, _RECOMPUTE = PHASES.index("training"), PHASES.index("recompute")
@@ -49,6 +49,8 @@ class UpdateLedger:
             m._buffers.get("num_batches_tracked") is not None and c for m, c in zip(self._modules, counts, strict=True)
         ]
         self._phase: int | None = None
+        self._hooked = False
+        self._constants: Snapshot | None = None
         self._before: BufferState | None = None
         self._hooks = Hooks()
         self._ran: dict[int, bool] = {}
@@ -67,6 +69,7 @@ class UpdateLedger:
             hooks: Whether to place hooks.
         """
         self.abandon()
+        self._hooked = hooks
         self._phase, self._before = PHASES.index(phase), BufferState.read(self._modules, self._counting)
         self._averages.begin()
         if hooks:
@@ -108,12 +111,16 @@ class UpdateLedger:
         ledger.note_updates(phase, moved > 0, None if moves is None else moves.drift)
         # Where no hook was called, every layer that trains is taken to have been evaluated.
         in_eval = [not ran[i] if i in ran else not ran and bool(ledger.called[i]) for i in range(len(self._layers))]
+        compiles = compiled or graphs_compiled() > 0
+        if PHASES[phase] != "sanity" and trained:
+            ledger.missed[phase] = self._hooked and not ran and not compiles
         evaluated = torch.tensor(in_eval, dtype=torch.bool, device="cpu")
         initial = are_initial(self._layers, self._modules, ledger.updated) & evaluated
         if initial.any():
             initial &= ~self._awaits_copy(self._copies(auxiliary), rows)
         if PHASES[phase] != "sanity" and (trained or (initial.any() and self._weighted())):
             ledger.initial.copy_(torch.where(evaluated, initial, ledger.initial))
+        ledger.folded.copy_(self._folded(evaluated, inside_a_graph=compiles and not ran))
         found = self._averages.end(evaluated, self._copies(auxiliary), rows, count, averaging)
         self.abandon()
         for name in ("uses_training_statistics", "swapped", "steps_stale", "distance") if found is not None else ():
@@ -127,10 +134,22 @@ class UpdateLedger:
             ledger.tested.copy_(evaluated & (PHASES[phase] in ("test", "predict")))
         self.has_unjudged = bool((ledger.uses_training_statistics | (ledger.steps_stale > 0)).any()) or bool(
             (moved > 0).any() or (evaluated & ~ledger.evaluated[phase]).any() or initial.any() or (ledger.cold > 0.01).any()
+            or ledger.missed[phase].any() or ledger.folded.any()
         )
         ledger.seen[phase] += moved
         ledger.latest[phase] = moved
         ledger.evaluated[phase] |= evaluated
+
+    def _folded(self, evaluated: Tensor, *, inside_a_graph: bool) -> Tensor:
+        """Layers that a compiled graph evaluated with constants of an earlier evaluation: ``[L]`` bool."""
+        if not (inside_a_graph and freezes_graphs()):
+            self._constants = None
+            return torch.zeros_like(evaluated)
+        now = read(self._layers, [tensors(m) for m in self._modules])
+        if self._constants is None:
+            self._constants = now
+        first = self._constants
+        return evaluated & (now.other_statistics(first, self._layers) | now.other_affine(first, self._layers))
 
     def _moves(self, counted: Tensor) -> Moves | None:
         """How the values of the running statistics have changed since the evaluation began."""

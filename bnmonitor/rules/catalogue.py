@@ -10,12 +10,14 @@ from bnmonitor.rules.architecture.redundant_bias import RedundantBias
 from bnmonitor.rules.architecture.wrong_axis import WrongAxis
 from bnmonitor.rules.base import Rule
 from bnmonitor.rules.bookkeeping.double_update import DoubleUpdate
+from bnmonitor.rules.bookkeeping.frozen_compiled_evaluation import FrozenCompiledEvaluation
 from bnmonitor.rules.bookkeeping.layer_never_called import LayerNeverCalled
 from bnmonitor.rules.bookkeeping.lossy_sync_conversion import LossySyncConversion
 from bnmonitor.rules.bookkeeping.mixed_calls import MixedCalls
 from bnmonitor.rules.bookkeeping.rank_divergence import RankDivergence
 from bnmonitor.rules.bookkeeping.stale_averaged_weights import StaleAveragedWeights
 from bnmonitor.rules.bookkeeping.unregistered_layer import UnregisteredLayer
+from bnmonitor.rules.bookkeeping.unwatched_evaluation import UnwatchedEvaluation
 from bnmonitor.rules.bookkeeping.unwatched_normalization import UnwatchedNormalization
 from bnmonitor.rules.data.alternating_domains import AlternatingDomains
 from bnmonitor.rules.data.correlated_batches import CorrelatedBatches
@@ -98,6 +100,8 @@ CATALOGUE: tuple[type[Rule], ...] = (
     LayerNeverCalled,
     UnregisteredLayer,
     UnwatchedNormalization,
+    FrozenCompiledEvaluation,
+    UnwatchedEvaluation,
     CorrelatedBatches,
     AlternatingDomains,
     ValidationShift,

@@ -45,6 +45,9 @@ class Ledger:
         gap: ``[P, L]`` int64, such evaluations from the last but one of them to the last; 0 if there was only one.
         drift: ``[2, L]`` how far the last of them moved the statistics of the middle channel: the mean in deviations,
             the deviation as a log.
+        missed: ``[P, L]`` bool, whether the latest evaluation of that kind ran no watched layer at all.
+        folded: ``[L]`` bool, whether the latest evaluation ran a compiled graph with parameters and statistics that were
+            made constants in an earlier evaluation, and are others by now.
         swapped: ``[L]`` bool, whether the latest evaluation ran with another gamma or beta than before and after it.
         steps_stale: ``[L]`` int64, training steps for which the statistics of the latest evaluation have not changed,
             while its gamma or beta have.
@@ -70,6 +73,8 @@ class Ledger:
     clean: Tensor
     gap: Tensor
     drift: Tensor
+    missed: Tensor
+    folded: Tensor
     swapped: Tensor
     steps_stale: Tensor
     distance: Tensor
@@ -95,6 +100,8 @@ class Ledger:
             times=zeros(layers),
             tested=zeros(layers, dtype=torch.bool),
             drift=zeros(2, layers, dtype=torch.float64),
+            missed=zeros(len(PHASES), layers, dtype=torch.bool),
+            folded=zeros(layers, dtype=torch.bool),
             swapped=zeros(layers, dtype=torch.bool),
             steps_stale=zeros(layers),
             distance=zeros(2, layers, dtype=torch.float64) + torch.nan,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -80,3 +81,55 @@ def test_other_normalizations_are_not(norm: nn.Module) -> None:
 def test_what_is_excluded_on_purpose_is_not() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4), OwnNorm(4))
     assert not unwatched(train(model, exclude=("[23]",)))
+
+
+def evaluated(what: str) -> set[str]:
+    """The codes after a training whose evaluations run something."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+    copied = copy.deepcopy(model)
+    watched: Any = {"model": model, "average": copied} if what == "watched copy" else model
+    sampled = 0 if what == "no hooks" else 100
+    monitor = Monitor(watched, sinks=[], on_alert="log", sample_every_n_steps=sampled)
+    phase: Any = "sanity" if what == "sanity" else "validation"
+    with monitor, torch.no_grad():
+        for _ in range(3):
+            for _ in range(20):
+                model.train()(torch.randn(16, 1, 8, 8))
+                copied.load_state_dict(model.state_dict())
+                monitor.step()
+            with monitor.evaluation(phase):
+                (model if what == "itself" else copied).eval()(torch.randn(16, 1, 8, 8))
+    return {alert.code for alert in monitor.alerts}
+
+
+@pytest.mark.parametrize("what", ["copy", "watched copy", "itself", "no hooks", "sanity"])
+def test_an_evaluation_of_something_else_is_said(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnmonitor.recording.updates.graphs_compiled", lambda: 0)  # by other tests
+    assert ("BN512" in evaluated(what)) == (what == "copy")
+
+
+@pytest.mark.parametrize("freezing", [True, False])
+def test_a_frozen_evaluation_of_a_network_that_learns_is_an_error(freezing: bool) -> None:
+    config: Any = pytest.importorskip("torch._inductor.config")
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    compiled: Any = torch.compile(model)
+    x, gaps = torch.randn(16, 1, 8, 8), []
+    with config.patch(freezing=freezing), Monitor(model, optimizer=optimizer, sinks=[], on_alert="log") as monitor:
+        for _ in range(3):
+            model.train()
+            for _ in range(15):
+                optimizer.zero_grad()
+                (compiled(torch.randn(16, 1, 8, 8)) - 2).square().mean().backward()
+                optimizer.step()
+                monitor.step()
+            with monitor.evaluation(), torch.no_grad():
+                model.eval()
+                answer = compiled(x)
+            with torch.no_grad():
+                gaps.append(float((answer - model(x)).abs().max()))
+    torch._dynamo.reset()
+    found = [(a.severity, a.layers, a.first_step) for a in monitor.alerts if a.code == "BN511"]
+    assert (gaps[-1] > 0.01) == freezing, "the fault itself"
+    assert found == ([(Severity.ERROR, ("1",), 29)] if freezing else [])
