@@ -192,8 +192,7 @@ class Recorder:
 
     def resume(self) -> None:
         """The evaluation has ended; what it did to the buffers belongs to no step."""
-        weight = None if self._baseline is None else self._baseline.initial_weight
-        if not self.evaluations.end(self._tape, self._ring, self.count, weight):
+        if not self.evaluations.end(self._tape, self._ring, self.count, self._baseline):
             return
         if not (self._woke() or self.renewed()):
             self._ready()

@@ -12,7 +12,7 @@ from bnmonitor.layers import Hooks, LayerTable, freezes_graphs, graphs_compiled
 from bnmonitor.recording.averaged_weights import AveragedWeights
 from bnmonitor.recording.buffer_state import BufferState, Moves, are_initial
 from bnmonitor.recording.snapshot import Snapshot, read, tensors
-from bnmonitor.window import PHASES, Ledger, Sample
+from bnmonitor.window import PHASES, Baseline, Ledger, Sample
 
 _TRAINING, _RECOMPUTE = PHASES.index("training"), PHASES.index("recompute")
 _KEPT = ("seen", "expected", "latest", "evaluated", "called", "updated", "initial", "cold", "times", "tested", "leaks", "clean", "gap", "drift", "uses_training_statistics")
@@ -85,7 +85,7 @@ class UpdateLedger:
         count: int,
         auxiliary: Sequence[str] = (),
         averaging: bool = False,
-        weight: Tensor | None = None,
+        start: Baseline | None = None,
     ) -> None:
         """Enter the evaluation that has just ended into the ledger.
 
@@ -96,7 +96,7 @@ class UpdateLedger:
             count: Number of training steps so far.
             auxiliary: For each layer the name of the auxiliary network around it, or an empty name; empty: unknown.
             averaging: Whether the run averages the weights without the buffers.
-            weight: ``[L]``, what the initial 0 and 1 weigh in the running statistics; None: unknown.
+            start: How the layers began; None: unknown.
         """
         phase, before, ran, meant = self._phase, self._before, self._ran, self._meant
         self._before = None
@@ -121,15 +121,17 @@ class UpdateLedger:
         if PHASES[phase] != "sanity" and (trained or (initial.any() and self._weighted())):
             ledger.initial.copy_(torch.where(evaluated, initial, ledger.initial))
         ledger.folded.copy_(self._folded(evaluated, inside_a_graph=compiles and not ran))
-        found = self._averages.end(evaluated, self._copies(auxiliary), rows, count, averaging)
+        found = self._averages.end(
+            evaluated, self._copies(auxiliary), rows, count, averaging, ledger.updated, start
+        )
         self.abandon()
         for name in ("uses_training_statistics", "swapped", "steps_stale", "distance") if found is not None else ():
             row = getattr(ledger, name)
             row.copy_(torch.where(evaluated, getattr(found, name), row))
         if PHASES[phase] != "sanity" and trained and found is not None and evaluated.any():
             ledger.cold.zero_()
-            if weight is not None:
-                ledger.cold.copy_(weight.where(found.own, 0.0))
+            if start is not None:
+                ledger.cold.copy_(start.initial_weight.where(found.own, 0.0))
             ledger.times.add_(found.own)
             ledger.tested.copy_(evaluated & (PHASES[phase] in ("test", "predict")))
         self.has_unjudged = bool((ledger.uses_training_statistics | (ledger.steps_stale > 0)).any()) or bool(
