@@ -42,6 +42,8 @@ MADE: dict[str, Callable[[], Window]] = {
     "BN206": lambda: make_window(channels=(1,) * 12, sizes=16, chain=True),
     "BN301": lambda: with_momentum(0.99),
     "BN302": lambda: with_momentum(0.0),
+    "BN510": lambda: replace(gallery()[1], facts=replace(gallery()[1].facts, unwatched={"norm": "a class of its own"})),
+    "BN512": lambda: make_window(ledger={"missed": {"validation": 1}}),
     "BN601": lambda: drawn_window(spread=4.0),
     "BN602": lambda: drawn_window(turns=2.0),
     "BN705": lambda: make_window(learning_rate=1e-8),
