@@ -138,6 +138,7 @@ TITLES = {
     "BN303": "evaluated before the running statistics are warm",
     "BN304": "running statistics lag behind the batches",
     "BN305": "evaluation mode computes something else than training mode",
+    "BN306": "running statistics are written by other code",
     "BN401": "a layer that is trained runs in evaluation mode",
     "BN402": "frozen layers still update their running statistics",
     "BN403": "training uses batch statistics, evaluation uses old running statistics",

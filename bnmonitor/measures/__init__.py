@@ -1,6 +1,6 @@
 """Pure functions: tensors or a window in, numbers out."""
 
-from bnmonitor.measures.averages import averaged, twins, weight_in_averages
+from bnmonitor.measures.averaged_buffers import averaged, twins, weight_in_averages
 from bnmonitor.measures.batch_independence import independence
 from bnmonitor.measures.batches import (
     DISTANCE_STEPS,
@@ -19,7 +19,7 @@ from bnmonitor.measures.batches import (
 from bnmonitor.measures.calls import MOST_CALLS, CallMoments, call_distances
 from bnmonitor.measures.channels import batch_offset, covariate_shift, dead, gamma_update, offset, offsets, silent
 from bnmonitor.measures.columns import BY_CHANNEL, BY_LAYER
-from bnmonitor.measures.initial_statistics import MOSTLY, initial_statistics
+from bnmonitor.measures.untouched import MOSTLY, initial_statistics
 from bnmonitor.measures.learning_rate import rise
 from bnmonitor.measures.moments import (
     Affine,

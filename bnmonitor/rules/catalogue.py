@@ -51,6 +51,7 @@ from bnmonitor.rules.parameters.learning_rate_too_low import LearningRateTooLow
 from bnmonitor.rules.parameters.weight_decay_on_affine import WeightDecayOnAffine
 from bnmonitor.rules.running_average.cold_statistics import ColdStatistics
 from bnmonitor.rules.running_average.degenerate_momentum import DegenerateMomentum
+from bnmonitor.rules.running_average.handwritten_statistics import HandwrittenStatistics
 from bnmonitor.rules.running_average.inverted_momentum import InvertedMomentum
 from bnmonitor.rules.running_average.stale_statistics import StaleStatistics
 from bnmonitor.rules.running_average.train_eval_gap import TrainEvalGap
@@ -84,6 +85,7 @@ CATALOGUE: tuple[type[Rule], ...] = (
     ColdStatistics,
     StaleStatistics,
     TrainEvalGap,
+    HandwrittenStatistics,
     EvalModeInTraining,
     LeakingFreeze,
     SplitFreeze,

@@ -111,7 +111,7 @@ def _harsh() -> list[Case]:
         *_each("dropout-in-evaluation", "residual dense", Dropped(steps=120)),
         *_each("averaged", "residual", Averaged(steps=STEPS), gentle),
         *(replace(case, seed=1) for case in _each("averaged", "mlp", Averaged(steps=STEPS))),
-        *_each("averaged-slowly", "residual conv1d", Averaged(steps=STEPS, decay=0.99), gentle),
+        *_each("averaged-slowly", "residual conv1d", Averaged(steps=STEPS, decay=0.97), gentle),
         *_each("averaged-anew", "residual mlp depthwise", AveragedAnew(steps=STEPS), gentle),
         *_each("average-swapped", "residual mlp", AveragedSwapped(steps=STEPS), gentle),
         *_each(
