@@ -27,7 +27,7 @@ class UnregisteredNorms:
     def __init__(self, models: Mapping[str, nn.Module]) -> None:
         self._models = models
         self.functional: dict[str, str] = {}
-        """Modules of the models that called a batch normalization and are no normalization layer, with what they are."""
+        """What modules of the models are that called a batch normalization and are no layer, by name."""
         self._found: dict[tuple[int, str], set[int]] = {}
 
     def walk(self, outputs: Any) -> None:

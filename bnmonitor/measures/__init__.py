@@ -19,7 +19,6 @@ from bnmonitor.measures.batches import (
 from bnmonitor.measures.calls import MOST_CALLS, CallMoments, call_distances
 from bnmonitor.measures.channels import batch_offset, covariate_shift, dead, gamma_update, offset, offsets, silent
 from bnmonitor.measures.columns import BY_CHANNEL, BY_LAYER
-from bnmonitor.measures.untouched import MOSTLY, initial_statistics
 from bnmonitor.measures.learning_rate import rise
 from bnmonitor.measures.moments import (
     Affine,
@@ -60,6 +59,7 @@ from bnmonitor.measures.running_lag import (
 )
 from bnmonitor.measures.sampled_inputs import SampledInput, sampled_batch, sampled_input
 from bnmonitor.measures.small_variances import variances
+from bnmonitor.measures.untouched import MOSTLY, initial_statistics
 
 __all__ = [
     "BY_CHANNEL",

@@ -58,9 +58,9 @@ def weight_in_averages(window: Window) -> Tensor | None:
         zeros = torch.zeros(new, len(layers), dtype=torch.float64, device="cpu")
         return zeros.index_add_(1, owner, values)
 
-    across = by_layer(sum(m * g for m, g in zip(move, gap, strict=True)))
-    room = by_layer(sum(g * g for g in gap))
-    moved = by_layer(sum(m * m for m in move))
+    across = by_layer(move[0] * gap[0] + move[1] * gap[1])
+    room = by_layer(gap[0].square() + gap[1].square())
+    moved = by_layer(move[0].square() + move[1].square())
     share = (across / room.clamp(min=1e-30)).where(room > 0, 0.0)
     left_over = (moved - share * across).clamp(min=0)
     foreign = ~((left_over <= _UNEXPLAINED * moved) & (share > -1e-3) & (share < 1.001)) & (moved > 0)

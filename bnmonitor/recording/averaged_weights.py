@@ -141,11 +141,13 @@ class AveragedWeights:
         """Of each layer the twin whose statistics it has; else the one with the nearest gamma and beta; -1: none."""
         layers, best = self._layers, torch.full((len(self._layers),), torch.inf, dtype=torch.float64, device="cpu")
         found = torch.full((len(layers),), -1, dtype=torch.int64, device="cpu")
-        for group in self._groups[among].unique().tolist():
+        for group in sorted(set(self._groups[among].tolist())):
             twin = layers.twins(of, among & (self._groups == group))
             theirs = now.select(self._channels(twin))
             apart = layers.segments.sum((force.gamma - theirs.gamma).abs() + (force.beta - theirs.beta).abs())
-            apart = apart.where(force.other_statistics(theirs, layers), -1.0).where(twin >= 0, torch.inf).nan_to_num(1e30)
+            apart = (
+                apart.where(force.other_statistics(theirs, layers), -1.0).where(twin >= 0, torch.inf).nan_to_num(1e30)
+            )
             nearer = (twin >= 0) & ((apart < best) | (found < 0))
             found, best = twin.where(nearer, found), apart.where(nearer, best)
         return found
@@ -258,4 +260,3 @@ class AveragedWeights:
 
 _ROWS = {"running_mean": "mean", "running_var": "var", "gamma": "gamma", "beta": "beta"}
 """The fields of a snapshot by their names in a window."""
-

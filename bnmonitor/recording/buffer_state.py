@@ -127,7 +127,7 @@ class BufferState:
                 # A forward of its own may leave the counter alone.
                 grown[i] = max(count, 1) if writes in (None, 0, count) else 0
             elif i in ran:
-                # One that counts nothing and updates in either mode writes as PyTorch does, which autograd does not see.
+                # One that counts nothing, and updates in either mode, writes as PyTorch does: unseen by autograd.
                 unseen = count == 0 and possible[i] and self.mean_writes[i] == after.mean_writes[i] is not None
                 grown[i] = 1 if unseen else count if writes in (None, count) else 0
             elif writes not in (None, 0, count, 2 * count) or not possible[i]:

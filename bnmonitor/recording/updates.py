@@ -15,7 +15,23 @@ from bnmonitor.recording.snapshot import Snapshot, read, tensors
 from bnmonitor.window import PHASES, Baseline, Ledger, Sample
 
 _TRAINING, _RECOMPUTE = PHASES.index("training"), PHASES.index("recompute")
-_KEPT = ("seen", "expected", "latest", "evaluated", "called", "updated", "initial", "cold", "times", "tested", "leaks", "clean", "gap", "drift", "uses_training_statistics")
+_KEPT = (
+    "seen",
+    "expected",
+    "latest",
+    "evaluated",
+    "called",
+    "updated",
+    "initial",
+    "cold",
+    "times",
+    "tested",
+    "leaks",
+    "clean",
+    "gap",
+    "drift",
+    "uses_training_statistics",
+)
 _RENAMED = {"borrowed": "uses_training_statistics"}
 """Rows of the ledger by the names that an older version saved them with."""
 
@@ -121,9 +137,7 @@ class UpdateLedger:
         if PHASES[phase] != "sanity" and (trained or (initial.any() and self._weighted())):
             ledger.initial.copy_(torch.where(evaluated, initial, ledger.initial))
         ledger.folded.copy_(self._folded(evaluated, inside_a_graph=compiles and not ran))
-        found = self._averages.end(
-            evaluated, self._copies(auxiliary), rows, count, averaging, ledger.updated, start
-        )
+        found = self._averages.end(evaluated, self._copies(auxiliary), rows, count, averaging, ledger.updated, start)
         self.abandon()
         for name in ("uses_training_statistics", "swapped", "steps_stale", "distance") if found is not None else ():
             row = getattr(ledger, name)
@@ -135,8 +149,12 @@ class UpdateLedger:
             ledger.times.add_(found.own)
             ledger.tested.copy_(evaluated & (PHASES[phase] in ("test", "predict")))
         self.has_unjudged = bool((ledger.uses_training_statistics | (ledger.steps_stale > 0)).any()) or bool(
-            (moved > 0).any() or (evaluated & ~ledger.evaluated[phase]).any() or initial.any() or (ledger.cold > 0.01).any()
-            or ledger.missed[phase].any() or ledger.folded.any()
+            (moved > 0).any()
+            or (evaluated & ~ledger.evaluated[phase]).any()
+            or initial.any()
+            or (ledger.cold > 0.01).any()
+            or ledger.missed[phase].any()
+            or ledger.folded.any()
         )
         ledger.seen[phase] += moved
         ledger.latest[phase] = moved

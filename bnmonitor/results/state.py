@@ -161,10 +161,15 @@ class StepSummary:
             return (f"{text}: {why}", text)
         if unknown or self.unwatched:
             missed = len(unknown) + len(self.unwatched)
-            text = f"BatchNorm ✓ {known} of {count(len(self) + len(self.unwatched), 'layer')} healthy, {missed} not seen"
+            text = (
+                f"BatchNorm ✓ {known} of {count(len(self) + len(self.unwatched), 'layer')} healthy, {missed} not seen"
+            )
             first = next((row.recovery for row in unknown if row.recovery), "")
             why = f" ({first})" if first and not self.unwatched else ""
-            return (f"{text}: {listing(map(printable, (*(row.name for row in unknown), *self.unwatched)), 3)}{why}", text)
+            return (
+                f"{text}: {listing(map(printable, (*(row.name for row in unknown), *self.unwatched)), 3)}{why}",
+                text,
+            )
         channels = count(sum(row.channels for row in self.rows), "channel")
         return (f"BatchNorm ✓ {count(len(self), 'layer')}, {channels} healthy",)
 

@@ -36,8 +36,8 @@ class Ledger:
         averaged: ``[L]`` bool, whether the layer belongs to an average of the weights, such as an ``AveragedModel``.
         uses_training_statistics: ``[L]`` bool, whether the latest evaluation ran averaged weights, those of a copy or
             swapped into the layer, with the running statistics of the weights in training.
-        cold: ``[L]`` float64, weight that the initial 0 and 1 had in the running statistics that the latest evaluation but
-            a sanity check used; 0 for a layer that it did not run, or ran with statistics that training has not left.
+        cold: ``[L]`` float64, weight that the initial 0 and 1 had in the running statistics that the latest evaluation
+            but a sanity check used; 0 for a layer that it did not run, or with statistics that training has not left.
         times: ``[L]`` int64, how many such evaluations used the running statistics that training has left.
         tested: ``[L]`` bool, whether the latest evaluation that ran the layer was a test or a prediction.
         leaks: ``[P, L]`` int64, how many evaluations of that kind updated the running statistics.
@@ -46,8 +46,8 @@ class Ledger:
         drift: ``[2, L]`` how far the last of them moved the statistics of the middle channel: the mean in deviations,
             the deviation as a log.
         missed: ``[P, L]`` bool, whether the latest evaluation of that kind ran no watched layer at all.
-        folded: ``[L]`` bool, whether the latest evaluation ran a compiled graph with parameters and statistics that were
-            made constants in an earlier evaluation, and are others by now.
+        folded: ``[L]`` bool, whether the latest evaluation ran a compiled graph with parameters and statistics that an
+            earlier evaluation made constants, and that are others by now.
         swapped: ``[L]`` bool, whether the latest evaluation ran with another gamma or beta than before and after it.
         steps_stale: ``[L]`` int64, training steps for which the statistics of the latest evaluation have not changed,
             while its gamma or beta have.

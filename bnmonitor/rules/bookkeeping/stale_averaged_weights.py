@@ -31,9 +31,10 @@ class StaleAveragedWeights(Rule):
     Looks at weights that an evaluation uses and training does not: those of an averaged copy, and those swapped in for
     the evaluation, whether they are taken back before it ends or not (if not, they have to be further from the weights
     in training than training moves in ``1 / momentum`` steps). A copy is an ``AveragedModel``, or any other layer that
-    training does not update and whose name ends like that of one that it does. Flags layers that were evaluated with exactly the running statistics of the network in training, or
-    with statistics that did not change while the weights did and are by now far from those of training. In Lightning,
-    where the rule cannot observe such an evaluation, it flags a weight-averaging callback that leaves the buffers out.
+    training does not update and whose name ends like that of one that it does. Flags layers that were evaluated with
+    exactly the running statistics of the network in training, or with statistics that did not change while the weights
+    did and are by now far from those of training. In Lightning, where the rule cannot observe such an evaluation, it
+    flags a weight-averaging callback that leaves the buffers out.
 
     With ``probe=True`` bnmonitor runs a kept training batch through the averaged weights just before they are
     evaluated. It compares each layer's output under its running statistics with its output under the statistics of the
@@ -78,8 +79,9 @@ class StaleAveragedWeights(Rule):
 
     ## Look-alikes
     A teacher or target network whose buffers are copied from the network in training at every step, or at
-    ``least_following = .5`` of them, as BN407 advises, is an info, unless the probe shows that it matters. Averaged buffers, and statistics that ``update_bn`` estimated. As long as the averaged weights equal the others,
-    their statistics fit. Statistics that do not change in training either, as in a frozen layer, are the same for all
+    ``least_following = .5`` of them, as BN407 advises, is an info, unless the probe shows that it matters. Averaged
+    buffers, and statistics that ``update_bn`` estimated. As long as the averaged weights equal the others, their
+    statistics fit. Statistics that do not change in training either, as in a frozen layer, are the same for all
     weights.
 
     ## References

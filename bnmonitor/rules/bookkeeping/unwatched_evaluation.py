@@ -81,8 +81,8 @@ class UnwatchedEvaluation(Rule):
                 first_step=window.steps[-1],
                 value=float(len(phases)),
                 threshold=0.0,
-                message=f"no watched layer ran in the latest {listing(phases)}: what was evaluated is not watched, such "
-                "as a copy with averaged weights, or an exported model",
+                message=f"no watched layer ran in the latest {listing(phases)}: what was evaluated is not watched, as "
+                "a copy with averaged weights, or an exported model",
                 advice="pass it as well, under a name of its own: Monitor({'model': model, 'average': average}); in "
                 "Lightning, make it an attribute of the module",
             )

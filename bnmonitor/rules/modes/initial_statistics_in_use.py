@@ -103,7 +103,9 @@ class InitialStatisticsInUse(Rule):
                 what = "the initial statistics, exactly 0 and 1"
             else:
                 middle = number(float(var[window.layers.span(layer)].median()))
-                what = f"statistics that never saw data: the initial 0 and 1 after a few probe forwards, variance {middle}"
+                what = (
+                    f"statistics that never saw data: the initial 0 and 1 after a few probe forwards, variance {middle}"
+                )
             found.append(
                 Finding(
                     severity=Severity.ERROR,

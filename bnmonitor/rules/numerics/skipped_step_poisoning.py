@@ -21,8 +21,9 @@ class SkippedStepPoisoning(Rule):
     ## What it does
     Looks at the steps at which the gradient scaler lowered its scale, which it does after it has discarded the
     gradients. Where no scaler is known, it looks at the few steps in which running statistics moved and neither gamma
-    nor beta of any layer did: a guard against NaN or against large gradients has skipped them. It is a warning if a batch statistic of such a step lies far outside the running statistics of a layer that was warm. It
-    is an error if running statistics stopped being finite. Opens one alert for all affected layers.
+    nor beta of any layer did: a guard against NaN or against large gradients has skipped them. It is a warning if a
+    batch statistic of such a step lies far outside the running statistics of a layer that was warm. It is an error if
+    running statistics stopped being finite. Opens one alert for all affected layers.
 
     ## Why is this bad?
     ``scaler.step(optimizer)`` protects the weights from a batch that overflowed. Nothing protects the running
@@ -67,8 +68,9 @@ class SkippedStepPoisoning(Rule):
 
     ## Look-alikes
     With gradient accumulation, or in a GAN, most steps move no parameter of some network: without a scaler, skipped
-    steps are judged while they are at most ``most_skipped = .25`` of the window. A scaler begins with a scale that is too large and skips the first few steps to find a better one. The batches of
-    these steps are normal, and the layers are not warm yet.
+    steps are judged while they are at most ``most_skipped = .25`` of the window. A scaler begins with a scale that is
+    too large and skips the first few steps to find a better one. The batches of these steps are normal, and the layers
+    are not warm yet.
 
     ## References
     pytorch/pytorch#88474, #90342, #115500; Ioffe, Batch Renormalization, 2017.

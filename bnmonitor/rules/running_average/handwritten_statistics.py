@@ -63,8 +63,8 @@ class HandwrittenStatistics(Rule):
 
     ## Thresholds
     ``least_share = .9`` of at least ``least_steps = 20`` steps. ``warn_above = .5`` is BN301's limit for a momentum.
-    The estimate has to be above it by two standard errors over the channels. Of 64 steps of 16 channels, a momentum of
-    .9 is told from .5 that way.
+    Three standard errors over the channels below the estimate must still be above ``surely_above = .2``. Of 64 steps of
+    16 channels, a momentum of .9 is told from .1 that way.
 
     ## Look-alikes
     Averages of the weights are written at every step too, and are no layers in training. Weights that are swapped or
@@ -82,6 +82,7 @@ class HandwrittenStatistics(Rule):
     least_share: float = 0.9
     least_steps: int = 20
     warn_above: float = 0.5
+    surely_above: float = 0.2
 
     def check(self, window: Window) -> list[Finding]:
         """Find the layers whose statistics something else writes at every step."""
@@ -99,7 +100,7 @@ class HandwrittenStatistics(Rule):
             return []
         worst = max(range(len(layers)), key=momenta.__getitem__)
         value, least = momenta[worst]
-        short = least > self.warn_above
+        short = value > self.warn_above and least > self.surely_above
         return [
             Finding(
                 severity=Severity.WARNING if short else Severity.INFO,
@@ -108,12 +109,12 @@ class HandwrittenStatistics(Rule):
                 first_step=window.steps[0],
                 value=value,
                 threshold=self.warn_above,
-                message="code other than PyTorch's forward writes the running statistics at every step, with a momentum "
-                f"of about {number(round(value, 2))} by their own movement"
+                message="code other than PyTorch's forward writes the running statistics at every step, with a "
+                f"momentum of about {number(round(value, 2))} by their own movement"
                 + (": they remember hardly more than one batch" if short else "; the batches cannot be recovered"),
                 advice="let that code keep 1 - momentum of the old value"
                 if short
-                else "let it follow PyTorch's formula and add 1 to num_batches_tracked, and every rule judges the layer",
+                else "let it follow PyTorch's formula and add 1 to num_batches_tracked: then every rule judges it",
             )
         ]
 
@@ -129,7 +130,7 @@ class HandwrittenStatistics(Rule):
         if not len(together):
             return float("nan"), float("nan")
         error = float(together.std()) / math.sqrt(len(together)) if len(together) > 1 else 0.2
-        return _of_correlation(float(together.mean())), _of_correlation(float(together.mean()) + 2 * error)
+        return _of_correlation(float(together.mean())), _of_correlation(float(together.mean()) + 3 * error)
 
 
 def _of_correlation(value: float) -> float:
@@ -140,8 +141,6 @@ def _of_correlation(value: float) -> float:
     return float(1 - kept[int((next_ / same - value).abs().argmin())])
 
 
-def _moving(
-    layers: list[int], momenta: list[tuple[float, float]]
-) -> tuple[list[int], list[tuple[float, float]]]:
+def _moving(layers: list[int], momenta: list[tuple[float, float]]) -> tuple[list[int], list[tuple[float, float]]]:
     known = [(layer, found) for layer, found in zip(layers, momenta, strict=True) if found[0] == found[0]]
     return [layer for layer, _ in known], [found for _, found in known]

@@ -217,6 +217,7 @@ class Handwritten(Injection):
 
     code: ClassVar[str] = "BN306"
     name: str = "handwritten-short-memory"
+    severity: Severity = Severity.INFO
     needs: ClassVar[str] = "conv once"
     steps: int = 90
 
