@@ -81,7 +81,9 @@ class AlertBook:
         known = self._candidates.codes
         for rule in self._in_order():
             too_early = window.facts.untrained and not rule.untrained
-            if too_early or rule.moment not in moments or unmet(rule.needs, absent or {}):
+            too_early |= not len(window.layers) and not rule.without_layers
+            now = rule.moment in moments or (rule.at_end and "end" in moments)
+            if too_early or not now or unmet(rule.needs, absent or {}):
                 continue
             try:
                 findings = judge(rule, self._special.get(rule.code, ()), window)

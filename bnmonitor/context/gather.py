@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class Recorded:
         rates: The learning rate in force at each of them.
         structure: What the autograd graphs show of the layers.
         unregistered: What they show of layers that belong to no model.
+        unwatched: What further modules that keep running statistics are, by name.
     """
 
     layers: LayerTable
@@ -42,6 +43,7 @@ class Recorded:
     rates: Sequence[float]
     structure: Structure | None
     unregistered: UnregisteredNorms
+    unwatched: Mapping[str, str] = field(default_factory=dict)
 
 
 class FactsGatherer:
@@ -111,6 +113,7 @@ class FactsGatherer:
             skipped_steps=skipped,
             auxiliary=self._auxiliary,
             unregistered=recorded.unregistered.known(self._trained),
+            unwatched=recorded.unwatched,
             own_forward=tuple(was.get(name, "") for name in layers.names),
             converts=run.converts,
             averages_without_buffers=run.averages_without_buffers,

@@ -21,6 +21,7 @@ from bnmonitor.diagnosis.causes.momentum import Momentum
 from bnmonitor.diagnosis.causes.non_finite import NonFinite
 from bnmonitor.diagnosis.causes.non_finite_input import NonFiniteInput
 from bnmonitor.diagnosis.causes.ruined_statistics import RuinedStatistics
+from bnmonitor.diagnosis.causes.skipped_step import SkippedStep
 from bnmonitor.diagnosis.causes.small_batch import SmallBatch
 from bnmonitor.diagnosis.causes.split_freeze import SplitFreeze
 from bnmonitor.diagnosis.causes.unfreeze_shock import UnfreezeShock
@@ -36,6 +37,7 @@ CAUSES: tuple[Cause, ...] = (
     HalfPrecisionOverflow(),
     NonFiniteInput(),
     NonFinite(),
+    SkippedStep(),
     RuinedStatistics(),
     SmallBatch(),
     Momentum(),

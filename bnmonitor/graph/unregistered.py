@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bnmonitor.graph.graph import tensors_of
+from bnmonitor.layers import ANY_NORM, kind_of
 
 _NORMS = ("NativeBatchNormBackward", "CudnnBatchNormBackward", "MiopenBatchNormBackward", "SyncBatchNormBackward")
 
@@ -25,10 +26,19 @@ class UnregisteredNorms:
 
     def __init__(self, models: Mapping[str, nn.Module]) -> None:
         self._models = models
+        self.functional: dict[str, str] = {}
+        """What modules of the models are that called a batch normalization and are no layer, by name."""
         self._found: dict[tuple[int, str], set[int]] = {}
 
     def walk(self, outputs: Any) -> None:
         """Search the graph behind a step's loss or outputs."""
+        owners = {
+            id(p): module
+            for model in self._models.values()
+            for module in model.modules()
+            for p in module._parameters.values()
+            if p is not None and kind_of(module) is None and not isinstance(module, ANY_NORM)
+        }
         names = {
             id(p): ".".join(part for part in (prefix, name.rpartition(".")[0]) if part)
             for prefix, model in self._models.items()
@@ -38,6 +48,9 @@ class UnregisteredNorms:
             gamma = _gamma(node)
             if gamma is not None and id(gamma) not in names:
                 self._found.setdefault((gamma.numel(), _owner_above(node, names)), set()).add(id(gamma))
+            elif gamma is not None and id(gamma) in owners and names[id(gamma)]:
+                owner = owners[id(gamma)]
+                self.functional[names[id(gamma)]] = f"a class of its own, {type(owner).__name__}"
 
     def known(self, trained: set[int]) -> tuple[str, ...]:
         """Describe each layer found in one text, but for those that an optimizer trains: another model has them.

@@ -1,7 +1,7 @@
 """Which normalization layers a model has, and how to listen to them."""
 
 from bnmonitor.layers.discovery import ROOT, Discovery, discover, norms
-from bnmonitor.layers.hooks import Hooks, compiled_parts, graphs_compiled, is_compiled, recomputing
+from bnmonitor.layers.hooks import Hooks, compiled_parts, freezes_graphs, graphs_compiled, is_compiled, recomputing
 from bnmonitor.layers.kinds import (
     ANY_NORM,
     BATCH_NORM,
@@ -37,6 +37,7 @@ __all__ = [
     "channels_of",
     "compiled_parts",
     "discover",
+    "freezes_graphs",
     "graphs_compiled",
     "is_compiled",
     "is_split",

@@ -14,6 +14,7 @@ from bnmonitor.layers.kinds import channels_of, is_synced, kind_of
 from bnmonitor.layers.oddities import reason_against, scripted
 from bnmonitor.layers.sharding import collective_reason, flat_parameters, shards_of, unwrapped
 from bnmonitor.layers.table import LayerTable
+from bnmonitor.layers.unwatched import unwatched
 
 _USUAL_EPS = 1e-5
 
@@ -33,6 +34,7 @@ class Discovery:
             ``id(module)``.
         collective_reason: Why a forward of the models needs all processes; empty if one process can run it alone.
         left_out: Why further layers are not recorded although the patterns choose them, by name.
+        unwatched: What further modules that keep running statistics are, by name: no layers that can be recorded.
         odd: The modules of those layers that may be recorded once they are mended.
     """
 
@@ -43,6 +45,7 @@ class Discovery:
     collective_reason: str
     left_out: Mapping[str, str] = field(default_factory=dict)
     odd: tuple[nn.Module, ...] = ()
+    unwatched: Mapping[str, str] = field(default_factory=dict)
 
 
 def norms(models: Iterable[nn.Module]) -> list[nn.Module]:
@@ -162,6 +165,7 @@ def discover(
         collective_reason=collective_reason(models.values()),
         left_out=left_out,
         odd=tuple(chosen[name] for name in odd),
+        unwatched={name: why for name, why in unwatched(models, found).items() if wanted(name)},
     )
 
 

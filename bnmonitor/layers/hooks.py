@@ -212,6 +212,11 @@ def graphs_compiled() -> int:
     return int(counters.get("stats", {}).get("unique_graphs", 0))
 
 
+def freezes_graphs() -> bool:
+    """Whether inductor makes constants of the parameters and buffers of what it compiles for inference."""
+    return bool(getattr(sys.modules.get("torch._inductor.config"), "freezing", False))
+
+
 def _compiled(module: nn.Module) -> bool:
     return (
         type(module).__name__ == "OptimizedModule"

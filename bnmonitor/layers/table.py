@@ -125,6 +125,23 @@ class LayerTable:
         except ValueError:
             raise KeyError(f"no BatchNorm layer is named {name!r}{nearest(name, self.names)}") from None
 
+    def twins(self, of: Tensor, among: Tensor) -> Tensor:
+        """Return for each layer its twin: as many channels, and the longest common end of the names; -1: none.
+
+        Args:
+            of: The layers that may have one, ``[L]`` bool.
+            among: The layers that may be one, ``[L]`` bool.
+        """
+        ends: dict[tuple[str, int], int] = {}
+        for j in sorted(among.nonzero().flatten().tolist(), key=lambda j: len(self.names[j])):
+            for end in _ends(self.names[j]):
+                ends.setdefault((end, self.channels[j]), j)
+        twin = torch.full((len(self),), -1, dtype=torch.int64, device="cpu")
+        for i in of.nonzero().flatten().tolist():
+            mine = ((end, self.channels[i]) for end in _ends(self.names[i]))
+            twin[i] = next((ends[end] for end in mine if end in ends), -1)
+        return twin
+
     def span(self, layer: int) -> slice:
         """Return the channels of layer ``layer`` as a slice of the channel axis."""
         return slice(self.offsets[layer], self.offsets[layer + 1])
@@ -132,3 +149,9 @@ class LayerTable:
     def locate(self, mask: Tensor, layer: int) -> tuple[int, ...]:
         """Return which channels of ``layer``, counted within it, are set in a ``[C]`` mask."""
         return tuple(mask[self.span(layer)].nonzero().flatten().tolist())
+
+
+def _ends(name: str) -> list[str]:
+    """A dotted name and its ends, the longest first."""
+    parts = name.split(".")
+    return [".".join(parts[i:]) for i in range(len(parts))]

@@ -1,5 +1,6 @@
 """Pure functions: tensors or a window in, numbers out."""
 
+from bnmonitor.measures.averaged_buffers import averaged, twins, weight_in_averages
 from bnmonitor.measures.batch_independence import independence
 from bnmonitor.measures.batches import (
     DISTANCE_STEPS,
@@ -60,6 +61,7 @@ from bnmonitor.measures.running_lag import (
 )
 from bnmonitor.measures.sampled_inputs import SampledInput, sampled_batch, sampled_input
 from bnmonitor.measures.small_variances import variances
+from bnmonitor.measures.untouched import MOSTLY, initial_statistics
 
 __all__ = [
     "BY_CHANNEL",
@@ -68,12 +70,14 @@ __all__ = [
     "GAMMA_STEPS",
     "LEAST_HELD_OUT",
     "LEAST_WARM_UP",
+    "MOSTLY",
     "MOST_CALLS",
     "Affine",
     "CallMoments",
     "Levels",
     "SampledInput",
     "SideUpdates",
+    "averaged",
     "averages",
     "batch_distance",
     "batch_offset",
@@ -91,6 +95,7 @@ __all__ = [
     "gamma_update",
     "held_out_ratio",
     "independence",
+    "initial_statistics",
     "initial_weight",
     "is_young",
     "jump",
@@ -127,6 +132,7 @@ __all__ = [
     "spread",
     "synced",
     "trunk",
+    "twins",
     "typical_variance",
     "unevenness",
     "update_weight",
@@ -134,4 +140,5 @@ __all__ = [
     "variance_noise",
     "variances",
     "warm",
+    "weight_in_averages",
 ]

@@ -81,7 +81,7 @@ def forgetting(window: Window) -> Tensor:
 
 def initial_weight(window: Window) -> Tensor:
     """Weight that the initial mean 0 and variance 1 still have in the running statistics: ``[L]``."""
-    return window.baseline.initial.double() * (-window.baseline.forgotten.double()).exp()
+    return window.baseline.initial_weight
 
 
 @once

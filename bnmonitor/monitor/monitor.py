@@ -169,7 +169,10 @@ class Monitor:
         run = Run(layers=self.layers, log_dir=folder)
         self._session = Session(self.settings, self._recorder, facts, run, words)
         if not self._session.watching:
-            warn("the model has no BatchNorm layer: bnmonitor has nothing to watch, training goes on without it")
+            others = "".join(f"; {name} is {what}" for name, what in list(self._recorder.unwatched.items())[:3])
+            warn(
+                f"the model has no BatchNorm layer: bnmonitor has nothing to watch, training goes on without it{others}"
+            )
 
     # -- what it knows -------------------------------------------------------------------------------------------------
 

@@ -158,6 +158,8 @@ class Session:
     def _begin(self) -> None:
         self.recorder.begin()
         if not self.watching:
+            self.book.check(self.recorder.blank(), self.absent())
+            self._diagnose()
             return
         if self.files is None and self._run.log_dir is not None:
             self.files = RunFiles(self._run.log_dir, self.settings.flight_bytes, self.actions.report_failure)
@@ -245,7 +247,7 @@ class Session:
     def summary(self, epoch: int | None = None) -> Summary:
         """Return the state of every layer now."""
         found = None if self.failure else self.shielded(lambda: self._summarize(self.window(), epoch), None)
-        return found or self._unknown()
+        return self._unknown() if found is None else found
 
     def _unknown(self) -> Summary:
         """The summary after a failure."""
@@ -271,6 +273,7 @@ class Session:
         loss = next(iter(self.recorder.course.losses(self.recorder.steps[-1:])), None)
         return replace(
             found,
+            unwatched=tuple(self.recorder.unwatched),
             incidents=self.diagnosis.incidents,
             loss=float("nan") if loss is None else loss,
             learning_rates=_learning_rates(self.optimizers),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bnmonitor.layers import LayerTable
 from bnmonitor.recording.snapshot import Snapshot, read, tensors
+from bnmonitor.window import Baseline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,7 @@ class AveragedWeightsReport:
         uses_training_statistics: ``[L]`` bool, averaged weights were evaluated with the statistics of the weights in
             training.
         steps_stale: ``[L]`` int64, training steps for which the statistics have not changed while gamma or beta have.
+        own: ``[L]`` bool, the layer was evaluated with the running statistics that the last training step has left.
         distance: ``[2, L]`` distance of the statistics from those of the weights in training, in the middle channel:
             of the means in deviations, of the deviations as a log; NaN for a layer without averaged weights.
     """
@@ -28,6 +30,7 @@ class AveragedWeightsReport:
     swapped: Tensor
     uses_training_statistics: Tensor
     steps_stale: Tensor
+    own: Tensor
     distance: Tensor
 
 
@@ -69,20 +72,20 @@ class AveragedWeights:
         other = self._now().other_affine(self._before, self._layers)
         return bool(other[list(which)].any())
 
-    def twins(self, of: Tensor, among: Tensor) -> Tensor:
-        """Return for each layer its twin: as many channels, and the longest common end of the names; -1: none."""
-        names, channels = self._layers.names, self._layers.channels
-        ends: dict[tuple[str, int], int] = {}
-        for j in sorted(among.nonzero().flatten().tolist(), key=lambda j: len(names[j])):
-            for end in _ends(names[j]):
-                ends.setdefault((end, channels[j]), j)
-        twin = torch.full((len(names),), -1, dtype=torch.int64, device="cpu")
-        for i in of.nonzero().flatten().tolist():
-            twin[i] = next((ends[end, channels[i]] for end in _ends(names[i]) if (end, channels[i]) in ends), -1)
-        return twin
+    @property
+    def began(self) -> Snapshot | None:
+        """The layers at the beginning of the evaluation in progress; None without one."""
+        return self._before
 
     def end(
-        self, evaluated: Tensor, copies: Tensor, rows: Mapping[str, Tensor], count: int, averaging: bool
+        self,
+        evaluated: Tensor,
+        copies: Tensor,
+        rows: Mapping[str, Tensor],
+        count: int,
+        averaging: bool,
+        updated: Tensor | None = None,
+        start: Baseline | None = None,
     ) -> AveragedWeightsReport | None:
         """Return how the evaluation that has just ended used averaged weights; None if none was in progress.
 
@@ -92,6 +95,8 @@ class AveragedWeights:
             rows: The window's statistics, ``[T, C]`` and ``[T, L]``; ``T`` may be 0.
             count: Number of training steps so far.
             averaging: Whether the run averages the weights without the buffers, and leaves the average in the model.
+            updated: ``[L]`` bool, layers that training has updated at any time; None: those of the window.
+            start: How the layers began; None: unknown.
         """
         before, seen = self._before, self._seen
         self.abandon()
@@ -103,16 +108,18 @@ class AveragedWeights:
         visited = torch.tensor([i in seen for i in range(len(layers))], dtype=torch.bool, device="cpu") & evaluated
         swapped = self._spread(visited & force.other_affine(before, layers) & ~after.other_affine(before, layers))
         swapped &= evaluated
-        trains = (rows["updates"] > 0).any(0) & ~copies  # the counter of a copy may be copied, too
-        twin = self.twins(evaluated & ~trains, trains)
+        trains = (rows["updates"] > 0).any(0) if updated is None else updated
+        trains = trains & ~copies  # the counter of a copy may be copied, too
+        twin = self._nearest_twin(evaluated & ~trains, trains, force, before)
         live = before.select(self._channels(torch.where(swapped, torch.arange(len(layers), device="cpu"), twin)))
         known = swapped | (twin >= 0)
         same = ~force.other_statistics(live, layers) & self._spread(force.other_affine(live, layers))
-        same &= evaluated & known & (copies | (swapped & trains))
+        same &= evaluated & known & (copies | ~trains | (swapped & trains))
         same = self._was(same, force, rows, copies & (twin >= 0) & evaluated, twin)
-        if averaging and len(rows["updates"]):
+        if len(rows["updates"]):
             last = Snapshot(*(rows[name][-1].double() for name in _ROWS))
-            left = self._spread(before.other_affine(last, layers)) & ~before.other_statistics(last, layers)
+            left = before.other_affine(last, layers) if averaging else self._leapt(before, rows)
+            left = self._spread(left) & ~before.other_statistics(last, layers)
             same |= left & evaluated & trains & ~visited.logical_and(force.other_statistics(before, layers))
         sigma = live.var + layers.eps_by_channel
         distance = torch.stack(
@@ -121,13 +128,48 @@ class AveragedWeights:
                 layers.segments.median(0.5 * ((force.var + layers.eps_by_channel) / sigma).log().abs()),
             ]
         ).where(known, torch.nan)
-        steps_stale = self._stood(force, evaluated, evaluated & ~trains & ~swapped, rows, count)
+        steps_stale = self._stood(force, evaluated, evaluated & ~trains & ~swapped, rows, count, start)
         return AveragedWeightsReport(
             swapped=swapped,
             uses_training_statistics=same,
             steps_stale=steps_stale,
+            own=self._own(force, rows) & evaluated,
             distance=distance,
         )
+
+    def _nearest_twin(self, of: Tensor, among: Tensor, force: Snapshot, now: Snapshot) -> Tensor:
+        """Of each layer the twin whose statistics it has; else the one with the nearest gamma and beta; -1: none."""
+        layers, best = self._layers, torch.full((len(self._layers),), torch.inf, dtype=torch.float64, device="cpu")
+        found = torch.full((len(layers),), -1, dtype=torch.int64, device="cpu")
+        for group in sorted(set(self._groups[among].tolist())):
+            twin = layers.twins(of, among & (self._groups == group))
+            theirs = now.select(self._channels(twin))
+            apart = layers.segments.sum((force.gamma - theirs.gamma).abs() + (force.beta - theirs.beta).abs())
+            apart = (
+                apart.where(force.other_statistics(theirs, layers), -1.0).where(twin >= 0, torch.inf).nan_to_num(1e30)
+            )
+            nearer = (twin >= 0) & ((apart < best) | (found < 0))
+            found, best = twin.where(nearer, found), apart.where(nearer, best)
+        return found
+
+    def _leapt(self, now: Snapshot, rows: Mapping[str, Tensor]) -> Tensor:
+        """Layers whose gamma and beta are further from the last step's than training moves in the statistics' memory.
+
+        A running average follows about ``1 / momentum`` steps: whatever lies among these is no other network, nor is
+        the step of an optimizer after the last reading, or a pull back as of Lookahead or Reptile.
+        """
+        layers, steps = self._layers, len(rows["updates"])
+        memory = (1 / rows["momentum"][-1].double().nan_to_num(1.0).clamp(min=1e-3)).ceil().long()
+        leap = torch.zeros(len(layers), dtype=torch.float64, device="cpu")
+        ways = torch.zeros(steps, len(layers), dtype=torch.float64, device="cpu")
+        for name in ("gamma", "beta"):
+            series = rows[name].double()
+            leap += layers.segments.sum((getattr(now, name) - series[-1]).square()).double()
+            away = (series - series[-1]).square()
+            ways += torch.stack([layers.segments.sum(row).double() for row in away])
+        age = torch.arange(steps, device="cpu").flip(0)[:, None]
+        usual = ways.where(age <= memory, 0.0).amax(0)
+        return (leap > usual) & (usual > 0) & (steps > memory)
 
     # -- the parts -----------------------------------------------------------------------------------------------------
 
@@ -139,6 +181,13 @@ class AveragedWeights:
         some = torch.zeros(int(self._groups.max()) + 1, dtype=torch.bool, device="cpu")
         some[self._groups[mask & self._affine]] = True
         return torch.where(self._affine, mask, some[self._groups])
+
+    def _own(self, force: Snapshot, rows: Mapping[str, Tensor]) -> Tensor:
+        """Layers with the running statistics of the window's last step: ``[L]`` bool."""
+        if not len(rows["updates"]):
+            return torch.zeros(len(self._layers), dtype=torch.bool, device="cpu")
+        last = Snapshot(*(rows[name][-1].double() for name in _ROWS))
+        return ~force.other_statistics(last, self._layers)
 
     def _channels(self, source: Tensor) -> Tensor:
         """Positions of the channels of each layer in the layer at ``source``, ``[L]``; -1 is the layer itself."""
@@ -168,7 +217,13 @@ class AveragedWeights:
         return (same | (which & mixed)) & ~(which & (statistics & affine & self._affine).any(0))
 
     def _stood(
-        self, force: Snapshot, evaluated: Tensor, auxiliary: Tensor, rows: Mapping[str, Tensor], count: int
+        self,
+        force: Snapshot,
+        evaluated: Tensor,
+        auxiliary: Tensor,
+        rows: Mapping[str, Tensor],
+        count: int,
+        start: Baseline | None,
     ) -> Tensor:
         """Training steps for which the statistics have not changed, where gamma or beta has changed in that time.
 
@@ -176,6 +231,12 @@ class AveragedWeights:
         """
         layers = self._layers
         last = force if self._last is None else self._last
+        if start is not None and auxiliary.any():
+            # A copy that has the statistics it was given before the first step.
+            first = Snapshot(start.mean.double(), start.var.double(), start.gamma.double(), force.beta)
+            still = auxiliary & (self._since < 0) & ~force.other_statistics(first, layers)
+            last = first.where(still[layers.owner], last)
+            self._since = torch.where(still, 0, self._since)
         moved = force.other_statistics(last, layers) | (self._since < 0)
         since = torch.where(moved, count, self._since)
         then = force.where(moved[layers.owner], last)
@@ -199,9 +260,3 @@ class AveragedWeights:
 
 _ROWS = {"running_mean": "mean", "running_var": "var", "gamma": "gamma", "beta": "beta"}
 """The fields of a snapshot by their names in a window."""
-
-
-def _ends(name: str) -> list[str]:
-    """A dotted name and its ends, the longest first."""
-    parts = name.split(".")
-    return [".".join(parts[i:]) for i in range(len(parts))]

@@ -22,6 +22,7 @@ from bnmonitor.measures import (
     typical_variance,
     variances,
     warm,
+    weight_in_averages,
 )
 from bnmonitor.window import Baseline, Sample, Window
 
@@ -74,11 +75,19 @@ def counted(window: Window) -> Baseline:
         return window.baseline
     alive = window.baseline.alive | (typical_variance(window) > ALIVE * window.layers.eps_by_channel)
     new = slice(-window.fresh, None)
-    return replace(
+    counted = replace(
         window.baseline,
         alive=alive,
         updates=window.baseline.updates + window.updates[new].clamp(min=0).sum(0),
         forgotten=window.baseline.forgotten + forgetting(window)[new].sum(0),
+    )
+    weight = weight_in_averages(window.against(counted))
+    if weight is None:
+        return counted
+    # The counter of an average is copied, or averaged: it says nothing of what the buffers have forgotten.
+    average = ~weight.isnan()
+    return replace(
+        counted, initial=weight.where(average, counted.initial), forgotten=counted.forgotten.where(~average, 0.0)
     )
 
 

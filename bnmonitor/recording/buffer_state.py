@@ -8,6 +8,47 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bnmonitor.layers import LayerTable
+from bnmonitor.measures import initial_statistics
+from bnmonitor.recording.snapshot import Snapshot, read, tensors
+
+_ROUNDING = 1e-3
+
+
+@dataclass(frozen=True)
+class Moves:
+    """How an evaluation has changed the running statistics of each layer.
+
+    Attributes:
+        changed: ``[L]`` bool, they have other values.
+        possible: ``[L]`` bool, batches can have made the new values of the old: no variance of a batch is negative.
+        drift: ``[2, L]`` how far they moved in the middle channel: the mean in deviations, the deviation as a log.
+    """
+
+    changed: Tensor
+    possible: Tensor
+    drift: Tensor
+
+    @classmethod
+    def between(cls, layers: LayerTable, before: Snapshot, after: Snapshot, weight: Tensor) -> Moves:
+        """Compare two states.
+
+        Args:
+            layers: The table of the layers.
+            before: The earlier one.
+            after: The later one.
+            weight: ``[L]``, what the batches between them weigh in the later one.
+        """
+        eps, segments = layers.eps_by_channel, layers.segments
+        least = before.var * (1 - weight[layers.owner])
+        lower = (after.var < least * (1 - _ROUNDING)).where(weight[layers.owner] > 0, False)
+        drift = [
+            segments.median((after.mean - before.mean).abs() / (before.var + eps).sqrt()),
+            segments.median(0.5 * ((after.var + eps) / (before.var + eps)).log().abs()),
+        ]
+        changed = segments.any((after.mean != before.mean) | (after.var != before.var))
+        return cls(changed & layers.tracked, ~segments.any(lower), torch.stack(drift))
+
 
 @dataclass(frozen=True)
 class BufferState:
@@ -17,12 +58,14 @@ class BufferState:
         counts: Values of the update counters, 0 for a layer without: ``[L]``.
         counters: Identity of each counter.
         writes: How often autograd saw each counter written to in place; None where it does not know.
+        mean_writes: The same of each running mean.
         copies: Running mean and variance of the layers without a counter, by position.
     """
 
     counts: Tensor
     counters: tuple[int, ...]
     writes: tuple[int | None, ...]
+    mean_writes: tuple[int | None, ...]
     copies: Mapping[int, tuple[Tensor, Tensor]]
 
     @classmethod
@@ -40,48 +83,74 @@ class BufferState:
             counts=_stacked(counters),
             counters=tuple(map(id, counters)),
             writes=tuple(map(_writes, counters)),
+            mean_writes=tuple(_writes(m._buffers.get("running_mean")) for m in modules),
             copies={i: copy for i, copy in copied.items() if copy is not None},
         )
 
-    def updates_until(self, after: BufferState, counting: Sequence[bool], *, compiled: bool) -> Tensor:
+    def updates_until(
+        self,
+        after: BufferState,
+        counting: Sequence[bool],
+        *,
+        compiled: bool,
+        ran: Mapping[int, bool],
+        moves: Moves | None = None,
+    ) -> Tensor:
         """Return how many updates each layer's own forwards have made until a later state: ``[L]`` int64.
 
-        Other code restored, swapped or reset a counter that was written to less or more often than it has grown: that
-        is not an update. A layer without a counter has had one update if its statistics have changed.
+        A layer that was seen to run in training mode has updated its statistics if they have other values. Where no
+        call was seen, as in a compiled or captured graph, its counter has grown, and a batch can have made the new
+        values of the old; autograd counts no write then, or one or two an update. Any other number of writes is other
+        code's, which restored, swapped or reset a counter. A layer without a counter has had one update if its
+        statistics have changed.
 
         Args:
             after: The later state.
             counting: Whether each layer has a counter of its updates.
             compiled: Whether the model is compiled, so that several updates may be one write to a counter.
+            ran: Of the layers that were seen to run, by position, whether that was in training mode.
+            moves: How the values have changed; None: unknown.
         """
         grown: list[int] = (after.counts - self.counts).tolist()
+        changed = [True] * len(grown) if moves is None else moves.changed.tolist()
+        possible = [True] * len(grown) if moves is None else moves.possible.tolist()
         for i, (count, counts) in enumerate(zip(grown, counting, strict=True)):
-            old, new = self.writes[i], after.writes[i]
             if not counts:
                 a, b = self.copies.get(i), after.copies.get(i)
                 grown[i] = int(a is not None and b is not None and not all(map(torch.equal, a, b)))
-            elif (
-                count < 0
-                or self.counters[i] != after.counters[i]
-                or (old is not None and new is not None and not compiled and new - old != count)
-            ):
+                continue
+            old, new = self.writes[i], after.writes[i]
+            writes = None if old is None or new is None or compiled else new - old
+            if count < 0 or self.counters[i] != after.counters[i] or not changed[i]:
+                grown[i] = 0
+            elif ran.get(i, False):
+                # A forward of its own may leave the counter alone.
+                grown[i] = max(count, 1) if writes in (None, 0, count) else 0
+            elif i in ran:
+                # One that counts nothing, and updates in either mode, writes as PyTorch does: unseen by autograd.
+                unseen = count == 0 and possible[i] and self.mean_writes[i] == after.mean_writes[i] is not None
+                grown[i] = 1 if unseen else count if writes in (None, count) else 0
+            elif writes not in (None, 0, count, 2 * count) or not possible[i]:
                 grown[i] = 0
         return torch.tensor(grown, dtype=torch.int64, device="cpu")
 
 
 @torch.no_grad()
-def are_initial(modules: Sequence[nn.Module]) -> Tensor:
-    """Return which layers have running means of exactly 0 and variances of exactly 1: ``[L]`` bool."""
-    initial = torch.zeros(len(modules), dtype=torch.bool, device="cpu")
-    moved: dict[int, Tensor] = {}
-    for i, module in enumerate(modules):
-        mean, var = module._buffers.get("running_mean"), module._buffers.get("running_var")
-        if mean is not None and var is not None:
-            moved[i] = mean.any() | (var != 1).any()
-    if moved:
-        device = next(iter(moved.values())).device
-        initial[list(moved)] = ~torch.stack([m.to(device) for m in moved.values()]).cpu()
-    return initial
+def are_initial(layers: LayerTable, modules: Sequence[nn.Module], updated: Tensor) -> Tensor:
+    """Return which layers have the initial running statistics, or these after a few probe forwards: ``[L]`` bool.
+
+    Args:
+        layers: The table of the layers.
+        modules: The layers, in the same order.
+        updated: ``[L]`` bool, layers whose statistics the training has updated: their forwards were no probes.
+    """
+    now = read(layers, [tensors(m) for m in modules])
+    counts = _stacked([m._buffers.get("num_batches_tracked") for m in modules])
+    momenta = [getattr(m, "momentum", None) for m in modules]
+    momentum = torch.tensor([1.0 if m is None else float(m) for m in momenta], dtype=torch.float64, device="cpu")
+    left = (1 - momentum).clamp(0, 1).pow(counts).where(counts > 0, 0.0)
+    exact, mixed = initial_statistics(layers, now.mean, now.var, left)
+    return exact | (mixed & ~updated)
 
 
 def _copy(module: nn.Module) -> tuple[Tensor, Tensor] | None:

@@ -13,6 +13,7 @@ from bnmonitor.recording.ring import Ring
 from bnmonitor.recording.tape import Tape
 from bnmonitor.recording.updates import UpdateLedger
 from bnmonitor.sampling import EvaluationProbe, HeldOutSampler, SampleSchedule
+from bnmonitor.window import Baseline
 
 _WITH_DATA = ("validation", "test")
 """The phases whose inputs are held-out data."""
@@ -103,13 +104,14 @@ class Evaluations:
 
             self._probe.begin(phase, ring.steps[-1], tape.modules, averaged)
 
-    def end(self, tape: Tape, ring: Ring, count: int) -> bool:
+    def end(self, tape: Tape, ring: Ring, count: int, start: Baseline | None = None) -> bool:
         """An evaluation has ended; return whether it was the outermost, so that training goes on.
 
         Args:
             tape: What is recorded of the layers.
             ring: The steps recorded so far.
             count: Training steps seen.
+            start: How the layers began; None: unknown.
         """
         self._depth = max(0, self._depth - 1)
         if self._depth:
@@ -124,6 +126,7 @@ class Evaluations:
             count=count,
             auxiliary=self._gatherer.auxiliary,
             averaging=self._gatherer.averaging,
+            start=start,
         )
         return True
 

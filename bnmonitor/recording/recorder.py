@@ -89,6 +89,11 @@ class Recorder:
         return self._watched.found.left_out
 
     @property
+    def unwatched(self) -> Mapping[str, str]:
+        """What the normalizations are that belong to no watched layer, by the name of their module."""
+        return self._surroundings.unwatched
+
+    @property
     def steps(self) -> list[int]:
         """Numbers of the steps in the window."""
         return self._ring.steps
@@ -187,7 +192,7 @@ class Recorder:
 
     def resume(self) -> None:
         """The evaluation has ended; what it did to the buffers belongs to no step."""
-        if not self.evaluations.end(self._tape, self._ring, self.count):
+        if not self.evaluations.end(self._tape, self._ring, self.count, self._baseline):
             return
         if not (self._woke() or self.renewed()):
             self._ready()
@@ -238,6 +243,11 @@ class Recorder:
         # Evaluations were seen, and no training step.
         facts, ledger = self._surroundings.untrained(moment, self._ring), self.evaluations.ledger.ledger(0)
         return snapshot_window(self.layers, self._tape.modules, facts=facts, ledger=ledger)
+
+    def blank(self) -> Window:
+        """Return a window in which nothing has happened, for what is known of the model without any step."""
+        facts = self._surroundings.untrained(Moment(), self._ring)
+        return replace(Window.neutral(self.layers, (0,)), facts=facts)
 
     def settle(self, window: Window, *, held: Tensor) -> None:
         """Take in that a window has been judged: its steps are no longer new, and the baseline follows them.

@@ -52,6 +52,7 @@ class Surroundings:
             known,
             ranks=self.peers.latest,
             epoch_steps=epoch_steps,
+            ending=moment.end,
             losses=self.course.losses(ring.steps),
             loss_start=self.course.start,
             loss_best=self.course.best,
@@ -60,6 +61,13 @@ class Surroundings:
             **self.evaluations.facts,
             **coming,
         )
+
+    @property
+    def unwatched(self) -> dict[str, str]:
+        """What the normalizations are that belong to no watched layer, by the name of their module."""
+        functional = self.sampling.unregistered.functional
+        chosen = {name: what for name, what in functional.items() if self.watched.wants(name)}
+        return {**chosen, **self.watched.found.unwatched}
 
     def untrained(self, moment: Moment, ring: Ring) -> Facts:
         """Return the facts where there was no training step."""
@@ -76,4 +84,5 @@ class Surroundings:
             rates=ring.rates,
             structure=self.sampling.sampler.structure,
             unregistered=self.sampling.unregistered,
+            unwatched=self.unwatched,
         )

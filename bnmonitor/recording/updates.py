@@ -8,13 +8,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnmonitor.layers import Hooks, LayerTable
+from bnmonitor.layers import Hooks, LayerTable, freezes_graphs, graphs_compiled
 from bnmonitor.recording.averaged_weights import AveragedWeights
-from bnmonitor.recording.buffer_state import BufferState, are_initial
-from bnmonitor.window import PHASES, Ledger, Sample
+from bnmonitor.recording.buffer_state import BufferState, Moves, are_initial
+from bnmonitor.recording.snapshot import Snapshot, read, tensors
+from bnmonitor.window import PHASES, Baseline, Ledger, Sample
 
 _TRAINING, _RECOMPUTE = PHASES.index("training"), PHASES.index("recompute")
-_KEPT = ("seen", "expected", "latest", "evaluated", "called", "initial", "uses_training_statistics")
+_KEPT = (
+    "seen",
+    "expected",
+    "latest",
+    "evaluated",
+    "called",
+    "updated",
+    "initial",
+    "cold",
+    "times",
+    "tested",
+    "leaks",
+    "clean",
+    "gap",
+    "drift",
+    "uses_training_statistics",
+)
 _RENAMED = {"borrowed": "uses_training_statistics"}
 """Rows of the ledger by the names that an older version saved them with."""
 
@@ -48,6 +65,8 @@ class UpdateLedger:
             m._buffers.get("num_batches_tracked") is not None and c for m, c in zip(self._modules, counts, strict=True)
         ]
         self._phase: int | None = None
+        self._hooked = False
+        self._constants: Snapshot | None = None
         self._before: BufferState | None = None
         self._hooks = Hooks()
         self._ran: dict[int, bool] = {}
@@ -66,6 +85,7 @@ class UpdateLedger:
             hooks: Whether to place hooks.
         """
         self.abandon()
+        self._hooked = hooks
         self._phase, self._before = PHASES.index(phase), BufferState.read(self._modules, self._counting)
         self._averages.begin()
         if hooks:
@@ -81,6 +101,7 @@ class UpdateLedger:
         count: int,
         auxiliary: Sequence[str] = (),
         averaging: bool = False,
+        start: Baseline | None = None,
     ) -> None:
         """Enter the evaluation that has just ended into the ledger.
 
@@ -91,6 +112,7 @@ class UpdateLedger:
             count: Number of training steps so far.
             auxiliary: For each layer the name of the auxiliary network around it, or an empty name; empty: unknown.
             averaging: Whether the run averages the weights without the buffers.
+            start: How the layers began; None: unknown.
         """
         phase, before, ran, meant = self._phase, self._before, self._ran, self._meant
         self._before = None
@@ -98,26 +120,66 @@ class UpdateLedger:
             self.abandon()
             return
         after = BufferState.read(self._modules, self._counting)
-        moved = before.updates_until(after, self._counting, compiled=compiled)
+        moves = self._moves(after.counts - before.counts)
+        moved = before.updates_until(after, self._counting, compiled=compiled, ran=ran, moves=moves)
         moved[list(meant)] = 0
         ledger = self._ledger
+        ledger.note_updates(phase, moved > 0, None if moves is None else moves.drift)
         # Where no hook was called, every layer that trains is taken to have been evaluated.
         in_eval = [not ran[i] if i in ran else not ran and bool(ledger.called[i]) for i in range(len(self._layers))]
+        compiles = compiled or graphs_compiled() > 0
+        if PHASES[phase] != "sanity" and trained:
+            ledger.missed[phase] = self._hooked and not ran and not compiles
         evaluated = torch.tensor(in_eval, dtype=torch.bool, device="cpu")
-        initial = are_initial(self._modules) & evaluated
+        initial = are_initial(self._layers, self._modules, ledger.updated) & evaluated
+        if initial.any():
+            initial &= ~self._awaits_copy(self._copies(auxiliary), rows)
         if PHASES[phase] != "sanity" and (trained or (initial.any() and self._weighted())):
             ledger.initial.copy_(torch.where(evaluated, initial, ledger.initial))
-        found = self._averages.end(evaluated, self._copies(auxiliary), rows, count, averaging)
+        ledger.folded.copy_(self._folded(evaluated, inside_a_graph=compiles and not ran))
+        found = self._averages.end(evaluated, self._copies(auxiliary), rows, count, averaging, ledger.updated, start)
         self.abandon()
         for name in ("uses_training_statistics", "swapped", "steps_stale", "distance") if found is not None else ():
             row = getattr(ledger, name)
             row.copy_(torch.where(evaluated, getattr(found, name), row))
+        if PHASES[phase] != "sanity" and trained and found is not None and evaluated.any():
+            ledger.cold.zero_()
+            if start is not None:
+                ledger.cold.copy_(start.initial_weight.where(found.own, 0.0))
+            ledger.times.add_(found.own)
+            ledger.tested.copy_(evaluated & (PHASES[phase] in ("test", "predict")))
         self.has_unjudged = bool((ledger.uses_training_statistics | (ledger.steps_stale > 0)).any()) or bool(
-            (moved > 0).any() or (evaluated & ~ledger.evaluated[phase]).any() or initial.any()
+            (moved > 0).any()
+            or (evaluated & ~ledger.evaluated[phase]).any()
+            or initial.any()
+            or (ledger.cold > 0.01).any()
+            or ledger.missed[phase].any()
+            or ledger.folded.any()
         )
         ledger.seen[phase] += moved
         ledger.latest[phase] = moved
         ledger.evaluated[phase] |= evaluated
+
+    def _folded(self, evaluated: Tensor, *, inside_a_graph: bool) -> Tensor:
+        """Layers that a compiled graph evaluated with constants of an earlier evaluation: ``[L]`` bool."""
+        if not (inside_a_graph and freezes_graphs()):
+            self._constants = None
+            return torch.zeros_like(evaluated)
+        now = read(self._layers, [tensors(m) for m in self._modules])
+        if self._constants is None:
+            self._constants = now
+        first = self._constants
+        return evaluated & (now.other_statistics(first, self._layers) | now.other_affine(first, self._layers))
+
+    def _moves(self, counted: Tensor) -> Moves | None:
+        """How the values of the running statistics have changed since the evaluation began."""
+        began = self._averages.began
+        if began is None or not len(self._layers):
+            return None
+        momenta = [getattr(m, "momentum", None) for m in self._modules]
+        momentum = torch.tensor([1.0 if m is None else float(m) for m in momenta], dtype=torch.float64, device="cpu")
+        weight = 1 - (1 - momentum.clamp(0, 1)).pow(counted.clamp(min=1))
+        return Moves.between(self._layers, began, read(self._layers, [tensors(m) for m in self._modules]), weight)
 
     def abandon(self) -> None:
         """Drop the evaluation in progress, and remove every hook."""
@@ -140,7 +202,7 @@ class UpdateLedger:
         inside = torch.zeros_like(training).index_fill(0, torch.tensor(which, device="cpu"), True)
         copies = self._copies(auxiliary) & inside
         if copies.any():
-            return copies & (self._averages.twins(copies, training & ~inside) >= 0)
+            return copies & (self._layers.twins(copies, training & ~inside) >= 0)
         return inside & training if self._averages.swapped(which) else None
 
     def _copies(self, auxiliary: Sequence[str]) -> Tensor:
@@ -159,6 +221,13 @@ class UpdateLedger:
             self._hooks.remove_from(module)
 
         return visited
+
+    def _awaits_copy(self, copies: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
+        """Copies with the gamma and beta of a new layer, whose twin is in training: a target before its first copy."""
+        now = read(self._layers, [tensors(m) for m in self._modules])
+        new = ~self._layers.segments.any((now.gamma != 1) | (now.beta != 0))
+        trains = (rows["updates"] > 0).any(0) & ~copies
+        return copies & new & (self._layers.twins(copies, trains) >= 0)
 
     @torch.no_grad()
     def _weighted(self) -> bool:
@@ -179,8 +248,10 @@ class UpdateLedger:
         """
         called, initial = self._ledger.called, self._ledger.initial
         if initial.any():
-            mean, var = rows["running_mean"][-1], rows["running_var"][-1]
-            initial.logical_and_(~self._layers.segments.any((mean != 0) | (var != 1)))
+            mean, var = (rows[name][[-min(new + 1, len(steps)), -1]] for name in ("running_mean", "running_var"))
+            initial.logical_and_(~self._layers.segments.any((mean[0] != mean[1]) | (var[0] != var[1])))
+        if not self._ledger.updated.all():
+            self._ledger.updated.logical_or_((rows["updates"][-new:] > 0).any(0))
         if not called.all():
             ran = (rows["updates"][-new:] > 0).any(0) | self._layers.segments.any(~rows["gamma_grad"][-1].isnan())
             if sample is not None:
@@ -233,11 +304,13 @@ class UpdateLedger:
         state = {_RENAMED.get(name, name): row for name, row in state.items()}
         here = [i for i, j in enumerate(old) if j is not None]
         there = [j for j in old if j is not None]
-        for name in _KEPT:
+        for name in (name for name in _KEPT if name in state):
             mine, kept = getattr(self._ledger, name), state[name][..., there]
             if mine.dtype == torch.bool:
                 mine[..., here] |= kept
-            elif name == "latest":
+            elif name in ("clean", "gap", "drift"):
+                mine[..., here] = kept
+            elif name in ("latest", "cold"):
                 mine[..., here] = torch.where(mine[..., here] == 0, kept, mine[..., here])
             else:
                 mine[..., here] += kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from operator import is_
 
 from torch import nn
@@ -49,6 +50,11 @@ class WatchedLayers:
                 self._said[name] = reason
                 logger.warning("bnmonitor does not watch %s: %s", name, reason)
         self._norms = norms(self._models.values())
+
+    def wants(self, name: str) -> bool:
+        """Whether the patterns choose a name."""
+        out = any(fnmatchcase(name, pattern) for pattern in self._exclude)
+        return not out and any(fnmatchcase(name, pattern) for pattern in self._include)
 
     @property
     def waiting(self) -> bool:

@@ -60,6 +60,7 @@ class StepSummary:
         alerts: Every alert so far, cleared ones too.
         skipped: Rules that could not run, with the reason.
         incidents: Every incident so far, resolved ones too.
+        unwatched: Names of the normalizations that belong to no watched layer.
         loss: The loss of the last step; NaN where it is unknown.
         learning_rates: The learning rate of each parameter group at the last step; empty where unknown.
     """
@@ -70,6 +71,7 @@ class StepSummary:
     alerts: tuple[Alert, ...]
     skipped: Mapping[str, str]
     incidents: tuple[Incident, ...] = ()
+    unwatched: tuple[str, ...] = ()
     loss: float = float("nan")
     learning_rates: tuple[float, ...] = ()
 
@@ -149,15 +151,26 @@ class StepSummary:
         """What is known to be healthy, and what is not known."""
         unknown = [row for row in self.rows if not row.seen]
         known = len(self) - len(unknown)
+        names = listing(map(printable, self.unwatched), 3)
         if not len(self):
-            return ("BatchNorm · no layer is watched",)
+            text = "BatchNorm · no layer is watched"
+            besides = f"; {count(len(self.unwatched), 'normalization')} not seen: {names}"
+            return (f"{text}{besides}", text) if self.unwatched else (text,)
         if not known:
             why = next((row.recovery for row in unknown if row.recovery), "no step was seen")
             text = f"BatchNorm · nothing is known of {count(len(self), 'layer')}"
             return (f"{text}: {why}", text)
-        if unknown:
-            text = f"BatchNorm ✓ {known} of {count(len(self), 'layer')} healthy, {len(unknown)} not seen"
-            return (f"{text}: {listing((printable(row.name) for row in unknown), 3)}", text)
+        if unknown or self.unwatched:
+            missed = len(unknown) + len(self.unwatched)
+            text = (
+                f"BatchNorm ✓ {known} of {count(len(self) + len(self.unwatched), 'layer')} healthy, {missed} not seen"
+            )
+            first = next((row.recovery for row in unknown if row.recovery), "")
+            why = f" ({first})" if first and not self.unwatched else ""
+            return (
+                f"{text}: {listing(map(printable, (*(row.name for row in unknown), *self.unwatched)), 3)}{why}",
+                text,
+            )
         channels = count(sum(row.channels for row in self.rows), "channel")
         return (f"BatchNorm ✓ {count(len(self), 'layer')}, {channels} healthy",)
 

@@ -73,8 +73,10 @@ class Rule(ABC):
             such an alert, while the alert is in the window, is counted under it and opens no alert of its own.
         moment: When the rule runs: at each ``"check"`` with new steps, when an ``"evaluation"`` begins, or at the
             ``"end"``.
+        at_end: Whether a rule that runs at each check, or at each evaluation, also runs at the end.
         default: Whether the rule runs when nothing is selected.
         untrained: Whether the rule can judge an evaluation without a training step before it.
+        without_layers: Whether the rule can judge a model without a layer to watch.
         silences_downstream: Whether a finding makes the layers after it in execution order impossible to judge.
         about_monitor: Whether the rule reports a fault of bnmonitor itself, which must not stop a training.
     """
@@ -90,8 +92,10 @@ class Rule(ABC):
     yields_to: ClassVar[frozenset[str]] = frozenset()
     follows: ClassVar[frozenset[str]] = frozenset()
     moment: ClassVar[Moment] = "check"
+    at_end: ClassVar[bool] = False
     default: ClassVar[bool] = True
     untrained: ClassVar[bool] = False
+    without_layers: ClassVar[bool] = False
     silences_downstream: ClassVar[bool] = False
     about_monitor: ClassVar[bool] = False
 

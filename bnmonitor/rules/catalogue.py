@@ -10,6 +10,7 @@ from bnmonitor.rules.architecture.redundant_bias import RedundantBias
 from bnmonitor.rules.architecture.wrong_axis import WrongAxis
 from bnmonitor.rules.base import Rule
 from bnmonitor.rules.bookkeeping.double_update import DoubleUpdate
+from bnmonitor.rules.bookkeeping.frozen_compiled_evaluation import FrozenCompiledEvaluation
 from bnmonitor.rules.bookkeeping.layer_never_called import LayerNeverCalled
 from bnmonitor.rules.bookkeeping.lossy_sync_conversion import LossySyncConversion
 from bnmonitor.rules.bookkeeping.mixed_calls import MixedCalls
@@ -18,6 +19,8 @@ from bnmonitor.rules.bookkeeping.shared_at_several_places import SharedAtSeveral
 from bnmonitor.rules.bookkeeping.side_forwards import SideForwards
 from bnmonitor.rules.bookkeeping.stale_averaged_weights import StaleAveragedWeights
 from bnmonitor.rules.bookkeeping.unregistered_layer import UnregisteredLayer
+from bnmonitor.rules.bookkeeping.unwatched_evaluation import UnwatchedEvaluation
+from bnmonitor.rules.bookkeeping.unwatched_normalization import UnwatchedNormalization
 from bnmonitor.rules.data.alternating_domains import AlternatingDomains
 from bnmonitor.rules.data.correlated_batches import CorrelatedBatches
 from bnmonitor.rules.data.padding_contamination import PaddingContamination
@@ -52,6 +55,7 @@ from bnmonitor.rules.parameters.learning_rate_too_low import LearningRateTooLow
 from bnmonitor.rules.parameters.weight_decay_on_affine import WeightDecayOnAffine
 from bnmonitor.rules.running_average.cold_statistics import ColdStatistics
 from bnmonitor.rules.running_average.degenerate_momentum import DegenerateMomentum
+from bnmonitor.rules.running_average.handwritten_statistics import HandwrittenStatistics
 from bnmonitor.rules.running_average.inverted_momentum import InvertedMomentum
 from bnmonitor.rules.running_average.stale_statistics import StaleStatistics
 from bnmonitor.rules.running_average.train_eval_gap import TrainEvalGap
@@ -85,6 +89,7 @@ CATALOGUE: tuple[type[Rule], ...] = (
     ColdStatistics,
     StaleStatistics,
     TrainEvalGap,
+    HandwrittenStatistics,
     EvalModeInTraining,
     LeakingFreeze,
     SplitFreeze,
@@ -102,6 +107,9 @@ CATALOGUE: tuple[type[Rule], ...] = (
     UnregisteredLayer,
     SideForwards,
     SharedAtSeveralPlaces,
+    UnwatchedNormalization,
+    FrozenCompiledEvaluation,
+    UnwatchedEvaluation,
     CorrelatedBatches,
     AlternatingDomains,
     ValidationShift,

@@ -62,7 +62,7 @@ def make_window(
         start_gamma: Gamma at the start.
         start_mean: Running mean at the start.
         sample: Activation statistics.
-        evaluation: Phase of the evaluation that is about to begin.
+        evaluation: Phase of the evaluation that is about to begin, and of the one that ended last.
         seen: Updates since the start, which was at mean 0 and variance 1; None: long forgotten.
         chain: Whether each layer follows the one before without a skip connection.
         decay: Weight decay on gamma and beta.
@@ -152,7 +152,7 @@ def make_window(
             **(facts or {}),
         ),
         sample=sample,
-        ledger=_ledger(count, steps, ledger or {}),
+        ledger=_ledger(count, steps, {**_cold(evaluation, momentum, seen), **(ledger or {})}),
         fresh=min(10, steps),
         **known,
     )
@@ -248,6 +248,13 @@ def padded_window(share: float) -> Window:
     window = make_window()
     sample = make_sample(window.layers, step=window.steps[-1])
     return replace(window, sample=replace(sample, padding=torch.full((len(window.layers),), share)))
+
+
+def _cold(evaluation: str, momentum: float | None, seen: int | None) -> dict[str, Any]:
+    """What an evaluation so many updates after the start leaves in the ledger."""
+    if seen is None or evaluation in ("", "sanity"):
+        return {}
+    return {"cold": (1 - (momentum or 0.0)) ** seen, "times": 1, "tested": evaluation in ("test", "predict")}
 
 
 def _ledger(layers: int, steps: int, given: Mapping[str, Mapping[str, int] | bool]) -> Ledger:

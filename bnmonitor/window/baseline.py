@@ -71,6 +71,11 @@ class Baseline:
             forgotten=zeros(count, torch.float64),
         )
 
+    @property
+    def initial_weight(self) -> Tensor:
+        """Weight that the initial mean 0 and variance 1 still have in the running statistics: ``[L]`` float64."""
+        return self.initial.double() * (-self.forgotten.double()).exp()
+
     def save(self) -> dict[str, Tensor]:
         """Return the baseline as plain tensors by name, for a checkpoint."""
         return {f.name: getattr(self, f.name).clone() for f in fields(self)}

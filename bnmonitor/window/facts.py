@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -96,6 +97,7 @@ class Facts:
         auxiliary: Of each layer the sub-network it belongs to, if no optimizer trains any of it; else, and where that
             is not known, empty.
         unregistered: Descriptions of normalization layers that ran in training mode and are part of no model.
+        unwatched: What the batch normalizations are that belong to no watched layer, by the name of their module.
         gaps: What an extra forward showed; None in the middle of training, and without ``probe=True``.
         averaged_gaps: The same of averaged weights, as the latest evaluation began to use them.
         own_forward: Of each layer the subclass of BatchNorm with a forward of its own that it is, or was before a
@@ -108,6 +110,7 @@ class Facts:
         thawed: The step after which more parameters were trained than ever before, as where layers are unfrozen; None
             if there was none.
         quantized: Whether somebody asks how the model quantizes: it is prepared for that, or audited.
+        ending: Whether the training ends now.
         rewritten: ``[L]`` bool, something other than a training step has set the running statistics since the last one;
             None where that was not looked at.
     """
@@ -137,6 +140,7 @@ class Facts:
     rewritten: Tensor | None = None
     auxiliary: tuple[str, ...] = ()
     unregistered: tuple[str, ...] = ()
+    unwatched: Mapping[str, str] = field(default_factory=dict)
     optimizer_count: int = 0
     gaps: EvaluationGap | None = None
     averaged_gaps: EvaluationGap | None = None
@@ -146,6 +150,7 @@ class Facts:
     untrained: bool = False
     thawed: int | None = None
     quantized: bool = False
+    ending: bool = False
 
     @property
     def known_losses(self) -> tuple[float, ...]:

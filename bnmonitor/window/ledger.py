@@ -29,11 +29,25 @@ class Ledger:
         latest: ``[P, L]`` int64, updates in the latest sampled step, or the latest evaluation of that kind.
         evaluated: ``[P, L]`` bool, whether the layer ran in evaluation mode in an evaluation of that kind.
         called: ``[L]`` bool, whether the layer ran in training, in whatever mode.
-        initial: ``[L]`` bool, whether the latest evaluation but a sanity check found statistics of exactly 0 and 1.
+        updated: ``[L]`` bool, whether training updated the running statistics.
+        initial: ``[L]`` bool, whether the latest evaluation but a sanity check found statistics of 0 and 1, exactly or
+            but for a few probe forwards.
         tracks: ``[L]`` bool, whether ``track_running_stats`` is set.
         averaged: ``[L]`` bool, whether the layer belongs to an average of the weights, such as an ``AveragedModel``.
         uses_training_statistics: ``[L]`` bool, whether the latest evaluation ran averaged weights, those of a copy or
             swapped into the layer, with the running statistics of the weights in training.
+        cold: ``[L]`` float64, weight that the initial 0 and 1 had in the running statistics that the latest evaluation
+            but a sanity check used; 0 for a layer that it did not run, or with statistics that training has not left.
+        times: ``[L]`` int64, how many such evaluations used the running statistics that training has left.
+        tested: ``[L]`` bool, whether the latest evaluation that ran the layer was a test or a prediction.
+        leaks: ``[P, L]`` int64, how many evaluations of that kind updated the running statistics.
+        clean: ``[P, L]`` int64, evaluations of that kind since the last of them.
+        gap: ``[P, L]`` int64, such evaluations from the last but one of them to the last; 0 if there was only one.
+        drift: ``[2, L]`` how far the last of them moved the statistics of the middle channel: the mean in deviations,
+            the deviation as a log.
+        missed: ``[P, L]`` bool, whether the latest evaluation of that kind ran no watched layer at all.
+        folded: ``[L]`` bool, whether the latest evaluation ran a compiled graph with parameters and statistics that an
+            earlier evaluation made constants, and that are others by now.
         swapped: ``[L]`` bool, whether the latest evaluation ran with another gamma or beta than before and after it.
         steps_stale: ``[L]`` int64, training steps for which the statistics of the latest evaluation have not changed,
             while its gamma or beta have.
@@ -47,10 +61,20 @@ class Ledger:
     latest: Tensor
     evaluated: Tensor
     called: Tensor
+    updated: Tensor
     initial: Tensor
     tracks: Tensor
     averaged: Tensor
     uses_training_statistics: Tensor
+    cold: Tensor
+    times: Tensor
+    tested: Tensor
+    leaks: Tensor
+    clean: Tensor
+    gap: Tensor
+    drift: Tensor
+    missed: Tensor
+    folded: Tensor
     swapped: Tensor
     steps_stale: Tensor
     distance: Tensor
@@ -64,13 +88,20 @@ class Ledger:
 
         return cls(
             steps=0,
-            **{name: zeros(len(PHASES), layers) for name in ("seen", "expected", "latest")},
+            **{name: zeros(len(PHASES), layers) for name in ("seen", "expected", "latest", "leaks", "clean", "gap")},
             evaluated=zeros(len(PHASES), layers, dtype=torch.bool),
             called=zeros(layers, dtype=torch.bool),
+            updated=zeros(layers, dtype=torch.bool),
             initial=zeros(layers, dtype=torch.bool),
             tracks=~zeros(layers, dtype=torch.bool),
             averaged=zeros(layers, dtype=torch.bool),
             uses_training_statistics=zeros(layers, dtype=torch.bool),
+            cold=zeros(layers, dtype=torch.float64),
+            times=zeros(layers),
+            tested=zeros(layers, dtype=torch.bool),
+            drift=zeros(2, layers, dtype=torch.float64),
+            missed=zeros(len(PHASES), layers, dtype=torch.bool),
+            folded=zeros(layers, dtype=torch.bool),
             swapped=zeros(layers, dtype=torch.bool),
             steps_stale=zeros(layers),
             distance=zeros(2, layers, dtype=torch.float64) + torch.nan,
@@ -80,6 +111,22 @@ class Ledger:
         """Return one row: ``ledger.of("seen", "validation")``, ``[L]``."""
         row: Tensor = getattr(self, name)[PHASES.index(phase)]
         return row
+
+    def note_updates(self, phase: int, leaking: Tensor, drift: Tensor | None) -> None:
+        """Count an evaluation that has ended.
+
+        Args:
+            phase: Which, a position in :data:`PHASES`.
+            leaking: ``[L]`` bool, the layers whose running statistics it updated.
+            drift: ``[2, L]``, how far it moved them; None: unknown.
+        """
+        leaks, clean, gap = self.leaks[phase], self.clean[phase], self.gap[phase]
+        clean.add_(1)
+        gap.copy_(clean.where(leaking & (leaks > 0), gap))
+        clean.masked_fill_(leaking, 0)
+        leaks.add_(leaking)
+        if drift is not None:
+            self.drift.copy_(drift.where(leaking, self.drift))
 
     def copied(self, *, steps: int) -> Ledger:
         """Return a copy of everything, after so many steps."""

@@ -291,3 +291,95 @@ def test_averaged_weights_whose_statistics_a_callback_estimates_after_the_swap(l
     trainer = a_trainer(lightning, callback, Refreshed(use_buffers=False, decay=0.9), max_epochs=6)
     trainer.fit(module, loader(), loader(1))
     assert [a.code for a in callback.alerts if a.code == "BN505"] == []
+
+
+@pytest.mark.parametrize("buffers", ["left behind", "averaged", "estimated"])
+def test_weights_that_stay_swapped_in_beyond_the_evaluation(buffers: str) -> None:
+    """As a schedule-free optimizer swaps them in: before the evaluation, and back after it."""
+    run = Run(watch_copy=False)
+    average = copy.deepcopy(run.model)
+
+    @torch.no_grad()
+    def follow() -> None:
+        for mine, theirs in zip(average.parameters(), run.model.parameters(), strict=True):
+            mine.lerp_(theirs, 0.03)
+        for mine, theirs in zip(average.buffers(), run.model.buffers(), strict=True):
+            mine.copy_(mine.lerp(theirs, 0.03) if mine.is_floating_point() else theirs)
+
+    run.optimizer.param_groups[0]["lr"] = 0.2
+    with run.monitor:
+        for _ in range(2):
+            run.steps(40, follow)
+            kept = copy.deepcopy(run.model.state_dict())
+            swapped_in = dict(average.named_parameters()) if buffers != "averaged" else average.state_dict()
+            run.model.load_state_dict({**kept, **swapped_in})
+            if buffers == "estimated":
+                update_bn([data()[0] for _ in range(10)], run.model)
+            run.evaluate(run.model)
+            run.model.load_state_dict(kept)
+    assert [(a.layers, a.severity) for a in run.told] == (
+        [(("1", "4"), Severity.WARNING)] if buffers == "left behind" else []
+    )
+
+
+@pytest.mark.parametrize("pull", [0.5, 0.2])
+def test_weights_that_are_pulled_back_now_and_then(pull: float) -> None:
+    """As Lookahead and Reptile do, after a step was read."""
+    run = Run(watch_copy=False)
+    slow = [p.detach().clone() for p in run.model.parameters()]
+    with run.monitor:
+        for step in range(100):
+            run.steps(1)
+            if step % 5 == 4:
+                for fast, kept in zip(run.model.parameters(), slow, strict=True):
+                    fast.data.copy_(kept.lerp_(fast.data, pull))
+            if step % 25 == 24:
+                run.evaluate(run.model)
+    assert run.told == []
+
+
+@pytest.mark.parametrize("with_optimizer", [True, False])
+def test_an_average_of_networks_that_were_trained_long_ago(with_optimizer: bool) -> None:
+    torch.manual_seed(0)
+    nets = {name: net() for name in ("one", "two", "three")}
+    optimizer = torch.optim.SGD([p for each in nets.values() for p in each.parameters()], lr=0.1)
+    average = copy.deepcopy(nets["one"])
+    given: Any = {"optimizer": optimizer} if with_optimizer else {}
+    monitor = Monitor({**nets, "average": average}, sinks=[], on_alert="log", sample_every_n_steps=20, **given)
+    with monitor:
+        for step in range(160):
+            for name in ("one", "two") if step < 60 else ("three",):
+                x, y = data(64)
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(nets[name](x), y).backward()
+                optimizer.step()
+            monitor.step()
+        average.load_state_dict(nets["two"].state_dict())
+        with torch.no_grad():
+            for mine, one, two in zip(*(m.parameters() for m in (average, nets["one"], nets["two"])), strict=True):
+                mine.copy_((one + two) / 2)
+        with monitor.evaluation("test"), torch.no_grad():
+            average.eval()(data(64)[0])
+    told = [(a.layers, a.severity) for a in monitor.alerts if a.code == "BN505"]
+    assert told == [(("average.1", "average.4"), Severity.WARNING)]
+
+
+def test_copied_buffers_of_a_teacher_are_an_info() -> None:
+    run = Run(watch_copy=False)
+    teacher = copy.deepcopy(run.model).eval().requires_grad_(False)
+    settings: Any = {"sinks": [], "on_alert": "log", "sample_every_n_steps": 20}
+    run.monitor = Monitor({"net": run.model, "teacher": teacher}, optimizer=run.optimizer, **settings)
+
+    @torch.no_grad()
+    def follow() -> None:
+        for mine, theirs in zip(teacher.parameters(), run.model.parameters(), strict=True):
+            mine.lerp_(theirs, 0.05)
+        for mine, theirs in zip(teacher.buffers(), run.model.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    with run.monitor:
+        for _ in range(3):
+            run.steps(30, follow)
+            run.evaluate(teacher)
+            teacher.eval()
+    assert {a.severity for a in run.told} <= {Severity.INFO}

@@ -57,6 +57,8 @@ MADE: dict[str, Callable[[], Window]] = {
     "BN302": lambda: with_momentum(0.0),
     "BN508": called_without_gradient,
     "BN509": called_at_two_places,
+    "BN510": lambda: replace(gallery()[1], facts=replace(gallery()[1].facts, unwatched={"norm": "a class of its own"})),
+    "BN512": lambda: make_window(ledger={"missed": {"validation": 1}}),
     "BN601": lambda: drawn_window(spread=4.0),
     "BN602": lambda: drawn_window(turns=2.0),
     "BN605": lambda: path_window(0.6),

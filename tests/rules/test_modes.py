@@ -148,13 +148,80 @@ def test_bn406_evaluation_in_training_mode(phase: Any) -> None:
     with trial.monitor:
         trial.steps(20)
         trial.evaluate(phase, mode=True)
-        assert_only(trial, "BN406", ("1", "4"), Severity.ERROR, 19)
+        assert_only(trial, "BN406", ("1", "4"), Severity.WARNING, 19)
 
 
-def test_bn406_is_a_warning_while_it_is_rare_and_clears_once_it_is_fixed() -> None:
+def test_bn406_is_an_error_once_the_statistics_have_moved_far() -> None:
     trial = Trial(net())
     with trial.monitor:
-        trial.steps(400)
+        trial.steps(120)
+        with trial.monitor.evaluation("test"), torch.no_grad():
+            trial.model(1e3 * torch.rand(1, 3, 8, 8))
+        assert_only(trial, "BN406", ("1", "4"), Severity.ERROR)
+    assert "the last moved the deviation" in trial.reported["BN406"].message
+
+
+def test_bn406_is_one_alert_for_a_habit() -> None:
+    trial = Trial(net())
+    with trial.monitor:
+        for round_ in range(6):
+            trial.steps(40)
+            trial.evaluate(mode=round_ % 2 == 0)
+            trial.evaluate("test")
+    assert [a.code for a in trial.monitor.alerts].count("BN406") == 1
+
+
+def test_bn406_sees_updates_that_no_hook_and_no_version_shows() -> None:
+    """As a captured graph makes them when it is replayed."""
+    model = net()
+    trial = Trial(model)
+    with trial.monitor:
+        trial.steps(30)
+        with trial.monitor.evaluation(), torch.no_grad():
+            for norm in (model[1], model[4]):
+                norm.running_mean.data.lerp_(torch.randn(8), 0.1)
+                norm.running_var.data.lerp_(torch.rand(8), 0.1)
+                norm.num_batches_tracked.data.add_(1)
+        assert_only(trial, "BN406", ("1", "4"), Severity.WARNING)
+
+
+class AlwaysOnTheBatch(nn.BatchNorm2d):
+    """Normalizes with its batch, and updates its statistics, whatever the mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = self.running_mean, self.running_var, self.weight, self.bias
+        return nn.functional.batch_norm(x, *given, training=True)
+
+
+def test_bn406_sees_a_forward_that_updates_in_evaluation_mode() -> None:
+    model = net()
+    model[1] = AlwaysOnTheBatch(8)
+    trial = Trial(model, ignore=("BN303",))
+    with trial.monitor:
+        trial.steps(40)
+        trial.evaluate()
+        assert_only(trial, "BN406", ("1",), Severity.WARNING)
+
+
+def test_bn406_ignores_a_checkpoint_that_is_loaded_for_a_test() -> None:
+    model = net()
+    trial = Trial(model)
+    with trial.monitor:
+        trial.steps(40)
+        best = copy.deepcopy(model.state_dict())
+        trial.steps(40)
+        with trial.monitor.evaluation("test"), torch.no_grad():
+            model.load_state_dict(best)
+            model.eval()(data()[0])
+            model.train()
+        trial.steps(20)
+        assert not trial.reported
+
+
+def test_bn406_clears_once_it_is_fixed() -> None:
+    trial = Trial(net())
+    with trial.monitor:
+        trial.steps(100)
         trial.evaluate(mode=True)
         assert_only(trial, "BN406", ("1", "4"), Severity.WARNING)
         with trial.monitor:

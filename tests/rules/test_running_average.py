@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
-from torch.optim.swa_utils import update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.data import DataLoader
 
 from bnmonitor import Alert, Monitor, Severity
 from bnmonitor.rules import Finding, find
 from bnmonitor.testing import make_window
-from bnmonitor.window import Window
+from bnmonitor.window import Recovery, Window
 
 INFO, WARNING, ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
 
@@ -96,6 +96,18 @@ def test_bn302_learns_the_length_of_an_epoch_from_the_loader() -> None:
     assert alert.severity is INFO
 
 
+def test_bn302_is_quiet_over_a_second_pass_with_momentum_0() -> None:
+    """As sharpness-aware minimization makes it: in the same step, or in a step of its own."""
+    window = make_window()
+    momentum = window.momentum.clone()
+    momentum[1::2] = 0.0
+    assert not findings("BN302", replace(window, momentum=momentum))
+    momentum[-6:] = 0.0
+    assert findings("BN302", replace(window, momentum=momentum))
+    moved = torch.full_like(window.recovery, int(Recovery.MOMENTUM_CHANGED))
+    assert not findings("BN302", replace(window, momentum=torch.zeros_like(momentum), recovery=moved))
+
+
 # -- BN303 -------------------------------------------------------------------------------------------------------------
 
 
@@ -124,7 +136,7 @@ def test_bn303_judges_the_weight_of_the_initial_statistics_and_what_it_does(
         seen=seen,
         running_mean=mean,
         running_var=(1 - weight) * variance + weight,
-        evaluation="validation",
+        evaluation="test",
     )
     found = findings("BN303", window)
     assert [f.severity for f in found] == ([] if severity is None else [severity])
@@ -133,9 +145,78 @@ def test_bn303_judges_the_weight_of_the_initial_statistics_and_what_it_does(
         assert math.isclose(finding.value, weight, rel_tol=1e-6)
 
 
-def test_bn303_judges_only_where_an_evaluation_begins() -> None:
-    for phase, reports in (("", False), ("sanity", False), ("validation", True), ("test", True)):
-        assert bool(findings("BN303", make_window(momentum=0.01, seen=50, evaluation=phase))) == reports
+@pytest.mark.parametrize(
+    ("phase", "ledger", "facts", "severity"),
+    [
+        ("", {}, {}, None),
+        ("sanity", {}, {}, None),
+        ("validation", {}, {}, INFO),
+        ("validation", {"times": 2}, {}, INFO),
+        ("validation", {"times": 3}, {}, ERROR),
+        ("validation", {}, {"ending": True}, ERROR),
+        ("test", {}, {}, ERROR),
+        ("predict", {}, {}, ERROR),
+        ("test", {"initial": True}, {}, None),  # BN404's
+    ],
+)
+def test_bn303_warns_of_an_evaluation_that_people_act_on(
+    phase: str, ledger: dict[str, int], facts: dict[str, bool], severity: Severity | None
+) -> None:
+    window = make_window(momentum=0.01, seen=50, evaluation=phase, ledger=ledger, facts=facts)
+    assert [f.severity for f in findings("BN303", window)] == ([] if severity is None else [severity])
+
+
+def test_bn303_is_an_info_where_the_next_evaluation_is_warm() -> None:
+    net = a_net()
+    monitor = Monitor(net, optimizer=torch.optim.SGD(net.parameters(), 0.01), sinks=[])
+    with monitor:
+        for _ in range(4):
+            for _ in range(15):
+                net.train()(torch.randn(16, 1, 6, 6)).square().mean().backward()
+                monitor.step()
+            with monitor.evaluation():
+                net.eval()(torch.randn(16, 1, 6, 6))
+    [alert] = of("BN303", monitor.alerts)
+    assert (alert.severity, alert.state, alert.first_step) == (INFO, "cleared", 14)
+
+
+@pytest.mark.parametrize(("decay", "steps", "says"), [(0.99, 60, True), (0.9, 80, False)])
+def test_bn303_counts_the_memory_of_an_average(decay: float, steps: int, says: bool) -> None:
+    net = a_net(scale=3.0)
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    monitor = Monitor({"net": net, "average": average}, sinks=[], optimizer=torch.optim.SGD(net.parameters(), 1e-3))
+    weight = 0.0
+    with monitor:
+        for step in range(steps):
+            net.train()(torch.randn(16, 1, 6, 6)).square().mean().backward()
+            average.update_parameters(net)
+            live = 0.9 ** (step + 1)
+            weight = live if step == 0 else decay * weight + (1 - decay) * live
+            monitor.step()
+        with monitor.evaluation("test"):
+            average.eval()(torch.randn(16, 1, 6, 6))
+    alerts = of("BN303", monitor.alerts)
+    assert [a.layers for a in alerts] == ([("average.module.1",)] if says else [])
+    for alert in alerts:
+        assert math.isclose(alert.value, weight, rel_tol=1e-4)
+
+
+def test_bn303_judges_only_what_is_evaluated() -> None:
+    net, other = a_net(0.01), a_net(0.1)
+    both = nn.ModuleDict({"cold": net, "warm": other})
+    monitor = Monitor(both, sinks=[])
+    with monitor:
+        for _ in range(50):
+            for part in (net, other):
+                part(torch.randn(16, 1, 6, 6)).square().mean().backward()
+            monitor.step()
+        with monitor.evaluation("test"):
+            other.eval()(torch.randn(16, 1, 6, 6))
+        assert not of("BN303", monitor.alerts)
+        with monitor.evaluation("test"):
+            net.eval()(torch.randn(16, 1, 6, 6))
+    [alert] = of("BN303", monitor.alerts)
+    assert alert.layers == ("cold.1",)
 
 
 def test_bn303_finds_a_cold_evaluation_at_its_beginning_even_right_after_a_check() -> None:
@@ -187,13 +268,14 @@ def test_bn303_stays_quiet_after_statistics_were_estimated_in_an_earlier_evaluat
     assert not of("BN303", monitor.alerts)
 
 
-def test_bn303_finds_a_layer_that_training_never_updates() -> None:
+def test_bn404_finds_a_layer_that_training_never_updates() -> None:
     net = a_net()
     norm = net[1]
     norm.forward = lambda x: F.batch_norm(x, None, None, norm.weight, norm.bias, training=True)  # type: ignore[method-assign]
-    [alert] = of("BN303", train(net, 40))
-    assert (alert.severity, alert.value) == (ERROR, 1.0)
-    assert "never updated" in alert.message
+    alerts = train(net, 40)
+    [alert] = of("BN404", alerts)
+    assert alert.severity is ERROR
+    assert not of("BN303", alerts), "one fault, told once"
 
 
 # -- BN304 -------------------------------------------------------------------------------------------------------------
@@ -229,9 +311,10 @@ def test_cold_statistics_name_the_first_layer_with_its_own_number_and_the_coldes
             if step % 3 == 0:
                 model[1](x)
             monitor.step()
-        with monitor.evaluation():
+        with monitor.evaluation("test"):
             model.eval()
             model[0](x)
+            model[1](x)
             model.train()
     (alert,) = [alert for alert in monitor.alerts if alert.code == "BN303"]
     assert (alert.layer, alert.layers, alert.severity) == ("0", ("0", "1"), ERROR)

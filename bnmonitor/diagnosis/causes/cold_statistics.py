@@ -33,7 +33,7 @@ class ColdStatistics(Cause):
     A window of such a training:
 
     >>> from bnmonitor.testing import diagnose, make_window
-    >>> [incident] = diagnose(make_window(momentum=0.01, seen=80, evaluation="validation"))
+    >>> [incident] = diagnose(make_window(momentum=0.01, seen=80, evaluation="test"))
     >>> incident.cause, str(incident.severity)
     ('cold-statistics', 'error')
     """

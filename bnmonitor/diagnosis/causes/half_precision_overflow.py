@@ -44,9 +44,11 @@ class HalfPrecisionOverflow(Cause):
 
     def fits(self, case: Case) -> bool:
         """For a NaN or infinity: whether a layer reads fp16."""
+        window = case.window
+        if case.lead.code == "BN102":
+            return window is None or bool(window.facts.scales) or "scaler" in case.lead.message
         if case.lead.code != "BN101":
             return True
-        window = case.window
         if window is None or window.sample is None:
             return False
         return torch.float16 in window.sample.input_dtypes or bool(window.facts.scales)

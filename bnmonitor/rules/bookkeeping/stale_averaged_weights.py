@@ -29,9 +29,12 @@ class StaleAveragedWeights(Rule):
 
     ## What it does
     Looks at weights that an evaluation uses and training does not: those of an averaged copy, and those swapped in for
-    the evaluation. Flags layers that were evaluated with exactly the running statistics of the network in training, or
-    with statistics that did not change while the weights did and are by now far from those of training. In Lightning,
-    where the rule cannot observe such an evaluation, it flags a weight-averaging callback that leaves the buffers out.
+    the evaluation, whether they are taken back before it ends or not (if not, they have to be further from the weights
+    in training than training moves in ``1 / momentum`` steps). A copy is an ``AveragedModel``, or any other layer that
+    training does not update and whose name ends like that of one that it does. Flags layers that were evaluated with
+    exactly the running statistics of the network in training, or with statistics that did not change while the weights
+    did and are by now far from those of training. In Lightning, where the rule cannot observe such an evaluation, it
+    flags a weight-averaging callback that leaves the buffers out.
 
     With ``probe=True`` bnmonitor runs a kept training batch through the averaged weights just before they are
     evaluated. It compares each layer's output under its running statistics with its output under the statistics of the
@@ -75,8 +78,10 @@ class StaleAveragedWeights(Rule):
     the probe: BN305's ``warn_above = .25``, ``error_above = .5`` and ``least_samples = 32``.
 
     ## Look-alikes
-    Averaged buffers, and statistics that ``update_bn`` estimated. As long as the averaged weights equal the others,
-    their statistics fit. Statistics that do not change in training either, as in a frozen layer, are the same for all
+    A teacher or target network whose buffers are copied from the network in training at every step, or at
+    ``least_following = .5`` of them, as BN407 advises, is an info, unless the probe shows that it matters. Averaged
+    buffers, and statistics that ``update_bn`` estimated. As long as the averaged weights equal the others, their
+    statistics fit. Statistics that do not change in training either, as in a frozen layer, are the same for all
     weights.
 
     ## References
@@ -98,6 +103,7 @@ class StaleAveragedWeights(Rule):
     warn_above: float = GAP_WARNING
     error_above: float = GAP_ERROR
     least_samples: int = GAP_SAMPLES
+    least_following: float = 0.5
 
     def check(self, window: Window) -> list[Finding]:
         """Find the averaged layers with running statistics of other weights."""
@@ -114,9 +120,14 @@ class StaleAveragedWeights(Rule):
         behind = still & (ledger.steps_stale >= needed) & distant
         far = (mean > self.error_mean) | (deviation > self.error_log_deviation)
         error = (behind & (far | self._unmoved(window))) | (gap > self.error_above)
+        # A copy of one's own with copied buffers is what BN407 advises: the probe knows what it costs.
+        copied = window.auxiliary & ~ledger.averaged & ~ledger.swapped
+        mild = copied & ledger.uses_training_statistics & ~behind & (gap <= self.warn_above)
+        mild &= self._follows(window) if mild.any() else False
         stale = ledger.uses_training_statistics | callback | behind | (gap > self.warn_above)
         return [
-            self._finding(window, i, float(gap[i]), error=bool(error[i])) for i in stale.nonzero().flatten().tolist()
+            self._finding(window, i, float(gap[i]), error=bool(error[i]), mild=bool(mild[i]))
+            for i in stale.nonzero().flatten().tolist()
         ]
 
     def _unmoved(self, window: Window) -> Tensor:
@@ -125,6 +136,11 @@ class StaleAveragedWeights(Rule):
         moved = (window.running_mean[-1] != base.mean) | (window.running_var[-1] != base.var)
         return ~window.layers.segments.any(moved) & ~window.ledger.swapped
 
+    def _follows(self, window: Window) -> Tensor:
+        """Layers whose running statistics change in at least every other step: ``[L]`` bool."""
+        moved = (window.running_mean[1:] != window.running_mean[:-1]).double().mean(0)
+        return window.layers.segments.max(moved) >= self.least_following
+
     def _gap(self, window: Window) -> Tensor:
         """Gap that the probe measured with averaged weights: ``[L]``, 0 where it did not run."""
         gaps = window.facts.averaged_gaps
@@ -132,12 +148,12 @@ class StaleAveragedWeights(Rule):
             return torch.zeros(len(window.layers), dtype=torch.float64, device="cpu")
         return gaps.gap.where(gaps.size >= self.least_samples, 0.0).nan_to_num(0.0)
 
-    def _finding(self, window: Window, layer: int, gap: float, *, error: bool) -> Finding:
+    def _finding(self, window: Window, layer: int, gap: float, *, error: bool, mild: bool) -> Finding:
         steps = int(window.ledger.steps_stale[layer])
         what = f"have not changed for {count(steps, 'step')}" if steps else "are those of the weights in training"
         effect = f"; on a training batch the output differs by {number(100 * gap)} % from that in training mode"
         return Finding(
-            severity=Severity.ERROR if error else Severity.WARNING,
+            severity=Severity.INFO if mild else Severity.ERROR if error else Severity.WARNING,
             layer=layer,
             first_step=window.steps[-1],
             value=gap,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
+from bnmonitor._text import number
+from bnmonitor.measures import initial_statistics, initial_weight
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule, last_run
 from bnmonitor.window import Window
@@ -15,12 +16,13 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class InitialStatisticsInUse(Rule):
-    """A layer is evaluated, or runs frozen, with running statistics of exactly 0 and 1.
+    """A layer is evaluated, or runs frozen, with running statistics that never saw data.
 
     ## What it does
-    Flags layers with a running mean of 0 and a running variance of 1 in every channel, which real data never gives. An
-    evaluation after the first training step must have used these values, or the layer must run in evaluation mode
-    during training.
+    Flags layers with a running mean of 0 and a running variance of 1 in every channel, which real data never gives, and
+    layers that no training step has updated whose statistics a few probe forwards (in a constructor, a model summary,
+    a count of operations) have mixed into 0 and 1. An evaluation after the first training step must have used these
+    values, or the layer must run in evaluation mode during training.
 
     ## Why is this bad?
     The layer does not normalize at all: it only applies gamma and beta. Everything after it sees a distribution that it
@@ -33,6 +35,12 @@ class InitialStatisticsInUse(Rule):
     >>> [finding] = InitialStatisticsInUse().check(make_window(training=False, updates=0))
     >>> str(finding.severity)
     'error'
+
+    So does one that a forward of zeros has moved to a variance of .9:
+
+    >>> [finding] = InitialStatisticsInUse().check(make_window(training=False, updates=0, seen=0, running_var=0.9))
+    >>> "0.9" in finding.message
+    True
 
     A layer frozen with statistics of real data stays quiet:
 
@@ -57,11 +65,15 @@ class InitialStatisticsInUse(Rule):
     them: ``torch.optim.swa_utils.update_bn(loader, model)``. When you copy a network, copy its buffers as well.
 
     ## Thresholds
-    None: the rule compares the values exactly.
+    0 and 1 are compared exactly. After probe forwards, the counter of updates says how much of them is left: at least
+    30 %, eleven forwards at momentum .1. The values have to agree: no running variance lies below what is left of the
+    initial 1, as those of data do in some channel. Probes of zeros are recognized without a counter.
 
     ## Look-alikes
     In every training from scratch, the sanity check and a validation before the first training step evaluate such
-    layers: neither counts.
+    layers: neither counts. A target network that waits for its first copy (gamma and beta are still those of a new
+    layer, it runs without gradients, and a layer of the same name is trained) does not count either. Layers that
+    training has updated a few times are BN303's.
 
     ## References
     pytorch/vision#5443; odegeasslbc/FastGAN-pytorch#4; boschresearch/OASIS#21.
@@ -78,14 +90,22 @@ class InitialStatisticsInUse(Rule):
     def check(self, window: Window) -> list[Finding]:
         """Find the layers that normalize with 0 and 1."""
         ledger = window.ledger
-        suspects = ledger.initial | (~window.training[-1] & ledger.called)
-        if not suspects.any():
+        frozen = ~window.training[-1] & ledger.called
+        if not (ledger.initial | frozen).any():
             return []
-        initial = self._initial(window, window.last(1))[-1]
-        frozen = initial & ~window.training[-1] & ledger.called
+        var, untrained = window.running_var[-1], window.baseline.updates == 0
+        exact, mixed = initial_statistics(window.layers, window.running_mean[-1], var, initial_weight(window))
+        frozen &= (exact | (mixed & untrained)) & ~_awaits_copy(window)
         found = []
         for layer in (frozen | ledger.initial).nonzero().flatten().tolist():
             how = "runs in evaluation mode during training" if frozen[layer] else "is evaluated"
+            if not mixed[layer]:
+                what = "the initial statistics, exactly 0 and 1"
+            else:
+                middle = number(float(var[window.layers.span(layer)].median()))
+                what = (
+                    f"statistics that never saw data: the initial 0 and 1 after a few probe forwards, variance {middle}"
+                )
             found.append(
                 Finding(
                     severity=Severity.ERROR,
@@ -93,17 +113,25 @@ class InitialStatisticsInUse(Rule):
                     first_step=self._began(window, layer) if frozen[layer] else window.steps[-1],
                     value=0.0,
                     threshold=0.0,
-                    message=f"the layer {how} with the initial statistics, exactly 0 and 1: it does not normalize",
+                    message=f"the layer {how} with {what}: it does not normalize",
                     advice="load the statistics with the weights (check what load_state_dict(strict=False) returns), "
                     "or estimate them: torch.optim.swa_utils.update_bn(loader, model)",
                 )
             )
         return found
 
-    def _initial(self, window: Window, part: Window) -> Tensor:
-        other = (part.running_mean != 0) | (part.running_var != 1)
-        return torch.stack([~window.layers.segments.any(row) for row in other])
-
     def _began(self, window: Window, layer: int) -> int:
         """The step since which the layer runs in evaluation mode."""
         return window.steps[len(window) - max(1, int(last_run(~window.training[:, layer]).sum()))]
+
+
+def _awaits_copy(window: Window) -> Tensor:
+    """Layers of a target network before its first copy: their twins train, and they are as made: ``[L]`` bool."""
+    sample, any_of = window.sample, window.layers.segments.any
+    aside = window.auxiliary if sample is None else window.auxiliary | ((sample.idle > 0) & (sample.calls == 0))
+    aside = aside & (window.baseline.updates == 0)
+    if not aside.any():
+        return aside
+    new = ~any_of((window.gamma[-1] != 1) | (window.beta[-1] != 0))
+    trains = window.training[-1] & ~aside
+    return aside & new & (window.layers.twins(aside, trains) >= 0)

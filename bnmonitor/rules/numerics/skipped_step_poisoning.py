@@ -16,12 +16,14 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class SkippedStepPoisoning(Rule):
-    """The gradient scaler skipped a step, but the batch of that step had already entered the running statistics.
+    """An optimizer step was skipped, but the batch of that step had already entered the running statistics.
 
     ## What it does
-    Looks at the steps at which the scaler lowered its scale, which it does after it has discarded the gradients. It is
-    a warning if a batch statistic of such a step lies far outside the running statistics of a layer that was warm. It
-    is an error if running statistics stopped being finite. Opens one alert for all affected layers.
+    Looks at the steps at which the gradient scaler lowered its scale, which it does after it has discarded the
+    gradients. Where no scaler is known, it looks at the few steps in which running statistics moved and neither gamma
+    nor beta of any layer did: a guard against NaN or against large gradients has skipped them. It is a warning if a
+    batch statistic of such a step lies far outside the running statistics of a layer that was warm. It is an error if
+    running statistics stopped being finite. Opens one alert for all affected layers.
 
     ## Why is this bad?
     ``scaler.step(optimizer)`` protects the weights from a batch that overflowed. Nothing protects the running
@@ -65,8 +67,10 @@ class SkippedStepPoisoning(Rule):
     reported value is the larger of the two distances, each divided by its limit.
 
     ## Look-alikes
-    A scaler begins with a scale that is too large and skips the first few steps to find a better one. The batches of
-    these steps are normal, and the layers are not warm yet.
+    With gradient accumulation, or in a GAN, most steps move no parameter of some network: without a scaler, skipped
+    steps are judged while they are at most ``most_skipped = .25`` of the window. A scaler begins with a scale that is
+    too large and skips the first few steps to find a better one. The batches of these steps are normal, and the layers
+    are not warm yet.
 
     ## References
     pytorch/pytorch#88474, #90342, #115500; Ioffe, Batch Renormalization, 2017.
@@ -75,16 +79,16 @@ class SkippedStepPoisoning(Rule):
     code: ClassVar[str] = "BN102"
     name: ClassVar[str] = "skipped-step-poisoning"
     severity: ClassVar[Severity] = Severity.WARNING
-    needs: ClassVar[frozenset[str]] = frozenset({"buffers", "scaler"})
+    needs: ClassVar[frozenset[str]] = frozenset({"buffers"})
     exact: ClassVar[bool] = True
 
     limit_shift: float = 5.0
     limit_ratio: float = 3.0
+    most_skipped: float = 0.25
 
     def check(self, window: Window) -> list[Finding]:
         """Find the skipped steps with a batch that changed the running statistics."""
-        skipped = window.facts.skipped_steps
-        at = [t for t, was in enumerate(skipped) if was] if len(skipped) == len(window) else []
+        at = self._skipped(window)
         for t in at:
             lost = self._not_finite(window, t) & (~self._not_finite(window, t - 1) if t else True)
             if lost.any():
@@ -96,6 +100,24 @@ class SkippedStepPoisoning(Rule):
         t, _ = hit[0]
         worst = torch.stack([distance for _, distance in hit]).amax(0)
         return [self._finding(window, t, worst > 1, worst)]
+
+    def _skipped(self, window: Window) -> list[int]:
+        """The steps that moved no parameter, as far as the scaler or gamma and beta tell."""
+        known = window.facts.skipped_steps
+        if known:
+            return [t for t, was in enumerate(known) if was] if len(known) == len(window) else []
+        trains = window.facts.affine_trains & torch.tensor(window.layers.affine, dtype=torch.bool, device="cpu")
+        if len(window) < 2 or not trains.any():
+            return []
+        starts = torch.tensor(window.layers.offsets[:-1], dtype=torch.int64, device="cpu")[trains]
+        first = [rows[:, starts] for rows in (window.gamma, window.beta)]  # one channel of each layer rules most out
+        still = torch.stack([(rows[1:] == rows[:-1]).all(1) for rows in first]).all(0)
+        still &= (window.updates[1:, trains] > 0).any(1)
+        at = [t + 1 for t in still.nonzero().flatten().tolist()]
+        if not at or len(at) > self.most_skipped * len(window):
+            return []
+        mine = trains[window.layers.owner]
+        return [t for t in at if all(bool((r[t] == r[t - 1])[mine].all()) for r in (window.gamma, window.beta))]
 
     def _not_finite(self, window: Window, t: int) -> torch.Tensor:
         finite = window.running_mean[t].isfinite() & window.running_var[t].isfinite()
@@ -127,7 +149,11 @@ class SkippedStepPoisoning(Rule):
             first_step=window.steps[t],
             value=value,
             threshold=limit,
-            message=f"the gradient scaler skipped step {window.steps[t]}{scale}, but {did}",
+            message=f"the gradient scaler skipped step {window.steps[t]}{scale}, but {did}"
+            if window.facts.skipped_steps
+            else f"step {window.steps[t]} moved no parameter (it was skipped), but {did}",
             advice="train in bf16 (precision='bf16-mixed'), or restore the buffers after a skipped step; then call "
+            if window.facts.skipped_steps
+            else "copy the buffers before the forward and restore them where the step is skipped; now call "
             "layer.reset_running_stats() and torch.optim.swa_utils.update_bn(loader, model)",
         )

@@ -56,7 +56,9 @@ class DegenerateMomentum(Rule):
 
     ## Look-alikes
     Statistics that are estimated again in the middle of training, with momentum None for one pass or 1 for a batch: do
-    this inside ``with monitor.evaluation()``, where it does not count as training.
+    this inside ``with monitor.evaluation()``, where it does not count as training. A second forward in the same or in
+    every other step with momentum 0, as sharpness-aware minimization (SAM) makes: the momentum must have been the same
+    in the latest ``least_in_a_row = 5`` updates, and must not have moved the statistics.
 
     ## References
     Lightning-AI/pytorch-lightning#14866; pytorch/pytorch#194504.
@@ -68,6 +70,7 @@ class DegenerateMomentum(Rule):
     needs: ClassVar[frozenset[str]] = frozenset({"buffers"})
 
     least_updates: int = 100
+    least_in_a_row: int = 5
 
     def check(self, window: Window) -> list[Finding]:
         """Judge the momentum of all layers that train on their batches, and report the worst value."""
@@ -76,7 +79,8 @@ class DegenerateMomentum(Rule):
         moved = (window.recovery == Recovery.MOMENTUM_CHANGED).any(0).tolist()
         momenta = {i: m for i, m in enumerate(window.momentum[-1].tolist()) if trained[i] and not moved[i]}
         for value in (0.0, 1.0):
-            layers = [i for i, m in momenta.items() if m == value]
+            lasts = self._lasts(window, value)
+            layers = [i for i, m in momenta.items() if m == value and lasts[i]]
             if layers:
                 return [self._fixed(window, value, layers)]
         loader = window.facts.train_loader
@@ -84,6 +88,14 @@ class DegenerateMomentum(Rule):
         long = (window.baseline.updates > pass_length).tolist()
         layers = [i for i, m in momenta.items() if math.isnan(m) and long[i]]
         return [self._cumulative(window, pass_length, layers)] if layers else []
+
+    def _lasts(self, window: Window, value: float) -> list[bool]:
+        """Which layers had a momentum in each of their latest updates, and not in every other one."""
+        updated = window.updates > 0
+        other = (updated & (window.momentum != value)).flip(0).cumsum(0) > 0
+        since = (updated.flip(0) & ~other).sum(0)
+        found: list[bool] = (since >= updated.sum(0).clamp(max=self.least_in_a_row)).tolist()
+        return found
 
     def _fixed(self, window: Window, value: float, layers: list[int]) -> Finding:
         last = "the running statistics are those of the last batch"

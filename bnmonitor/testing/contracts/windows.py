@@ -215,6 +215,28 @@ def _of_the_run(steps: int, seed: int) -> dict[str, Any]:
     }
 
 
+def _seen_of_evaluations(seed: int, wrong: Tensor) -> dict[str, Tensor]:
+    """What evaluations leave in a ledger: cold statistics, updates, and layers that they missed."""
+    rng, layers = torch.Generator().manual_seed(seed), len(wrong)
+
+    def coin(p: float, *shape: int) -> Tensor:
+        return (torch.rand(shape, generator=rng) < p) & wrong
+
+    shape = (len(PHASES), layers)
+    return {
+        "updated": ~coin(0.3, layers),
+        "cold": torch.rand(layers, generator=rng).double().where(coin(0.5, layers), 0.0),
+        "times": 1 + 2 * coin(0.5, layers).long(),
+        "tested": coin(0.5, layers),
+        "leaks": coin(0.2, *shape).long(),
+        "clean": torch.randint(5, shape, generator=rng),
+        "gap": torch.zeros(shape, dtype=torch.int64),
+        "drift": torch.rand(2, layers, generator=rng).double(),
+        "missed": torch.zeros(shape, dtype=torch.bool),
+        "folded": coin(0.1, layers),
+    }
+
+
 def _random_ledger(seed: int, layers: int, steps: int) -> tuple[Ledger, Tensor]:
     """Make a ledger in which about every second layer is in order; also return which layers keep no statistics."""
     rng = torch.Generator().manual_seed(seed + 7)
@@ -238,6 +260,7 @@ def _random_ledger(seed: int, layers: int, steps: int) -> tuple[Ledger, Tensor]:
         swapped=coin(0.2, layers),
         steps_stale=(coin(0.2, layers) & wrong).long() * 40,
         distance=torch.rand(2, layers, generator=rng).double().where(wrong, 0.0),
+        **_seen_of_evaluations(seed + 11, wrong),
     )
     return ledger, coin(0.2, layers) & wrong & ~ledger.initial
 

@@ -80,7 +80,7 @@ def _harsh() -> list[Case]:
         *each("dropout-in-evaluation", "residual dense", Dropped(steps=120)),
         *each("averaged", "residual", Averaged(steps=STEPS), gentle),
         *(replace(case, seed=1) for case in each("averaged", "mlp", Averaged(steps=STEPS))),
-        *each("averaged-slowly", "residual conv1d", Averaged(steps=STEPS, decay=0.99), gentle),
+        *each("averaged-slowly", "residual conv1d", Averaged(steps=STEPS, decay=0.97), gentle),
         *each("averaged-anew", "residual mlp depthwise", AveragedAnew(steps=STEPS), gentle),
         *each("average-swapped", "residual mlp", AveragedSwapped(steps=STEPS), gentle),
         *each(

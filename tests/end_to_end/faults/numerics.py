@@ -121,6 +121,36 @@ class SkippedStep(Injection):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuardedStep(Injection):
+    """A guard skips a step with large gradients, as many training loops do; nobody guards the statistics."""
+
+    code: ClassVar[str] = "BN102"
+    name: str = "guarded-step"
+    onset: int = 63
+    steps: int = 100
+    factor: float = 100.0
+
+    def fits(self, network: Network) -> bool:
+        return super().fits(network) and network.name != "gan"
+
+    def build(self, trial: Trial) -> None:
+        trial.notes["skipped"] = 0
+        trial.blame(trial.root)
+
+    def batch(self, trial: Trial, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return (x * self.factor if trial.fresh else x), y
+
+    def update(self, trial: Trial, optimizer: Optimizer) -> None:
+        if trial.step == self.onset:
+            trial.notes["skipped"] += 1
+        else:
+            optimizer.step()
+
+    def took_place(self, trial: Trial) -> bool:
+        return bool(trial.notes["skipped"] == 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class HalfRange(Injection):
     """Under fp16, what comes into a layer nears the largest number."""
 
@@ -355,6 +385,7 @@ NUMERICS: tuple[Injection, ...] = (
     BadBuffer(name="negative-variance", buffer="running_var", value=-1e6),
     SkippedStep(name="skipped-step"),
     SkippedStep(name="skipped-step-infinite", factor=torch.inf, severity=Severity.ERROR),
+    GuardedStep(),
     HalfRange(name="fp16-headroom"),
     HalfRange(name="fp16-overflow-near", target=4.8e4, severity=Severity.ERROR),
     HalfBuffers(),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from bnmonitor import Severity
-from tests.end_to_end.faults.injection import Injection
-from tests.end_to_end.faults.networks import batchnorms
+from tests.end_to_end.faults.injection import Injection, evaluation_mode
+from tests.end_to_end.faults.networks import Network, batchnorms
 from tests.end_to_end.faults.power import Effect
 from tests.end_to_end.faults.recipes import Recipe
 from tests.end_to_end.faults.trial import Trial
@@ -207,6 +211,78 @@ class ForeignStatistics(Injection):
         return bool((trial.site.norm.running_var / trial.notes["before"]).median() > 4)
 
 
+class ShortMemory(nn.BatchNorm2d):
+    """Averages its statistics by hand, with the convention of another framework."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        with torch.no_grad():
+            mean, var = x.float().mean((0, 2, 3)), x.float().var((0, 2, 3))
+            self.running_mean.mul_(0.1).add_(0.9 * mean)
+            self.running_var.mul_(0.1).add_(0.9 * var)
+        return nn.functional.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handwritten(Injection):
+    """A layer writes its own statistics and keeps a tenth of the old ones; its momentum says .1, as everywhere."""
+
+    code: ClassVar[str] = "BN306"
+    name: str = "handwritten-short-memory"
+    severity: Severity = Severity.INFO
+    needs: ClassVar[str] = "conv once"
+    steps: int = 90
+
+    def fits(self, network: Network) -> bool:
+        return super().fits(network) and all(type(n) is nn.BatchNorm2d for n in batchnorms(network.build(0)).values())
+
+    def build(self, trial: Trial) -> None:
+        trial.site.norm.__class__ = ShortMemory
+        trial.blame(trial.site.name)
+
+    def took_place(self, trial: Trial) -> bool:
+        return int(trial.site.norm.num_batches_tracked) == 0 and bool(trial.site.norm.running_mean.any())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlowAverage(Injection):
+    """An average of weights and buffers that remembers hundreds of steps is evaluated after a hundred."""
+
+    code: ClassVar[str] = "BN303"
+    name: str = "averaged-too-early"
+    needs: ClassVar[str] = "supervised once"
+    steps: int = 110
+    evaluate_every: int = 100
+    decay: float = 0.995
+    severity: Severity = Severity.ERROR
+
+    def build(self, trial: Trial) -> None:
+        decay = get_ema_multi_avg_fn(self.decay)
+        trial.notes["average"] = AveragedModel(trial.model, multi_avg_fn=decay, use_buffers=True)
+        trial.blame(f"average.module.{trial.order[0]}")
+
+    def watched(self, trial: Trial) -> Any:
+        return {"model": trial.model, "average": trial.notes["average"]}
+
+    def after(self, trial: Trial) -> None:
+        trial.notes["average"].update_parameters(trial.model)
+
+    @contextmanager
+    def evaluating(self, trial: Trial) -> Iterator[None]:
+        with evaluation_mode(trial.model, trial.notes["average"]):
+            yield
+
+    def answer(self, trial: Trial, x: Tensor) -> None:
+        trial.notes["average"](x)
+
+    def crossed(self, trial: Trial) -> bool:
+        return trial.step + 1 >= self.evaluate_every
+
+    def took_place(self, trial: Trial) -> bool:
+        return self.decay**self.evaluate_every > 0.3
+
+
 RUNNING_AVERAGE: tuple[Injection, ...] = (
     InvertedMomentum(name="momentum-half", value=0.5),
     InvertedMomentum(name="momentum-.9", value=0.9, severity=Severity.ERROR),
@@ -217,11 +293,13 @@ RUNNING_AVERAGE: tuple[Injection, ...] = (
     DegenerateMomentum(name="momentum-0-everywhere", value=0.0, everywhere=True, severity=Severity.ERROR),
     DegenerateMomentum(name="momentum-1", value=1.0),
     DegenerateMomentum(name="momentum-none", value=None, everywhere=True, steps=120, severity=Severity.INFO),
-    EarlyEvaluation(name="evaluated-after-8", severity=Severity.ERROR),
+    EarlyEvaluation(name="evaluated-after-8", steps=12, severity=Severity.ERROR),
     EarlyEvaluation(name="evaluated-after-20", evaluate_every=20, severity=Severity.INFO),
     EarlyEvaluation(
         name="momentum-.01-too-short", momentum=0.01, evaluate_every=80, steps=100, severity=Severity.ERROR
     ),
+    SlowAverage(),
+    Handwritten(),
     LaggingLayer(name="lagging-x2"),
     LaggingLayer(name="lagging-x4", factor=4.0, severity=Severity.ERROR),
     ForeignStatistics(),

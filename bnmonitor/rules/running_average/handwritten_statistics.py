@@ -1,0 +1,146 @@
+"""BN306: running statistics that code other than PyTorch's forward writes at every step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bnmonitor._text import number
+from bnmonitor.results import Severity
+from bnmonitor.rules.base import Finding, Rule
+from bnmonitor.window import Recovery, Window
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandwrittenStatistics(Rule):
+    """The running statistics of a layer are written at every step, and not by the update that its settings describe.
+
+    ## What it does
+    Finds layers in training whose running statistics move at nearly every step, while none of these moves is an update
+    by PyTorch's forward: quantization-aware training with folded layers, a synchronized BatchNorm of one's own, fused
+    kernels. What each batch was cannot be computed then. How long such statistics remember is estimated from
+    themselves: the second differences of an average that remembers one batch are correlated by ``-2 / 3`` from step to
+    step, those of one that remembers many by ``-1 / 2``, and a slow drift of the weights does not show in them. It is
+    an info, and a warning if the statistics surely remember hardly more than one batch.
+
+    ## Why is this bad?
+    It need not be. But ``momentum`` says nothing of what that code does, and rules that need the batches cannot judge
+    the layer. An average of one batch makes evaluation as noisy as training mode, and a swapped convention of momentum
+    shows nowhere else.
+
+    ## Example
+    >>> import torch
+    >>> from bnmonitor.testing import make_window
+    >>> from bnmonitor.window import Recovery
+    >>> window = make_window(running_mean=torch.randn(64, 8, generator=torch.Generator().manual_seed(0)))
+    >>> window.recovery[:] = Recovery.FOREIGN
+    >>> [finding] = HandwrittenStatistics().check(window)
+    >>> str(finding.severity), finding.value > 0.9
+    ('warning', True)
+
+    Statistics that PyTorch's forward updates stay quiet:
+
+    >>> HandwrittenStatistics().check(make_window())
+    []
+
+    ## Code
+    Wrong::
+
+        self.running_mean.mul_(self.momentum).add_((1 - self.momentum) * mean)  # remembers one batch at momentum .1
+
+    Right::
+
+        self.running_mean.mul_(1 - self.momentum).add_(self.momentum * mean)  # PyTorch's convention
+        self.num_batches_tracked.add_(1)  # and bnmonitor can compute what each batch was
+
+    ## What to do
+    Check the momentum that this code applies. If it follows PyTorch's formula and counts ``num_batches_tracked``, the
+    batches can be recovered and all rules judge the layer.
+
+    ## Thresholds
+    ``least_share = .9`` of at least ``least_steps = 20`` steps. ``warn_above = .5`` is BN301's limit for a momentum.
+    Three standard errors over the channels below the estimate must still be above ``surely_above = .2``. Of 64 steps of
+    16 channels, a momentum of .9 is told from .1 that way.
+
+    ## Look-alikes
+    Averages of the weights are written at every step too, and are no layers in training. Weights that are swapped or
+    loaded now and then change few steps. A layer with several calls a step has its own updates.
+
+    ## References
+    mapillary/inplace_abn#45; pytorch/pytorch#31247.
+    """
+
+    code: ClassVar[str] = "BN306"
+    name: ClassVar[str] = "handwritten-statistics"
+    severity: ClassVar[Severity] = Severity.WARNING
+    needs: ClassVar[frozenset[str]] = frozenset({"buffers"})
+
+    least_share: float = 0.9
+    least_steps: int = 20
+    warn_above: float = 0.5
+    surely_above: float = 0.2
+
+    def check(self, window: Window) -> list[Finding]:
+        """Find the layers whose statistics something else writes at every step."""
+        foreign = window.recovery == Recovery.FOREIGN
+        if len(window) < self.least_steps:
+            return []
+        written = (foreign.double().mean(0) >= self.least_share) & window.training[-1] & ~window.auxiliary
+        written &= window.layers.tracked
+        layers = written.nonzero().flatten().tolist()
+        if not layers:
+            return []
+        momenta = [self._momentum(window, layer) for layer in layers]
+        layers, momenta = _moving(layers, momenta)
+        if not layers:
+            return []
+        worst = max(range(len(layers)), key=momenta.__getitem__)
+        value, least = momenta[worst]
+        short = value > self.warn_above and least > self.surely_above
+        return [
+            Finding(
+                severity=Severity.WARNING if short else Severity.INFO,
+                layer=layers[worst],
+                layers=(layers[worst], *(i for i in layers if i != layers[worst])),
+                first_step=window.steps[0],
+                value=value,
+                threshold=self.warn_above,
+                message="code other than PyTorch's forward writes the running statistics at every step, with a "
+                f"momentum of about {number(round(value, 2))} by their own movement"
+                + (": they remember hardly more than one batch" if short else "; the batches cannot be recovered"),
+                advice="let that code keep 1 - momentum of the old value"
+                if short
+                else "let it follow PyTorch's formula and add 1 to num_batches_tracked: then every rule judges it",
+            )
+        ]
+
+    def _momentum(self, window: Window, layer: int) -> tuple[float, float]:
+        """The momentum of an average, by its second differences, and its lower bound; NaN if it does not move."""
+        rows: Tensor = window.running_mean[:, window.layers.span(layer)].double()
+        moves = rows.diff(dim=0)
+        if float((moves != 0).any(1).double().mean()) < self.least_share:
+            return float("nan"), float("nan")
+        bends = moves.diff(dim=0)
+        scale = bends.square().sum(0)
+        together = ((bends[1:] * bends[:-1]).sum(0) / scale)[scale > 0]
+        if not len(together):
+            return float("nan"), float("nan")
+        error = float(together.std()) / math.sqrt(len(together)) if len(together) > 1 else 0.2
+        return _of_correlation(float(together.mean())), _of_correlation(float(together.mean()) + 3 * error)
+
+
+def _of_correlation(value: float) -> float:
+    """The momentum at which second differences of an average of independent batches are correlated like this."""
+    kept = torch.linspace(0.999, 0, 200, dtype=torch.float64)  # of the old value: 1 - momentum
+    same = 6 - 8 * kept + 2 * kept**2
+    next_ = -4 + 7 * kept - 4 * kept**2 + kept**3
+    return float(1 - kept[int((next_ / same - value).abs().argmin())])
+
+
+def _moving(layers: list[int], momenta: list[tuple[float, float]]) -> tuple[list[int], list[tuple[float, float]]]:
+    known = [(layer, found) for layer, found in zip(layers, momenta, strict=True) if found[0] == found[0]]
+    return [layer for layer, _ in known], [found for _, found in known]
