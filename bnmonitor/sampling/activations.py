@@ -44,6 +44,7 @@ class _Seen:
     reduced: dict[str, Tensor] = field(default_factory=dict)
     between: Tensor | None = None
     inputs: list[CallMoments] = field(default_factory=list)
+    unevenness: Tensor | None = None
     padding: Tensor | None = None
     looked: int = 0
     witness: Tensor | None = None
@@ -56,6 +57,7 @@ class Sampler:
         self.unregistered, self.probe = unregistered, probe
         self._hooks = Hooks(on_compilation=self._interrupt)
         self._seen: dict[int, _Seen] = {}
+        self._first: set[int] = set()
         self._tracer = Tracer()
         self.interrupted = False
         """Whether a compilation or an error ended the sample while the hooks were in place."""
@@ -84,6 +86,9 @@ class Sampler:
         """
         self.detach()
         self._seen, self.interrupted = {}, False
+        structure = self._tracer.structure
+        places = () if structure is None or len(structure.places) != len(modules) else structure.places
+        self._first = {id(m) for m, place in zip(modules, places, strict=False) if place.root}
         for module in modules:
             self._hooks.on_forward(module, self._saw)
         for root in models.values():
@@ -147,7 +152,8 @@ class Sampler:
             seen.reduced[side] = new if old is None else merge(old, new)
         seen.between = spread if seen.between is None else merge_between(seen.between, spread)
         if module.training and len(seen.inputs) < MOST_CALLS:
-            uneven = unevenness(x) if seen.inputs else None
+            uneven = unevenness(x) if seen.inputs or id(module) in self._first else None
+            seen.unevenness = None if seen.inputs else uneven
             seen.inputs.append(CallMoments(x.shape[0], reduced, spread, uneven))
 
     @property
@@ -193,6 +199,7 @@ class Sampler:
             output=Moments(**finish(_flat(layers, [s.reduced.get("output") for s in seen], 11))),
             between=_unbiased(spread),
             level=spread[1].clone(),
+            unevenness=_flat(layers, [None if s.unevenness is None else s.unevenness[None] for s in seen], 1)[0],
             looked=torch.tensor([s.looked for s in seen], device="cpu"),
             padding=_shares([s.padding for s in seen]),
             input_dtypes=tuple(s.dtype for s in seen),

@@ -69,6 +69,10 @@ class Sample:
         between: ``[C]`` unbiased variance, over the samples of a batch, of each sample's own mean. Were the samples
             drawn independently, the batch mean would vary by ``between / size`` from batch to batch. NaN for a single
             sample.
+        unevenness: ``[C]`` variance, over the samples of a batch, of each sample's own variance around the batch mean,
+            relative to the square of their mean. Were the samples drawn independently, the log of the batch variance
+            would vary by ``unevenness / size`` from batch to batch. Known only of layers that see the data, called
+            once, and with several values a sample; NaN for others, None where it is not known of any.
         padding: ``[L]`` share of positions at constant ends of the sequences of an input ``[N, C, L]``; NaN for others.
         input_dtypes: Type of each layer's input in that call; None for a layer not called, empty where unknown.
     """
@@ -88,6 +92,7 @@ class Sample:
     padding: Tensor | None = None
     looked: Tensor = field(default_factory=_none)
     level: Tensor | None = None
+    unevenness: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +129,10 @@ class HeldOut:
         var: ``[C]`` its variance.
         running_mean: ``[C]`` the running mean that was in force.
         running_var: ``[C]`` the running variance that was in force.
+        middle_mean: ``[C]`` median, over the batches that were looked at, of the mean; None where it is not known.
+        middle_var: ``[C]`` the same of the variance within a batch.
+        noise_mean: ``[C]`` standard error of ``middle_mean``, from the spread of the batches; NaN for a few of them.
+        noise_log_var: ``[C]`` the same of the log of ``middle_var``.
     """
 
     step: int
@@ -132,3 +141,7 @@ class HeldOut:
     var: Tensor
     running_mean: Tensor
     running_var: Tensor
+    middle_mean: Tensor | None = None
+    middle_var: Tensor | None = None
+    noise_mean: Tensor | None = None
+    noise_log_var: Tensor | None = None
