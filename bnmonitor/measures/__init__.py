@@ -29,8 +29,10 @@ from bnmonitor.measures.moments import (
     padding,
     reduce,
     samples_reduced,
+    scale,
     spread,
     unevenness,
+    unevenness_beyond,
 )
 from bnmonitor.measures.reductions import may_exceed, mean, median, once, share
 from bnmonitor.measures.robust import mean_over_steps, middle_over_steps
@@ -114,6 +116,7 @@ __all__ = [
     "sampled_input",
     "samples_normalized",
     "samples_reduced",
+    "scale",
     "settled",
     "share",
     "silent",
@@ -122,6 +125,7 @@ __all__ = [
     "trunk",
     "typical_variance",
     "unevenness",
+    "unevenness_beyond",
     "update_weight",
     "variance_gap",
     "variance_noise",

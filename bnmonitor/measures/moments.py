@@ -172,10 +172,32 @@ def unevenness(x: Tensor) -> Tensor | None:
     """
     if x.dim() < 3 or x.shape[0] < LEAST_SAMPLES:
         return None
-    x = _part(x, x.shape[0] // LEAST_SAMPLES).flatten(2)
-    x = x if x.dtype == torch.float64 else x.float()
-    own = (x - x.mean((0, 2), keepdim=True)).square_().mean(2)
+    own = _own_variances(x)
     return torch.div(own.var(0), own.mean(0).square())
+
+
+def unevenness_beyond(x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the same, also for samples of one value, and the part of it that no common factor explains.
+
+    Returns:
+        ``[C]``, and one number: the share of the correlations between channels beyond their first principal component.
+        None for few samples.
+    """
+    if x.shape[0] < LEAST_SAMPLES or x.shape[1] < 2:
+        return None
+    own = _own_variances(x)
+    mean, deviation = own.mean(0), own.std(0)
+    scaled = ((own - mean) / deviation).where(deviation > 0, 0.0).double()
+    strengths = torch.linalg.eigvalsh(scaled @ scaled.T)
+    return (deviation / mean).square(), 1 - strengths[-1] / strengths.sum().clamp(min=1e-30)
+
+
+def _own_variances(x: Tensor) -> Tensor:
+    """Each sample's variance around the batch mean, over the samples that :func:`between` reduces: ``[n, C]``."""
+    x = _part(x, x.shape[0] // LEAST_SAMPLES)
+    x = x.flatten(2) if x.dim() > 2 else x[..., None]
+    x = x if x.dtype == torch.float64 else x.float()
+    return (x - x.mean((0, 2), keepdim=True)).square_().mean(2)
 
 
 LEAST_RUN = 3
@@ -224,6 +246,20 @@ def merge_between(a: Tensor, b: Tensor) -> Tensor:
     total = a[0] + b[0]
     delta = b[1] - a[1]
     return torch.stack([total, a[1] + delta * b[0] / total, a[2] + b[2] + delta * delta * a[0] * b[0] / total])
+
+
+def scale(x: Tensor) -> Tensor:
+    """Reduce data ``[N, C, ...]`` to its scale.
+
+    Returns:
+        ``[2]``: mean square, and distance of the mean from zero in deviations, each in the middle channel; the second
+        over the channels that are not constant, NaN without one.
+    """
+    x = spread(x).transpose(0, 1).flatten(1)
+    var, mean = torch.var_mean(x if x.dtype == torch.float64 else x.float(), 1, correction=0)
+    power = mean.square() + var
+    offset = (mean.abs() / var.sqrt()).where(var > 1e-12 * power, torch.nan)
+    return torch.stack([power.median(), offset.nanmedian()])
 
 
 def looked_at(samples: int) -> int:

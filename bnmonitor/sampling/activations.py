@@ -23,10 +23,13 @@ from bnmonitor.measures import (
     padding,
     reduce,
     samples_reduced,
+    scale,
     unevenness,
+    unevenness_beyond,
 )
-from bnmonitor.sampling.autograd import affine_of, agrees, batch_of
+from bnmonitor.sampling.autograd import affine_of, agrees, batch_of, data_of
 from bnmonitor.sampling.probe import Probe
+from bnmonitor.sampling.stirring import Stirring
 from bnmonitor.window import Moments, Sample, Structure
 
 
@@ -44,8 +47,10 @@ class _Seen:
     reduced: dict[str, Tensor] = field(default_factory=dict)
     between: Tensor | None = None
     inputs: list[CallMoments] = field(default_factory=list)
-    unevenness: Tensor | None = None
+    unevenness: tuple[Tensor, Tensor] | None = None
+    stirring: Stirring | None = None
     padding: Tensor | None = None
+    data: Tensor | None = None
     looked: int = 0
     witness: Tensor | None = None
 
@@ -134,6 +139,8 @@ class Sampler:
         seen.values = x.numel() // max(1, x.shape[1])
         if x.numel() and output.numel():
             self._moments(seen, module, x, output)
+        data = data_of(x)
+        seen.data = None if data is None or not data.is_floating_point() or not data.numel() else scale(data)
         if x.dim() == 3 and x.numel():
             ends = padding(x)
             seen.padding = ends if seen.padding is None else seen.padding + ends
@@ -152,8 +159,10 @@ class Sampler:
             seen.reduced[side] = new if old is None else merge(old, new)
         seen.between = spread if seen.between is None else merge_between(seen.between, spread)
         if module.training and len(seen.inputs) < MOST_CALLS:
-            uneven = unevenness(x) if seen.inputs or id(module) in self._first else None
-            seen.unevenness = None if seen.inputs else uneven
+            first = id(module) in self._first and not seen.inputs
+            seen.unevenness = unevenness_beyond(x) if first else None
+            seen.stirring = Stirring.before(x) if first else None
+            uneven = unevenness(x) if seen.inputs else None
             seen.inputs.append(CallMoments(x.shape[0], reduced, spread, uneven))
 
     @property
@@ -199,9 +208,14 @@ class Sampler:
             output=Moments(**finish(_flat(layers, [s.reduced.get("output") for s in seen], 11))),
             between=_unbiased(spread),
             level=spread[1].clone(),
-            unevenness=_flat(layers, [None if s.unevenness is None else s.unevenness[None] for s in seen], 1)[0],
+            unevenness=_flat(layers, [None if s.unevenness is None else s.unevenness[0][None] for s in seen], 1)[0],
+            uneven_beyond=torch.tensor(
+                [torch.nan if s.unevenness is None else float(s.unevenness[1]) for s in seen], device="cpu"
+            ),
+            stirred=_flat(layers, [None if s.stirring is None else s.stirring.measure() for s in seen], 2),
             looked=torch.tensor([s.looked for s in seen], device="cpu"),
             padding=_shares([s.padding for s in seen]),
+            data=_columns([s.data for s in seen]),
             input_dtypes=tuple(s.dtype for s in seen),
             distance=torch.tensor([call_distances(s.inputs) for s in seen], dtype=torch.float64, device="cpu").T,
         )
@@ -221,6 +235,11 @@ def _flat(layers: LayerTable, parts: Sequence[Tensor | None], rows: int) -> Tens
 def _shares(counts: Sequence[Tensor | None]) -> Tensor:
     """The first of each two numbers over the second, NaN for None: ``[L]``."""
     return torch.tensor([torch.nan if c is None else float(c[0] / c[1]) for c in counts], device="cpu")
+
+
+def _columns(pairs: Sequence[Tensor | None]) -> Tensor:
+    """The two numbers of each layer, NaN for None: ``[2, L]``."""
+    return torch.tensor([[torch.nan] * 2 if pair is None else pair.tolist() for pair in pairs], device="cpu").T
 
 
 def _unbiased(spread: Tensor) -> Tensor:

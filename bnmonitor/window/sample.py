@@ -71,9 +71,15 @@ class Sample:
             sample.
         unevenness: ``[C]`` variance, over the samples of a batch, of each sample's own variance around the batch mean,
             relative to the square of their mean. Were the samples drawn independently, the log of the batch variance
-            would vary by ``unevenness / size`` from batch to batch. Known only of layers that see the data, called
-            once, and with several values a sample; NaN for others, None where it is not known of any.
+            would vary by ``unevenness / size`` from batch to batch. Known only of layers that see the data and were
+            called once; NaN for others, None where it is not known of any.
+        uneven_beyond: ``[L]`` share of that which is left without what all channels have in common, alike.
+        stirred: ``[2, C]`` what the step's update of the weights right before such a layer changed in the same samples:
+            in the mean, in deviations, and in the log variance. NaN where there was no update.
         padding: ``[L]`` share of positions at constant ends of the sequences of an input ``[N, C, L]``; NaN for others.
+        data: ``[2, L]`` scale of the data that the layer reads, itself or through one operation with weights: mean
+            square, and distance of the mean from zero in deviations, in the middle channel. NaN for a layer that reads
+            something else, and where it is not known.
         input_dtypes: Type of each layer's input in that call; None for a layer not called, empty where unknown.
     """
 
@@ -93,6 +99,9 @@ class Sample:
     looked: Tensor = field(default_factory=_none)
     level: Tensor | None = None
     unevenness: Tensor | None = None
+    uneven_beyond: Tensor | None = None
+    stirred: Tensor | None = None
+    data: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,6 +119,10 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         looked=torch.full((count,), 64),
         distance=_random_distance(seed, count),
         padding=torch.rand(count, generator=torch.Generator().manual_seed(seed)) ** 4,
+        unevenness=torch.rand(width, generator=torch.Generator().manual_seed(seed + 1)),
+        uneven_beyond=torch.rand(count, generator=torch.Generator().manual_seed(seed + 3)),
+        stirred=torch.randn(2, width, generator=torch.Generator().manual_seed(seed + 4)) / 10,
+        data=torch.rand(2, count, generator=torch.Generator().manual_seed(seed + 2)) * 10,
     )
     distance = sprinkled(signed(0.5, 1.0)[0].abs())
     ranks = RankStatistics(
