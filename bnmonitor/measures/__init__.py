@@ -1,6 +1,6 @@
 """Pure functions: tensors or a window in, numbers out."""
 
-from bnmonitor.measures.batch_independence import independence
+from bnmonitor.measures.batch_independence import Independence, independence
 from bnmonitor.measures.batches import (
     DISTANCE_STEPS,
     LEAST_HELD_OUT,
@@ -71,6 +71,7 @@ __all__ = [
     "MOST_CALLS",
     "Affine",
     "CallMoments",
+    "Independence",
     "SampledInput",
     "averages",
     "batch_distance",

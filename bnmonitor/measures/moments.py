@@ -180,8 +180,8 @@ def unevenness_beyond(x: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return the same, also for samples of one value, and the part of it that no common factor explains.
 
     Returns:
-        ``[C]``, and one number: the share of the correlations between channels beyond their first principal component.
-        None for few samples.
+        ``[C]``; and ``[2]``: share of the correlations between channels beyond their first principal component, and
+        kurtosis of the samples' variances, in the middle channel. None for few samples.
     """
     if x.shape[0] < LEAST_SAMPLES or x.shape[1] < 2:
         return None
@@ -189,7 +189,8 @@ def unevenness_beyond(x: Tensor) -> tuple[Tensor, Tensor] | None:
     mean, deviation = own.mean(0), own.std(0)
     scaled = ((own - mean) / deviation).where(deviation > 0, 0.0).double()
     strengths = torch.linalg.eigvalsh(scaled @ scaled.T)
-    return (deviation / mean).square(), 1 - strengths[-1] / strengths.sum().clamp(min=1e-30)
+    beyond = 1 - strengths[-1] / strengths.sum().clamp(min=1e-30)
+    return (deviation / mean).square(), torch.stack([beyond, scaled.pow(4).mean(0).median()])
 
 
 def _own_variances(x: Tensor) -> Tensor:

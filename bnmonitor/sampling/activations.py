@@ -209,9 +209,7 @@ class Sampler:
             between=_unbiased(spread),
             level=spread[1].clone(),
             unevenness=_flat(layers, [None if s.unevenness is None else s.unevenness[0][None] for s in seen], 1)[0],
-            uneven_beyond=torch.tensor(
-                [torch.nan if s.unevenness is None else float(s.unevenness[1]) for s in seen], device="cpu"
-            ),
+            uneven_beyond=_columns([None if s.unevenness is None else s.unevenness[1] for s in seen]),
             stirred=_flat(layers, [None if s.stirring is None else s.stirring.measure() for s in seen], 2),
             looked=torch.tensor([s.looked for s in seen], device="cpu"),
             padding=_shares([s.padding for s in seen]),

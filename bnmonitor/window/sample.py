@@ -73,7 +73,8 @@ class Sample:
             relative to the square of their mean. Were the samples drawn independently, the log of the batch variance
             would vary by ``unevenness / size`` from batch to batch. Known only of layers that see the data and were
             called once; NaN for others, None where it is not known of any.
-        uneven_beyond: ``[L]`` share of that which is left without what all channels have in common, alike.
+        uneven_beyond: ``[2, L]`` share of that which is left without what all channels have in common, and kurtosis of
+            the samples' variances, alike.
         stirred: ``[2, C]`` what the step's update of the weights right before such a layer changed in the same samples:
             in the mean, in deviations, and in the log variance. NaN where there was no update.
         padding: ``[L]`` share of positions at constant ends of the sequences of an input ``[N, C, L]``; NaN for others.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bnmonitor._text import number
-from bnmonitor.measures import independence
+from bnmonitor.measures import Independence, independence
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import Window
@@ -80,19 +80,23 @@ class AlternatingDomains(Rule):
     def check(self, window: Window) -> list[Finding]:
         """Find the layers with two alternating kinds of batches."""
         known = independence(window)
-        alternating = (known.alternation < self.correlation) & known.beyond(self.excess, self.least_share)
+        beyond = (known.turns > known.chance.clamp(min=self.excess)) & (known.share > self.least_share)
         return [
-            Finding(
-                severity=Severity.WARNING,
-                layer=layer,
-                first_step=window.steps[int(known.since[layer])],
-                value=float(known.alternation[layer]),
-                threshold=self.correlation,
-                message="two kinds of batches alternate: the means of successive batches have a correlation of "
-                f"{number(float(known.alternation[layer]))} and {number(float(known.excess[layer]))} times the "
-                "variance that independent samples give; the running statistics fit neither kind",
-                advice="give each kind its own statistics (domain-specific batch normalization), or mix both in each "
-                "batch",
-            )
-            for layer in alternating.nonzero().flatten().tolist()
+            self._finding(window, layer, known)
+            for layer in ((known.alternation < self.correlation) & beyond).nonzero().flatten().tolist()
         ]
+
+    def _finding(self, window: Window, layer: int, known: Independence) -> Finding:
+        what = "variances" if known.turns_by_variance[layer] == 1 else "means"
+        return Finding(
+            severity=Severity.WARNING,
+            layer=layer,
+            first_step=window.steps[int(known.since[layer])],
+            value=float(known.alternation[layer]),
+            threshold=self.correlation,
+            message=f"batches of different kinds take turns: the {what} of successive batches differ by "
+            f"{number(float(known.turns[layer]))} times what independent samples give, those of the same turn by "
+            f"{number(-100 * float(known.alternation[layer]))} % less; the running statistics fit no kind",
+            advice="give each kind its own statistics (domain-specific batch normalization), or mix both in each "
+            "batch",
+        )

@@ -104,7 +104,8 @@ class CorrelatedBatches(Rule):
                     first_step=window.steps[int(known.since[layer])],
                     value=value,
                     threshold=self.error_above if error else self.warn_above,
-                    message=f"the batch means have {number(value)} times the variance that independent samples give: "
+                    message=f"the batch {'variances' if known.by_variance[layer] == 1 else 'means'} have "
+                    f"{number(value)} times the variance that independent samples give: "
                     "the samples of a batch belong together, for example by class, source or time",
                     advice="shuffle the training data, or spread related samples over the batches; otherwise use "
                     "GroupNorm or LayerNorm",

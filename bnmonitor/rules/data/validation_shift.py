@@ -16,6 +16,10 @@ from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import HeldOut, Window
 
 
+AVERAGED = 10
+"""Updates that the running statistics are an average of, at the usual momentum."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ValidationShift(Rule):
     """The validation data at the first layers has another mean or variance than the training data.
@@ -191,20 +195,23 @@ def _errors(held_out: HeldOut, window: Window) -> tuple[Tensor, Tensor]:
     """Standard errors of the mean and of the log variance of a validation: two ``[C]``.
 
     The larger of what the spread of its batches says and what the noise of the training batches says, which shrinks
-    with the number of samples; without either, those of independent samples.
+    with the number of samples; without either, those of independent samples. And what the weights moved since the
+    batches that the running statistics are an average of.
     """
     size = held_out.size[window.layers.owner].clamp(min=1)
     running = held_out.running_var + window.layers.eps_by_channel
     usual = window.baseline.sizes[window.layers.owner]
     known = (window.batch_var + window.layers.eps_by_channel).log()
+    stirred = None if window.sample is None else window.sample.stirred
+    updates = torch.zeros(2, 1, device="cpu") if stirred is None else AVERAGED**0.5 * stirred.abs().nan_to_num(0.0)
     found = []
-    for rows, given, independent in (
-        (window.batch_mean, held_out.noise_mean, (running / size).sqrt()),
-        (known, held_out.noise_log_var, (2.0 / size).sqrt()),
+    for rows, given, independent, moved in (
+        (window.batch_mean, held_out.noise_mean, (running / size).sqrt(), updates[0] * running.sqrt()),
+        (known, held_out.noise_log_var, (2.0 / size).sqrt(), updates[1]),
     ):
         steps = (rows.diff(dim=0).square().nanmean(0) / 2 * usual / size).sqrt()
         both = steps if given is None else torch.fmax(steps, given)
-        found.append(both.where(both.isfinite(), independent))
+        found.append(torch.hypot(both.where(both.isfinite(), independent), moved))
     return found[0], found[1]
 
 

@@ -120,7 +120,7 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         distance=_random_distance(seed, count),
         padding=torch.rand(count, generator=torch.Generator().manual_seed(seed)) ** 4,
         unevenness=torch.rand(width, generator=torch.Generator().manual_seed(seed + 1)),
-        uneven_beyond=torch.rand(count, generator=torch.Generator().manual_seed(seed + 3)),
+        uneven_beyond=torch.rand(2, count, generator=torch.Generator().manual_seed(seed + 3)),
         stirred=torch.randn(2, width, generator=torch.Generator().manual_seed(seed + 4)) / 10,
         data=torch.rand(2, count, generator=torch.Generator().manual_seed(seed + 2)) * 10,
     )
