@@ -59,6 +59,7 @@ from bnmonitor.measures.running_lag import (
     warm,
 )
 from bnmonitor.measures.sampled_inputs import SampledInput, sampled_batch, sampled_input
+from bnmonitor.measures.small_batches import StepNoise, samples_by_noise, step_noise
 from bnmonitor.measures.small_variances import variances
 
 __all__ = [
@@ -73,6 +74,7 @@ __all__ = [
     "CallMoments",
     "Independence",
     "SampledInput",
+    "StepNoise",
     "averages",
     "batch_distance",
     "batch_offset",
@@ -115,6 +117,7 @@ __all__ = [
     "run_began",
     "sampled_batch",
     "sampled_input",
+    "samples_by_noise",
     "samples_normalized",
     "samples_reduced",
     "scale",
@@ -122,6 +125,7 @@ __all__ = [
     "share",
     "silent",
     "spread",
+    "step_noise",
     "synced",
     "trunk",
     "typical_variance",
