@@ -69,7 +69,7 @@ MIXED = 2.0
 EVEN = -0.5
 """Alternation above which batches do not take turns."""
 
-SUPPORT = 2.0
+SUPPORT = 3.0
 """Excess of the means from which that of the variances is believed before it is known that images have one size."""
 
 LEAST_SHAPES = 3
@@ -199,9 +199,7 @@ def independence(window: Window) -> Independence:
     return result
 
 
-def _of_means(
-    window: Window, layer: int, plan: _Plan, size: float, *, still: bool, stirred: float
-) -> _Found | None:
+def _of_means(window: Window, layer: int, plan: _Plan, size: float, *, still: bool, stirred: float) -> _Found | None:
     """Judge the batch means of a layer; None where too little is known."""
     layers, sample, span = window.layers, window.sample, window.layers.span(layer)
     assert sample is not None
@@ -225,7 +223,7 @@ def _of_means(
     tails = float(sample.input.kurtosis[span].double()[good].nan_to_num(3.0).clamp(min=3.0).median())
     chance = math.exp(3.5 * math.sqrt(3 / len(window) + (tails - 1) / draws))
     x, expected = x[:, good], expected[good]
-    moved = expected if still else expected + min(_stirred(x), ALLOWED * stirred if stirred == stirred else math.inf)
+    moved = expected if still else expected + _stirred(x)
     near = plan.ratio(_steps(x), moved, 2)
     alternation = min(plan.ratio(_steps(x, lag), moved, 2) for lag in TURNS) / max(near, 1e-12) - 1
     turns = near
@@ -237,7 +235,7 @@ def _of_means(
     if not still and stirred == stirred:
         # What the weights moved in one step they move by so many times that in as many steps, at most.
         for k in DISTANCES:
-            by_weights = min(_stirred(x), ALLOWED * stirred) + (k * k - 1) * ALLOWED * stirred
+            by_weights = _stirred(x) + k * k * ALLOWED * stirred
             other = plan.ratio(_steps(x, k), expected + by_weights, 2)
             if other > far:
                 far, lag = other, k
@@ -275,13 +273,17 @@ def variances_of_batches(window: Window, layer: int, plan: _Plan, size: float, s
     scaled = (x - x.mean(0)) / expected.sqrt()
     turns = plan.ratio(_steps(x), expected, 2)
     alternation = min(plan.ratio(_steps(x, lag), expected, 2) for lag in TURNS) / max(turns, 1e-12) - 1
-    best, lag, chance = 0.0, 1, math.inf
+    best, lag, chance, near = 0.0, 1, math.inf, 0.0
     for k in (1, *DISTANCES) if stirred == stirred else (1,):
         rest, ratio, freedom = _beyond_one_factor(scaled, k, plan)
-        if ratio < LEAST_REST:
-            continue
         by_weights = 0.0 if stirred != stirred else ALLOWED * k * k * stirred
-        excess = rest / (beyond + by_weights)
+        excess = rest / (beyond + by_weights) if ratio >= LEAST_REST else 0.0
+        if k == 1:
+            near = rest / max(ratio, 1e-12)
+        else:
+            # What all channels have in common differs from batch to batch where batches are processed as wholes, and
+            # only from block to block where the data comes in blocks.
+            excess = max(excess, (rest / max(ratio, 1e-12) - max(0.0, near - 1)) / (1 + by_weights))
         if excess > best:
             best, lag, chance = excess, k, math.exp(3.5 * math.sqrt(noise / freedom))
     if not best:

@@ -15,7 +15,6 @@ from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import HeldOut, Window
 
-
 AVERAGED = 10
 """Updates that the running statistics are an average of, at the usual momentum."""
 

@@ -67,7 +67,8 @@ class UnnormalizedInput(Rule):
 
     ## Look-alikes
     Some networks take raw pixels by design, and some use the layer itself to normalize their input; so this is only an
-    info. Weights that are too large make the batch variance large, and not the data. BN106 and BN107 judge a variance or mean that has grown during training.
+    info. Weights that are too large make the batch variance large, and not the data. BN106 and BN107 judge a variance
+    or mean that has grown during training.
 
     ## References
     Megvii-BaseDetection/YOLOX#736; matterport/Mask_RCNN#573; TuSimple/mx-maskrcnn#127; tensorflow/tensorflow#44371.

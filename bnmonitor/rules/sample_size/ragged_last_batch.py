@@ -9,7 +9,6 @@ import torch
 
 from bnmonitor._text import count, number
 from bnmonitor.measures import median, normalizing, step_noise, warm
-from bnmonitor.measures.small_batches import LEAST_STEPS
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule, sampled
 from bnmonitor.window import Window
@@ -151,7 +150,7 @@ class RaggedLastBatch(Rule):
         """Judge the noise of every step after warm-up."""
         mask = normalizing(window) & window.layers.tracked
         past = int(warm(window)[:-1, mask].all(1).sum())
-        if not mask.any() or past < LEAST_STEPS:
+        if not mask.any() or not past:
             return []
         recent = window.last(past)
         noise = step_noise(recent, mask)

@@ -31,9 +31,7 @@ from bnmonitor.window import (
 )
 
 OF_RANKS = ("batch_mean", "batch_var", "batch_spread", "mean_spread", "var_spread")
-OF_HELD_OUT = (
-    "mean", "var", "running_mean", "running_var", "middle_mean", "middle_var", "noise_mean", "noise_log_var"
-)
+OF_HELD_OUT = ("mean", "var", "running_mean", "running_var", "middle_mean", "middle_var", "noise_mean", "noise_log_var")
 
 
 def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = True, run: int | None = None) -> Window:
