@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor.limits import FLAT
+from bnmonitor.measures.batch_differences import Plan, bends, plan_of, rounding, since_when, steps
 from bnmonitor.measures.batches import samples_normalized
 from bnmonitor.measures.learning_rate import rises
 from bnmonitor.measures.moments import looked_at
@@ -39,9 +40,6 @@ QUIET = 0.25
 
 In blocks of two, half of all neighbors are of one block; weights that jump do so in every step.
 """
-
-EDGE_OF_CHANGE = 1.5 * math.log(3.0)
-"""Between 1 and 3: a ratio of variances that is as likely before as after a rise from the one to the other."""
 
 TURNS = 2, 3, 4
 """Kinds of batches that may take turns."""
@@ -80,9 +78,6 @@ LEAST_PAIRS = 50
 
 LEAST_DRAWS = 15
 """Least degrees of freedom of the variance between samples for a result: those of 16 samples."""
-
-FEW_BATCHES = 8
-"""Up to so many batches in an epoch, an incomplete last one is too large a part of all to be left out."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +161,7 @@ def independence(window: Window) -> Independence:
     steady = torch.tensor(not rises(window), device="cpu")
     judged &= still | (steady & (updates >= LEAST_WARM_UP))
     for layer in judged.nonzero().flatten().tolist():
-        plan, size = _plan(window, layer), float(sizes[layer])
+        plan, size = plan_of(window, layer), float(sizes[layer])
         if plan is None:
             continue
         stirred = torch.zeros(2, device="cpu") if still[layer] else _stirred_by_update(window, layer)
@@ -199,7 +194,7 @@ def independence(window: Window) -> Independence:
     return result
 
 
-def _of_means(window: Window, layer: int, plan: _Plan, size: float, *, still: bool, stirred: float) -> _Found | None:
+def _of_means(window: Window, layer: int, plan: Plan, size: float, *, still: bool, stirred: float) -> _Found | None:
     """Judge the batch means of a layer; None where too little is known."""
     layers, sample, span = window.layers, window.sample, window.layers.span(layer)
     assert sample is not None
@@ -213,7 +208,7 @@ def _of_means(window: Window, layer: int, plan: _Plan, size: float, *, still: bo
         ratios = [s.between[span].double() / s.input.var[span].double() for s in samples_after_warm_up(window, layer)]
         between = torch.stack(ratios).nanmean(0)
         draws *= len(ratios)
-    expected = between / size * plan.factor + _rounding(window, layer) / var
+    expected = between / size * plan.factor + rounding(window, layer) / var
     x = window.batch_mean[:, span].double() / var.sqrt()
     good = (var > FLAT * layers.eps[layer]) & expected.isfinite() & (expected > 0) & x.isfinite().all(0)
     if not good.any():
@@ -224,11 +219,11 @@ def _of_means(window: Window, layer: int, plan: _Plan, size: float, *, still: bo
     chance = math.exp(3.5 * math.sqrt(3 / len(window) + (tails - 1) / draws))
     x, expected = x[:, good], expected[good]
     moved = expected if still else expected + _stirred(x)
-    near = plan.ratio(_steps(x), moved, 2)
-    alternation = min(plan.ratio(_steps(x, lag), moved, 2) for lag in TURNS) / max(near, 1e-12) - 1
+    near = plan.ratio(steps(x), moved, 2)
+    alternation = min(plan.ratio(steps(x, lag), moved, 2) for lag in TURNS) / max(near, 1e-12) - 1
     turns = near
     # Without the drift both are still less.
-    far = plan.ratio(_bends(x, LAG), expected, 3)
+    far = plan.ratio(bends(x, LAG), expected, 3)
     lag = LAG
     if max(near, far) > chance and not still:
         near, far = _without_drift(x, expected, moved, plan, near, far)
@@ -236,18 +231,18 @@ def _of_means(window: Window, layer: int, plan: _Plan, size: float, *, still: bo
         # What the weights moved in one step they move by so many times that in as many steps, at most.
         for k in DISTANCES:
             by_weights = _stirred(x) + k * k * ALLOWED * stirred
-            other = plan.ratio(_steps(x, k), expected + by_weights, 2)
+            other = plan.ratio(steps(x, k), expected + by_weights, 2)
             if other > far:
                 far, lag = other, k
     excess = max(near, far)
     if excess <= chance:
         return _Found(excess, chance, 0.0, min(alternation, 0.0), turns)
-    blocks = _bends(x, LAG) if lag == LAG else _steps(x, lag)
-    since = _since(blocks / expected, lag) if far > near else _since(_steps(x) / moved, 1)
+    blocks = bends(x, LAG) if lag == LAG else steps(x, lag)
+    since = since_when(blocks / expected, lag) if far > near else since_when(steps(x) / moved, 1)
     return _Found(excess, chance, since, min(alternation, 0.0), turns)
 
 
-def variances_of_batches(window: Window, layer: int, plan: _Plan, size: float, stirred: float) -> _Found | None:
+def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, stirred: float) -> _Found | None:
     """Judge the logs of the batch variances of a layer; None where too little is known.
 
     Weights hardly move them, however far the data is from zero. But what changes a batch as a whole does: the share by
@@ -271,8 +266,8 @@ def variances_of_batches(window: Window, layer: int, plan: _Plan, size: float, s
     expected = uneven[good] / size * plan.factor
     x = var[:, good].log()
     scaled = (x - x.mean(0)) / expected.sqrt()
-    turns = plan.ratio(_steps(x), expected, 2)
-    alternation = min(plan.ratio(_steps(x, lag), expected, 2) for lag in TURNS) / max(turns, 1e-12) - 1
+    turns = plan.ratio(steps(x), expected, 2)
+    alternation = min(plan.ratio(steps(x, lag), expected, 2) for lag in TURNS) / max(turns, 1e-12) - 1
     best, lag, chance, near = 0.0, 1, math.inf, 0.0
     for k in (1, *DISTANCES) if stirred == stirred else (1,):
         rest, ratio, freedom = _beyond_one_factor(scaled, k, plan)
@@ -290,12 +285,12 @@ def variances_of_batches(window: Window, layer: int, plan: _Plan, size: float, s
         chance = math.exp(3.5 * math.sqrt(noise))
     rise = max(best, turns, 3.0)
     edge = rise * math.log(rise) / (rise - 1)
-    since = _since(_steps(scaled, lag), lag, edge) if rise > chance else 0.0
+    since = since_when(steps(scaled, lag), lag, edge) if rise > chance else 0.0
     common = turns > chance and alternation > EVEN and _beyond_one_factor(scaled, 1, plan)[1] < LEAST_REST
     return _Found(best, chance, since, min(alternation, 0.0), turns, common)
 
 
-def _beyond_one_factor(scaled: Tensor, lag: int, plan: _Plan) -> tuple[float, float, float]:
+def _beyond_one_factor(scaled: Tensor, lag: int, plan: Plan) -> tuple[float, float, float]:
     """Variance of the changes of ``[T, C]`` over some steps without their first principal component.
 
     Returns:
@@ -343,61 +338,8 @@ def _stirred_by_update(window: Window, layer: int) -> Tensor:
     return torch.stack(found).max(0).values
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How to treat batches that are smaller than the others.
-
-    Attributes:
-        factor: The factor by which they raise the expected variance.
-        left_out: How many steps to leave out, as they may have such a batch; None: unknown.
-    """
-
-    factor: float
-    left_out: int | None
-
-    def ratio(self, squares: Tensor, expected: Tensor, each: int) -> float:
-        """Return ``[T, C]`` over its expectation; ``each`` is the number of rows that one step is part of."""
-        if self.left_out is None:
-            # The median over the steps is not moved by a small batch at the end of each epoch.
-            return float((squares.sum(1) / expected.sum()).median())
-        ratios = squares / expected
-        if self.left_out:
-            ratios = ratios[ratios.mean(1).argsort()[: max(1, len(ratios) - each * self.left_out)]]
-        return float(ratios.mean(0).median())
-
-
-def _plan(window: Window, layer: int) -> _Plan | None:
-    """Plan by how the loader draws batches; None if an incomplete one is too large a part of all, of unknown size."""
-    loader, sample = window.facts.train_loader, window.sample
-    if loader is None:
-        # Nothing is known of the sizes: a small batch now and then does not move a median over the steps.
-        return None if 0 < window.facts.epoch_steps <= FEW_BATCHES else _Plan(1.0, None)
-    if loader.batch_size is None:
-        # A batch sampler of the user's: usually its batches are of one size, but for the last.
-        same = sample is not None and bool(sample.size[layer] == window.baseline.sizes[layer])
-        return _Plan(1.0, 1 if same else None)
-    left = loader.leftover
-    if left is None:
-        return _Plan(1.0, 1)
-    if not left or loader.batches is None:
-        return _Plan(1.0, 0)
-    if left < loader.batch_size / 2 and loader.batches > FEW_BATCHES:
-        return _Plan(1.0, math.ceil(len(window) / loader.batches))
-    return _Plan(1 + (loader.batch_size / left - 1) / loader.batches, 0)
-
-
-def _bends(x: Tensor, lag: int) -> Tensor:
-    """Squares of the second differences of ``[T, C]``, which have the variance of independent rows as their mean."""
-    return (x[2 * lag :] - 2 * x[lag:-lag] + x[: -2 * lag]).square() / 6
-
-
-def _steps(x: Tensor, lag: int = 1) -> Tensor:
-    """Squares of the first differences of ``[T, C]``, which have the variance of independent rows as their mean."""
-    return (x[lag:] - x[:-lag]).square() / 2
-
-
 def _without_drift(
-    x: Tensor, expected: Tensor, moved: Tensor, plan: _Plan, near: float, far: float
+    x: Tensor, expected: Tensor, moved: Tensor, plan: Plan, near: float, far: float
 ) -> tuple[float, float]:
     """Subtract the drift of the weights from the excess of ``[T, C]`` at lags of one and of four steps.
 
@@ -405,18 +347,18 @@ def _without_drift(
     walk. Of the excess at a lag of four, blocks of batches explain no more than their edges; most neighbors in a block
     differ like independent batches, and batches at a larger lag differ no more than those at four.
     """
-    steps, bends = _steps(x), _bends(x, 1)
-    bent, quiet = plan.ratio(bends, moved, 3), float((steps.sum(1) / expected.sum()).quantile(QUIET))
+    near_by, turned = steps(x), bends(x, 1)
+    bent, quiet = plan.ratio(turned, moved, 3), float((near_by.sum(1) / expected.sum()).quantile(QUIET))
     walk = float(((moved - expected) / moved).median()) * 2 / 3
-    near = min(near, bent) - min(walk, max(0.0, plan.ratio(_bends(x, 2), moved, 3) - bent))
+    near = min(near, bent) - min(walk, max(0.0, plan.ratio(bends(x, 2), moved, 3) - bent))
     if quiet > 1:
         return near, near
     if plan.left_out is None:  # a median over the steps would lose the edges of blocks
-        edges, turns = (float((d.mean(0) / expected).median()) for d in (steps, bends))
+        edges, turns = (float((d.mean(0) / expected).median()) for d in (near_by, turned))
     else:
-        edges, turns = (plan.ratio(d, expected, n) for d, n in ((steps, 2), (bends, 3)))
-    distant = sum(plan.ratio(_steps(x, lag), expected, 2) for lag in DISTANT_LAGS) / len(DISTANT_LAGS)
-    far -= max(0.0, distant - plan.ratio(_steps(x, LAG), expected, 2))
+        edges, turns = (plan.ratio(d, expected, n) for d, n in ((near_by, 2), (turned, 3)))
+    distant = sum(plan.ratio(steps(x, lag), expected, 2) for lag in DISTANT_LAGS) / len(DISTANT_LAGS)
+    far -= max(0.0, distant - plan.ratio(steps(x, LAG), expected, 2))
     return near, min(far, 1 + LAG * (min(edges, EDGES_BENT * turns) - 1))
 
 
@@ -428,19 +370,3 @@ def _stirred(x: Tensor) -> Tensor:
     """
     away = x.mean(0).square().mean()
     return TURN**2 / 2 * away * away / (1 + away)
-
-
-def _since(ratios: Tensor, lag: int, edge: float = EDGE_OF_CHANGE) -> float:
-    """Position at which ``[T, C]`` ratios of variances rose, by the sum from there to the end (Page 1954)."""
-    # A single wild batch is no beginning.
-    gain = (ratios.mean(1).clamp(max=3 * edge) - edge).flip(0).cumsum(0).flip(0)
-    at = int(gain.argmax())
-    return float(at + lag if at else 0)
-
-
-def _rounding(window: Window, layer: int) -> Tensor:
-    """Variance that the rounding of the running mean leaves in the batch mean that was recovered from it: ``[C]``."""
-    momentum = float(window.momentum[-1, layer])
-    weight = momentum if momentum > 0 else 1 / max(1, int(window.baseline.updates[layer]))
-    span = window.layers.span(layer)
-    return (torch.finfo(torch.float32).eps * window.running_mean[-1, span].double() / weight).square()

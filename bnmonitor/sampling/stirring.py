@@ -65,6 +65,7 @@ class Stirring:
         if self._settings is None:
             return data @ weight.T
         stride, padding, dilation, transposed, output_padding, groups = self._settings
-        return torch.ops.aten.convolution(
+        made: Tensor = torch.ops.aten.convolution(
             data, weight, None, stride, padding, dilation, transposed, output_padding, groups
         )
+        return made

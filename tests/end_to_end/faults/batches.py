@@ -34,7 +34,7 @@ class CorrelatedBatches(Injection):
     needs: ClassVar[str] = "once supervised"
     without: ClassVar[str] = "small"
     noisy: bool = True
-    steps: int = 240
+    steps: int = 280
     how: str = "classes"
     batch_size: int = 32
     classes: int = 2
