@@ -1,7 +1,7 @@
 """Pure functions: tensors or a window in, numbers out."""
 
 from bnmonitor.measures.averaged_buffers import averaged, twins, weight_in_averages
-from bnmonitor.measures.batch_independence import independence
+from bnmonitor.measures.batch_independence import Independence, independence
 from bnmonitor.measures.batches import (
     DISTANCE_STEPS,
     LEAST_HELD_OUT,
@@ -32,8 +32,10 @@ from bnmonitor.measures.moments import (
     padding,
     reduce,
     samples_reduced,
+    scale,
     spread,
     unevenness,
+    unevenness_beyond,
 )
 from bnmonitor.measures.reductions import may_exceed, mean, median, once, share
 from bnmonitor.measures.robust import mean_over_steps, middle_over_steps
@@ -60,6 +62,7 @@ from bnmonitor.measures.running_lag import (
     warm,
 )
 from bnmonitor.measures.sampled_inputs import SampledInput, sampled_batch, sampled_input
+from bnmonitor.measures.small_batches import StepNoise, samples_by_noise, step_noise
 from bnmonitor.measures.small_variances import variances
 from bnmonitor.measures.untouched import MOSTLY, initial_statistics
 
@@ -74,9 +77,11 @@ __all__ = [
     "MOST_CALLS",
     "Affine",
     "CallMoments",
+    "Independence",
     "Levels",
     "SampledInput",
     "SideUpdates",
+    "StepNoise",
     "averaged",
     "averages",
     "batch_distance",
@@ -123,18 +128,22 @@ __all__ = [
     "run_began",
     "sampled_batch",
     "sampled_input",
+    "samples_by_noise",
     "samples_normalized",
     "samples_reduced",
+    "scale",
     "settled",
     "share",
     "side_updates",
     "silent",
     "spread",
+    "step_noise",
     "synced",
     "trunk",
     "twins",
     "typical_variance",
     "unevenness",
+    "unevenness_beyond",
     "update_weight",
     "variance_gap",
     "variance_noise",

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from bnmonitor.limits import FLAT
+from bnmonitor.measures.batch_differences import Plan, bends, plan_of, rounding, since_when, steps
 from bnmonitor.measures.batches import samples_normalized
 from bnmonitor.measures.learning_rate import rises
 from bnmonitor.measures.moments import looked_at
 from bnmonitor.measures.reductions import once
 from bnmonitor.measures.running_lag import LEAST_WARM_UP, settled
-from bnmonitor.window import Window
+from bnmonitor.window import Sample, Window
 
 LAG = 4
 """Steps between the batches that are compared to find blocks of similar batches."""
@@ -40,17 +41,43 @@ QUIET = 0.25
 In blocks of two, half of all neighbors are of one block; weights that jump do so in every step.
 """
 
-EDGE_OF_CHANGE = 1.5 * math.log(3.0)
-"""Between 1 and 3: a ratio of variances that is as likely before as after a rise from the one to the other."""
+TURNS = 2, 3, 4
+"""Kinds of batches that may take turns."""
+
+DISTANCES = 2, 4, 8, 16, 24
+"""Lags at which blocks of batches are looked for, where it is known how far the weights move."""
+
+ALLOWED = 4.0
+"""How many times the variance that one sampled update of the weights makes is granted to any update."""
+
+LEAST_CHANNELS = 6
+"""Channels from which the variances of a layer show more than one factor."""
+
+LEAST_REST = 0.15
+"""Least part of the changes that one common factor must leave."""
+
+LEAST_BEYOND = 0.5
+"""Least part of what is expected of independent samples that one common factor is taken to leave.
+
+One far sample among those that were seen looks like a factor that all channels have in common."""
+
+MIXED = 2.0
+"""Most that the variance of independent batch means can be above what mixed samples in a batch show."""
+
+EVEN = -0.5
+"""Alternation above which batches do not take turns."""
+
+SUPPORT = 3.0
+"""Excess of the means from which that of the variances is believed before it is known that images have one size."""
+
+LEAST_SHAPES = 3
+"""Samples that must have the same number of values to show that images have one size."""
 
 LEAST_PAIRS = 50
 """Least number of differences of batches for a result."""
 
 LEAST_DRAWS = 15
 """Least degrees of freedom of the variance between samples for a result: those of 16 samples."""
-
-FEW_BATCHES = 8
-"""Up to so many batches in an epoch, an incomplete last one is too large a part of all to be left out."""
 
 
 @dataclass(frozen=True)
@@ -61,22 +88,45 @@ class Independence:
 
     Attributes:
         excess: Variance of the batch mean from batch to batch, over what independent samples would give: about 1 if
-            they are.
+            they are. Or the same of the log of the batch variance, where that is larger.
+        by_variance: Whether it is that of the variance.
         chance: The excess that chance may explain, 3.5 standard errors of its log away from 1.
         share: Part of the variance between samples that the batches explain (the intraclass correlation).
-        alternation: Correlation of the means of two successive batches, a trend removed.
+        alternation: Of batches that take turns, how much less those of the same turn differ than successive ones, as a
+            share, with a minus sign: 0 if they differ as much, -1 if not at all.
+        turns: The excess of what takes turns from one batch to the next.
+        turns_by_variance: Whether it is that of the variance.
         since: Position in the window of the first batch that differs from those before it by that much; 0 if all do.
     """
 
     excess: Tensor
+    by_variance: Tensor
     chance: Tensor
     share: Tensor
     alternation: Tensor
+    turns: Tensor
+    turns_by_variance: Tensor
     since: Tensor
 
     def beyond(self, limit: float, share: float) -> Tensor:
         """``[L]`` bool: the excess is above a limit and above chance, and batches explain more than a share."""
         return (self.excess > self.chance.clamp(min=limit)) & (self.share > share)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one statistic shows of one layer: fields as in :class:`Independence`.
+
+    Attributes:
+        common: Whether what changes from batch to batch is mostly one factor that all channels have in common.
+    """
+
+    excess: float
+    chance: float
+    since: float
+    alternation: float
+    turns: float
+    common: bool = False
 
 
 @once
@@ -98,7 +148,7 @@ def independence(window: Window) -> Independence:
     variance that lies between samples depends on the weights before the layer, which change most in the first steps.
     """
     layers, sample, structure = window.layers, window.sample, window.facts.structure
-    rows = torch.full((5, len(layers)), torch.nan, dtype=torch.float64, device="cpu")
+    rows = torch.full((8, len(layers)), torch.nan, dtype=torch.float64, device="cpu")
     result = Independence(*rows)
     if sample is None or structure is None or not structure.places or len(window) < LEAST_PAIRS + 2 * LAG:
         return result
@@ -111,92 +161,185 @@ def independence(window: Window) -> Independence:
     steady = torch.tensor(not rises(window), device="cpu")
     judged &= still | (steady & (updates >= LEAST_WARM_UP))
     for layer in judged.nonzero().flatten().tolist():
-        plan, span, size = _plan(window, layer), layers.span(layer), float(sizes[layer])
-        one_value = bool(sample.size[layer] == sample.values[layer])
-        draws = len(window) * (size - 1) if one_value else looked_at(int(sample.size[layer])) - 1
-        if plan is None or draws < LEAST_DRAWS:
+        plan, size = plan_of(window, layer), float(sizes[layer])
+        if plan is None:
             continue
-        var = window.batch_var[:, span].double().mean(0)
-        between = 1.0 if one_value else sample.between[span].double() / sample.input.var[span].double()
-        expected = between / size * plan.factor + _rounding(window, layer) / var
-        x = window.batch_mean[:, span].double() / var.sqrt()
-        good = (var > FLAT * layers.eps[layer]) & expected.isfinite() & (expected > 0) & x.isfinite().all(0)
-        if not good.any():
+        stirred = torch.zeros(2, device="cpu") if still[layer] else _stirred_by_update(window, layer)
+        mean = _of_means(window, layer, plan, size, still=bool(still[layer]), stirred=float(stirred[0]))
+        if mean is None:
             continue
-        # A variance over n values is off by (kurtosis - 1) / n, relative and squared; successive differences have two
-        # thirds of the degrees of freedom of as many independent values.
-        tails = float(sample.input.kurtosis[span].double()[good].nan_to_num(3.0).clamp(min=3.0).median())
-        chance = math.exp(3.5 * math.sqrt(3 / len(window) + (tails - 1) / draws))
-        x, expected = x[:, good], expected[good]
-        moved = expected if still[layer] else expected + _stirred(x)
-        near = plan.ratio(_steps(x), moved, 2)
-        far = plan.ratio(_bends(x, LAG), expected, 3)
-        if max(near, far) <= chance:  # as nearly always; without the drift both are still less
+        variance = variances_of_batches(window, layer, plan, size, float(stirred[1]))
+        if variance is not None and variance.common:
+            # Mixed samples are no longer independent of one another: at most as much as pairs of equal ones.
+            mean = replace(mean, excess=mean.excess / MIXED, turns=mean.turns / MIXED)
+        if mean.excess < SUPPORT and not _of_one_shape(window, layer):
+            variance = None
+        found = mean
+        if variance is not None and variance.excess > max(variance.chance, mean.excess):
+            found = variance
+        turning = found
+        for other in (mean, variance):
+            if other is not None and other.alternation < 0 and other.turns > other.chance:
+                turning = min(turning, other, key=lambda f: f.alternation if f.turns > f.chance else 0.0)
+        if max(found.excess, turning.turns) <= found.chance:  # as nearly always
             continue
-        if not still[layer]:
-            near, far = _without_drift(x, expected, moved, plan, near, far)
-        excess = max(near, far)
-        result.chance[layer], result.excess[layer], result.alternation[layer] = chance, excess, _alternation(x)
-        result.since[layer] = _since(_bends(x, LAG) / expected, LAG) if far > near else _since(_steps(x) / moved, 1)
-        result.share[layer] = max(excess - 1, 0) / (max(excess - 1, 0) + size)
+        result.chance[layer], result.excess[layer] = found.chance, found.excess
+        result.by_variance[layer], result.turns_by_variance[layer] = found is variance, turning is variance
+        result.alternation[layer], result.turns[layer] = turning.alternation, turning.turns
+        # Differences of the means date the beginning best: what they show is known of each batch.
+        dated = mean if mean.excess > mean.chance else found if found.excess >= turning.turns else turning
+        result.since[layer] = dated.since
+        most = max(found.excess, turning.turns) - 1
+        result.share[layer] = max(most, 0) / (max(most, 0) + size)
     return result
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How to treat batches that are smaller than the others.
+def _of_means(window: Window, layer: int, plan: Plan, size: float, *, still: bool, stirred: float) -> _Found | None:
+    """Judge the batch means of a layer; None where too little is known."""
+    layers, sample, span = window.layers, window.sample, window.layers.span(layer)
+    assert sample is not None
+    one_value = bool(sample.size[layer] == sample.values[layer])
+    draws = len(window) * (size - 1) if one_value else looked_at(int(sample.size[layer])) - 1
+    if draws < LEAST_DRAWS:
+        return None
+    var = window.batch_var[:, span].double().mean(0)
+    between: float | Tensor = 1.0
+    if not one_value:
+        ratios = [s.between[span].double() / s.input.var[span].double() for s in samples_after_warm_up(window, layer)]
+        between = torch.stack(ratios).nanmean(0)
+        draws *= len(ratios)
+    expected = between / size * plan.factor + rounding(window, layer) / var
+    x = window.batch_mean[:, span].double() / var.sqrt()
+    good = (var > FLAT * layers.eps[layer]) & expected.isfinite() & (expected > 0) & x.isfinite().all(0)
+    if not good.any():
+        return None
+    # A variance over n values is off by (kurtosis - 1) / n, relative and squared; successive differences have two
+    # thirds of the degrees of freedom of as many independent values.
+    tails = float(sample.input.kurtosis[span].double()[good].nan_to_num(3.0).clamp(min=3.0).median())
+    chance = math.exp(3.5 * math.sqrt(3 / len(window) + (tails - 1) / draws))
+    x, expected = x[:, good], expected[good]
+    moved = expected if still else expected + _stirred(x)
+    near = plan.ratio(steps(x), moved, 2)
+    alternation = min(plan.ratio(steps(x, lag), moved, 2) for lag in TURNS) / max(near, 1e-12) - 1
+    turns = near
+    # Without the drift both are still less.
+    far = plan.ratio(bends(x, LAG), expected, 3)
+    lag = LAG
+    if max(near, far) > chance and not still:
+        near, far = _without_drift(x, expected, moved, plan, near, far)
+    if not still and stirred == stirred:
+        # What the weights moved in one step they move by so many times that in as many steps, at most.
+        for k in DISTANCES:
+            by_weights = _stirred(x) + k * k * ALLOWED * stirred
+            other = plan.ratio(steps(x, k), expected + by_weights, 2)
+            if other > far:
+                far, lag = other, k
+    excess = max(near, far)
+    if excess <= chance:
+        return _Found(excess, chance, 0.0, min(alternation, 0.0), turns)
+    blocks = bends(x, LAG) if lag == LAG else steps(x, lag)
+    since = since_when(blocks / expected, lag) if far > near else since_when(steps(x) / moved, 1)
+    return _Found(excess, chance, since, min(alternation, 0.0), turns)
 
-    Attributes:
-        factor: The factor by which they raise the expected variance.
-        left_out: How many steps to leave out, as they may have such a batch; None: unknown.
+
+def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, stirred: float) -> _Found | None:
+    """Judge the logs of the batch variances of a layer; None where too little is known.
+
+    Weights hardly move them, however far the data is from zero. But what changes a batch as a whole does: the share by
+    which its samples are mixed, its exposure. That is a factor that all channels have in common, so the first principal
+    component of the changes is left out, in what is seen and in what is expected. It counts only if it takes turns.
     """
+    samples = [s for s in samples_after_warm_up(window, layer) if s.unevenness is not None]
+    span, layers = window.layers.span(layer), window.layers
+    if not samples or size < LEAST_DRAWS + 1:
+        return None
+    uneven = torch.stack([s.unevenness[span].double() for s in samples if s.unevenness is not None]).nanmean(0)
+    known = [s.uneven_beyond[:, layer].double() for s in samples if s.uneven_beyond is not None]
+    share, tails = torch.stack(known).nanmean(0).tolist() if known else (math.nan, math.nan)
+    var = window.batch_var[:, span].double()
+    good = (var.mean(0) > FLAT * layers.eps[layer]) & (uneven > 0) & uneven.isfinite() & (var > 0).all(0)
+    if int(good.sum()) < LEAST_CHANNELS or share != share:
+        return None
+    beyond = max(LEAST_BEYOND, share)
+    draws = len(samples) * (looked_at(int(samples[-1].size[layer])) - 1)
+    noise = 3 / len(window) + (max(tails, 3.0) - 1) / draws
+    expected = uneven[good] / size * plan.factor
+    x = var[:, good].log()
+    scaled = (x - x.mean(0)) / expected.sqrt()
+    turns = plan.ratio(steps(x), expected, 2)
+    alternation = min(plan.ratio(steps(x, lag), expected, 2) for lag in TURNS) / max(turns, 1e-12) - 1
+    best, lag, chance, near = 0.0, 1, math.inf, 0.0
+    for k in (1, *DISTANCES) if stirred == stirred else (1,):
+        rest, ratio, freedom = _beyond_one_factor(scaled, k, plan)
+        by_weights = 0.0 if stirred != stirred else ALLOWED * k * k * stirred
+        excess = rest / (beyond + by_weights) if ratio >= LEAST_REST else 0.0
+        if k == 1:
+            near = rest / max(ratio, 1e-12)
+        else:
+            # What all channels have in common differs from batch to batch where batches are processed as wholes, and
+            # only from block to block where the data comes in blocks.
+            excess = max(excess, (rest / max(ratio, 1e-12) - max(0.0, near - 1)) / (1 + by_weights))
+        if excess > best:
+            best, lag, chance = excess, k, math.exp(3.5 * math.sqrt(noise / freedom))
+    if not best:
+        chance = math.exp(3.5 * math.sqrt(noise))
+    rise = max(best, turns, 3.0)
+    edge = rise * math.log(rise) / (rise - 1)
+    since = since_when(steps(scaled, lag), lag, edge) if rise > chance else 0.0
+    common = turns > chance and alternation > EVEN and _beyond_one_factor(scaled, 1, plan)[1] < LEAST_REST
+    return _Found(best, chance, since, min(alternation, 0.0), turns, common)
 
-    factor: float
-    left_out: int | None
 
-    def ratio(self, squares: Tensor, expected: Tensor, each: int) -> float:
-        """Return ``[T, C]`` over its expectation; ``each`` is the number of rows that one step is part of."""
-        if self.left_out is None:
-            # The median over the steps is not moved by a small batch at the end of each epoch.
-            return float((squares.sum(1) / expected.sum()).median())
-        ratios = squares / expected
-        if self.left_out:
-            ratios = ratios[ratios.mean(1).argsort()[: max(1, len(ratios) - each * self.left_out)]]
-        return float(ratios.mean(0).median())
+def _beyond_one_factor(scaled: Tensor, lag: int, plan: Plan) -> tuple[float, float, float]:
+    """Variance of the changes of ``[T, C]`` over some steps without their first principal component.
 
-
-def _plan(window: Window, layer: int) -> _Plan | None:
-    """Plan by how the loader draws batches; None if an incomplete one is too large a part of all, of unknown size."""
-    loader, sample = window.facts.train_loader, window.sample
-    if loader is None:
-        # Nothing is known of the sizes: a small batch now and then does not move a median over the steps.
-        return None if 0 < window.facts.epoch_steps <= FEW_BATCHES else _Plan(1.0, None)
-    if loader.batch_size is None:
-        # A batch sampler of the user's: usually its batches are of one size, but for the last.
-        same = sample is not None and bool(sample.size[layer] == window.baseline.sizes[layer])
-        return _Plan(1.0, 1 if same else None)
-    left = loader.leftover
-    if left is None:
-        return _Plan(1.0, 1)
-    if not left or loader.batches is None:
-        return _Plan(1.0, 0)
-    if left < loader.batch_size / 2 and loader.batches > FEW_BATCHES:
-        return _Plan(1.0, math.ceil(len(window) / loader.batches))
-    return _Plan(1 + (loader.batch_size / left - 1) / loader.batches, 0)
+    Returns:
+        The variance, its share of the whole, and its degrees of freedom.
+    """
+    changes = (scaled[lag:] - scaled[:-lag]) / math.sqrt(2)
+    # Always without the largest: with heavy tails the samples seen have no outlier of those that the batches had.
+    keep = len(changes) - max(len(changes) // 8, 2 * (plan.left_out or 0))
+    changes = changes[changes.square().sum(1).argsort()[:keep]]
+    strengths = torch.linalg.svdvals(changes).square() / len(changes) / changes.shape[1]
+    rest = float(strengths[1:].sum())
+    freedom = rest**2 / max(float(strengths[1:].square().sum()), 1e-30)
+    return rest, rest / max(float(strengths.sum()), 1e-30), max(freedom, 1.0)
 
 
-def _bends(x: Tensor, lag: int) -> Tensor:
-    """Squares of the second differences of ``[T, C]``, which have the variance of independent rows as their mean."""
-    return (x[2 * lag :] - 2 * x[lag:-lag] + x[: -2 * lag]).square() / 6
+def samples_after_warm_up(window: Window, layer: int) -> list[Sample]:
+    """The samples of a layer that are from after its warm-up, or the newest if none is."""
+    known = [s for s in (*window.earlier, window.sample) if s is not None]
+    updates = int(window.baseline.updates[layer]) - window.steps[-1]
+    later = [s for s in known if updates + s.step >= LEAST_WARM_UP and int(s.calls[layer]) == 1]
+    return later or known[-1:]
 
 
-def _steps(x: Tensor, lag: int = 1) -> Tensor:
-    """Squares of the first differences of ``[T, C]``, which have the variance of independent rows as their mean."""
-    return (x[lag:] - x[:-lag]).square() / 2
+def _of_one_shape(window: Window, layer: int) -> bool:
+    """Whether all samples, of at least three steps, have as many values each: else the size of the images changes."""
+    known = [s for s in (*window.earlier, window.sample) if s is not None and int(s.size[layer]) > 0]
+    return len(known) >= LEAST_SHAPES and len({int(s.values[layer]) / int(s.size[layer]) for s in known}) == 1
+
+
+def _stirred_by_update(window: Window, layer: int) -> Tensor:
+    """Variance that one update of the weights gives to mean and log variance in the samples, ``[2]``; NaN if unknown.
+
+    In the units of what independent samples would give for the log variance, and of the layer's variance for the mean.
+    """
+    found = []
+    span, size = window.layers.span(layer), float(samples_normalized(window)[layer])
+    for sample in samples_after_warm_up(window, layer):
+        if sample.stirred is None or sample.unevenness is None:
+            continue
+        mean, var = sample.stirred[:, span].double().square() / 2
+        found.append(torch.stack([mean.nanmedian(), (var / sample.unevenness[span].double() * size).nanmedian()]))
+    found = [pair for pair in found if bool(pair.isfinite().all())]
+    if not found:
+        return torch.full((2,), torch.nan, device="cpu")
+    return torch.stack(found).max(0).values
 
 
 def _without_drift(
-    x: Tensor, expected: Tensor, moved: Tensor, plan: _Plan, near: float, far: float
+    x: Tensor, expected: Tensor, moved: Tensor, plan: Plan, near: float, far: float
 ) -> tuple[float, float]:
     """Subtract the drift of the weights from the excess of ``[T, C]`` at lags of one and of four steps.
 
@@ -204,18 +347,18 @@ def _without_drift(
     walk. Of the excess at a lag of four, blocks of batches explain no more than their edges; most neighbors in a block
     differ like independent batches, and batches at a larger lag differ no more than those at four.
     """
-    steps, bends = _steps(x), _bends(x, 1)
-    bent, quiet = plan.ratio(bends, moved, 3), float((steps.sum(1) / expected.sum()).quantile(QUIET))
+    near_by, turned = steps(x), bends(x, 1)
+    bent, quiet = plan.ratio(turned, moved, 3), float((near_by.sum(1) / expected.sum()).quantile(QUIET))
     walk = float(((moved - expected) / moved).median()) * 2 / 3
-    near = min(near, bent) - min(walk, max(0.0, plan.ratio(_bends(x, 2), moved, 3) - bent))
+    near = min(near, bent) - min(walk, max(0.0, plan.ratio(bends(x, 2), moved, 3) - bent))
     if quiet > 1:
         return near, near
     if plan.left_out is None:  # a median over the steps would lose the edges of blocks
-        edges, turns = (float((d.mean(0) / expected).median()) for d in (steps, bends))
+        edges, turns = (float((d.mean(0) / expected).median()) for d in (near_by, turned))
     else:
-        edges, turns = (plan.ratio(d, expected, n) for d, n in ((steps, 2), (bends, 3)))
-    distant = sum(plan.ratio(_steps(x, lag), expected, 2) for lag in DISTANT_LAGS) / len(DISTANT_LAGS)
-    far -= max(0.0, distant - plan.ratio(_steps(x, LAG), expected, 2))
+        edges, turns = (plan.ratio(d, expected, n) for d, n in ((near_by, 2), (turned, 3)))
+    distant = sum(plan.ratio(steps(x, lag), expected, 2) for lag in DISTANT_LAGS) / len(DISTANT_LAGS)
+    far -= max(0.0, distant - plan.ratio(steps(x, LAG), expected, 2))
     return near, min(far, 1 + LAG * (min(edges, EDGES_BENT * turns) - 1))
 
 
@@ -227,26 +370,3 @@ def _stirred(x: Tensor) -> Tensor:
     """
     away = x.mean(0).square().mean()
     return TURN**2 / 2 * away * away / (1 + away)
-
-
-def _since(ratios: Tensor, lag: int) -> float:
-    """Position at which ``[T, C]`` ratios of variances rose, by the sum from there to the end (Page 1954)."""
-    gain = (ratios.mean(1) - EDGE_OF_CHANGE).flip(0).cumsum(0).flip(0)
-    at = int(gain.argmax())
-    return float(at + lag if at else 0)
-
-
-def _rounding(window: Window, layer: int) -> Tensor:
-    """Variance that the rounding of the running mean leaves in the batch mean that was recovered from it: ``[C]``."""
-    momentum = float(window.momentum[-1, layer])
-    weight = momentum if momentum > 0 else 1 / max(1, int(window.baseline.updates[layer]))
-    span = window.layers.span(layer)
-    return (torch.finfo(torch.float32).eps * window.running_mean[-1, span].double() / weight).square()
-
-
-def _alternation(x: Tensor) -> float:
-    """Lag-1 correlation of ``[T, C]`` over all channels, a linear trend of each removed."""
-    time = torch.linspace(-1, 1, len(x), dtype=x.dtype, device="cpu")[:, None]
-    x = x - x.mean(0)
-    x = x - time * (time * x).sum(0) / time.square().sum()
-    return float((x[1:] * x[:-1]).sum() / x.square().sum().clamp(min=1e-300))

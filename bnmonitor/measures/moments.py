@@ -172,26 +172,74 @@ def unevenness(x: Tensor) -> Tensor | None:
     """
     if x.dim() < 3 or x.shape[0] < LEAST_SAMPLES:
         return None
-    x = _part(x, x.shape[0] // LEAST_SAMPLES).flatten(2)
-    x = x if x.dtype == torch.float64 else x.float()
-    own = (x - x.mean((0, 2), keepdim=True)).square_().mean(2)
+    own = _own_variances(x)
     return torch.div(own.var(0), own.mean(0).square())
 
 
-def padding(x: Tensor) -> Tensor:
-    """Count the positions of ``[N, C, L]`` at constant ends, where no channel changes up to the last position.
+def unevenness_beyond(x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the same, also for samples of one value, and the part of it that no common factor explains.
 
-    An end has at least two positions; a sequence that is constant throughout does not count. Of large batches a part
-    is read, as by :func:`reduce`.
+    Returns:
+        ``[C]``; and ``[2]``: share of the correlations between channels beyond their first principal component, and
+        kurtosis of the samples' variances, in the middle channel. None for few samples.
+    """
+    if x.shape[0] < LEAST_SAMPLES or x.shape[1] < 2:
+        return None
+    own = _own_variances(x)
+    mean, deviation = own.mean(0), own.std(0)
+    scaled = ((own - mean) / deviation).where(deviation > 0, 0.0).double()
+    strengths = torch.linalg.eigvalsh(scaled @ scaled.T)
+    beyond = 1 - strengths[-1] / strengths.sum().clamp(min=1e-30)
+    return (deviation / mean).square(), torch.stack([beyond, scaled.pow(4).mean(0).median()])
+
+
+def _own_variances(x: Tensor) -> Tensor:
+    """Each sample's variance around the batch mean, over the samples that :func:`between` reduces: ``[n, C]``."""
+    x = _part(x, x.shape[0] // LEAST_SAMPLES)
+    x = x.flatten(2) if x.dim() > 2 else x[..., None]
+    x = x if x.dtype == torch.float64 else x.float()
+    return (x - x.mean((0, 2), keepdim=True)).square_().mean(2)
+
+
+LEAST_RUN = 3
+"""Least number of positions that make a constant end."""
+
+EDGE = 4
+"""Largest part of a sequence, as one over it, by which its very end may differ from the constant before it."""
+
+STILL = 1e-5
+"""Difference of neighbors that are the same, in deviations: summed in another order they differ by rounding."""
+
+
+def padding(x: Tensor) -> Tensor:
+    """Count the positions of ``[N, C, L]`` at constant ends: at the start or the end of a sequence, in all channels.
+
+    Behind operations with wide kernels the very last positions differ from the constant before them, as these see the
+    zeros with which a convolution fills up its input. A sequence that is constant throughout does not count; nor do
+    ends that are equally long in all sequences, as what repeats each position makes them. Of large batches a part of
+    the samples is read, as by :func:`between`.
 
     Returns:
         ``[2]``: positions at constant ends, and all positions.
     """
-    x = _part(x, min(x.shape[0], x.shape[0] * x.shape[2] // MOST_VALUES))
-    still = (x == x[..., -1:]).all(1)
-    ends = still.flip(-1).cumprod(-1).sum(-1)
-    ends = ends.where((ends > 1) & (ends < x.shape[2]), 0)
-    return torch.stack([ends.sum(), torch.full_like(ends[0], x.shape[0] * x.shape[2])])
+    x = _part(x, x.shape[0] // LEAST_SAMPLES).float()
+    ends = torch.zeros(2, x.shape[0], dtype=torch.int64, device=x.device)
+    if x.shape[2] > LEAST_RUN:
+        spread, level = torch.var_mean(x, (0, 2), correction=0, keepdim=True)
+        same = STILL * spread.sqrt_() + 8 * torch.finfo(x.dtype).eps * level.abs_()
+        still = (x.diff(dim=-1).abs_() <= same).all(1)
+        ends = torch.stack([_run(still), _run(still.flip(-1))]) + 1
+        ends = ends.where((ends >= LEAST_RUN) & (ends.sum(0) < x.shape[2]), 0)
+        ends = ends.where((ends != ends[:, :1]).any(1, keepdim=True), 0)
+    return torch.stack([ends.sum(), ends.new_tensor(x.shape[0] * x.shape[2])])
+
+
+def _run(still: Tensor) -> Tensor:
+    """Length of the run of True that begins near the start of each row ``[n, L]``; 0 where none begins there."""
+    started = still.cumsum(-1) > 0
+    offset = (~started).sum(-1)
+    run = (still | ~started).cumprod(-1).sum(-1) - offset
+    return run.where(offset <= still.shape[-1] // EDGE, 0)
 
 
 def merge_between(a: Tensor, b: Tensor) -> Tensor:
@@ -199,6 +247,20 @@ def merge_between(a: Tensor, b: Tensor) -> Tensor:
     total = a[0] + b[0]
     delta = b[1] - a[1]
     return torch.stack([total, a[1] + delta * b[0] / total, a[2] + b[2] + delta * delta * a[0] * b[0] / total])
+
+
+def scale(x: Tensor) -> Tensor:
+    """Reduce data ``[N, C, ...]`` to its scale.
+
+    Returns:
+        ``[2]``: mean square, and distance of the mean from zero in deviations, each in the middle channel; the second
+        over the channels that are not constant, NaN without one.
+    """
+    x = spread(x).transpose(0, 1).flatten(1)
+    var, mean = torch.var_mean(x if x.dtype == torch.float64 else x.float(), 1, correction=0)
+    power = mean.square() + var
+    offset = (mean.abs() / var.sqrt()).where(var > 1e-12 * power, torch.nan)
+    return torch.stack([power.median(), offset.nanmedian()])
 
 
 def looked_at(samples: int) -> int:

@@ -23,10 +23,13 @@ from bnmonitor.measures import (
     padding,
     reduce,
     samples_reduced,
+    scale,
     unevenness,
+    unevenness_beyond,
 )
-from bnmonitor.sampling.autograd import affine_of, agrees, batch_of
+from bnmonitor.sampling.autograd import affine_of, agrees, batch_of, data_of
 from bnmonitor.sampling.probe import Probe
+from bnmonitor.sampling.stirring import Stirring
 from bnmonitor.window import Moments, Sample, Structure
 
 
@@ -44,7 +47,10 @@ class _Seen:
     reduced: dict[str, Tensor] = field(default_factory=dict)
     between: Tensor | None = None
     inputs: list[CallMoments] = field(default_factory=list)
+    unevenness: tuple[Tensor, Tensor] | None = None
+    stirring: Stirring | None = None
     padding: Tensor | None = None
+    data: Tensor | None = None
     looked: int = 0
     witness: Tensor | None = None
 
@@ -80,6 +86,7 @@ class Sampler:
         self._seen: dict[int, _Seen] = {}
         self._aside: dict[int, _Seen] = {}
         self._momentum: dict[int, Any] = {}
+        self._first: set[int] = set()
         self._tracer = Tracer()
         self.interrupted = False
         """Whether a compilation or an error ended the sample while the hooks were in place."""
@@ -109,6 +116,9 @@ class Sampler:
         self.detach()
         self._seen, self._aside, self.interrupted = {}, {}, False
         self._momentum = {id(module): getattr(module, "momentum", None) for module in modules}
+        structure = self._tracer.structure
+        places = () if structure is None or len(structure.places) != len(modules) else structure.places
+        self._first = {id(m) for m, place in zip(modules, places, strict=False) if place.root}
         for module in modules:
             self._hooks.on_forward(module, self._saw)
         for root in models.values():
@@ -158,6 +168,8 @@ class Sampler:
         seen.values = x.numel() // max(1, x.shape[1])
         if x.numel() and output.numel():
             self._moments(seen, module, x, output)
+        data = data_of(x)
+        seen.data = None if data is None or not data.is_floating_point() or not data.numel() else scale(data)
         if x.dim() == 3 and x.numel():
             ends = padding(x)
             seen.padding = ends if seen.padding is None else seen.padding + ends
@@ -175,6 +187,9 @@ class Sampler:
         seen.add("output", passed)
         seen.spread(spread)
         if module.training and len(seen.inputs) < MOST_CALLS:
+            first = id(module) in self._first and not seen.inputs
+            seen.unevenness = unevenness_beyond(x) if first else None
+            seen.stirring = Stirring.before(x) if first else None
             uneven = unevenness(x) if seen.inputs else None
             seen.inputs.append(CallMoments(x.shape[0], reduced, spread, uneven))
 
@@ -222,8 +237,12 @@ class Sampler:
             output=Moments(**finish(_flat(layers, [s.reduced.get("output") for s in seen], 11))),
             between=_unbiased(spread),
             level=spread[1].clone(),
+            unevenness=_flat(layers, [None if s.unevenness is None else s.unevenness[0][None] for s in seen], 1)[0],
+            uneven_beyond=_columns([None if s.unevenness is None else s.unevenness[1] for s in seen]),
+            stirred=_flat(layers, [None if s.stirring is None else s.stirring.measure() for s in seen], 2),
             looked=torch.tensor([s.looked for s in seen], device="cpu"),
             padding=_shares([s.padding for s in seen]),
+            data=_columns([s.data for s in seen]),
             input_dtypes=tuple(s.dtype for s in seen),
             distance=_distances([s.inputs for s in seen]),
             side_calls=torch.tensor([s.calls for s in aside], device="cpu"),
@@ -261,6 +280,11 @@ def _flat(layers: LayerTable, parts: Sequence[Tensor | None], rows: int) -> Tens
 def _shares(counts: Sequence[Tensor | None]) -> Tensor:
     """The first of each two numbers over the second, NaN for None: ``[L]``."""
     return torch.tensor([torch.nan if c is None else float(c[0] / c[1]) for c in counts], device="cpu")
+
+
+def _columns(pairs: Sequence[Tensor | None]) -> Tensor:
+    """The two numbers of each layer, NaN for None: ``[2, L]``."""
+    return torch.tensor([[torch.nan] * 2 if pair is None else pair.tolist() for pair in pairs], device="cpu").T
 
 
 def _unbiased(spread: Tensor) -> Tensor:

@@ -45,6 +45,74 @@ def _packed() -> bool:
         return True
 
 
+_READ = {"ConvolutionBackward0": "_saved_input", "AddmmBackward0": "_saved_mat1", "MmBackward0": "_saved_self"}
+"""What autograd keeps of the input of an operation with weights, by the name of its node."""
+
+_RESHAPING = {
+    *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "TransposeBackward0", "PermuteBackward0"),
+    *("UnsqueezeBackward0", "SqueezeBackward1", "TBackward0"),
+}
+
+
+def data_of(x: Tensor) -> Tensor | None:
+    """Return the data that a layer reads: its own input or that of the operation with weights before it.
+
+    Args:
+        x: The layer's input.
+
+    Returns:
+        ``[N, C, ...]``, without a gradient; None where something before it is trained, or where autograd did not keep
+        it. The names are private to PyTorch.
+    """
+    node = _made_by(x)
+    if node is None:
+        return None if x.requires_grad else x
+    return _read_by(node)
+
+
+def producer_of(x: Tensor) -> tuple[Any, Tensor, Tensor] | None:
+    """Return the operation with weights that made a layer's input of the data, with the data and its weight.
+
+    None if there is none, if its weight is computed of other parameters or not trained, and where that is not known.
+    """
+    node = _made_by(x)
+    data = None if node is None else _read_by(node)
+    if data is None:
+        return None
+    if type(node).__name__ != "ConvolutionBackward0" and (x.dim() != 2 or data.dim() != 2):
+        return None
+    reads = node.next_functions
+    edge = reads[-1][0] if type(node).__name__ != "ConvolutionBackward0" else reads[1][0]
+    for _ in range(3):
+        if edge is None or type(edge).__name__ == "AccumulateGrad":
+            break
+        # A cast or a transposition; what has several inputs is computed.
+        edge = edge.next_functions[0][0] if len(edge.next_functions) == 1 else None
+    weight = getattr(edge, "variable", None)
+    return (node, data, weight) if isinstance(weight, Tensor) else None
+
+
+def _made_by(x: Tensor) -> Any:
+    """The node that made a tensor, changes of shape looked through; None for the data."""
+    node: Any = x.grad_fn
+    for _ in range(3):
+        if type(node).__name__ not in _RESHAPING:
+            break
+        node = node.next_functions[0][0]
+    return node
+
+
+def _read_by(node: Any) -> Tensor | None:
+    """The data that an operation with weights read; None for another operation, and if it read something trained."""
+    name = _READ.get(type(node).__name__)
+    if name is None or _packed():
+        return None
+    read = getattr(node, name, None)
+    if not isinstance(read, Tensor) or read.requires_grad or read.dim() < 2:
+        return None
+    return read
+
+
 def affine_of(module: nn.Module, x: Tensor, output: Tensor) -> Affine | None:
     """Return the affine map that one call of a layer applied to each channel; None where that is not certain.
 

@@ -19,6 +19,12 @@ only every second one of those that would have been kept is: so they lie evenly 
 KEPT = 2
 """Evaluations kept."""
 
+LEAST_BATCHES = 4
+"""Batches of an evaluation from which their spread tells the noise."""
+
+OF_A_MEDIAN = 1.25
+"""Standard error of a median of normal values, over that of their mean."""
+
 
 class _Seen:
     """The batches of one layer in an evaluation, evenly spread over it."""
@@ -79,7 +85,7 @@ class HeldOutSampler:
         if not seen:
             return
         size = torch.zeros(len(layers), dtype=torch.int64, device="cpu")
-        rows = torch.full((4, layers.total), torch.nan, device="cpu")
+        rows = torch.full((len(_ROWS), layers.total), torch.nan, device="cpu")
         for i, s in seen.items():
             # A network of several widths calls a layer with some of its channels as well.
             kept = [(n, part) for n, part in s.kept if part.shape[1] == layers.channels[i]]
@@ -89,9 +95,24 @@ class HeldOutSampler:
             for _, part in kept[1:]:
                 whole = merge(whole, part)
             size[i] = sum(n for n, _ in kept)
-            moments = torch.stack([whole[1], whole[2] / whole[0], *(t.to(whole) for t in s.running)])
-            rows[:, layers.span(i)] = moments.float().cpu()
-        mean, var, running_mean, running_var = rows
-        new = HeldOut(step=step, size=size, mean=mean, var=var, running_mean=running_mean, running_var=running_var)
-        self.latest = (*self.latest, new)[-KEPT:]
+            moments = [whole[1], whole[2] / whole[0], *(t.to(whole) for t in s.running), *_middle(kept)]
+            rows[:, layers.span(i)] = torch.stack(moments).float().cpu()
+        self.latest = (*self.latest, HeldOut(step=step, size=size, **dict(zip(_ROWS, rows, strict=True))))[-KEPT:]
         self.has_unjudged = True
+
+
+_ROWS = ("mean", "var", "running_mean", "running_var", "middle_mean", "middle_var", "noise_mean", "noise_log_var")
+"""The statistics of a :class:`HeldOut`, in the order in which they are put together."""
+
+
+def _middle(kept: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Median over the batches of mean and variance, and the standard errors of the mean and of the log variance."""
+    mean = torch.stack([part[1] for _, part in kept])
+    var = torch.stack([part[2] / part[0] for _, part in kept])
+    unknown = torch.full_like(mean[0], torch.nan)
+    middle = mean.median(0).values, var.median(0).values
+    if len(kept) < LEAST_BATCHES:
+        return *middle, unknown, unknown
+    error = OF_A_MEDIAN / len(kept) ** 0.5
+    tiny = torch.finfo(var.dtype).tiny
+    return *middle, error * mean.std(0), error * var.clamp(min=tiny).log().std(0)

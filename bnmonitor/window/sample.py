@@ -69,7 +69,18 @@ class Sample:
         between: ``[C]`` unbiased variance, over the samples of a batch, of each sample's own mean. Were the samples
             drawn independently, the batch mean would vary by ``between / size`` from batch to batch. NaN for a single
             sample.
+        unevenness: ``[C]`` variance, over the samples of a batch, of each sample's own variance around the batch mean,
+            relative to the square of their mean. Were the samples drawn independently, the log of the batch variance
+            would vary by ``unevenness / size`` from batch to batch. Known only of layers that see the data and were
+            called once; NaN for others, None where it is not known of any.
+        uneven_beyond: ``[2, L]`` share of that which is left without what all channels have in common, and kurtosis of
+            the samples' variances, alike.
+        stirred: ``[2, C]`` what the step's update of the weights right before such a layer changed in the same samples:
+            in the mean, in deviations, and in the log variance. NaN where there was no update.
         padding: ``[L]`` share of positions at constant ends of the sequences of an input ``[N, C, L]``; NaN for others.
+        data: ``[2, L]`` scale of the data that the layer reads, itself or through one operation with weights: mean
+            square, and distance of the mean from zero in deviations, in the middle channel. NaN for a layer that reads
+            something else, and where it is not known.
         input_dtypes: Type of each layer's input in that call; None for a layer not called, empty where unknown.
         side_calls: ``[L]`` int64, calls besides, in training mode and under ``no_grad``, of a layer that was called
             with gradients as well: ``calls`` and the moments are without them.
@@ -98,6 +109,10 @@ class Sample:
     side_distance: Tensor = field(
         default_factory=lambda: torch.full((4, 1), torch.nan, dtype=torch.float64, device="cpu")
     )
+    unevenness: Tensor | None = None
+    uneven_beyond: Tensor | None = None
+    stirred: Tensor | None = None
+    data: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +149,10 @@ class HeldOut:
         var: ``[C]`` its variance.
         running_mean: ``[C]`` the running mean that was in force.
         running_var: ``[C]`` the running variance that was in force.
+        middle_mean: ``[C]`` median, over the batches that were looked at, of the mean; None where it is not known.
+        middle_var: ``[C]`` the same of the variance within a batch.
+        noise_mean: ``[C]`` standard error of ``middle_mean``, from the spread of the batches; NaN for a few of them.
+        noise_log_var: ``[C]`` the same of the log of ``middle_var``.
     """
 
     step: int
@@ -142,3 +161,7 @@ class HeldOut:
     var: Tensor
     running_mean: Tensor
     running_var: Tensor
+    middle_mean: Tensor | None = None
+    middle_var: Tensor | None = None
+    noise_mean: Tensor | None = None
+    noise_log_var: Tensor | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -12,7 +11,7 @@ import torch
 
 from bnmonitor import Rule, all_rules
 from bnmonitor.rules import find
-from bnmonitor.testing import drawn_window, make_sample, make_structure, make_window, path_window
+from bnmonitor.testing import drawn_window, held_out_window, make_sample, make_structure, make_window, path_window
 from bnmonitor.testing.contracts import RuleContract
 from bnmonitor.testing.contracts.joined import joined_windows
 from bnmonitor.testing.contracts.windows import random_window
@@ -27,9 +26,8 @@ def gallery() -> tuple[Window, ...]:
 
 
 def raw_data() -> Window:
-    window = gallery()[1]
-    young = replace(window.baseline, log_var=torch.full_like(window.baseline.log_var, math.nan))
-    return replace(window, baseline=young, batch_var=torch.full_like(window.gamma, 5e3))
+    window = make_window(chain=True)
+    return replace(window, sample=replace(make_sample(window.layers), data=torch.tensor([[2e4], [2.0]])))
 
 
 def with_momentum(momentum: float) -> Window:
@@ -62,6 +60,7 @@ MADE: dict[str, Callable[[], Window]] = {
     "BN601": lambda: drawn_window(spread=4.0),
     "BN602": lambda: drawn_window(turns=2.0),
     "BN605": lambda: path_window(0.6),
+    "BN603": lambda: held_out_window(mean=2.0),
     "BN705": lambda: make_window(learning_rate=1e-8),
     "BN706": lambda: make_window(channels=(1,) * 12, gamma_grad=1.3 ** -torch.arange(12.0), chain=True),
     "BN708": lambda: make_window(batch_mean=torch.tensor([0.0, 0.1] * 32)[:, None].expand(64, 8), channels=(8,)),

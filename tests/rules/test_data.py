@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from bnmonitor import Alert, Monitor, Severity
+from bnmonitor.rules.data.validation_shift import ValidationShift
+from bnmonitor.testing import held_out_window
+from bnmonitor.window import Window
 from tests.models import ResidualBlock
 
 Batch = tuple[Tensor, Tensor]
@@ -262,3 +266,77 @@ def test_a_gradient_penalty_is_found(create_graph: bool) -> None:
             (out.mean() + ((slope.flatten(1).norm(dim=1) - 1) ** 2).mean() * create_graph).backward()
             monitor.step()
     assert of(monitor.alerts, "BN805") == ([("BN805", "1", Severity.WARNING)] if create_graph else [])
+
+
+def test_a_validation_is_judged_by_its_own_noise_and_by_the_training_batches() -> None:
+    def says(window: Window) -> list[Severity]:
+        return [finding.severity for finding in ValidationShift().check(window)]
+
+    window = held_out_window(mean=0.6)
+    [seen] = window.facts.held_out
+    assert says(window) == [Severity.INFO]
+    few = replace(seen, noise_mean=torch.full_like(seen.mean, 0.2))
+    assert says(replace(window, facts=replace(window.facts, held_out=(few,)))) == []
+    one_odd_batch = replace(seen, middle_mean=torch.zeros_like(seen.mean), middle_var=torch.ones_like(seen.var))
+    assert says(replace(window, facts=replace(window.facts, held_out=(one_odd_batch,)))) == []
+    by_another_hand = replace(seen, running_mean=seen.mean - 3)
+    agrees = replace(
+        window, facts=replace(window.facts, held_out=(by_another_hand,)), batch_mean=seen.mean.expand(64, -1)
+    )
+    assert says(agrees) == []
+
+
+# -- what the rules take from the noise of every step ------------------------------------------------------------------
+
+
+def behind_kernels(padded: float, left: bool = False) -> list[tuple[str, str | None, Severity]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv1d(3, 6, 5, padding=2), nn.Conv1d(6, 6, 3, stride=2, padding=1), nn.BatchNorm1d(6), nn.ReLU(),
+        nn.Flatten(), nn.Linear(300, 4),
+    )  # fmt: skip
+
+    def draw(step: int, generator: torch.Generator) -> Batch:
+        x = torch.randn(16, 3, 100, generator=generator) + 1
+        for row, length in enumerate((100 * (1 - 2 * padded * torch.rand(16, generator=generator))).round().int()):
+            x[row, :, int(length) :] = 0
+        return (x.flip(-1) if left else x), torch.randint(4, (16,), generator=generator)
+
+    return of(fit(model, draw, steps=20), "BN604")
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_padding_is_found_behind_wide_kernels_strides_and_biases_at_either_end(left: bool) -> None:
+    assert [found[:2] for found in behind_kernels(0.3, left)] == [("BN604", "2")]
+    assert behind_kernels(0.0, left) == []
+
+
+def test_contrast_that_alternates_is_found_on_an_input_that_is_not_centered() -> None:
+    def contrast(step: int, generator: torch.Generator) -> Batch:
+        x, y = images(32, generator)
+        return (0.6 * x if step % 2 else x) + 3, y
+
+    assert of(fit(net(), contrast, steps=260, lr=0.02), "BN601", "BN602") == [("BN602", "1", Severity.WARNING)]
+
+
+@pytest.mark.parametrize("block", [8, 16])
+def test_blocks_of_classes_are_found(block: int) -> None:
+    def blocks(step: int, generator: torch.Generator) -> Batch:
+        return images(32, generator, torch.full((32,), step // block * 7 % 4))
+
+    assert [code for code, _, _ in of(fit(net(), blocks, steps=240), "BN601", "BN602")] in (["BN601"], ["BN602"])
+
+
+def test_a_size_that_changes_and_samples_that_are_mixed_are_no_correlation() -> None:
+    def sized(step: int, generator: torch.Generator) -> Batch:
+        x, y = images(32, generator)
+        side = (6, 8, 10, 12)[int(torch.randint(4, (), generator=generator))]
+        return F.interpolate(x, size=(side, side), mode="bilinear"), y
+
+    def mixed(step: int, generator: torch.Generator) -> Batch:
+        x, y = images(32, generator)
+        share = 0.5 + 0.5 * torch.rand((), generator=generator)
+        return share * x + (1 - share) * x.flip(0), y
+
+    for draw in (sized, mixed):
+        assert of(fit(net(), draw, steps=240), "BN601", "BN602") == []

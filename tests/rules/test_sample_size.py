@@ -262,6 +262,55 @@ def test_bn108_warns_in_fp16_and_of_frozen_statistics_of_other_data() -> None:
     assert severity("BN108", replace(frozen, sample=make_sample(frozen.layers, input=other))) is WARNING
 
 
+def test_bn108_judges_the_data_itself_and_not_what_weights_have_made_of_it() -> None:
+    exploded = make_window(chain=True, batch_var=1e5, running_var=1e5, level=1e5)
+    assert severity("BN108", exploded) is INFO, "nothing else is known"
+    sample = make_sample(exploded.layers)
+    for power, offset, says in ((1.0, 0.5, None), (2e4, 2.0, INFO), (1.0, 6.0, INFO)):
+        window = replace(exploded, sample=replace(sample, data=torch.tensor([[power], [offset]])))
+        assert severity("BN108", window) is says
+
+
+def noisy(factor: float, *, at: slice = slice(40, 41), layers: int = 3, loader: Loader | None = None) -> Window:
+    """Batches of 64 samples; in some steps means and log variances of some layers are so many times as noisy."""
+    generator = torch.Generator().manual_seed(0)
+    mean, log_var = (torch.randn(64, 48, generator=generator) / 8 for _ in range(2))
+    for rows in (mean, log_var):
+        rows[at, : 16 * layers] *= factor
+    unknown = {"sizes": float("nan"), "facts": {"train_loader": loader}}
+    return make_window(channels=(16, 16, 16), batch_mean=mean, batch_var=log_var.exp(), **unknown)  # type: ignore[arg-type]
+
+
+def test_bn203_finds_a_small_batch_by_the_noise_of_all_layers_in_one_step() -> None:
+    [finding] = found("BN203", noisy(4.0))
+    assert (finding.severity, finding.first_step, finding.layers) == (WARNING, 40, (0, 1, 2))
+    assert 8 < finding.value < 32
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        noisy(1.0),
+        noisy(2.0),
+        noisy(4.0, layers=1),
+        noisy(4.0, at=slice(40, 64)),
+        noisy(4.0, loader=Loader(batch_size=64, samples=640)),
+    ],
+    ids=["calm", "a quarter", "odd data at the first layer", "from then on", "the loader knows better"],
+)
+def test_bn203_leaves_other_noise_in_peace(window: Window) -> None:
+    assert found("BN203", window) == []
+
+
+@pytest.mark.parametrize(("samples", "says"), [(64, None), (24, None), (8, WARNING), (3, ERROR)])
+def test_bn201_judges_the_noise_where_nothing_tells_the_size(samples: int, says: Severity | None) -> None:
+    means = torch.randn(64, 48, generator=torch.Generator().manual_seed(0)) / samples**0.5
+    unknown = make_window(channels=(16, 16, 16), batch_mean=means, sizes=float("nan"))
+    assert severity("BN201", unknown) is says
+    loader = Loader(batch_size=4, samples=400)
+    assert severity("BN201", replace(unknown, facts=replace(unknown.facts, train_loader=loader))) is ERROR
+
+
 # -- faults planted in trainings ---------------------------------------------------------------------------------------
 
 

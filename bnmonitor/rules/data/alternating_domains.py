@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from bnmonitor._text import number
-from bnmonitor.measures import independence
+from bnmonitor.measures import Independence, independence
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import Window
@@ -17,8 +17,9 @@ class AlternatingDomains(Rule):
     """Two kinds of batches alternate and share one set of running statistics.
 
     ## What it does
-    At the layers that see the data, with no other layer before them, the rule looks for batch means that go up and down
-    from step to step by far more than those of independent samples would.
+    At the layers that see the data, with no other layer before them, the rule looks for batches of which those two,
+    three or four steps apart are much more alike than successive ones: in their means, or in the logs of their
+    variances. Both are compared with what independent samples would give.
 
     ## Why is this bad?
     In training each batch is normalized by the statistics of its own kind. The running statistics average over both
@@ -54,8 +55,9 @@ class AlternatingDomains(Rule):
     (:func:`bnmonitor.remedies.recalibrate`).
 
     ## Thresholds
-    ``correlation = -.5`` between successive batch means: independent batches have 0, two alternating kinds -1.
-    ``excess = 3`` times the variance of independent batch means, the limit of BN601: in batches of 32, two domains
+    ``correlation = -.5``: batches of the same turn differ by at most half as much as successive ones; independent
+    batches give 0, two alternating kinds -1.
+    ``excess = 3`` times the variance of independent batches, the limit of BN601: in batches of 32, two domains
     measured about 10. ``least_share = .01`` as for BN601.
 
     ## Look-alikes
@@ -80,19 +82,22 @@ class AlternatingDomains(Rule):
     def check(self, window: Window) -> list[Finding]:
         """Find the layers with two alternating kinds of batches."""
         known = independence(window)
-        alternating = (known.alternation < self.correlation) & known.beyond(self.excess, self.least_share)
+        beyond = (known.turns > known.chance.clamp(min=self.excess)) & (known.share > self.least_share)
         return [
-            Finding(
-                severity=Severity.WARNING,
-                layer=layer,
-                first_step=window.steps[int(known.since[layer])],
-                value=float(known.alternation[layer]),
-                threshold=self.correlation,
-                message="two kinds of batches alternate: the means of successive batches have a correlation of "
-                f"{number(float(known.alternation[layer]))} and {number(float(known.excess[layer]))} times the "
-                "variance that independent samples give; the running statistics fit neither kind",
-                advice="give each kind its own statistics (domain-specific batch normalization), or mix both in each "
-                "batch",
-            )
-            for layer in alternating.nonzero().flatten().tolist()
+            self._finding(window, layer, known)
+            for layer in ((known.alternation < self.correlation) & beyond).nonzero().flatten().tolist()
         ]
+
+    def _finding(self, window: Window, layer: int, known: Independence) -> Finding:
+        what = "variances" if known.turns_by_variance[layer] == 1 else "means"
+        return Finding(
+            severity=Severity.WARNING,
+            layer=layer,
+            first_step=window.steps[int(known.since[layer])],
+            value=float(known.alternation[layer]),
+            threshold=self.correlation,
+            message=f"batches of different kinds take turns: the {what} of successive batches differ by "
+            f"{number(float(known.turns[layer]))} times what independent samples give, those of the same turn by "
+            f"{number(-100 * float(known.alternation[layer]))} % less; the running statistics fit no kind",
+            advice="give each kind its own statistics (domain-specific batch normalization), or mix both in each batch",
+        )

@@ -17,11 +17,13 @@ class CorrelatedBatches(Rule):
     """The batches differ more from one another than batches of independent samples would.
 
     ## What it does
-    Judges the layers that see the data, with no other layer before them. It compares how much the batch mean changes
-    from batch to batch with the change that the spread of single samples would give if they were drawn independently. A
-    drift of the weights cancels in these differences. Batches with a distance of four steps are compared as well, which
-    reveals blocks of similar batches. The alert begins at the batch from which, to the end of the window, the
-    differences are closer to three times the expected size than to the expected size.
+    Judges the layers that see the data, with no other layer before them. It compares how much the batch mean, and the
+    log of the batch variance, change from batch to batch with the change that the spread of single samples would give
+    if they were drawn independently. A drift of the weights cancels in these differences. Batches with a distance of 2
+    to 24 steps are compared as well, which reveals blocks of similar batches: on sampled steps the rule measures how
+    far an update of the weights moves the statistics of the same samples, and grants the weights that much in every
+    step. The alert begins at the batch from which, to the end of the window, the differences are closer to three times
+    the expected size than to the expected size.
 
     ## Why is this bad?
     Samples in order of their class, overlapping windows, patches of one volume or several copies of one image give each
@@ -59,10 +61,16 @@ class CorrelatedBatches(Rule):
     be more than chance can explain with the pairs and samples seen: 3.5 standard errors of the log of a ratio of
     variances, which take the kurtosis of the input into account. Two classes in each batch give 2 to 10, eight copies
     of each sample 9 to 15, healthy trainings up to 3. Batches of fewer than 16 images say too little and are not
-    judged. ``least_share = .01``: the batch must explain at least this share of the variance between samples, because
-    in large batches the variance of independent samples is so small that harmless differences exceed it.
+    judged. Two of ten classes in each batch, drawn anew every 1 to 16 batches, cost 10 to 90 points of accuracy in
+    evaluation and are found; five of ten classes cost up to 10 points and are not. ``least_share = .01``: the batch
+    must explain at least this share of the variance between samples, because in large batches the variance of
+    independent samples is so small that harmless differences exceed it.
 
     ## Look-alikes
+    What changes a batch as a whole and equally in all channels is left out of the variances: the share by which samples
+    are mixed, the strength of an augmentation. So are images whose size changes: the variances count alone only once
+    three samples have shown the same size.
+
     Samplers for metric learning draw a few classes with several samples each on purpose: the alert is correct, and the
     effect is wanted. Batches in which all samples were processed in the same way, as in training at several image
     sizes, are correlated as well. Unshuffled data without an order stays quiet. So does sorted data with classes that
@@ -104,7 +112,8 @@ class CorrelatedBatches(Rule):
                     first_step=window.steps[int(known.since[layer])],
                     value=value,
                     threshold=self.error_above if error else self.warn_above,
-                    message=f"the batch means have {number(value)} times the variance that independent samples give: "
+                    message=f"the batch {'variances' if known.by_variance[layer] == 1 else 'means'} have "
+                    f"{number(value)} times the variance that independent samples give: "
                     "the samples of a batch belong together, for example by class, source or time",
                     advice="shuffle the training data, or spread related samples over the batches; otherwise use "
                     "GroupNorm or LayerNorm",

@@ -13,11 +13,12 @@ from bnmonitor.window import Window
 
 @dataclass(frozen=True, kw_only=True)
 class PaddingContamination(Rule):
-    """A large share of the positions that a layer normalizes over is padding at the end of sequences.
+    """A large share of the positions that a layer normalizes over is padding at the ends of sequences.
 
     ## What it does
-    In sampled steps, looks at layers with an input ``[N, C, L]``. It counts the positions at the end of each sequence
-    from which on all channels stay constant.
+    In sampled steps, looks at layers with an input ``[N, C, L]``. It counts the positions at the end, or at the start,
+    of each sequence over which all channels stay constant. The outermost positions, at most a quarter of the sequence,
+    may differ: behind a wide kernel they see the zeros that a convolution adds to its input.
 
     ## Why is this bad?
     The layer treats padding as data. With a share ``p`` of zeros, the mean is ``1 - p`` of its true value, and so is
@@ -43,8 +44,9 @@ class PaddingContamination(Rule):
     ``warn_above = .1`` and ``error_above = .3`` of all positions: the mean is off by that share.
 
     ## Look-alikes
-    Sequences that are constant throughout do not count, nor do channels that a ReLU has silenced while others vary.
-    Images with a black margin do not count either: the rule looks only at inputs with three axes.
+    Sequences that are constant throughout do not count, nor do channels that a ReLU has silenced while others vary, nor
+    ends that are equally long in all sequences of the batch, as upsampling by repetition makes them. Images with a
+    black margin do not count either: the rule looks only at inputs with three axes.
 
     ## References
     pytorch/pytorch#70529; tensorflow/tensorflow#30161; SeanNaren/deepspeech.pytorch#312.

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from bnmonitor._text import number
 from bnmonitor.limits import FLAT, LAG_LOG_DEVIATION, LAG_MEAN
-from bnmonitor.measures import lag, median, warm
+from bnmonitor.measures import LEAST_WARM_UP, averages, lag, mean_over_steps, median, warm
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import HeldOut, Window
+
+AVERAGED = 10
+"""Updates that the running statistics are an average of, at the usual momentum."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +25,9 @@ class ValidationShift(Rule):
 
     ## What it does
     At the layers with no other layer before them, the rule measures the mean and variance of the input over a
-    validation and compares them with the running statistics. It reports only layers with training batches that agree
-    with the running statistics: then the data differs, and the running average does not lag. The first finding is an
-    info; it is a warning in the next validation, or at once if the shift is large.
+    validation. It compares them with the running statistics and with the training batches themselves: the data is to
+    blame only if it differs from both. The first finding is an info; it is a warning in the next validation, or at once
+    if the shift is large.
 
     ## Why is this bad?
     In evaluation the layer subtracts and divides by the statistics of the training data. Validation images that were
@@ -61,12 +64,18 @@ class ValidationShift(Rule):
 
     ## Thresholds
     ``shift = .25`` standard deviations in the median channel, or ``log_ratio = .5`` in the log of the ratio of the
-    variances, over ``least_samples = 256`` samples, which put the mean off by .06 standard deviations at most. Beyond
-    ``warn_shift = 1`` and ``warn_log_ratio = 1.4`` a single validation is enough for a warning.
+    variances. Beyond ``warn_shift = 1`` and ``warn_log_ratio = 1.4`` a single validation is enough for a warning. The
+    distance must exceed ``errors = 4`` standard errors as well, over at least ``least_samples = 64`` samples. The error
+    follows from how much the validation batches differ from one another, and from the noise of the training batches:
+    samples that belong together, as the frames of a video or the nodes of a graph, count for less than their number.
+    Both the average of the validation and its median batch must be so far off.
 
     ## Look-alikes
     Augmentation changes the training data and not the validation data: mixing images takes up to a third off the
-    variance, a log ratio of .4. BN304 judges running statistics that lag behind, and BN303 those that are cold.
+    variance, a log ratio of .4. Running statistics that are not those of the training data are the subject of other
+    rules: BN303 if they are cold, BN304 if they lag behind, BN406 if an evaluation has changed them, BN601 if the
+    batches come in blocks. While the sampled training batches differ from one another by half of the distance, and
+    where the training loader does not shuffle, there is an info at most.
 
     ## References
     Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021; Li et al., Revisiting batch normalization for practical
@@ -77,13 +86,16 @@ class ValidationShift(Rule):
     name: ClassVar[str] = "validation-shift"
     severity: ClassVar[Severity] = Severity.WARNING
     needs: ClassVar[frozenset[str]] = frozenset({"buffers", "samples", "dataflow", "validation"})
-    yields_to: ClassVar[frozenset[str]] = frozenset({"BN303", "BN304"})
+    yields_to: ClassVar[frozenset[str]] = frozenset(
+        {"BN101", "BN109", "BN303", "BN304", "BN404", "BN406", "BN601", "BN602"}
+    )
 
     shift: float = 0.25
     log_ratio: float = 0.5
     warn_shift: float = 1.0
     warn_log_ratio: float = 1.4
-    least_samples: int = 256
+    errors: float = 4.0
+    least_samples: int = 64
     lag_shift: float = LAG_MEAN
     lag_log_ratio: float = LAG_LOG_DEVIATION
 
@@ -92,28 +104,38 @@ class ValidationShift(Rule):
         structure, held_out = window.facts.structure, window.facts.held_out
         if not held_out or structure is None or not structure.places:
             return []
-        newest = held_out[-1]
         mean_lag, log_lag = lag(window)
-        judged = structure.roots() & (newest.size >= self.least_samples) & warm(window)[-1]
+        judged = structure.roots() & warm(window)[-1]
         # If the training batches do not agree with the running statistics, or may not, the data is not to blame.
         judged &= (mean_lag < self.lag_shift) & ((log_lag < self.lag_log_ratio) | log_lag.isnan())
-        shift, log_ratio = _distance(newest, window)
-        off = judged & ((shift > self.shift) | (log_ratio > self.log_ratio))
-        return [
-            self._finding(window, i, float(shift[i]), float(log_ratio[i])) for i in off.nonzero().flatten().tolist()
-        ]
+        if not judged.any():
+            return []
+        newest = self._off(held_out[-1], window)
+        return [self._finding(window, i, newest) for i in (judged & newest.off).nonzero().flatten().tolist()]
 
-    def _finding(self, window: Window, layer: int, shift: float, log_ratio: float) -> Finding:
-        by_mean = not log_ratio > self.log_ratio or shift / self.shift > log_ratio / self.log_ratio
+    def _off(self, held_out: HeldOut, window: Window) -> _Distance:
+        """Measure how far a validation is off, and judge it."""
+        shift, shift_error, log_ratio, log_error = _distance(held_out, window)
+        enough = held_out.size >= self.least_samples
+        by_mean = (shift > self.shift) & (shift > self.errors * shift_error)
+        by_variance = (log_ratio > self.log_ratio) & (log_ratio > self.errors * log_error)
+        return _Distance(shift, log_ratio, by_mean & enough, by_variance & enough)
+
+    def _finding(self, window: Window, layer: int, newest: _Distance) -> Finding:
         held_out = window.facts.held_out
-        again = False
-        for older in held_out[:-1]:
-            before = _distance(older, window)
-            enough = bool(older.size[layer] >= self.least_samples)
-            again |= enough and bool((before[0][layer] > self.shift) | (before[1][layer] > self.log_ratio))
-        large = shift > self.warn_shift or log_ratio > self.warn_log_ratio
+        shift, log_ratio = float(newest.shift[layer]), float(newest.log_ratio[layer])
+        by_mean = bool(newest.by_mean[layer]) and not (
+            bool(newest.by_variance[layer]) and log_ratio / self.log_ratio > shift / self.shift
+        )
+        again = any(bool(self._off(older, window).off[layer]) for older in held_out[:-1])
+        large = (shift > self.warn_shift and bool(newest.by_mean[layer])) or (
+            log_ratio > self.warn_log_ratio and bool(newest.by_variance[layer])
+        )
+        loader = window.facts.train_loader
+        ordered = loader is not None and loader.shuffled is False
+        sure = (large or again) and not ordered and not (by_mean and shift < 2 * float(_wandering(window)[layer]))
         return Finding(
-            severity=Severity.WARNING if large or again else Severity.INFO,
+            severity=Severity.WARNING if sure else Severity.INFO,
             layer=layer,
             first_step=window.steps[0] if held_out[0].step < window.steps[0] else held_out[0 if again else -1].step,
             value=shift if by_mean else log_ratio,
@@ -126,11 +148,83 @@ class ValidationShift(Rule):
         )
 
 
-def _distance(held_out: HeldOut, window: Window) -> tuple[Tensor, Tensor]:
-    """Distance of the mean and of the log variance in the median channel: two ``[L]``."""
+@dataclass(frozen=True)
+class _Distance:
+    """How far a validation is off, ``[L]`` each, and whether that is too far and beyond chance."""
+
+    shift: Tensor
+    log_ratio: Tensor
+    by_mean: Tensor
+    by_variance: Tensor
+
+    @property
+    def off(self) -> Tensor:
+        return self.by_mean | self.by_variance
+
+
+def _distance(held_out: HeldOut, window: Window) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Distance of mean and log variance in the median channel, each with its standard error: four ``[L]``.
+
+    The smallest of the distances of the average and of the median batch, from the running statistics and from the
+    training batches.
+    """
     eps = window.layers.eps_by_channel
+    _, train_var, _ = averages(window)
+    train_mean = mean_over_steps(window.batch_mean)
     running = held_out.running_var + eps
-    shift = (held_out.mean - held_out.running_mean).abs() / running.sqrt()
-    log_ratio = ((held_out.var + eps) / running).log().abs()
     alive = held_out.running_var > FLAT * eps
-    return median(shift.where(alive, torch.nan), window), median(log_ratio.where(alive, torch.nan), window)
+    shift = log_ratio = torch.full_like(running, torch.inf)
+    for mean, var in ((held_out.mean, held_out.var), (held_out.middle_mean, held_out.middle_var)):
+        if mean is None or var is None:
+            continue
+        for ours, its in ((held_out.running_mean, running), (train_mean, train_var + eps)):
+            # A layer that is frozen, and another's weights, have no training batches to compare with.
+            shift = torch.fmin(shift, (mean - ours).abs() / its.sqrt())
+            log_ratio = torch.fmin(log_ratio, ((var + eps) / its).log().abs())
+    shift_error, log_error = _errors(held_out, window)
+    return (
+        median(shift.where(alive, torch.nan), window),
+        median((shift_error / running.sqrt()).where(alive, torch.nan), window),
+        median(log_ratio.where(alive, torch.nan), window),
+        median(log_error.where(alive, torch.nan), window),
+    )
+
+
+def _errors(held_out: HeldOut, window: Window) -> tuple[Tensor, Tensor]:
+    """Standard errors of the mean and of the log variance of a validation: two ``[C]``.
+
+    The larger of what the spread of its batches says and what the noise of the training batches says, which shrinks
+    with the number of samples; without either, those of independent samples. And what the weights moved since the
+    batches that the running statistics are an average of.
+    """
+    size = held_out.size[window.layers.owner].clamp(min=1)
+    running = held_out.running_var + window.layers.eps_by_channel
+    usual = window.baseline.sizes[window.layers.owner]
+    known = (window.batch_var + window.layers.eps_by_channel).log()
+    stirred = None if window.sample is None else window.sample.stirred
+    updates = torch.zeros(2, 1, device="cpu") if stirred is None else AVERAGED**0.5 * stirred.abs().nan_to_num(0.0)
+    found = []
+    for rows, given, independent, moved in (
+        (window.batch_mean, held_out.noise_mean, (running / size).sqrt(), updates[0] * running.sqrt()),
+        (known, held_out.noise_log_var, (2.0 / size).sqrt(), updates[1]),
+    ):
+        steps = (rows.diff(dim=0).square().nanmean(0) / 2 * usual / size).sqrt()
+        both = steps if given is None else torch.fmax(steps, given)
+        found.append(torch.hypot(both.where(both.isfinite(), independent), moved))
+    return found[0], found[1]
+
+
+def _wandering(window: Window) -> Tensor:
+    """How far the means of the sampled training batches are from the running mean, beyond their noise: ``[L]``."""
+    eps, layers = window.layers.eps_by_channel, window.layers
+    later = window.baseline.updates.amin() - window.steps[-1]
+    seen = [s for s in (*window.earlier, window.sample) if s is not None and s.step + later >= LEAST_WARM_UP]
+    away = [
+        ((s.input.mean if s.level is None else s.level) - window.running_mean[-1]).square()
+        - (s.between / s.size[layers.owner]).nan_to_num(0.0)
+        for s in seen
+    ]
+    if len(away) < 2:
+        return torch.zeros(len(layers), device="cpu")
+    spread = torch.stack(away).nanmean(0).clamp(min=0) / (window.running_var[-1] + eps)
+    return median(spread.sqrt(), window).nan_to_num(0.0)

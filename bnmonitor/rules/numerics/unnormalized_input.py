@@ -22,9 +22,10 @@ class UnnormalizedInput(Rule):
 
     ## What it does
     Looks at the layers that have no other normalization upstream, and at most one operation with weights between the
-    network's input and themselves. It is an info if the median channel has, from the start, a large batch variance or a
-    mean of many standard deviations. It is a warning where this does harm: in fp16, or if the layer is frozen with
-    running statistics of other data.
+    network's input and themselves. On sampled steps the data itself is looked at, as that operation reads it: it is an
+    info if the median channel has a large mean square or a mean of many standard deviations. Where the data cannot be
+    seen, the batch variance and mean of the layer are judged alike, if they were so from the start. It is a warning
+    where this does harm: in fp16, or if the layer is frozen with running statistics of other data.
 
     ## Why is this bad?
     The layer divides any scale away, so the loss does not show a forgotten ``/ 255`` or ``Normalize``. But the
@@ -57,15 +58,17 @@ class UnnormalizedInput(Rule):
     twice.
 
     ## Thresholds
-    ``limit_variance = 1e3``: data with standard deviation 1 gives a variance of about 1 after a default initialization;
-    images from 0 to 255 give about 5e3. ``limit_offset = 5`` standard deviations between the mean and zero.
+    ``limit_variance = 1e3``: normalized data has a mean square of about 1, and so has what a default initialization
+    makes of it; images from 0 to 255 have 1e4 and more, and about 5e3 behind a convolution. ``limit_offset = 5``
+    standard deviations between the mean and zero.
     ``frozen_shift = .5`` standard deviations, or ``frozen_log_ratio = .7`` in the log of the standard deviation,
     between the statistics of a frozen layer and its input, in the median of the sampled batches. These must have shown
     ``least_samples = 32`` samples together: large images are looked at in part.
 
     ## Look-alikes
     Some networks take raw pixels by design, and some use the layer itself to normalize their input; so this is only an
-    info. BN106 and BN107 judge a variance or mean that has grown during training.
+    info. Weights that are too large make the batch variance large, and not the data. BN106 and BN107 judge a variance
+    or mean that has grown during training.
 
     ## References
     Megvii-BaseDetection/YOLOX#736; matterport/Mask_RCNN#573; TuSimple/mx-maskrcnn#127; tensorflow/tensorflow#44371.
@@ -88,21 +91,39 @@ class UnnormalizedInput(Rule):
         if structure is None or len(structure.places) != len(window.layers):
             return []
         first = structure.near_input
-        if not first.any() or not self._suspicious(window, first):
+        if not first.any():
+            return []
+        power, distance = self._data(window)
+        known = first & ~power.isnan()
+        found = (known & ((power > self.limit_variance) | (distance > self.limit_offset))).nonzero().flatten().tolist()
+        hits = [(i, bool(power[i] > self.limit_variance), float(power[i]), float(distance[i])) for i in found]
+        unknown = first & ~known
+        if not hits and not (unknown.any() and self._suspicious(window, unknown)):
             return []
         mean, var = self._seen(window)
         eps = window.layers.eps_by_channel
-        variance = median(var, window)
-        offset = median((mean.abs() / (var + eps).sqrt()).where(var > FLAT * eps, torch.nan), window)
-        # The baseline shows whether it was so from the start: it follows growth slowly, and is unknown before warm-up.
-        level = median(window.baseline.log_var, window).nan_to_num(torch.inf)
-        large = (variance > self.limit_variance) & (level > math.log(self.limit_variance / 2))
-        far = (offset > self.limit_offset) & (window.baseline.offset.nan_to_num(torch.inf) > self.limit_offset / 2)
-        hit = first & (large | far)
+        if unknown.any():
+            variance = median(var, window)
+            offset = median((mean.abs() / (var + eps).sqrt()).where(var > FLAT * eps, torch.nan), window)
+            # The baseline shows whether it was so from the start: it follows growth slowly, and is unknown before
+            # warm-up.
+            level = median(window.baseline.log_var, window).nan_to_num(torch.inf)
+            large = (variance > self.limit_variance) & (level > math.log(self.limit_variance / 2))
+            far = (offset > self.limit_offset) & (window.baseline.offset.nan_to_num(torch.inf) > self.limit_offset / 2)
+            hit = (unknown & (large | far)).nonzero().flatten().tolist()
+            hits += [(i, bool(large[i]), float(variance[i]), float(offset[i])) for i in hit]
         return [
-            self._finding(window, i, float(variance[i]), float(offset[i]), bool(large[i]), mean, var)
-            for i in hit.nonzero().flatten().tolist()
+            self._finding(window, i, size, offset, large, bool(known[i]), mean, var) for i, large, size, offset in hits
         ]
+
+    def _data(self, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean square, and distance of the mean from zero, of the data that each layer reads: the middle sample."""
+        samples = [*window.earlier, *([] if window.sample is None else [window.sample])]
+        rows = [s.data for s in samples if s.data is not None and s.data.shape[-1] == len(window.layers)]
+        if not rows:
+            return (torch.full((len(window.layers),), torch.nan, device="cpu"),) * 2
+        power, distance = torch.stack(rows).nanmedian(0).values
+        return power, distance
 
     def _suspicious(self, window: Window, first: torch.Tensor) -> bool:
         """Whether any channel of the first layers has a large variance or mean: a cheap test before the full one."""
@@ -126,9 +147,10 @@ class UnnormalizedInput(Rule):
         self,
         window: Window,
         layer: int,
-        variance: float,
+        size: float,
         offset: float,
         large: bool,
+        seen: bool,
         mean: torch.Tensor,
         var: torch.Tensor,
     ) -> Finding:
@@ -137,14 +159,15 @@ class UnnormalizedInput(Rule):
         frozen = not bool(window.training[-1, layer]) and self._differs(window, span, mean, var)
         harm = "; it is fp16, which ends at 65 504" if half else ""
         harm = f"{harm}; the frozen statistics of the layer are of other data" if frozen else harm
-        offset_says = f"the batch mean is {number(offset)} standard deviations from zero"
-        what = f"the batch variance is {number(variance)}" if large else offset_says
+        offset_says = f"the {'' if seen else 'batch '}mean is {number(offset)} standard deviations from zero"
+        size_says = f"the {'mean square' if seen else 'batch variance'} is {number(size)}"
+        what = size_says if large else offset_says
         limit = self.limit_variance if large else self.limit_offset
         return Finding(
             severity=Severity.WARNING if half or frozen else Severity.INFO,
             layer=layer,
             first_step=window.steps[0],
-            value=round(variance if large else offset, 6),
+            value=round(size if large else offset, 6),
             threshold=limit,
             message=f"the input of the network looks unnormalized: {what} in the median channel "
             f"(limit {number(limit)}){harm}",

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import count, number
-from bnmonitor.measures import median, normalizing
+from bnmonitor.measures import median, normalizing, step_noise, warm
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule, sampled
 from bnmonitor.window import Window
@@ -20,9 +20,10 @@ class RaggedLastBatch(Rule):
 
     ## What it does
     Divides the samples of an epoch by the batch size of the training loader. A remainder of one sample is an error, one
-    of less than an eighth of a batch a warning, unless ``drop_last`` is set or the epoch ends before. If the loader
-    does not know its length, the rule judges the sampled steps: one with less than a quarter of the usual samples is a
-    warning if its statistics are also far from the running statistics. One alert for the whole model.
+    of less than an eighth of a batch a warning, unless ``drop_last`` is set or the epoch ends before. If the loader is
+    not known, or does not know its length, the rule judges the statistics of every step: a small batch shows as noise
+    in every layer at once. A sampled step with less than a quarter of the usual samples is a warning as well if its
+    statistics are far from the running statistics. One alert for the whole model.
 
     ## Why is this bad?
     An update of the running statistics has the weight of its momentum, however few samples it comes from: at the usual
@@ -61,11 +62,15 @@ class RaggedLastBatch(Rule):
     ``warn_share = .125`` of a batch: the error of its mean is ``sqrt(8) = 2.8`` times that of the others.
     ``error_up_to = 1`` sample. For sampled steps: under ``seen_share = .25`` of the usual samples, and
     ``limit_excess = 3`` times as far from the running statistics as the median step of the window, in the mean or in
-    the log of the standard deviation.
+    the log of the standard deviation. For other steps: means and variances of all layers together are as far from those
+    of the steps before and after as in a batch of an eighth of the size, ``errors = 6`` standard errors of such a
+    number beyond the usual, or twice ``errors_again = 4.5`` in one window, and ``least_layer = 1.5`` times as far as
+    usual in the calmest layer.
 
     ## Look-alikes
     Batches that differ in size by design (graphs, packed sequences): their statistics are not far from the running
-    statistics.
+    statistics. One batch of odd data is far in the first layers, and less so in later ones; weights that jump go on to
+    be elsewhere. In a network of few and narrow layers the noise of a step says too little.
 
     ## References
     braindecode/braindecode#411; open-mmlab/mmsegmentation#272; scverse/scvi-tools#2314; fastai/fastai#1352.
@@ -74,23 +79,26 @@ class RaggedLastBatch(Rule):
     code: ClassVar[str] = "BN203"
     name: ClassVar[str] = "ragged-last-batch"
     severity: ClassVar[Severity] = Severity.WARNING
-    needs: ClassVar[frozenset[str]] = frozenset({"loader"})
+    needs: ClassVar[frozenset[str]] = frozenset({"buffers"})
     exact: ClassVar[bool] = True
 
     warn_share: float = 0.125
     error_up_to: int = 1
     seen_share: float = 0.25
     limit_excess: float = 3.0
+    errors: float = 6.0
+    errors_again: float = 4.5
+    least_layer: float = 1.5
 
     def check(self, window: Window) -> list[Finding]:
         """Judge the last batch that the loader will give, or a small sampled batch."""
         loader = window.facts.train_loader
         layers = tuple(normalizing(window).nonzero().flatten().tolist())
-        if loader is None or not layers:
+        if not layers:
             return []
+        if loader is None or loader.leftover is None:
+            return self._seen(window, layers) or self._noisy(window, layers)
         rest, size = loader.leftover, loader.batch_size
-        if rest is None:
-            return self._seen(window, layers)
         if not rest or not size or (rest > self.error_up_to and rest >= self.warn_share * size):
             return []
         error = rest <= self.error_up_to
@@ -134,6 +142,38 @@ class RaggedLastBatch(Rule):
                 message=f"a batch of {count(seen, 'sample')} instead of {number(full)}, with statistics "
                 f"{number(float(out[hit[0]]))}× the usual distance from the running statistics, counted as much as a "
                 "full batch",
+                advice="drop incomplete batches: DataLoader(..., drop_last=True)",
+            )
+        ]
+
+    def _noisy(self, window: Window, layers: tuple[int, ...]) -> list[Finding]:
+        """Judge the noise of every step after warm-up."""
+        mask = normalizing(window) & window.layers.tracked
+        past = int(warm(window)[:-1, mask].all(1).sum())
+        if not mask.any() or not past:
+            return []
+        recent = window.last(past)
+        noise = step_noise(recent, mask)
+        small = (noise.times_smaller > 1 / self.warn_share) & (noise.least > self.least_layer)
+        hits = small & (noise.errors > self.errors)
+        again = small & (noise.errors > self.errors_again)
+        if int(again.sum()) >= 2:
+            hits = again
+        hits &= noise.alone
+        if not hits.any():
+            return []
+        at = int(hits.nonzero()[0])
+        times = float(noise.times_smaller[at])
+        return [
+            Finding(
+                severity=Severity.WARNING,
+                layer=layers[0],
+                layers=layers,
+                first_step=recent.steps[at],
+                value=times,
+                threshold=1 / self.warn_share,
+                message=f"a batch whose statistics are as noisy in every layer as those of {number(times)} times fewer "
+                "samples: an incomplete batch, counted as much as a full one",
                 advice="drop incomplete batches: DataLoader(..., drop_last=True)",
             )
         ]

@@ -9,7 +9,7 @@ import torch
 
 from bnmonitor._text import number
 from bnmonitor.limits import SMALL_BATCH, TINY_BATCH
-from bnmonitor.measures import median, processes, trunk, warm
+from bnmonitor.measures import median, normalizing, samples_by_noise, samples_normalized, trunk, warm
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import Window
@@ -23,7 +23,8 @@ class SmallBatch(Rule):
     Takes the number of samples N in one call of the layers, as seen on the sampled steps; SyncBatchNorm counts the
     samples of all processes. One alert for the whole model. If a layer sees many values per sample, as a convolution on
     large images does, the batch-to-batch spread of the standard deviation must confirm the finding; otherwise the alert
-    is one degree milder.
+    is one degree milder. Without samples, the batch size of the training loader counts; if that is unknown as well,
+    the number of independent values whose means would be as noisy as those of the batches.
 
     ## Why is this bad?
     The mean of N samples is off by ``sigma / sqrt(N)``: 18 % at 32, 35 % at 8, 71 % at 2. Training sees that noise;
@@ -73,7 +74,7 @@ class SmallBatch(Rule):
     code: ClassVar[str] = "BN201"
     name: ClassVar[str] = "small-batch"
     severity: ClassVar[Severity] = Severity.WARNING
-    needs: ClassVar[frozenset[str]] = frozenset({"samples"})
+    needs: ClassVar[frozenset[str]] = frozenset({"buffers"})
 
     warn_below: int = SMALL_BATCH
     error_below: int = TINY_BATCH
@@ -84,10 +85,10 @@ class SmallBatch(Rule):
     def check(self, window: Window) -> list[Finding]:
         """Judge the batch of the whole model once."""
         layers, base = window.layers, window.baseline
-        size = base.sizes * processes(window)
+        size = samples_normalized(window)
         judged = size.isfinite() & window.training[-1] & layers.which("normalizes_batch")
         if not judged.any():
-            return []
+            return self._by_noise(window)
         typical = float(size[judged].median())
         severity = (
             Severity.ERROR if typical < self.error_below else Severity.WARNING if typical < self.warn_below else None
@@ -114,6 +115,32 @@ class SmallBatch(Rule):
                 threshold=float(limit),
                 message=f"{number(typical)} samples are normalized together (fewer than {limit}): the mean of a batch "
                 f"is off by {number(noise)} % of a standard deviation if the values within a sample are alike",
+                advice="use a larger batch, Trainer(sync_batchnorm=True) on several devices (with subclasses, "
+                "bnmonitor.remedies.convert_sync), or GroupNorm; accumulating gradients does not help",
+            )
+        ]
+
+    def _by_noise(self, window: Window) -> list[Finding]:
+        """Judge how much the means of the batches differ, where nothing tells their size."""
+        judged = normalizing(window) & window.layers.tracked
+        past = self._after_warm_up(window, judged) if judged.any() else 0
+        if past < self.least_steps:
+            return []
+        values = samples_by_noise(window.last(past), judged)
+        limit = self.error_below if values < self.error_below else self.warn_below
+        if not values < limit:
+            return []
+        at = judged.nonzero().flatten().tolist()
+        return [
+            Finding(
+                severity=Severity.ERROR if limit == self.error_below else Severity.WARNING,
+                layer=at[0],
+                layers=tuple(at),
+                first_step=window.steps[0],
+                value=values,
+                threshold=float(limit),
+                message=f"the means of the batches are as noisy as those of {number(values)} independent values (fewer "
+                f"than {limit}): too little is normalized together",
                 advice="use a larger batch, Trainer(sync_batchnorm=True) on several devices (with subclasses, "
                 "bnmonitor.remedies.convert_sync), or GroupNorm; accumulating gradients does not help",
             )

@@ -51,6 +51,7 @@ def joined_windows(a: Window, b: Window) -> Window:
             for name in (
                 *("calls", "eval_calls", "size", "values", "between", "distance", "padding", "looked"),
                 *("side_calls", "side_size", "side_distance"),
+                *("unevenness", "uneven_beyond", "stirred", "data"),
             )
         }
         dtypes = a.sample.input_dtypes + b.sample.input_dtypes
@@ -114,7 +115,9 @@ def shuffled(window: Window, seed: int) -> tuple[Window, list[list[int]]]:
             side: Moments(**{f.name: getattr(getattr(sample, side), f.name)[flat] for f in fields(Moments)})
             for side in ("input", "output")
         }
-        sample = replace(sample, between=sample.between[flat], **sides)
+        uneven = None if sample.unevenness is None else sample.unevenness[flat]
+        stirred = None if sample.stirred is None else sample.stirred[:, flat]
+        sample = replace(sample, between=sample.between[flat], unevenness=uneven, stirred=stirred, **sides)
     ranks = window.facts.ranks
     assert ranks is not None
     held_out = tuple(

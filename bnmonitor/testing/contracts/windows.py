@@ -31,7 +31,7 @@ from bnmonitor.window import (
 )
 
 OF_RANKS = ("batch_mean", "batch_var", "batch_spread", "mean_spread", "var_spread")
-OF_HELD_OUT = ("mean", "var", "running_mean", "running_var")
+OF_HELD_OUT = ("mean", "var", "running_mean", "running_var", "middle_mean", "middle_var", "noise_mean", "noise_log_var")
 
 
 def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = True, run: int | None = None) -> Window:
@@ -120,6 +120,10 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         side_calls=(3 * _random_distance(seed + 1, count)[0]).long(),
         side_size=torch.full((count,), 32),
         side_distance=_random_distance(seed + 2, count),
+        unevenness=torch.rand(width, generator=torch.Generator().manual_seed(seed + 1)),
+        uneven_beyond=torch.rand(2, count, generator=torch.Generator().manual_seed(seed + 3)),
+        stirred=torch.randn(2, width, generator=torch.Generator().manual_seed(seed + 4)) / 10,
+        data=torch.rand(2, count, generator=torch.Generator().manual_seed(seed + 2)) * 10,
     )
     distance = sprinkled(signed(0.5, 1.0)[0].abs())
     ranks = RankStatistics(

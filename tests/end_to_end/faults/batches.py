@@ -15,22 +15,30 @@ from bnmonitor import Severity
 from bnmonitor.measures.moments import looked_at
 from tests.end_to_end.faults.data import Data
 from tests.end_to_end.faults.injection import Injection, inputs
-from tests.end_to_end.faults.power import Effect
+from tests.end_to_end.faults.power import CERTAIN, Effect
 from tests.end_to_end.faults.recipes import Recipe
 from tests.end_to_end.faults.trial import Trial
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorrelatedBatches(Injection):
-    """A batch holds two classes only, or each sample many times over."""
+    """A batch holds two classes only, or each sample many times over.
+
+    Attributes:
+        how: ``classes`` or ``copies``.
+        classes: How many classes are in a batch: the fewer, the stronger the fault.
+        block: How many batches in a row hold the same ones.
+    """
 
     code: ClassVar[str] = "BN601"
     needs: ClassVar[str] = "once supervised"
     without: ClassVar[str] = "small"
     noisy: bool = True
-    steps: int = 240
+    steps: int = 280
     how: str = "classes"
     batch_size: int = 32
+    classes: int = 2
+    block: int = 1
 
     def recipe(self, recipe: Recipe) -> Recipe:
         return replace(recipe, batch=self.batch_size)
@@ -43,9 +51,10 @@ class CorrelatedBatches(Injection):
         data, size = trial.data, trial.recipe.batch
         generator = torch.Generator().manual_seed(trial.seed)
         order: list[list[int]] = []
-        for _ in range(60):
+        pair = torch.arange(0)
+        for i in range(self.steps if self.block > 1 else 60):
             if self.how == "classes":
-                pair = torch.randperm(10, generator=generator)[:2]
+                pair = torch.randperm(10, generator=generator)[: self.classes] if i % self.block == 0 else pair
                 mine = (data.y[:, None] == pair).any(1).nonzero().flatten()
                 order.append(mine[torch.randint(0, len(mine), (size,), generator=generator)].tolist())
             else:
@@ -61,7 +70,7 @@ class CorrelatedBatches(Injection):
         return trial.step >= 50
 
     def took_place(self, trial: Trial) -> bool:
-        return bool(trial.notes["classes"] <= 2 or trial.notes["different"] <= 4)
+        return bool(trial.notes["classes"] <= self.classes or trial.notes["different"] <= 4)
 
     def effect(self, trial: Trial) -> Effect:
         """What all batches that may be drawn vary by, over what the rule takes for independence.
@@ -70,7 +79,10 @@ class CorrelatedBatches(Injection):
         by 0.7 of their distance from zero. Its log is off by ``sqrt(3 / T + (kurtosis - 1) / draws)``, with a window of
         ``T`` steps; it must exceed 3, and 3.5 times that.
         """
+        if not self.noisy:
+            return CERTAIN
         x = inputs(trial, trial.root)
+        x = x if x.dim() > 2 else x[..., None]
         total = x.transpose(0, 1).flatten(1)
         mean, var = total.mean(1), total.var(1, correction=0)
         samples, y, n = x.flatten(2).mean(2), trial.data.y, trial.recipe.batch
@@ -86,9 +98,28 @@ class CorrelatedBatches(Injection):
         expected = within / n / var + 0.7**2 / 2 * away**2 / (1 + away)
         kurtosis = float((((total - mean[:, None]) ** 4).mean(1) / var.square()).median())
         window = 64
-        draws = window * (n - 1) if x.dim() == 2 else looked_at(n) - 1
+        draws = window * (n - 1) if x.shape[2:].numel() == 1 else looked_at(n) - 1
         noise = math.sqrt(3 / window + (max(kurtosis, 3.0) - 1) / draws)
-        return Effect.of_logs(float((varies / var / expected).median()), max(3.0, math.exp(3.5 * noise)), noise)
+        means = Effect.of_logs(float((varies / var / expected).median()), max(3.0, math.exp(3.5 * noise)), noise)
+        return max(means, self._of_variances(trial, x), key=lambda effect: effect.sigmas)
+
+    def _of_variances(self, trial: Trial, x: Tensor) -> Effect:
+        """The same of the log variances of batches as the fault draws them, without what all channels share."""
+        n, generator = trial.recipe.batch, torch.Generator().manual_seed(trial.seed + 3)
+        own = (x.flatten(2) - x.transpose(0, 1).flatten(1).mean(1)[:, None]).square().mean(2)
+        uneven = own.var(0) / own.mean(0).square()
+        logs = []
+        for _ in range(256):
+            mine = torch.arange(len(x))
+            if self.how == "classes":
+                few = torch.randperm(10, generator=generator)[: self.classes]
+                mine = (trial.data.y[:, None] == few).any(1).nonzero().flatten()
+            drawn = torch.randint(0, len(mine), (n if self.how == "classes" else n // 8,), generator=generator)
+            logs.append(own[mine[drawn]].mean(0).log())
+        scaled = torch.stack(logs) / (uneven / n).sqrt()
+        strengths = torch.linalg.svdvals(scaled - scaled.mean(0)).square() / len(scaled) / scaled.shape[1]
+        noise = math.sqrt(3 / 64 + 5 / 31)
+        return Effect.of_logs(float(strengths[1:].sum()) / 0.5, max(3.0, math.exp(3.5 * noise / 1.5)), noise)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +132,15 @@ class AlternatingDomains(Injection):
     noisy: bool = True
     name: str = "alternating-domains"
     steps: int = 200
+    contrast: float = 0.6
+    shift: float = 1.0
 
     def build(self, trial: Trial) -> None:
         trial.notes["spy"] = trial.spy(trial.root)
         trial.blame(trial.root)
 
     def batch(self, trial: Trial, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return (0.6 * x + 1.0 if trial.step % 2 else x), y
+        return (self.contrast * x + self.shift if trial.step % 2 else x), y
 
     def crossed(self, trial: Trial) -> bool:
         return trial.step >= 50
@@ -121,9 +154,12 @@ class AlternatingDomains(Injection):
         return Effect(-r, 0.5, math.sqrt((1 - r * r) / 60))
 
     def _alternation(self, trial: Trial) -> float:
-        means = torch.stack(trial.notes["spy"].mean[-60:]).double()
-        away = means - means.mean(0)
-        return float(((away[1:] * away[:-1]).mean(0) / away.square().mean(0)).median())
+        spy = trial.notes["spy"]
+        found = []
+        for rows in (torch.stack(spy.mean[-60:]).double(), torch.stack(spy.var[-60:]).double().log()):
+            away = rows - rows.mean(0)
+            found.append(float(((away[1:] * away[:-1]).mean(0) / away.square().mean(0)).median()))
+        return min(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +214,9 @@ class Padding(Injection):
 BATCHES: tuple[Injection, ...] = (
     CorrelatedBatches(name="two-classes-a-batch"),
     CorrelatedBatches(name="each-sample-eight-times", how="copies"),
+    CorrelatedBatches(name="two-classes-for-eight-batches", block=8, noisy=False),
     AlternatingDomains(),
+    AlternatingDomains(name="alternating-contrast", contrast=0.6, shift=0.0, steps=240),
     ValidationShift(),
     Padding(name="padding"),
     Padding(name="padding-half", share=0.45, severity=Severity.ERROR),

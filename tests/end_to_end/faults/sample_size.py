@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -71,6 +71,10 @@ class RaggedBatch(Injection):
     needs: ClassVar[str] = "conv"
     steps: int = 100
     leftover: int = 2
+    told: bool = True
+
+    def options(self, trial: Trial) -> dict[str, Any]:
+        return {} if self.told else {"train_loader": None, "sample_every_n_steps": 0}
 
     def fits(self, network: Network) -> bool:
         return super().fits(network) and network.name != "squeeze"
@@ -136,6 +140,7 @@ SAMPLE_SIZE: tuple[Injection, ...] = (
     PooledGate(name="pooled-gate-of-three", batch_size=3, side=64, severity=Severity.ERROR),
     RaggedBatch(name="last-batch-of-two"),
     RaggedBatch(name="last-batch-of-one", leftover=1, severity=Severity.ERROR),
+    RaggedBatch(name="last-batch-of-two-unknown", told=False, tried_on="residual"),
     Accumulation(),
     BiasedChain(name="biased-chain", severity=Severity.ERROR),
     BiasedChain(name="biased-chain-of-64", batch_size=64),

@@ -1,0 +1,86 @@
+"""Differences between the batches of a window, and how to treat those that are smaller than the others."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bnmonitor.window import Window
+
+EDGE_OF_CHANGE = 1.5 * math.log(3.0)
+"""Between 1 and 3: a ratio of variances that is as likely before as after a rise from the one to the other."""
+
+FEW_BATCHES = 8
+"""Up to so many batches in an epoch, an incomplete last one is too large a part of all to be left out."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to treat batches that are smaller than the others.
+
+    Attributes:
+        factor: The factor by which they raise the expected variance.
+        left_out: How many steps to leave out, as they may have such a batch; None: unknown.
+    """
+
+    factor: float
+    left_out: int | None
+
+    def ratio(self, squares: Tensor, expected: Tensor, each: int) -> float:
+        """Return ``[T, C]`` over its expectation; ``each`` is the number of rows that one step is part of."""
+        if self.left_out is None:
+            # The median over the steps is not moved by a small batch at the end of each epoch.
+            return float((squares.sum(1) / expected.sum()).median())
+        ratios = squares / expected
+        if self.left_out:
+            ratios = ratios[ratios.mean(1).argsort()[: max(1, len(ratios) - each * self.left_out)]]
+        return float(ratios.mean(0).median())
+
+
+def plan_of(window: Window, layer: int) -> Plan | None:
+    """Plan by how the loader draws batches; None if an incomplete one is too large a part of all, of unknown size."""
+    loader, sample = window.facts.train_loader, window.sample
+    if loader is None:
+        # Nothing is known of the sizes: a small batch now and then does not move a median over the steps.
+        return None if 0 < window.facts.epoch_steps <= FEW_BATCHES else Plan(1.0, None)
+    if loader.batch_size is None:
+        # A batch sampler of the user's: usually its batches are of one size, but for the last.
+        same = sample is not None and bool(sample.size[layer] == window.baseline.sizes[layer])
+        return Plan(1.0, 1 if same else None)
+    left = loader.leftover
+    if left is None:
+        return Plan(1.0, 1)
+    if not left or loader.batches is None:
+        return Plan(1.0, 0)
+    if left < loader.batch_size / 2 and loader.batches > FEW_BATCHES:
+        return Plan(1.0, math.ceil(len(window) / loader.batches))
+    return Plan(1 + (loader.batch_size / left - 1) / loader.batches, 0)
+
+
+def bends(x: Tensor, lag: int) -> Tensor:
+    """Squares of the second differences of ``[T, C]``, which have the variance of independent rows as their mean."""
+    return (x[2 * lag :] - 2 * x[lag:-lag] + x[: -2 * lag]).square() / 6
+
+
+def steps(x: Tensor, lag: int = 1) -> Tensor:
+    """Squares of the first differences of ``[T, C]``, which have the variance of independent rows as their mean."""
+    return (x[lag:] - x[:-lag]).square() / 2
+
+
+def since_when(ratios: Tensor, lag: int, edge: float = EDGE_OF_CHANGE) -> float:
+    """Position at which ``[T, C]`` ratios of variances rose, by the sum from there to the end (Page 1954)."""
+    # A single wild batch is no beginning.
+    gain = (ratios.mean(1).clamp(max=3 * edge) - edge).flip(0).cumsum(0).flip(0)
+    at = int(gain.argmax())
+    return float(at + lag if at else 0)
+
+
+def rounding(window: Window, layer: int) -> Tensor:
+    """Variance that the rounding of the running mean leaves in the batch mean that was recovered from it: ``[C]``."""
+    momentum = float(window.momentum[-1, layer])
+    weight = momentum if momentum > 0 else 1 / max(1, int(window.baseline.updates[layer]))
+    span = window.layers.span(layer)
+    return (torch.finfo(torch.float32).eps * window.running_mean[-1, span].double() / weight).square()

@@ -1,0 +1,71 @@
+"""How far the update of the weights in one step moves the statistics of the layer behind them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnmonitor.sampling.autograd import producer_of
+
+MOST_SAMPLES = 16
+"""Samples of the batch that are sent through the operation again."""
+
+_CONVOLUTION = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
+
+
+class Stirring:
+    """The operation with weights before a layer that sees the data, as it was in one step's forward.
+
+    Args:
+        data: What the operation read, ``[N, C, ...]``.
+        weight: Its weight, before the step's update.
+        settings: How it convolves; None for a linear map.
+    """
+
+    def __init__(self, data: Tensor, weight: Tensor, settings: tuple[Any, ...] | None) -> None:
+        self._data, self._weight, self._settings = data[:MOST_SAMPLES], weight, settings
+        self._before = weight.detach().clone()
+
+    @classmethod
+    def before(cls, x: Tensor) -> Stirring | None:
+        """Return the operation that made a layer's input; None if it is not one that reads the data, or not trained."""
+        found = producer_of(x)
+        if found is None:
+            return None
+        node, data, weight = found
+        settings = None
+        if type(node).__name__ == "ConvolutionBackward0":
+            known = tuple(getattr(node, f"_saved_{name}", None) for name in _CONVOLUTION)
+            if None in known:
+                return None
+            settings = known
+        return cls(data.detach(), weight, settings)
+
+    @torch.no_grad()
+    def measure(self) -> Tensor | None:
+        """Return what the update since then changes, by channel; None if there was none, or another weight is there.
+
+        Returns:
+            ``[2, C]``: change of the mean in deviations, and of the log variance.
+        """
+        weight = self._weight.detach()
+        if weight.shape != self._before.shape or weight.device != self._before.device:
+            return None
+        if torch.equal(weight, self._before):
+            return None
+        old, new = (self._applied(w).transpose(0, 1).flatten(1) for w in (self._before, weight))
+        tiny = torch.finfo(old.dtype).tiny
+        (var, mean), (other_var, other) = (torch.var_mean(y, 1) for y in (old, new))
+        return torch.stack([(other - mean) / var.clamp(min=tiny).sqrt(), (other_var / var.clamp(min=tiny)).log()])
+
+    def _applied(self, weight: Tensor) -> Tensor:
+        data, weight = self._data.float(), weight.float()
+        if self._settings is None:
+            return data @ weight.T
+        stride, padding, dilation, transposed, output_padding, groups = self._settings
+        made: Tensor = torch.ops.aten.convolution(
+            data, weight, None, stride, padding, dilation, transposed, output_padding, groups
+        )
+        return made
