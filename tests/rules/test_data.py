@@ -284,6 +284,11 @@ def test_a_validation_is_judged_by_its_own_noise_and_by_the_training_batches() -
         window, facts=replace(window.facts, held_out=(by_another_hand,)), batch_mean=seen.mean.expand(64, -1)
     )
     assert says(agrees) == []
+    frozen_meanwhile = torch.ones(64, len(window.layers), dtype=torch.int64)
+    frozen_meanwhile[-15:] = 0
+    assert says(replace(window, updates=frozen_meanwhile)) == []
+    frozen_meanwhile[-3] = 1
+    assert says(replace(window, updates=frozen_meanwhile)) == [Severity.INFO]
 
 
 # -- what the rules take from the noise of every step ------------------------------------------------------------------

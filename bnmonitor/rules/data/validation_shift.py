@@ -108,6 +108,8 @@ class ValidationShift(Rule):
         judged = structure.roots() & warm(window)[-1]
         # If the training batches do not agree with the running statistics, or may not, the data is not to blame.
         judged &= (mean_lag < self.lag_shift) & ((log_lag < self.lag_log_ratio) | log_lag.isnan())
+        # Of a layer that was frozen meanwhile the last training batches are unknown.
+        judged &= (window.updates[-_RECENT:] > 0).any(0)
         if not judged.any():
             return []
         newest = self._off(held_out[-1], window)
@@ -146,6 +148,10 @@ class ValidationShift(Rule):
             advice="compare the transformations of both loaders (scaling, mean and standard deviation, channel order); "
             "if the data is meant to differ, estimate the running statistics on it",
         )
+
+
+_RECENT = 10
+"""Steps within which a layer must have been updated for its training batches to be those of now."""
 
 
 @dataclass(frozen=True)
