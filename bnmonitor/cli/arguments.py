@@ -49,10 +49,10 @@ _EXAMPLES = {
   bnmonitor compare A B && echo "no worse"      in CI
 """,
     "export": """examples:
-  bnmonitor export RUN --csv                               each layer at each logged step
-  bnmonitor export RUN --csv layers.csv --layer 'net.*'    some layers, into a file
-  bnmonitor export RUN --json --statistic batch_var        each channel over the whole run
-  bnmonitor export RUN --parquet gamma.parquet --statistic gamma
+  bnmonitor export RUN --csv                    each layer at each logged step
+  bnmonitor export RUN --csv t.csv --layer 'net.*'
+  bnmonitor export RUN --json --statistic gamma each channel over the whole run
+  bnmonitor export RUN --parquet t.parquet      for pandas
 """,
     "audit": """examples:
   bnmonitor audit model.ckpt              one checkpoint

@@ -45,7 +45,7 @@ def near(word: str, rules: Sequence[Rule], names: Sequence[str] = ()) -> str:
     """Return ``"; did you mean 'BN806'?"`` for the nearest code or name, or nothing; ``names`` are further names.
 
     >>> near("BN399", all_rules()), near("stale-statistic", all_rules())
-    ("; did you mean 'BN305'?", "; did you mean 'stale-statistics'?")
+    ("; did you mean 'BN306'?", "; did you mean 'stale-statistics'?")
     """
     wanted = re.fullmatch(r"(?:BN)?(\d{1,6})", word.strip(), flags=re.IGNORECASE)
     if wanted is None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor.sampling.autograd import producer_of
+from bnmonitor.sampling.reach import modes_active
 
 MOST_SAMPLES = 16
 """Samples of the batch that are sent through the operation again."""
@@ -31,7 +32,7 @@ class Stirring:
     @classmethod
     def before(cls, x: Tensor) -> Stirring | None:
         """Return the operation that made a layer's input; None if it is not one that reads the data, or not trained."""
-        found = producer_of(x)
+        found = None if modes_active() else producer_of(x)  # a mode of the training would see the operation again
         if found is None:
             return None
         node, data, weight = found
@@ -51,7 +52,7 @@ class Stirring:
             ``[2, C]``: change of the mean in deviations, and of the log variance.
         """
         weight = self._weight.detach()
-        if weight.shape != self._before.shape or weight.device != self._before.device:
+        if modes_active() or weight.shape != self._before.shape or weight.device != self._before.device:
             return None
         if torch.equal(weight, self._before):
             return None

@@ -83,7 +83,7 @@ def test_a_mistake_is_one_line(given: list[str], says: str, capsys: pytest.Captu
     ("given", "says"),
     [
         (["explain", "BN999"], "nothing is called 'BN999'; did you mean 'BN806'?; `bnmonitor rules` lists the rules"),
-        (["explain", "bn399"], "did you mean 'BN305'?"),
+        (["explain", "bn399"], "did you mean 'BN306'?"),
         (["explain", "304x"], "nothing is called '304x'"),
         (["explain", "learning-rate-to-high"], "did you mean 'learning-rate-too-high'?"),
         (["explain", "changed-inpt"], "nothing is called 'changed-inpt'; did you mean 'changed-input'?"),
@@ -117,7 +117,7 @@ def test_rules_are_chosen_by_words(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["rules", *words]) == 0
         return [line[:5] for line in capsys.readouterr().out.splitlines()]
 
-    assert listed("BN3") == ["BN301", "BN302", "BN303", "BN304", "BN305"]
+    assert listed("BN3") == ["BN301", "BN302", "BN303", "BN304", "BN305", "BN306"]
     assert listed("momentum") == ["BN301", "BN302"]
     assert listed("momentum", "bn201") == ["BN201", "BN301", "BN302"]
 

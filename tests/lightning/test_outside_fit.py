@@ -119,7 +119,7 @@ def test_bn303_tested_after_a_short_fit(lightning: Any) -> None:
     assert told(callback) == {}
     trainer.test(module, loader(1))
     assert list(told(callback)) == ["BN303"]
-    assert "the test begins after 4 updates" in told(callback)["BN303"].message
+    assert "evaluated after 4 updates" in told(callback)["BN303"].message
 
 
 @pytest.mark.parametrize("way", WAYS)

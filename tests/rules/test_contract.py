@@ -15,7 +15,7 @@ from bnmonitor.testing import drawn_window, held_out_window, make_sample, make_s
 from bnmonitor.testing.contracts import RuleContract
 from bnmonitor.testing.contracts.joined import joined_windows
 from bnmonitor.testing.contracts.windows import random_window
-from bnmonitor.window import Window
+from bnmonitor.window import Recovery, Window
 
 JUDGING = [pytest.param(rule, id=rule.name) for rule in all_rules() if not rule.code.startswith("BN0")]
 
@@ -53,6 +53,10 @@ MADE: dict[str, Callable[[], Window]] = {
     "BN206": lambda: make_window(channels=(1,) * 12, sizes=16, chain=True),
     "BN301": lambda: with_momentum(0.99),
     "BN302": lambda: with_momentum(0.0),
+    "BN306": lambda: replace(
+        make_window(batch_mean=torch.randn(64, 8, generator=torch.Generator().manual_seed(0)), channels=(8,)),
+        recovery=torch.full((64, 1), int(Recovery.FOREIGN)),
+    ),
     "BN508": called_without_gradient,
     "BN509": called_at_two_places,
     "BN510": lambda: replace(gallery()[1], facts=replace(gallery()[1].facts, unwatched={"norm": "a class of its own"})),
