@@ -54,7 +54,7 @@ MADE: dict[str, Callable[[], Window]] = {
     "BN301": lambda: with_momentum(0.99),
     "BN302": lambda: with_momentum(0.0),
     "BN306": lambda: replace(
-        make_window(batch_mean=torch.randn(64, 8, generator=torch.Generator().manual_seed(0)), channels=(8,)),
+        make_window(running_mean=torch.randn(64, 8, generator=torch.Generator().manual_seed(0)), channels=(8,)),
         recovery=torch.full((64, 1), int(Recovery.FOREIGN)),
     ),
     "BN508": called_without_gradient,

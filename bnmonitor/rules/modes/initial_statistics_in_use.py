@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from bnmonitor._text import number
@@ -134,4 +135,12 @@ def _awaits_copy(window: Window) -> Tensor:
         return aside
     new = ~any_of((window.gamma[-1] != 1) | (window.beta[-1] != 0))
     trains = window.training[-1] & ~aside
-    return aside & new & (window.layers.twins(aside, trains) >= 0)
+    twin, names = window.layers.twins(aside, trains), window.layers.names
+    another = [j >= 0 and not _are_neighbors(names[i], names[j]) for i, j in enumerate(twin.tolist())]
+    return aside & new & torch.tensor(another, dtype=torch.bool, device="cpu")
+
+
+def _are_neighbors(name: str, other: str) -> bool:
+    """Whether two layers lie at two numbers of one sequence, rather than in two networks."""
+    differ = [pair for pair in zip(name.split("."), other.split("."), strict=False) if pair[0] != pair[1]]
+    return bool(differ) and all(part.isdigit() for part in differ[0])

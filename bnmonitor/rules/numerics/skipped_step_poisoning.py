@@ -152,8 +152,10 @@ class SkippedStepPoisoning(Rule):
             message=f"the gradient scaler skipped step {window.steps[t]}{scale}, but {did}"
             if window.facts.skipped_steps
             else f"step {window.steps[t]} moved no parameter (it was skipped), but {did}",
-            advice="train in bf16 (precision='bf16-mixed'), or restore the buffers after a skipped step; then call "
-            if window.facts.skipped_steps
-            else "copy the buffers before the forward and restore them where the step is skipped; now call "
-            "layer.reset_running_stats() and torch.optim.swa_utils.update_bn(loader, model)",
+            advice=(
+                "train in bf16 (precision='bf16-mixed'), or restore the buffers after a skipped step"
+                if window.facts.skipped_steps
+                else "copy the buffers before the forward and restore them where the step is skipped"
+            )
+            + "; then call layer.reset_running_stats() and torch.optim.swa_utils.update_bn(loader, model)",
         )
