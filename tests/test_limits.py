@@ -52,6 +52,7 @@ from bnmonitor.history.run import open_history
 from bnmonitor.history.statistics import BY_NAME
 from bnmonitor.measures import dead, offset, silent, warm
 from bnmonitor.monitor import Settings
+from bnmonitor.recording.baseline import counted
 from bnmonitor.report.compare import JUDGED
 from bnmonitor.report.page import page
 from bnmonitor.results import Incident, Severity
@@ -122,6 +123,12 @@ between("INITIAL_WEIGHT", lambda weight: float(warm(make_window(
     seen=after - (weight > changed["INITIAL_WEIGHT"]), steps=2))[-1]), 0.99, 1.01)
 rule("FLAT", "BN105", "eps_factor")
 rule("ALIVE", "BN105", "alive_factor")
+alive = []
+for part in (0.9, 1.1):
+    window = make_window(steps=1, batch_var=part * changed["ALIVE"] * 1e-5)
+    none = replace(window.baseline, alive=torch.zeros(3, dtype=torch.bool))
+    alive.append(counted(replace(window, baseline=none)).alive.all().item())
+places["ALIVE"]["baseline"] = changed["ALIVE"] if alive == [False, True] else alive
 places["FLAT"]["measure"] = changed["FLAT"] if [
     math.isnan(offset(make_window(running_var=part * changed["FLAT"] * 1e-5)).item()) for part in (0.99, 1.01)
 ] == [True, False] else None

@@ -228,18 +228,21 @@ def padding(x: Tensor) -> Tensor:
         spread, level = torch.var_mean(x, (0, 2), correction=0, keepdim=True)
         same = STILL * spread.sqrt_() + 8 * torch.finfo(x.dtype).eps * level.abs_()
         still = (x.diff(dim=-1).abs_() <= same).all(1)
-        ends = torch.stack([_run(still), _run(still.flip(-1))]) + 1
-        ends = ends.where((ends >= LEAST_RUN) & (ends.sum(0) < x.shape[2]), 0)
+        found, offset = (torch.stack(each) for each in zip(_run(still), _run(still.flip(-1)), strict=True))
+        # Where both sides come to the same run, it belongs to the end that it is nearer to.
+        shared = (found + offset).sum(0) > still.shape[-1]
+        ends = found + 1
+        ends = ends.where((ends >= LEAST_RUN) & (~shared | (offset < offset.flip(0))), 0)
         ends = ends.where((ends != ends[:, :1]).any(1, keepdim=True), 0)
     return torch.stack([ends.sum(), ends.new_tensor(x.shape[0] * x.shape[2])])
 
 
-def _run(still: Tensor) -> Tensor:
-    """Length of the run of True that begins near the start of each row ``[n, L]``; 0 where none begins there."""
+def _run(still: Tensor) -> tuple[Tensor, Tensor]:
+    """Length of the run of True that begins near the start of each row ``[n, L]``, 0 where none does, and its place."""
     started = still.cumsum(-1) > 0
     offset = (~started).sum(-1)
     run = (still | ~started).cumprod(-1).sum(-1) - offset
-    return run.where(offset <= still.shape[-1] // EDGE, 0)
+    return run.where(offset <= still.shape[-1] // EDGE, 0), offset
 
 
 def merge_between(a: Tensor, b: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def add(writer: FlightWriter, rows: dict[str, Array], steps: range, at: int = 0,
 
 def settled(writer: FlightWriter) -> None:
     """Wait until all that was added is on the disk."""
-    while writer._waiting and not writer._failed:
+    while writer.waiting and not writer._failed:
         time.sleep(0.01)
 
 
@@ -242,7 +242,7 @@ writer = begin(folder, WIDE, budget=2**23)
 at = start
 while True:
     add(writer, rows, range(at, at + 100))
-    while writer._waiting:
+    while writer.waiting:
         pass
     at += 100
     print(at, flush=True)

@@ -134,7 +134,8 @@ class FlightWriter:
         self._block: _Block | None = None
         self._last = -1
         self._queue: Queue[Layout | Blocks | _Detail | None] = Queue()
-        self._waiting = 0
+        # Each is changed on one thread only: bytes that were handed over, and bytes that have been written.
+        self._given = self._written = 0
         self._thread: Thread | None = None
         self._failed: list[Exception] = []
         self._worker: _Worker | None = None
@@ -268,6 +269,11 @@ class FlightWriter:
             self._put(block.done())
             block.begin(len(block.course))
 
+    @property
+    def waiting(self) -> int:
+        """Bytes of blocks that were handed over and are not written yet."""
+        return self._given - self._written
+
     def failures(self) -> list[Exception]:
         """Return the errors of writing since the last call."""
         failed, self._failed = self._failed, []
@@ -284,10 +290,10 @@ class FlightWriter:
 
     def _put(self, item: Layout | Blocks | _Detail) -> None:
         size = _size(item)
-        if self._waiting + size > _WAITING:
+        if self.waiting + size > _WAITING:
             self.left_out += 1
             return
-        self._waiting += size
+        self._given += size
         self._queue.put(item)
         if self._thread is None:
             self._thread = Thread(target=self._work, name="bnmonitor-flight", daemon=True)
@@ -296,15 +302,14 @@ class FlightWriter:
     def _work(self) -> None:
         failed = False
         while (item := self._queue.get()) is not None:
-            self._waiting -= _size(item)
-            if failed:
-                continue
             try:
-                self._worker = self._worker or _Worker(self.folder, self.budget)
-                self._worker.take(item)
+                if not failed:
+                    self._worker = self._worker or _Worker(self.folder, self.budget)
+                    self._worker.take(item)
             except Exception as error:
                 failed = True  # a full disk stays full: the rest of the session is not written
                 self._failed.append(error)
+            self._written += _size(item)
         if self._worker is not None:
             with suppress(OSError):
                 self._worker.close()
