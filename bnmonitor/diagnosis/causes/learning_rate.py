@@ -44,7 +44,7 @@ class LearningRateTooHigh(Cause):
     name: ClassVar[str] = "learning-rate-too-high"
     leads: ClassVar[tuple[str, ...]] = ("BN704",)
     explains: ClassVar[frozenset[str]] = frozenset(
-        {"BN1", "BN303", "BN304", "BN305", "BN405", "BN6", "BN701", "BN702", "BN705", "BN706", "BN707"}
+        {"BN1", "BN203", "BN303", "BN304", "BN305", "BN405", "BN6", "BN701", "BN702", "BN705", "BN706", "BN707"}
     )
     everywhere: ClassVar[bool] = True
 
