@@ -204,6 +204,12 @@ def load_the_named_checkpoint(trial: Treated) -> None:
     trial.load(Path(path))
 
 
+def initialize_at_random(trial: Treated) -> None:
+    for module in trial.model.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.kaiming_normal_(module.weight)
+
+
 def estimate_again(trial: Treated) -> None:
     recalibrate(trial.model, trial.loader)
 
@@ -321,6 +327,7 @@ CASES = [
     Case(fault="frozen-from-scratch", network="mlp", cause="foreign-statistics", code=("BN404",),
          says="estimate them", follow=estimate_again),
     Case(fault="evaluated-after-8", network="mlp", cause="cold-statistics", code=("BN303",),
+         more={"momentum": 0.02},
          says=r"evaluate after \d+ updates", follow=evaluate_later),
     Case(fault="two-domains", network="wine", cause="mixed-calls", code=("BN502",),
          says="concatenate the inputs to one batch", follow=one_batch_of_both),
@@ -342,6 +349,10 @@ CASES = [
          says=r"reset_running_stats\(\) and torch\.optim\.swa_utils\.update_bn", follow=reset_and_estimate),
     Case(fault="skipped-step-infinite", network="mlp", cause="half-precision-overflow", code=("BN101", "BN102"),
          says="restore the buffers after a skipped step", follow=reset_and_estimate),
+    Case(fault="guarded-step", network="mlp", cause="skipped-step", code=("BN102",),
+         says=r"reset_running_stats\(\) and torch\.optim\.swa_utils\.update_bn", follow=reset_and_estimate),
+    Case(fault="constant-weights", network="mlp", cause="constant-initialization", code=("BN708",),
+         says=r"torch\.nn\.init\.kaiming_normal_\(weight\)", follow=initialize_at_random),
     Case(fault="infinite-pixel", network="mlp", cause="non-finite-input", code=("BN101",),
          says="checkpoint", follow=load_the_named_checkpoint),
     Case(fault="infinite-buffer", network="wine", cause="non-finite-statistics", code=("BN101",),

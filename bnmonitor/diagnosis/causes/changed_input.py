@@ -41,7 +41,7 @@ class ChangedInput(Cause):
     name: ClassVar[str] = "changed-input"
     leads: ClassVar[tuple[str, ...]] = ("BN106", "BN107")
     explains: ClassVar[frozenset[str]] = frozenset(
-        {"BN103", "BN106", "BN107", "BN109", "BN304", "BN305", "BN603", "BN704"}
+        {"BN103", "BN106", "BN107", "BN109", "BN304", "BN305", "BN601", "BN602", "BN603", "BN704"}
     )
     everywhere: ClassVar[bool] = True
 

@@ -41,7 +41,8 @@ class CorrelatedBatches(Injection):
     block: int = 1
 
     def recipe(self, recipe: Recipe) -> Recipe:
-        return replace(recipe, batch=self.batch_size)
+        # Several batches of the same classes in a row need clipped gradients, or some networks are lost.
+        return replace(recipe, batch=self.batch_size, clip=1.0 if self.block > 1 else recipe.clip)
 
     def build(self, trial: Trial) -> None:
         trial.notes["spy"] = trial.spy(trial.root)
@@ -214,7 +215,7 @@ class Padding(Injection):
 BATCHES: tuple[Injection, ...] = (
     CorrelatedBatches(name="two-classes-a-batch"),
     CorrelatedBatches(name="each-sample-eight-times", how="copies"),
-    CorrelatedBatches(name="two-classes-for-eight-batches", block=8, noisy=False),
+    CorrelatedBatches(name="two-classes-for-eight-batches", block=8, noisy=False, tried_on="preactivation"),
     AlternatingDomains(),
     AlternatingDomains(name="alternating-contrast", contrast=0.6, shift=0.0, steps=240),
     ValidationShift(),

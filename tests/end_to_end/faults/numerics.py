@@ -260,6 +260,10 @@ class ScaledWeights(Injection):
     factor: float = 30.0
     share: float = 1.0
 
+    def fits(self, network: Network) -> bool:
+        """Where the network is calm before; plain SGD leaves the two of a GAN restless."""
+        return super().fits(network) and network.name != "gan"
+
     @torch.no_grad()
     def before(self, trial: Trial) -> None:
         if trial.fresh:

@@ -54,17 +54,23 @@ class GammaJump(Injection):
     steps: int = 130
     factor: float = 15.0
 
+    def recipe(self, recipe: Recipe) -> Recipe:
+        """With clipped gradients: without them a regression is lost before the next check."""
+        return replace(recipe, clip=1.0)
+
     @torch.no_grad()
     def before(self, trial: Trial) -> None:
         if trial.fresh:
             trial.site.norm.weight[1] *= self.factor
+            trial.notes["gamma"] = float(trial.site.norm.weight[1])
             trial.blame(trial.site.name, channels=[1])
 
     def crossed(self, trial: Trial) -> bool:
         return float(trial.site.norm.weight[1].detach()) > 10
 
     def took_place(self, trial: Trial) -> bool:
-        return float(trial.site.norm.weight[1].detach()) > 10
+        """At the jump: what the training makes of it later may not be a number."""
+        return bool(trial.notes["gamma"] > 10)
 
 
 @dataclass(frozen=True, kw_only=True)
