@@ -69,6 +69,11 @@ class _Seen:
         elif self.between.shape[1] == new.shape[1]:
             self.between = merge_between(self.between, new)
 
+    def forget(self) -> None:
+        """Drop all but the counts."""
+        self.reduced, self.inputs = {}, []
+        self.between = self.witness = self.unevenness = self.stirring = self.data = self.padding = None
+
     def pooled(self) -> list[CallMoments]:
         """The inputs of all calls as one."""
         reduced = self.reduced.get("input")
@@ -91,7 +96,9 @@ class Sampler:
         self.interrupted = False
         """Whether a compilation or an error ended the sample while the hooks were in place."""
         self.failure = ""
-        """The error that reducing an activation raised; empty without one."""
+        """The error that following the graph raised; empty without one."""
+        self.failures: dict[int, str] = {}
+        """The error that reducing an activation of a layer raised, by ``id(module)``: of it only calls are counted."""
         self.witness: Tensor | None = None
         """Mean and variance of the batch in the last sampled step, ``[2, C]``, as the forward of a layer that was
         called once has them; NaN for others. None without a sample."""
@@ -139,12 +146,20 @@ class Sampler:
         self.detach()
 
     def _saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        # This runs within the model's forward: a training must not end for an error of ours.
         try:
             self._tracer.saw(module, args, output)
-            self._reduce(module, args, output, graded=torch.is_grad_enabled())
-        except Exception as error:  # this runs within the model's forward: a training must not end for it
-            self.failure = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        except Exception as error:
+            self.failure = _said(error)
             self._interrupt()
+            return
+        try:
+            self._reduce(module, args, output, graded=torch.is_grad_enabled())
+        except Exception as error:
+            self.failures[id(module)] = _said(error)
+            for each in (self._seen, self._aside):
+                if id(module) in each:
+                    each[id(module)].forget()
 
     @torch.no_grad()
     def _reduce(self, module: nn.Module, args: tuple[Any, ...], output: Any, *, graded: bool) -> None:
@@ -166,6 +181,8 @@ class Sampler:
         seen.eval_calls += not module.training
         seen.size, seen.dtype = x.shape[0], x.dtype
         seen.values = x.numel() // max(1, x.shape[1])
+        if id(module) in self.failures:
+            return
         if x.numel() and output.numel():
             self._moments(seen, module, x, output)
         data = data_of(x)
@@ -249,6 +266,10 @@ class Sampler:
             side_size=torch.tensor([s.size for s in aside], device="cpu"),
             side_distance=_distances([[*s.pooled(), *a.pooled()] for s, a in pairs]),
         )
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def _divided(seen: _Seen, aside: _Seen) -> tuple[_Seen, _Seen]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from bnmonitor.layers import LayerTable, is_compiled
 from bnmonitor.sampling.activations import Sampler
 from bnmonitor.sampling.probe import Probe
 from bnmonitor.window import Sample, Structure
+
+logger = logging.getLogger("bnmonitor")
 
 KEPT = 9
 """Most samples that are kept."""
@@ -94,6 +97,7 @@ class SampleSchedule:
         self.samples: list[Sample] = list(samples)
         self._resumed = bool(samples)
         self._again = self._paused = False
+        self._named: set[int] = set()
         self._witness: Tensor | None = None
 
     def place(self, modules: Sequence[nn.Module], count: int | None) -> None:
@@ -119,9 +123,7 @@ class SampleSchedule:
             self.probe.detach()
         if not self.sampler.attached:
             return
-        if self.sampler.failure:
-            self._failure = self.sampler.failure
-            self.blocked = self._why_blocked()
+        self._judge(layers, modules)
         self._again = self.sampler.interrupted and not self._failure
         sample = self.sampler.collect(step, layers, modules)
         self._witness = self.sampler.witness
@@ -130,6 +132,19 @@ class SampleSchedule:
         if sample is not None and not extra:
             self.samples = [*self.samples, sample][-KEPT:]
         self._unseen = not self.samples and not self._again
+
+    def _judge(self, layers: LayerTable, modules: Sequence[nn.Module]) -> None:
+        """End the samples if the graph cannot be followed, or no layer looked at; name the layers that cannot be."""
+        failures = self.sampler.failures
+        ours = {id(module): name for name, module in zip(layers.names, modules, strict=True)}
+        every = failures and failures.keys() >= ours.keys()
+        self._failure = self.sampler.failure or (next(iter(failures.values())) if every else "")
+        if self._failure:
+            self.blocked = self._why_blocked()
+            return
+        for key in failures.keys() - self._named:
+            self._named.add(key)
+            logger.warning("bnmonitor takes no samples of %s: %s", ours.get(key, "a layer"), failures[key])
 
     def saw_loss(self, loss: Any) -> None:
         """Walk the autograd graph behind a loss, if this step is sampled."""

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bnmonitor import Monitor
 from bnmonitor.layers import discover
+from bnmonitor.measures import reduce
 from bnmonitor.sampling.activations import Sampler
 from bnmonitor.window import Moments, Sample, Structure
 from tests.models import ARCHITECTURES, train
@@ -380,7 +381,33 @@ def test_the_monitor_hands_the_structure_of_the_first_step_to_the_rules() -> Non
     }
 
 
-def test_a_layer_that_cannot_be_looked_at_ends_the_samples_and_not_the_training(
+def test_a_layer_that_cannot_be_looked_at_costs_the_samples_of_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(x: Tensor) -> Tensor:
+        if x.shape[1] == 5:
+            raise RuntimeError("no such kernel\nand more")
+        return reduce(x)
+
+    monkeypatch.setattr("bnmonitor.sampling.activations.reduce", fails)
+    model = nn.Sequential(
+        nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5)
+    )
+    with Monitor(model, sinks=[], sample_every_n_steps=2) as monitor:
+        for _ in range(40):
+            model(torch.randn(16, 3)).square().sum().backward()
+            monitor.step()
+        sampled = monitor.history("1", "output_mean")
+        missing = monitor.history("3", "output_mean")
+    assert sampled.isfinite().all(1).sum() >= 5  # as many as are kept
+    assert missing.isnan().all()
+    said = [record.message for record in caplog.records]
+    assert said.count("bnmonitor takes no samples of 3: RuntimeError: no such kernel") == 1
+    assert monitor.alerts == ()
+    assert monitor.history("3", "batch_mean").isfinite().all()
+
+
+def test_layers_that_cannot_be_looked_at_end_the_samples_and_not_the_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fails(x: Tensor) -> Tensor:
