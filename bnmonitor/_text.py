@@ -90,3 +90,9 @@ def printable(text: str) -> str:
     'layer\\x1b[2J.bn'
     """
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def public(thing: object) -> list[str]:
+    """Return the names of an object that are for its users, for ``__dir__``."""
+    names = {*vars(thing), *(name for kind in type(thing).__mro__ for name in vars(kind))}
+    return sorted(name for name in names if not name.startswith("_") or name.startswith("__"))

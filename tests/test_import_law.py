@@ -21,6 +21,7 @@ ORDER = (
         "_version",
         "_settings",
         "_text",
+        "_html",
         "_undisturbed",
         "limits",
         "results",

@@ -20,7 +20,7 @@ from bnmonitor.layers.kinds import (
 from bnmonitor.layers.oddities import reason_against
 from bnmonitor.layers.segments import Segments
 from bnmonitor.layers.sharding import is_split, unwrapped
-from bnmonitor.layers.table import LayerTable
+from bnmonitor.layers.table import Layer, LayerTable
 
 __all__ = [
     "ANY_NORM",
@@ -32,6 +32,7 @@ __all__ = [
     "Family",
     "Hooks",
     "Kind",
+    "Layer",
     "LayerTable",
     "Segments",
     "channels_of",

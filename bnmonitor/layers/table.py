@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from bnmonitor._text import nearest
+from bnmonitor._html import block, plain, table
+from bnmonitor._text import count, nearest
 from bnmonitor.layers.kinds import Fact, Family, kind_named
 from bnmonitor.layers.segments import Segments
 
 FEW = 128
 """Most channels of a layer in a rough median."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One normalization layer.
+
+    Attributes:
+        name: Its dotted path.
+        channels: How many it has.
+        kind: Name of its class.
+        eps: The number added to the variance before the square root.
+        momentum: Weight of the newest batch in the running average; None for a cumulative average.
+        affine: Whether it has a gamma.
+        tracking: Whether it has running statistics.
+    """
+
+    name: str
+    channels: int
+    kind: str
+    eps: float
+    momentum: float | None
+    affine: bool
+    tracking: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +76,46 @@ class LayerTable:
     def __len__(self) -> int:
         return len(self.names)
 
+    def __getitem__(self, layer: str | int) -> Layer:
+        """Return a layer by its name or position.
+
+        Raises:
+            KeyError: No layer has that name; the message names the nearest one.
+            IndexError: There are not so many layers.
+        """
+        i = self.index(layer) if isinstance(layer, str) else range(len(self))[layer]
+        return Layer(
+            name=self.names[i],
+            channels=self.channels[i],
+            kind=self.kinds[i],
+            eps=self.eps[i],
+            momentum=self.momentum[i],
+            affine=self.affine[i],
+            tracking=self.tracking[i],
+        )
+
+    def __iter__(self) -> Iterator[Layer]:
+        return (self[i] for i in range(len(self)))
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self.names or (isinstance(layer, Layer) and layer in tuple(self))
+
+    def __repr__(self) -> str:
+        return f"<LayerTable: {count(len(self), 'layer')}, {count(self.total, 'channel')}>"
+
+    def _repr_html_(self) -> str:
+        head = ("layer", "class", "channels", "eps", "momentum", "gamma and beta")
+        rows = (
+            (x.name, x.kind, x.channels, f"{x.eps:g}", x.momentum, "yes" if x.affine else "no") for x in tuple(self)
+        )
+        return block(plain(repr(self)[1:-1]), table(head, rows))
+
     @cached_property
     def offsets(self) -> tuple[int, ...]:
         """Start of each layer on the channel axis, and the total at the end: ``L + 1`` numbers."""
         ends = [0]
-        for count in self.channels:
-            ends.append(ends[-1] + count)
+        for channels in self.channels:
+            ends.append(ends[-1] + channels)
         return tuple(ends)
 
     @property

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from bnmonitor._html import block, plain
 from bnmonitor.context import RunFacts
 from bnmonitor.layers import own_forwards
 from bnmonitor.lightning.base import CallbackBase
@@ -32,6 +33,10 @@ from bnmonitor.results import Alert, Incident
 from bnmonitor.rules import Rule, Thresholds
 from bnmonitor.sinks import Console, Loggers, Sink, TensorBoard
 from bnmonitor.summary import Summary
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
 
 logger = logging.getLogger("bnmonitor")
 
@@ -161,6 +166,21 @@ class BatchNormMonitor(CallbackBase):
             RuntimeError: Neither a fit nor an evaluation has begun yet.
         """
         return self.monitor.history(layer, statistic)
+
+    def to_frame(self, layer: str | None = None, statistic: str | None = None) -> pandas.DataFrame:
+        """Return a table of the run, as :meth:`bnmonitor.Monitor.to_frame` does."""
+        return self.monitor.to_frame(layer, statistic)
+
+    def plot(self, layer: str | None = None, statistic: str | None = None, ax: Axes | None = None) -> Axes:
+        """Draw a statistic, and return the axes, as :meth:`bnmonitor.Monitor.plot` does."""
+        return self.monitor.plot(layer, statistic, ax)
+
+    def __repr__(self) -> str:
+        said = "no fit yet" if self._monitor is None else repr(self._monitor)[len("<Monitor: ") : -1]
+        return f"<BatchNormMonitor: {said}>"
+
+    def _repr_html_(self) -> str:
+        return block(plain(repr(self))) if self._monitor is None else self._monitor._repr_html_()
 
     @property
     def state_key(self) -> str:

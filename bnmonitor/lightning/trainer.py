@@ -79,7 +79,13 @@ class TrainerActions:
         values = monitor.totals()
         if trainer.world_size > 1:
             values = trainer.strategy.broadcast(values)
+        if _HEALTH in values:
+            values = {**values, "bn_health": values[_HEALTH]}
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+
+
+_HEALTH = "bnmonitor/health"
+"""The total that is there as ``bn_health`` as well, which can stand in the file name of a checkpoint."""
 
 
 def _open(monitor: Monitor) -> list[tuple[str, Severity]]:

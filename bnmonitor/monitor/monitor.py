@@ -8,18 +8,20 @@ from dataclasses import replace
 from functools import partial
 from operator import index
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from bnmonitor._text import nearest
+from bnmonitor import runs
+from bnmonitor._text import nearest, public
 from bnmonitor.context import RunFacts
 from bnmonitor.distributed import RankExchange
 from bnmonitor.layers import LayerTable
 from bnmonitor.limits import FLIGHT_BYTES
 from bnmonitor.monitor.actions import AlertError, warn
 from bnmonitor.monitor.batches import BatchKeeper
+from bnmonitor.monitor.live import Live
 from bnmonitor.monitor.session import Session
 from bnmonitor.monitor.settings import Action, Settings, as_folder, as_models, as_optimizers, check_loss
 from bnmonitor.recording import Recorder
@@ -28,6 +30,10 @@ from bnmonitor.rules import Rule, Thresholds, check_patterns
 from bnmonitor.sinks import Console, Run, Sink, TensorBoard, totals
 from bnmonitor.summary import Summary
 from bnmonitor.window import SERIES, RankStatistics, Sample, Structure, Window
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.axes import Axes
 
 Phase = Literal["validation", "test", "predict", "sanity"]
 _PHASES = ("validation", "test", "predict", "sanity")
@@ -285,6 +291,60 @@ class Monitor:
             raise KeyError(f"no statistic is named {statistic!r}{nearest(statistic, SERIES)}; there are {known}")
         self._session.collect()
         return self._recorder.rows(statistic, layer)[-self.settings.window :]
+
+    def to_frame(self, layer: str | None = None, statistic: str | None = None) -> pandas.DataFrame:
+        """Return a table of the run; it needs pandas.
+
+        It is that of :meth:`bnmonitor.runs.Run.to_frame` of the run in :attr:`log_dir`, as far as it was written;
+        without one the table of the window, in which the number of a layer is that of its median channel.
+
+        Args:
+            layer: Name of a layer, or a glob pattern of names; None: every layer.
+            statistic: Of channels: a row for each step, and a column for each channel of each layer. None: every
+                statistic of whole layers: a row for each step and layer.
+
+        Raises:
+            ImportError: pandas is not installed.
+            KeyError: Nothing has that name; the message names the nearest one.
+        """
+        return runs.frame(self._recorded(), layer, statistic)
+
+    def plot(self, layer: str | None = None, statistic: str | None = None, ax: Axes | None = None) -> Axes:
+        """Draw a statistic, and return the axes; it needs matplotlib.
+
+        The whole run is drawn where :attr:`log_dir` has it, as far as it was written; without one the window.
+
+        Args:
+            layer: Name of a layer: its channels as bands of percentiles. None: every layer as a line.
+            statistic: With a layer one of ``batch_mean``, ``batch_var``, ``running_mean``, ``running_var``, ``gamma``
+                and ``beta``, ``batch_var`` if None; without a layer one of whole layers, ``health`` if None (of the
+                window ``batch_var``).
+            ax: Axes to draw on; None: those of a new figure.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+            KeyError: Nothing has that name; the message names the nearest one.
+        """
+        return runs.plot(self._recorded(), layer, statistic, ax)
+
+    def _recorded(self) -> runs.RunData:
+        """The run as it is on the disk; the window where nothing is written."""
+        if self.log_dir is not None and self.log_dir.is_dir():
+            found = runs.open(self.log_dir)
+            if "." in found and found["."].has_channels and len(found["."].steps):
+                return found["."]
+        steps = self.steps
+        losses = self._recorder.course.losses(list(steps))
+        return Live(self.layers, steps, losses, self.incidents, self.alerts, self.history)
+
+    def __dir__(self) -> list[str]:
+        return public(self)
+
+    def __repr__(self) -> str:
+        return f"<Monitor: {self.failure or self.summary().headline()}>"
+
+    def _repr_html_(self) -> str:
+        return runs.of_run(self._recorded())
 
     def window(self) -> Window | None:
         """Return what rules judge by, as it is after the last step.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
+from bnmonitor._html import block, link, plain, strong
 from bnmonitor._text import count, listing, printable, thousands
 from bnmonitor.results.severity import Severity
 
@@ -66,6 +67,12 @@ class Alert:
         where = f" · {self.layer}" if self.layer is not None else ""
         channels = f" · channels {listing(self.channels)}" if self.channels else ""
         return f"{self.code} {self.rule}{where}{self.extent}{channels} · since step {self.first_step}: {self.message}"
+
+    def __repr__(self) -> str:
+        return f"<Alert {self.code} {self.rule}: {self.severity}, {self.state}, since step {self.first_step}>"
+
+    def _repr_html_(self) -> str:
+        return block(strong(f"{self.severity.mark} {self}", str(self.severity)), f"fix: {plain(self.advice)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the alert as plain types that JSON can hold, without its incident."""
@@ -201,6 +208,14 @@ class Incident:
     def __str__(self) -> str:
         first, *rest = self.lines()
         return "\n".join([first, *(f"  {line}" for line in rest if line)])
+
+    def __repr__(self) -> str:
+        return f"<Incident {self.cause}: {self.severity}, {self.state}, since step {self.first_step}>"
+
+    def _repr_html_(self) -> str:
+        first, detail, _ = self.lines()
+        page = link(f"bnmonitor explain {self.code}", self.url)
+        return block(strong(first, str(self.severity)), plain(detail), f"fix: {plain(self.advice)} · {page}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the incident as plain types that JSON can hold."""

@@ -33,6 +33,11 @@ class RunData:
         return Flight.of(self.directory)
 
     @property
+    def has_channels(self) -> bool:
+        """Whether there is a flight record, from which :meth:`history` reads."""
+        return self._flight is not None
+
+    @property
     def incidents(self) -> tuple[Incident, ...]:
         """Its incidents in their last state, in the order in which they opened."""
         return self._recorded.incidents
@@ -123,6 +128,11 @@ class RunData:
             f"the run {self.name!r} has no flight record, so its channels are unknown: it was recorded with "
             "flight_bytes=0, or by an older bnmonitor"
         )
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What :meth:`table` knows of whole layers."""
+        return self._recorded.frames.metrics
 
     def table(self, statistic: str) -> Array:
         """Return a statistic of whole layers at the logged steps: ``[S, L]`` float32.

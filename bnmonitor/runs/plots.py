@@ -24,7 +24,7 @@ def plot(run: RunData, layer: str | None, statistic: str | None, ax: Axes | None
     """Draw a statistic over the run, as :meth:`bnmonitor.runs.Run.plot` describes it."""
     ax = _axes(ax)
     if layer is None:
-        chosen = statistic or "health"
+        chosen = statistic or ("health" if "health" in run.metrics else "batch_var")
         table = run.table(chosen)
         for column, name in enumerate(run.layers):
             ax.plot(run.steps, table[:, column], linewidth=1, label=name)

@@ -7,10 +7,10 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnmonitor._text import count, listing, nearest
+from bnmonitor._text import count, listing, nearest, public
 from bnmonitor.history.run import History, open_history
 from bnmonitor.history.source import Files
-from bnmonitor.runs import plots, tables
+from bnmonitor.runs import notebook, plots, tables
 from bnmonitor.runs.data import RunData
 
 if TYPE_CHECKING:
@@ -53,12 +53,15 @@ class Run(RunData):
         """Draw a statistic of every layer at every logged step as a map, and return the axes; it needs matplotlib."""
         return plots.plot_map(self, statistic, ax)
 
+    def __dir__(self) -> list[str]:
+        return public(self)
+
     def __repr__(self) -> str:
         last = int(self.steps[-1]) if len(self.steps) else -1
         return f"<Run {self.name!r}: {count(len(self.layers), 'layer')}, last step {last}, {self.verdict}>"
 
     def _repr_html_(self) -> str:
-        return tables.html_of(self)
+        return notebook.of_run(self)
 
 
 class Runs(Mapping[str, Run]):
@@ -102,13 +105,16 @@ class Runs(Mapping[str, Run]):
             raise LookupError(f"there are {count(len(self), 'run')}: {listing(self)}" if self else "there is no run")
         return next(iter(self.values()))
 
+    def __dir__(self) -> list[str]:
+        return public(self)
+
     def __repr__(self) -> str:
         shown = [f"  {run!r}" for run in list(self.values())[:10]]
         more = [f"  ... and {len(self) - 10} more"] if len(self) > 10 else []
         return "\n".join([f"<Runs: {len(self)}>", *shown, *more])
 
     def _repr_html_(self) -> str:
-        return tables.html_of_all(self)
+        return notebook.of_runs(self)
 
 
 def open(path: str | PathLike[str]) -> Runs:  # noqa: A001

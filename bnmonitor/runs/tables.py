@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import html
 import importlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,17 +77,14 @@ def rows(run: RunData, layer: str | None = None, statistic: str | None = None) -
 
 
 def _of_layers(run: RunData, names: Sequence[str], statistic: str | None) -> Iterator[Row]:
-    frames = run._recorded.frames
-    if statistic is not None:
-        run.table(statistic)
-    metrics = frames.metrics if statistic is None else (statistic,)
-    places = [(name, frames.layers.index(name)) for name in names]
-    tables = {metric: frames.of(metric) for metric in metrics}
+    metrics = run.metrics if statistic is None else (statistic,)
+    places = [(name, run.layers.index(name)) for name in names]
+    tables = {metric: run.table(metric) for metric in metrics}
     for at, step in enumerate(run.steps.tolist()):
         about = {"step": step, "wall_time": float(run.wall_time[at]), "loss": float(run.loss[at])}
         about |= {f"lr {group}": float(rate) for group, rate in enumerate(run.learning_rate[at])}
         for name, place in places:
-            yield {**about, "layer": name, **{metric: float(table[place, at]) for metric, table in tables.items()}}
+            yield {**about, "layer": name, **{metric: float(table[at, place]) for metric, table in tables.items()}}
 
 
 def frame(run: RunData, layer: str | None, statistic: str | None) -> pandas.DataFrame:
@@ -150,32 +146,3 @@ def write_parquet(path: Path, table: Iterable[Row]) -> int:
     found = pandas.DataFrame(list(table))
     found.to_parquet(path, index=False)
     return len(found)
-
-
-_STYLE = "font-family:sans-serif;font-size:13px"
-
-
-def html_of(run: RunData) -> str:
-    """Return a run for a notebook: its verdict, and its incidents."""
-    lines = [f"<b>{html.escape(run.verdict)}</b>", f"{html.escape(run.name)} · {len(run.layers)} layers"]
-    cells = [(str(i.severity), i.title, i.layer or "", i.first_step, i.state, i.advice) for i in run.incidents]
-    listed = ["<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in cells]
-    head = "".join(f"<th>{each}</th>" for each in ("severity", "incident", "layer", "since step", "state", "fix"))
-    table = f"<table><tr>{head}</tr>{''.join(listed)}</table>" if listed else ""
-    return f'<div style="{_STYLE}">{"<br>".join(lines)}{table}</div>'
-
-
-def html_of_all(runs: Mapping[str, RunData]) -> str:
-    """Return runs for a notebook: a row each."""
-    body = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(run.verdict)}</td>"
-        f"<td>{int(run.steps[-1]) if len(run.steps) else ''}</td><td>{_number(run)}</td></tr>"
-        for name, run in runs.items()
-    )
-    head = "".join(f"<th>{each}</th>" for each in ("run", "verdict", "last step", "last loss"))
-    return f'<div style="{_STYLE}"><table><tr>{head}</tr>{body}</table></div>'
-
-
-def _number(run: RunData) -> str:
-    loss = float(run.loss[-1]) if len(run.loss) else float("nan")
-    return "" if loss != loss else f"{loss:.4g}"

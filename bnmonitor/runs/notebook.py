@@ -1,0 +1,104 @@
+"""Runs as a notebook shows them: the verdict, a map of health, and the incidents."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+
+from bnmonitor._html import block, plain, strong, table
+from bnmonitor._text import count
+from bnmonitor.history.statistics import BY_NAME
+from bnmonitor.results import Incident
+from bnmonitor.runs.data import RunData
+
+_COLORS = {"error": "#b8242a", "warning": "#eda63a", "near": "#7f8fd6"}
+_MIDDLE, _HEALTHY = "#bcc9e6", "#e4edee"
+"""The colors of the tab: up to each limit of health, up to half of the rest, and beyond."""
+
+_MOST_COLUMNS = 80
+_MOST_ROWS = 60
+
+
+def of_run(run: RunData) -> str:
+    """Return a run: its verdict, how healthy its layers were, and its incidents."""
+    open_ = [i.severity for i in run.incidents if i.state == "open"]
+    name = run.directory.name if run.name == "." else run.name
+    about = f"{name} · {count(len(run.layers), 'layer')}"
+    picture = ""
+    if "health" in run.metrics:
+        picture = health_map(run.layers, run.steps.tolist(), run.table("health").tolist())
+    return block(
+        strong(run.verdict, str(max(open_)) if open_ else ""), plain(about), picture, of_incidents(run.incidents)
+    )
+
+
+def of_incidents(incidents: Sequence[Incident]) -> str:
+    """Return incidents as a table."""
+    head = ("severity", "incident", "layer", "since step", "state", "fix")
+    return table(head, [(i.severity, i.title, i.where, f"{i.first_step:,}", i.state, i.advice) for i in incidents])
+
+
+def of_runs(runs: Mapping[str, RunData]) -> str:
+    """Return runs, a row each."""
+    rows = (
+        (name, run.verdict, f"{int(run.steps[-1]):,}" if len(run.steps) else "", _last_loss(run))
+        for name, run in runs.items()
+    )
+    return block(table(("run", "verdict", "last step", "loss"), rows) or "no run")
+
+
+def _last_loss(run: RunData) -> str:
+    loss = float(run.loss[-1]) if len(run.loss) else math.nan
+    return "" if math.isnan(loss) else f"{loss:.4g}"
+
+
+def health_map(names: Sequence[str], steps: Sequence[int], health: Sequence[Sequence[float]]) -> str:
+    """Return health as a picture: a row for each layer, the steps from left to right; empty without either.
+
+    Args:
+        names: Name of each layer.
+        steps: Number of each step, rising.
+        health: For each step that of each layer, 0 to 100; NaN where it is not known.
+    """
+    if not names or not steps:
+        return ""
+    shown = names[:_MOST_ROWS]
+    columns = min(len(steps), _MOST_COLUMNS)
+    edges = [round(i * len(steps) / columns) for i in range(columns + 1)]
+    tall = max(4, min(16, 320 // len(shown)))
+    left, wide = 160, max(4, 480 // columns)
+    parts = []
+    for row, name in enumerate(shown):
+        top = row * tall
+        if tall >= 10 or row % -(-10 // tall) == 0:
+            short = name if len(name) <= 24 else f"...{name[-21:]}"
+            parts.append(
+                f'<text x="{left - 6}" y="{top + tall - 1}" text-anchor="end" font-size="10" fill="currentColor">'
+                f"{html.escape(short)}</text>"
+            )
+        for column in range(columns):
+            values = [health[at][row] for at in range(edges[column], max(edges[column] + 1, edges[column + 1]))]
+            known = [value for value in values if not math.isnan(value)]
+            if known:
+                parts.append(
+                    f'<rect x="{left + column * wide}" y="{top}" width="{wide}" height="{tall}" '
+                    f'fill="{_color(min(known))}"><title>{html.escape(name)}, step {steps[edges[column]]}: '
+                    f"{min(known):.0f}</title></rect>"
+                )
+    high, across = len(shown) * tall, columns * wide
+    for x, anchor, step in ((left, "start", steps[0]), (left + across, "end", steps[-1])):
+        parts.append(
+            f'<text x="{x}" y="{high + 13}" text-anchor="{anchor}" font-size="10" fill="currentColor">{step:,}</text>'
+        )
+    more = f"<div>and {len(names) - len(shown)} more layers</div>" if len(names) > len(shown) else ""
+    size = f'width="{left + across + 10}" height="{high + 18}"'
+    return f'<svg {size} role="img" aria-label="health of each layer over the run">{"".join(parts)}</svg>{more}'
+
+
+def _color(health: float) -> str:
+    limits = BY_NAME["health"].limits
+    for name, color in _COLORS.items():
+        if health <= limits[name]:
+            return color
+    return _MIDDLE if health < (limits["near"] + 100) / 2 else _HEALTHY
