@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -49,8 +50,10 @@ def call_distances(calls: Sequence[CallMoments]) -> tuple[float, float, float, f
         noise. For the pair with the most different variances: the absolute log of their ratio, and that in multiples of
         its noise. All NaN for a single call. The noise of a mean follows from the samples' means. The noise of a
         variance follows from the variances of the samples of the later call, if they are alike, and otherwise from the
-        kurtosis.
+        kurtosis of all calls together, as a few samples do not show the tails of their distribution. Of many pairs the
+        most different ones differ more by chance: their noise is so much larger that three of it stay as rare.
     """
+    tails, wider = _pooled_kurtosis(calls[:MOST_CALLS]), _of_the_most_different(len(calls[:MOST_CALLS]))
     shifts, ratios = [(float("nan"), 0.0)], [(float("nan"), 0.0)]
     for a, b in combinations(calls[:MOST_CALLS], 2):
         width = min(a.reduced.shape[1], b.reduced.shape[1])  # a network of several widths uses the first channels
@@ -58,17 +61,17 @@ def call_distances(calls: Sequence[CallMoments]) -> tuple[float, float, float, f
         (n, mean, squares), (m, other, more) = a.between.cpu().double(), b.between.cpu().double()
         first, second = _second(a.reduced), _second(b.reduced)
         sigma = ((first + second) / 2).sqrt()
-        noise = (squares / (n - 1) / n + more / (m - 1) / m).sqrt()
+        noise = wider * (squares / (n - 1) / n + more / (m - 1) / m).sqrt()
         gap = (mean - other).abs()
         alive = sigma > 0
         if alive.any() and bool((n > 1).all() and (m > 1).all()):
             shifts.append((_middle((gap / sigma)[alive]), _middle((gap / noise)[alive])))
             log_ratio = (first / second).log().abs()
-            wide = ((_kurtosis(a.reduced) - 1) / a.samples + (_kurtosis(b.reduced) - 1) / b.samples).sqrt()
+            wide = ((tails[:width] - 1) * (1 / a.samples + 1 / b.samples)).sqrt()
             if b.unevenness is not None:
                 uneven = b.unevenness.cpu().double()
                 wide = (uneven * (1 / a.samples + 1 / b.samples)).sqrt().where(uneven < MOST_UNEVEN, wide)
-            ratios.append((_middle(log_ratio[alive]), _middle((log_ratio / wide)[alive])))
+            ratios.append((_middle(log_ratio[alive]), _middle((log_ratio / wide)[alive]) / wider))
     return (*max(shifts[1:] or shifts), *max(ratios[1:] or ratios))
 
 
@@ -105,10 +108,26 @@ def _second(reduced: Tensor) -> Tensor:
     return torch.div(reduced[2], reduced[0]).cpu().double()
 
 
-def _kurtosis(reduced: Tensor) -> Tensor:
-    """The kurtosis, at least that of a normal distribution."""
-    fourth = torch.div(reduced[4], reduced[0]).cpu().double()
-    return torch.div(fourth, _second(reduced).square()).nan_to_num(3.0).clamp(min=3.0)
+def _pooled_kurtosis(calls: Sequence[CallMoments]) -> Tensor:
+    """The kurtosis of all calls as one, each around its own mean, at least that of a normal distribution: ``[C]``.
+
+    Calls of fewer channels count in those that they have. Where the variances of the calls differ in truth, the result
+    is too large, for two calls by a factor of at most 2.
+    """
+    width = max((call.reduced.shape[1] for call in calls), default=0)
+    count, second, fourth = torch.zeros(3, width, dtype=torch.float64, device="cpu")
+    for call in calls:
+        rows = call.reduced.cpu().double()
+        for total, row in ((count, rows[0]), (second, rows[2]), (fourth, rows[4])):
+            total[: rows.shape[1]] += row
+    return (count * fourth / second.square()).nan_to_num(3.0).clamp(min=3.0)
+
+
+def _of_the_most_different(calls: int) -> float:
+    """How many times the noise of one pair is that of the most different pair, by Bonferroni, for normal noise."""
+    pairs = max(1, calls * (calls - 1) // 2)
+    normal = NormalDist()
+    return normal.inv_cdf(1 - normal.cdf(-3.0) / pairs) / 3.0
 
 
 def _middle(values: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
+from math import inf, lgamma, log
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from bnmonitor.measures.batches import normalizing
 from bnmonitor.measures.reductions import _some, once
 from bnmonitor.measures.robust import mean_over_steps
 from bnmonitor.measures.running_lag import settled
-from bnmonitor.window import Window
+from bnmonitor.window import Structure, Window
 
 LEAST_SPREAD = 0.1
 """Deviations, or log of a deviation, by which the batches of a layer must vary for a closer look at it."""
@@ -49,7 +50,13 @@ LEAST_SWITCHES = 0.2
 """Part of the steps at which the level must change: it is drawn again and again, and does not change once."""
 
 GOES_WITH = 0.5
-"""Least difference between two levels in how often a layer ran, for the layer to have to do with them."""
+"""Least difference between two levels in how often a layer took part, for the layer to have to do with them."""
+
+CHANCE = 1e-3
+"""Largest probability by chance that a level comes only with skipped layers, over all layers that are looked at."""
+
+SAME = 1e-3
+"""Distance of two batches, in deviations, below which they are one: the recovery of statistics rounds by less."""
 
 UPPER = 0.85
 """Part of the channels that may differ less: widths of a network share only the first of them."""
@@ -64,11 +71,13 @@ class Levels:
         shift: Distance between the means of two levels, in deviations, in the middle pair of steps at different levels
             and in a channel of the upper sixth.
         ratio: Absolute log of the ratio of their variances, likewise.
+        exclusive: bool, whether a layer is seen to stand in for another as the levels change.
     """
 
     count: Tensor
     shift: Tensor
     ratio: Tensor
+    exclusive: Tensor
 
 
 @once
@@ -78,14 +87,15 @@ def path_levels(window: Window) -> Levels:
     The steps are points, with a coordinate for the mean and one for the variance of each channel. Levels are clusters
     of them that are far from each other compared with their own width. Noise and weights that move make none.
 
-    Left out are levels that come from parts of the network being skipped at random, as by stochastic depth: layers that
-    are not called in every step, none of which stands in for another. Evaluation takes one path there, that with all
-    parts, and training has made the network robust against it.
+    Left out are levels that come from parts of the network being skipped at random, as by stochastic depth: all steps in
+    which no layer is skipped are at one level, or the layer gets at one level just what a layer before it got. Evaluation
+    takes one path there, that with all parts, and training has made the network robust against it.
     """
     length = len(window.layers)
     number = torch.zeros(length, dtype=torch.int64, device="cpu")
     shift, ratio = torch.zeros(2, length, dtype=torch.float64, device="cpu")
-    result = Levels(number, shift, ratio)
+    exclusive = torch.zeros(length, dtype=torch.bool, device="cpu")
+    result = Levels(number, shift, ratio, exclusive)
     structure = window.facts.structure
     if structure is None or len(structure.places) != length or len(window) < LEAST_STEPS:
         return result
@@ -99,16 +109,21 @@ def path_levels(window: Window) -> Levels:
             continue
         rows, at = _rows(window, layer)
         level = _grouped(rows) if len(rows) >= LEAST_STEPS else None
-        if level is None or int(level.max()) == 0 or _skipped(window, at, level):
+        if level is None or int(level.max()) == 0:
             continue
         placed = level[level >= 0]
         if int((placed[1:] != placed[:-1]).sum()) < LEAST_SWITCHES * len(placed):
+            continue
+        took = _took_part(window)[at]
+        pair = _exclusive(took, level)
+        if not pair and (_skipped(took, level) or _passed(window, structure, layer, at, level)):
             continue
         apart = _distance(window, layer, at, level)
         before = [_distance(window, i, at, level) for i in structure.places[layer].predecessors if i != layer]
         if all(one < CALM * mine or one < 0.05 for each in before for one, mine in zip(each, apart, strict=True)):
             number[layer] = int(level.max()) + 1
             shift[layer], ratio[layer] = apart
+            exclusive[layer] = pair
     return result
 
 
@@ -195,20 +210,89 @@ def _least_away(points: Tensor, level: Tensor) -> float:
     return least
 
 
-def _skipped(window: Window, at: Tensor, level: Tensor) -> bool:
-    """Whether layers are left out now and then, and of those that the levels go with none stands in for another."""
-    ran = (window.updates[at] > 0).double()
+@once
+def _took_part(window: Window) -> Tensor:
+    """Whether the loss came to depend on each layer in each step: ``[T, L]`` bool.
+
+    What a branch puts out may be dropped or multiplied by zero after it ran: its layers get no gradient then, one of
+    zeros, or keep the one that was accumulated before. Layers whose gradient never changes take part if they ran.
+    """
+    segments, changed = window.layers.segments, torch.zeros_like(window.updates, dtype=torch.bool)
+    for rows in (window.gamma_grad, window.beta_grad):
+        new = rows.isfinite() & (rows != 0)
+        new[1:] &= rows[1:] != rows[:-1]
+        changed |= segments.any(new)
+    return (window.updates > 0) & (changed | ~changed[1:].any(0))
+
+
+def _exclusive(took: Tensor, level: Tensor) -> bool:
+    """Whether of two layers that the levels go with one stands in for the other: they never take part together."""
+    ran = took.double()
     shares = torch.stack([ran[level == i].mean(0) for i in range(int(level.max()) + 1)])
-    with_levels = ((shares.amax(0) - shares.amin(0)) > GOES_WITH).nonzero().flatten().tolist()
-    pairs = combinations(with_levels[:64], 2)
-    sometimes = ran.any(0) & ~ran.all(0)
-    return bool(sometimes.any()) and not any(float((ran[:, a] * ran[:, b]).sum()) == 0 for a, b in pairs)
+    along = ((shares.amax(0) - shares.amin(0)) > GOES_WITH).nonzero().flatten()[:64]
+    together = ran[:, along].T @ ran[:, along]
+    return bool((together == 0).any())
+
+
+def _skipped(took: Tensor, level: Tensor) -> bool:
+    """Whether all steps in which none of a few layers is skipped are at one level, more than by chance.
+
+    These few are the layers that the levels go with most. The chance is that of a draw without replacement: that the
+    steps at other levels all happen to be among those with a skipped layer.
+    """
+    took, level = took[level >= 0], level[level >= 0]
+    ran = took.double()
+    shares = torch.stack([ran[level == i].mean(0) for i in range(int(level.max()) + 1)])
+    gap = shares.amax(0) - shares.amin(0)
+    some = gap.topk(min(MOST_LAYERS, len(gap))).indices
+    whole = took[:, some].long().cumprod(1).bool()  # [t, k]: none of the first k is skipped
+    for full in whole[:, gap[some] > 0].unbind(1):
+        sizes = level[full].bincount(minlength=int(level.max()) + 1)
+        most = int(sizes.argmax())
+        count, other = int(full.sum()), int((level != most).sum())
+        stray = count - int(sizes[most])
+        if count and stray <= OUTLIERS * other and _log_chance(len(level), count, other - stray) < log(CHANCE / len(gap)):
+            return True
+    return False
+
+
+def _log_chance(total: int, drawn: int, marked: int) -> float:
+    """Log of the probability that of so many in total those that are drawn have none of the marked among them."""
+    if drawn + marked > total:
+        return -inf
+    return lgamma(total - marked + 1) + lgamma(total - drawn + 1) - lgamma(total - marked - drawn + 1) - lgamma(total + 1)
+
+
+def _passed(window: Window, structure: Structure, layer: int, at: Tensor, level: Tensor) -> bool:
+    """Whether the layer gets at one of two levels just what a layer before it got, as what lies between is skipped."""
+    if int(level.max()) != 1:
+        return False
+    before, front = set[int](), {layer}
+    for _ in range(MOST_LAYERS):
+        front = {i for one in front for i in structure.places[one].predecessors} - before - {layer}
+        before |= front
+    mean, var = _statistics(window, layer, at)
+    for other in sorted(before):
+        if window.layers.channels[other] != window.layers.channels[layer]:
+            continue
+        theirs, spread = _statistics(window, other, at)
+        near = ((mean - theirs).abs() < SAME * var.sqrt()) & ((var / spread).log().abs() < SAME)
+        same = near.all(1).double()
+        shares = sorted(float(same[level == i].mean()) for i in range(2))
+        if shares[0] < OUTLIERS and shares[1] > 1 - OUTLIERS:
+            return True
+    return False
+
+
+def _statistics(window: Window, layer: int, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and variances of a layer's batches in some steps: ``[t, c]`` each."""
+    span = window.layers.span(layer)
+    return window.batch_mean[at, span].double(), window.batch_var[at, span].double() + window.layers.eps[layer]
 
 
 def _distance(window: Window, layer: int, at: Tensor, level: Tensor) -> tuple[float, float]:
     """How far two levels of a layer are apart: distance of the means in deviations, log ratio of the variances."""
-    span = window.layers.span(layer)
-    mean, var = window.batch_mean[at, span].double(), window.batch_var[at, span].double() + window.layers.eps[layer]
+    mean, var = _statistics(window, layer, at)
     known = mean.isfinite().any(1)
     mean, var, level = mean[known], var[known], level[known]
     spread = var.nanmean(0).sqrt()

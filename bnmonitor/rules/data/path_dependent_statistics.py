@@ -30,7 +30,7 @@ class PathDependentStatistics(Rule):
     >>> from bnmonitor.testing import path_window
     >>> [finding] = PathDependentStatistics().check(path_window(0.6))
     >>> finding.layer, str(finding.severity)
-    (1, 'warning')
+    (1, 'info')
 
     Paths that hardly differ stay quiet:
 
@@ -60,9 +60,12 @@ class PathDependentStatistics(Rule):
     28 to 66 % in evaluation.
 
     ## Look-alikes
-    Stochastic depth leaves out blocks that evaluation never leaves out, and trains the network to bear that: levels
-    that come from layers that are sometimes skipped, without another in their place, do not count. Data of two kinds in
-    turn show in the first layers (BN602). A jump that comes once is no path.
+    Stochastic depth leaves out blocks that evaluation never leaves out, and trains the network to bear that. Its levels
+    do not count: all steps in which no layer is skipped are at one of them (a layer is skipped if it does not run or
+    gets no gradient), or a layer gets in the steps of one just the batch that a layer before the block got. Where two
+    layers are seen to stand in for each other as the levels change, the alert is a warning or an error. It is an info
+    otherwise, as blocks without a normalization of their own can be skipped, or drawn, without a trace in what is
+    recorded. Data of two kinds in turn show in the first layers (BN602). A jump that comes once is no path.
 
     ## References
     Yu and Huang, Universally slimmable networks, 2019; Guo et al., Single path one-shot neural architecture search,
@@ -85,23 +88,31 @@ class PathDependentStatistics(Rule):
         found = path_levels(window)
         apart = (found.shift > self.warn_shift) | (found.ratio > self.warn_log_ratio)
         return [
-            self._finding(window, i, int(found.count[i]), float(found.shift[i]), float(found.ratio[i]))
+            self._finding(window, i, int(found.count[i]), float(found.shift[i]), float(found.ratio[i]), bool(found.exclusive[i]))
             for i in apart.nonzero().flatten().tolist()
         ]
 
-    def _finding(self, window: Window, layer: int, count: int, shift: float, ratio: float) -> Finding:
+    def _finding(self, window: Window, layer: int, count: int, shift: float, ratio: float, drawn: bool) -> Finding:
         error = shift > self.error_shift or ratio > self.error_log_ratio
         by_mean = shift / self.warn_shift >= ratio / self.warn_log_ratio
         limits = (self.error_shift, self.error_log_ratio) if error else (self.warn_shift, self.warn_log_ratio)
+        severity = Severity.ERROR if error else Severity.WARNING
         return Finding(
-            severity=Severity.ERROR if error else Severity.WARNING,
+            severity=severity if drawn else Severity.INFO,
             layer=layer,
             first_step=window.steps[0],
             value=shift if by_mean else ratio,
             threshold=limits[0] if by_mean else limits[1],
             message=f"the batch statistics jump between {count} levels from step to step, and those of the layers "
             f"before do not: means {number(shift)} standard deviations apart, variances by a factor "
-            f"{number(exp(ratio))}; the running statistics fit none of the paths",
+            f"{number(exp(ratio))}; "
+            + (
+                "the running statistics fit none of the paths"
+                if drawn
+                else "whether operations take turns, so that the running statistics fit none of them, or a block is only "
+                "skipped, is not known"
+            ),
             advice="give each path its own BatchNorm, or re-estimate the statistics for the path that is evaluated "
-            "(bnmonitor.remedies.recalibrate)",
+            "(bnmonitor.remedies.recalibrate)"
+            + ("" if drawn else "; if a block is skipped at random (stochastic depth), nothing is to be done"),
         )

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bnmonitor import Severity
 from tests.end_to_end.faults.injection import Injection
 from tests.end_to_end.faults.trial import Spy, Trial
 
@@ -91,6 +92,7 @@ class DrawnOperation(Injection):
 
     code: ClassVar[str] = "BN605"
     only: ClassVar[tuple[str, ...]] = ("chain", "mlp")
+    severity: Severity = Severity.INFO
     number: int = 2
 
     def build(self, trial: Trial) -> None:
