@@ -77,10 +77,12 @@ class Files:
 
     Args:
         path: An event file, a run's directory, or a directory of runs; ``-``: an event file from standard input.
+        files: The files to read, each with the name of its run; None: all below the path.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, files: Sequence[tuple[str, Path]] | None = None) -> None:
         self.path = Path(path)
+        self._files = files
         self._runs: dict[str, _Run] | None = None
         self._unreadable: list[OSError] = []
 
@@ -112,7 +114,8 @@ class Files:
     def _load(self) -> dict[str, _Run]:
         if self._runs is None:
             files: dict[str, list[tuple[int, list[Found]]]] = {}
-            for name, file in event_files(self.path, self._unreadable.append):
+            listed = event_files(self.path, self._unreadable.append) if self._files is None else self._files
+            for name, file in listed:
                 found: list[Found] = []
                 try:
                     for value in values(file, given=file == self.path):

@@ -176,7 +176,9 @@ class BatchNormMonitor(CallbackBase):
         return self.monitor.plot(layer, statistic, ax)
 
     def __repr__(self) -> str:
-        said = "no fit yet" if self._monitor is None else repr(self._monitor)[len("<Monitor: ") : -1]
+        said = "no fit yet"
+        with suppress(Exception):  # a Trainer asks its callbacks for it
+            said = said if self._monitor is None else self._monitor.described
         return f"<BatchNormMonitor: {said}>"
 
     def _repr_html_(self) -> str:

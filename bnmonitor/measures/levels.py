@@ -251,7 +251,11 @@ def _skipped(took: Tensor, level: Tensor) -> bool:
         most = int(sizes.argmax())
         count, other = int(full.sum()), int((level != most).sum())
         stray = count - int(sizes[most])
-        if count and stray <= OUTLIERS * other and _log_chance(len(level), count, other - stray) < log(CHANCE / len(gap)):
+        if (
+            count
+            and stray <= OUTLIERS * other
+            and _log_chance(len(level), count, other - stray) < log(CHANCE / len(gap))
+        ):
             return True
     return False
 
@@ -260,7 +264,9 @@ def _log_chance(total: int, drawn: int, marked: int) -> float:
     """Log of the probability that of so many in total those that are drawn have none of the marked among them."""
     if drawn + marked > total:
         return -inf
-    return lgamma(total - marked + 1) + lgamma(total - drawn + 1) - lgamma(total - marked - drawn + 1) - lgamma(total + 1)
+    return (
+        lgamma(total - marked + 1) + lgamma(total - drawn + 1) - lgamma(total - marked - drawn + 1) - lgamma(total + 1)
+    )
 
 
 def _passed(window: Window, structure: Structure, layer: int, at: Tensor, level: Tensor) -> bool:

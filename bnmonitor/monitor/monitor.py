@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bnmonitor import runs
-from bnmonitor._text import nearest, public
+from bnmonitor._text import count, nearest, public
 from bnmonitor.context import RunFacts
 from bnmonitor.distributed import RankExchange
 from bnmonitor.layers import LayerTable
@@ -341,7 +341,19 @@ class Monitor:
         return public(self)
 
     def __repr__(self) -> str:
-        return f"<Monitor: {self.failure or self.summary().headline()}>"
+        return f"<Monitor: {self.described}>"
+
+    @property
+    def described(self) -> str:
+        """How many layers are watched, and the worst open incident, in a few words; it computes nothing."""
+        if self.failure:
+            return self.failure
+        still_open = [incident for incident in self.incidents if incident.state == "open"]
+        worst = max(still_open, key=lambda incident: incident.severity, default=None)
+        steps = self._recorder.steps
+        at = f", step {steps[-1]}" if steps else ""
+        said = "no open incident" if worst is None else f"{worst.title}{_more(still_open)}"
+        return f"{count(len(self.layers), 'layer')}{at}, {said}"
 
     def _repr_html_(self) -> str:
         return runs.of_run(self._recorded())
@@ -552,3 +564,7 @@ class Monitor:
 
 def _default_sinks(log_dir: Path | None) -> list[Sink]:
     return [Console(), *([TensorBoard(log_dir)] if log_dir is not None else [])]
+
+
+def _more(incidents: Sequence[Incident]) -> str:
+    return f", and {count(len(incidents) - 1, 'more incident')}" if len(incidents) > 1 else ""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
 from bnmonitor._text import count, listing, nearest
-from bnmonitor.history.flight.layout import STATISTICS
+from bnmonitor.history.flight.layout import FOLDER, STATISTICS
 from bnmonitor.history.flight.reader import Flight, Series
 from bnmonitor.history.run import Run as Recorded
 from bnmonitor.history.source import Array
@@ -21,15 +21,18 @@ class RunData:
     Args:
         recorded: Its history.
         directory: Its directory.
+        fetch: Called with a directory before it is read, where only event files are there yet.
     """
 
-    def __init__(self, recorded: Recorded, directory: Path) -> None:
-        self._recorded, self.directory = recorded, directory
+    def __init__(self, recorded: Recorded, directory: Path, fetch: Callable[[Path], object] | None = None) -> None:
+        self._recorded, self.directory, self._fetch = recorded, directory, fetch
         self.name: str = recorded.name
         """Its name: the path of its directory below the one that was opened."""
 
     @cached_property
     def _flight(self) -> Flight | None:
+        if self._fetch is not None:
+            self._fetch(self.directory / FOLDER)
         return Flight.of(self.directory)
 
     @property

@@ -11,6 +11,7 @@ from bnmonitor._text import count
 from bnmonitor.history.statistics import BY_NAME
 from bnmonitor.results import Incident
 from bnmonitor.runs.data import RunData
+from bnmonitor.runs.index import Entry
 
 _COLORS = {"error": "#b8242a", "warning": "#eda63a", "near": "#7f8fd6"}
 _MIDDLE, _HEALTHY = "#bcc9e6", "#e4edee"
@@ -39,18 +40,13 @@ def of_incidents(incidents: Sequence[Incident]) -> str:
     return table(head, [(i.severity, i.title, i.where, f"{i.first_step:,}", i.state, i.advice) for i in incidents])
 
 
-def of_runs(runs: Mapping[str, RunData]) -> str:
-    """Return runs, a row each."""
+def of_runs(runs: Mapping[str, Entry]) -> str:
+    """Return a list of runs, a row each."""
     rows = (
-        (name, run.verdict, f"{int(run.steps[-1]):,}" if len(run.steps) else "", _last_loss(run))
-        for name, run in runs.items()
+        (name, each.verdict, f"{each.last_step:,}", "" if each.loss is None else f"{each.loss:.4g}")
+        for name, each in runs.items()
     )
     return block(table(("run", "verdict", "last step", "loss"), rows) or "no run")
-
-
-def _last_loss(run: RunData) -> str:
-    loss = float(run.loss[-1]) if len(run.loss) else math.nan
-    return "" if math.isnan(loss) else f"{loss:.4g}"
 
 
 def health_map(names: Sequence[str], steps: Sequence[int], health: Sequence[Sequence[float]]) -> str:

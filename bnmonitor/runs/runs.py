@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnmonitor._text import count, listing, nearest, public
-from bnmonitor.history.run import History, open_history
+from bnmonitor.history.event_files import event_files
+from bnmonitor.history.run import History
 from bnmonitor.history.source import Files
 from bnmonitor.runs import notebook, plots, tables
 from bnmonitor.runs.data import RunData
+from bnmonitor.runs.index import Entry, entries
+from bnmonitor.runs.remote import Remote, is_remote
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
+
+
+logger = logging.getLogger("bnmonitor")
 
 
 class Run(RunData):
@@ -65,34 +72,47 @@ class Run(RunData):
 
 
 class Runs(Mapping[str, Run]):
-    """Recorded runs by name, read only.
+    """Recorded runs by name, read only. What each said last is kept, so that only runs that have changed are read.
 
     Args:
-        history: The history.
+        path: The directory, or an event file.
+        fetch: Called with a directory before it is read, where only event files are there yet.
     """
 
-    def __init__(self, history: History) -> None:
-        self._history = history
-        self._found: dict[str, Run] | None = None
+    def __init__(self, path: Path, fetch: Callable[[Path], object] | None = None) -> None:
+        self._path, self._fetch = path, fetch
+        self._files: dict[str, list[Path]] = {}
+        for name, file in event_files(path, lambda error: logger.warning("%s", error)):
+            self._files.setdefault(name, []).append(file)
+        self._opened: dict[str, Run | None] = {}
+        self._listed: dict[str, Entry] | None = None
 
-    def _runs(self) -> dict[str, Run]:
-        if self._found is None:
-            source = self._history.source
-            assert isinstance(source, Files)
-            self._found = {name: Run(run, source.directory(name)) for name, run in self._history.all().items()}
-        return self._found
+    def _open(self, name: str) -> Run | None:
+        """Open a run; None if it has no history."""
+        if name not in self._opened:
+            source = Files(self._path, [(name, file) for file in self._files[name]])
+            recorded = History(source).all().get(name)
+            self._opened[name] = None if recorded is None else Run(recorded, source.directory(name), self._fetch)
+            for error in source.unreadable:
+                logger.warning("%s", error)
+        return self._opened[name]
+
+    def _entries(self) -> dict[str, Entry]:
+        if self._listed is None:
+            self._listed = dict(sorted(entries(self._path, self._files, self._open).items()))
+        return self._listed
 
     def __getitem__(self, name: str) -> Run:
-        runs = self._runs()
-        if name not in runs:
-            raise KeyError(f"there is no run {name!r}{nearest(name, tuple(runs))}; there are {listing(runs)}")
-        return runs[name]
+        run = self._open(name) if name in self._files else None
+        if run is None:
+            raise KeyError(f"there is no run {name!r}{nearest(name, tuple(self))}; there are {listing(self)}")
+        return run
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._runs())
+        return iter(self._entries())
 
     def __len__(self) -> int:
-        return len(self._runs())
+        return len(self._entries())
 
     @property
     def only(self) -> Run:
@@ -109,29 +129,41 @@ class Runs(Mapping[str, Run]):
         return public(self)
 
     def __repr__(self) -> str:
-        shown = [f"  {run!r}" for run in list(self.values())[:10]]
+        shown = [
+            f"  {name!r}: {count(each.layers, 'layer')}, last step {each.last_step}, {each.verdict}"
+            for name, each in list(self._entries().items())[:10]
+        ]
         more = [f"  ... and {len(self) - 10} more"] if len(self) > 10 else []
         return "\n".join([f"<Runs: {len(self)}>", *shown, *more])
 
     def _repr_html_(self) -> str:
-        return notebook.of_runs(self)
+        return notebook.of_runs(self._entries())
 
 
 def open(path: str | PathLike[str]) -> Runs:  # noqa: A001
     """Open the recorded runs in a directory: a run's own, or one of runs.
 
     Args:
-        path: The directory, or an event file.
+        path: The directory, or an event file; also one that TensorBoard reads elsewhere, such as ``s3://bucket/logs``,
+            of which event files are copied at once, and the rest of a run when its channels are first asked for.
 
     Returns:
         The runs by name; that of the directory itself is ``"."``.
 
     Raises:
         FileNotFoundError: There is no such file or directory.
+        ImportError: The library for a file system elsewhere is not installed.
+        ValueError: There is no such file system.
 
     Example:
         >>> import bnmonitor
         >>> runs = bnmonitor.open("lightning_logs")  # doctest: +SKIP
         >>> steps, values = runs["version_0"].history("net.bn1", "batch_var")  # doctest: +SKIP
     """
-    return Runs(open_history(Path(path)))
+    if isinstance(path, str) and is_remote(path):
+        remote = Remote(path)
+        return Runs(remote.folder, remote.fetch)
+    place = Path(path)
+    if not place.exists():
+        raise FileNotFoundError(f"there is no file or directory {str(path)!r}: give a run's log directory")
+    return Runs(place)

@@ -34,6 +34,7 @@ SHELL: dict[str, tuple[str, ...]] = {
         "begin",
         "close",
         "state_dict",
+        "load_state_dict",
         "summary",
         "begin_evaluation",
         "end_evaluation",

@@ -88,7 +88,9 @@ class PathDependentStatistics(Rule):
         found = path_levels(window)
         apart = (found.shift > self.warn_shift) | (found.ratio > self.warn_log_ratio)
         return [
-            self._finding(window, i, int(found.count[i]), float(found.shift[i]), float(found.ratio[i]), bool(found.exclusive[i]))
+            self._finding(
+                window, i, int(found.count[i]), float(found.shift[i]), float(found.ratio[i]), bool(found.exclusive[i])
+            )
             for i in apart.nonzero().flatten().tolist()
         ]
 

@@ -1,0 +1,120 @@
+"""What each run in a directory said last, kept between sessions, so that hundreds of runs are listed at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bnmonitor._version import __version__
+from bnmonitor.runs.data import RunData
+
+Stamp = list[list[Any]]
+"""Name, size and time of change of each event file of a run."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run in a list.
+
+    Attributes:
+        verdict: :attr:`RunData.verdict`.
+        severity: That of its worst open incident; empty without one.
+        layers: How many it has.
+        last_step: The last logged step; -1 without one.
+        loss: The loss at it; None where it is not known.
+    """
+
+    verdict: str
+    severity: str
+    layers: int
+    last_step: int
+    loss: float | None
+
+    @classmethod
+    def of(cls, run: RunData) -> Entry:
+        """Read what a run said last."""
+        still_open = [incident.severity for incident in run.incidents if incident.state == "open"]
+        loss = float(run.loss[-1]) if len(run.loss) else math.nan
+        return cls(
+            verdict=run.verdict,
+            severity=str(max(still_open)) if still_open else "",
+            layers=len(run.layers),
+            last_step=int(run.steps[-1]) if len(run.steps) else -1,
+            loss=loss if math.isfinite(loss) else None,
+        )
+
+
+def entries(path: Path, files: Mapping[str, Sequence[Path]], read: Callable[[str], RunData | None]) -> dict[str, Entry]:
+    """Return an entry for each run that has a history, by name; only runs whose files have changed are read.
+
+    Args:
+        path: The directory that was opened.
+        files: The event files of each directory below it, by name.
+        read: Reads a run; None if it has no history.
+    """
+    kept = _load(path)
+    found: dict[str, Entry | None] = {}
+    stamps = {name: _stamp(mine) for name, mine in files.items()}
+    for name, stamp in stamps.items():
+        known = kept.get(name)
+        if known is not None and known[0] == stamp:
+            found[name] = known[1]
+        else:
+            run = read(name)
+            found[name] = None if run is None else Entry.of(run)
+    fresh = {name: (stamps[name], entry) for name, entry in found.items()}
+    if fresh != kept:
+        _save(path, fresh)
+    return {name: entry for name, entry in found.items() if entry is not None}
+
+
+def _stamp(files: Sequence[Path]) -> Stamp:
+    found: Stamp = []
+    for file in files:
+        with suppress(OSError):
+            about = file.stat()
+            found.append([file.name, about.st_size, about.st_mtime_ns])
+    return found
+
+
+def _place(path: Path) -> Path:
+    """The file of a directory's index, among what a user's programs may keep."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "bnmonitor" / f"runs-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}.json"
+
+
+def _load(path: Path) -> dict[str, tuple[Stamp, Entry | None]]:
+    """What was kept; nothing if that is damaged, or of another version."""
+    try:
+        kept = json.loads(_place(path).read_text(encoding="utf-8"))
+        if kept["version"] != __version__:
+            return {}
+        return {
+            name: (stamp, None if about is None else Entry(**about)) for name, (stamp, about) in kept["runs"].items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+        return {}
+
+
+def _save(path: Path, found: Mapping[str, tuple[Stamp, Entry | None]]) -> None:
+    """Keep entries for the next time; without a place for that, each time is the first."""
+    plain = {name: (stamp, None if entry is None else asdict(entry)) for name, (stamp, entry) in found.items()}
+    with suppress(OSError, RuntimeError):
+        place = _place(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file, name = tempfile.mkstemp(dir=place.parent, suffix=".tmp")
+        try:
+            with os.fdopen(file, "w", encoding="utf-8") as out:
+                json.dump({"version": __version__, "runs": plain}, out)
+            Path(name).replace(place)  # another process may read it meanwhile
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
