@@ -124,7 +124,8 @@ def call_noise(window: Window) -> Tensor:
     known = change.isfinite().sum(0) >= LEAST_STEPS
     average = (mean_over_steps(change.square()) / 2).where(known, torch.nan)
     calls = window.updates[-NOISE_STEPS:].double().mean(0)  # that the average is over, with about the same weights
-    return (2 * calls * median(average, window)).sqrt()
+    noise: Tensor = (2 * calls * median(average, window)).sqrt()
+    return noise
 
 
 def _second(reduced: Tensor) -> Tensor:

@@ -87,9 +87,9 @@ def path_levels(window: Window) -> Levels:
     The steps are points, with a coordinate for the mean and one for the variance of each channel. Levels are clusters
     of them that are far from each other compared with their own width. Noise and weights that move make none.
 
-    Left out are levels that come from parts of the network being skipped at random, as by stochastic depth: all steps in
-    which no layer is skipped are at one level, or the layer gets at one level just what a layer before it got. Evaluation
-    takes one path there, that with all parts, and training has made the network robust against it.
+    Left out are levels that come from parts of the network being skipped at random, as by stochastic depth: all steps
+    in which no layer is skipped are at one level, or the layer gets at one level just what a layer before it got.
+    Evaluation takes one path there, that with all parts, and training has made the network robust against it.
     """
     length = len(window.layers)
     number = torch.zeros(length, dtype=torch.int64, device="cpu")
@@ -251,7 +251,11 @@ def _skipped(took: Tensor, level: Tensor) -> bool:
         most = int(sizes.argmax())
         count, other = int(full.sum()), int((level != most).sum())
         stray = count - int(sizes[most])
-        if count and stray <= OUTLIERS * other and _log_chance(len(level), count, other - stray) < log(CHANCE / len(gap)):
+        if (
+            count
+            and stray <= OUTLIERS * other
+            and _log_chance(len(level), count, other - stray) < log(CHANCE / len(gap))
+        ):
             return True
     return False
 
@@ -260,7 +264,9 @@ def _log_chance(total: int, drawn: int, marked: int) -> float:
     """Log of the probability that of so many in total those that are drawn have none of the marked among them."""
     if drawn + marked > total:
         return -inf
-    return lgamma(total - marked + 1) + lgamma(total - drawn + 1) - lgamma(total - marked - drawn + 1) - lgamma(total + 1)
+    return (
+        lgamma(total - marked + 1) + lgamma(total - drawn + 1) - lgamma(total - marked - drawn + 1) - lgamma(total + 1)
+    )
 
 
 def _passed(window: Window, structure: Structure, layer: int, at: Tensor, level: Tensor) -> bool:
