@@ -16,7 +16,7 @@ from bnmonitor.measures.batches import (
     trunk,
     variance_noise,
 )
-from bnmonitor.measures.calls import MOST_CALLS, CallMoments, call_distances, call_gaps
+from bnmonitor.measures.calls import MOST_CALLS, CallMoments, call_distances, call_gaps, call_noise
 from bnmonitor.measures.channels import batch_offset, covariate_shift, dead, gamma_update, offset, offsets, silent
 from bnmonitor.measures.columns import BY_CHANNEL, BY_LAYER
 from bnmonitor.measures.extra_updates import SideUpdates, side_updates
@@ -89,6 +89,7 @@ __all__ = [
     "between",
     "call_distances",
     "call_gaps",
+    "call_noise",
     "carried",
     "changed_at_once",
     "covariate_shift",

@@ -10,10 +10,18 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from bnmonitor.window import Sample
+from bnmonitor.measures.reductions import median, once
+from bnmonitor.measures.robust import mean_over_steps
+from bnmonitor.window import Sample, Window
 
 MOST_CALLS = 8
 """Most calls of a layer in one step that are compared."""
+
+NOISE_STEPS = 64
+"""Most steps that the noise of the calls is taken from."""
+
+LEAST_STEPS = 16
+"""Least number of changes from step to step that it is taken from."""
 
 MOST_UNEVEN = 0.5
 """From this unevenness on a few samples dominate a variance, and a part of the samples does not show its noise."""
@@ -102,6 +110,22 @@ def call_gaps(
         return gap.median(0).values.where(noise.mean(0) * root > least_noise, nothing).nan_to_num(0.0)
 
     return beyond(shift, shift_noise), beyond(ratio, ratio_noise)
+
+
+@once
+def call_noise(window: Window) -> Tensor:
+    """Noise of the log of the ratio of two calls' variances, as the steps show it, in the middle channel: ``[L]``.
+
+    A step's variance is an average over its calls, each kind in each step: it varies from one step to the next as calls
+    of one kind do, whatever the tails of their distribution. NaN where too few steps are known.
+    """
+    rows = window.batch_var[-NOISE_STEPS:].double()
+    change = rows.where(rows > 0, torch.nan).log_().diff(dim=0)
+    known = change.isfinite().sum(0) >= LEAST_STEPS
+    average = (mean_over_steps(change.square()) / 2).where(known, torch.nan)
+    calls = window.updates[-NOISE_STEPS:].double().mean(0)  # that the average is over, with about the same weights
+    noise: Tensor = (2 * calls * median(average, window)).sqrt()
+    return noise
 
 
 def _second(reduced: Tensor) -> Tensor:

@@ -87,9 +87,9 @@ def path_levels(window: Window) -> Levels:
     The steps are points, with a coordinate for the mean and one for the variance of each channel. Levels are clusters
     of them that are far from each other compared with their own width. Noise and weights that move make none.
 
-    Left out are levels that come from parts of the network being skipped at random, as by stochastic depth: all steps in
-    which no layer is skipped are at one level, or the layer gets at one level just what a layer before it got. Evaluation
-    takes one path there, that with all parts, and training has made the network robust against it.
+    Left out are levels that come from parts of the network being skipped at random, as by stochastic depth: all steps
+    in which no layer is skipped are at one level, or the layer gets at one level just what a layer before it got.
+    Evaluation takes one path there, that with all parts, and training has made the network robust against it.
     """
     length = len(window.layers)
     number = torch.zeros(length, dtype=torch.int64, device="cpu")

@@ -59,6 +59,22 @@ def test_bn502_waits_for_a_second_sample_behind_other_layers(root: bool, samples
     assert finding.certain is certain
 
 
+@pytest.mark.parametrize(("noise", "samples", "certain"), [(4.0, 1, False), (4.0, 2, True), (7.0, 1, True)])
+def test_bn502_waits_for_a_second_sample_near_the_noise(noise: float, samples: int, certain: bool) -> None:
+    [finding] = MixedCalls().check(called_twice(0.6, noise=noise, root=True, samples=samples))
+    assert finding.certain is certain
+
+
+@pytest.mark.parametrize(("spread", "found"), [(0.05, 1), (0.5, 0)])
+def test_bn502_knows_from_the_steps_how_much_variances_vary(spread: float, found: int) -> None:
+    logs = spread * torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    window = called_twice(0.0, root=True)
+    distance = torch.tensor([[0.0], [0.0], [1.5], [9.0]], dtype=torch.float64)
+    assert window.sample is not None
+    sample, many = replace(window.sample, distance=distance), make_window(channels=[4], batch_var=logs.exp(), updates=2)
+    assert len(MixedCalls().check(replace(many, facts=window.facts, sample=sample))) == found
+
+
 def beside(calls: int, size: int, shift: float = 0.0, *, samples: int = 2) -> Window:
     """A layer with calls under ``no_grad`` beside the one that trains it."""
     window = make_window(channels=[4], updates=1 + calls)
@@ -113,9 +129,18 @@ def test_bn508_says_nothing_of_a_number_of_closures_that_varies() -> None:
 
 
 @pytest.mark.parametrize(("distance", "severity"), [(0.1, None), (0.5, Severity.WARNING), (1.5, Severity.ERROR)])
-def test_bn605_by_distance(distance: float, severity: Severity | None) -> None:
-    found = PathDependentStatistics().check(path_window(distance))
-    assert [(f.layer, f.severity) for f in found] == ([] if severity is None else [(1, severity)])
+def test_bn605_by_distance_where_layers_stand_in_for_each_other(distance: float, severity: Severity | None) -> None:
+    path, window = blocks(distance)
+    updates = window.updates.clone()
+    updates[:, 1], updates[:, 2] = path.long(), (~path).long()
+    found = PathDependentStatistics().check(replace(window, updates=updates))
+    assert [(f.layer, f.severity) for f in found] == ([] if severity is None else [(3, severity)])
+
+
+@pytest.mark.parametrize("distance", [0.5, 1.5])
+def test_bn605_is_an_info_where_a_skipped_block_would_look_alike(distance: float) -> None:
+    [finding] = PathDependentStatistics().check(path_window(distance))
+    assert (finding.layer, finding.severity) == (1, Severity.INFO)
 
 
 def with_means(means: torch.Tensor) -> Window:
@@ -141,14 +166,47 @@ def test_bn605_counts_levels_and_no_other_course() -> None:
         assert path_levels(with_means(0.6 * course * along)).count.tolist() == [0, 0], name
 
 
-def test_bn605_leaves_out_blocks_that_are_skipped_but_not_those_that_stand_in() -> None:
-    path = torch.randint(2, (64,), generator=torch.Generator().manual_seed(1)).bool()
+def blocks(distance: float = 0.6, share: float = 0.5) -> tuple[torch.Tensor, Window]:
+    """The path of each step, and a window of four layers, the last of which has its means at two levels by it."""
+    path = torch.rand(64, generator=torch.Generator().manual_seed(1)) < share
     structure = replace(make_structure(layers=4), places=in_a_row(4))
     noise = 0.02 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
-    noise[:, 48:] += 0.6 * path[:, None]
-    window = make_window(channels=[16] * 4, batch_mean=noise, facts={"structure": structure})
+    noise[:, 48:] += distance * path[:, None]
+    return path, make_window(channels=[16] * 4, batch_mean=noise, facts={"structure": structure})
+
+
+def test_bn605_leaves_out_blocks_that_are_skipped_but_not_those_that_stand_in() -> None:
+    path, window = blocks()
     skipped, exclusive = window.updates.clone(), window.updates.clone()
     skipped[:, 1] = path.long()
     exclusive[:, 1], exclusive[:, 2] = path.long(), (~path).long()
     assert path_levels(replace(window, updates=skipped)).count.tolist() == [0, 0, 0, 0]
-    assert path_levels(replace(window, updates=exclusive)).count.tolist() == [0, 0, 0, 2]
+    found = path_levels(replace(window, updates=exclusive))
+    assert found.count.tolist() == [0, 0, 0, 2]
+    assert found.exclusive.tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+@pytest.mark.parametrize("nothing", [torch.nan, 0.0])
+def test_bn605_leaves_out_blocks_that_run_and_get_no_gradient(nothing: float, share: float) -> None:
+    path, window = blocks(share=share)
+    gradient = 0.01 * torch.randn(64, 64, generator=torch.Generator().manual_seed(2))
+    still = replace(window, gamma_grad=gradient, beta_grad=gradient)
+    dropped = gradient.clone()
+    dropped[path, 16:32] = nothing
+    assert path_levels(still).count.tolist() == [0, 0, 0, 2]
+    assert path_levels(replace(window, gamma_grad=dropped, beta_grad=dropped)).count.tolist() == [0, 0, 0, 0]
+
+
+def test_bn605_does_not_excuse_levels_with_blocks_that_are_skipped_in_other_steps() -> None:
+    _, window = blocks()
+    updates = window.updates.clone()
+    updates[:, 1:3] = torch.rand(64, 2, generator=torch.Generator().manual_seed(3)) < 0.8
+    assert path_levels(replace(window, updates=updates)).count.tolist() == [0, 0, 0, 2]
+
+
+def test_bn605_leaves_out_a_layer_that_gets_the_batch_of_one_before_it() -> None:
+    path, window = blocks()
+    means = window.batch_mean.clone()
+    means[~path, 48:] = means[~path, :16]
+    assert path_levels(replace(window, batch_mean=means)).count.tolist() == [0, 0, 0, 0]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from math import exp
 from typing import ClassVar
 
+import torch
+
 from bnmonitor._text import number
 from bnmonitor.measures import path_levels
 from bnmonitor.results import Severity
@@ -87,14 +89,13 @@ class PathDependentStatistics(Rule):
         """Find the layers whose batch statistics jump between levels."""
         found = path_levels(window)
         apart = (found.shift > self.warn_shift) | (found.ratio > self.warn_log_ratio)
+        rows = torch.stack([found.shift, found.ratio]).T.tolist()
         return [
-            self._finding(
-                window, i, int(found.count[i]), float(found.shift[i]), float(found.ratio[i]), bool(found.exclusive[i])
-            )
+            self._finding(window, i, int(found.count[i]), *rows[i], drawn=bool(found.exclusive[i]))
             for i in apart.nonzero().flatten().tolist()
         ]
 
-    def _finding(self, window: Window, layer: int, count: int, shift: float, ratio: float, drawn: bool) -> Finding:
+    def _finding(self, window: Window, layer: int, count: int, shift: float, ratio: float, *, drawn: bool) -> Finding:
         error = shift > self.error_shift or ratio > self.error_log_ratio
         by_mean = shift / self.warn_shift >= ratio / self.warn_log_ratio
         limits = (self.error_shift, self.error_log_ratio) if error else (self.warn_shift, self.warn_log_ratio)
@@ -111,8 +112,8 @@ class PathDependentStatistics(Rule):
             + (
                 "the running statistics fit none of the paths"
                 if drawn
-                else "whether operations take turns, so that the running statistics fit none of them, or a block is only "
-                "skipped, is not known"
+                else "whether operations take turns, and the running statistics fit none of them, or a block is only "
+                "skipped at random, is not known"
             ),
             advice="give each path its own BatchNorm, or re-estimate the statistics for the path that is evaluated "
             "(bnmonitor.remedies.recalibrate)"
