@@ -48,15 +48,19 @@ def called_without_gradient() -> Window:
     return replace(window, earlier=(sample,), sample=sample)
 
 
+def handwritten() -> Window:
+    """Statistics that are each batch's own, as a sampled step shows."""
+    window = make_window(running_mean=torch.randn(64, 8, generator=torch.Generator().manual_seed(0)), channels=(8,))
+    batch = make_sample(window.layers, step=window.steps[1], input={"mean": window.running_mean[1]})
+    return replace(window, recovery=torch.full((64, 1), int(Recovery.FOREIGN)), sample=batch)
+
+
 MADE: dict[str, Callable[[], Window]] = {
     "BN108": raw_data,
     "BN206": lambda: make_window(channels=(1,) * 12, sizes=16, chain=True),
     "BN301": lambda: with_momentum(0.99),
     "BN302": lambda: with_momentum(0.0),
-    "BN306": lambda: replace(
-        make_window(running_mean=torch.randn(64, 8, generator=torch.Generator().manual_seed(0)), channels=(8,)),
-        recovery=torch.full((64, 1), int(Recovery.FOREIGN)),
-    ),
+    "BN306": handwritten,
     "BN508": called_without_gradient,
     "BN509": called_at_two_places,
     "BN510": lambda: replace(gallery()[1], facts=replace(gallery()[1].facts, unwatched={"norm": "a class of its own"})),

@@ -34,11 +34,13 @@ class HandwrittenStatistics(Rule):
 
     ## Example
     >>> import torch
-    >>> from bnmonitor.testing import make_window
+    >>> from dataclasses import replace
+    >>> from bnmonitor.testing import make_sample, make_window
     >>> from bnmonitor.window import Recovery
     >>> window = make_window(running_mean=torch.randn(64, 8, generator=torch.Generator().manual_seed(0)))
     >>> window.recovery[:] = Recovery.FOREIGN
-    >>> [finding] = HandwrittenStatistics().check(window)
+    >>> batch = make_sample(window.layers, step=window.steps[1], input={"mean": window.running_mean[1]})
+    >>> [finding] = HandwrittenStatistics().check(replace(window, sample=batch))
     >>> str(finding.severity), finding.value > 0.9
     ('warning', True)
 
@@ -58,13 +60,16 @@ class HandwrittenStatistics(Rule):
         self.num_batches_tracked.add_(1)  # and bnmonitor can compute what each batch was
 
     ## What to do
-    Check the momentum that this code applies. If it follows PyTorch's formula and counts ``num_batches_tracked``, the
-    batches can be recovered and all rules judge the layer.
+    Check the momentum that this code applies. If it follows PyTorch's formula, writes into the buffers in place
+    (``self.running_mean = ...`` makes new ones) and counts ``num_batches_tracked``, the batches can be recovered and
+    all rules judge the layer.
 
     ## Thresholds
     ``least_share = .9`` of at least ``least_steps = 20`` steps. ``warn_above = .5`` is BN301's limit for a momentum.
     Three standard errors over the channels below the estimate must still be above ``surely_above = .2``. Of 64 steps of
-    16 channels, a momentum of .9 is told from .1 that way.
+    16 channels, a momentum of .9 is told from .1 that way. Batches of two kinds that take turns look like a short
+    memory too, so the batch of a sampled step in the window must show a momentum above ``warn_above`` as well: without
+    samples the rule stays an info.
 
     ## Look-alikes
     Averages of the weights are written at every step too, and are no layers in training. Weights that are swapped or
@@ -100,7 +105,8 @@ class HandwrittenStatistics(Rule):
             return []
         worst = max(range(len(layers)), key=momenta.__getitem__)
         value, least = momenta[worst]
-        short = value > self.warn_above and least > self.surely_above
+        shown = _shown(window, layers[worst])
+        short = value > self.warn_above and least > self.surely_above and shown > self.warn_above
         return [
             Finding(
                 severity=Severity.WARNING if short else Severity.INFO,
@@ -110,11 +116,12 @@ class HandwrittenStatistics(Rule):
                 value=value,
                 threshold=self.warn_above,
                 message="code other than PyTorch's forward writes the running statistics at every step, with a "
-                f"momentum of about {number(round(value, 2))} by their own movement"
+                f"momentum of about {number(round(value if shown != shown else shown, 2))} by their own movement"
                 + (": they remember hardly more than one batch" if short else "; the batches cannot be recovered"),
                 advice="let that code keep 1 - momentum of the old value"
                 if short
-                else "let it follow PyTorch's formula and add 1 to num_batches_tracked: then every rule judges it",
+                else "let it write PyTorch's formula into the buffers in place (no new tensors) and add 1 to "
+                "num_batches_tracked: then every rule judges it",
             )
         ]
 
@@ -131,6 +138,28 @@ class HandwrittenStatistics(Rule):
             return float("nan"), float("nan")
         error = float(together.std()) / math.sqrt(len(together)) if len(together) > 1 else 0.2
         return _of_correlation(float(together.mean())), _of_correlation(float(together.mean()) + 3 * error)
+
+
+def _shown(window: Window, layer: int) -> float:
+    """The momentum of a sampled step in the window: how far the mean went towards that batch; NaN without one.
+
+    The mean of a part of a large batch is off from the batch's own, so the distance is fitted to the move, not the move
+    to the distance.
+    """
+    sample = window.sample
+    if sample is None or sample.step not in window.steps:
+        return float("nan")
+    at, span = window.steps.index(sample.step), window.layers.span(layer)
+    calls = int(sample.calls[layer])
+    if calls < 1 or (at == 0 and sample.step > 0):
+        return float("nan")
+    old = (window.running_mean[at - 1] if at else window.baseline.mean)[span].double()
+    move, distance = window.running_mean[at, span].double() - old, sample.input.mean[span].double() - old
+    scale = sample.input.var[span].double() + window.layers.eps_by_channel[span]
+    together, size = float((move * distance / scale).sum()), float((move.square() / scale).sum())
+    if not together > 0 or not math.isfinite(size):
+        return float("nan")
+    return 1 - (1 - min(size / together, 1.0)) ** (1 / calls)
 
 
 def _of_correlation(value: float) -> float:
