@@ -144,7 +144,7 @@ def _pooled_kurtosis(calls: Sequence[CallMoments]) -> Tensor:
         rows = call.reduced.cpu().double()
         for total, row in ((count, rows[0]), (second, rows[2]), (fourth, rows[4])):
             total[: rows.shape[1]] += row
-    return (count * fourth / second.square()).nan_to_num(3.0).clamp(min=3.0)
+    return torch.div(count * fourth, second.square()).nan_to_num(3.0).clamp(min=3.0)
 
 
 def _of_the_most_different(calls: int) -> float:

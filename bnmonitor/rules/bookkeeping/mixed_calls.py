@@ -110,7 +110,11 @@ class MixedCalls(Rule):
         shift, ratio = gaps([window.sample], self.least_noise)
         lasting = gaps([*window.earlier[-1:], window.sample], self.least_noise)
         clear = self._mixed(*gaps([window.sample], 2 * self.least_noise))
-        certain = (roots & clear) | (self._mixed(*lasting) & bool(window.earlier))
+        twice = self._mixed(*lasting) & bool(window.earlier)
+        certain = (roots & clear) | twice
+        # Two samples show together what is within the noise of one.
+        shift = torch.where(twice, torch.maximum(shift, lasting[0]), shift)
+        ratio = torch.where(twice, torch.maximum(ratio, lasting[1]), ratio)
         tracking = torch.tensor(window.layers.tracking, dtype=torch.bool, device="cpu")
         judged = self._mixed(shift, ratio) & ~elsewhere & tracking & window.training[-1]
         return [
