@@ -159,7 +159,7 @@ def _shown(window: Window, layer: int) -> float:
     together, size = float((move * distance / scale).sum()), float((move.square() / scale).sum())
     if not together > 0 or not math.isfinite(size):
         return float("nan")
-    return 1 - (1 - min(size / together, 1.0)) ** (1 / calls)
+    return 1.0 - float((1 - min(size / together, 1.0)) ** (1 / calls))
 
 
 def _of_correlation(value: float) -> float:
