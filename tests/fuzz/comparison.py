@@ -137,8 +137,8 @@ def _left(program: Program, kind: str, folder: Path) -> Left:
 def _state(run: Any) -> dict[str, Any]:
     model: nn.Module = run.model
     numpy = np.random.get_state()
-    # Compiled code counts the writes to a buffer in ways of its own, and the probe puts values back.
-    versions = run.kind != "truth" and not (run.program.compiles or run.program.probe)
+    # Compiled code counts the writes to a buffer in ways of its own.
+    versions = run.kind != "truth" and not run.program.compiles
     return {
         "random state of torch": torch.get_rng_state(),
         "random state of Python": random.getstate(),
