@@ -75,4 +75,6 @@ def _beyond_rounding(layers: LayerTable, old: list[Tensor], new: list[Tensor], h
     PyTorch's InstanceNorm writes the average over the samples of a batch, rounded, even with a momentum of 0.
     """
     slip = _ROUNDINGS * half_ulp[:, layers.owner]
-    return layers.segments.any(torch.stack([(b - a).abs() > slip * a.abs() for a, b in zip(old, new, strict=True)]).any(0))
+    return layers.segments.any(
+        torch.stack([(b - a).abs() > slip * a.abs() for a, b in zip(old, new, strict=True)]).any(0)
+    )

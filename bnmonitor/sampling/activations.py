@@ -135,8 +135,7 @@ class Sampler:
         if self.probe is not None:
             self.probe.attach(modules)
         self._tracer.attach(modules, models)
-        placed = [self._hooks, self._tracer] if self.probe is None else [self._hooks, self._tracer, self.probe]
-        self.refused = any(each.refused for each in placed)
+        self.refused = self._hooks.refused or self._tracer.refused or (self.probe is not None and self.probe.refused)
         if self.refused:
             self.detach()
 

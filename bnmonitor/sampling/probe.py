@@ -59,10 +59,10 @@ class Probe:
     def attach_compiled(self, layers: Sequence[nn.Module]) -> None:
         """Place hooks on the wrappers that ``torch.compile`` put around layers: these are not compiled themselves."""
         self.detach()
+        enter, leave = self._enter, self._leave
         wanted = {id(module) for module in layers}
         for module in {id(m): m for model in self._models.values() for m in model.modules()}.values():
             if type(module).__name__ == "OptimizedModule" and any(id(m) in wanted for m in module.modules()):
-                enter, leave = self._enter, self._leave
                 self._around.on_call(module, lambda m, args, kwargs: enter(_uncompiled(m), args, kwargs))
                 self._around.on_forward(module, lambda m, args, out: leave(_uncompiled(m), args, out), always=True)
 

@@ -176,7 +176,7 @@ def _set_version(value: Tensor, version: int) -> None:
     """Give a tensor with the values that it had the version that it had: a graph of the training may have kept it."""
     with suppress(Exception):  # private to PyTorch, and once of a single tensor
         try:
-            torch._C._autograd._unsafe_set_version_counter((value,), (version,))  # type: ignore[arg-type]
+            torch._C._autograd._unsafe_set_version_counter((value,), (version,))
         except TypeError:
             torch._C._autograd._unsafe_set_version_counter(value, version)  # type: ignore[arg-type]
 

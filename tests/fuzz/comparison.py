@@ -246,7 +246,9 @@ def _follows(alone: Left, true: Left, program: Program) -> bool:
 def _alike(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     """Whether buffers differ by no more than rounding: counters do not at all."""
     return list(one) == list(other) and all(
-        torch.allclose(a, other[k], rtol=1e-3, atol=1e-4, equal_nan=True) if a.is_floating_point() else same(a, other[k])
+        torch.allclose(a, other[k], rtol=1e-3, atol=1e-4, equal_nan=True)
+        if a.is_floating_point()
+        else same(a, other[k])
         for k, a in one.items()
     )
 

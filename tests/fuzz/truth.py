@@ -140,7 +140,9 @@ class Truth:
             rounding = (
                 3 * float(x.abs().max()) * torch.finfo(args[0].dtype).eps if isinstance(module, INSTANCE) else 0.0
             )
-            self._entered[name] = Call(mean, var, x.numel() // x.shape[1], module.momentum, counted, id(module), rounding)
+            self._entered[name] = Call(
+                mean, var, x.numel() // x.shape[1], module.momentum, counted, id(module), rounding
+            )
 
         return hook
 
