@@ -30,8 +30,7 @@ class Tracer:
         """The structure that the graphs have shown so far; None before the first."""
         self._flags: tuple[bool, ...] = ()
         self._watched: set[int] = set()
-        # The sampler removes them when a compilation begins.
-        self._hooks = Hooks(outlast_compilation=True)
+        self._hooks = Hooks()
         self._clear()
 
     def _clear(self) -> None:
@@ -70,6 +69,11 @@ class Tracer:
             name = ".".join(part for part in (prefix, unwrapped(owner)) if part)
             of = by_path.get(owner, module)
             self._owners |= {id(p): (name, of) for p in module._parameters.values() if p is not None}
+
+    @property
+    def refused(self) -> bool:
+        """Whether a module was given no hook."""
+        return self._hooks.refused
 
     def detach(self) -> None:
         """Remove every hook, and release the graph."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakSet, ref
 
 import torch
 from torch import nn
@@ -30,13 +31,24 @@ _only: ContextVar[Hooks | None] = ContextVar("bnmonitor_only", default=None)
 """The hooks that alone are called in this thread; None: all are."""
 
 
+_PLACES = ("_forward_pre_hooks", "_forward_hooks")
+
+_in_place: WeakSet[Hooks] = WeakSet()
+"""Those with hooks in place that a compilation removes."""
+
+_guarded: dict[tuple[int, str], _Guarded] = {}
+"""Modules whose hooks a compiled graph may guard, by ``id(module)`` and the kind of hook."""
+
+
 class Hooks:
     """Hooks that are placed together, removed together, and removed when a compilation begins.
 
     A module that TorchScript has compiled takes none, and gets none.
 
-    ``torch.compile`` guards what it traces by the number of hooks: a model that is traced with hooks in place is
-    compiled again once they are gone.
+    ``torch.compile`` guards what it traces by the number of hooks of a kind on a module, unless there are none: a model
+    that is traced with hooks in place is compiled again once they are gone, and one that is traced beside the hooks of
+    other code is compiled again once there are more, until it is given up and runs uncompiled. So a module that had
+    such hooks when a compilation began, and was not seen to run by itself, is given no more.
 
     Args:
         on_compilation: Called after a compilation has removed the hooks.
@@ -47,6 +59,10 @@ class Hooks:
         self._on_compilation = on_compilation
         self._outlast = outlast_compilation
         self._handles: dict[int, list[RemovableHandle]] = {}
+        self._modules: dict[int, nn.Module] = {}
+        self._ran: set[int] = set()
+        self.refused = False
+        """Whether a module was given no hook since the last removal, as a compiled graph may guard those it has."""
         self._placing: nn.Module | None = None
         self._unsubscribe: Callable[[], None] | None = None
 
@@ -57,7 +73,7 @@ class Hooks:
 
     def on_call(self, module: nn.Module, call: Call) -> None:
         """Call a function before each forward of a module, with the module, its arguments and keyword arguments."""
-        if not scripted(module):
+        if self._may_place(module, "_forward_pre_hooks"):
             self._place(module, module.register_forward_pre_hook, _Hook(self, module, call), with_kwargs=True)
 
     def on_forward(self, module: nn.Module, call: Call, *, always: bool = False) -> None:
@@ -68,13 +84,16 @@ class Hooks:
             call: The function.
             always: Whether to call it after a forward that raised, too.
         """
-        if not scripted(module):
+        if self._may_place(module, "_forward_hooks"):
             self._place(module, module.register_forward_hook, _Hook(self, module, call), always_call=always)
 
     def remove(self) -> None:
         """Remove every hook."""
         for module in list(self._handles):
             self._remove(module)
+        self._ran.clear()
+        self.refused = False
+        _in_place.discard(self)
         if self._placing is not None:  # Ctrl-C came between placing the hook and noting that
             _sweep(self._placing, self)
             self._placing = None
@@ -98,24 +117,83 @@ class Hooks:
         finally:
             _only.reset(token)
 
+    def _may_place(self, module: nn.Module, kind: str) -> bool:
+        if scripted(module):
+            return False
+        guarded = _guarded.get((id(module), kind)) if _guarded else None
+        if guarded is None or not guarded.holds(module):
+            return True
+        self.refused = True
+        return False
+
     def _place(self, module: nn.Module, register: Callable[..., RemovableHandle], hook: _Hook, **how: bool) -> None:
         hide_from_scripting(_is_ours)
         handles = self._handles.setdefault(id(module), [])
+        self._modules[id(module)] = module
         self._placing = module
         handles.append(register(hook, **how))
         self._placing = None
         if self._unsubscribe is None and not self._outlast:
             self._unsubscribe = _when_compiling(self._compilation_begins)
+            _in_place.add(self)
 
     def _remove(self, key: int) -> None:
         for handle in self._handles.get(key, ()):
             handle.remove()
+        module = self._modules.pop(key, None)
+        if self._outlast and module is not None and _guarded:  # what is traced from now on has no hook to guard
+            for kind in _PLACES:
+                if not any(map(_stays, getattr(module, kind).values())):
+                    _guarded.pop((key, kind), None)
         self._handles.pop(key, None)  # last: after Ctrl-C the next call removes them
 
+    def ran(self, module: nn.Module) -> None:
+        """Note that a module runs by itself: no compiled graph calls a hook."""
+        self._ran.add(id(module))
+        if _guarded:
+            for kind in _PLACES:
+                guarded = _guarded.get((id(module), kind))
+                if guarded is not None:
+                    guarded.lift()
+
+    def _guard(self) -> None:
+        """Note the modules that have hooks of others, which the graph that is compiled now may guard."""
+        for key, module in self._modules.items():
+            for kind in _PLACES:
+                if key not in self._ran and any(map(_stays, getattr(module, kind).values())):
+                    known = _guarded.get((key, kind))
+                    if known is None or known.module() is not module:
+                        _guarded[key, kind] = _Guarded(module)
+                    else:
+                        known.again()
+
     def _compilation_begins(self) -> None:
+        for hooks in tuple(_in_place):  # before the first of them removes its own
+            hooks._guard()
         self.remove()
         if self._on_compilation is not None:
             self._on_compilation()
+
+
+class _Guarded:
+    """A module whose hooks a compiled graph may guard; one that was seen to run by itself is trusted once."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = ref(module)
+        self._lifted = self._final = False
+
+    def holds(self, module: nn.Module) -> bool:
+        """Whether the module, which may have the identity of one that is gone, gets no hook."""
+        return self.module() is module and not self._lifted
+
+    def lift(self) -> None:
+        """The module was seen to run by itself."""
+        self._lifted = not self._final
+
+    def again(self) -> None:
+        """Another compilation began while it had hooks."""
+        self._final |= self._lifted
+        self._lifted = False
 
 
 class _Hook:
@@ -139,6 +217,7 @@ class _Hook:
         try:
             if becomes_graph():
                 return
+            self._hooks.ran(module)
             self._call(module, args, output)
         except Exception as error:
             if only is not None:
@@ -157,6 +236,11 @@ class _Hook:
     def of(self, hooks: Hooks) -> bool:
         """Whether it was placed with these."""
         return self._hooks is hooks
+
+    @property
+    def outlasts(self) -> bool:
+        """Whether a compilation leaves it in place."""
+        return self._hooks._outlast
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copied or pickled hook becomes a function of the standard library that takes anything and does nothing: a
@@ -179,9 +263,14 @@ def _is_ours(hook: Any) -> bool:
     return isinstance(hook, _Hook) or getattr(hook, "__func__", None) is nullcontext.__exit__
 
 
+def _stays(hook: Any) -> bool:
+    """Whether a hook is in place while a graph is traced."""
+    return not isinstance(hook, _Hook) or hook.outlasts
+
+
 def _sweep(module: nn.Module, hooks: Hooks) -> None:
     """Remove the hooks of a module that no handle is known of."""
-    for kind in ("_forward_pre_hooks", "_forward_hooks"):
+    for kind in _PLACES:
         placed = getattr(module, kind)
         for key in [key for key, hook in placed.items() if isinstance(hook, _Hook) and hook.of(hooks)]:
             for registry in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -24,25 +25,40 @@ class Observer:
         # The hooks see each training step: a function that the training compiles must not end that.
         self._hooks = Hooks(outlast_compilation=True)
         self._seen: dict[int, Seen] = {}
+        self._on: tuple[nn.Module, ...] = ()
+        self._paused = False
 
     def attach(self, modules: Sequence[nn.Module]) -> None:
         """Place the hooks, and drop what they recorded before."""
+        self._seen, self._paused = {}, False
+        if len(modules) == len(self._on) and all(map(is_, modules, self._on)):
+            return
         self.detach()
+        self._on = tuple(modules)
         for module in modules:
             self._hooks.on_forward(module, self._saw)
 
     def detach(self) -> None:
         """Remove every hook."""
         self._hooks.remove()
-        self._seen = {}
+        self._seen, self._on = {}, ()
+
+    def pause(self) -> None:
+        """Record nothing until the hooks are placed again, and leave them where they are.
+
+        A compiled graph guards them: it would be compiled again for each that is removed and placed.
+        """
+        self._seen, self._paused = {}, True
 
     def collect(self) -> Mapping[int, Seen] | None:
         """Return the statistics of the step that has just ended, by ``id(module)``; None without hooks."""
         seen, self._seen = self._seen, {}
-        return seen if self._hooks.placed else None
+        return seen if self._hooks.placed and not self._paused else None
 
     @torch.no_grad()
     def _saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._paused:
+            return
         x = args[0] if args else None
         if not isinstance(x, Tensor) or not isinstance(output, Tensor) or x.dim() < 2 or not x.numel():
             return

@@ -11,6 +11,9 @@ from bnmonitor.measures import recover, update_weight
 _ALIKE = 0.01
 """Two batches that differ by less than this part of a deviation, or of the variance, count as one."""
 
+_ROUNDINGS = 16
+"""Roundings of half a unit in the last place, at most, in an average over the samples of a batch."""
+
 
 def in_force(
     layers: LayerTable,
@@ -46,13 +49,14 @@ def in_force(
     old, new = [t[at] for t in before], [t[at] for t in after]
     segments, owner, eps = layers.segments, layers.owner, layers.eps_by_channel
     changed = segments.any((old[0] != new[0]) | (old[1] != new[1]))
+    moved = changed & (layers.which("counts_updates") | _beyond_rounding(layers, old, new, half_ulp[at]))
     guesses, possible = [], []
     for momentum in (first[at], last[at]):
         weight = update_weight(momentum, counts[0][at], counts[1][at])
         mean, var = (recover(a, b, weight[:, owner]) for a, b in zip(old, new, strict=True))
         slip = (half_ulp[at] / weight)[:, owner]
         below = var < -(16 * slip * torch.maximum(old[1], new[1]) + 1e-3 * eps)
-        possible.append(~segments.any(below) & ~((momentum == 0) & changed))
+        possible.append(~segments.any(below) & ~((momentum == 0) & moved))
         guesses.append((mean, var))
     (mean, var), (other_mean, other_var) = guesses
     scale = torch.maximum(var, other_var).clamp(min=0) + eps
@@ -63,3 +67,14 @@ def in_force(
     chosen[at] = torch.where(earlier, first[at], last[at])
     unsure[at] = here & ~earlier & ~later & segments.any(~alike) & changed
     return chosen, unsure
+
+
+def _beyond_rounding(layers: LayerTable, old: list[Tensor], new: list[Tensor], half_ulp: Tensor) -> Tensor:
+    """Where a layer's statistics moved by more than their rounding, ``[T, L]`` bool.
+
+    PyTorch's InstanceNorm writes the average over the samples of a batch, rounded, even with a momentum of 0.
+    """
+    slip = _ROUNDINGS * half_ulp[:, layers.owner]
+    return layers.segments.any(
+        torch.stack([(b - a).abs() > slip * a.abs() for a, b in zip(old, new, strict=True)]).any(0)
+    )

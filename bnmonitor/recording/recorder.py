@@ -187,7 +187,7 @@ class Recorder:
     def pause(self, phase: str) -> None:
         """An evaluation begins: what happens now is not training."""
         self.sampling.pause()
-        self._observer.detach()
+        self._observer.pause()
         self.evaluations.begin(phase, self._tape, self._ring)
 
     def resume(self) -> None:

@@ -18,7 +18,8 @@ from bnmonitor.recording.ring import Ring
 from bnmonitor.recording.rounding import as_written
 from bnmonitor.recording.traces import ForeignWrites, Traces, TraceTable
 from bnmonitor.recording.transfer import HostTransfer
-from bnmonitor.recording.witnesses import Witnesses
+from bnmonitor.recording.witnesses import Witnesses, withhold
+from bnmonitor.window import Recovery
 
 _READ = ("running_mean", "running_var", "gamma", "beta", "gamma_grad", "beta_grad")
 _GRAD = attrgetter("grad")
@@ -355,6 +356,8 @@ class Tape:
         self._witnesses.judge_jumps(ring, len(at))
         training = _stacked([row.training for row in meta], lambda t: torch.frombuffer(bytearray(t), dtype=torch.bool))
         torch.logical_and(training, self.layers.which("has_modes"), out=out["training"])
+        # Only a counter tells an update from a write of other code, and no update is expected in evaluation mode.
+        withhold(out, ~counts_updates & ~out["training"], slice(None), self.layers, Recovery.DOUBTFUL)
         return len(at)
 
     def _counted(self) -> Tensor:

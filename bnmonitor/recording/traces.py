@@ -106,15 +106,17 @@ class ForeignWrites:
     A forward of PyTorch's BatchNorm writes to both statistics in a way that autograd does not count. A compiled graph
     writes once or twice to each of the three tensors, depending on the compiler. Every further counted write is
     another's. How SyncBatchNorm writes differs between devices: there only an unequal number of writes is another's.
+    What a forward of another class writes is not known, until one leaves no trace, so that it calls PyTorch's.
 
     Args:
-        native: ``[L]`` bool, which layers run PyTorch's own forward. What others write is not known.
+        native: ``[L]`` bool, which layers run PyTorch's own forward.
         synced: ``[L]`` bool, which of these are SyncBatchNorm.
     """
 
     def __init__(self, native: Tensor, synced: Tensor) -> None:
         self._native, self._synced = native, synced
         self._eager = torch.zeros_like(native)
+        self._traceless = torch.zeros_like(native)
         self._usual = torch.full(native.shape, _MOST_COMPILED, dtype=torch.int64, device="cpu")
         self._compilations = self.started_at = compilations()
         """How many compilations there were in the process before the model can have been compiled."""
@@ -125,6 +127,7 @@ class ForeignWrites:
         """Return the same with the layers in another order."""
         other = ForeignWrites(self._native[list(order)], self._synced[list(order)])
         other.started_at, other.compiled = self.started_at, self.compiled
+        other._traceless = self._traceless[list(order)]
         return other
 
     def ran_eagerly(self, layers: Tensor) -> None:
@@ -165,7 +168,11 @@ class ForeignWrites:
         if eager is not None:
             # A compiled graph writes to the counter as often as to the statistics.
             more |= counted & ~eager & (means > 0) & (means != counters)
-        return more & judged
+            return more & judged
+        updated = ~self._native & counted & (updates > 0)
+        clean = (means == own) & (variances == own) if own == 0 else torch.zeros_like(updated)
+        self._traceless |= (updated & clean).any(0)
+        return (more & judged) | (updated & self._traceless & ~clean)
 
 
 class TraceTable:

@@ -91,6 +91,9 @@ class UpdateLedger:
         if hooks:
             for i, module in enumerate(self._modules):
                 self._hooks.on_forward(module, self._visit(i))
+            if self._hooks.refused:  # the calls of a part of the layers would say that the others were not called
+                self._hooks.remove()
+                self._hooked = False
 
     def end(
         self,

@@ -95,6 +95,8 @@ class Sampler:
         self._tracer = Tracer()
         self.interrupted = False
         """Whether a compilation or an error ended the sample while the hooks were in place."""
+        self.refused = False
+        """Whether no hook was placed, as a compiled graph may guard those of other code."""
         self.failure = ""
         """The error that following the graph raised; empty without one."""
         self.failures: dict[int, str] = {}
@@ -133,6 +135,9 @@ class Sampler:
         if self.probe is not None:
             self.probe.attach(modules)
         self._tracer.attach(modules, models)
+        self.refused = self._hooks.refused or self._tracer.refused or (self.probe is not None and self.probe.refused)
+        if self.refused:
+            self.detach()
 
     def detach(self) -> None:
         """Remove every hook."""

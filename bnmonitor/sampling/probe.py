@@ -41,8 +41,9 @@ class Probe:
         self._entries: list[_Entry] = []
         self._coming: list[_Entry] = []
         self._inside: nn.Module | None = None
-        # The sampler removes them when a compilation begins, but for those around what is compiled.
-        self._hooks = Hooks(outlast_compilation=True)
+        self._hooks = Hooks()
+        self._around = Hooks(outlast_compilation=True)
+        """The hooks on wrappers of what is compiled."""
         self.failed = ""
         """Why the extra forward could not run; empty if it could."""
 
@@ -58,11 +59,17 @@ class Probe:
     def attach_compiled(self, layers: Sequence[nn.Module]) -> None:
         """Place hooks on the wrappers that ``torch.compile`` put around layers: these are not compiled themselves."""
         self.detach()
+        enter, leave = self._enter, self._leave
         wanted = {id(module) for module in layers}
         for module in {id(m): m for model in self._models.values() for m in model.modules()}.values():
             if type(module).__name__ == "OptimizedModule" and any(id(m) in wanted for m in module.modules()):
-                self._hooks.on_call(module, lambda m, args, kwargs: self._enter(_uncompiled(m), args, kwargs))
-                self._hooks.on_forward(module, lambda m, args, out: self._leave(_uncompiled(m), args, out), always=True)
+                self._around.on_call(module, lambda m, args, kwargs: enter(_uncompiled(m), args, kwargs))
+                self._around.on_forward(module, lambda m, args, out: leave(_uncompiled(m), args, out), always=True)
+
+    @property
+    def refused(self) -> bool:
+        """Whether a module was given no hook."""
+        return self._hooks.refused
 
     @property
     def kept(self) -> bool:
@@ -102,6 +109,7 @@ class Probe:
     def detach(self) -> None:
         """Remove every hook, and keep the calls of the step for the next extra forward."""
         self._hooks.remove()
+        self._around.remove()
         if self._coming:
             self._entries = self._coming
         self._coming, self._inside = [], None

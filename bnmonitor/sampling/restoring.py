@@ -150,6 +150,7 @@ def _keep_tensor(value: Tensor) -> Restore | None:
         return None
     grows, grad = value.requires_grad, value.grad if value.is_leaf else None
     attributes = _keep_dict(value.__dict__)
+    version = None if value.is_inference() else value._version
     with torch.no_grad():
         copy = value.detach().clone()
 
@@ -159,6 +160,8 @@ def _keep_tensor(value: Tensor) -> Restore | None:
                 value.data = copy
             elif not _equal(value, copy):
                 value.copy_(copy)
+        if version is not None and value._version != version:
+            _set_version(value, version)
         if value.is_leaf and not value.is_inference():
             if value.requires_grad != grows:
                 value.requires_grad_(grows)
@@ -167,6 +170,15 @@ def _keep_tensor(value: Tensor) -> Restore | None:
         attributes()
 
     return restore
+
+
+def _set_version(value: Tensor, version: int) -> None:
+    """Give a tensor with the values that it had the version that it had: a graph of the training may have kept it."""
+    with suppress(Exception):  # private to PyTorch, and once of a single tensor
+        try:
+            torch._C._autograd._unsafe_set_version_counter((value,), (version,))
+        except TypeError:
+            torch._C._autograd._unsafe_set_version_counter(value, version)  # type: ignore[arg-type]
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -41,7 +41,10 @@ class SampleSchedule:
     def unsampled(self) -> str:
         """Why no step is sampled; empty if steps are."""
         unseen = "needs activation samples, and no hook was called in the sampled steps, as under torch.compile"
-        return self.blocked or (unseen if self._unseen else "")
+        guarded = (
+            "needs activation samples, and torch.compile would compile again for each hook beside those of the model"
+        )
+        return self.blocked or (guarded if self.sampler.refused else unseen if self._unseen else "")
 
     @property
     def untraced(self) -> str:

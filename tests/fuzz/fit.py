@@ -140,6 +140,7 @@ def _happenings(run: Fit) -> Any:
 
         def on_train_batch_end(self, *_: Any) -> None:
             run.numbers.append(len(run.numbers))
+            run.keep_buffers()
             run.at("done")
 
         def on_validation_start(self, *_: Any) -> None:

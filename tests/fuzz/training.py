@@ -58,6 +58,8 @@ class Run:
         """What events returned: the same with and without a monitor."""
         self.numbers: list[int] = []
         """The number that the monitor has of each step that ended."""
+        self.buffers: list[dict[str, Tensor]] = []
+        """The buffers after each step, where the model is compiled."""
         self.frozen = {id(m) for m in self.norms() if getattr(m, "_frozen", False)}
         self.step = -1
         self.monitor: Monitor | None = None
@@ -234,11 +236,18 @@ class Run:
         """A training batch has ended."""
         number = len(self.numbers) * 2 if self.program.numbered else len(self.numbers)
         self.numbers.append(number)
+        self.keep_buffers()
         if self.monitor is not None:
             loss = self.losses[-1] if self.program.seed % 2 and self.losses else None
             self.monitor.step(number if self.program.numbered else None, loss=loss)
         if self.truth is not None:
             self.truth.step()
+
+    def keep_buffers(self) -> None:
+        """Keep what the step that has ended left in the buffers."""
+        if self.program.compiles:
+            named = self.model.named_buffers()
+            self.buffers.append({name: b.detach().clone() for name, b in named if not _lazy(b)})
 
     # -- evaluations ---------------------------------------------------------------------------------------------------
 

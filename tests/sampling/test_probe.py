@@ -201,3 +201,31 @@ def test_frozen_layers_are_left_alone_and_without_the_wish_nothing_runs() -> Non
         trained(model, monitor, 10)
         assert gaps(monitor) is None
         assert "probe=True" in monitor.skipped["train-eval-gap"]
+
+
+def test_a_graph_of_the_training_outlives_the_extra_forward() -> None:
+    class Counts(nn.BatchNorm1d):
+        def forward(self, x: Tensor) -> Tensor:
+            scale = self.running_var.detach()  # type: ignore[union-attr]
+            if self.training:
+                with torch.no_grad():
+                    self.running_var.mul_(0.9).add_(0.1 * x.detach().var(0))  # type: ignore[union-attr,operator]
+                    self.num_batches_tracked.add_(1)  # type: ignore[union-attr,operator]
+            return self.weight * x / scale.sqrt()
+
+    torch.manual_seed(0)
+    norm = Counts(8)
+    model = nn.Sequential(nn.Linear(4, 8), norm, nn.Linear(8, 2))
+    with watched(model, sample_every_n_steps=1, probe=True) as monitor:
+        for _ in range(3):
+            model(torch.randn(16, 4)).square().mean().backward()
+            monitor.step()
+        kept = (model[0].weight.sum() * norm.running_var).sum()
+        versions = [buffer._version for buffer in model.buffers()]
+        with monitor.evaluation():
+            model.eval()
+            model(torch.randn(16, 4))
+            model.train()
+        assert [buffer._version for buffer in model.buffers()] == versions
+        kept.backward()
+        assert gaps(monitor) is not None
