@@ -35,6 +35,7 @@ def main() -> int:
     parser.add_argument("--only", help="FILE:LINE, relative to the package, or a part of the file's name")
     parser.add_argument("--sample", type=int, help="so many lines, chosen at random")
     parser.add_argument("--seed", type=int, default=0, help="of the choice")
+    parser.add_argument("--share", default="1/1", help="K/N: the K-th of N parts, for N processes side by side")
     arguments = parser.parse_args()
     expected, lines = warmed()
     if arguments.only:
@@ -44,6 +45,8 @@ def main() -> int:
         lines = random.Random(arguments.seed).sample(lines, min(arguments.sample, len(lines)))
     else:
         random.Random(arguments.seed).shuffle(lines)  # what a broken-off run has tried is spread over the package
+    share, of = map(int, arguments.share.split("/"))
+    lines = lines[share - 1 :: of]
     print(f"{len(lines)} lines, {len(ERRORS)} errors each", flush=True)
     counts = dict.fromkeys(("injected", "held", "broken", "in the shell", "not reached"), 0)
     for injection in injections(lines):
