@@ -25,6 +25,7 @@ LONGEST = 300
 
 SHELL: dict[str, tuple[str, ...]] = {
     "layers/hooks.py": ("__call__",),
+    "lightning/callback.py": ("__repr__",),
     "results/state.py": (),
     "results/incidents.py": ("where", "extent", "lines", "__str__"),
     "monitor/monitor.py": (),
