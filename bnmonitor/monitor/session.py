@@ -213,9 +213,9 @@ class Session:
                 _continue(Diagnosis(), state, book.alerts)
                 if window is not None:
                     summarize(window, tuple(book.alerts), {})
+            return ""
         except Exception as error:
             return f"{type(error).__name__}: {error}"
-        return ""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state that there is no doubt about."""

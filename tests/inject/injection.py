@@ -25,7 +25,6 @@ LONGEST = 300
 
 SHELL: dict[str, tuple[str, ...]] = {
     "layers/hooks.py": ("__call__",),
-    "lightning/callback.py": ("__repr__",),
     "results/state.py": (),
     "results/incidents.py": ("where", "extent", "lines", "__str__"),
     "monitor/monitor.py": (),
@@ -42,7 +41,16 @@ SHELL: dict[str, tuple[str, ...]] = {
     ),
     "monitor/settings.py": ("check_loss",),
     "lightning/harmless.py": (),
-    "lightning/callback.py": ("setup", "on_exception", "teardown", "state_dict", "state_key", "_end", "_leave"),
+    "lightning/callback.py": (
+        "__repr__",
+        "setup",
+        "on_exception",
+        "teardown",
+        "state_dict",
+        "state_key",
+        "_end",
+        "_leave",
+    ),
 }
 """Functions that the training calls, which check arguments and call what is guarded; with no name: all of a file.
 
