@@ -410,12 +410,10 @@ class BatchNormMonitor(CallbackBase):
 
     def _report(self, trainer: Any) -> None:
         """Send the record to the process that has spawned this one; without it, the training has ended all the same."""
-        if self._monitor is None or not (
-            trainer.is_global_zero and self._mailbox.is_away and launches_processes(trainer)
-        ):
-            return
         try:
-            self._mailbox.send(packed(self._monitor, self._module))
+            away = trainer.is_global_zero and self._mailbox.is_away and launches_processes(trainer)
+            if away and self._monitor is not None:
+                self._mailbox.send(packed(self._monitor, self._module))
         except Exception as error:
             logger.warning("bnmonitor cannot report to the process that started this one: %s", error)
 

@@ -50,6 +50,7 @@ SHELL: dict[str, tuple[str, ...]] = {
         "state_key",
         "_end",
         "_leave",
+        "_report",
     ),
 }
 """Functions that the training calls, which check arguments and call what is guarded; with no name: all of a file.
