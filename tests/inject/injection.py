@@ -24,6 +24,7 @@ LONGEST = 300
 """Seconds after which a training counts as hung."""
 
 SHELL: dict[str, tuple[str, ...]] = {
+    "graph/tracer.py": ("before_backward",),
     "layers/hooks.py": ("__call__",),
     "results/state.py": (),
     "results/incidents.py": ("where", "extent", "lines", "__str__"),
