@@ -35,6 +35,7 @@ SHELL: dict[str, tuple[str, ...]] = {
         "begin",
         "close",
         "state_dict",
+        "doubt",
         "load_state_dict",
         "summary",
         "begin_evaluation",
