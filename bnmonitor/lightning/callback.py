@@ -176,10 +176,11 @@ class BatchNormMonitor(CallbackBase):
         return self.monitor.plot(layer, statistic, ax)
 
     def __repr__(self) -> str:
-        said = "no fit yet"
-        with suppress(Exception):  # a Trainer asks its callbacks for it
-            said = said if self._monitor is None else self._monitor.described
-        return f"<BatchNormMonitor: {said}>"
+        try:  # a Trainer asks its callbacks for it
+            said = "no fit yet" if self._monitor is None else self._monitor.described
+            return f"<BatchNormMonitor: {said}>"
+        except Exception:
+            return object.__repr__(self)
 
     def _repr_html_(self) -> str:
         return block(plain(repr(self))) if self._monitor is None else self._monitor._repr_html_()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import linecache
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -24,7 +26,6 @@ LONGEST = 300
 """Seconds after which a training counts as hung."""
 
 SHELL: dict[str, tuple[str, ...]] = {
-    "graph/tracer.py": ("before_backward",),
     "layers/hooks.py": ("__call__",),
     "results/state.py": (),
     "results/incidents.py": ("where", "extent", "lines", "__str__"),
@@ -35,7 +36,6 @@ SHELL: dict[str, tuple[str, ...]] = {
         "begin",
         "close",
         "state_dict",
-        "doubt",
         "load_state_dict",
         "summary",
         "begin_evaluation",
@@ -44,7 +44,6 @@ SHELL: dict[str, tuple[str, ...]] = {
     "monitor/settings.py": ("check_loss",),
     "lightning/harmless.py": (),
     "lightning/callback.py": (
-        "__repr__",
         "setup",
         "on_exception",
         "teardown",
@@ -52,13 +51,15 @@ SHELL: dict[str, tuple[str, ...]] = {
         "state_key",
         "_end",
         "_leave",
-        "_report",
     ),
 }
 """Functions that the training calls, which check arguments and call what is guarded; with no name: all of a file.
 
 Their own lines do nothing that can fail, and an error that is raised there all the same reaches the training.
 """
+
+_NOTHING = re.compile(r"(try|with suppress\(.*\)):")
+"""Lines that begin a guard and do nothing else: an exception of their own cannot come from them, but Ctrl-C can."""
 
 Line = tuple[str, int]
 """A file of the package, relative to it, and a line in it."""
@@ -168,8 +169,10 @@ def _problems(injection: Injection, function: str, ended: Ended, expected: Ended
             found.append(f"the training ended with {raised}")
         return found
     if ended.error is not None:
-        shell = SHELL.get(injection.line[0])
-        if not (ended.constructing or (shell is not None and (not shell or function in shell))):
+        file, number = injection.line
+        shell = SHELL.get(file)
+        begins = _NOTHING.match(linecache.getline(PACKAGE + file, number).strip())
+        if not (ended.constructing or begins or (shell is not None and (not shell or function in shell))):
             found.append(f"the training ended with {raised}")
         return found or [IN_SHELL]
     return found + [f"{key} differs" for key in expected.left if not same(expected.left[key], ended.left[key])]
