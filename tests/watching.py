@@ -1,12 +1,18 @@
-"""Rules that find nothing and keep every window that they are to judge."""
+"""Rules that find nothing and keep every window that they are to judge, and a training that goes wrong."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
 
 from bnmonitor import Finding, Monitor, Rule, Severity
 from bnmonitor.rules.base import Moment
+from bnmonitor.sinks import Sink
 from bnmonitor.window import Window
 
 
@@ -43,3 +49,23 @@ def window_of(monitor: Monitor) -> Window:
     window = monitor.window()
     assert window is not None
     return window
+
+
+def diverging(sinks: Sequence[Sink] | None, log_dir: Path | None = None, *, steps: int) -> Monitor:
+    """Train two layers, ``1`` and ``4``, at a rate that is far too high, and return the monitor."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(8, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(),
+        nn.Linear(16, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2),
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(model.parameters(), 30.0)
+    options: dict[str, Any] = {"log_dir": log_dir, "on_alert": "log", "log_every_n_steps": 10}
+    with Monitor(model, optimizer=optimizer, sinks=sinks, **options) as monitor:
+        for _ in range(steps):
+            x = torch.randn(32, 8)
+            loss = nn.functional.cross_entropy(model(x), (x[:, 0] > 0).long())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            monitor.step(loss=loss)
+    return monitor

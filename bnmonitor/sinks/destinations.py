@@ -14,13 +14,19 @@ class Destination:
     """Takes numbers, incidents and the page of a run; this one, only numbers, by Lightning's ``log_metrics``.
 
     Args:
-        logger: What the user or the Trainer has.
+        logger: What the user or the Trainer has: a logger of Lightning, or the library's own run.
     """
 
     takes_pages = False
 
     def __init__(self, logger: Any) -> None:
         self.logger = logger
+        self._lightning = hasattr(type(logger), "experiment")
+
+    @property
+    def run(self) -> Any:
+        """The library's own run, which Lightning's logger makes when it is first asked for."""
+        return self.logger.experiment if self._lightning else self.logger
 
     def numbers(self, values: Mapping[str, float], step: int) -> None:
         """Log numbers."""
@@ -36,42 +42,26 @@ class Destination:
 class _WandB(Destination):
     takes_pages = True
 
-    def __init__(self, logger: Any) -> None:
-        super().__init__(logger)
-        self._is_run = not hasattr(logger, "log_metrics")
-
-    @property
-    def _run(self) -> Any:
-        return self.logger if self._is_run else self.logger.experiment
-
     def numbers(self, values: Mapping[str, float], step: int) -> None:
-        if self._is_run:
-            self._run.log(dict(values), step=step)
-        else:
+        if self._lightning:  # it gives the step an axis of its own
             super().numbers(values, step)
+        else:
+            self.run.log(dict(values), step=step)
 
     def incidents(self, texts: Sequence[str]) -> None:
-        self._run.summary[INCIDENTS] = "\n\n".join(texts)
+        self.run.summary[INCIDENTS] = "\n\n".join(texts)
 
     def page(self, html: str) -> None:
         wandb: Any = importlib.import_module("wandb")
-        self._run.log({PAGE: wandb.Html(html, inject=False)})
+        self.run.log({PAGE: wandb.Html(html, inject=False)})
 
 
 class _MLflow(Destination):
     takes_pages = True
 
-    def numbers(self, values: Mapping[str, float], step: int) -> None:
-        if isinstance(self.logger, ModuleType):
-            self.logger.log_metrics(dict(values), step=step)
-        else:
-            super().numbers(values, step)
-
     def _text(self, text: str, file: str) -> None:
-        if isinstance(self.logger, ModuleType):
-            self.logger.log_text(text, file)
-        else:
-            self.logger.experiment.log_text(self.logger.run_id, text, file)
+        of = (self.logger.run_id,) if self._lightning else ()  # the library logs to its active run
+        self.run.log_text(*of, text, file)
 
     def incidents(self, texts: Sequence[str]) -> None:
         self._text("\n\n".join(texts) + "\n", f"{INCIDENTS}.txt")
@@ -83,51 +73,29 @@ class _MLflow(Destination):
 class _Comet(Destination):
     takes_pages = True
 
-    def __init__(self, logger: Any) -> None:
-        super().__init__(logger)
-        self._is_experiment = not hasattr(type(logger), "experiment")
-
-    @property
-    def _experiment(self) -> Any:
-        return self.logger if self._is_experiment else self.logger.experiment
-
-    def numbers(self, values: Mapping[str, float], step: int) -> None:
-        if self._is_experiment:
-            self._experiment.log_metrics(dict(values), step=step)
-        else:
-            super().numbers(values, step)
-
     def incidents(self, texts: Sequence[str]) -> None:
-        self._experiment.log_asset_data("\n\n".join(texts), name=f"{INCIDENTS}.txt", overwrite=True)
+        self.run.log_asset_data("\n\n".join(texts), name=f"{INCIDENTS}.txt", overwrite=True)
 
     def page(self, html: str) -> None:
-        self._experiment.log_asset_data(html, name=f"{PAGE}.html", overwrite=True)
+        self.run.log_asset_data(html, name=f"{PAGE}.html", overwrite=True)
 
 
 class _Neptune(Destination):
     takes_pages = True
 
-    def __init__(self, logger: Any) -> None:
-        super().__init__(logger)
-        self._is_run = not hasattr(logger, "log_metrics")
-
-    @property
-    def _run(self) -> Any:
-        return self.logger if self._is_run else self.logger.experiment
-
     def numbers(self, values: Mapping[str, float], step: int) -> None:
-        if not self._is_run:
+        if self._lightning:
             super().numbers(values, step)
             return
         for name, value in values.items():
-            self._run[name].append(value, step=step)
+            self.run[name].append(value, step=step)
 
     def incidents(self, texts: Sequence[str]) -> None:
-        self._run[INCIDENTS] = "\n\n".join(texts)
+        self.run[INCIDENTS] = "\n\n".join(texts)
 
     def page(self, html: str) -> None:
         types: Any = importlib.import_module("neptune.types")
-        self._run[PAGE].upload(types.File.from_content(html, extension="html"))
+        self.run[PAGE].upload(types.File.from_content(html, extension="html"))
 
 
 _KINDS: tuple[tuple[str, str, type[Destination]], ...] = (

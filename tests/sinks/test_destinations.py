@@ -8,11 +8,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
 from bnmonitor import Monitor
 from bnmonitor.sinks import Loggers, TensorBoard
+from tests.watching import diverging
 
 
 class Kept:
@@ -119,19 +118,7 @@ def neptune_run(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def train(loggers: Loggers, folder: Path) -> Monitor:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
-    optimizer = torch.optim.SGD(model.parameters(), 30.0)
-    sinks = [TensorBoard(folder), loggers]
-    with Monitor(model, optimizer=optimizer, sinks=sinks, log_dir=folder, on_alert="log", log_every_n_steps=10) as m:
-        for _ in range(60):
-            x = torch.randn(32, 8)
-            loss = nn.functional.cross_entropy(model(x), (x[:, 0] > 0).long())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            m.step(loss=loss)
-    return m
+    return diverging([TensorBoard(folder), loggers], folder, steps=60)
 
 
 @pytest.mark.parametrize(

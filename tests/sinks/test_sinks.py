@@ -21,6 +21,7 @@ from torch import nn
 from bnmonitor import Alert, Incident, Monitor, Severity, Summary
 from bnmonitor.display import final_summary, show, sparkline
 from bnmonitor.history.incidents import replay
+from bnmonitor.history.statistics import LAYER
 from bnmonitor.lightning.progress_bar import beside_bar
 from bnmonitor.sinks import Console, JsonLines, Loggers, Run, TensorBoard
 from bnmonitor.summary import METRICS, empty, summarize
@@ -664,7 +665,9 @@ def test_csv_logger_gets_the_numbers_of_the_whole_model(tmp_path: Path) -> None:
         "bnmonitor/errors": 1.0,
         "bnmonitor/warnings": 1.0,
     }
-    assert {name for name in found if name.startswith("bn_health/")} == {"bn_health/layer1", "bn_health/layer2"}
+    layers = {name.partition("/")[2] for name in found if name.startswith("bn_")}
+    assert layers == {"layer1", "layer2"}
+    assert {name.partition("/")[0] for name in found if name.startswith("bn_")} == {s.tag for s in LAYER if s.tag}
 
 
 def test_loggers_that_were_given_win_over_those_of_the_trainer() -> None:
