@@ -41,6 +41,6 @@ _REASONS = {
     Recovery.FOREIGN: "something other than this layer's forward wrote or replaced its running statistics",
     Recovery.NON_FINITE: "the running statistics are not finite",
     Recovery.NO_MOMENTUM: "momentum is 0: the running statistics carry nothing of the batch",
-    Recovery.DOUBTFUL: "a write of other code, perhaps: the mean jumped for a step, or the layer is in evaluation mode",
+    Recovery.DOUBTFUL: "an odd batch or an unseen write: the mean alone jumped, or the layer was in evaluation mode",
     Recovery.MOMENTUM_CHANGED: "momentum was changed between the forward and the end of the step",
 }
