@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
+from bnmonitor import runs
 from bnmonitor._text import listing, nearest
 from bnmonitor.history.flight.layout import STATISTICS, Array
 from bnmonitor.layers import LayerTable
@@ -19,7 +19,7 @@ from bnmonitor.runs import RunData, Series
 
 
 class Live(RunData):
-    """The last steps of a run that is recorded now; each statistic of a layer is that of its median channel.
+    """The last steps of a run that is recorded now; that of a layer is the mean of its channels, as in the history.
 
     Args:
         layers: The layers.
@@ -66,7 +66,7 @@ class Live(RunData):
 
     @property
     def wall_time(self) -> Array:
-        return np.full(len(self._steps), time.time())
+        return np.full(len(self._steps), np.nan)
 
     @property
     def loss(self) -> Array:
@@ -90,7 +90,7 @@ class Live(RunData):
                 f"the window has no statistic {statistic!r}{nearest(statistic, STATISTICS)}; it has "
                 f"{listing(STATISTICS)}; more of whole layers is in a run that was recorded with log_dir="
             )
-        columns = [self._rows(layer, statistic).nanmedian(1).values.numpy() for layer in self.layers]
+        columns = [self._rows(layer, statistic).nanmean(1).numpy() for layer in self.layers]
         return np.stack(columns, 1) if columns else np.zeros((len(self._steps), 0), np.float32)
 
     def series(self, layer: str, statistic: str, first: int | None = None, last: int | None = None) -> Series:
@@ -101,3 +101,14 @@ class Live(RunData):
         inside = (self._steps >= low) & (self._steps <= high)
         steps, rows = self._steps[inside], rows[inside]
         return Series(steps, steps, rows, rows, rows)
+
+
+def recorded(log_dir: Path | None) -> RunData | None:
+    """Return the run in a directory as far as it was written; None if nothing is to be drawn of it yet."""
+    if log_dir is None or not log_dir.is_dir():
+        return None
+    found = runs.open(log_dir)
+    if "." not in found:
+        return None
+    run = found["."]
+    return run if run.has_channels and len(run.steps) else None

@@ -21,11 +21,11 @@ from bnmonitor.layers import LayerTable
 from bnmonitor.limits import FLIGHT_BYTES
 from bnmonitor.monitor.actions import AlertError, warn
 from bnmonitor.monitor.batches import BatchKeeper
-from bnmonitor.monitor.live import Live
+from bnmonitor.monitor.live import Live, recorded
 from bnmonitor.monitor.session import Session
 from bnmonitor.monitor.settings import Action, Settings, as_folder, as_models, as_optimizers, check_loss
 from bnmonitor.recording import Recorder
-from bnmonitor.results import Alert, Incident
+from bnmonitor.results import Alert, Incident, worst_of
 from bnmonitor.rules import Rule, Thresholds, check_patterns
 from bnmonitor.sinks import Console, Run, Sink, TensorBoard, totals
 from bnmonitor.summary import Summary
@@ -296,7 +296,7 @@ class Monitor:
         """Return a table of the run; it needs pandas.
 
         It is that of :meth:`bnmonitor.runs.Run.to_frame` of the run in :attr:`log_dir`, as far as it was written;
-        without one the table of the window, in which the number of a layer is that of its median channel.
+        without one the table of the window, in which the number of a layer is the mean of its channels.
 
         Args:
             layer: Name of a layer, or a glob pattern of names; None: every layer.
@@ -329,10 +329,9 @@ class Monitor:
 
     def _recorded(self) -> runs.RunData:
         """The run as it is on the disk; the window where nothing is written."""
-        if self.log_dir is not None and self.log_dir.is_dir():
-            found = runs.open(self.log_dir)
-            if "." in found and found["."].has_channels and len(found["."].steps):
-                return found["."]
+        run = recorded(self.log_dir)
+        if run is not None:
+            return run
         steps = self.steps
         losses = self._recorder.course.losses(list(steps))
         return Live(self.layers, steps, losses, self.incidents, self.alerts, self.history)
@@ -348,12 +347,9 @@ class Monitor:
         """How many layers are watched, and the worst open incident, in a few words; it computes nothing."""
         if self.failure:
             return self.failure
-        still_open = [incident for incident in self.incidents if incident.state == "open"]
-        worst = max(still_open, key=lambda incident: incident.severity, default=None)
         steps = self._recorder.steps
         at = f", step {steps[-1]}" if steps else ""
-        said = "no open incident" if worst is None else f"{worst.title}{_more(still_open)}"
-        return f"{count(len(self.layers), 'layer')}{at}, {said}"
+        return f"{count(len(self.layers), 'layer')}{at}, {worst_of(self.incidents) or 'no open incident'}"
 
     def _repr_html_(self) -> str:
         return runs.of_run(self._recorded())
@@ -564,7 +560,3 @@ class Monitor:
 
 def _default_sinks(log_dir: Path | None) -> list[Sink]:
     return [Console(), *([TensorBoard(log_dir)] if log_dir is not None else [])]
-
-
-def _more(incidents: Sequence[Incident]) -> str:
-    return f", and {count(len(incidents) - 1, 'more incident')}" if len(incidents) > 1 else ""

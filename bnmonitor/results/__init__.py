@@ -1,6 +1,6 @@
 """What bnmonitor says of a run: its alerts, and the state of every layer. Free of torch, to read a history with."""
 
-from bnmonitor.results.incidents import AFFECTED, Alert, Incident
+from bnmonitor.results.incidents import AFFECTED, Alert, Incident, still_open, worst_of
 from bnmonitor.results.severity import (
     HEALTH_CAPS,
     NEAR_LIMIT,
@@ -23,4 +23,6 @@ __all__ = [
     "StepSummary",
     "health_near",
     "health_severity",
+    "still_open",
+    "worst_of",
 ]

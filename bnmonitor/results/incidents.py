@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -251,3 +251,16 @@ class Incident:
                 "evidence": tuple(map(Alert.from_dict, plain["evidence"])),
             }
         )
+
+
+def still_open(incidents: Iterable[Incident]) -> list[Incident]:
+    """Return the incidents that are open, the worst first, then the earliest."""
+    found = [incident for incident in incidents if incident.state == "open"]
+    return sorted(found, key=lambda incident: (-incident.severity, incident.first_step, incident.index))
+
+
+def worst_of(incidents: Iterable[Incident]) -> str:
+    """Return what the worst open incident says, and how many more are open; empty if none is."""
+    found = still_open(incidents)
+    more = f", and {count(len(found) - 1, 'more incident')}" if len(found) > 1 else ""
+    return f"{found[0].title}{more}" if found else ""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bnmonitor._text import count, listing, printable, thousands
-from bnmonitor.results.incidents import Alert, Incident
+from bnmonitor.results.incidents import Alert, Incident, still_open
 from bnmonitor.results.severity import Severity
 
 
@@ -87,8 +87,7 @@ class StepSummary:
 
     def open_incidents(self) -> list[Incident]:
         """Return the incidents that are open, the worst first, then the earliest."""
-        found = [incident for incident in self.explained if incident.state == "open"]
-        return sorted(found, key=lambda incident: (-incident.severity, incident.first_step, incident.index))
+        return still_open(self.explained)
 
     @property
     def health(self) -> float:

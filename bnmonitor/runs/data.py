@@ -12,7 +12,7 @@ from bnmonitor.history.flight.layout import FOLDER, STATISTICS
 from bnmonitor.history.flight.reader import Flight, Series
 from bnmonitor.history.run import Run as Recorded
 from bnmonitor.history.source import Array
-from bnmonitor.results import Alert, Incident
+from bnmonitor.results import Alert, Incident, worst_of
 
 
 class RunData:
@@ -158,10 +158,8 @@ class RunData:
     @property
     def verdict(self) -> str:
         """One sentence: the incident that is open and worst, how many there are, or that there is none."""
-        seen = [i for i in self.incidents if i.state == "open"]
-        worst = max(seen, key=lambda incident: incident.severity, default=None)
-        if worst is not None:
-            more = f", and {count(len(seen) - 1, 'more incident')}" if len(seen) > 1 else ""
-            return f"{worst.title}{more}"
+        worst = worst_of(self.incidents)
+        if worst:
+            return worst
         past = f"; {count(len(self.incidents), 'incident')} resolved" if self.incidents else ""
         return f"no open incident{past}" if len(self.steps) else "nothing recorded"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bnmonitor._version import __version__
+from bnmonitor.results import still_open
 from bnmonitor.runs.data import RunData
 
 Stamp = list[list[Any]]
@@ -41,26 +42,28 @@ class Entry:
     @classmethod
     def of(cls, run: RunData) -> Entry:
         """Read what a run said last."""
-        still_open = [incident.severity for incident in run.incidents if incident.state == "open"]
+        found = still_open(run.incidents)
         loss = float(run.loss[-1]) if len(run.loss) else math.nan
         return cls(
             verdict=run.verdict,
-            severity=str(max(still_open)) if still_open else "",
+            severity=str(found[0].severity) if found else "",
             layers=len(run.layers),
             last_step=int(run.steps[-1]) if len(run.steps) else -1,
             loss=loss if math.isfinite(loss) else None,
         )
 
 
-def entries(path: Path, files: Mapping[str, Sequence[Path]], read: Callable[[str], RunData | None]) -> dict[str, Entry]:
+def entries(
+    path: Path | None, files: Mapping[str, Sequence[Path]], read: Callable[[str], RunData | None]
+) -> dict[str, Entry]:
     """Return an entry for each run that has a history, by name; only runs whose files have changed are read.
 
     Args:
-        path: The directory that was opened.
+        path: The directory that was opened; None: nothing is kept of it.
         files: The event files of each directory below it, by name.
         read: Reads a run; None if it has no history.
     """
-    kept = _load(path)
+    kept = {} if path is None else _load(path)
     found: dict[str, Entry | None] = {}
     stamps = {name: _stamp(mine) for name, mine in files.items()}
     for name, stamp in stamps.items():
@@ -71,7 +74,7 @@ def entries(path: Path, files: Mapping[str, Sequence[Path]], read: Callable[[str
             run = read(name)
             found[name] = None if run is None else Entry.of(run)
     fresh = {name: (stamps[name], entry) for name, entry in found.items()}
-    if fresh != kept:
+    if path is not None and fresh != kept:
         _save(path, fresh)
     return {name: entry for name, entry in found.items() if entry is not None}
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from bnmonitor._html import block, plain, strong, table
 from bnmonitor._text import count
 from bnmonitor.history.statistics import BY_NAME
-from bnmonitor.results import Incident
+from bnmonitor.results import Incident, still_open
 from bnmonitor.runs.data import RunData
 from bnmonitor.runs.index import Entry
 
@@ -23,14 +23,14 @@ _MOST_ROWS = 60
 
 def of_run(run: RunData) -> str:
     """Return a run: its verdict, how healthy its layers were, and its incidents."""
-    open_ = [i.severity for i in run.incidents if i.state == "open"]
+    found = still_open(run.incidents)
     name = run.directory.name if run.name == "." else run.name
     about = f"{name} · {count(len(run.layers), 'layer')}"
     picture = ""
     if "health" in run.metrics:
         picture = health_map(run.layers, run.steps.tolist(), run.table("health").tolist())
     return block(
-        strong(run.verdict, str(max(open_)) if open_ else ""), plain(about), picture, of_incidents(run.incidents)
+        strong(run.verdict, str(found[0].severity) if found else ""), plain(about), picture, of_incidents(run.incidents)
     )
 
 

@@ -99,8 +99,11 @@ class Runs(Mapping[str, Run]):
 
     def _entries(self) -> dict[str, Entry]:
         if self._listed is None:
-            self._listed = dict(sorted(entries(self._path, self._files, self._open).items()))
+            self._listed = dict(sorted(entries(None if self._fetch else self._path, self._files, self._open).items()))
         return self._listed
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files and self._open(str(name)) is not None
 
     def __getitem__(self, name: str) -> Run:
         run = self._open(name) if name in self._files else None
@@ -146,6 +149,9 @@ def open(path: str | PathLike[str]) -> Runs:  # noqa: A001
     Args:
         path: The directory, or an event file; also one that TensorBoard reads elsewhere, such as ``s3://bucket/logs``,
             of which event files are copied at once, and the rest of a run when its channels are first asked for.
+
+    What each run of a directory said last is kept in ``$XDG_CACHE_HOME/bnmonitor`` or ``~/.cache/bnmonitor``, so that
+    the next time only those that have changed are read for a list.
 
     Returns:
         The runs by name; that of the directory itself is ``"."``.

@@ -77,6 +77,16 @@ def test_a_damaged_index_is_made_anew(tmp_path: Path, cache: Path, damage: bytes
     assert repr(bnmonitor.open(tmp_path)) == said
 
 
+def test_a_single_run_is_opened_without_an_index(tmp_path: Path, cache: Path, read: list[str]) -> None:
+    some_runs(tmp_path)
+    runs = bnmonitor.open(tmp_path)
+    assert "run-1" in runs
+    assert "run-7" not in runs
+    assert runs["run-1"].verdict
+    assert read == ["run-1"]
+    assert not list(cache.iterdir())
+
+
 def test_without_a_place_for_the_index_runs_are_listed_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,7 +96,7 @@ def test_without_a_place_for_the_index_runs_are_listed_all_the_same(
     assert len(bnmonitor.open(tmp_path / "logs")) == 2
 
 
-def test_a_run_elsewhere_is_read_as_one_here(tmp_path: Path) -> None:
+def test_a_run_elsewhere_is_read_as_one_here(tmp_path: Path, cache: Path) -> None:
     fsspec = pytest.importorskip("fsspec")
     trained(tmp_path / "one")
     memory = fsspec.filesystem("memory")
@@ -96,6 +106,8 @@ def test_a_run_elsewhere_is_read_as_one_here(tmp_path: Path) -> None:
     assert there.verdict == here.verdict
     np.testing.assert_array_equal(there.loss, here.loss)
     assert not list((there.directory).rglob("*.page"))
+    assert "'one': 2 layers" in repr(bnmonitor.open("memory://logs"))
+    assert not list(cache.iterdir())
     for got, want in zip(there.history("1", "gamma"), here.history("1", "gamma"), strict=True):
         np.testing.assert_array_equal(got, want)
 
