@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 from bnmonitor._html import block, plain, strong, table
@@ -59,37 +60,50 @@ def health_map(names: Sequence[str], steps: Sequence[int], health: Sequence[Sequ
     """
     if not names or not steps:
         return ""
-    shown = names[:_MOST_ROWS]
-    columns = min(len(steps), _MOST_COLUMNS)
-    edges = [round(i * len(steps) / columns) for i in range(columns + 1)]
+    worst = [_worst([row[layer] for row in health]) for layer in range(len(names))]
+    # Of many layers the worst are shown, in their order; one that nothing is known of comes last.
+    shown = sorted(sorted(range(len(names)), key=lambda layer: (math.isnan(worst[layer]), worst[layer]))[:_MOST_ROWS])
+    columns = _columns(steps)
     tall = max(4, min(16, 320 // len(shown)))
-    left, wide = 160, max(4, 480 // columns)
+    left, wide = 160, max(4, 480 // len(columns))
     parts = []
-    for row, name in enumerate(shown):
-        top = row * tall
+    for row, layer in enumerate(shown):
+        top, name = row * tall, names[layer]
         if tall >= 10 or row % -(-10 // tall) == 0:
             short = name if len(name) <= 24 else f"...{name[-21:]}"
             parts.append(
                 f'<text x="{left - 6}" y="{top + tall - 1}" text-anchor="end" font-size="10" fill="currentColor">'
                 f"{html.escape(short)}</text>"
             )
-        for column in range(columns):
-            values = [health[at][row] for at in range(edges[column], max(edges[column] + 1, edges[column + 1]))]
-            known = [value for value in values if not math.isnan(value)]
-            if known:
+        for column, frames in enumerate(columns):
+            value = _worst([health[at][layer] for at in frames])
+            if not math.isnan(value):
                 parts.append(
                     f'<rect x="{left + column * wide}" y="{top}" width="{wide}" height="{tall}" '
-                    f'fill="{_color(min(known))}"><title>{html.escape(name)}, step {steps[edges[column]]}: '
-                    f"{min(known):.0f}</title></rect>"
+                    f'fill="{_color(value)}"><title>{html.escape(name)}, step {steps[frames[0]]}: '
+                    f"{value:.0f}</title></rect>"
                 )
-    high, across = len(shown) * tall, columns * wide
+    high, across = len(shown) * tall, len(columns) * wide
     for x, anchor, step in ((left, "start", steps[0]), (left + across, "end", steps[-1])):
         parts.append(
             f'<text x="{x}" y="{high + 13}" text-anchor="{anchor}" font-size="10" fill="currentColor">{step:,}</text>'
         )
-    more = f"<div>and {len(names) - len(shown)} more layers</div>" if len(names) > len(shown) else ""
+    more = f"<div>and {len(names) - len(shown)} more layers, none worse</div>" if len(names) > len(shown) else ""
     size = f'width="{left + across + 10}" height="{high + 18}"'
     return f'<svg {size} role="img" aria-label="health of each layer over the run">{"".join(parts)}</svg>{more}'
+
+
+def _columns(steps: Sequence[int]) -> list[range]:
+    """The logged steps of each column, as positions: columns are as wide in steps, and one without any repeats one."""
+    count = min(len(steps), _MOST_COLUMNS)
+    each = (steps[-1] - steps[0] + 1) / count
+    ends = [bisect_left(steps, steps[0] + each * (i + 1)) for i in range(count)]
+    return [range(min(start, end - 1), end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _worst(values: Sequence[float]) -> float:
+    """The lowest health; NaN if none is known."""
+    return min((value for value in values if not math.isnan(value)), default=math.nan)
 
 
 def _color(health: float) -> str:

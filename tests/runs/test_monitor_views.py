@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -100,6 +101,19 @@ def test_a_long_map_shows_the_worst_of_the_steps_of_a_column() -> None:
     picture = health_map(["a"], range(1000), health)
     assert picture.count("<rect") == 80
     assert picture.count("#b8242a") == 1
+
+
+def test_a_map_is_even_in_steps_however_they_were_logged() -> None:
+    steps = [0, 1, 2, 3, 100]
+    picture = health_map(["a"], steps, [[100.0], [100.0], [100.0], [10.0], [100.0]])
+    shown = re.findall(r"step (\d+): (\d+)", picture)
+    assert shown == [("0", "10"), ("3", "10"), ("3", "10"), ("3", "10"), ("100", "100")]
+
+
+def test_a_map_of_many_layers_has_the_worst() -> None:
+    picture = health_map([f"layer{i}" for i in range(100)], [0], [[float(i != 99) * 100 for i in range(100)]])
+    assert "layer99, step 0: 0" in picture
+    assert "and 40 more layers, none worse" in picture
 
 
 def test_layers_are_found_by_name_and_position(diverged: Monitor) -> None:
