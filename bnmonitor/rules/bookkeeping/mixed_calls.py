@@ -96,7 +96,10 @@ class MixedCalls(Rule):
         """Find the layers with calls that see different inputs."""
         if window.sample is None:
             return []
-        count = len(window.layers)
+        count, both = len(window.layers), [*window.earlier[-1:], window.sample]
+        # Usually no layer has calls that differ: what the steps say of their noise is then not asked.
+        if not any(self._mixed(*call_gaps(some, count, self.least_noise)).any() for some in ([window.sample], both)):
+            return []
         places = window.facts.structure.places if window.facts.structure is not None else ()
         known = len(places) == count
         roots = torch.tensor([not known or places[i].root for i in range(count)], dtype=torch.bool, device="cpu")
@@ -108,7 +111,7 @@ class MixedCalls(Rule):
             return shift, ratio.masked_fill(ratio < noise / len(samples) ** 0.5, 0.0)
 
         shift, ratio = gaps([window.sample], self.least_noise)
-        lasting = gaps([*window.earlier[-1:], window.sample], self.least_noise)
+        lasting = gaps(both, self.least_noise)
         clear = self._mixed(*gaps([window.sample], 2 * self.least_noise))
         twice = self._mixed(*lasting) & bool(window.earlier)
         certain = (roots & clear) | twice
