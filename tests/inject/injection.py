@@ -58,8 +58,8 @@ SHELL: dict[str, tuple[str, ...]] = {
 Their own lines do nothing that can fail, and an error that is raised there all the same reaches the training.
 """
 
-_NOTHING = re.compile(r"(try|with suppress\(.*\)):")
-"""Lines that begin a guard and do nothing else: an exception of their own cannot come from them, but Ctrl-C can."""
+_NOTHING = re.compile(r"(try|with suppress\(.*\)):$|return (\"\"|None)$")
+"""Lines that begin a guard, or return a constant, and do nothing else: no error comes from them, though Ctrl-C may."""
 
 Line = tuple[str, int]
 """A file of the package, relative to it, and a line in it."""
@@ -170,9 +170,10 @@ def _problems(injection: Injection, function: str, ended: Ended, expected: Ended
         return found
     if ended.error is not None:
         file, number = injection.line
+        if _NOTHING.match(linecache.getline(PACKAGE + file, number).strip()):
+            return [IN_SHELL]
         shell = SHELL.get(file)
-        begins = _NOTHING.match(linecache.getline(PACKAGE + file, number).strip())
-        if not (ended.constructing or begins or (shell is not None and (not shell or function in shell))):
+        if not (ended.constructing or (shell is not None and (not shell or function in shell))):
             found.append(f"the training ended with {raised}")
         return found or [IN_SHELL]
     return found + [f"{key} differs" for key in expected.left if not same(expected.left[key], ended.left[key])]
