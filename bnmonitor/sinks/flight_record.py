@@ -38,7 +38,8 @@ class FlightRecord:
         self._run, self._budget = run, budget
         self._writer: FlightWriter | None = None
         self._key: tuple[object, ...] = ()
-        self._usual: torch.Tensor | None = None
+        self._usual: Array | None = None
+        self._starts: Array = np.zeros(0, np.int64)
         self._checks = 0
         self._detailed: dict[int, int] = {}
         self._failed: list[Exception] = []
@@ -103,6 +104,7 @@ class FlightRecord:
         )
         self._writer, self._key = writer, key
         self._usual, self._checks, self._detailed = None, 0, {}
+        self._starts = np.array(window.layers.offsets[:-1])
         return writer
 
     def _course(self, window: Window, new: int) -> Array:
@@ -110,7 +112,7 @@ class FlightRecord:
         names = columns(len(window.facts.group_rates))
         course = np.full((len(window), len(names)), np.nan)
         before, self._wall = self._wall, time.time()
-        course[-new:, names.index("wall_time")] = np.linspace(before, self._wall, new + 1)[1:]
+        course[-new:, names.index("wall_time")] = before + (self._wall - before) * np.arange(1, new + 1) / new
         losses = window.facts.losses
         if len(losses) == len(window):
             course[:, names.index("loss")] = [np.nan if loss is None else loss for loss in losses]
@@ -122,15 +124,16 @@ class FlightRecord:
         """Layers whose batch statistics have a range within the new steps that is unusual for them."""
         if new < 2 or window.layers.total < EACH_STEP:
             return set()
-        rows = window.batch_mean[-new:]
-        scale = (window.running_var[-1] + 1e-5).clamp_min(1e-12).sqrt()
-        span = (rows.amax(0) - rows.amin(0)).div_(scale).nan_to_num_(0.0, 0.0, 0.0)
-        now = torch.stack([span[window.layers.span(i)].amax() for i in range(len(window.layers))])
+        rows = window.batch_mean[-new:].numpy()
+        scale = np.sqrt(np.maximum(window.running_var[-1].numpy() + 1e-5, 1e-12))
+        with np.errstate(invalid="ignore"):
+            span = (np.maximum.reduce(rows) - np.minimum.reduce(rows)) / scale
+        now = np.maximum.reduceat(np.where(np.isfinite(span), span, 0.0), self._starts)
         usual, self._checks = self._usual, self._checks + 1
-        self._usual = now if usual is None else torch.lerp(usual, torch.minimum(now, 2 * usual), 0.1)
+        self._usual = now if usual is None else usual + 0.1 * (np.minimum(now, 2 * usual) - usual)
         if usual is None or self._checks <= _CALM:
             return set()
-        return set(torch.nonzero(now > _JUMP * usual)[:, 0].tolist())
+        return set(np.flatnonzero(now > _JUMP * usual).tolist())
 
     def _keep_steps(self, writer: FlightWriter, window: Window, layers: Sequence[int]) -> None:
         """Keep the window's single steps of some layers; a layer whose steps were kept just now is left out."""

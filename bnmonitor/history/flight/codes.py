@@ -26,7 +26,7 @@ FINER = 8
 _HEAD = struct.Struct("<BBBBI")
 _LEAST = 1e-38
 _MOST = 1e37
-_LARGEST = 2**30
+_LARGEST = 2**28
 _WIDTHS = ("<u1", "<u2", "<u4")
 
 
@@ -41,27 +41,44 @@ def encode(values: Array, grid: Array, *, logarithmic: bool) -> bytes:
     known = ~np.isnan(values[:, 0, 0])
     if not known.any():
         return _HEAD.pack(ABSENT, 0, 0, 0, 0) if np.isnan(values).all() else _plain(values)
-    some = values[known]
-    with np.errstate(all="ignore"):
-        levels = np.log(np.maximum(some, _LEAST)) / grid if logarithmic else some / grid
-        fits = np.isfinite(grid).all() and (grid > 0).all() and np.abs(levels).max() < _LARGEST / FINER
-    if not fits or not np.isnan(values[~known]).all() or (logarithmic and not 0 <= some.min() <= some.max() < _MOST):
+    if not known.all() and not np.isnan(values[~known]).all():
         return _plain(values)
-    mean = np.rint(levels[:, 0] * (FINER if levels.shape[1] > 1 else 1)).astype(np.int64)
-    numbers = [_zigzag(np.diff(mean, axis=0, prepend=0))]
-    if levels.shape[1] > 1:
-        extremes = np.rint(levels[:, 1:]).astype(np.int64)
-        middle = mean // FINER
-        numbers += [_zigzag(middle - extremes[:, 0]), _zigzag(extremes[:, 1] - middle)]
-    first, rest = numbers[0][:1], [numbers[0][1:], *numbers[1:]]
-    groups = [first, np.concatenate([each.reshape(-1) for each in rest])]
-    widths = [next((i for i, w in enumerate(_WIDTHS) if g.max(initial=0) < 256 ** int(w[2:])), None) for g in groups]
-    if None in widths:
+    levels = _levels(values[known], grid, logarithmic=logarithmic)
+    if levels is None:
         return _plain(values)
+    groups = _numbers(levels)
+    widths = [next(i for i, w in enumerate(_WIDTHS) if g.max(initial=0) < 256 ** int(w[2:])) for g in groups]
     body = [np.packbits(known).tobytes(), grid.astype("<f4").tobytes()]
-    body += [_planes(group.astype(_WIDTHS[width or 0])) for group, width in zip(groups, widths, strict=True)]
+    body += [_planes(group.astype(_WIDTHS[width])) for group, width in zip(groups, widths, strict=True)]
     packed = _packed(b"".join(body))
-    return _HEAD.pack(GRID, values.shape[1], *(w or 0 for w in widths), len(packed)) + packed
+    return _HEAD.pack(GRID, values.shape[1], *widths, len(packed)) + packed
+
+
+def _levels(some: Array, grid: Array, *, logarithmic: bool) -> Array | None:
+    """The values in steps of the grid, in their own memory; None if they do not fit there."""
+    if not (np.isfinite(grid).all() and (grid > 0).all()):
+        return None
+    if logarithmic:
+        if not 0 <= some.min() <= some.max() < _MOST:
+            return None
+        np.log(np.maximum(some, _LEAST, out=some), out=some)
+    with np.errstate(all="ignore"):
+        np.divide(some, grid, out=some)
+    most = _LARGEST / FINER
+    return some if -most < some.min() <= some.max() < most else None
+
+
+def _numbers(levels: Array) -> tuple[Array, Array]:
+    """The first mean of each channel, and all that follows, as whole numbers from 0 on."""
+    count, parts, channels = levels.shape
+    mean = np.rint(levels[:, 0] * (FINER if parts > 1 else 1)).astype(np.int32)
+    rest = np.empty((count * parts - 1, channels), np.int32)
+    np.subtract(mean[1:], mean[:-1], out=rest[: count - 1])
+    if parts > 1:
+        middle, extremes = mean // FINER, np.rint(levels[:, 1:], out=levels[:, 1:]).astype(np.int32)
+        np.subtract(middle, extremes[:, 0], out=rest[count - 1 : 2 * count - 1])
+        np.subtract(extremes[:, 1], middle, out=rest[2 * count - 1 :])
+    return _zigzag(mean[:1]), _zigzag(rest).reshape(-1)
 
 
 def decode(chunk: bytes, shape: tuple[int, int, int], *, logarithmic: bool) -> Array:
@@ -128,7 +145,9 @@ def _joined(planes: bytes, size: int) -> bytes:
 
 
 def _zigzag(numbers: Array) -> Array:
-    return (numbers << 1) ^ (numbers >> 63)
+    signs: Array = numbers >> 31
+    signs ^= numbers << 1
+    return signs.view(np.uint32)
 
 
 def _unzigzag(numbers: Array) -> Array:
