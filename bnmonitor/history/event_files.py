@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from bnmonitor.history.flight.layout import FOLDER
 from bnmonitor.history.schema import ABOUT, PLUGIN
 
 STDIN = Path("-")
@@ -45,7 +46,14 @@ class Found(NamedTuple):
 
 
 def event_files(path: Path, failed: Callable[[OSError], object]) -> Iterator[tuple[str, Path]]:
-    """Yield the event files below a path with the name of their run, in the order of file names.
+    """Yield the event files below a path with the name of their run, in the order of file names."""
+    for name, file in run_files(path, failed):
+        if path == file or "tfevents" in file.name:
+            yield name, file
+
+
+def run_files(path: Path, failed: Callable[[OSError], object]) -> Iterator[tuple[str, Path]]:
+    """Yield the event files and the files of flight records below a path with the name of their run.
 
     Every directory is visited once: links are followed after all real directories, so that a loop of links ends.
     """
@@ -71,6 +79,8 @@ def event_files(path: Path, failed: Callable[[OSError], object]) -> Iterator[tup
                 (links if entry.is_symlink() else waiting).append(Path(entry.path))
             elif "tfevents" in entry.name:
                 yield folder.relative_to(path).as_posix(), Path(entry.path)
+            elif is_of_flight(Path(entry.path)) and folder.parents[2].is_relative_to(path):
+                yield folder.parents[2].relative_to(path).as_posix(), Path(entry.path)
 
 
 def values(path: Path, given: bool = False) -> Iterator[Found]:
@@ -117,6 +127,11 @@ def session_of(found: Found) -> int | None:
     except (AttributeError, ValueError, RecursionError):
         return None
     return session if isinstance(session, int) else None
+
+
+def is_of_flight(file: Path) -> bool:
+    """Whether a file is one of a flight record."""
+    return file.parts[-len(FOLDER.parts) - 1 : -1] == FOLDER.parts
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:

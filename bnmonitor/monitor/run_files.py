@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bnmonitor.results import Alert, Severity
+from bnmonitor.results import Alert, Incident, Severity
 from bnmonitor.sinks import BlackBox, FlightRecord
 from bnmonitor.window import Window
 
@@ -31,10 +31,12 @@ class RunFiles:
         """The black boxes written so far, or being written."""
         return () if self.black_box is None else self.black_box.files
 
-    def judged(self, window: Window, alerts: Sequence[Alert]) -> None:
-        """Take in a window, before its steps are settled, and the alerts that have opened, changed or were cleared."""
+    def judged(self, window: Window, alerts: Sequence[Alert], incidents: Sequence[Incident] = ()) -> None:
+        """Take in a window, before its steps are settled, and the alerts and incidents that have changed."""
         opened = [alert for alert in alerts if alert.state == "open"]
         self._record(lambda flight: flight.take(window, opened))
+        if alerts or incidents:
+            self._record(lambda flight: flight.note(alerts, incidents))
         for alert in opened:
             if self.black_box is not None and alert.severity is Severity.ERROR:
                 self.black_box.write(window, alert)

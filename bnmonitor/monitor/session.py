@@ -329,7 +329,7 @@ class Session:
             changes = self._diagnose(window)
         self._shown &= not (events or changes)
         if self.files is not None:
-            self.files.judged(window, events)
+            self.files.judged(window, events, [change.incident for change in changes])
         self.recorder.settle(window, held=self.book.held(window.layers))
         self.actions.announce([self._explained(alert) for alert in events], changes)
         return window

@@ -10,9 +10,9 @@ from typing import NoReturn
 from bnmonitor._text import count, listing, nearest
 from bnmonitor.history.flight.layout import FOLDER, STATISTICS
 from bnmonitor.history.flight.reader import Flight, Series
-from bnmonitor.history.run import Run as Recorded
 from bnmonitor.history.source import Array
 from bnmonitor.results import Alert, Incident, worst_of
+from bnmonitor.runs.flight_only import Recorded
 
 
 class RunData:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnmonitor._text import count, listing, nearest, public
-from bnmonitor.history.event_files import event_files
+from bnmonitor.history.event_files import is_of_flight, run_files
+from bnmonitor.history.flight.reader import Flight
 from bnmonitor.history.run import History
 from bnmonitor.history.source import Files
 from bnmonitor.runs import notebook, plots, tables
 from bnmonitor.runs.data import RunData
+from bnmonitor.runs.flight_only import FlightOnly
 from bnmonitor.runs.index import Entry, entries
 from bnmonitor.runs.remote import Remote, is_remote
 
@@ -82,20 +84,29 @@ class Runs(Mapping[str, Run]):
     def __init__(self, path: Path, fetch: Callable[[Path], object] | None = None) -> None:
         self._path, self._fetch = path, fetch
         self._files: dict[str, list[Path]] = {}
-        for name, file in event_files(path, lambda error: logger.warning("%s", error)):
+        for name, file in run_files(path, lambda error: logger.warning("%s", error)):
             self._files.setdefault(name, []).append(file)
+        for name, mine in self._files.items():
+            self._files[name] = [file for file in mine if not is_of_flight(file)] or mine
         self._opened: dict[str, Run | None] = {}
         self._listed: dict[str, Entry] | None = None
 
     def _open(self, name: str) -> Run | None:
         """Open a run; None if it has no history."""
         if name not in self._opened:
-            source = Files(self._path, [(name, file) for file in self._files[name]])
-            recorded = History(source).all().get(name)
-            self._opened[name] = None if recorded is None else Run(recorded, source.directory(name), self._fetch)
-            for error in source.unreadable:
-                logger.warning("%s", error)
+            self._opened[name] = self._of_flight(name) if is_of_flight(self._files[name][0]) else self._of_events(name)
         return self._opened[name]
+
+    def _of_events(self, name: str) -> Run | None:
+        source = Files(self._path, [(name, file) for file in self._files[name]])
+        recorded = History(source).all().get(name)
+        for error in source.unreadable:
+            logger.warning("%s", error)
+        return None if recorded is None else Run(recorded, source.directory(name), self._fetch)
+
+    def _of_flight(self, name: str) -> Run | None:
+        flight = Flight.of(self._path / name)
+        return None if flight is None else Run(FlightOnly(name, flight), self._path / name)
 
     def _entries(self) -> dict[str, Entry]:
         if self._listed is None:

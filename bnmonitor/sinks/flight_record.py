@@ -13,7 +13,7 @@ from bnmonitor.history.flight.budget import EACH_STEP
 from bnmonitor.history.flight.layout import FOLDER, STATISTICS, Array, columns
 from bnmonitor.history.flight.writer import FlightWriter
 from bnmonitor.limits import FLIGHT_BYTES
-from bnmonitor.results import Alert
+from bnmonitor.results import Alert, Incident
 from bnmonitor.window import Window
 
 _FINEST, _COARSEST = 0.005, 0.05
@@ -74,6 +74,15 @@ class FlightRecord:
         writer.add(window.steps[-new:], _rows(window, new, STATISTICS), course[-new:])
         layers = {window.layers.names.index(n) for a in alerts for n in a.layers if n in window.layers.names}
         self._keep_steps(writer, window, sorted(layers | self._spikes(window, new)))
+
+    def note(self, alerts: Iterable[Alert], incidents: Iterable[Incident]) -> None:
+        """Keep the state of alerts and incidents that have changed; nothing before the first step."""
+        if self._writer is None:
+            return
+        for alert in alerts:
+            self._writer.note(f"alert {alert.key}", {"alert": alert.to_dict()})
+        for incident in incidents:
+            self._writer.note(f"incident {incident.index}", {"incident": incident.to_dict()})
 
     def failures(self) -> list[Exception]:
         """Return the errors of writing since the last call."""

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from bnmonitor.history.flight import budget as sizes
 from bnmonitor.history.flight.codes import decode, encode
 from bnmonitor.history.flight.layout import COURSE, FOLDER, STATISTICS, Blocks, Part, columns
+from bnmonitor.history.flight.notes import Notes, notes_name
+from bnmonitor.history.flight.notes import read as read_notes
 from bnmonitor.history.flight.reader import Flight, Series
 from bnmonitor.history.flight.writer import FlightWriter, size_of
 
@@ -360,3 +362,23 @@ def test_a_directory_without_a_record_has_none(tmp_path: Path) -> None:
     assert Flight.of(tmp_path) is None
     (tmp_path / FOLDER).mkdir(parents=True)
     assert Flight.of(tmp_path) is None
+
+
+def test_of_many_notes_the_last_states_are_kept_within_the_space(tmp_path: Path) -> None:
+    notes = Notes(tmp_path / notes_name(1), 2000)
+    for i in range(300):
+        notes.add(f"alert {i % 7}", {"alert": {"number": i % 7, "value": i}})
+        assert notes.size == notes.path.stat().st_size <= 2000
+    last = {note["alert"]["number"]: note["alert"]["value"] for _, note in read_notes(tmp_path)}
+    assert last == {i % 7: i for i in range(293, 300)}
+
+
+def test_a_damaged_note_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    notes = Notes(tmp_path / notes_name(2), 2000)
+    for i in range(3):
+        notes.add(str(i), {"alert": i})
+    lines = notes.path.read_bytes().splitlines(keepends=True)
+    notes.path.write_bytes(lines[0] + lines[1].replace(b"1}", b"7}") + lines[2] + lines[2][:-4])
+    with caplog.at_level(logging.WARNING, logger="bnmonitor"):
+        assert list(read_notes(tmp_path)) == [(2, {"alert": 0}), (2, {"alert": 2})]
+    assert [record.getMessage().split()[1] for record in caplog.records] == ["2", "4"]

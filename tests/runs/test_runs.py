@@ -121,6 +121,38 @@ def test_a_run_without_a_flight_record_says_so(tmp_path: Path) -> None:
     assert run.table("gamma").shape == (len(run.steps), 1)
 
 
+def test_a_run_without_an_event_file_is_read_from_its_flight_record(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, momentum=0.9), nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for session in range(2):
+        logs = tmp_path / "silent"
+        with Monitor(model, optimizer=optimizer, log_dir=logs, sinks=[], on_alert=lambda alert: None) as monitor:
+            losses = []
+            for _ in range(150):
+                optimizer.zero_grad()
+                loss = model(torch.randn(32, 4)).square().mean()
+                loss.backward()
+                optimizer.step()
+                monitor.step(loss=loss)
+                losses.append(loss.item())
+        listed = bnmonitor.open(tmp_path)
+        assert listed._entries()["silent"].last_step == 149, "the index follows the record"
+        assert list(listed) == ["silent"], session
+    run = bnmonitor.open(tmp_path)["silent"]
+    assert run.verdict == str(monitor.incidents[0].title)
+    assert [incident.cause for incident in run.incidents] == [incident.cause for incident in monitor.incidents]
+    assert [(a.key, a.state) for a in run.alerts] == [(a.key, a.state) for a in monitor.alerts]
+    assert run.layers == ("1",)
+    assert np.array_equal(run.steps, np.arange(150))
+    np.testing.assert_allclose(run.loss, losses, rtol=1e-6)
+    assert np.array_equal(run.learning_rate, np.full((150, 1), 0.01))
+    assert run.history("1", "batch_mean")[1].shape == (150, 8)
+    assert bnmonitor.open(tmp_path / "silent").only.layers == ("1",)
+    with pytest.raises(KeyError, match="no statistic 'health' of layers"):
+        run.table("health")
+
+
 def test_frames_of_pandas(trained: Any) -> None:
     pytest.importorskip("pandas")
     run = bnmonitor.open(trained[0])["one"]

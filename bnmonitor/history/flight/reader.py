@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bnmonitor._text import nearest
 from bnmonitor.history.flight.layout import FOLDER, LAYOUT, STATISTICS, Array, Layout, Part, columns
+from bnmonitor.history.flight.notes import read as read_notes
 from bnmonitor.history.flight.pages import GAMMA_ERROR, Page
 from bnmonitor.history.flight.tail import read_layer, read_steps
+from bnmonitor.history.incidents import described, replay
+from bnmonitor.results import Alert, Incident
 
 logger = logging.getLogger("bnmonitor")
 
@@ -130,6 +135,32 @@ class Flight:
         empty = [np.zeros(0, np.int64)]
         steps = {k: np.concatenate([r[i] for r in rows] or empty) for i, k in enumerate(("first", "last"))}
         return {**steps, **{name: np.concatenate(each) for name, each in found.items()}}
+
+    def alerts(self) -> tuple[dict[str, Any], ...]:
+        """Return the alerts in their last state, as :meth:`bnmonitor.Alert.to_dict` gives them."""
+        found: dict[tuple[str, str, int], dict[str, Any]] = {}
+        for _, note in self._notes:
+            alert = described(Alert, note["alert"]) if isinstance(note.get("alert"), dict) else None
+            if alert is not None:
+                found[alert.key] = note["alert"]
+        return tuple(sorted(found.values(), key=lambda each: (each["first_step"], each["code"])))
+
+    def incidents(self) -> tuple[Incident, ...]:
+        """Return the incidents in their last state, in the order in which they were recorded."""
+        rows = [(session, note["incident"]) for session, note in self._notes if isinstance(note.get("incident"), dict)]
+        begins: dict[int, int] = {}
+        for part, layout, _ in reversed(self._spans(details=False)):
+            if (begin := self._begin(part, layout)) is not None:
+                begins[part.session] = min(int(begin), begins.get(part.session, int(begin)))
+        return replay(rows, begins, self.alerts())
+
+    @cached_property
+    def _notes(self) -> list[tuple[int, dict[str, Any]]]:
+        try:
+            return list(read_notes(self.folder))
+        except OSError as error:
+            logger.warning("the alerts and incidents of the flight record are left out: %s", error)
+            return []
 
     def _check(self, layer: str, statistic: str) -> int:
         if statistic not in STATISTICS:

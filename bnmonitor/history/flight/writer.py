@@ -29,6 +29,7 @@ from bnmonitor.history.flight.layout import (
     page_name,
     tail_name,
 )
+from bnmonitor.history.flight.notes import Notes, notes_name
 from bnmonitor.history.flight.tail import Tail, is_left, read
 from bnmonitor.limits import FLIGHT_BYTES
 
@@ -38,6 +39,9 @@ _WAITING = 64 * 2**20
 _SLOW = tuple(STATISTICS.index(name) for name in ("running_mean", "running_var", "gamma", "beta"))
 _STRIDE = 5
 """In blocks of many steps, averages and parameters are looked at on every 5th: they move slowly by their nature."""
+
+_NOTES = 32
+"""Alerts and incidents take at most this share of the budget: one part in 32."""
 
 _LOSS, _LOW, _HIGH = (COURSE.index(name) for name in ("loss", "loss_minimum", "loss_maximum"))
 
@@ -116,6 +120,18 @@ class _Detail:
     blocks: Blocks
 
 
+@dataclass(frozen=True)
+class _Note:
+    """What is to be noted of an alert or an incident."""
+
+    session: int
+    key: str
+    note: Mapping[str, Any]
+
+
+_Item = Layout | Blocks | _Detail | _Note
+
+
 class FlightWriter:
     """Keeps the flight record of one run within a budget.
 
@@ -133,7 +149,7 @@ class FlightWriter:
         self._session = 0
         self._block: _Block | None = None
         self._last = -1
-        self._queue: Queue[Layout | Blocks | _Detail | None] = Queue()
+        self._queue: Queue[_Item | None] = Queue()
         # Each is changed on one thread only: bytes that were handed over, and bytes that have been written.
         self._given = self._written = 0
         self._thread: Thread | None = None
@@ -262,6 +278,16 @@ class FlightWriter:
         blocks = Blocks(np.array(steps), np.array(steps), values[:, None], single)
         self._put(_Detail(sorted(layers), blocks))
 
+    def note(self, key: str, note: Mapping[str, Any]) -> None:
+        """Keep the state of an alert or an incident.
+
+        Args:
+            key: What it is about: the last note with a key is its last state.
+            note: Plain types that JSON can hold.
+        """
+        if self.layout is not None:
+            self._put(_Note(self._session, key, note))
+
     def end_block(self) -> None:
         """Write the block that is not full yet."""
         block = self._block
@@ -288,7 +314,7 @@ class FlightWriter:
             self._thread.join()
             self._thread = None
 
-    def _put(self, item: Layout | Blocks | _Detail) -> None:
+    def _put(self, item: _Item) -> None:
         size = _size(item)
         if self.waiting + size > _WAITING:
             self.left_out += 1
@@ -315,7 +341,7 @@ class FlightWriter:
                 self._worker.close()
 
 
-def _size(item: Layout | Blocks | _Detail) -> int:
+def _size(item: _Item) -> int:
     blocks = item.blocks if isinstance(item, _Detail) else item
     return blocks.values.nbytes if isinstance(blocks, Blocks) else 0
 
@@ -332,6 +358,7 @@ class _Worker:
         self._other = 0
         self._layouts: dict[tuple[int, int], Layout] = {}
         self._number = self._detail = 0
+        self._notes: Notes | None = None
         self._survey()
 
     def _survey(self) -> None:
@@ -357,8 +384,12 @@ class _Worker:
                 continue
             self._make_page_of(part.path, layout, part.number)
 
-    def take(self, item: Layout | Blocks | _Detail) -> None:
-        if isinstance(item, Layout):
+    def take(self, item: _Item) -> None:
+        if isinstance(item, _Note):
+            path = self.folder / notes_name(item.session)
+            self._notes = self._notes or Notes(path, self.budget // _NOTES)
+            self._notes.add(item.key, item.note)
+        elif isinstance(item, Layout):
             self.close()
             self.layout, self._number, self._detail = item, 0, 0
             self._layouts[item.session, item.number] = item
@@ -410,10 +441,14 @@ class _Worker:
 
     def _shrink(self) -> None:
         """Make the oldest pages coarser until all fit."""
-        while self._other + sum(self._details.values()) + sum(self._pages.values()) > sizes.limit(self.budget):
+        while self._occupied() > sizes.limit(self.budget):
             chosen = sizes.to_join(self._pages)
             if not chosen or not self._join(chosen):
                 return
+
+    def _occupied(self) -> int:
+        notes = 0 if self._notes is None else self._notes.size
+        return self._other + notes + sum(self._details.values()) + sum(self._pages.values())
 
     def _join(self, chosen: Sequence[Part]) -> bool:
         """Put pages into one with half as many blocks; return whether that changed anything."""
