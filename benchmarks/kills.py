@@ -2,7 +2,8 @@
 
 The record of a killed run has survived if three conditions hold. Its history is readable and contains the first frames
 of an uninterrupted run with the same seed, with the same numbers and without a gap. TensorBoard's own loader reads as
-many frames. Every black box in it is complete. A frame counts as lost if the training step that made it had ended. The
+many frames. Its flight record has the same numbers at each step, within the stated error and without a gap. Every black
+box in it is complete. A frame counts as lost if the training step that made it had ended. The
 training opens an error halfway, so that some kills hit the writing of alerts and of a black box. Run
 ``python benchmarks/kills.py [KILLS] [SEED]``; it prints a line per kill and JSON at the end, and exits with 1 unless
 all survived. It needs ``os.fork``.
@@ -27,6 +28,7 @@ import torch
 from torch import nn
 
 from bnmonitor import Monitor
+from bnmonitor.history.flight.reader import Flight
 from bnmonitor.history.run import Frames, open_history
 from bnmonitor.history.schema import FRAME
 from bnmonitor.report.read import read
@@ -82,6 +84,15 @@ def frames(log_dir: Path) -> Frames:
     return open_history(log_dir).run(".").frames
 
 
+def channels(log_dir: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The steps of the flight record, and the batch variance of each channel."""
+    flight = Flight.of(log_dir)
+    if flight is None:
+        return np.zeros(0, np.int64), np.zeros((0, 8), np.float32)
+    found = flight.series("1", "batch_var")
+    return found.last, found.mean
+
+
 def loaded(log_dir: Path) -> int:
     """Frames that TensorBoard's own loader reads."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -90,6 +101,17 @@ def loaded(log_dir: Path) -> int:
     return sum(
         value.tag.startswith(FRAME) for event in EventFileLoader(str(file)).Load() for value in event.summary.value
     )
+
+
+def flight_fault(log_dir: Path, expected: np.ndarray[Any, Any]) -> str:
+    """The fault in the flight record of a killed run; empty if there is none."""
+    steps, variance = channels(log_dir)
+    if steps.tolist() != list(range(len(steps))):
+        return "there is a gap in its flight record"
+    count = min(len(steps), len(expected))
+    if not np.allclose(variance[:count], expected[:count], rtol=0.11, atol=0, equal_nan=True):
+        return "its channels are not those of an uninterrupted run"
+    return ""
 
 
 def fault(log_dir: Path, expected: Frames) -> str:
@@ -121,6 +143,7 @@ def main(kills: int, seed: int) -> int:
     torch.set_num_threads(1)
     draw, lost, whole = random.Random(seed), [], 0
     boxes = alerts = 0
+    lost_steps: list[int] = []
     with tempfile.TemporaryDirectory() as directory:
         # A separate process trains the reference too: after a backward pass in this process, fork would fail.
         child = os.fork()
@@ -129,17 +152,21 @@ def main(kills: int, seed: int) -> int:
             os._exit(0)
         os.waitpid(child, 0)
         expected = frames(Path(directory, "whole"))
+        _, variance = channels(Path(directory, "whole"))
         for kill in range(kills):
             log_dir = Path(directory, str(kill))
             last = killed(log_dir, draw.uniform(0, LONGEST))
-            wrong = fault(log_dir, expected)
+            wrong = fault(log_dir, expected) or flight_fault(log_dir, variance)
+            lost_steps.append(last + 1 - len(channels(log_dir)[0]))
             kept = len(frames(log_dir))
             whole += not wrong
             lost.append(max(0, last + 1 - kept))
             boxes += len(read(log_dir)[0].black_boxes)
             alerts += len(read(log_dir)[0].alerts)
-            print(f"kill {kill}: after step {last}, {kept} frames kept, {lost[-1]} lost {wrong}", flush=True)
+            said = f"kill {kill}: after step {last}, {kept} frames kept, {lost[-1]} lost"
+            print(f"{said}, {lost_steps[-1]} steps of the flight record {wrong}", flush=True)
     result = {"tried": kills, "survived": whole, "lost_most": max(lost), "lost_mean": sum(lost) / kills}
+    result |= {"steps_lost_most": max(lost_steps), "steps_lost_mean": sum(lost_steps) / kills}
     print(json.dumps({**result, "alerts": alerts, "black_boxes": boxes}))
     return 0 if whole == kills else 1
 
