@@ -140,6 +140,33 @@ def test_a_chunk_of_any_values_comes_back(
     assert (error <= allowed * 1.01 + np.abs(given[known]) * 1e-5).all()
 
 
+@pytest.mark.parametrize("factor", [1e3, 1e9, 1e15])
+@pytest.mark.parametrize("layers", [SMALL, WIDE])
+def test_what_was_before_a_divergence_stays_exact(tmp_path: Path, layers: dict[str, int], factor: float) -> None:
+    steps, error = range(300), 0.05
+    rows = truth(layers, steps)
+    rows["gamma"][:20, ::2] = 0.0
+    sigma = np.sqrt(rows["batch_var"].mean(0))
+    for name, grown in rows.items():
+        grown[40:] *= factor**2 if "var" in name else factor
+    writer = begin(tmp_path, layers, error=error)
+    add(writer, rows, steps)
+    writer.close()
+    flight, start = Flight(tmp_path), 0
+    for layer, count in layers.items():
+        span = slice(start, start + count)
+        start += count
+        for name in STATISTICS:
+            found = flight.series(layer, name, last=39)
+            calm = found.last < 40
+            assert calm.any()
+            for first, last, mean in zip(found.first[calm], found.last[calm], found.mean[calm], strict=True):
+                exact = rows[name][first : last + 1, span].astype(np.float64)
+                wanted = exact.mean(0) if name.startswith("batch") else exact[::-1][::5].mean(0)
+                scale = wanted if "var" in name else sigma[span] if "mean" in name else 0.1
+                assert (np.abs(mean - wanted) <= 1.2 * error * scale).all(), (layer, name, first)
+
+
 def test_what_is_not_known_does_not_count(tmp_path: Path) -> None:
     steps = range(64)
     rows = {name: value.copy() for name, value in truth(WIDE, steps).items()}

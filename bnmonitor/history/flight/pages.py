@@ -27,8 +27,7 @@ _CHUNK = np.dtype([("offset", "<u8"), ("length", "<u4"), ("checksum", "<u4")])
 GAMMA_ERROR = 0.002
 """Largest error of gamma and beta, in typical gammas of the layer: about what an output is uncertain by in float16."""
 
-_CALMEST = 1 / 16
-"""A channel's standard deviation counts as at least this share of its median over the page."""
+_LEAST_GAMMA = 1e-6
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,8 @@ def grids(values: Array, mean_error: float, variance_error: float, eps: float = 
         eps: Smallest variance that counts.
     """
     channels = values.shape[2]
-    deviation = np.sqrt(np.maximum(_typical(values[:, :2][:, 1], values[:, 3]), eps))
-    gamma = np.abs(values[:, STATISTICS.index("gamma")])
-    with np.errstate(all="ignore"):
-        known = gamma[np.isfinite(gamma)]
-    scale = float(np.median(known)) if known.size else 1.0
-    least = float(known.max()) * 1e-3 if known.size else 0.0
-    affine = _power(np.full(channels, max(scale, least, 1e-6) * 2 * GAMMA_ERROR))
+    deviation = np.sqrt(np.maximum(_smallest(values[:, STATISTICS.index("batch_var")], values[:, 3]), eps))
+    affine = _power(np.full(channels, _typical(values[:, STATISTICS.index("gamma")]) * 2 * GAMMA_ERROR))
     mean = _power(2 * mean_error * deviation)
     variance = np.full(channels, 2 * np.log1p(variance_error), np.float32)
     return mean, variance, mean, variance, affine, affine
@@ -79,11 +73,22 @@ def _power(steps: Array) -> Array:
     return np.exp2(np.floor(np.log2(steps))).astype(np.float32)
 
 
-def _typical(batch: Array, running: Array) -> Array:
-    """``[C]`` the smallest variance of a channel over the blocks, but not much below its median."""
-    found = np.where(np.isfinite(batch), batch, running)
-    found = np.where(np.isfinite(found), found, 0.0)
-    return np.asarray(np.maximum(found.min(0), np.median(found, axis=0) * _CALMEST**2))
+def _smallest(batch: Array, running: Array) -> Array:
+    """``[C]`` the smallest variance of a channel over the blocks: it may grow a billionfold before the page ends.
+
+    The larger one of both counts: a channel that is silent for a step is still normalized by the running one.
+    """
+    found = np.fmax(np.where(np.isfinite(batch), batch, np.nan), np.where(np.isfinite(running), running, np.nan))
+    least = np.fmin.reduce(found)
+    return np.asarray(np.where(np.isnan(least), 1.0, least))
+
+
+def _typical(gamma: Array) -> float:
+    """The layer's typical gamma, where it is smallest over the blocks; those that are 0, as at a start, don't count."""
+    found = np.abs(gamma)
+    found = np.where(np.isfinite(found) & (found > 0), found, np.nan)
+    some = found[~np.isnan(found).all(1)]
+    return max(float(np.nanmedian(some, axis=1).min()), _LEAST_GAMMA) if len(some) else 1.0
 
 
 def write(path: Path, layout: Layout, blocks: Blocks, layers: Sequence[int] | None = None) -> int:
