@@ -11,12 +11,9 @@ from bnmonitor._html import block, plain, strong, table
 from bnmonitor._text import count
 from bnmonitor.history.statistics import BY_NAME
 from bnmonitor.results import Incident, still_open
+from bnmonitor.runs.colors import HEALTH
 from bnmonitor.runs.data import RunData
 from bnmonitor.runs.index import Entry
-
-_COLORS = {"error": "#b8242a", "warning": "#eda63a", "near": "#7f8fd6"}
-_MIDDLE, _HEALTHY = "#bcc9e6", "#e4edee"
-"""The colors of the tab: up to each limit of health, up to half of the rest, and beyond."""
 
 _MOST_COLUMNS = 80
 _MOST_ROWS = 60
@@ -108,7 +105,7 @@ def _worst(values: Sequence[float]) -> float:
 
 def _color(health: float) -> str:
     limits = BY_NAME["health"].limits
-    for name, color in _COLORS.items():
+    for name in ("error", "warning", "near"):
         if health <= limits[name]:
-            return color
-    return _MIDDLE if health < (limits["near"] + 100) / 2 else _HEALTHY
+            return HEALTH[name]
+    return HEALTH["middle"] if health < (limits["near"] + 100) / 2 else HEALTH["healthy"]

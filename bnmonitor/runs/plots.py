@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bnmonitor.history.source import Array
 from bnmonitor.history.statistics import BY_NAME
+from bnmonitor.runs.colors import HEALTH_STOPS, HEALTH_TICKS, LINE, SEVERITY, SIGNED, UNKNOWN
 from bnmonitor.runs.data import RunData
 from bnmonitor.runs.tables import matching, needed
 
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
 
 
 _BANDS = ((5, 95, 0.15), (25, 75, 0.3))
-_COLOR = "#3465a4"
-_SEVERE = {"warning": "#c17d11", "error": "#a40000", "info": "#888888"}
+_COLUMNS = 1000
+_MOST_LABELS = 60
 _LOGARITHMIC = ("batch_var", "running_var")
 
 
@@ -38,8 +40,8 @@ def plot(run: RunData, layer: str | None, statistic: str | None, ax: Axes | None
         with np.errstate(all="ignore"):
             for low, high, alpha in _BANDS:
                 below, above = np.nanpercentile(series.mean, [low, high], axis=1)
-                ax.fill_between(series.last, below, above, color=_COLOR, alpha=alpha, linewidth=0)
-            ax.plot(series.last, np.nanmedian(series.mean, axis=1), color=_COLOR, linewidth=1.2)
+                ax.fill_between(series.last, below, above, color=LINE, alpha=alpha, linewidth=0)
+            ax.plot(series.last, np.nanmedian(series.mean, axis=1), color=LINE, linewidth=1.2)
         if chosen in _LOGARITHMIC and np.nanmin(series.mean, initial=1.0) > 0:
             ax.set_yscale("log")
         ax.set_ylabel(_label(chosen))
@@ -50,19 +52,66 @@ def plot(run: RunData, layer: str | None, statistic: str | None, ax: Axes | None
 
 
 def plot_map(run: RunData, statistic: str, ax: Axes | None) -> Axes:
-    """Draw a statistic of every layer at every logged step."""
-    ax = _axes(ax)
+    """Draw a statistic of every layer at every logged step; of steps that share a column the most extreme one."""
     table = run.table(statistic).T
-    known = BY_NAME.get(statistic)
-    span: dict[str, Any] = {"vmin": 0, "vmax": 100} if known is not None and known.scale == "health" else {}
-    steps = run.steps if len(run.steps) else np.zeros(1)
-    extent = (float(steps[0]), float(steps[-1]), len(run.layers) - 0.5, -0.5)
-    picture = ax.imshow(table, aspect="auto", interpolation="nearest", cmap="viridis", extent=extent, **span)
-    ax.set_yticks(range(len(run.layers)), run.layers, fontsize="small")
+    ax = _axes(ax)
+    kind = known.scale if (known := BY_NAME.get(statistic)) is not None else "linear"
+    ends = (float(run.steps[0]), float(run.steps[-1])) if len(run.steps) else (0.0, 0.0)
+    picture = ax.imshow(
+        _even(run.steps, table, kind),
+        aspect="auto",
+        interpolation="nearest",
+        extent=(ends[0], max(ends[1], ends[0] + 1), len(run.layers) - 0.5, -0.5),
+        **_scale(kind, table),
+    )
+    every = max(1, -(-len(run.layers) // _MOST_LABELS))
+    ax.set_yticks(range(0, len(run.layers), every), run.layers[::every], fontsize="small")
     ax.set_xlabel("step")
-    ax.figure.colorbar(picture, ax=ax, label=_label(statistic))
+    bar = ax.figure.colorbar(picture, ax=ax, label=_label(statistic))
+    if kind == "health":
+        bar.set_ticks(HEALTH_TICKS)
     _marks(run, ax, None)
     return ax
+
+
+def _even(steps: Array, table: Array, kind: str) -> Array:
+    """``[L, N]``: columns at even distances, however the steps were logged. One stands for what was since the last."""
+    if len(steps) < 2:
+        return table
+    borders = np.searchsorted(steps, np.linspace(steps[0], steps[-1], _COLUMNS + 1), side="right")
+    borders[0] = 0
+    starts, ends = np.minimum(borders[:-1], len(steps) - 1), borders[1:]
+    if kind == "signed":
+        least, most = _extremes(table, starts, ends)
+        return np.where(np.abs(np.nan_to_num(least)) > np.abs(np.nan_to_num(most)), least, most)
+    return _extremes(table, starts, ends)[0 if kind == "health" else 1]
+
+
+def _extremes(table: Array, starts: Array, ends: Array) -> tuple[Array, Array]:
+    """``[L, N]`` the smallest and the largest value of each column; one of no steps has that of its start."""
+    spans = np.stack([starts, np.maximum(ends, starts + 1)], axis=1).reshape(-1)
+    padded = np.concatenate([table, np.full((len(table), 1), np.nan, table.dtype)], axis=1)
+    return np.fmin.reduceat(padded, spans, axis=1)[:, ::2], np.fmax.reduceat(padded, spans, axis=1)[:, ::2]
+
+
+def _scale(kind: str, table: Array) -> dict[str, Any]:
+    """The colors of a map, and where they begin and end."""
+    colors = needed("matplotlib.colors", "plot_map()")
+    known = table[np.isfinite(table)]
+    if kind == "health":
+        stops = [(stop / 100, color) for stop, color in HEALTH_STOPS]
+        ramp = colors.LinearSegmentedColormap.from_list("bnmonitor-health", stops, N=2001)
+        norm = colors.Normalize(0, 100)
+    elif kind == "signed":
+        ramp = colors.LinearSegmentedColormap.from_list("bnmonitor-signed", SIGNED)
+        most = float(np.abs(known).max(initial=0)) or 1.0
+        norm = colors.Normalize(-most, most)
+    else:
+        ramp = needed("matplotlib", "plot_map()").colormaps["cividis"]
+        positive = known[known > 0]
+        logarithmic = kind == "log" and len(positive) > 0
+        norm = colors.LogNorm(positive.min(), positive.max() * 1.001) if logarithmic else None
+    return {"cmap": ramp.with_extremes(bad=UNKNOWN), "norm": norm}
 
 
 def _axes(ax: Axes | None) -> Axes:
@@ -83,4 +132,4 @@ def _marks(run: RunData, ax: Axes, layer: str | None) -> None:
     """A line where each incident began that concerns the layer."""
     for incident in run.incidents:
         if layer is None or layer in incident.layers:
-            ax.axvline(incident.first_step, color=_SEVERE[str(incident.severity)], linewidth=1, linestyle="--")
+            ax.axvline(incident.first_step, color=SEVERITY[str(incident.severity)], linewidth=1, linestyle="--")

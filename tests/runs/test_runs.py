@@ -19,7 +19,9 @@ import bnmonitor
 from bnmonitor import Monitor
 from bnmonitor.cli import main
 from bnmonitor.runs import tables
+from bnmonitor.runs.colors import HEALTH, LINE, SEVERITY, SIGNED, UNKNOWN
 from bnmonitor.sinks import TensorBoard
+from tests.histories import write
 
 LAYERS = ("1", "4")
 
@@ -222,3 +224,33 @@ def test_rows_name_the_extremes_of_each_block(trained: Any) -> None:
     run = bnmonitor.open(trained[0])["one"]
     first = next(iter(tables.rows(run, "1", "batch_var")))
     assert list(first) == ["layer", "first_step", "last_step", "channel", "batch_var", "minimum", "maximum"]
+
+
+def test_a_map_is_red_from_the_step_when_an_error_begins(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    steps = [0, 10, 20, 25, 40]
+    write(tmp_path, ("a", "b"), steps, sick=(1,))
+    run = bnmonitor.open(tmp_path).only
+    from matplotlib.colors import to_rgba
+
+    from bnmonitor.runs.plots import _even
+
+    table = np.array([[1.0, 2.0, 9.0, np.nan, 3.0], [5.0, 4.0, 3.0, 2.0, 1.0]])
+    columns = _even(np.array(steps), table, "linear")
+    assert columns.shape == (2, 1000)
+    at = np.linspace(0, 40, 1000, endpoint=False)
+    assert (columns[0, (at > 0.1) & (at < 9.9)] == 2).all(), "a frame stands for the steps since the one before"
+    assert np.isnan(columns[0, (at > 20.1) & (at < 24.9)]).all()
+    assert (columns[1, at > 25.1] == 1).all()
+    picture = run.plot_map().images[0]
+    assert picture.get_extent() == [0, 40, 1.5, -0.5]
+    colors = {name: picture.cmap(picture.norm(value)) for name, value in {"error": 20.0, "warning": 60.0}.items()}
+    assert colors == {name: to_rgba(HEALTH[name]) for name in colors}
+
+
+def test_the_colors_are_those_of_the_tab() -> None:
+    palette = (Path(bnmonitor.__file__).parent / "viewer" / "palette.css").read_text(encoding="utf-8").split(".dark")[0]
+    for name, colors in {"signed": SIGNED, "health": HEALTH.values()}.items():
+        assert f"--{name}: {' '.join(colors)};" in palette
+    for name, color in {**SEVERITY, "gap": UNKNOWN, "accent": LINE}.items():
+        assert f"--{name}: {color};" in palette
