@@ -151,23 +151,29 @@ def _drift(parsed: argparse.Namespace) -> int:
 
 def _export(parsed: argparse.Namespace) -> int:
     from bnmonitor.report.read import NoHistoryError, find
+    from bnmonitor.runs import STATISTICS, rows, write_channels, write_csv, write_json, write_parquet
     from bnmonitor.runs import open as open_runs
-    from bnmonitor.runs import rows, write_csv, write_json, write_parquet
 
     try:
-        _, names = find(parsed.path, parsed.run_name)
-    except NoHistoryError as error:
+        runs = open_runs(parsed.path)
+        names = [parsed.run_name] if parsed.run_name in runs else list(runs)
+        if parsed.run_name not in (None, *names) or not names:
+            find(parsed.path, parsed.run_name)  # says what is there
+    except (NoHistoryError, FileNotFoundError) as error:
         return _fail(str(error))
     if len(names) > 1:
         return _fail(f"{parsed.path} holds {len(names)} runs: choose one by --run, such as --run {names[0]}")
     place = parsed.csv or parsed.json or parsed.parquet
     file = None if place == "-" else Path(place)
     try:
-        table = rows(open_runs(parsed.path)[names[0]], parsed.layer, parsed.statistic)
+        run, layer, statistic = runs[names[0]], parsed.layer, parsed.statistic
         if parsed.parquet:
-            written = write_parquet(Path(place), table)
+            written = write_parquet(Path(place), run, layer, statistic)
+        elif statistic in STATISTICS:
+            form = "csv" if parsed.csv else "json"
+            written = write_channels(file, run, layer, statistic, sys.stdout, form=form)
         else:
-            written = (write_csv if parsed.csv else write_json)(file, table, sys.stdout)
+            written = (write_csv if parsed.csv else write_json)(file, rows(run, layer, statistic), sys.stdout)
     except LookupError as error:
         return _fail(str(error.args[0]))
     except ImportError as error:

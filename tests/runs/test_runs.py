@@ -18,6 +18,8 @@ from torch import nn
 import bnmonitor
 from bnmonitor import Monitor
 from bnmonitor.cli import main
+from bnmonitor.history.flight.layout import FOLDER, STATISTICS, columns
+from bnmonitor.history.flight.writer import FlightWriter
 from bnmonitor.runs import tables
 from bnmonitor.runs.colors import HEALTH, LINE, SEVERITY, SIGNED, UNKNOWN
 from bnmonitor.sinks import TensorBoard
@@ -201,6 +203,30 @@ def test_export_writes_what_the_run_holds(trained: Any, tmp_path: Path, capsys: 
     lines = [json.loads(line) for line in (tmp_path / "x.json").read_text("utf-8").splitlines()]
     assert [line["gamma"] for line in lines[:4]] == run.history("4", "gamma")[1][0].tolist()
     assert {line["layer"] for line in lines} == {"4"}
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_channels_are_written_block_by_block_as_row_by_row(form: str, tmp_path: Path) -> None:
+    name = 'a, "b" 100 %'
+    writer = FlightWriter(tmp_path / FOLDER, 2**24)
+    writer.begin([name], [3], mean_error=[0.01], variance_error=[0.01])
+    values = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32) ** 2 + 1
+    values[7] = np.nan
+    values[9, 1] = np.inf
+    course = np.zeros((40, len(columns(0))))
+    writer.add(list(range(40)), dict.fromkeys(STATISTICS, values), course)
+    writer.close()
+    run = bnmonitor.open(tmp_path).only
+    fast, slow = io.StringIO(), io.StringIO()
+    written = tables.write_channels(None, run, None, "batch_var", fast, form=form)
+    write = tables.write_csv if form == "csv" else tables.write_json
+    assert written == write(None, tables.rows(run, None, "batch_var"), slow) == 120
+    if form == "json":
+        assert fast.getvalue() == slow.getvalue()
+    else:
+        read = [list(csv.DictReader(io.StringIO(text.getvalue()))) for text in (fast, slow)]
+        assert read[0] == read[1]
+        assert {row["layer"] for row in read[0]} == {name}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from itertools import pairwise
 
 import numpy as np
 
@@ -27,6 +28,7 @@ _HEAD = struct.Struct("<BBBBI")
 _LEAST = 1e-38
 _MOST = 1e37
 _LARGEST = 2**28
+_FEW_ROWS = 64
 _WIDTHS = ("<u1", "<u2", "<u4")
 
 
@@ -113,16 +115,35 @@ def _on_grid(body: bytes, shape: tuple[int, int, int], widths: list[int], *, log
         bytes_each = 1 << width
         groups.append(np.frombuffer(_joined(body[at : at + size * bytes_each], bytes_each), f"<u{bytes_each}"))
         at += size * bytes_each
+    mean = np.empty((count, channels), np.int32)
     rest = _unzigzag(groups[1]).reshape(-1, channels)
-    mean = np.concatenate([_unzigzag(groups[0])[None], rest[: count - 1]]).cumsum(0)
-    codes = [mean]
+    mean[0], mean[1:] = _unzigzag(groups[0]), rest[: count - 1]
+    _accumulate(mean)
+    levels = np.empty((count, parts, channels), np.float32)
     if parts > 1:
         middle = mean // FINER
-        codes = [mean / FINER, middle - rest[count - 1 : 2 * count - 1], middle + rest[2 * count - 1 :]]
-    levels = np.stack(codes, axis=1).astype(np.float32) * grid
+        levels[:, 1] = middle - rest[count - 1 : 2 * count - 1]
+        levels[:, 2] = middle + rest[2 * count - 1 :]
+        levels[:, 1:] *= grid
+        grid = grid / np.float32(FINER)
+    levels[:, 0] = mean
+    levels[:, 0] *= grid
+    if logarithmic:
+        np.exp(levels, out=levels)
+    if count == blocks:
+        return levels
     found = np.full(shape, np.nan, np.float32)
-    found[known] = np.exp(levels) if logarithmic else levels
+    found[known] = levels
     return found
+
+
+def _accumulate(rows: Array) -> None:
+    """Add to each row those before it. NumPy's own sum over rows goes column by column, which is slow for few rows."""
+    if len(rows) > _FEW_ROWS:
+        np.cumsum(rows, axis=0, out=rows)
+        return
+    for before, row in pairwise(rows):
+        row += before
 
 
 def _plain(values: Array) -> bytes:
@@ -151,5 +172,11 @@ def _zigzag(numbers: Array) -> Array:
 
 
 def _unzigzag(numbers: Array) -> Array:
-    signed = numbers.astype(np.int64)
-    return (signed >> 1) ^ -(signed & 1)
+    found = numbers.astype(np.int32)
+    signs = -(found & 1)
+    if numbers.itemsize == found.itemsize:
+        found = (numbers >> 1).astype(np.int32)
+    else:
+        found >>= 1
+    found ^= signs
+    return found

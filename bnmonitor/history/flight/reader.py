@@ -115,6 +115,8 @@ class Flight:
             np.concatenate([values[:, part if values.shape[1] > 1 else 0] for _, _, values in found])
             for part in (1, 0, 2)
         )
+        if (ends[1:] > ends[:-1]).all():
+            return Series(starts, ends, low_part, mean, high_part)
         order = np.lexsort((starts, ends))
         return Series(starts[order], ends[order], low_part[order], mean[order], high_part[order])
 
