@@ -7,11 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
-from bnmonitor._text import count, listing, nearest
+from bnmonitor._text import listing, nearest
+from bnmonitor.history.entry import verdict
 from bnmonitor.history.flight.layout import FOLDER, STATISTICS
 from bnmonitor.history.flight.reader import Flight, Series
 from bnmonitor.history.source import Array
-from bnmonitor.results import Alert, Incident, worst_of
+from bnmonitor.results import Alert, Incident
 from bnmonitor.runs.flight_only import Recorded
 
 
@@ -158,8 +159,4 @@ class RunData:
     @property
     def verdict(self) -> str:
         """One sentence: the incident that is open and worst, how many there are, or that there is none."""
-        worst = worst_of(self.incidents)
-        if worst:
-            return worst
-        past = f"; {count(len(self.incidents), 'incident')} resolved" if self.incidents else ""
-        return f"no open incident{past}" if len(self.steps) else "nothing recorded"
+        return verdict(self.incidents, recorded=len(self.steps) > 0)

@@ -9,48 +9,17 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bnmonitor._version import __version__
-from bnmonitor.results import still_open
+from bnmonitor.history.entry import Entry
+from bnmonitor.history.entry import read as read_entry
 from bnmonitor.runs.data import RunData
 
 Stamp = list[list[Any]]
 """Name, size and time of change of each event file of a run."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A run in a list.
-
-    Attributes:
-        verdict: :attr:`RunData.verdict`.
-        severity: That of its worst open incident; empty without one.
-        layers: How many it has.
-        last_step: The last logged step; -1 without one.
-        loss: The loss at it; None where it is not known.
-    """
-
-    verdict: str
-    severity: str
-    layers: int
-    last_step: int
-    loss: float | None
-
-    @classmethod
-    def of(cls, run: RunData) -> Entry:
-        """Read what a run said last."""
-        found = still_open(run.incidents)
-        loss = float(run.loss[-1]) if len(run.loss) else math.nan
-        return cls(
-            verdict=run.verdict,
-            severity=str(found[0].severity) if found else "",
-            layers=len(run.layers),
-            last_step=int(run.steps[-1]) if len(run.steps) else -1,
-            loss=loss if math.isfinite(loss) else None,
-        )
 
 
 def entries(
@@ -71,12 +40,19 @@ def entries(
         if known is not None and known[0] == stamp:
             found[name] = known[1]
         else:
-            run = read(name)
-            found[name] = None if run is None else Entry.of(run)
+            found[name] = (None if path is None else read_entry(path / name, files[name])) or _entry_of(read(name))
     fresh = {name: (stamps[name], entry) for name, entry in found.items()}
     if path is not None and fresh != kept:
         _save(path, fresh)
     return {name: entry for name, entry in found.items() if entry is not None}
+
+
+def _entry_of(run: RunData | None) -> Entry | None:
+    if run is None:
+        return None
+    last_step = int(run.steps[-1]) if len(run.steps) else -1
+    loss = float(run.loss[-1]) if len(run.loss) else math.nan
+    return Entry.of(run.incidents, len(run.layers), last_step, loss)
 
 
 def _stamp(files: Sequence[Path]) -> Stamp:

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 
 from bnmonitor._html import block, plain, strong, table
 from bnmonitor._text import count
+from bnmonitor.history.entry import Entry
 from bnmonitor.history.statistics import BY_NAME
 from bnmonitor.results import Incident, still_open
 from bnmonitor.runs.colors import HEALTH
 from bnmonitor.runs.data import RunData
-from bnmonitor.runs.index import Entry
 
 _MOST_COLUMNS = 80
 _MOST_ROWS = 60

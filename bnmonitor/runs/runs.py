@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnmonitor._text import count, listing, nearest, public
+from bnmonitor.history.entry import Entry
 from bnmonitor.history.event_files import is_of_flight, run_files
 from bnmonitor.history.flight.reader import Flight
 from bnmonitor.history.run import History
@@ -16,7 +17,7 @@ from bnmonitor.history.source import Files
 from bnmonitor.runs import notebook, plots, tables
 from bnmonitor.runs.data import RunData
 from bnmonitor.runs.flight_only import FlightOnly
-from bnmonitor.runs.index import Entry, entries
+from bnmonitor.runs.index import entries
 from bnmonitor.runs.remote import Remote, is_remote
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bnmonitor._text import count, listing
 from bnmonitor._version import __version__
-from bnmonitor.history import course, encode, statistics
+from bnmonitor.history import course, encode, entry, statistics
 from bnmonitor.history.schema import ABOUT, COURSE, FRAME, Schema, alert_tag, incident_tag
 from bnmonitor.results import Alert, Incident
 from bnmonitor.sinks.base import Run, Sink
@@ -91,6 +92,8 @@ class TensorBoard(Sink):
         self._channels, self._facts = ChannelDetail(channel_bytes), LayerFacts()
         self._thinning = Thinning(run_bytes)
         self._session = WriterSession(())
+        self._last = (-1, math.nan)
+        """Step and loss of the last frame."""
         self._alerted = self._left_out = False
         self._step = 0
 
@@ -131,6 +134,7 @@ class TensorBoard(Sink):
     def _whole(self, summary: Summary) -> int:
         """Write a frame with its scalars and facts, and with channels at the stride; return its bytes."""
         schema = Schema(summary.layers.names, summary.layers.channels, METRICS, self._session.number)
+        self._last = (self._step, summary.loss)
         channels = self._channels.values(summary, schema.key) if self._thinning.on_stride else []
         return self._add(
             [
@@ -187,6 +191,11 @@ class TensorBoard(Sink):
         if self._own is not None:
             self._own.close()
             self._own, self._writers = None, ()
+        frames = sum(tag.startswith(FRAME) for tag in self._described)
+        if self._session.number == 1 and frames == 1:  # of several sessions or layers, readers make one run
+            for directory in self.history:
+                alerts, incidents = self._written.values(), self._told.values()
+                entry.write(Path(directory), alerts, incidents, len(summary.layers), *self._last)
 
     def _about(self, state: str, summary: Summary) -> list[SummaryProto.Value]:
         """Return the record of the run as a whole, if it changed."""

@@ -8,8 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import bnmonitor
+from bnmonitor import BatchNormMonitor, Monitor
+from bnmonitor.history.entry import ENTRY
 from bnmonitor.runs import runs as module
 from bnmonitor.runs.index import entries
 from tests.histories import write
@@ -118,3 +125,64 @@ def test_an_address_that_leads_nowhere_is_one_sentence() -> None:
         bnmonitor.open("memory://nothing")
     with pytest.raises(ValueError, match="foo"):
         bnmonitor.open("foo://logs")
+
+
+@pytest.mark.parametrize("what", ["sound", "open", "resolved", "error"])
+def test_a_run_that_has_ended_is_listed_without_reading_its_history(
+    tmp_path: Path, read: list[str], cache: Path, what: str
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.BatchNorm1d(8, momentum=0.9 if what == "error" else 0.1)
+    model = nn.Sequential(nn.Linear(4, 8), layer, nn.ReLU(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with Monitor(model, optimizer=optimizer, log_dir=tmp_path / "one", on_alert="log") as monitor:
+        for step in range(200):
+            size = 2 if what == "open" or (what == "resolved" and step < 40) else 32
+            loss = model(torch.randn(size, 4)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            monitor.step(loss=loss)
+    assert any(i.state == "open" for i in monitor.incidents) == (what in ("open", "error"))
+    listed = bnmonitor.open(tmp_path)._entries()
+    assert read == []
+    (tmp_path / "one" / ENTRY).unlink()
+    shutil.rmtree(cache)
+    assert bnmonitor.open(tmp_path)._entries() == listed
+    assert read == ["one"]
+
+
+def test_a_run_of_lightning_is_listed_without_reading_it_until_it_goes_on(tmp_path: Path, read: list[str]) -> None:
+    class Net(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+            self.save_hyperparameters({"width": 8})
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            loss = self.net(batch[0]).square().mean()
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    def fit(version: int) -> None:
+        trainer = Trainer(
+            max_epochs=2,
+            logger=TensorBoardLogger(tmp_path, name="", version=version),
+            callbacks=[BatchNormMonitor(on_alert="log")],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=10,
+        )
+        trainer.fit(Net(), DataLoader(TensorDataset(torch.randn(960, 4)), batch_size=32))
+
+    fit(0)
+    assert (tmp_path / "version_0" / ENTRY).exists()
+    first = bnmonitor.open(tmp_path)._entries()["version_0"]
+    assert read == []
+    assert first.last_step == 59
+    fit(0)
+    assert bnmonitor.open(tmp_path)._entries()["version_0"].last_step == 59
+    assert set(read) == {"version_0"}, "two sessions make one run, which is read"
