@@ -13,7 +13,9 @@ from bnmonitor.diagnosis.causes.data_order import DataOrder
 from bnmonitor.diagnosis.causes.dead_channels import DeadChannels
 from bnmonitor.diagnosis.causes.eval_mode import EvalMode
 from bnmonitor.diagnosis.causes.evaluation_updates import EvaluationUpdates
+from bnmonitor.diagnosis.causes.frozen_evaluation import FrozenEvaluation
 from bnmonitor.diagnosis.causes.half_precision_overflow import HalfPrecisionOverflow
+from bnmonitor.diagnosis.causes.handwritten_statistics import HandwrittenStatistics
 from bnmonitor.diagnosis.causes.leaking_freeze import LeakingFreeze
 from bnmonitor.diagnosis.causes.learning_rate import LearningRateTooHigh
 from bnmonitor.diagnosis.causes.mixed_calls import MixedCalls
@@ -41,9 +43,11 @@ CAUSES: tuple[Cause, ...] = (
     RuinedStatistics(),
     SmallBatch(),
     Momentum(),
+    HandwrittenStatistics(),
     LeakingFreeze(),
     SplitFreeze(),
     EvaluationUpdates(),
+    FrozenEvaluation(),
     AveragedWeights(),
     ColdStatistics(),
     MixedCalls(),

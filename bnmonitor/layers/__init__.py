@@ -1,7 +1,8 @@
 """Which normalization layers a model has, and how to listen to them."""
 
+from bnmonitor.layers.compiled import compiled_parts, freezes_graphs, graphs_compiled, is_compiled
 from bnmonitor.layers.discovery import ROOT, Discovery, discover, norms
-from bnmonitor.layers.hooks import Hooks, compiled_parts, freezes_graphs, graphs_compiled, is_compiled, recomputing
+from bnmonitor.layers.hooks import Hooks, recomputing
 from bnmonitor.layers.kinds import (
     ANY_NORM,
     BATCH_NORM,

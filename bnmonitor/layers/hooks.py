@@ -1,4 +1,4 @@
-"""Forward hooks that never end a forward, and how to find out that a module is compiled."""
+"""Forward hooks that never end a forward."""
 
 from __future__ import annotations
 
@@ -283,35 +283,6 @@ def _sweep(module: nn.Module, hooks: Hooks) -> None:
 def recomputing() -> bool:
     """Whether a backward runs: a forward within it is a checkpoint's, of a batch that has been recorded before."""
     return _graph_task is not None and _graph_task() != -1
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Whether the model or a part of it is known to be compiled; a later ``torch.compile`` is not known."""
-    return any(map(_compiled, model.modules()))
-
-
-def compiled_parts(models: Iterable[nn.Module]) -> set[int]:
-    """Return the modules within those that are known to be compiled, by ``id(module)``."""
-    return {id(part) for model in models for m in model.modules() if _compiled(m) for part in m.modules()}
-
-
-def graphs_compiled() -> int:
-    """Return how many graphs ``torch.compile`` has compiled in this process, whatever they belong to."""
-    counters: Any = getattr(sys.modules.get("torch._dynamo.utils"), "counters", {})
-    return int(counters.get("stats", {}).get("unique_graphs", 0))
-
-
-def freezes_graphs() -> bool:
-    """Whether inductor makes constants of the parameters and buffers of what it compiles for inference."""
-    return bool(getattr(sys.modules.get("torch._inductor.config"), "freezing", False))
-
-
-def _compiled(module: nn.Module) -> bool:
-    return (
-        type(module).__name__ == "OptimizedModule"
-        or getattr(module, "_compiled_call_impl", None) is not None
-        or module.__dict__.get("_compiler_ctx") is not None
-    )
 
 
 def _nothing(module: nn.Module, args: Any, output: Any) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from bnmonitor.layers.kinds import ANY_NORM, kind_of
 from bnmonitor.layers.oddities import scripted
 from bnmonitor.layers.sharding import unwrapped
 
-_STATISTICS = ("running_mean", "running_var")
+_AVERAGES = ("running", "moving", "avg", "average", "averaged", "global", "ema")
+"""Words for an average over batches, in names like ``moving_mean``."""
+
+_SPREADS = ("var", "variance", "std")
 
 
 def unwatched(models: Mapping[str, nn.Module], named: Collection[str]) -> dict[str, str]:
@@ -37,9 +41,37 @@ def unwatched(models: Mapping[str, nn.Module], named: Collection[str]) -> dict[s
 
 
 def _keeps_statistics(module: nn.Module) -> bool:
-    if isinstance(module, ANY_NORM):
+    names = (*vars(module), *module._buffers, *module._parameters)
+    if isinstance(module, ANY_NORM) or not any(name.endswith("_mean") for name in names):
         return False
-    kept = [module._buffers.get(name) for name in _STATISTICS]
-    shapes = {tuple(t.shape) for t in kept if t is not None}
-    alike = all(t is not None for t in kept) and len(shapes) == 1 and len(next(iter(shapes))) == 1
-    return alike and kind_of(module) is None
+    held = _untrained(module)
+    mean = next((t for name, t in held.items() if _is_mean(name, held)), None)
+    return mean is not None and kind_of(module) is None and not _normalizes_data(module, mean)
+
+
+def _untrained(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a module that no optimizer trains: buffers, frozen parameters, plain attributes."""
+    frozen = {name: p for name, p in module._parameters.items() if p is not None and not p.requires_grad}
+    held = {**vars(module), **module._buffers, **frozen}
+    return {name: value for name, value in held.items() if isinstance(value, Tensor)}
+
+
+def _is_mean(name: str, held: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor is the average of a mean, and another with its shape that of the variance."""
+    average, _, what = name.lstrip("_").rpartition("_")
+    if what != "mean" or average not in _AVERAGES:
+        return False
+    shape = held[name].shape
+    vector = sum(size > 1 for size in shape) == (1 if held[name].numel() > 1 else 0) and len(shape) > 0
+    others = (held.get(name.removesuffix("mean") + spread) for spread in _SPREADS)
+    return vector and any(other is not None and other.shape == shape for other in others)
+
+
+def _normalizes_data(module: nn.Module, mean: Tensor) -> bool:
+    """Whether it standardizes its input by all that it has seen, as reinforcement learning does with observations.
+
+    Such a module learns nothing, and counts samples or sums them in double precision.
+    """
+    if any(p is not None and p.requires_grad and p.numel() == mean.numel() for p in module._parameters.values()):
+        return False
+    return mean.dtype == torch.float64 or any("count" in name for name in (*vars(module), *module._buffers))

@@ -274,6 +274,7 @@ class Session:
         return replace(
             found,
             unwatched=tuple(self.recorder.unwatched),
+            unwatched_evaluations=() if window is None else window.ledger.unwatched,
             incidents=self.diagnosis.incidents,
             loss=float("nan") if loss is None else loss,
             learning_rates=_learning_rates(self.optimizers),

@@ -165,7 +165,7 @@ class UpdateLedger:
 
     def _folded(self, evaluated: Tensor, *, inside_a_graph: bool) -> Tensor:
         """Layers that a compiled graph evaluated with constants of an earlier evaluation: ``[L]`` bool."""
-        if not (inside_a_graph and freezes_graphs()):
+        if not (inside_a_graph and freezes_graphs(self._models)):
             self._constants = None
             return torch.zeros_like(evaluated)
         now = read(self._layers, [tensors(m) for m in self._modules])

@@ -61,6 +61,7 @@ class StepSummary:
         skipped: Rules that could not run, with the reason.
         incidents: Every incident so far, resolved ones too.
         unwatched: Names of the normalizations that belong to no watched layer.
+        unwatched_evaluations: Kinds of evaluation, such as ``"validation"``, of which the latest ran no watched layer.
         loss: The loss of the last step; NaN where it is unknown.
         learning_rates: The learning rate of each parameter group at the last step; empty where unknown.
     """
@@ -72,6 +73,7 @@ class StepSummary:
     skipped: Mapping[str, str]
     incidents: tuple[Incident, ...] = ()
     unwatched: tuple[str, ...] = ()
+    unwatched_evaluations: tuple[str, ...] = ()
     loss: float = float("nan")
     learning_rates: tuple[float, ...] = ()
 
@@ -171,7 +173,10 @@ class StepSummary:
                 text,
             )
         channels = count(sum(row.channels for row in self.rows), "channel")
-        return (f"BatchNorm ✓ {count(len(self), 'layer')}, {channels} healthy",)
+        text = f"BatchNorm ✓ {count(len(self), 'layer')}, {channels} healthy"
+        if self.unwatched_evaluations:
+            return (f"{text} in training, {listing(self.unwatched_evaluations)} not seen", f"{text} in training")
+        return (text,)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain types."""

@@ -79,6 +79,12 @@ class Ledger:
     steps_stale: Tensor
     distance: Tensor
 
+    @property
+    def unwatched(self) -> tuple[str, ...]:
+        """Kinds of evaluation of which the latest ran no watched layer."""
+        rows = self.missed[EVALUATIONS].tolist()
+        return tuple(phase for phase, row in zip(PHASES[EVALUATIONS], rows, strict=True) if any(row))
+
     @classmethod
     def blank(cls, layers: int) -> Ledger:
         """Return the ledger of layers of which nothing is known yet."""

@@ -25,6 +25,7 @@ from tests.end_to_end.faults.injection import Injection, evaluation_mode
 from tests.end_to_end.faults.networks import NETWORKS, batchnorms
 from tests.end_to_end.faults.recipes import Recipe
 from tests.end_to_end.faults.trial import Trial
+from tests.end_to_end.faults.unwatched import Compiled
 
 update_bn = torch.optim.swa_utils.update_bn
 
@@ -295,6 +296,28 @@ def back_to_the_checkpoint(trial: Treated) -> None:
     trial.load()
 
 
+def keep_most_of_the_past(trial: Treated) -> None:
+    class LongMemory(torch.nn.BatchNorm2d):
+        """The same code, with PyTorch's convention."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.training:
+                return super().forward(x)
+            with torch.no_grad():
+                self.running_mean.mul_(0.9).add_(0.1 * x.mean((0, 2, 3)))
+                self.running_var.mul_(0.9).add_(0.1 * x.var((0, 2, 3)))
+                self.num_batches_tracked.add_(1)
+            return torch.nn.functional.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+
+    trial.site.norm.__class__ = LongMemory
+
+
+def without_freezing(trial: Treated) -> None:
+    trial.notes.pop("setting").__exit__(None, None, None)
+    torch._dynamo.reset()
+    trial.injection = Compiled()
+
+
 CASES = [
     Case(fault="momentum-.99-everywhere", network="wine", cause="momentum", code=("BN301",),
          says=r"set_momentum\(model, momentum=0\.01\)", follow=Treated.run_code),
@@ -304,6 +327,10 @@ CASES = [
          says=r"set_momentum\(model, momentum=0\.03\)", follow=Treated.run_code),
     Case(fault="momentum-0-everywhere", network="wine", cause="momentum", code=("BN302",),
          says="momentum=0.1", follow=named_momentum),
+    Case(fault="handwritten-short-memory", network="chain", cause="handwritten-statistics", code=("BN306",),
+         says="keep 1 - momentum of the old value", follow=keep_most_of_the_past),
+    Case(fault="compiled-with-freezing", network="mlp", cause="frozen-compiled-evaluation", code=("BN511",),
+         says=r"config\.freezing = False.*torch\._dynamo\.reset\(\)", follow=without_freezing),
     Case(fault="batch-4", network="mlp", cause="small-batch", code=("BN201",),
          says="use a larger batch", follow=bigger_batches),
     Case(fault="last-batch-of-two", network="conv1d", cause="small-batch", code=("BN203",),

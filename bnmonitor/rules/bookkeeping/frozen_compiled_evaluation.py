@@ -54,6 +54,9 @@ class FrozenCompiledEvaluation(Rule):
     ## Look-alikes
     The first evaluation with freezing uses the values of its own time. A model that is only evaluated does not change.
     Evaluations that run the model without compiling it call the hooks of its layers, and do not count.
+    ``torch.compile(model, options={"freezing": True})`` alone freezes nothing: dynamo asks the setting of the process.
+    It does with ``torch._dynamo.config.prepare_freezing``. Options are noted in what ``torch.compile`` returns, so that
+    this is seen where just that is watched: ``Monitor(compiled)``, not ``Monitor(model)`` beside it.
 
     ## References
     PyTorch: ``torch._inductor.config.freezing``.
@@ -80,8 +83,8 @@ class FrozenCompiledEvaluation(Rule):
                 value=float(len(layers)),
                 threshold=0.0,
                 message="the compiled evaluation holds the parameters and running statistics of its first call as "
-                "constants (torch._inductor.config.freezing), and training has changed them since",
-                advice="set torch._inductor.config.freezing = False (or unset TORCHINDUCTOR_FREEZING) while the model "
-                "trains, and call torch._dynamo.reset()",
+                "constants (inductor's freezing), and training has changed them since",
+                advice="turn freezing off while the model trains (torch._inductor.config.freezing = False, or unset "
+                "TORCHINDUCTOR_FREEZING, or torch.compile without that option), and call torch._dynamo.reset()",
             )
         ]

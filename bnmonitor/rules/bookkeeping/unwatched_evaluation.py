@@ -8,7 +8,7 @@ from typing import ClassVar
 from bnmonitor._text import listing
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
-from bnmonitor.window import EVALUATIONS, PHASES, Window
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +70,9 @@ class UnwatchedEvaluation(Rule):
 
     def check(self, window: Window) -> list[Finding]:
         """Report the kinds of evaluation of which the latest ran nothing that is watched."""
-        missed = window.ledger.missed[EVALUATIONS]
-        if not missed.any():
+        phases = window.ledger.unwatched
+        if not phases:
             return []
-        phases = [phase for phase, row in zip(PHASES[EVALUATIONS], missed.tolist(), strict=True) if any(row)]
         return [
             Finding(
                 severity=Severity.INFO,

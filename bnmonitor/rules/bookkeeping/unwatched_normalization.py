@@ -16,7 +16,8 @@ class UnwatchedNormalization(Rule):
     """The model has a batch normalization that belongs to no watched layer.
 
     ## What it does
-    Looks for modules that keep a running mean and a running variance, or that appear as a batch normalization in the
+    Looks for modules that keep the average of a mean and of a variance (``running_mean`` and ``running_var``,
+    ``moving_mean`` and ``moving_var``, of any shape with one axis), or that appear as a batch normalization in the
     autograd graph of a sampled step, and are no layer that bnmonitor records: a class of its own that calls
     ``F.batch_norm``, a part that TorchScript has compiled, an exported graph. Names them, once.
 
@@ -44,21 +45,23 @@ class UnwatchedNormalization(Rule):
 
     Right::
 
-        class Norm(nn.BatchNorm2d):
+        class Norm(nn.BatchNorm2d):  # has running_mean, running_var, weight and bias
             def forward(self, x):
-                return super().forward(x)
+                return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training)
 
     ## What to do
-    Derive the class from ``nn.BatchNorm1d``, ``2d`` or ``3d``: then it is watched, whatever its forward does. Watch a
-    model before it is exported, scripted or compiled by another tool. Layers that ``include`` or ``exclude`` leave out
-    on purpose are not named.
+    Derive the class from ``nn.BatchNorm1d``, ``2d`` or ``3d``, and keep the statistics in the ``running_mean`` and
+    ``running_var`` that it has then: it is watched, whatever its forward does. Watch a model before it is exported,
+    scripted or compiled by another tool. Layers that ``include`` or ``exclude`` leave out on purpose are not named.
 
     ## Thresholds
     None: a module is watched or it is not.
 
     ## Look-alikes
     Modules with the buffers of a frozen BatchNorm are watched, and so are InstanceNorm with running statistics. Other
-    normalizations (GroupNorm, LayerNorm) keep no running statistics, and nothing of them is to be watched.
+    normalizations (GroupNorm, LayerNorm) keep no running statistics, and nothing of them is to be watched. Modules that
+    standardize observations by all that they have seen (reinforcement learning) are right as they are: they have no
+    gamma, and count samples or sum in double precision.
 
     ## References
     AntreasAntoniou/HowToTrainYourMAMLPytorch#3; mapillary/inplace_abn#45.
@@ -89,7 +92,8 @@ class UnwatchedNormalization(Rule):
                 f"{listing(unwatched, 3)} ({kinds})",
                 advice="watch the model that it was exported or compiled from: Monitor(model)"
                 if graph
-                else "derive the class from nn.BatchNorm2d (or 1d, 3d), and it is watched whatever its forward does",
+                else "derive the class from nn.BatchNorm2d (or 1d, 3d) and keep the statistics in its running_mean and "
+                "running_var: it is watched then, whatever its forward does",
                 modules=tuple(unwatched),
             )
         ]

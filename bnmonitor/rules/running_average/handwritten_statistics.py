@@ -14,6 +14,12 @@ from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import Recovery, Window
 
+EARLY = 20
+"""Steps in which code may give the batches another weight than later, as by a copy of the first one."""
+
+STRAIGHT = 0.95
+"""Cosine between the move of a mean and the way to the batch from which on it went to just that batch."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HandwrittenStatistics(Rule):
@@ -69,7 +75,8 @@ class HandwrittenStatistics(Rule):
     Three standard errors over the channels below the estimate must still be above ``surely_above = .2``. Of 64 steps of
     16 channels, a momentum of .9 is told from .1 that way. Batches of two kinds that take turns look like a short
     memory too, so the batch of a sampled step in the window must show a momentum above ``warn_above`` as well: without
-    samples the rule stays an info.
+    samples the rule stays an info. If the mean went straight to that batch (cosine above .95, after the first 20 steps,
+    in which code may copy a batch), an estimate above ``surely_above`` is enough.
 
     ## Look-alikes
     Averages of the weights are written at every step too, and are no layers in training. Weights that are swapped or
@@ -105,8 +112,9 @@ class HandwrittenStatistics(Rule):
             return []
         worst = max(range(len(layers)), key=momenta.__getitem__)
         value, least = momenta[worst]
-        shown = _shown(window, layers[worst])
-        short = value > self.warn_above and least > self.surely_above and shown > self.warn_above
+        shown, exact = _shown(window, layers[worst])
+        sure = (value > self.warn_above and least > self.surely_above) or (exact and value > self.surely_above)
+        short = shown > self.warn_above and sure
         return [
             Finding(
                 severity=Severity.WARNING if short else Severity.INFO,
@@ -140,26 +148,27 @@ class HandwrittenStatistics(Rule):
         return _of_correlation(float(together.mean())), _of_correlation(float(together.mean()) + 3 * error)
 
 
-def _shown(window: Window, layer: int) -> float:
+def _shown(window: Window, layer: int) -> tuple[float, bool]:
     """The momentum of a sampled step in the window: how far the mean went towards that batch; NaN without one.
 
     The mean of a part of a large batch is off from the batch's own, so the distance is fitted to the move, not the move
-    to the distance.
+    to the distance. The value is exact if the mean went nowhere else; but code may copy its first batch.
     """
     sample = window.sample
     if sample is None or sample.step not in window.steps:
-        return float("nan")
+        return math.nan, False
     at, span = window.steps.index(sample.step), window.layers.span(layer)
     calls = int(sample.calls[layer])
     if calls < 1 or (at == 0 and sample.step > 0):
-        return float("nan")
+        return math.nan, False
     old = (window.running_mean[at - 1] if at else window.baseline.mean)[span].double()
     move, distance = window.running_mean[at, span].double() - old, sample.input.mean[span].double() - old
     scale = sample.input.var[span].double() + window.layers.eps_by_channel[span]
-    together, size = float((move * distance / scale).sum()), float((move.square() / scale).sum())
+    together, size, far = (float((a * b / scale).sum()) for a, b in ((move, distance), (move, move), (distance,) * 2))
     if not together > 0 or not math.isfinite(size):
-        return float("nan")
-    return 1.0 - float((1 - min(size / together, 1.0)) ** (1 / calls))
+        return math.nan, False
+    exact = sample.step >= EARLY and together > STRAIGHT * math.sqrt(size * far)
+    return 1.0 - float((1 - min(size / together, 1.0)) ** (1 / calls)), exact
 
 
 def _of_correlation(value: float) -> float:

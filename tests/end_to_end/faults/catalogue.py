@@ -17,6 +17,7 @@ from tests.end_to_end.faults.places import PLACES
 from tests.end_to_end.faults.ranks import RANKS
 from tests.end_to_end.faults.running_average import RUNNING_AVERAGE
 from tests.end_to_end.faults.sample_size import SAMPLE_SIZE
+from tests.end_to_end.faults.unwatched import UNWATCHED
 
 EVERY: tuple[Injection, ...] = (
     *NUMERICS,
@@ -30,6 +31,7 @@ EVERY: tuple[Injection, ...] = (
     *RANKS,
     *CHECKPOINTS,  # at the end: the place of a fault decides on which network it is tried
     *PLACES,
+    *UNWATCHED,
 )
 """All faults, whether there is a rule for them yet or not."""
 

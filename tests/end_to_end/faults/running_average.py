@@ -230,9 +230,8 @@ class Handwritten(Injection):
 
     code: ClassVar[str] = "BN306"
     name: str = "handwritten-short-memory"
-    severity: Severity = Severity.INFO
     needs: ClassVar[str] = "conv once"
-    steps: int = 90
+    steps: int = 165
 
     def fits(self, network: Network) -> bool:
         return super().fits(network) and all(type(n) is nn.BatchNorm2d for n in batchnorms(network.build(0)).values())
