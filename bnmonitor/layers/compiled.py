@@ -1,4 +1,4 @@
-"""What can be known of ``torch.compile``: which modules are compiled, how many graphs there are, and with what options."""
+"""What can be known of ``torch.compile``: which modules are compiled, how many graphs there are, with what options."""
 
 from __future__ import annotations
 

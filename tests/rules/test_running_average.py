@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from bnmonitor import Alert, Monitor, Severity
 from bnmonitor.rules import Finding, find
-from bnmonitor.testing import make_window
+from bnmonitor.testing import make_sample, make_window
 from bnmonitor.window import Recovery, Window
 
 INFO, WARNING, ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
@@ -322,3 +322,43 @@ def test_cold_statistics_name_the_first_layer_with_its_own_number_and_the_coldes
     assert alert.message.endswith("and 43 % in those of 1, after 8 updates")
     assert math.isclose(alert.value, 0.9**8, rel_tol=1e-6)
     assert alert.advice.startswith("evaluate after 29 updates or more")
+
+
+def handwritten(momentum: float, *, first: int = 100, sampled: int = 110, seen: float = 1.0, seed: int = 0) -> Window:
+    """Averages that are written by other code; the weights swing, so that their movement shows no short memory.
+
+    Args:
+        momentum: The weight of a new batch.
+        first: The number of the first step.
+        sampled: The step of which the batch is known.
+        seen: The part of that batch that was sampled: the mean of less is off by more.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    swing = torch.sin(torch.arange(64.0)[:, None] / 4 + torch.rand(8, generator=generator) * 6)
+    batches = swing + 0.1 * torch.randn(64, 8, generator=generator)
+    rows, mean = [], torch.zeros(8)
+    for batch in batches:
+        mean = torch.lerp(mean, batch, momentum)
+        rows.append(mean)
+    window = replace(make_window(running_mean=torch.stack(rows)), steps=tuple(range(first, first + 64)))
+    noise = 0.3 * (1 / seen - 1) ** 0.5 * torch.randn(8, generator=generator)
+    sample = make_sample(window.layers, step=sampled, input={"mean": batches[sampled - first] + noise})
+    return replace(window, recovery=torch.full((64, 1), int(Recovery.FOREIGN)), sample=sample)
+
+
+def test_bn306_takes_the_batch_of_one_step_where_the_movement_shows_nothing() -> None:
+    [finding] = findings("BN306", handwritten(0.9))
+    assert (finding.severity, round(finding.value, 2)) == (Severity.WARNING, 0.9)
+    assert "momentum of about 0.9 by the batch of a sampled step" in finding.message
+
+
+@pytest.mark.parametrize("seen", [1.0, 0.1])
+def test_bn306_is_an_info_where_much_of_the_past_is_kept(seen: float) -> None:
+    for seed in range(20):
+        [finding] = findings("BN306", handwritten(0.1, seen=seen, seed=seed))
+        assert finding.severity is Severity.INFO, seed
+
+
+def test_bn306_allows_code_to_copy_its_first_batches() -> None:
+    [finding] = findings("BN306", handwritten(0.9, first=0, sampled=10))
+    assert finding.severity is Severity.INFO

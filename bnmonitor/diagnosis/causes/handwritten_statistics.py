@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bnmonitor.diagnosis.base import Cause
+from bnmonitor.diagnosis.base import Case, Cause
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +51,7 @@ class HandwrittenStatistics(Cause):
     leads: ClassVar[tuple[str, ...]] = ("BN306",)
     explains: ClassVar[frozenset[str]] = frozenset({"BN303", "BN304", "BN305", "BN603", "BN707"})
     belated: ClassVar[bool] = True
+
+    def title(self, case: Case) -> str:
+        """Say what is wrong with them; a rule's title says that they are written, which need not be wrong."""
+        return "running statistics written by other code keep hardly more than the last batch"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ class HandwrittenStatistics(Rule):
     16 channels, a momentum of .9 is told from .1 that way. Batches of two kinds that take turns look like a short
     memory too, so the batch of a sampled step in the window must show a momentum above ``warn_above`` as well: without
     samples the rule stays an info. If the mean went straight to that batch (cosine above .95, after the first 20 steps,
-    in which code may copy a batch), an estimate above ``surely_above`` is enough.
+    in which code may copy a batch), what that step shows is exact, and no estimate is asked.
 
     ## Look-alikes
     Averages of the weights are written at every step too, and are no layers in training. Weights that are swapped or
@@ -110,21 +110,20 @@ class HandwrittenStatistics(Rule):
         layers, momenta = _moving(layers, momenta)
         if not layers:
             return []
-        worst = max(range(len(layers)), key=momenta.__getitem__)
-        value, least = momenta[worst]
-        shown, exact = _shown(window, layers[worst])
-        sure = (value > self.warn_above and least > self.surely_above) or (exact and value > self.surely_above)
-        short = shown > self.warn_above and sure
+        judged = [self._judged(window, layer, *found) for layer, found in zip(layers, momenta, strict=True)]
+        short = any(each.short for each in judged)
+        told = sorted((each for each in judged if each.short or not short), key=lambda each: -each.momentum)
+        worst, layers = told[0], sorted(each.layer for each in told)
         return [
             Finding(
                 severity=Severity.WARNING if short else Severity.INFO,
-                layer=layers[worst],
-                layers=(layers[worst], *(i for i in layers if i != layers[worst])),
+                layer=worst.layer,
+                layers=(worst.layer, *(i for i in layers if i != worst.layer)),
                 first_step=window.steps[0],
-                value=value,
+                value=worst.momentum,
                 threshold=self.warn_above,
                 message="code other than PyTorch's forward writes the running statistics at every step, with a "
-                f"momentum of about {number(round(value if shown != shown else shown, 2))} by their own movement"
+                f"momentum of about {number(round(worst.momentum, 2))} by {worst.source}"
                 + (": they remember hardly more than one batch" if short else "; the batches cannot be recovered"),
                 advice="let that code keep 1 - momentum of the old value"
                 if short
@@ -132,6 +131,13 @@ class HandwrittenStatistics(Rule):
                 "num_batches_tracked: then every rule judges it",
             )
         ]
+
+    def _judged(self, window: Window, layer: int, value: float, least: float) -> _Judged:
+        shown, exact = _shown(window, layer)
+        if exact:
+            return _Judged(layer, shown, "the batch of a sampled step", shown > self.warn_above)
+        short = min(value, shown) > self.warn_above and least > self.surely_above
+        return _Judged(layer, value, "their own movement", short)
 
     def _momentum(self, window: Window, layer: int) -> tuple[float, float]:
         """The momentum of an average, by its second differences, and its lower bound; NaN if it does not move."""
@@ -146,6 +152,15 @@ class HandwrittenStatistics(Rule):
             return float("nan"), float("nan")
         error = float(together.std()) / math.sqrt(len(together)) if len(together) > 1 else 0.2
         return _of_correlation(float(together.mean())), _of_correlation(float(together.mean()) + 3 * error)
+
+
+class _Judged(NamedTuple):
+    """A layer, its momentum, what shows it, and whether it is surely too large."""
+
+    layer: int
+    momentum: float
+    source: str
+    short: bool
 
 
 def _shown(window: Window, layer: int) -> tuple[float, bool]:
