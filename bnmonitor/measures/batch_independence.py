@@ -208,7 +208,7 @@ def _of_means(window: Window, layer: int, plan: Plan, size: float, *, still: boo
         ratios = [s.between[span].double() / s.input.var[span].double() for s in samples_after_warm_up(window, layer)]
         between = torch.stack(ratios).nanmean(0)
         draws *= len(ratios)
-    expected = between / size * plan.factor + rounding(window, layer) / var
+    expected = between * twins(window, layer) / size * plan.factor + rounding(window, layer) / var
     x = window.batch_mean[:, span].double() / var.sqrt()
     good = (var > FLAT * layers.eps[layer]) & expected.isfinite() & (expected > 0) & x.isfinite().all(0)
     if not good.any():
@@ -263,7 +263,7 @@ def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, st
     beyond = max(LEAST_BEYOND, share)
     draws = len(samples) * (looked_at(int(samples[-1].size[layer])) - 1)
     noise = 3 / len(window) + (max(tails, 3.0) - 1) / draws
-    expected = uneven[good] / size * plan.factor
+    expected = uneven[good] * twins(window, layer) / size * plan.factor
     x = var[:, good].log()
     scaled = (x - x.mean(0)) / expected.sqrt()
     turns = plan.ratio(steps(x), expected, 2)
@@ -304,6 +304,13 @@ def _beyond_one_factor(scaled: Tensor, lag: int, plan: Plan) -> tuple[float, flo
     rest = float(strengths[1:].sum())
     freedom = rest**2 / max(float(strengths[1:].square().sum()), 1e-30)
     return rest, rest / max(float(strengths.sum()), 1e-30), max(freedom, 1.0)
+
+
+def twins(window: Window, layer: int) -> float:
+    """How many times the variance of independent samples a batch has that holds two views of each sample: 1 to 2."""
+    known = [float(s.paired[layer]) for s in samples_after_warm_up(window, layer) if s.paired is not None]
+    together = sum(r for r in known if r == r) / max(len(known), 1)
+    return 1 + together
 
 
 def samples_after_warm_up(window: Window, layer: int) -> list[Sample]:

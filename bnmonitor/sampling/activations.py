@@ -21,6 +21,7 @@ from bnmonitor.measures import (
     merge,
     merge_between,
     padding,
+    paired,
     reduce,
     samples_reduced,
     scale,
@@ -48,6 +49,7 @@ class _Seen:
     between: Tensor | None = None
     inputs: list[CallMoments] = field(default_factory=list)
     unevenness: tuple[Tensor, Tensor] | None = None
+    paired: Tensor | None = None
     stirring: Stirring | None = None
     padding: Tensor | None = None
     data: Tensor | None = None
@@ -72,7 +74,7 @@ class _Seen:
     def forget(self) -> None:
         """Drop all but the counts."""
         self.reduced, self.inputs = {}, []
-        self.between = self.witness = self.unevenness = self.stirring = self.data = self.padding = None
+        self.between = self.witness = self.unevenness = self.paired = self.stirring = self.data = self.padding = None
 
     def pooled(self) -> list[CallMoments]:
         """The inputs of all calls as one."""
@@ -211,6 +213,7 @@ class Sampler:
         if module.training and len(seen.inputs) < MOST_CALLS:
             first = id(module) in self._first and not seen.inputs
             seen.unevenness = unevenness_beyond(x) if first else None
+            seen.paired = paired(x) if first else None
             seen.stirring = Stirring.before(x) if first else None
             uneven = unevenness(x) if seen.inputs else None
             seen.inputs.append(CallMoments(x.shape[0], reduced, spread, uneven))
@@ -261,6 +264,7 @@ class Sampler:
             level=spread[1].clone(),
             unevenness=_flat(layers, [None if s.unevenness is None else s.unevenness[0][None] for s in seen], 1)[0],
             uneven_beyond=_columns([None if s.unevenness is None else s.unevenness[1] for s in seen]),
+            paired=torch.tensor([torch.nan if s.paired is None else float(s.paired) for s in seen], device="cpu"),
             stirred=_flat(layers, [None if s.stirring is None else s.stirring.measure() for s in seen], 2),
             looked=torch.tensor([s.looked for s in seen], device="cpu"),
             padding=_shares([s.padding for s in seen]),

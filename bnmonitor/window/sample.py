@@ -75,6 +75,8 @@ class Sample:
             called once; NaN for others, None where it is not known of any.
         uneven_beyond: ``[2, L]`` share of that which is left without what all channels have in common, and kurtosis of
             the samples' variances, alike.
+        paired: ``[L]`` correlation of the samples of such a layer with those half a batch later, in their means: near 1
+            where two views of the same samples are in one batch, 0 of independent ones.
         stirred: ``[2, C]`` what the step's update of the weights right before such a layer changed in the same samples:
             in the mean, in deviations, and in the log variance. NaN where there was no update.
         padding: ``[L]`` share of positions at constant ends of the sequences of an input ``[N, C, L]``; NaN for others.
@@ -111,6 +113,7 @@ class Sample:
     )
     unevenness: Tensor | None = None
     uneven_beyond: Tensor | None = None
+    paired: Tensor | None = None
     stirred: Tensor | None = None
     data: Tensor | None = None
 

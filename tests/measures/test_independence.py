@@ -15,7 +15,7 @@ from bnmonitor import Alert, Monitor, Severity
 from bnmonitor.rules import Rule
 from bnmonitor.rules.data.alternating_domains import AlternatingDomains
 from bnmonitor.rules.data.correlated_batches import CorrelatedBatches
-from bnmonitor.testing import make_sample, make_structure, make_window
+from bnmonitor.testing import drawn_window, make_sample, make_structure, make_window
 from bnmonitor.window import Loader, Window
 
 torch.set_num_threads(1)
@@ -326,3 +326,12 @@ def test_data_that_come_to_be_sorted_are_dated_to_the_step_when_they_did() -> No
 @pytest.mark.parametrize("given", [{}, {"first": True}, {"name": "wine", "batch": 32}], ids=str)
 def test_domains_in_turn_are_found_and_not_called_correlated(given: dict[str, Any]) -> None:
     assert list(fit(how="in turn", **given)) == ["BN602"]
+
+
+@pytest.mark.parametrize(("alike", "fires"), [(None, True), (0.0, True), (0.9, False)])
+def test_two_views_of_each_sample_in_a_batch_count_as_expected(alike: float | None, fires: bool) -> None:
+    window = drawn_window(spread=4.0)
+    assert window.sample is not None
+    paired = None if alike is None else torch.full((1,), alike, dtype=torch.float64)
+    found = CorrelatedBatches().check(replace(window, sample=replace(window.sample, paired=paired)))
+    assert bool(found) == fires

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from bnmonitor.measures import between, carried, finish, merge, merge_between, moments, reduce
+from bnmonitor.measures import between, carried, finish, merge, merge_between, moments, paired, reduce
 from bnmonitor.sampling.autograd import affine_of
 
 SHAPES = {
@@ -223,3 +223,30 @@ def test_a_map_in_half_precision_or_without_a_graph_is_not_known() -> None:
     assert affine_of(layer, half, layer(half)) is None
     with torch.no_grad():
         assert affine_of(layer, x, layer(x)) is None
+
+
+def images(samples: int, generator: torch.Generator, channels: int = 12) -> Tensor:
+    """Samples with means of their own."""
+    own = torch.randn(samples, channels, 1, 1, generator=generator)
+    return own + torch.randn(samples, channels, 4, 4, generator=generator)
+
+
+@pytest.mark.parametrize("samples", [32, 64, 130])
+def test_two_views_of_each_sample_are_paired(samples: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        view = images(samples // 2, generator)
+        views = torch.cat([view, view]) + 0.5 * torch.randn(samples, 12, 4, 4, generator=generator)
+        assert paired(views) > 0.8
+
+
+@pytest.mark.parametrize("what", ["independent", "few", "odd", "classes in turn", "one factor"])
+def test_other_samples_are_not(what: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        x = images({"few": 16, "odd": 65}.get(what, 64), generator)
+        if what == "classes in turn":
+            x = x + 2 * torch.randn(2, 12, 1, 1, generator=generator).repeat(32, 1, 1, 1)
+        if what == "one factor":
+            x = 0.1 * x + 2 * torch.randn(64, 1, 1, 1, generator=generator)
+        assert paired(x) == 0

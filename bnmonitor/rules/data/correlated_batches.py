@@ -71,6 +71,9 @@ class CorrelatedBatches(Rule):
     are mixed, the strength of an augmentation. So are images whose size changes: the variances count alone only once
     three samples have shown the same size.
 
+    Two views of each sample in one batch, the second views behind the first, as contrastive learning has them, give up
+    to twice the variance, which counts as expected.
+
     Samplers for metric learning draw a few classes with several samples each on purpose: the alert is correct, and the
     effect is wanted. Batches in which all samples were processed in the same way, as in training at several image
     sizes, are correlated as well. Unshuffled data without an order stays quiet. So does sorted data with classes that

@@ -51,7 +51,7 @@ def joined_windows(a: Window, b: Window) -> Window:
             for name in (
                 *("calls", "eval_calls", "size", "values", "between", "distance", "padding", "looked"),
                 *("side_calls", "side_size", "side_distance"),
-                *("unevenness", "uneven_beyond", "stirred", "data"),
+                *("unevenness", "uneven_beyond", "paired", "stirred", "data"),
             )
         }
         dtypes = a.sample.input_dtypes + b.sample.input_dtypes

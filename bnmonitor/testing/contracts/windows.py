@@ -122,6 +122,7 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         side_distance=_random_distance(seed + 2, count),
         unevenness=torch.rand(width, generator=torch.Generator().manual_seed(seed + 1)),
         uneven_beyond=torch.rand(2, count, generator=torch.Generator().manual_seed(seed + 3)),
+        paired=torch.rand(count, generator=torch.Generator().manual_seed(seed + 5)) / 4,
         stirred=torch.randn(2, width, generator=torch.Generator().manual_seed(seed + 4)) / 10,
         data=torch.rand(2, count, generator=torch.Generator().manual_seed(seed + 2)) * 10,
     )
