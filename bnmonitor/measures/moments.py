@@ -198,14 +198,14 @@ PAIRED = 4.5
 
 
 def paired(x: Tensor) -> Tensor:
-    """Correlation of the samples' means with those half a batch later, as two views of the same samples have it: ``[]``.
+    """Correlation of the samples' means with those half a batch later, as two views of each sample have it: ``[]``.
 
     0 where other samples are hardly less alike, as where they alternate by class, and of few samples.
     """
     half = x.shape[0] // 2
     if half < LEAST_SAMPLES or x.shape[0] % 2:
         return x.new_zeros((), dtype=torch.float64)
-    x = x.detach().unflatten(0, (2, half))[:, :: max(1, half // LEAST_SAMPLES)]
+    x = x.detach().reshape(2, half, *x.shape[1:])[:, :: max(1, half // LEAST_SAMPLES)]
     means = (x.flatten(3).mean(3, dtype=torch.float32) if x.dim() > 3 else x).double()
     means = means - means.mean((0, 1), keepdim=True)
     var = means.square().mean((0, 1))
@@ -214,7 +214,7 @@ def paired(x: Tensor) -> Tensor:
     apart = (at[:, None] + at) % len(one)
     alike = (one @ other.T).gather(1, apart).sum(0) / one.numel()
     beyond = alike[0] - alike[1:].mean()
-    return beyond.where(beyond > PAIRED * alike[1:].std(), 0.0).clamp(0, 1)
+    return torch.where(beyond > PAIRED * alike[1:].std(), beyond, 0.0).clamp(0, 1)
 
 
 def _own_variances(x: Tensor) -> Tensor:
