@@ -164,6 +164,7 @@ TITLES = {
     "BN603": "validation data differ from training data",
     "BN604": "padding enters the statistics",
     "BN605": "the batch statistics depend on the path through the network",
+    "BN606": "one batch of data is far from all others",
     "BN701": "channels are dead",
     "BN702": "gamma of some channels ran away",
     "BN703": "weight decay acts on gamma and beta",

@@ -22,6 +22,7 @@ from bnmonitor.diagnosis.causes.mixed_calls import MixedCalls
 from bnmonitor.diagnosis.causes.momentum import Momentum
 from bnmonitor.diagnosis.causes.non_finite import NonFinite
 from bnmonitor.diagnosis.causes.non_finite_input import NonFiniteInput
+from bnmonitor.diagnosis.causes.outlier_batch import OutlierBatch
 from bnmonitor.diagnosis.causes.ruined_statistics import RuinedStatistics
 from bnmonitor.diagnosis.causes.skipped_step import SkippedStep
 from bnmonitor.diagnosis.causes.small_batch import SmallBatch
@@ -35,6 +36,7 @@ CAUSES: tuple[Cause, ...] = (
     UnfreezeShock(),
     EvalMode(),
     ConstantInitialization(),
+    OutlierBatch(),
     LearningRateTooHigh(),
     HalfPrecisionOverflow(),
     NonFiniteInput(),

@@ -23,6 +23,7 @@ from bnmonitor.rules.bookkeeping.unwatched_evaluation import UnwatchedEvaluation
 from bnmonitor.rules.bookkeeping.unwatched_normalization import UnwatchedNormalization
 from bnmonitor.rules.data.alternating_domains import AlternatingDomains
 from bnmonitor.rules.data.correlated_batches import CorrelatedBatches
+from bnmonitor.rules.data.outlier_batch import OutlierBatch
 from bnmonitor.rules.data.padding_contamination import PaddingContamination
 from bnmonitor.rules.data.path_dependent_statistics import PathDependentStatistics
 from bnmonitor.rules.data.validation_shift import ValidationShift
@@ -115,6 +116,7 @@ CATALOGUE: tuple[type[Rule], ...] = (
     ValidationShift,
     PaddingContamination,
     PathDependentStatistics,
+    OutlierBatch,
     DeadChannels,
     GammaExplosion,
     WeightDecayOnAffine,

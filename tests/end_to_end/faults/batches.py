@@ -212,6 +212,29 @@ class Padding(Injection):
         return bool(tail.double().mean() > 0.75 * self.share)
 
 
+@dataclass(frozen=True, kw_only=True)
+class OutlierBatch(Injection):
+    """One batch is not normalized, and nothing keeps it out of the running statistics."""
+
+    code: ClassVar[str] = "BN606"
+    needs: ClassVar[str] = "once"
+    onset: int = 63
+    steps: int = 140
+    evaluate_every: int = 40
+    factor: float = 100.0
+
+    def build(self, trial: Trial) -> None:
+        trial.notes["spy"] = trial.spy(trial.root)
+        trial.blame(trial.root)
+
+    def batch(self, trial: Trial, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return (x * self.factor if trial.fresh else x), y
+
+    def took_place(self, trial: Trial) -> bool:
+        before, odd, after = (trial.notes["spy"].var[self.onset + i].median() for i in (-1, 0, 1))
+        return bool(odd > 25 * before and after < 3 * before)
+
+
 BATCHES: tuple[Injection, ...] = (
     CorrelatedBatches(name="two-classes-a-batch"),
     CorrelatedBatches(name="each-sample-eight-times", how="copies"),
@@ -219,6 +242,8 @@ BATCHES: tuple[Injection, ...] = (
     AlternatingDomains(),
     AlternatingDomains(name="alternating-contrast", contrast=0.6, shift=0.0, steps=240),
     ValidationShift(),
+    OutlierBatch(name="one-batch-x100"),
+    OutlierBatch(name="one-batch-x10", factor=10.0),
     Padding(name="padding"),
     Padding(name="padding-half", share=0.45, severity=Severity.ERROR),
 )
