@@ -370,6 +370,8 @@ CASES = [
          says="weights decayed to zero", follow=nothing),
     Case(fault="closed-half", network="mlp", cause="dead-channels", code=("BN701",),
          says="go back to a checkpoint", follow=back_to_the_checkpoint),
+    Case(fault="one-batch-x100", network="conv1d", cause="outlier-batch", code=("BN606",),
+         says=r"recalibrate\(model, loader\)", follow=Treated.run_code),
     Case(fault="validation-shift", network="mlp", cause="validation-shift", code=("BN603",),
          says="compare the transformations", follow=same_validation),
     Case(fault="skipped-step", network="mlp", cause="half-precision-overflow", code=("BN102",),

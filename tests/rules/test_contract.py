@@ -55,6 +55,12 @@ def handwritten() -> Window:
     return replace(window, recovery=torch.full((64, 1), int(Recovery.FOREIGN)), sample=batch)
 
 
+def outlier_batch() -> Window:
+    variances = torch.ones(64, 3)
+    variances[40] = 1e4
+    return make_window(batch_var=variances, facts={"structure": make_structure(root=True)})
+
+
 MADE: dict[str, Callable[[], Window]] = {
     "BN108": raw_data,
     "BN206": lambda: make_window(channels=(1,) * 12, sizes=16, chain=True),
@@ -69,6 +75,7 @@ MADE: dict[str, Callable[[], Window]] = {
     "BN602": lambda: drawn_window(turns=2.0),
     "BN605": lambda: path_window(0.6),
     "BN603": lambda: held_out_window(mean=2.0),
+    "BN606": outlier_batch,
     "BN705": lambda: make_window(learning_rate=1e-8),
     "BN706": lambda: make_window(channels=(1,) * 12, gamma_grad=1.3 ** -torch.arange(12.0), chain=True),
     "BN708": lambda: make_window(batch_mean=torch.tensor([0.0, 0.1] * 32)[:, None].expand(64, 8), channels=(8,)),

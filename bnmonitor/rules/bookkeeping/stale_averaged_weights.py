@@ -84,6 +84,11 @@ class StaleAveragedWeights(Rule):
     statistics fit. Statistics that do not change in training either, as in a frozen layer, are the same for all
     weights.
 
+    Federated averaging of ``parameters()`` leaves the statistics of the server's model as they were: seen if that model
+    is watched as well, beside the one that trains. If one module serves all clients and the server, its statistics are
+    those of the last client, and follow the next one: alike clients lost nothing by that, clients with other classes
+    each up to 8 points, and the rule says nothing.
+
     ## References
     Lightning-AI/pytorch-lightning#8811; pytorch/pytorch#84053; mosaicml/composer#624;
     huggingface/pytorch-image-models#102.

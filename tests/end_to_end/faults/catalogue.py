@@ -8,6 +8,7 @@ from bnmonitor.rules import CATALOGUE
 from tests.end_to_end.faults.architecture import ARCHITECTURE
 from tests.end_to_end.faults.batches import BATCHES
 from tests.end_to_end.faults.bookkeeping import BOOKKEEPING
+from tests.end_to_end.faults.federated import FEDERATED
 from tests.end_to_end.faults.injection import Injection
 from tests.end_to_end.faults.modes import MODES
 from tests.end_to_end.faults.networks import ALL, NETWORKS, Network
@@ -32,6 +33,7 @@ EVERY: tuple[Injection, ...] = (
     *CHECKPOINTS,  # at the end: the place of a fault decides on which network it is tried
     *PLACES,
     *UNWATCHED,
+    *FEDERATED,
 )
 """All faults, whether there is a rule for them yet or not."""
 
