@@ -63,6 +63,7 @@ from bnmonitor.measures.running_lag import (
     warm,
 )
 from bnmonitor.measures.sampled_inputs import SampledInput, sampled_batch, sampled_input
+from bnmonitor.measures.skipped import skipped_steps
 from bnmonitor.measures.small_batches import StepNoise, samples_by_noise, step_noise
 from bnmonitor.measures.small_variances import variances
 from bnmonitor.measures.untouched import MOSTLY, initial_statistics
@@ -139,6 +140,7 @@ __all__ = [
     "share",
     "side_updates",
     "silent",
+    "skipped_steps",
     "spread",
     "step_noise",
     "synced",

@@ -61,7 +61,7 @@ def test_a_batch_whose_mean_is_far_away_is_one() -> None:
         pytest.param(course({40: 1e-4}), id="a-dark-batch"),
         pytest.param(course({}, since=40), id="what-stays"),
         pytest.param(course({}, since=63), id="the-newest-batch"),
-        pytest.param(course({i: 900.0 for i in range(20, 60, 2)}), id="two-kinds-in-turn"),
+        pytest.param(course(dict.fromkeys(range(20, 60, 2), 900.0)), id="two-kinds-in-turn"),
         pytest.param(course({40: 400.0}, root=False), id="behind-another-layer"),
         pytest.param(course({40: 400.0}, momentum=0.0005), id="hardly-remembered"),
         pytest.param(course({40: 900.0}, seen=41), id="in-the-warm-up"),

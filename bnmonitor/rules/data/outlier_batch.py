@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import number
-from bnmonitor.measures import normalizing, warm
+from bnmonitor.measures import normalizing, skipped_steps, warm
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import Recovery, Window
@@ -80,7 +80,7 @@ class OutlierBatch(Rule):
     needs: ClassVar[frozenset[str]] = frozenset({"buffers", "dataflow"})
     exact: ClassVar[bool] = True
     own: ClassVar[bool] = True
-    yields_to: ClassVar[frozenset[str]] = frozenset({"BN101", "BN102"})
+    yields_to: ClassVar[frozenset[str]] = frozenset({"BN101"})
 
     limit_shift: float = 5.0
     limit_ratio: float = 3.0
@@ -113,13 +113,15 @@ class OutlierBatch(Rule):
         odd &= (after.abs() < limit / 2) & (home < self.back_shift)
         if not odd.any() or float(odd.double().mean()) > self.most_share:
             return None
+        odd[[t - 1 for t in skipped_steps(window) if 0 < t <= len(odd)]] = False
         momentum = window.momentum[1:-1, layer].nan_to_num(0.0)
         moved = momentum * shift, (1 - momentum + momentum * (2 * wider).exp()).log()
         harm = torch.maximum(moved[0] / self.info_shift, moved[1] / self.info_log_ratio).where(odd, 0.0)
         at = int(harm.nan_to_num(0.0).argmax())
         if not float(harm[at]) > 1:
             return None
-        return self._finding(window, layer, at + 1, float(shift[at]), float(wider[at].exp()), [float(m[at]) for m in moved])
+        far, ratio = float(shift[at]), float(wider[at].exp())
+        return self._finding(window, layer, at + 1, far, ratio, [float(m[at]) for m in moved])
 
     def _finding(self, window: Window, layer: int, at: int, shift: float, ratio: float, moved: list[float]) -> Finding:
         serious = moved[0] > self.warn_shift or moved[1] > self.warn_log_ratio

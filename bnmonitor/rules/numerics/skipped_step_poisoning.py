@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import count, number
-from bnmonitor.measures import warm
+from bnmonitor.measures import skipped_steps, warm
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import Window
@@ -88,7 +88,7 @@ class SkippedStepPoisoning(Rule):
 
     def check(self, window: Window) -> list[Finding]:
         """Find the skipped steps with a batch that changed the running statistics."""
-        at = self._skipped(window)
+        at = skipped_steps(window, self.most_skipped)
         for t in at:
             lost = self._not_finite(window, t) & (~self._not_finite(window, t - 1) if t else True)
             if lost.any():
@@ -100,24 +100,6 @@ class SkippedStepPoisoning(Rule):
         t, _ = hit[0]
         worst = torch.stack([distance for _, distance in hit]).amax(0)
         return [self._finding(window, t, worst > 1, worst)]
-
-    def _skipped(self, window: Window) -> list[int]:
-        """The steps that moved no parameter, as far as the scaler or gamma and beta tell."""
-        known = window.facts.skipped_steps
-        if known:
-            return [t for t, was in enumerate(known) if was] if len(known) == len(window) else []
-        trains = window.facts.affine_trains & torch.tensor(window.layers.affine, dtype=torch.bool, device="cpu")
-        if len(window) < 2 or not trains.any():
-            return []
-        starts = torch.tensor(window.layers.offsets[:-1], dtype=torch.int64, device="cpu")[trains]
-        first = [rows[:, starts] for rows in (window.gamma, window.beta)]  # one channel of each layer rules most out
-        still = torch.stack([(rows[1:] == rows[:-1]).all(1) for rows in first]).all(0)
-        still &= (window.updates[1:, trains] > 0).any(1)
-        at = [t + 1 for t in still.nonzero().flatten().tolist()]
-        if not at or len(at) > self.most_skipped * len(window):
-            return []
-        mine = trains[window.layers.owner]
-        return [t for t in at if all(bool((r[t] == r[t - 1])[mine].all()) for r in (window.gamma, window.beta))]
 
     def _not_finite(self, window: Window, t: int) -> torch.Tensor:
         finite = window.running_mean[t].isfinite() & window.running_var[t].isfinite()
