@@ -9,10 +9,19 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import number
-from bnmonitor.measures import normalizing, skipped_steps, warm
+from bnmonitor.measures import normalizing, samples_normalized, skipped_steps, warm
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import Recovery, Window
+
+MAD = 1.4826
+"""A Gaussian's standard deviation in units of its median absolute deviation."""
+
+LEAST_SAMPLES = 16
+"""Samples from which one of them does not decide what a batch is like."""
+
+LEAST_CHANNELS = 6
+"""Channels from which the middle one does not show what one of them does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +69,13 @@ class OutlierBatch(Rule):
 
     ## Thresholds
     ``limit_shift = 5`` deviations in the mean or a factor ``limit_ratio = 3`` in the deviation, in the middle channel,
-    as for BN102. The batch after it must be within a deviation and a factor 1.7 of the one before. What the batch moves
-    in the running statistics decides how bad it is, by the limits of BN603: an info from ``.25`` deviations or ``.5``
-    in the log of the variance, a warning from 1 or 1.4. At momentum .1 that is 6 times the deviation. Of more odd steps
-    than ``most_share = .1`` none is an outlier: BN601 and BN602 judge batches of several kinds.
+    as for BN102, and ``wild = 6`` robust deviations of what is usual from step to step, as for BN106: small batches vary
+    much. Of fewer than 16 samples, and of fewer than 6 channels, a single far sample decides: the limits are larger by
+    16 over the samples, and threefold. The batch after it must be within a deviation and a factor 1.7 of the one before. What the batch moves in the
+    running statistics decides how bad it is, by the limits of BN603: an info from ``.25`` deviations or ``.5`` in the
+    log of the variance, a warning from ``warn_shift = 1`` or ``warn_log_ratio = 1.4``. At momentum .1 that is 6 times
+    the deviation. Of more odd steps than ``most_share = .1`` none is an outlier: BN601 and BN602 judge batches of
+    several kinds.
 
     ## Look-alikes
     A batch of the usual kind that is smaller varies by less. A dark or empty batch leaves the average nearly as it was.
@@ -84,6 +96,7 @@ class OutlierBatch(Rule):
 
     limit_shift: float = 5.0
     limit_ratio: float = 3.0
+    wild: float = 6.0
     back_shift: float = 1.0
     most_share: float = 0.1
     info_shift: float = 0.25
@@ -108,8 +121,11 @@ class OutlierBatch(Rule):
         known = known[:-2] & known[1:-1] & known[2:] & warm(window)[1 : len(window) - 1, layer]
         wider, after = ((rows - log[:-2]).nanmedian(1).values for rows in (log[1:-1], log[2:]))
         shift, home = (((rows - mean[:-2]).abs() / scale).nanmedian(1).values for rows in (mean[1:-1], mean[2:]))
-        limit = math.log(self.limit_ratio)
-        odd = known & ((wider > limit) | (shift > self.limit_shift))
+        limit, more = math.log(self.limit_ratio), _allowance(window, layer)
+        usual, usually = (float(rows[known].nanmedian()) if known.any() else 0.0 for rows in (wider.abs(), shift))
+        odd = wider > max(limit + math.log(more), self.wild * MAD * usual)
+        odd |= shift > max(self.limit_shift * more, self.wild * usually)
+        odd &= known
         odd &= (after.abs() < limit / 2) & (home < self.back_shift)
         if not odd.any() or float(odd.double().mean()) > self.most_share:
             return None
@@ -142,3 +158,10 @@ class OutlierBatch(Rule):
             advice="look at the data of that step (a broken file, a missing normalization); before an evaluation "
             "estimate the statistics again: bnmonitor.remedies.recalibrate(model, loader)",
         )
+
+
+def _allowance(window: Window, layer: int) -> float:
+    """How much larger the limits are for a layer, where one sample or one channel decides."""
+    size = float(samples_normalized(window)[layer])
+    few = 3.0 if window.layers.channels[layer] < LEAST_CHANNELS else 1.0
+    return few * (max(1.0, LEAST_SAMPLES / size) if size > 0 else 1.0)
