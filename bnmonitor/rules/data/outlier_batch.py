@@ -69,13 +69,13 @@ class OutlierBatch(Rule):
 
     ## Thresholds
     ``limit_shift = 5`` deviations in the mean or a factor ``limit_ratio = 3`` in the deviation, in the middle channel,
-    as for BN102, and ``wild = 6`` robust deviations of what is usual from step to step, as for BN106: small batches vary
-    much. Of fewer than 16 samples, and of fewer than 6 channels, a single far sample decides: the limits are larger by
-    16 over the samples, and threefold. The batch after it must be within a deviation and a factor 1.7 of the one before. What the batch moves in the
-    running statistics decides how bad it is, by the limits of BN603: an info from ``.25`` deviations or ``.5`` in the
-    log of the variance, a warning from ``warn_shift = 1`` or ``warn_log_ratio = 1.4``. At momentum .1 that is 6 times
-    the deviation. Of more odd steps than ``most_share = .1`` none is an outlier: BN601 and BN602 judge batches of
-    several kinds.
+    as for BN102, and ``wild = 6`` robust deviations of what is usual from step to step, as for BN106: small batches
+    vary much. Of fewer than 16 samples, and of fewer than 6 channels, a single far sample decides: the limits are
+    larger by 16 over the samples, and threefold. The batch after it must be within a deviation and a factor 1.7 of the
+    one before. What the batch moves in the running statistics decides how bad it is, by the limits of BN603: an info
+    from ``.25`` deviations or ``.5`` in the log of the variance, a warning from ``warn_shift = 1`` or ``warn_log_ratio
+    = 1.4``. At momentum .1 that is 6 times the deviation. Of more odd steps than ``most_share = .1`` none is an
+    outlier: BN601 and BN602 judge batches of several kinds.
 
     ## Look-alikes
     A batch of the usual kind that is smaller varies by less. A dark or empty batch leaves the average nearly as it was.
