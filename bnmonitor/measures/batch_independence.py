@@ -41,6 +41,11 @@ QUIET = 0.25
 In blocks of two, half of all neighbors are of one block; weights that jump do so in every step.
 """
 
+OUTDATED = 1.25
+"""How many times more is due to chance where no sample is from the window itself.
+
+Weights go on, and with them what samples have in common: in a one-cycle run the ratio doubled within 70 steps."""
+
 TURNS = 2, 3, 4
 """Kinds of batches that may take turns."""
 
@@ -217,6 +222,8 @@ def _of_means(window: Window, layer: int, plan: Plan, size: float, *, still: boo
     # thirds of the degrees of freedom of as many independent values.
     tails = float(sample.input.kurtosis[span].double()[good].nan_to_num(3.0).clamp(min=3.0).median())
     chance = math.exp(3.5 * math.sqrt(3 / len(window) + (tails - 1) / draws))
+    if not still and sample.step < window.steps[0]:
+        chance *= OUTDATED
     x, expected = x[:, good], expected[good]
     moved = expected if still else expected + _stirred(x)
     near = plan.ratio(steps(x), moved, 2)
@@ -257,7 +264,8 @@ def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, st
     known = [s.uneven_beyond[:, layer].double() for s in samples if s.uneven_beyond is not None]
     share, tails = torch.stack(known).nanmean(0).tolist() if known else (math.nan, math.nan)
     var = window.batch_var[:, span].double()
-    good = (var.mean(0) > FLAT * layers.eps[layer]) & (uneven > 0) & uneven.isfinite() & (var > 0).all(0)
+    good = (var.mean(0) > FLAT * layers.eps[layer]) & (uneven > 0) & uneven.isfinite()
+    good &= ((var > 0) & var.isfinite()).all(0)
     if int(good.sum()) < LEAST_CHANNELS or share != share:
         return None
     beyond = max(LEAST_BEYOND, share)

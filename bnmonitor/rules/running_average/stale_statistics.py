@@ -61,12 +61,12 @@ class StaleStatistics(Rule):
     longer decay removes the cause.
 
     ## Thresholds
-    ``warn_mean = .1`` standard deviations and ``warn_log_deviation = .2``; ``error_mean = .25`` and
-    ``error_log_deviation = .7``. Settled healthy runs measured .03 and .02, and up to .36 and .6 for a few dozen steps
-    early in training, which the second window excludes. Momentum .01 over 220 steps measured .24 and .43 and lost 7
-    points of accuracy; momentum .001 measured .68 and 1.04 and lost 73. Both windows lie after warm-up. The variance is
-    compared by its average, not by the average of its log: the log of a small batch's variance is biased (by -.29 at
-    three values), which would look like a lag.
+    ``warn_mean = .15`` standard deviations and ``warn_log_deviation = .2``; ``error_mean = .25`` and
+    ``error_log_deviation = .7``. Settled healthy runs measured .03 and .02, slow momenta and contrastive features .12
+    over two windows without harm, and up to .36 and .6 for a few dozen steps early in training, which the second window
+    excludes. Momentum .01 over 220 steps measured .24 and .43 and lost 7 points of accuracy; momentum .001 measured .68
+    and 1.04 and lost 73. Both windows lie after warm-up. The variance is compared by its average, not by the average of
+    its log: the log of a small batch's variance is biased (by -.29 at three values), which would look like a lag.
 
     A cumulative average (momentum None) always lags: if the network moves as the log of time, the average is one
     standard deviation of the last e-fold of training behind, and BN302 reports that. This rule judges it only from the

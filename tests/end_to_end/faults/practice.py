@@ -50,7 +50,7 @@ PRACTICE: tuple[Case, ...] = (
     *each("mixed-up", "chain mlp", Mixup(**REGULAR), replace(PLAIN, schedule="cosine")),
     *each("cut-mixed", "chain residual", CutMix(**REGULAR), GENTLE),
     *each("multi-scale", "chain residual", MultiScale(**REGULAR), GENTLE),
-    *each("quasi-newton", "mlp wine", QuasiNewton(steps=80, evaluate_every=20), replace(PLAIN, batch=256)),
+    *each("quasi-newton", "mlp conv1d", QuasiNewton(steps=80, evaluate_every=20), replace(PLAIN, batch=256)),
     *each("random-depth", "preactivation", StochasticDepth(**REGULAR), GENTLE),
     *each("critic-first", "gan", CriticFirst(steps=120, evaluate_every=40), replace(_ADAM, lr=5e-4, batch=16)),
     *each("federated", "mlp chain wine", Federated(steps=240, evaluate_every=40), GENTLE),
