@@ -18,7 +18,7 @@ help:
 	@echo "make fuzz      compose random trainings, and compare them with and without bnmonitor (SECONDS=3600, SEED=...)"
 	@echo "make inject    raise an error at every line of bnmonitor that a short training passes"
 	@echo "make lint      ruff and mypy"
-	@echo "make docs      write the generated pages: the rules, the kinds of layers, the rooms"
+	@echo "make docs      write the generated pages (rules, kinds of layers, rooms, symptoms) and build the site"
 	@echo "make golden    write the expected texts of the terminal anew, and show what changed"
 	@echo "make bench     measure what bnmonitor costs"
 	@echo "make detection inject faults, train sound networks, and write down what was found"
@@ -63,10 +63,18 @@ format: $(VENV)/dev.stamp
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-docs: $(VENV)/dev.stamp
+$(VENV)/docs.stamp: $(VENV)/dev.stamp
+	@echo "installing what builds the site into $(VENV) ..."
+	@$(PIP) --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/docs.stamp
 	@$(BIN)/python docs/gen_rules.py
 	@$(BIN)/python docs/gen_kinds.py
 	@$(BIN)/python docs/gen_architecture.py
+	@$(BIN)/python docs/gen_symptoms.py
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/site
+	@echo "the site is in build/site: open build/site/index.html"
 
 golden: $(VENV)/dev.stamp
 	@GOLDEN=write $(BIN)/python -m pytest -q tests/sinks/test_console.py
