@@ -73,7 +73,7 @@ docs: $(VENV)/docs.stamp
 	@$(BIN)/python docs/gen_kinds.py
 	@$(BIN)/python docs/gen_architecture.py
 	@$(BIN)/python docs/gen_symptoms.py
-	@$(BIN)/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/site
+	@$(BIN)/python -m sphinx -W --keep-going -q -E -b html -d build/doctrees docs build/site
 	@echo "the site is in build/site: open build/site/index.html"
 
 golden: $(VENV)/dev.stamp

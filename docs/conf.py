@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from bnmonitor._text import DOCS as ADDRESS  # noqa: E402
 from bnmonitor._version import __version__  # noqa: E402
+from bnmonitor.symptoms.pages import ORDER  # noqa: E402
 
 project = "bnmonitor"
 author = "The bnmonitor authors"
@@ -59,7 +60,7 @@ nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!bnmonitor\.).*")]
 
 NAVIGATION = {
-    "What is wrong with my training?": ["symptoms"],
+    "What is wrong with my training?": ["Find it by what you see <symptoms>", *(f"symptoms/{name}" for name in ORDER)],
     "Begin": ["quickstart", "getting-started", "recipes", "examples", "faq"],
     "What it says": ["causes", "rules", "remedies", "notifications"],
     "Reading a run": ["tensorboard", "report", "audit", "format"],
@@ -70,7 +71,7 @@ NAVIGATION = {
 }
 """The pages in the order in which they stand beside every page."""
 
-FOLDERS = {"symptoms": "symptoms/*", "causes": "causes/*", "rules": "rules/*"}
+FOLDERS = {"causes": "causes/*", "rules": "rules/*"}
 """Pages that list a folder, whose pages stand below them in the navigation."""
 
 COPIES = {"contributing": ROOT / "CONTRIBUTING.md", "security": ROOT / "SECURITY.md"}
@@ -156,12 +157,19 @@ def link(found: re.Match[str]) -> str:
     return f"]({ADDRESS.removesuffix('/blob/main/docs')}/{kind}/main/{target}{anchor})"
 
 
+def framed(found: re.Match[str]) -> str:
+    """Return a program, or what is said of it, in a frame that shows which it is."""
+    kind = {"W": "wrong", "R": "right", "b": "said"}[found[0][0]]
+    return f"````{{container}} example {kind}\n{found[0]}````\n"
+
+
 def read(app: Any, name: str, content: list[str]) -> None:
     """Give Sphinx a page, with what only the site has."""
     text = content[0]
     if name in COPIES:
         text = re.sub(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)", link, COPIES[name].read_text(encoding="utf-8"))
     text = re.sub(r"\]\(\.\./(?!rules/|causes/|symptoms/)([^)#\s]+)(#[^)\s]*)?\)", link, text)
+    text = re.sub(r"^(?:Wrong|Right|bnmonitor says)\b[^\n]*:\n\n```\w+\n.*?^```\n", framed, text, flags=re.M | re.S)
     if name == "examples":
         text = sources(text)
     if name == "api":

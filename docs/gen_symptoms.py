@@ -16,7 +16,7 @@ from bnmonitor.symptoms import all_symptoms, code_of, symptom_index, symptom_pag
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 TEXTS = ROOT / "bnmonitor" / "symptoms" / "texts"
-WIDTH = 100
+WIDTH = 86
 """Columns at which what is printed is wrapped."""
 
 
@@ -47,7 +47,7 @@ def said(code: str) -> str:
 
 def _wrap(line: str) -> list[str]:
     indent = line[: len(line) - len(line.lstrip())]
-    kept = line.replace(" %", "\0%")  # a number stays with its unit
+    kept = re.sub(r" (?=%)|(?<=\blayer) (?=\d)", "\0", line)  # what belongs together stays in a line
     parts = textwrap.wrap(kept, WIDTH, subsequent_indent=f"{indent}  ", break_on_hyphens=False, break_long_words=False)
     return [part.replace("\0", " ") for part in parts]
 

@@ -17,6 +17,8 @@ def symptom_page(symptom: Symptom) -> str:
     """Return the Markdown page of a symptom."""
     text = re.sub(r"<!-- words: .*? -->\n\n", "", symptom.source, flags=re.DOTALL)
     text = re.sub(r"^```text\n", "bnmonitor says:\n\n```text\n", text, flags=re.MULTILINE)
+    head, _, rest = text.partition("\n\n## ")
+    text = f"{head}\n\nThe programs begin with [the same setup](#the-setup-of-the-programs).\n\n## {rest}"
     return f"{text.rstrip()}\n\n## The setup of the programs\n\n{_BEGIN}\n\n```python\n{setup()}```\n"
 
 
