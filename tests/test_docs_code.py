@@ -290,12 +290,12 @@ def _resolves(module: str, parts: list[str]) -> bool:
 def record(path: Path, lr: float = 0.05, steps: int = 40) -> str:
     """Train a little under watch, and return what was printed."""
     torch.manual_seed(0)
-    block = [nn.Linear(20, 20, bias=False), nn.BatchNorm1d(20), nn.ReLU()]
-    layers = {"linear": block[0], "bn1": block[1], "relu": block[2], "next": nn.Linear(20, 20, bias=False)}
     net = nn.Module()
     net.net = nn.Sequential()
-    for name, layer in {**layers, "bn2": nn.BatchNorm1d(20), "last": nn.Linear(20, 2)}.items():
-        net.net.add_module(name, layer)
+    for i in range(1, 6):
+        for name, layer in (("linear", nn.Linear(20, 20, bias=False)), ("bn", nn.BatchNorm1d(20)), ("relu", nn.ReLU())):
+            net.net.add_module(f"{name}{i}", layer)
+    net.net.add_module("last", nn.Linear(20, 2))
     optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), Monitor(net, optimizer=optimizer, log_dir=path) as monitor:
