@@ -363,7 +363,7 @@ def test_commands_within_sentences_are_understood() -> None:
     found = set()
     for page in (page for page in PAGES if page.name != "CHANGELOG.md"):  # which names what is gone as well
         text = FENCE.sub("", page.read_text(encoding="utf-8"))
-        found |= set(re.findall(r"`(bnmonitor [^`\n]+)`", text))
+        found |= set(re.findall(r"`(bnmonitor [^@`\n]+)`", text))
     assert len(found) > 15
     for command in sorted(found):
         words = [word for word in shlex.split(re.sub(r"\[.*?\]|\.\.\.|[<>|].*", "", command))[1:] if word]
