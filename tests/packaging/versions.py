@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version as version_of
 from pathlib import Path
 
 from tests.packaging.environments import ROOT, install, made, quiet
@@ -81,13 +82,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         wheel, _ = built(folder)
+        kept = folder / "torch.txt"
+        kept.write_text(f"torch=={version_of('torch')}\n", encoding="utf-8")
         if given.torch is None:
             print("torch 2.3: not at hand (give a wheel with --torch)")
         extra = [(given.torch.name, [str(given.torch)])] if given.torch else []
         for number, (title, packages) in enumerate([*extra, *trials()]):
             try:
                 python = made(folder / f"trial{number}")
-                install(python, *packages)
+                if not packages[0].endswith(".whl"):  # what it needs besides, but never another torch
+                    packages = ["--constraint", str(kept), *packages]
+                install(python, *packages, dependencies=True)
                 install(python, wheel)
                 print(f"{title}: {versions(python)}", flush=True)
                 print(quiet(python, "-I", HERE / "use.py", cwd=folder).rstrip(), flush=True)
