@@ -10,7 +10,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test fuzz inject lint format bench detection power public-faults docs golden pictures clean
+.PHONY: help demo test fuzz inject lint format bench detection power public-faults docs test-docs test-package test-versions golden pictures clean
 
 help:
 	@echo "make demo      install, then train three small networks and see what is found"
@@ -18,7 +18,10 @@ help:
 	@echo "make fuzz      compose random trainings, and compare them with and without bnmonitor (SECONDS=3600, SEED=...)"
 	@echo "make inject    raise an error at every line of bnmonitor that a short training passes"
 	@echo "make lint      ruff and mypy"
-	@echo "make docs      write the generated pages: the rules, the kinds of layers, the rooms"
+	@echo "make docs      write the generated pages (rules, kinds of layers, rooms, symptoms) and build the site"
+	@echo "make test-docs  run what the documentation shows, the recipes and the site too, which need more packages"
+	@echo "make test-package   build the wheel and the sdist, install them where bnmonitor is not, and use them"
+	@echo "make test-versions  use bnmonitor with the oldest and the newest of what it needs, as far as it installs here"
 	@echo "make golden    write the expected texts of the terminal anew, and show what changed"
 	@echo "make bench     measure what bnmonitor costs"
 	@echo "make detection inject faults, train sound networks, and write down what was found"
@@ -63,10 +66,37 @@ format: $(VENV)/dev.stamp
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-docs: $(VENV)/dev.stamp
+$(VENV)/docs.stamp: $(VENV)/dev.stamp
+	@echo "installing what builds the site into $(VENV) ..."
+	@$(PIP) --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/docs.stamp
 	@$(BIN)/python docs/gen_rules.py
 	@$(BIN)/python docs/gen_kinds.py
 	@$(BIN)/python docs/gen_architecture.py
+	@$(BIN)/python docs/gen_symptoms.py
+	@$(BIN)/python -m sphinx -W --keep-going -q -E -b html -d build/doctrees docs build/site
+	@echo "the site is in build/site: open build/site/index.html"
+
+$(VENV)/recipes.stamp: $(VENV)/docs.stamp
+	@echo "installing what the recipes of the documentation use into $(VENV) ..."
+	@$(PIP) --editable '.[recipes]'
+	@touch $@
+
+$(VENV)/package.stamp: $(VENV)/dev.stamp
+	@echo "installing what builds and checks packages into $(VENV) ..."
+	@$(PIP) --editable '.[package]'
+	@touch $@
+
+test-docs: $(VENV)/recipes.stamp
+	@$(BIN)/python -m pytest -q tests/test_docs.py tests/test_docs_code.py tests/test_site.py tests/symptoms
+
+test-package: $(VENV)/package.stamp
+	@$(BIN)/python -m tests.packaging.install $(ARGS)
+
+test-versions: $(VENV)/package.stamp
+	@$(BIN)/python -m tests.packaging.versions $(ARGS)
 
 golden: $(VENV)/dev.stamp
 	@GOLDEN=write $(BIN)/python -m pytest -q tests/sinks/test_console.py

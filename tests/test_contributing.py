@@ -44,8 +44,8 @@ def test_hooks_download_nothing_and_run_what_make_lint_runs() -> None:
 
 
 def test_the_commands_and_folders_of_the_guide_are_there() -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"make (\w+)", GUIDE)) <= targets
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"make (\w[\w-]*)", GUIDE)) <= targets
     for name in re.findall(r"`((?:tests|docs|bnmonitor)/[^`<]*)`", GUIDE):
         assert (ROOT / name).exists(), name
     for name in re.findall(r"^pytest (\S+)", GUIDE, re.MULTILINE):

@@ -20,11 +20,6 @@ from bnmonitor.rules.manual import index, page
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GENERATED = [path for path in PAGES if path.parent.name in ("rules", "causes")]
-WALKED = [
-    ROOT / "docs" / f"{name}.md"
-    for name in ("getting-started", "interface", "how-it-works", "extending", "remedies", "notifications")
-]
-
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]\n]*\]\(([^)\s]+)\)")
 
@@ -193,29 +188,6 @@ def test_the_examples_of_a_page_run_as_printed(path: Path) -> None:
     assert text or path.parent.name == "causes"
     example = doctest.DocTestParser().get_doctest(text, {}, path.name, str(path), 0)
     assert doctest.DocTestRunner().run(example).failed == 0
-
-
-@pytest.mark.parametrize("path", WALKED, ids=name_of)
-def test_the_snippets_of_a_page_run_in_order(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-    def net() -> nn.Module:
-        return nn.Sequential(nn.Linear(20, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
-
-    model = net()
-    names = {
-        "__name__": path.stem,
-        "model": model,
-        "generator": net(),
-        "critic": net(),
-        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
-        "loader": DataLoader(TensorDataset(torch.randn(64, 20), torch.zeros(64).long()), batch_size=32),
-    }
-    monkeypatch.setitem(sys.modules, path.stem, type(sys)(path.stem))  # dataclasses look their module up
-    snippets = blocks(path)
-    assert snippets
-    for body in snippets:
-        exec(compile(body, name_of(path), "exec"), names)
 
 
 def test_the_plain_loop_of_the_readme_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ ORDER = (
         "runs",
         "report",
         "tensorboard_plugin",
+        "symptoms",
     ),
     # Measuring.
     *("layers", "window", "measures", "graph", "sampling", "distributed", "context", "recording"),

@@ -20,6 +20,7 @@ _MAIN = """examples:
   bnmonitor compare BEFORE AFTER   did the fix work?
   bnmonitor export RUN --csv       its numbers as a table
   bnmonitor audit model.ckpt       what is wrong with a checkpoint
+  bnmonitor diagnose nan           what it may be, by what you see
   bnmonitor explain BN304          what a rule or a cause means, and what to do
 
 every command has examples of its own: bnmonitor report --help
@@ -70,6 +71,12 @@ _EXAMPLES = {
   bnmonitor rules momentum      the rules with a word in their name
   bnmonitor rules | grep batch  one line a rule, with its whole sentence
   bnmonitor rules --json        for a script
+""",
+    "diagnose": """examples:
+  bnmonitor diagnose                         every symptom
+  bnmonitor diagnose "nan after hours"       what it may be, most frequent first
+  bnmonitor diagnose nan-after-hours --code  with wrong and right programs
+  bnmonitor diagnose ema worse --json        for a script
 """,
     "explain": """examples:
   bnmonitor explain BN304                   a rule, by its code
@@ -184,6 +191,17 @@ def parser() -> Parser:
         "words", nargs="*", metavar="WORD", help="only rules whose code begins with it, or whose name contains it"
     )
     rules.add_argument("--json", action="store_true", help="print JSON")
+
+    diagnose = command(
+        "diagnose",
+        "find the causes of what you see",
+        "Find the causes of what you see, such as a NaN after hours, by words that describe it, or by the name of a "
+        "page. Without words, list the pages. Nothing is looked up elsewhere.",
+    )
+    diagnose.add_argument("words", nargs="*", metavar="WORD", help="what you see, such as: validation explodes")
+    shape = diagnose.add_mutually_exclusive_group()
+    shape.add_argument("--code", action="store_true", help="also the wrong and the right programs")
+    shape.add_argument("--json", action="store_true", help="print JSON")
 
     explain = command("explain", "explain a rule, or the cause of an incident")
     explain.add_argument("rule", help="code or name, such as BN304, stale-statistics or small-batch")

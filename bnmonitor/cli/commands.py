@@ -275,6 +275,27 @@ def _table(found: Sequence[Mapping[str, str]]) -> RenderableType:
     return table
 
 
+def _diagnose(parsed: argparse.Namespace) -> int:
+    from bnmonitor.symptoms import all_symptoms, described_symptom, plain_symptom, search_symptoms
+
+    asked = " ".join(parsed.words)
+    found = search_symptoms(asked) if asked.strip() else all_symptoms()
+    if not found:
+        return _fail(f"no symptom is like {asked!r}; `bnmonitor diagnose` lists them")
+    if parsed.json:
+        print(json.dumps({"schema": 1, "symptoms": [described_symptom(each) for each in found]}, indent=2))
+        return FINE
+    if not asked.strip():
+        for each in found:
+            say(f"{each.name:<23}  {each.title}")
+        return FINE
+    best, *others = found
+    say(plain_symptom(best, code=parsed.code))
+    for each in others[:3]:
+        say(f"or is it: {each.title}? bnmonitor diagnose {each.name}")
+    return FINE
+
+
 def _explain(parsed: argparse.Namespace) -> int:
     from bnmonitor.diagnosis import CAUSES, Cause, explained_cause, find_cause, plain_cause
     from bnmonitor.rules import all_rules, explained, find, near, plain
@@ -313,5 +334,6 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "audit": _audit,
     "structure": _structure,
     "rules": _rules,
+    "diagnose": _diagnose,
     "explain": _explain,
 }

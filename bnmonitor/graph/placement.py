@@ -101,7 +101,9 @@ def structure_of(
 
 def _unseen(calls: Sequence[Call]) -> _Found:
     """What is known of a layer without a graph in any of its calls."""
-    trains = None if not calls or any(not call.graded for call in calls) else False
+    # Nothing is frozen before a layer that normalizes the data themselves.
+    frozen = bool(calls) and all(call.graded and call.origin.weighted for call in calls)
+    trains = False if frozen else None
     return _Found(Place(blind=_why_blind(calls)), trains, None)
 
 

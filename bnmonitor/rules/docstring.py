@@ -13,6 +13,9 @@ PROMPTS = (">>>", "...")
 DEPTH = "    "
 """How lines of code begin that are shown, and not run."""
 
+_ROLE = re.compile(r":\w+:`~?([^`]+)`")
+"""A reference of Sphinx, such as to a function, which neither Markdown nor a terminal knows."""
+
 
 @dataclass(frozen=True)
 class Docstring:
@@ -80,7 +83,7 @@ def as_line(text: str) -> str:
     >>> as_line("Set ``momentum``\nto 0.1.")
     'Set momentum to 0.1.'
     """
-    return " ".join(text.replace("``", "").split())
+    return " ".join(_ROLE.sub(r"\1", text).replace("``", "").split())
 
 
 def blocks(body: str) -> list[str]:
@@ -135,4 +138,4 @@ def wrapped(text: str, width: int, indent: str = "") -> list[str]:
 
 def marked(text: str) -> str:
     """Write the marks of code as Markdown does."""
-    return re.sub(r"``([^`]+)``", r"`\1`", text)
+    return re.sub(r"``([^`]+)``", r"`\1`", _ROLE.sub(r"``\1``", text))

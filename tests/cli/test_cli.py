@@ -85,6 +85,7 @@ def test_a_mistake_is_one_line(given: list[str], says: str, capsys: pytest.Captu
         (["explain", "BN999"], "nothing is called 'BN999'; did you mean 'BN806'?; `bnmonitor rules` lists the rules"),
         (["explain", "bn399"], "did you mean 'BN306'?"),
         (["explain", "304x"], "nothing is called '304x'"),
+        (["diagnose", "zzz", "yyy"], "no symptom is like 'zzz yyy'; `bnmonitor diagnose` lists them"),
         (["explain", "learning-rate-to-high"], "did you mean 'learning-rate-too-high'?"),
         (["explain", "changed-inpt"], "nothing is called 'changed-inpt'; did you mean 'changed-input'?"),
         (["explain", "stale-statistic"], "did you mean 'stale-statistics'?"),
@@ -139,6 +140,32 @@ def test_the_manual_is_there_for_scripts(capsys: pytest.CaptureFixture[str]) -> 
     assert (said["cause"], said["rules"]) == ("momentum", ["BN301", "BN302"])
     assert "BN603" in said["follows"]
     assert said["url"].endswith("/docs/causes/momentum.md")
+
+
+def test_diagnose_finds_a_page_by_words_and_lists_them_without(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diagnose"]) == 0
+    assert "\nnan-after-hours          NaN after hours\n" in capsys.readouterr().out
+    assert main(["diagnose", "nan", "after", "hours"]) == main(["diagnose", "nan after hours"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("NaN after hours\n\n")
+    assert "1. A value of the data is not finite\n" in said
+    assert "\n   bnmonitor explain non-finite-input\n" in said
+    assert 'float("inf")' not in said
+    assert main(["diagnose", "swa is bad"]) == 0
+    assert "\nor is it: " in capsys.readouterr().out
+    assert main(["diagnose", "nan-after-hours", "--code"]) == 0
+    said = capsys.readouterr().out
+    assert '     images[300, 0, 4, 4] = float("inf")\n' in said
+    assert "\n   def network(**settings):\n" in said
+
+
+def test_diagnose_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diagnose", "ema worse", "--json"]) == 0
+    [found] = json.loads(capsys.readouterr().out)["symptoms"]
+    assert found["symptom"] == "ema-worse-than-raw"
+    assert {cause["cause"] for cause in found["causes"]} == {"foreign-statistics"}
+    assert main(["diagnose", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["symptoms"]) == 14
 
 
 def test_a_name_of_a_rule_and_a_cause_explains_the_cause_and_names_the_rule(

@@ -290,6 +290,15 @@ def test_frozen_backbone_is_no_input() -> None:
     assert not place(model, image(), layer="3").root
 
 
+@pytest.mark.parametrize("before", ["nothing", "trained", "frozen"])
+def test_what_is_before_a_normalization_without_parameters_is_frozen_or_not(before: str) -> None:
+    norm = nn.BatchNorm2d(3, affine=False)
+    head = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    first = [] if before == "nothing" else [nn.Conv2d(3, 3, 1).requires_grad_(before == "trained")]
+    told = traced(nn.Sequential(*first, norm, *head), torch.randn(IMAGE))
+    assert told.producer_trains[0] is {"nothing": None, "trained": True, "frozen": False}[before]
+
+
 def test_structure_is_traced_once_and_anew_when_something_is_frozen() -> None:
     model = residual()
     batches = ARCHITECTURES["residual"].batches(1)

@@ -44,5 +44,5 @@ class Momentum(Cause):
     name: ClassVar[str] = "momentum"
     leads: ClassVar[tuple[str, ...]] = ("BN302", "BN301")
     explains: ClassVar[frozenset[str]] = frozenset(
-        {"BN303", "BN304", "BN305", "BN603", "BN106", "BN109", "BN704", "BN707"}
+        {"BN303", "BN304", "BN305", "BN404", "BN603", "BN106", "BN109", "BN704", "BN707"}
     )
