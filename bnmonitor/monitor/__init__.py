@@ -2,7 +2,7 @@
 
 from bnmonitor.monitor.actions import AlertError, BatchNormWarning, warn
 from bnmonitor.monitor.monitor import Monitor, Phase
-from bnmonitor.monitor.settings import Action, OneAction, Settings
+from bnmonitor.monitor.settings import Action, OneAction, Settings, as_folder
 
 __all__ = [
     "Action",
@@ -12,5 +12,6 @@ __all__ = [
     "OneAction",
     "Phase",
     "Settings",
+    "as_folder",
     "warn",
 ]

@@ -490,6 +490,18 @@ class Monitor:
         """Set the optimizers, if they are created later than the monitor."""
         self._session.use_optimizers(as_optimizers(optimizers))
 
+    def watch_model(self, name: str, model: nn.Module) -> None:
+        """Watch a further model, such as an average of the weights that was made after the monitor.
+
+        The window begins again with the layers of all models; what is known of those so far is kept. Of a model whose
+        name is taken, nothing is done.
+
+        Args:
+            name: The first part of its layers' names.
+            model: The model.
+        """
+        self._session.guard(self._session.add_model, name, model, idle=True)
+
     def learn(self, **facts: Any) -> None:
         """Set facts about the training that were not known at construction, by the names of the arguments.
 
