@@ -56,8 +56,7 @@ class BatchNormCallback(Watching, Callback):
         self.watch.begin(
             with_average(model, self._ema),
             _Groups(learn),
-            train_loader=learn.dls.train,
-            val_loader=learn.dls.valid if learn.dls.n_subsets > 1 else None,
+            **dict(zip(("train_loader", "val_loader"), getattr(learn.dls, "loaders", ()), strict=False)),
         )
 
     @harmless

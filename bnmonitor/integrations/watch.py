@@ -144,14 +144,15 @@ class Watch:
         return self.monitor
 
     def learn(self, **facts: Any) -> None:
-        """Tell the monitor facts of the training; what it cannot read, such as a loader of a library, is left out."""
-        for name, value in facts.items():
-            if self.monitor is None or value is None:
-                continue
-            try:
-                self.monitor.learn(**{name: value})
-            except (TypeError, ValueError):
-                logger.debug("bnmonitor cannot read %s", name, exc_info=True)
+        """Tell the monitor facts of the training, but for loaders that are none."""
+        if self.monitor is not None:
+            self.monitor.learn(
+                **{
+                    name: value
+                    for name, value in facts.items()
+                    if not name.endswith("_loader") or hasattr(value, "__iter__")
+                }
+            )
 
     def step(self, number: int | None = None, loss: object = None) -> None:
         """Record the training batch that has just ended.
