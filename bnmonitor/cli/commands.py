@@ -6,6 +6,7 @@ import argparse
 import errno
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -67,6 +68,26 @@ def _demo(parsed: argparse.Namespace) -> int:
         return FINE if demo(parsed.log_dir) else FOUND
     except OSError as error:
         return _fail(f"cannot write to {parsed.log_dir}: {error.strerror or error}")
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from bnmonitor.scripts import ENTRY, environment, program
+
+    if parsed.entry:
+        print(ENTRY)
+        return FINE
+    if not parsed.script:
+        return _fail("give a script to start: bnmonitor run train.py")
+    try:
+        command = program(parsed.script)
+    except FileNotFoundError as error:
+        return _fail(str(error))
+    around = environment(os.environ, log_dir=parsed.log_dir, quiet=parsed.quiet)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.name == "nt":  # there a process cannot become another
+        return subprocess.run(command, env=around, check=False).returncode
+    os.execve(command[0], command, around)
 
 
 def _report(parsed: argparse.Namespace) -> int:
@@ -307,6 +328,7 @@ def _fail(message: str) -> int:
 
 _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "demo": _demo,
+    "run": _run,
     "report": _report,
     "compare": _compare,
     "export": _export,

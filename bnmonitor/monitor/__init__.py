@@ -1,7 +1,7 @@
 """The engine: when rules run, and what happens then."""
 
 from bnmonitor.monitor.actions import AlertError, BatchNormWarning, warn
-from bnmonitor.monitor.monitor import Monitor, Phase
+from bnmonitor.monitor.monitor import Monitor, Phase, running
 from bnmonitor.monitor.settings import Action, OneAction, Settings, as_folder
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "Phase",
     "Settings",
     "as_folder",
+    "running",
     "warn",
 ]

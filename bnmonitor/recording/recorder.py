@@ -85,6 +85,11 @@ class Recorder:
         return self._tape.layers
 
     @property
+    def modules(self) -> Sequence[nn.Module]:
+        """The layers themselves, in the same order."""
+        return self._tape.modules
+
+    @property
     def left_out(self) -> Mapping[str, str]:
         """Why further layers are not recorded, by name."""
         return self._watched.found.left_out
