@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given:
         parser().print_help()
         return USAGE
-    parsed = parser().parse_args(given)
+    parsed = parser().parse_args(_apart(given))
     try:
         code = _COMMANDS[parsed.command](parsed)
         sys.stdout.flush()
@@ -49,6 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _let_go()
         return _fail(f"cannot write what was found: {error.strerror}")
     return code
+
+
+def _apart(given: Sequence[str]) -> list[str]:
+    """Part the options of ``run`` from what it starts, whose options are its own."""
+    if given[0] != "run":
+        return list(given)
+    at = 1
+    while at < len(given) and given[at].startswith("--") and given[at] != "--":
+        at += 2 if given[at] == "--log-dir" else 1
+    return [*given[:at], "--", *given[at:]] if at < len(given) else list(given)
 
 
 def _let_go() -> None:
@@ -76,6 +86,7 @@ def _run(parsed: argparse.Namespace) -> int:
     if parsed.entry:
         print(ENTRY)
         return FINE
+    parsed.script = parsed.script[1:] if parsed.script[:1] == ["--"] else parsed.script
     if not parsed.script:
         return _fail("give a script to start: bnmonitor run train.py")
     try:

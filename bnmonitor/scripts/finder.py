@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import sys
 import threading
@@ -54,7 +55,8 @@ class Finder:
         self._found = 0
         self._steps = 0
         self._started = 0
-        self._compiled: list[ref[nn.Module]] = []
+        self._averages: list[ref[nn.Module]] = []
+        self._left = False
         self._handles = [
             register_module_forward_pre_hook(self._called),
             register_module_module_registration_hook(self._registered),
@@ -85,10 +87,12 @@ class Finder:
             self._guarded(self._look, module)
 
     def _registered(self, module: nn.Module, name: str, submodule: Any) -> None:
-        """A module becomes part of another: torch.compile's wrapper warns of hooks on all modules when it is called."""
-        if name == "_orig_mod" and isinstance(submodule, nn.Module) and type(module).__name__ == "OptimizedModule":
-            self._compiled = [each for each in self._compiled if each() is not None][-7:] + [ref(submodule)]
+        """A module becomes part of another: one that averages, or torch.compile's, which warns of hooks on all modules."""
+        kind = type(module).__name__
+        if name == "_orig_mod" and kind == "OptimizedModule":
             self._compiles()
+        elif name == "module" and (kind == "AveragedModel" or kind.startswith("ModelEma")):
+            self._averages.append(ref(module))
 
     def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """An optimizer has made a step."""
@@ -134,13 +138,14 @@ class Finder:
         if not layers:
             self._others[id(module)] = ref(module)
             return
-        if any(part is module for root in self.watched for part in root.model.modules()):
+        if any(part is module for root in self.watched for part in root.parts()):
             self._inner.add(id(module))  # it replaced another since the model was found
             return
         if not any(layer.training for layer in layers):
             for root in self.watched:
                 if root.may_average(module, layers):
                     root.average_called(module)
+                    self._know(root)
                     return
             return
         if torch.is_grad_enabled():
@@ -158,6 +163,7 @@ class Finder:
             module = module.module
         if watched_by_others(module, [each.monitor for each in self.watched]):
             self._others[id(module)] = ref(module)
+            self._left = True
             return
         parts = {id(part) for part in module.modules()}
         for each in list(self.watched):
@@ -169,18 +175,31 @@ class Finder:
         folder = self._log_dir if self._found == 1 else self._log_dir / f"{name}-{self._found}"
         if self._found == 1 and not self._quiet:
             _quiet_log()
-        found = Watched(module, folder, quiet=self._quiet)
+        found = Watched(module, folder, quiet=self._quiet, averages=self._copies())
+        for optimizer in gc.get_objects():  # all of a training are made before its first forward, as a rule
+            if issubclass(type(optimizer), Optimizer) and getattr(optimizer, "param_groups", None):
+                found.trained_by(optimizer)
         self.watched.append(found)
         self._roots[id(module)] = found
-        self._inner |= parts - {id(module)}
+        self._know(found)
         self._optimizers = {}
+
+    def _copies(self) -> list[nn.Module]:
+        """Averages that were made since this was asked last."""
+        made, self._averages = self._averages, []
+        return [module for each in made if (module := each()) is not None and _layers(module)]
+
+    def _know(self, watched: Watched) -> None:
+        """Note the parts of a model and of its averages, which are called within these."""
+        self._inner |= {id(part) for part in watched.parts()}
+        self._inner -= {id(whole) for whole in watched.wholes}
 
     def _drop(self, watched: Watched, *, keep: bool = True) -> None:
         """Watch a model no more."""
         watched.close()
         self.watched.remove(watched)
         self._roots.pop(id(watched.model), None)
-        self._inner -= {id(part) for part in watched.model.modules()}
+        self._inner -= {id(part) for part in watched.parts()}
         self._optimizers = {}
 
     # -- steps ---------------------------------------------------------------------------------------------------------
@@ -196,6 +215,11 @@ class Finder:
                     self._drop(each)
                     self._others[id(each.model)] = ref(each.model)
             self._started = monitors_started()
+        for module in self._copies() if self._averages else ():
+            for each in self.watched:
+                if each.takes(module):
+                    self._know(each)
+                    break
         known = self._optimizers.get(id(optimizer))
         if known is None or known[0]() is not optimizer:
             known = self._optimizers[id(optimizer)] = ref(optimizer), self._trained_by(optimizer)
@@ -205,18 +229,20 @@ class Finder:
                 each.listen(self._guarded)
 
     def _trained_by(self, optimizer: Optimizer) -> list[Watched]:
-        """The models that an optimizer trains; those that torch.compile was given begin to be watched here."""
+        """The models that an optimizer trains; those that are compiled begin to be watched here."""
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for given in self._compiled:
-            model = given()
-            if model is None or id(model) in self._roots or id(model) in self._inner or id(model) in self._others:
-                continue
-            if _layers(model) and any(id(p) in trained for p in model.parameters()):
-                self._watch(model)
-        found = [each for each in self.watched if any(id(p) in trained for p in each.model.parameters())]
+        found = self._having(trained)
+        if not found and self._compiling:  # models are not found by being called: the first step is missed
+            for model in _in_memory(trained):
+                if not {id(model)} & (self._roots.keys() | self._inner | self._others.keys()):
+                    self._watch(model)
+            found = self._having(trained)
         for each in found:
             each.trained_by(optimizer)
         return found
+
+    def _having(self, parameters: set[int]) -> list[Watched]:
+        return [each for each in self.watched if any(id(p) in parameters for p in each.model.parameters())]
 
     def close(self) -> None:
         """Close the watch of every model, and say where the history is."""
@@ -228,9 +254,11 @@ class Finder:
         if self._end_of_compiling is not None:
             self._end_of_compiling()
         for each in self.watched:
-            with suppress(Exception):
+            try:
                 each.close()
-        if self._steps and not self._found and not self._quiet and _rank() == 0:
+            except Exception as error:
+                self._fail(error)
+        if self._steps and not (self._found or self._left or self._quiet) and _rank() == 0:
             sys.stderr.write("bnmonitor: no model with a BatchNorm layer was trained here\n")
 
 
@@ -241,6 +269,15 @@ def _layers(module: nn.Module) -> list[nn.Module]:
     from bnmonitor.layers import norms
 
     return norms([module])
+
+
+def _in_memory(trained: set[int]) -> list[nn.Module]:
+    """The models of the process that have layers and one of some parameters, but not those within another of them."""
+    modules = [each for each in gc.get_objects() if issubclass(type(each), nn.Module)]
+    every = [each for each in modules if type(each).__name__ != "OptimizedModule"]
+    having = [each for each in every if any(id(p) in trained for p in each.parameters()) and _layers(each)]
+    inside = {id(part) for each in having for part in each.modules() if part is not each}
+    return [each for each in having if id(each) not in inside]
 
 
 def _rank() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -16,10 +16,14 @@ from bnmonitor._undisturbed import undisturbed
 from bnmonitor.display import show
 from bnmonitor.layers import Hooks, is_compiled, norms
 from bnmonitor.monitor import Monitor, running
-from bnmonitor.sinks import Console, TensorBoard
+from bnmonitor.sinks import Console, Sink, TensorBoard
+from bnmonitor.summary import Summary
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+UNKNOWN = ("BN507",)
+"""Rules that need to know all models of a training: its parts may be called one by one, each a model of its own."""
 
 RARELY = 2
 """A copy that is called only every so many steps, or more rarely, is evaluated; a teacher is called in each."""
@@ -32,14 +36,19 @@ class Watched:
         model: The model.
         log_dir: The directory for its history.
         quiet: Whether nothing is to be printed.
+        averages: Modules that average weights; those with layers of the same sizes are taken to be of this model.
     """
 
-    def __init__(self, model: nn.Module, log_dir: Path, *, quiet: bool) -> None:
+    def __init__(self, model: nn.Module, log_dir: Path, *, quiet: bool, averages: Sequence[nn.Module] = ()) -> None:
         self.model = model
         self._channels = _channels(norms([model]))
+        self._averages = [each for each in averages if _channels(norms([each])) == self._channels]
+        models = {"": model, **{_name(i): each for i, each in enumerate(self._averages)}}
+        self._console = None if quiet else Console()
+        self._before: Summary | None = None
         with undisturbed():
-            sinks = [TensorBoard(log_dir), *([] if quiet else [Console()])]
-            self.monitor = Monitor(model, log_dir=log_dir, sinks=sinks, on_alert="warn" if not quiet else "log")
+            sinks: list[Sink] = [TensorBoard(log_dir), *([] if self._console is None else [self._console])]
+            self.monitor = Monitor(models, log_dir=log_dir, sinks=sinks, on_alert="log", ignore=UNKNOWN)
             self.monitor.connect(emit=_to_stderr)
             self.monitor.start()
         self._optimizers: list[ref[Optimizer]] = []
@@ -50,8 +59,16 @@ class Watched:
         """The step of any optimizer at which this model was last trained."""
         self._evaluating = self._without_gradients = self._trains_in_eval = False
         self._hooks, self._deaf = Hooks(), False
-        self._averages: list[nn.Module] = []
         self._called_at: dict[int, int] = {}
+
+    @property
+    def wholes(self) -> list[nn.Module]:
+        """The model and its averages."""
+        return [self.model, *self._averages]
+
+    def parts(self) -> Iterator[nn.Module]:
+        """Every module of them."""
+        return (part for whole in self.wholes for part in whole.modules())
 
     # -- forwards ------------------------------------------------------------------------------------------------------
 
@@ -84,18 +101,25 @@ class Watched:
 
     def may_average(self, module: nn.Module, layers: Sequence[nn.Module]) -> bool:
         """Whether a module that is evaluated may be a copy of this model: it has layers of the same sizes."""
-        return module in self._averages or _channels(layers) == self._channels
+        return any(module is each for each in self._averages) or _channels(layers) == self._channels
+
+    def takes(self, module: nn.Module) -> bool:
+        """Watch a module that averages weights, if it may average this model."""
+        if not self.may_average(module, norms([module])):
+            return False
+        if all(module is not each for each in self._averages):
+            self._trains()
+            self._before = self.monitor.summary() if self.monitor.steps else self._before
+            self._averages.append(module)
+            self.monitor.watch_model(_name(len(self._averages) - 1), module)
+        return True
 
     def average_called(self, module: nn.Module) -> None:
         """A copy of the model is about to be evaluated."""
         last, self._called_at[id(module)] = self._called_at.get(id(module), -RARELY), self._steps
         if self._steps < RARELY or (self._steps - last < RARELY and not self._evaluating):
             return
-        if module not in self._averages:
-            self._trains()
-            name = "ema" if not self._averages else f"ema{len(self._averages) + 1}"
-            self._averages.append(module)
-            self.monitor.watch_model(name, module)
+        self.takes(module)
         self._evaluates(without_gradients=True)
 
     def _evaluates(self, *, without_gradients: bool) -> None:
@@ -111,7 +135,7 @@ class Watched:
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     def trained_by(self, optimizer: Optimizer) -> None:
-        """Note an optimizer of the model."""
+        """Note an optimizer of the model, or of one that is trained with it."""
         if not any(each() is optimizer for each in self._optimizers):
             self._optimizers = [each for each in self._optimizers if each() is not None] + [ref(optimizer)]
             self.monitor.watch_optimizers([found for each in self._optimizers if (found := each()) is not None])
@@ -146,7 +170,13 @@ class Watched:
         self._hooks.remove()
         self._trains()
         with undisturbed():
+            if self._console is not None and self._before is not None and not self.monitor.steps:
+                self._console.close(self._before)  # nothing was trained since the last model was added
             self.monitor.close()
+
+
+def _name(average: int) -> str:
+    return f"ema{average + 1}" if average else "ema"
 
 
 def watched_by_others(model: nn.Module, ours: Sequence[Monitor]) -> bool:
