@@ -96,9 +96,9 @@ def _run(parsed: argparse.Namespace) -> int:
     around = environment(os.environ, log_dir=parsed.log_dir, quiet=parsed.quiet)
     sys.stdout.flush()
     sys.stderr.flush()
-    if os.name == "nt":  # there a process cannot become another
-        return subprocess.run(command, env=around, check=False).returncode
-    os.execve(command[0], command, around)
+    if os.name != "nt":  # there a process cannot become another
+        os.execve(command[0], command, around)
+    return subprocess.run(command, env=around, check=False).returncode
 
 
 def _report(parsed: argparse.Namespace) -> int:

@@ -37,6 +37,7 @@ class BatchNormCallback(Watching, Callback):
         ValueError: An argument has a value that is not accepted.
     """
 
+    learn: Any
     order = 55
     """After what scales gradients and keeps the losses, before the progress bar."""
 
@@ -49,7 +50,7 @@ class BatchNormCallback(Watching, Callback):
     @harmless
     def before_fit(self) -> None:
         """Begin to watch, unless this is no training, or not its first process."""
-        learn: Any = self.learn
+        learn = self.learn
         if hasattr(learn, "lr_finder") or hasattr(learn, "gather_preds") or _rank() != 0:
             return
         model = learn.model.module if isinstance(learn.model, nn.parallel.DistributedDataParallel) else learn.model

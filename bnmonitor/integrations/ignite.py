@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ignite.engine import Engine, Events
 from torch import nn
 
 from bnmonitor.integrations.watch import Watch, Watching, harmless, with_average
+
+if TYPE_CHECKING:
+    Engine = Any
+    Events: Any
+else:
+    from ignite.engine import Engine, Events
 
 
 class BatchNormHandler(Watching):
@@ -133,5 +138,3 @@ def _loss(output: Any) -> object:
     if isinstance(output, Mapping):
         return output.get("loss")
     return output
-
-

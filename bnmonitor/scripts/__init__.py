@@ -1,4 +1,4 @@
-"""Training scripts that nobody edits: they are started as ever, and the models that they train are found and watched."""
+"""Scripts that nobody edits: they are started as ever, and the models that they train are found and watched."""
 
 from bnmonitor.scripts.launch import ENTRY, environment, program
 

@@ -87,7 +87,7 @@ class Finder:
             self._guarded(self._look, module)
 
     def _registered(self, module: nn.Module, name: str, submodule: Any) -> None:
-        """A module becomes part of another: one that averages, or torch.compile's, which warns of hooks on all modules."""
+        """A module becomes part of one that averages, or of torch.compile's, which warns of hooks on all modules."""
         kind = type(module).__name__
         if name == "_orig_mod" and kind == "OptimizedModule":
             self._compiles()

@@ -28,14 +28,14 @@ from tests.integrations.common import (
 
 pytest.importorskip("fastai", reason="fastai is not installed: make test-integrations")
 
-from fastai.callback.core import Callback  # noqa: E402
-from fastai.callback.schedule import Learner  # noqa: E402
-from fastai.callback.training import GradientAccumulation  # noqa: E402
-from fastai.data.core import DataLoaders  # noqa: E402
-from fastai.data.load import DataLoader  # noqa: E402
-from fastai.optimizer import SGD  # noqa: E402
+from fastai.callback.core import Callback
+from fastai.callback.schedule import Learner
+from fastai.callback.training import GradientAccumulation
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.optimizer import SGD
 
-from bnmonitor.integrations.fastai import BatchNormCallback  # noqa: E402
+from bnmonitor.integrations.fastai import BatchNormCallback
 
 
 def learner(net: nn.Module, *callbacks: Any, bar: bool = False) -> Any:

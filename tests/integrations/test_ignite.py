@@ -26,11 +26,11 @@ from tests.integrations.common import (
 
 pytest.importorskip("ignite", reason="PyTorch Ignite is not installed: make test-integrations")
 
-from ignite.engine import Engine, Events, create_supervised_evaluator, create_supervised_trainer  # noqa: E402
-from ignite.handlers import EMAHandler  # noqa: E402
-from ignite.metrics import Accuracy  # noqa: E402
+from ignite.engine import Engine, Events, create_supervised_evaluator, create_supervised_trainer
+from ignite.handlers import EMAHandler
+from ignite.metrics import Accuracy
 
-from bnmonitor.integrations.ignite import BatchNormHandler  # noqa: E402
+from bnmonitor.integrations.ignite import BatchNormHandler
 
 
 def loaders() -> tuple[Any, Any]:

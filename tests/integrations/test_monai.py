@@ -27,10 +27,10 @@ from tests.integrations.common import (
 pytest.importorskip("ignite", reason="PyTorch Ignite is not installed: make test-integrations")
 pytest.importorskip("monai", reason="MONAI is not installed: make test-integrations")
 
-from monai.engines import SupervisedEvaluator, SupervisedTrainer  # noqa: E402
-from monai.handlers import ValidationHandler  # noqa: E402
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import ValidationHandler
 
-from bnmonitor.integrations.ignite import BatchNormHandler  # noqa: E402
+from bnmonitor.integrations.ignite import BatchNormHandler
 
 
 def rows(samples: int = 1280, value: int = 1) -> list[dict[str, Tensor]]:

@@ -25,13 +25,13 @@ from tests.integrations.common import (
 
 pytest.importorskip("skorch", reason="skorch is not installed: make test-integrations")
 
-from sklearn.base import clone  # noqa: E402
-from sklearn.model_selection import GridSearchCV  # noqa: E402
-from skorch import NeuralNetClassifier  # noqa: E402
-from skorch.dataset import Dataset  # noqa: E402
-from skorch.helper import predefined_split  # noqa: E402
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+from skorch import NeuralNetClassifier
+from skorch.dataset import Dataset
+from skorch.helper import predefined_split
 
-from bnmonitor.integrations.skorch import BatchNormCallback  # noqa: E402
+from bnmonitor.integrations.skorch import BatchNormCallback
 
 
 def net_of(module: nn.Module, *callbacks: Any, kind: Any = NeuralNetClassifier, **options: Any) -> Any:

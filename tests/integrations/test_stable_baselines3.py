@@ -10,10 +10,10 @@ from tests.integrations.common import Truth, evaluated, gradients_seen, seed, se
 
 pytest.importorskip("stable_baselines3", reason="Stable-Baselines3 is not installed: make test-integrations")
 
-from stable_baselines3 import DQN, PPO, SAC  # noqa: E402
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor  # noqa: E402
+from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
-from bnmonitor.integrations.stable_baselines3 import BatchNormCallback  # noqa: E402
+from bnmonitor.integrations.stable_baselines3 import BatchNormCallback
 
 
 class Normalized(BaseFeaturesExtractor):

@@ -22,9 +22,9 @@ from tests.integrations.common import (
 
 pytest.importorskip("pytorch_tabnet", reason="pytorch-tabnet is not installed: make test-integrations")
 
-from pytorch_tabnet.tab_model import TabNetClassifier  # noqa: E402
+from pytorch_tabnet.tab_model import TabNetClassifier
 
-from bnmonitor.integrations.tabnet import BatchNormCallback  # noqa: E402
+from bnmonitor.integrations.tabnet import BatchNormCallback
 
 
 def fit(*callbacks: Any, rate: float = 0.01) -> Any:

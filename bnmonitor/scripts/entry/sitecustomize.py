@@ -21,4 +21,4 @@ if os.environ.get("BNMONITOR", "0") not in ("", "0"):
         sys.stderr.write(f"bnmonitor does not watch: {type(error).__name__}: {error}\n")
 
 # The one that this has hidden, if there is one; else Python goes on as if it had found none, for it asks for that name.
-import sitecustomize  # noqa: E402, F401
+__import__("sitecustomize")

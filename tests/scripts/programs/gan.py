@@ -6,9 +6,7 @@ from torch import nn
 
 seed()
 x, *_ = digits()
-generator = nn.Sequential(
-    nn.Linear(16, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64), nn.Sigmoid()
-)
+generator = nn.Sequential(nn.Linear(16, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64), nn.Sigmoid())
 critic = nn.Sequential(
     nn.Linear(64, 64), nn.LeakyReLU(0.2), nn.Linear(64, 32, bias=False), nn.BatchNorm1d(32), nn.LeakyReLU(0.2),
     nn.Linear(32, 1),
