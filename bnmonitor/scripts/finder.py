@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 IDLE = 50
 """A model that was not trained in so many steps of other optimizers is given up when another one is found."""
 
+MOST = 10_000
+"""Modules without layers that are remembered before those that are gone are forgotten."""
+
 _NORMS = ("running_mean", "running_var")
 
 
@@ -70,10 +73,8 @@ class Finder:
 
     def _called(self, module: nn.Module, args: Any) -> None:
         """A module is about to run."""
-        if torch.compiler.is_compiling():
-            return
         key = id(module)
-        if key in self._inner:
+        if key in self._inner or torch.compiler.is_compiling():
             return
         known = self._roots.get(key)
         if known is not None:
@@ -136,6 +137,8 @@ class Finder:
             return
         layers = _layers(module)
         if not layers:
+            if len(self._others) > MOST:
+                self._others = {key: other for key, other in self._others.items() if other() is not None}
             self._others[id(module)] = ref(module)
             return
         if any(part is module for root in self.watched for part in root.parts()):
@@ -167,9 +170,8 @@ class Finder:
             return
         parts = {id(part) for part in module.modules()}
         for each in list(self.watched):
-            inside = id(each.model) in parts
-            if inside or self._steps - each.last_step > IDLE:
-                self._drop(each, keep=not inside)
+            if id(each.model) in parts or self._steps - each.last_step > IDLE:
+                self._drop(each)
         self._found += 1
         name = type(module).__name__
         folder = self._log_dir if self._found == 1 else self._log_dir / f"{name}-{self._found}"
@@ -194,9 +196,11 @@ class Finder:
         self._inner |= {id(part) for part in watched.parts()}
         self._inner -= {id(whole) for whole in watched.wholes}
 
-    def _drop(self, watched: Watched, *, keep: bool = True) -> None:
+    def _drop(self, watched: Watched) -> None:
         """Watch a model no more."""
         watched.close()
+        if not watched.trained and watched is self.watched[-1]:
+            self._found -= 1  # a part that ran by itself before the whole, as when a model is traced
         self.watched.remove(watched)
         self._roots.pop(id(watched.model), None)
         self._inner -= {id(part) for part in watched.parts()}

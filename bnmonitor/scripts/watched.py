@@ -62,6 +62,11 @@ class Watched:
         self._called_at: dict[int, int] = {}
 
     @property
+    def trained(self) -> bool:
+        """Whether a step has been recorded."""
+        return self._steps > 0
+
+    @property
     def wholes(self) -> list[nn.Module]:
         """The model and its averages."""
         return [self.model, *self._averages]
