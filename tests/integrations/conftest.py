@@ -1,11 +1,8 @@
-"""Lets libraries import a torchvision and a torchaudio that were built for another PyTorch than the installed one."""
+"""Lets libraries import a torchvision that was built for another PyTorch than the one that is installed."""
 
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
-from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,23 +34,3 @@ except RuntimeError:  # a build for CUDA beside a PyTorch for CPUs: its operator
     for name in ("nms", "qnms"):
         _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _library.impl("nms", _nms, "CPU")
-
-try:
-    import torchaudio  # noqa: F401
-except (ImportError, OSError):  # braindecode imports it, and needs it for a few models only
-
-    class _Missing(ModuleType):
-        __path__: list[str] = []  # noqa: RUF012 -- of a package
-
-        def __getattr__(self, name: str) -> Any:
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return type(name, (), {})
-
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
-        del sys.modules[name]
-    if find_spec("braindecode") is not None:
-        for name in ("torchaudio", "torchaudio.functional", "torchaudio.transforms"):
-            sys.modules[name] = _Missing(name)
-        for name in ("functional", "transforms"):
-            setattr(sys.modules["torchaudio"], name, sys.modules[f"torchaudio.{name}"])

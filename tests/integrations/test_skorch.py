@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from typing import Any
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -98,8 +102,37 @@ def test_a_search_clones_the_callback_and_sets_its_arguments() -> None:
     assert len(callback_of(search.best_estimator_).monitor.steps) == 4
 
 
-def test_braindecode_is_a_net_of_skorch() -> None:
-    braindecode = pytest.importorskip("braindecode", reason="braindecode is not installed: make test-integrations")
+class Missing(ModuleType):
+    __path__: ClassVar[list[str]] = []  # of a package
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+@pytest.fixture
+def braindecode(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The library, which imports a torchaudio that it needs for a few models: one of another PyTorch is not loaded."""
+    if find_spec("braindecode") is None:
+        pytest.skip("braindecode is not installed: make test-integrations")
+    try:
+        import torchaudio  # noqa: F401
+    except (ImportError, OSError):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
+            monkeypatch.delitem(sys.modules, name)
+        parts = {name: Missing(f"torchaudio.{name}") for name in ("functional", "transforms")}
+        whole = Missing("torchaudio")
+        for name, module in {
+            "torchaudio": whole,
+            **{f"torchaudio.{name}": part for name, part in parts.items()},
+        }.items():
+            monkeypatch.setitem(sys.modules, name, module)
+        vars(whole).update(parts)
+    return import_module("braindecode")
+
+
+def test_braindecode_is_a_net_of_skorch(braindecode: Any) -> None:
     x = torch.randn(640, 3, 80, generator=torch.Generator().manual_seed(1))
     y = (x[:, 0].mean(1) > 0).long()
 
