@@ -414,7 +414,7 @@ class Monitor:
         """Start to watch, or start again; layers that were replaced in between are found."""
         try:
             self._session.begin()
-            running.note(self)
+            self._session.guard(running.note, self, idle=True)
             if self._keeper is not None and self.running:
                 self._keeper.start()
             return self
