@@ -10,11 +10,12 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test fuzz inject lint format bench detection power public-faults docs test-docs test-package test-versions golden pictures clean
+.PHONY: help demo test test-integrations fuzz inject lint format bench detection power public-faults docs test-docs test-package test-versions golden pictures clean
 
 help:
 	@echo "make demo      install, then train three small networks and see what is found"
 	@echo "make test      install, then run the whole test suite"
+	@echo "make test-integrations  install the libraries of docs/integrations.md beside, and test their adapters"
 	@echo "make fuzz      compose random trainings, and compare them with and without bnmonitor (SECONDS=3600, SEED=...)"
 	@echo "make inject    raise an error at every line of bnmonitor that a short training passes"
 	@echo "make lint      ruff and mypy"
@@ -50,6 +51,18 @@ demo: $(VENV)/demo.stamp
 # once; their order is another each time, and the seed that gives it again is in the first lines of the output.
 test: $(VENV)/dev.stamp
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --randomly-seed=$(SEED)
+
+# An environment of its own: these libraries bring a hundred others, and some of them hold others back.
+INTEGRATIONS := $(VENV)-integrations
+$(INTEGRATIONS)/stamp: pyproject.toml constraints.txt
+	@echo "installing the libraries whose trainers bnmonitor has adapters for into $(INTEGRATIONS) ..."
+	@$(PYTHON) -m venv $(INTEGRATIONS)
+	@$(INTEGRATIONS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[integrations,demo]' pytest pytest-randomly
+	@touch $@
+
+test-integrations: $(INTEGRATIONS)/stamp
+	@OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest tests/integrations --randomly-seed=$(SEED)
 
 fuzz: $(VENV)/dev.stamp
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seconds=$(SECONDS) --first=$(SEED)
@@ -132,4 +145,4 @@ pictures: $(VENV)/dev.stamp
 	@$(BIN)/python docs/gen_pictures.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bnmonitor_demo
+	rm -rf $(VENV) $(VENV)-integrations build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bnmonitor_demo

@@ -45,6 +45,8 @@ ORDER = (
         "notify",
         "monitor",
         "lightning",
+        "integrations",
+        "scripts",
         "remedies",
         "audit",
         "testing",
@@ -54,7 +56,7 @@ ORDER = (
 )
 """The rooms from left to right: a module imports only from its own room and from rooms on the left of it."""
 
-OPEN = ("history", "report", "tensorboard_plugin", "rules.*.*")
+OPEN = ("history", "report", "tensorboard_plugin", "rules.*.*", "integrations")
 """Modules that other rooms import by path; every other room is entered by its door, ``__init__``."""
 
 FOR_RULES = {"_text", "limits", "results", "layers", "window", "measures"}

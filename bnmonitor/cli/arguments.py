@@ -16,6 +16,7 @@ NEVER = "never"
 
 _MAIN = """examples:
   bnmonitor demo                   three short trainings, two of them faulty
+  bnmonitor run train.py           watch a script that nobody has to edit
   bnmonitor report lightning_logs  a report on the newest run there
   bnmonitor compare BEFORE AFTER   did the fix work?
   bnmonitor export RUN --csv       its numbers as a table
@@ -64,6 +65,14 @@ _EXAMPLES = {
     "structure": """examples:
   bnmonitor structure package.models:make
   bnmonitor structure torchvision.models:resnet18 --input 2,3,64,64
+""",
+    "run": """examples:
+  bnmonitor run train.py --epochs 3       as python train.py --epochs 3
+  bnmonitor run -m package.train          as python -m package.train
+  bnmonitor run torchrun --nproc-per-node 2 train.py
+  bnmonitor run --log-dir runs/a train.py the history goes there
+  export PYTHONPATH=$(bnmonitor run --entry)
+  BNMONITOR=1 python train.py             the same, without the command
 """,
     "rules": """examples:
   bnmonitor rules               every rule, its severity and what it finds
@@ -118,6 +127,18 @@ def parser() -> Parser:
     demo.add_argument(
         "--log-dir", type=Path, default=Path("bnmonitor_demo"), metavar="DIR", help="where logs go (%(default)s)"
     )
+
+    run = command(
+        "run",
+        "watch the models that a script trains, without a change to it",
+        "Start a script, or any command that starts Python, so that every model with BatchNorm layers that it trains "
+        "is watched. Its standard output, its exit code and its results stay what they are: what bnmonitor has to say "
+        "goes to standard error.",
+    )
+    run.add_argument("--log-dir", type=Path, metavar="DIR", help="where the history goes (one in bnmonitor_runs)")
+    run.add_argument("--quiet", action="store_true", help="print nothing, and only write the history")
+    run.add_argument("--entry", action="store_true", help="print the directory to put on PYTHONPATH, and start nothing")
+    run.add_argument("script", nargs=argparse.REMAINDER, metavar="SCRIPT [ARGUMENTS]", help="what to start")
 
     report = command("report", "report on a recorded run: finished, still running or killed")
     report.add_argument(

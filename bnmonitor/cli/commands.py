@@ -6,6 +6,7 @@ import argparse
 import errno
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given:
         parser().print_help()
         return USAGE
-    parsed = parser().parse_args(given)
+    parsed = parser().parse_args(_apart(given))
     try:
         code = _COMMANDS[parsed.command](parsed)
         sys.stdout.flush()
@@ -48,6 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _let_go()
         return _fail(f"cannot write what was found: {error.strerror}")
     return code
+
+
+def _apart(given: Sequence[str]) -> list[str]:
+    """Part the options of ``run`` from what it starts, whose options are its own."""
+    if given[0] != "run":
+        return list(given)
+    at = 1
+    while at < len(given) and given[at].startswith("--") and given[at] != "--":
+        at += 2 if given[at] == "--log-dir" else 1
+    return [*given[:at], "--", *given[at:]] if at < len(given) else list(given)
 
 
 def _let_go() -> None:
@@ -67,6 +78,27 @@ def _demo(parsed: argparse.Namespace) -> int:
         return FINE if demo(parsed.log_dir) else FOUND
     except OSError as error:
         return _fail(f"cannot write to {parsed.log_dir}: {error.strerror or error}")
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from bnmonitor.scripts import ENTRY, environment, program
+
+    if parsed.entry:
+        print(ENTRY)
+        return FINE
+    parsed.script = parsed.script[1:] if parsed.script[:1] == ["--"] else parsed.script
+    if not parsed.script:
+        return _fail("give a script to start: bnmonitor run train.py")
+    try:
+        command = program(parsed.script)
+    except FileNotFoundError as error:
+        return _fail(str(error))
+    around = environment(os.environ, log_dir=parsed.log_dir, quiet=parsed.quiet)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.name != "nt":  # there a process cannot become another
+        os.execve(command[0], command, around)
+    return subprocess.run(command, env=around, check=False).returncode
 
 
 def _report(parsed: argparse.Namespace) -> int:
@@ -328,6 +360,7 @@ def _fail(message: str) -> int:
 
 _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "demo": _demo,
+    "run": _run,
     "report": _report,
     "compare": _compare,
     "export": _export,

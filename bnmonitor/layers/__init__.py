@@ -2,7 +2,7 @@
 
 from bnmonitor.layers.compiled import compiled_parts, freezes_graphs, graphs_compiled, is_compiled
 from bnmonitor.layers.discovery import ROOT, Discovery, discover, norms
-from bnmonitor.layers.hooks import Hooks, recomputing
+from bnmonitor.layers.hooks import Hooks, recomputing, when_compiling
 from bnmonitor.layers.kinds import (
     ANY_NORM,
     BATCH_NORM,
@@ -52,5 +52,6 @@ __all__ = [
     "runs_torch_forward",
     "same_layer",
     "unwrapped",
+    "when_compiling",
     "writes_pairwise",
 ]

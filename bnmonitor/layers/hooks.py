@@ -134,7 +134,7 @@ class Hooks:
         handles.append(register(hook, **how))
         self._placing = None
         if self._unsubscribe is None and not self._outlast:
-            self._unsubscribe = _when_compiling(self._compilation_begins)
+            self._unsubscribe = when_compiling(self._compilation_begins)
             _in_place.add(self)
 
     def _remove(self, key: int) -> None:
@@ -289,7 +289,7 @@ def _nothing(module: nn.Module, args: Any, output: Any) -> None:
     pass
 
 
-def _when_compiling(call: Callable[[], None]) -> Callable[[], None]:
+def when_compiling(call: Callable[[], None]) -> Callable[[], None]:
     """Call a function whenever a compilation begins, before anything is traced; return the function that ends that.
 
     The compiler's module is looked up and not imported: an import takes a second, and making an optimizer does it

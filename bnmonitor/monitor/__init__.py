@@ -1,8 +1,8 @@
 """The engine: when rules run, and what happens then."""
 
 from bnmonitor.monitor.actions import AlertError, BatchNormWarning, warn
-from bnmonitor.monitor.monitor import Monitor, Phase
-from bnmonitor.monitor.settings import Action, OneAction, Settings
+from bnmonitor.monitor.monitor import Monitor, Phase, running
+from bnmonitor.monitor.settings import Action, OneAction, Settings, as_folder
 
 __all__ = [
     "Action",
@@ -12,5 +12,7 @@ __all__ = [
     "OneAction",
     "Phase",
     "Settings",
+    "as_folder",
+    "running",
     "warn",
 ]

@@ -9,6 +9,7 @@ from functools import partial
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakSet
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -37,6 +38,27 @@ if TYPE_CHECKING:
 
 Phase = Literal["validation", "test", "predict", "sanity"]
 _PHASES = ("validation", "test", "predict", "sanity")
+
+
+class Running:
+    """The monitors of this process that were started and not yet closed."""
+
+    def __init__(self) -> None:
+        self._known: WeakSet[Monitor] = WeakSet()
+        self.started = 0
+        """How many were started so far."""
+
+    def note(self, monitor: Monitor) -> None:
+        """Note that a monitor was started."""
+        self._known.add(monitor)
+        self.started += 1
+
+    def __iter__(self) -> Iterator[Monitor]:
+        return iter([monitor for monitor in self._known if monitor.running])
+
+
+running = Running()
+"""For what watches a process from outside: it leaves alone what a monitor watches already."""
 
 
 class Monitor:
@@ -186,6 +208,11 @@ class Monitor:
     def layers(self) -> LayerTable:
         """The layers under watch, in execution order after a step has been sampled."""
         return self._recorder.layers
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """The layers under watch themselves, in the order of :attr:`layers`."""
+        return self._recorder.modules
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
@@ -387,6 +414,7 @@ class Monitor:
         """Start to watch, or start again; layers that were replaced in between are found."""
         try:
             self._session.begin()
+            self._session.guard(running.note, self, idle=True)
             if self._keeper is not None and self.running:
                 self._keeper.start()
             return self
@@ -489,6 +517,18 @@ class Monitor:
     def watch_optimizers(self, optimizers: Optimizer | Sequence[Optimizer] | None) -> None:
         """Set the optimizers, if they are created later than the monitor."""
         self._session.use_optimizers(as_optimizers(optimizers))
+
+    def watch_model(self, name: str, model: nn.Module) -> None:
+        """Watch a further model, such as an average of the weights that was made after the monitor.
+
+        The window begins again with the layers of all models; what is known of those so far is kept. Of a model whose
+        name is taken, nothing is done.
+
+        Args:
+            name: The first part of its layers' names.
+            model: The model.
+        """
+        self._session.guard(self._session.add_model, name, model, idle=True)
 
     def learn(self, **facts: Any) -> None:
         """Set facts about the training that were not known at construction, by the names of the arguments.

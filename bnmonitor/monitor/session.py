@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from bnmonitor._undisturbed import single_precision, undisturbed
@@ -299,6 +300,13 @@ class Session:
             logger.info("the model's layers have changed: bnmonitor watches %d from now on", len(self.recorder.layers))
             return None
         return self._judge(evaluation, wait=wait or bool(evaluation))
+
+    def add_model(self, name: str, model: nn.Module) -> None:
+        """Watch a further model, after the rules have seen what there is; one in an evaluation is for the next."""
+        judged = self.check(wait=True)
+        if self._log_every and not self._shown and self.recorder.steps:
+            self._frame(judged)
+        self.recorder.add_model(name, model)
 
     def begin_evaluation(self, phase: str) -> None:
         """Run the rules on the state at the start of an evaluation."""

@@ -46,7 +46,8 @@ class Recorder:
     """
 
     def __init__(self, models: Mapping[str, nn.Module], settings: RecorderSettings) -> None:
-        self._models, self._settings = models, settings
+        models = self._models = dict(models)  # one for all parts: a model may be added
+        self._settings = settings
         self._watched = WatchedLayers(models, settings.include, settings.exclude)
         self._observer = Observer()
         self._gatherer = FactsGatherer(models)
@@ -82,6 +83,11 @@ class Recorder:
     def layers(self) -> LayerTable:
         """The layers, in execution order once a step has been sampled."""
         return self._tape.layers
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """The layers themselves, in the same order."""
+        return self._tape.modules
 
     @property
     def left_out(self) -> Mapping[str, str]:
@@ -138,6 +144,18 @@ class Recorder:
     def end_epoch(self) -> None:
         """Note how many training steps the first epoch had."""
         self._epoch_steps = self._epoch_steps or self.count
+
+    def add_model(self, name: str, model: nn.Module) -> None:
+        """Record a further model from now on; the window begins again. A name that is taken changes nothing.
+
+        Args:
+            name: The first part of its layers' names.
+            model: The model.
+        """
+        if name in self._models:
+            return
+        self._models[name] = model
+        self._renew()
 
     def renewed(self) -> bool:
         """Find the layers again if one was added, removed, replaced or resized; return whether one was.
