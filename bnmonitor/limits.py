@@ -7,7 +7,7 @@ are.
 FLIGHT_BYTES = 256 * 2**20
 """Most bytes of a run's flight record."""
 
-LAG_MEAN = 0.15
+LAG_MEAN = 0.1
 """Distance of batch mean and running mean, in standard deviations: from here on the running statistics lag."""
 
 LAG_LOG_DEVIATION = 0.2

@@ -21,7 +21,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 CHANGED = {
     "FLIGHT_BYTES": 2**20,
-    "LAG_MEAN": 0.16,
+    "LAG_MEAN": 0.15,
     "LAG_LOG_DEVIATION": 0.35,
     "SEVERE_LAG_MEAN": 0.4,
     "SEVERE_LAG_LOG_DEVIATION": 0.9,

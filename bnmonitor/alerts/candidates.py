@@ -72,7 +72,8 @@ class Candidates:
 
     def is_due(self, rule: Rule, finding: Finding, key: Key) -> bool:
         """Return whether a noted finding has lasted long enough to be announced; an info is announced once in a run."""
-        if not finding.certain or (rule.confirm and self._clock - self._by_key[key].since <= rule.confirm):
+        lasting = max(rule.confirm, finding.lasting)
+        if not finding.certain or (lasting and self._clock - self._by_key[key].since <= lasting):
             return False
         return finding.severity > Severity.INFO or key not in self._announced
 

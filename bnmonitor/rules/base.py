@@ -33,6 +33,7 @@ class Finding:
         layers: All affected layers, if one finding reports a fault of the whole model; ``layer`` is the first of them.
         modules: Dotted paths of other modules, which the alert names instead of the layers.
         certain: False for a first sign that opens no alert yet; if the fault is confirmed, the alert begins here.
+        lasting: Steps for which it must hold before an alert opens, if those are more than the rule's ``confirm``.
     """
 
     severity: Severity
@@ -46,6 +47,7 @@ class Finding:
     layers: tuple[int, ...] = ()
     modules: tuple[str, ...] = ()
     certain: bool = True
+    lasting: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.data import DataLoader
 
 from bnmonitor import Alert, Monitor, Severity
+from bnmonitor.alerts import AlertBook
 from bnmonitor.rules import Finding, find
 from bnmonitor.testing import make_sample, make_window
 from bnmonitor.window import Recovery, Window
@@ -362,3 +363,17 @@ def test_bn306_is_an_info_where_much_of_the_past_is_kept(seen: float) -> None:
 def test_bn306_allows_code_to_copy_its_first_batches() -> None:
     [finding] = findings("BN306", handwritten(0.9, first=0, sampled=10))
     assert finding.severity is Severity.INFO
+
+
+def test_a_slight_lag_must_last_longer() -> None:
+    def opened(lag: float) -> int:
+        book = AlertBook([find("BN304")])
+        for step in range(0, 500, 10):
+            window = make_window(batch_mean=lag)
+            window = replace(window, steps=tuple(range(step - 54, step + 10)), fresh=10)
+            if book.check(window, {}):
+                return step
+        return -1
+
+    assert opened(0.16) < 100
+    assert 250 < opened(0.12) < 300

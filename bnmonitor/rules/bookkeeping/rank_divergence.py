@@ -56,7 +56,7 @@ class RankDivergence(Rule):
     before evaluating, as timm's ``distribute_bn`` does.
 
     ## Thresholds
-    ``warn_mean = .15`` standard deviations and ``warn_log_variance = .2``: the same scale as a lag of the running
+    ``warn_mean = .1`` standard deviations and ``warn_log_variance = .2``: the same scale as a lag of the running
     statistics (BN304). Two processes that average over ``(2 - m) / m`` batches of ``N`` samples differ by
     ``sqrt(2 m / ((2 - m) N))`` by chance alone, .08 at N = 16 and momentum .1; the rule subtracts that variance. Two
     processes on the same data measured .02 and .05, on data that differs by three standard deviations 1.3.

@@ -73,7 +73,7 @@ class StaleAveragedWeights(Rule):
     ## Thresholds
     None for statistics that equal those of training, number for number. Unchanged statistics count after
     ``1 / momentum`` steps, the time in which training would have renewed them, or after one window if that is shorter.
-    They must also differ from those in training by BN304's ``warn_mean = .15`` or ``warn_log_deviation = .2``. It is an
+    They must also differ from those in training by BN304's ``warn_mean = .1`` or ``warn_log_deviation = .2``. It is an
     error from ``error_mean = .25`` and ``error_log_deviation = .7`` on, or if the statistics have never changed. For
     the probe: BN305's ``warn_above = .25``, ``error_above = .5`` and ``least_samples = 32``.
 

@@ -67,7 +67,7 @@ class ColdStatistics(Rule):
     ``warn_weight = .05``, reached after 29 updates at momentum .1, 299 at .01, 2995 at .001; ``error_weight = .3``,
     after 12, 120 and 1204. The effect of a weight ``w`` on the statistics can be computed: the mean is off by
     ``w / (1 - w)`` of itself, and the variance is ``(1 - w) v + w`` instead of ``v``. Between the two thresholds it is
-    a warning if that moves the median channel of a layer by more than BN304 allows for a lag (``least_mean = .15``
+    a warning if that moves the median channel of a layer by more than BN304 allows for a lag (``least_mean = .1``
     standard deviations, ``least_log_deviation = .2``), and an info if not: the effect is small in a layer with an input
     variance of about 1. On digits, an evaluation after 22 steps at .1 (a weight of .098) gave six networks 10 to 60 %
     accuracy where fresh statistics gave 60 to 79 %; where the median channel moved by less than .1, the two agreed.
