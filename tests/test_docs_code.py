@@ -46,6 +46,11 @@ OPTIONAL = {"wandb": "wandb", "MLFlowLogger": "mlflow", "mlflow": "mlflow", "opt
 NOT_RUN = {
     ("docs/distributed.md", "deepspeed.initialize"): "needs DeepSpeed; tests/distributed/test_zero.py runs the same",
     ("docs/recipes.md", "#SBATCH"): "needs a cluster with SLURM; its syntax and its command are checked",
+    (
+        "docs/integrations.md",
+        "python",
+    ): "need other libraries; tests/integrations runs the same (make test-integrations)",
+    ("docs/integrations.md", "console"): "start scripts of the reader; tests/scripts/test_run.py starts others",
     ("docs/rules", "python"): "lines of a program of which the rest is the reader's; their names are checked",
     ("docs/causes", "python"): "lines of a program of which the rest is the reader's; their names are checked",
 }
@@ -335,7 +340,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 COMMANDS = sorted({line for block in BLOCKS if block.language in ("", "console", "bash") for line in block.lines()})
 
 
-@pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith(("bnmonitor", "cat"))])
+def _runs_here(line: str) -> bool:
+    """Whether a command ends here; ``bnmonitor run`` becomes the script that it starts (tests/scripts)."""
+    return line.startswith(("bnmonitor", "cat")) and not line.startswith("bnmonitor run ")
+
+
+@pytest.mark.parametrize("command", filter(_runs_here, COMMANDS))
 def test_commands_that_are_shown_run(command: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(str(place))

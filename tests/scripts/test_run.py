@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,16 @@ WATCHED: dict[str, dict[str, tuple[tuple[str, ...], int]]] = {
 }
 """Layers and last step of the models that are found in each sound program; the first step of a compiled one is not."""
 
+EVERY = "BNMONITOR_EVERY_SCRIPT" in os.environ
+"""Each script is started twice, which takes seconds: ``make test`` starts a few, ``make test-integrations`` all."""
+FEW = {"average", "folds", "gan", "lightning_script", "plain"}
+
+
+def every(*names: str) -> list[Any]:
+    """Names of scripts, of which some are started only where all are."""
+    skip = pytest.mark.skipif(not EVERY, reason="make test-integrations starts every script")
+    return [pytest.param(name, marks=() if name in FEW else skip) for name in names]
+
 
 def start(*command: str, watched: bool, folder: Path, **options: str) -> subprocess.CompletedProcess[str]:
     prefix = ["-m", "bnmonitor", "run", "--log-dir", str(folder / "history")] if watched else []
@@ -65,7 +76,7 @@ def serious(folder: Path) -> set[str]:
     return {i.code for run in runs.values() for i in run.incidents if i.severity.name in ("WARNING", "ERROR")}
 
 
-@pytest.mark.parametrize("name", WATCHED)
+@pytest.mark.parametrize("name", every(*WATCHED))
 def test_a_sound_script_is_the_same_and_watched_without_an_alarm(name: str, tmp_path: Path) -> None:
     done = both(tmp_path, str(PROGRAMS / f"{name}.py"))
     assert done.returncode == 0, done.stderr
@@ -97,7 +108,7 @@ def test_a_script_that_is_watched_by_its_own_monitor_is_left_alone(tmp_path: Pat
     assert not (tmp_path / "history").exists()
 
 
-@pytest.mark.parametrize("name", ["custom_rule", "lightning_ten_lines", "plain_pytorch"])
+@pytest.mark.parametrize("name", every("custom_rule", "lightning_ten_lines", "plain_pytorch"))
 def test_the_examples_which_watch_themselves_are_left_alone(name: str, tmp_path: Path) -> None:
     plain, watched = (start(str(EXAMPLES / f"{name}.py"), watched=each, folder=tmp_path) for each in (False, True))
     assert watched.returncode == plain.returncode == 0
