@@ -49,7 +49,7 @@ NOT_RUN = {
     (
         "docs/integrations.md",
         "python",
-    ): "need other libraries; tests/integrations runs the same (make test-integrations)",
+    ): "need other libraries; tests/integrations runs it (make test-integrations)",
     ("docs/integrations.md", "console"): "start scripts of the reader; tests/scripts/test_run.py starts others",
     ("docs/rules", "python"): "lines of a program of which the rest is the reader's; their names are checked",
     ("docs/causes", "python"): "lines of a program of which the rest is the reader's; their names are checked",
