@@ -61,7 +61,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!bnmonitor\.).*")]
 
 NAVIGATION = {
     "What is wrong with my training?": ["Find it by what you see <symptoms>", *(f"symptoms/{name}" for name in ORDER)],
-    "Begin": ["quickstart", "getting-started", "recipes", "examples", "faq"],
+    "Begin": ["quickstart", "getting-started", "recipes", "integrations", "examples", "faq"],
     "What it says": ["causes", "rules", "remedies", "notifications"],
     "Reading a run": ["tensorboard", "report", "audit", "format"],
     "How it works": ["how-it-works", "layer-kinds", "training", "distributed"],

@@ -345,7 +345,7 @@ def _runs_here(line: str) -> bool:
     return line.startswith(("bnmonitor", "cat")) and not line.startswith("bnmonitor run ")
 
 
-@pytest.mark.parametrize("command", filter(_runs_here, COMMANDS))
+@pytest.mark.parametrize("command", [line for line in COMMANDS if _runs_here(line)])
 def test_commands_that_are_shown_run(command: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(str(place))

@@ -142,8 +142,9 @@ class Tracer:
 
     def _watch_double(self, key: int) -> Any:
         def before_backward(_: Any) -> None:
-            # The engine runs with gradients on only where the gradient is to have one of its own.
-            with suppress(Exception):  # this runs within the training's backward
+            # This runs within the training's backward. The engine runs with gradients on only where the gradient is to
+            # have one of its own.
+            with suppress(Exception):
                 if torch.is_grad_enabled():
                     self._doubled[key] = True
 

@@ -64,6 +64,7 @@ class UpdateLedger:
         self._counting = [
             m._buffers.get("num_batches_tracked") is not None and c for m, c in zip(self._modules, counts, strict=True)
         ]
+        self._graphs = graphs_compiled()
         self._phase: int | None = None
         self._hooked = False
         self._constants: Snapshot | None = None
@@ -130,9 +131,10 @@ class UpdateLedger:
         ledger.note_updates(phase, moved > 0, None if moves is None else moves.drift)
         # Where no hook was called, every layer that trains is taken to have been evaluated.
         in_eval = [not ran[i] if i in ran else not ran and bool(ledger.called[i]) for i in range(len(self._layers))]
-        compiles = compiled or graphs_compiled() > 0
+        graphs = graphs_compiled()
+        compiles = compiled or graphs > 0
         if PHASES[phase] != "sanity" and trained:
-            ledger.missed[phase] = self._hooked and not ran and not compiles
+            ledger.missed[phase] = self._hooked and not ran and not compiled and graphs == self._graphs
         evaluated = torch.tensor(in_eval, dtype=torch.bool, device="cpu")
         initial = are_initial(self._layers, self._modules, ledger.updated) & evaluated
         if initial.any():

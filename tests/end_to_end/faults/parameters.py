@@ -122,7 +122,8 @@ class RateTooHigh(Injection):
             norm = trial.model.get_submodule(name)
             shift = (spy.mean[-1] - norm.running_mean).abs() / norm.running_var.sqrt()
             scale = (0.5 * (spy.var[-1] / norm.running_var).log()).abs()
-            far = max(far, float(shift.median()) / 0.9, float(scale.median()) / math.log(2))
+            medians = torch.stack([shift.median() / 0.9, scale.median() / math.log(2)])
+            far = max(far, *medians.nan_to_num(math.inf, math.inf).tolist())
         trial.notes["wild"].append(far > 1)
         return sum(trial.notes["wild"][-16:]) > 8
 
