@@ -2,8 +2,9 @@
 
 ``python benchmarks/detection.py`` runs what has not been run yet in this state of the code, prints the result and
 writes docs/detection.md. Results are kept one by one in build/detection.jsonl, so that a run that was broken off goes
-on where it was. ``--part power`` runs a part; the page is written once all three parts are there. ``--quick`` runs a
-few of each, and writes nothing; ``--jobs 4`` runs four trainings at a time.
+on where it was. ``--part power`` runs a part; the page is written once all three parts are there. ``--known`` runs
+nothing and writes the page of what there is, which then says so; without power curves until all are there. ``--quick``
+runs a few of each, and writes nothing; ``--jobs 4`` runs four trainings at a time.
 """
 
 from __future__ import annotations
@@ -181,6 +182,13 @@ def work(tasks: list[Task], done: dict[str, dict[str, Any]], now: str, jobs: int
     return crashed
 
 
+def unfinished(counts: dict[str, tuple[int, int]]) -> str:
+    """Return a sentence on the parts that have not been run to their end; empty if all have."""
+    named = {"faults": "trainings with a fault", "sound": "sound trainings", "power": "trainings of graded faults"}
+    parts = [f"{known:,} of {total:,} {named[part]}" for part, (known, total) in counts.items() if known < total]
+    return f"Not everything has been run in this state of the code: {', '.join(parts)}." if parts else ""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", default=",".join(PARTS), help="faults, sound, power, or several with commas")
@@ -190,6 +198,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="a code, the beginning of one, or a part of a name")
     parser.add_argument("--quick", action="store_true", help="three networks a fault, one seed, a part of the suite")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    parser.add_argument("--known", action="store_true", help="run nothing, and write the page of what has been run")
     args = parser.parse_args()
     if args.quick:
         args.seeds, args.networks = 1, 3
@@ -198,16 +207,18 @@ def main() -> int:
     now = state()
     done = known(now)
     wanted = {part: list(maker(args)) for part, maker in makers.items()}
-    crashed = work([task for part in args.part.split(",") for task in wanted[part]], done, now, args.jobs)
+    chosen = [] if args.known else [task for part in args.part.split(",") for task in wanted[part]]
+    crashed = work(chosen, done, now, args.jobs)
     found = {part: [(t, Outcome.from_dict(done[t.key])) for t in wanted[part] if t.key in done] for part in PARTS}
     results = (
         [outcome for _, outcome in found["faults"]],
         [(task.key.split("/", 1)[1], outcome) for task, outcome in found["sound"]],
-        [(task.size, outcome) for task, outcome in found["power"]],
+        [(task.size, outcome) for task, outcome in found["power"] if len(found["power"]) == len(wanted["power"])],
     )
-    text = page(*results)
+    counts = {part: (len(found[part]), len(wanted[part])) for part in PARTS}
+    text = page(*results, unfinished=unfinished(counts) if args.known else "")
     print(text)
-    missing = sum(len(wanted[part]) - len(found[part]) for part in PARTS)
+    missing = 0 if args.known else sum(total - known for known, total in counts.values())
     if crashed:
         print(f"{crashed} trainings crashed")
     elif missing:
@@ -215,7 +226,8 @@ def main() -> int:
     elif not args.quick and not args.only:
         PAGE.write_text(text, encoding="utf-8")
         (PICTURES / "confusion.svg").write_text(matrix(*results[:2]), encoding="utf-8")
-        (PICTURES / "power.svg").write_text(picture(results[2]), encoding="utf-8")
+        if results[2]:
+            (PICTURES / "power.svg").write_text(picture(results[2]), encoding="utf-8")
     return 1 if crashed else 0
 
 

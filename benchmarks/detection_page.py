@@ -79,8 +79,8 @@ QUIET = """\
 """
 
 
-def page(faults: Sequence[Outcome], sound: Sound, graded: Graded = ()) -> str:
-    """Return docs/detection.md."""
+def page(faults: Sequence[Outcome], sound: Sound, graded: Graded = (), unfinished: str = "") -> str:
+    """Return docs/detection.md; ``unfinished`` says what has not been run."""
     steps = sum(outcome.steps for _, outcome in sound)
     alarms = [(key, alert) for key, outcome in sound for alert in outcome.alarms()]
     valid = [outcome for outcome in faults if outcome.took_place]
@@ -95,6 +95,7 @@ def page(faults: Sequence[Outcome], sound: Sound, graded: Graded = ()) -> str:
         f"{_most(faults, 'seed')} seed{'s' * (_most(faults, 'seed') != 1)} each (0 to {_most(faults, 'seed') - 1}, "
         "none chosen by its result).",
         "",
+        *([unfinished, ""] if unfinished else []),
         FAULTS.rstrip(),
         *(_row(code, [o for o in faults if o.code == code]) for code in sorted({o.code for o in faults})),
         "",
