@@ -318,6 +318,8 @@ def _worker(rank: int, world: int, out: str) -> None:
     share = [batches()[:1], batches()[1:]][rank]  # of different lengths
     done = recalibrate(model, share, progress=False)
     torch.save({"state": model.module.state_dict(), "batches": done.batches}, f"{out}/{rank}.pt")
+    del model
+    torch.distributed.barrier()  # gloo aborts a process whose peer is gone while one of its threads still waits
     torch.distributed.destroy_process_group()
 
 
