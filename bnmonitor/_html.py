@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 _STYLE = "font-family:system-ui,sans-serif;font-size:13px;line-height:1.5"
 _CELL = "text-align:left;padding:2px 12px 2px 0;vertical-align:top"
-_COLORS = {"error": "#b3261e", "warning": "#a76400", "info": "#5a6672"}
+SEVERITY = {"error": "#b3261e", "warning": "#a76400", "info": "#5a6672"}
 
 
 def block(*parts: str) -> str:
@@ -17,7 +17,7 @@ def block(*parts: str) -> str:
 
 def strong(text: str, severity: str = "") -> str:
     """Return a text in bold, in the color of a severity if there is one."""
-    color = f' style="color:{_COLORS[severity]}"' if severity in _COLORS else ""
+    color = f' style="color:{SEVERITY[severity]}"' if severity in SEVERITY else ""
     return f"<b{color}>{html.escape(text)}</b>"
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from bnmonitor._html import SEVERITY
 from bnmonitor.results import HEALTH_CAPS, NEAR_LIMIT, Severity
 
 HEALTH = {"error": "#b8242a", "warning": "#eda63a", "near": "#7f8fd6", "middle": "#bcc9e6", "healthy": "#e4edee"}
 SIGNED = ("#762a83", "#9970ab", "#c2a5cf", "#e7d4e8", "#f4f4f2", "#d9f0d3", "#a6dba0", "#5aae61", "#1b7837")
-SEVERITY = {"error": "#b3261e", "warning": "#a76400", "info": "#5a6672"}
 UNKNOWN = "#f1f1ef"
 LINE = "#1f5fbf"
+
+__all__ = ["HEALTH", "HEALTH_STOPS", "HEALTH_TICKS", "LINE", "SEVERITY", "SIGNED", "UNKNOWN"]
 
 _ERROR, _WARNING = HEALTH_CAPS[Severity.ERROR], HEALTH_CAPS[Severity.WARNING]
 
