@@ -7,9 +7,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
-from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakMethod
 
 from torch import Tensor, nn
@@ -17,46 +16,25 @@ from torch import Tensor, nn
 from bnmonitor._text import nearest
 from bnmonitor.integrations.modes import Modes
 from bnmonitor.layers import norms
-from bnmonitor.monitor import AlertError, BatchNormWarning, Monitor, Phase, Settings, as_folder, warn
+from bnmonitor.monitor import (
+    AlertError,
+    BatchNormWarning,
+    Monitor,
+    Phase,
+    RefusedError,
+    Settings,
+    as_folder,
+    make_harmless,
+    warn,
+)
 from bnmonitor.results import Alert, Incident
 from bnmonitor.sinks import Console, Sink, TensorBoard
 from bnmonitor.summary import Summary
 
 logger = logging.getLogger("bnmonitor")
 
-Hook = TypeVar("Hook", bound=Callable[..., Any])
-
-
-def harmless(hook: Hook) -> Hook:
-    """Let a hook of an adapter end the watch, and not the training, if it raises."""
-
-    @wraps(hook)
-    def shielded(self: Any, *args: Any, **kwargs: Any) -> Any:
-        watch: Watch = getattr(self, "watch", self)
-        if watch.gave_up:
-            return None
-        try:
-            return hook(self, *args, **kwargs)
-        except (AlertError, BatchNormWarning):
-            raise
-        except RefusedError as refused:
-            raise refused.error from None
-        except Exception as error:
-            watch.give_up(error)
-
-    return shielded  # type: ignore[return-value]
-
-
-class RefusedError(Exception):
-    """Settings do not fit the model: the user is to see the error within.
-
-    Attributes:
-        error: What the monitor's constructor raised.
-    """
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
+harmless = make_harmless(watch=lambda adapter: adapter.watch)
+"""Lets a hook of an adapter end the watch, and not the training, if it raises."""
 
 
 class Watch:

@@ -16,7 +16,7 @@ from bnmonitor._html import block, plain
 from bnmonitor.context import RunFacts
 from bnmonitor.layers import own_forwards
 from bnmonitor.lightning.base import CallbackBase
-from bnmonitor.lightning.harmless import RefusedError, harmless
+from bnmonitor.lightning.harmless import harmless
 from bnmonitor.lightning.loss import loss_of
 from bnmonitor.lightning.mailbox import Mailbox, at_process_end, packed, unpacked
 from bnmonitor.lightning.private import (
@@ -28,7 +28,7 @@ from bnmonitor.lightning.private import (
 from bnmonitor.lightning.progress_bar import beside_bar, inside_bar
 from bnmonitor.lightning.trainer import TrainerActions
 from bnmonitor.limits import FLIGHT_BYTES
-from bnmonitor.monitor import Action, AlertError, BatchNormWarning, Monitor, Phase, Settings, warn
+from bnmonitor.monitor import Action, AlertError, BatchNormWarning, Monitor, Phase, RefusedError, Settings, warn
 from bnmonitor.results import Alert, Incident
 from bnmonitor.rules import Rule, Thresholds
 from bnmonitor.sinks import Console, Loggers, Sink, TensorBoard

@@ -1,6 +1,7 @@
 """The engine: when rules run, and what happens then."""
 
 from bnmonitor.monitor.actions import AlertError, BatchNormWarning, warn
+from bnmonitor.monitor.harmless import RefusedError, make_harmless
 from bnmonitor.monitor.monitor import Monitor, Phase, running
 from bnmonitor.monitor.settings import Action, OneAction, Settings, as_folder
 
@@ -11,8 +12,10 @@ __all__ = [
     "Monitor",
     "OneAction",
     "Phase",
+    "RefusedError",
     "Settings",
     "as_folder",
+    "make_harmless",
     "running",
     "warn",
 ]
