@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -14,23 +14,8 @@ from typing import Any
 import numpy as np
 
 from bnmonitor.history.flight import budget as sizes
-from bnmonitor.history.flight import pages
-from bnmonitor.history.flight.layout import (
-    COURSE,
-    LAYOUT,
-    PARTS,
-    STATISTICS,
-    Array,
-    Blocks,
-    Layout,
-    Part,
-    columns,
-    detail_name,
-    page_name,
-    tail_name,
-)
-from bnmonitor.history.flight.notes import Notes, notes_name
-from bnmonitor.history.flight.tail import Tail, is_left, read
+from bnmonitor.history.flight.layout import COURSE, LAYOUT, PARTS, STATISTICS, Array, Blocks, Layout, columns
+from bnmonitor.history.flight.worker import Detail, Item, Note, Worker, size_of_item
 from bnmonitor.limits import FLIGHT_BYTES
 
 _WAITING = 64 * 2**20
@@ -39,9 +24,6 @@ _WAITING = 64 * 2**20
 _SLOW = tuple(STATISTICS.index(name) for name in ("running_mean", "running_var", "gamma", "beta"))
 _STRIDE = 5
 """In blocks of many steps, averages and parameters are looked at on every 5th: they move slowly by their nature."""
-
-_NOTES = 32
-"""Alerts and incidents take at most this share of the budget: one part in 32."""
 
 _LOSS, _LOW, _HIGH = (COURSE.index(name) for name in ("loss", "loss_minimum", "loss_maximum"))
 
@@ -112,26 +94,6 @@ class _Block:
         return Blocks(np.array([self.first]), np.array([self.last]), values, self.course[None])
 
 
-@dataclass(frozen=True)
-class _Detail:
-    """Single steps of some layers, to be written as they are."""
-
-    layers: Sequence[int]
-    blocks: Blocks
-
-
-@dataclass(frozen=True)
-class _Note:
-    """What is to be noted of an alert or an incident."""
-
-    session: int
-    key: str
-    note: Mapping[str, Any]
-
-
-_Item = Layout | Blocks | _Detail | _Note
-
-
 class FlightWriter:
     """Keeps the flight record of one run within a budget.
 
@@ -149,12 +111,12 @@ class FlightWriter:
         self._session = 0
         self._block: _Block | None = None
         self._last = -1
-        self._queue: Queue[_Item | None] = Queue()
+        self._queue: Queue[Item | None] = Queue()
         # Each is changed on one thread only: bytes that were handed over, and bytes that have been written.
         self._given = self._written = 0
         self._thread: Thread | None = None
         self._failed: list[Exception] = []
-        self._worker: _Worker | None = None
+        self._worker: Worker | None = None
         self.left_out = 0
         """Blocks that were not written, because the disk was too slow for them."""
 
@@ -276,7 +238,7 @@ class FlightWriter:
         single = course.copy()
         single[:, _LOW] = single[:, _HIGH] = course[:, _LOSS]
         blocks = Blocks(np.array(steps), np.array(steps), values[:, None], single)
-        self._put(_Detail(sorted(layers), blocks))
+        self._put(Detail(sorted(layers), blocks))
 
     def note(self, key: str, note: Mapping[str, Any]) -> None:
         """Keep the state of an alert or an incident.
@@ -286,7 +248,7 @@ class FlightWriter:
             note: Plain types that JSON can hold.
         """
         if self.layout is not None:
-            self._put(_Note(self._session, key, note))
+            self._put(Note(self._session, key, note))
 
     def end_block(self) -> None:
         """Write the block that is not full yet."""
@@ -314,8 +276,8 @@ class FlightWriter:
             self._thread.join()
             self._thread = None
 
-    def _put(self, item: _Item) -> None:
-        size = _size(item)
+    def _put(self, item: Item) -> None:
+        size = size_of_item(item)
         if self.waiting + size > _WAITING:
             self.left_out += 1
             return
@@ -330,168 +292,15 @@ class FlightWriter:
         while (item := self._queue.get()) is not None:
             try:
                 if not failed:
-                    self._worker = self._worker or _Worker(self.folder, self.budget)
+                    self._worker = self._worker or Worker(self.folder, self.budget)
                     self._worker.take(item)
             except Exception as error:
                 failed = True  # a full disk stays full: the rest of the session is not written
                 self._failed.append(error)
-            self._written += _size(item)
+            self._written += size_of_item(item)
         if self._worker is not None:
             with suppress(OSError):
                 self._worker.close()
-
-
-def _size(item: _Item) -> int:
-    blocks = item.blocks if isinstance(item, _Detail) else item
-    return blocks.values.nbytes if isinstance(blocks, Blocks) else 0
-
-
-class _Worker:
-    """Writes on the thread of its own: the tail, pages of it, details, and coarser pages where the budget asks."""
-
-    def __init__(self, folder: Path, budget: int) -> None:
-        self.folder, self.budget = folder, budget
-        self.layout: Layout | None = None
-        self.tail: Tail | None = None
-        self._pages: dict[Part, int] = {}
-        self._details: dict[Part, int] = {}
-        self._other = 0
-        self._layouts: dict[tuple[int, int], Layout] = {}
-        self._number = self._detail = 0
-        self._notes: Notes | None = None
-        self._survey()
-
-    def _survey(self) -> None:
-        """Count what other sessions have left here, and make pages of the tails of those that were killed."""
-        tails = []
-        for path in self.folder.iterdir():
-            try:
-                part, size = Part.of(path), path.stat().st_size
-            except FileNotFoundError:  # another process has renamed or joined it just now
-                continue
-            if part is None:
-                self._other += size
-                if LAYOUT.fullmatch(path.name) and (known := Layout.decode(path.read_text(encoding="utf-8"))):
-                    self._layouts[known.session, known.number] = known
-            elif part.kind == "tail":
-                tails.append(part)
-            else:
-                (self._details if part.kind == "detail" else self._pages)[part] = size
-        for part in tails:
-            layout = self._layouts.get((part.session, part.layout))
-            if layout is None or not is_left(part.path):
-                self._other += part.path.stat().st_size
-                continue
-            self._make_page_of(part.path, layout, part.number)
-
-    def take(self, item: _Item) -> None:
-        if isinstance(item, _Note):
-            path = self.folder / notes_name(item.session)
-            self._notes = self._notes or Notes(path, self.budget // _NOTES)
-            self._notes.add(item.key, item.note)
-        elif isinstance(item, Layout):
-            self.close()
-            self.layout, self._number, self._detail = item, 0, 0
-            self._layouts[item.session, item.number] = item
-        elif isinstance(item, Blocks):
-            self._append(item)
-        else:
-            self._keep(item)
-
-    def _append(self, blocks: Blocks) -> None:
-        assert self.layout is not None
-        if self.tail is None:
-            self.tail = Tail(self.folder / tail_name(self.layout.stem, self._number))
-        self.tail.append(blocks)
-        if self.tail.count >= self.layout.page:
-            self._make_page()
-
-    def _make_page(self) -> None:
-        """Put the blocks of the tail into a page."""
-        assert self.layout is not None
-        assert self.tail is not None
-        tail, self.tail = self.tail, None
-        tail.close()
-        self._make_page_of(tail.path, self.layout, self._number)
-        self._number += 1
-        self._shrink()
-
-    def _make_page_of(self, tail: Path, layout: Layout, number: int) -> None:
-        blocks = read(tail, layout)
-        if blocks is not None:
-            path = self.folder / page_name(layout.stem, 0, number)
-            self._note(self._pages, path, pages.write(path, layout, blocks))
-        tail.unlink()
-
-    def _keep(self, detail: _Detail) -> None:
-        assert self.layout is not None
-        path = self.folder / detail_name(self.layout.stem, self._detail)
-        self._detail += 1
-        self._note(self._details, path, pages.write(path, self.layout, detail.blocks, detail.layers))
-        while sum(self._details.values()) > self.budget // 8 and len(self._details) > 1:
-            oldest = min(self._details)
-            oldest.path.unlink(missing_ok=True)
-            del self._details[oldest]
-        self._shrink()
-
-    def _note(self, where: dict[Part, int], path: Path, size: int) -> None:
-        part = Part.of(path)
-        assert part is not None
-        where[part] = size
-
-    def _shrink(self) -> None:
-        """Make the oldest pages coarser until all fit."""
-        while self._occupied() > sizes.limit(self.budget):
-            chosen = sizes.to_join(self._pages)
-            if not chosen or not self._join(chosen):
-                return
-
-    def _occupied(self) -> int:
-        notes = 0 if self._notes is None else self._notes.size
-        return self._other + notes + sum(self._details.values()) + sum(self._pages.values())
-
-    def _join(self, chosen: Sequence[Part]) -> bool:
-        """Put pages into one with half as many blocks; return whether that changed anything."""
-        first = chosen[0]
-        layout = self._layouts.get((first.session, first.layout))
-        blocks = [] if layout is None else [b for part in chosen if (b := _read(part.path, layout)) is not None]
-        if layout is None or not blocks:  # nothing can be read of them
-            for part in chosen:
-                self._drop(part)
-            return True
-        whole = Blocks.joined(blocks if len({b.values.shape[1] for b in blocks}) == 1 else [*map(_three, blocks)])
-        if len(whole) == 1:
-            return False
-        level = first.level + len(chosen) - 1
-        path = self.folder / page_name(layout.stem, level, first.number >> level)
-        size = pages.write(path, layout, whole.halved())
-        for part in chosen:
-            if part.path != path:
-                self._drop(part)
-        self._note(self._pages, path, size)
-        return True
-
-    def _drop(self, part: Part) -> None:
-        part.path.unlink(missing_ok=True)
-        self._pages.pop(part, None)
-
-    def close(self) -> None:
-        if self.tail is not None:
-            self._make_page()
-
-
-def _three(blocks: Blocks) -> Blocks:
-    """Single steps as blocks with a minimum and a maximum."""
-    full = blocks.values.shape[1] == len(PARTS)
-    return blocks if full else replace(blocks, values=np.repeat(blocks.values, len(PARTS), axis=1))
-
-
-def _read(path: Path, layout: Layout) -> Blocks | None:
-    try:
-        with pages.Page(path, layout) as page:
-            return page.blocks()
-    except (OSError, ValueError):
-        return None
 
 
 def size_of(folder: Path) -> int:
