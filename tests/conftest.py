@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,10 @@ from hypothesis import HealthCheck, settings
 
 # Threads that share busy cores wait for each other, so that one is the default here; OMP_NUM_THREADS=2 tries two.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+# What torch.compile keeps for one processor does not compile for another, such as under ATEN_CPU_CAPABILITY=default.
+_KEPT = f"bnmonitor-tests-{os.getuid() if hasattr(os, 'getuid') else 0}-{torch.backends.cpu.get_cpu_capability()}"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / _KEPT))
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
