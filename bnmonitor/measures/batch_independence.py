@@ -177,10 +177,10 @@ def independence(window: Window) -> Independence:
         if variance is not None and variance.common:
             # Mixed samples are no longer independent of one another: at most as much as pairs of equal ones.
             mean = replace(mean, excess=mean.excess / MIXED, turns=mean.turns / MIXED)
-        if mean.excess < SUPPORT and not _of_one_shape(window, layer):
-            variance = None
+        # Sizes of images are drawn anew for each batch: they do not take turns.
+        believed = variance is not None and (mean.excess >= SUPPORT or _of_one_shape(window, layer))
         found = mean
-        if variance is not None and variance.excess > max(variance.chance, mean.excess):
+        if believed and variance is not None and variance.excess > max(variance.chance, mean.excess):
             found = variance
         turning = found
         for other in (mean, variance):
@@ -221,7 +221,9 @@ def _of_means(window: Window, layer: int, plan: Plan, size: float, *, still: boo
     # A variance over n values is off by (kurtosis - 1) / n, relative and squared; successive differences have two
     # thirds of the degrees of freedom of as many independent values.
     tails = float(sample.input.kurtosis[span].double()[good].nan_to_num(3.0).clamp(min=3.0).median())
-    chance = math.exp(3.5 * math.sqrt(3 / len(window) + (tails - 1) / draws))
+    # Channels that vary independently share out the noise; samples that are far from zero are so in all channels.
+    channels = _independent_channels(x[:, good] / expected[good].sqrt())
+    chance = math.exp(3.5 * math.sqrt((3 / len(window) + 2 / draws) / channels + (tails - 3) / draws))
     if not still and sample.step < window.steps[0]:
         chance *= OUTDATED
     x, expected = x[:, good], expected[good]
@@ -231,17 +233,25 @@ def _of_means(window: Window, layer: int, plan: Plan, size: float, *, still: boo
     turns = near
     # Without the drift both are still less.
     far = plan.ratio(bends(x, LAG), expected, 3)
-    lag = LAG
+    lag, blocks_chance = LAG, chance
     if max(near, far) > chance and not still:
         near, far = _without_drift(x, expected, moved, plan, near, far)
     if not still and stirred == stirred:
-        # What the weights moved in one step they move by so many times that in as many steps, at most.
+        # What the weights moved in one step they move by so many times that in as many steps, at most. One update
+        # may have been a small one.
+        turn = 0.0 if _updates_seen(window, layer) > 1 else _stirred(x)
+        # Neighbors that differ less than expected show what independent samples give better than one sample does.
+        alike = plan.ratio(steps(x), expected, 2)
+        if alike < 1:
+            blocks_chance = math.exp(3.5 * math.sqrt(2 * 3 / len(window) / channels))
         for k in DISTANCES:
-            by_weights = _stirred(x) + k * k * ALLOWED * stirred
-            other = plan.ratio(steps(x, k), expected + by_weights, 2)
+            by_weights = turn + k * k * ALLOWED * stirred
+            other = plan.ratio(steps(x, k), expected * min(alike, 1.0) + by_weights, 2)
             if other > far:
                 far, lag = other, k
     excess = max(near, far)
+    if far > near and lag != LAG:
+        chance = blocks_chance
     if excess <= chance:
         return _Found(excess, chance, 0.0, min(alternation, 0.0), turns)
     blocks = bends(x, LAG) if lag == LAG else steps(x, lag)
@@ -351,6 +361,23 @@ def _stirred_by_update(window: Window, layer: int) -> Tensor:
     if not found:
         return torch.full((2,), torch.nan, device="cpu")
     return torch.stack(found).max(0).values
+
+
+def _updates_seen(window: Window, layer: int) -> int:
+    """How many sampled updates show how far the weights before a layer move its statistics."""
+    span, samples = window.layers.span(layer), samples_after_warm_up(window, layer)
+    return sum(s.stirred is not None and bool(s.stirred[0, span].isfinite().any()) for s in samples)
+
+
+def _independent_channels(scaled: Tensor) -> float:
+    """How many independent channels change as much from batch to batch as the median of these: ``[T, C]``.
+
+    The number is that of the eigenvalues of their covariance, weighted by size; a median needs 1.57 times as many
+    values as a mean to be as exact.
+    """
+    strengths = torch.linalg.svdvals(scaled.diff(dim=0)).square()
+    number = float(strengths.sum().square() / strengths.square().sum().clamp(min=1e-30))
+    return max(1.0, number / 1.57)
 
 
 def _without_drift(

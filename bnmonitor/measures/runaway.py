@@ -18,6 +18,15 @@ SETTLED_LOSS = 5
 """Steps over which the median of the loss is taken: one batch says little."""
 
 
+INPUT_JUMP = 30.0
+"""Factor by which the batch variance of a layer that sees the data grows at once where the data changes its scale."""
+
+CALM_STEPS = 5
+"""Steps before such a jump in which gamma must not have moved: weights that jump have moved gamma one step before."""
+
+CALM_RUN = 0.2
+"""Most that gamma may have moved in these steps, as a part of its scale."""
+
 APART = 3.0
 """Gammas of one parameter group that move so many times as far as those of the others point at its rate."""
 
@@ -75,6 +84,29 @@ def changed_at_once(window: Window, layers: Tensor) -> bool:
     """Return whether gamma of some layers, ``[L]`` bool, changed in a single step: other code has written it."""
     path = window.gamma[-GAMMA_STEPS:, layers[window.layers.owner]].diff(dim=0).abs().nan_to_num(0.0).sum(1)
     return len(path) > 2 and float(path.max()) > 0.9 * float(path.sum())
+
+
+def input_jump(window: Window) -> int | None:
+    """Return the first step at which the data jumped, and not the weights; None without one.
+
+    The batch variance of most channels of a layer that sees the data grew at once, with no rise of the learning rate
+    shortly before, and no gamma had moved until then.
+    """
+    structure = window.facts.structure
+    if structure is None or len(structure.places) != len(window.layers):
+        return None
+    roots = structure.roots().nonzero().flatten().tolist()
+    for layer in roots:
+        log = window.batch_var[:, window.layers.span(layer)].log()
+        grown = log.diff(dim=0).nanmedian(1).values > math.log(INPUT_JUMP)
+        for at in (grown.nonzero().flatten() + 1).tolist():
+            step = window.steps[at]
+            if at <= CALM_STEPS or rise(window, step) is not None:
+                continue
+            moved = gamma_run(window.until(at), CALM_STEPS)
+            if not bool((moved > CALM_RUN).any()):
+                return int(step)
+    return None
 
 
 def run_began(window: Window, layer: int) -> int:

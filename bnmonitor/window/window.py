@@ -128,6 +128,12 @@ class Window:
         rows = {name: getattr(self, name)[-steps:] for name in CHANNEL_STATISTICS + LAYER_STATISTICS}
         return replace(self, steps=self.steps[-steps:], fresh=min(self.fresh, steps), **rows)
 
+    def until(self, position: int) -> Window:
+        """Return the same window cut off before a position."""
+        rows = {name: getattr(self, name)[:position] for name in CHANNEL_STATISTICS + LAYER_STATISTICS}
+        facts = replace(self.facts, learning_rates=self.facts.learning_rates[:position])
+        return replace(self, steps=self.steps[:position], fresh=min(self.fresh, position), facts=facts, **rows)
+
     def snapshot(self) -> Window:
         """Return the same window, which later steps do not change."""
         return replace(self, **{name: getattr(self, name).clone() for name in CHANNEL_STATISTICS + LAYER_STATISTICS})

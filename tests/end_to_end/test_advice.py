@@ -361,7 +361,7 @@ CASES = [
     Case(fault="each-sample-eight-times", network="wine", cause="data-order", code=("BN601",),
          says="shuffle the training data", follow=Treated.draw, more={"batch_size": 128}),
     Case(fault="scaled-data", network="mlp", cause="changed-input", code=("BN106",),
-         says="check the data of that step", follow=nothing),
+         says="compare a batch of step 100 with an earlier one", follow=nothing),
     Case(fault="weights-x200-some", network="mlp", cause="changed-weights", code=("BN106",),
          says="clip gradients", follow=clip),
     Case(fault="gamma-jump", network="mlp", cause="changed-weights", code=("BN702",),

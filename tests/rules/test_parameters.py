@@ -261,6 +261,19 @@ def test_bn704_ignores_a_change_of_the_data() -> None:
     assert not of("BN704", train(190, at={150: turn}))
 
 
+@pytest.mark.parametrize(("gamma_first", "root"), [(False, True), (True, True), (False, False)])
+def test_bn704_does_not_blame_the_rate_where_the_data_lost_its_scale(gamma_first: bool, root: bool) -> None:
+    """Gamma runs away in all layers, but the first layer had changed before any weight did."""
+    var, gamma = torch.ones(64, 6), torch.ones(64, 6)
+    var[50:, :3] = 900.0
+    gamma[49 if gamma_first else 50 :] += 4.0 * torch.arange(1.0, 16 if gamma_first else 15)[:, None]
+    structure = make_structure(layers=2)
+    first, second = structure.places
+    structure = replace(structure, places=(replace(first, root=root), replace(second, root=False)))
+    window = make_window(channels=(3, 3), batch_var=var, gamma=gamma, facts={"structure": structure})
+    assert bool(findings("BN704", window)) is (gamma_first or not root)
+
+
 @pytest.mark.parametrize(
     "schedule",
     [

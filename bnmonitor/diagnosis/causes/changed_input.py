@@ -7,7 +7,9 @@ from typing import ClassVar
 
 import torch
 
+from bnmonitor._text import number
 from bnmonitor.diagnosis.base import Case, Cause, reads_the_input
+from bnmonitor.measures import input_jump
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,8 @@ class ChangedInput(Cause):
     of the network is the first that changes, and its own weights and gamma do not.
 
     ## What follows
-    Every layer sees another distribution than its running statistics describe (BN304, BN603).
+    Every layer sees another distribution than its running statistics describe (BN304, BN603). A much larger scale
+    makes a rate too high that was not: gamma runs away (BN704, BN702), up to a NaN (BN101).
 
     ## What to do
     Compare a batch from before with one from now. If the change is intended, let the statistics settle before the next
@@ -41,7 +44,7 @@ class ChangedInput(Cause):
     name: ClassVar[str] = "changed-input"
     leads: ClassVar[tuple[str, ...]] = ("BN106", "BN107")
     explains: ClassVar[frozenset[str]] = frozenset(
-        {"BN103", "BN106", "BN107", "BN109", "BN304", "BN305", "BN601", "BN602", "BN603", "BN704"}
+        {"BN101", "BN103", "BN106", "BN107", "BN109", "BN304", "BN305", "BN601", "BN602", "BN603", "BN702", "BN704"}
     )
     everywhere: ClassVar[bool] = True
 
@@ -50,12 +53,12 @@ class ChangedInput(Cause):
         window, name = case.window, case.lead.layer
         if window is None or name is None or not reads_the_input(window, name):
             return False
-        place = window.layers.names.index(name)
-        if case.lead.first_step not in window.steps:
+        at = _place(case)
+        if at is None:
             return False
-        at, span = window.steps.index(case.lead.first_step), window.layers.span(place)
-        if not 0 < at < len(window):
-            return False
+        if input_jump(window) == case.lead.first_step:  # what came of it may have moved gamma since
+            return True
+        span = window.layers.span(window.layers.names.index(name))
         gamma = window.gamma[[at - 1, -1], span]
         still = gamma.isnan().all() or torch.allclose(gamma[0], gamma[1], rtol=0.3, atol=0.1)
         jump = window.batch_var[at:, span].nanmedian(0).values / window.batch_var[:at, span].nanmedian(0).values
@@ -64,3 +67,30 @@ class ChangedInput(Cause):
     def title(self, case: Case) -> str:
         """Say that the data changed."""
         return "the input changed"
+
+    def detail(self, case: Case) -> str:
+        """Say by how much, as the step of the change shows it, and that no weight had moved before."""
+        window, at = case.window, _place(case)
+        if window is None or at is None or case.lead.code != "BN106":
+            return "" if case.was is not None else case.lead.message
+        span = window.layers.span(window.layers.names.index(str(case.lead.layer)))
+        grown = float((window.batch_var[at, span] / window.batch_var[:at, span].nanmedian(0).values).nanmedian())
+        step = case.lead.first_step
+        return f"the batch variance of the first layer grew ×{number(grown)} at step {step}; no weight had moved"
+
+    def advice(self, case: Case) -> str:
+        """Point at the data of that step, and say how to go on."""
+        step = case.lead.first_step
+        look = f"compare a batch of step {step} with an earlier one: its range and its normalization"
+        return f"{look}; then go on from a checkpoint of before" if case.lost else look
+
+    def lasts(self, case: Case) -> bool:
+        """Whether the training is lost."""
+        return case.lost
+
+
+def _place(case: Case) -> int | None:
+    """Position of the step of the change in the window; None if it is not there, or nothing is before it."""
+    if case.window is None or case.lead.layer is None or case.lead.first_step not in case.window.steps:
+        return None
+    return case.window.steps.index(case.lead.first_step) or None

@@ -22,7 +22,8 @@ class CorrelatedBatches(Rule):
     if they were drawn independently. A drift of the weights cancels in these differences. Batches with a distance of 2
     to 24 steps are compared as well, which reveals blocks of similar batches: on sampled steps the rule measures how
     far an update of the weights moves the statistics of the same samples, and grants the weights that much in every
-    step. The alert begins at the batch from which, to the end of the window, the differences are closer to three times
+    step. Where neighbors differ by less than independent samples would, distant batches are compared with neighbors.
+    The alert begins at the batch from which, to the end of the window, the differences are closer to three times
     the expected size than to the expected size.
 
     ## Why is this bad?
@@ -59,7 +60,7 @@ class CorrelatedBatches(Rule):
     ## Thresholds
     ``warn_above = 3`` and ``error_above = 10`` times the variance that independent samples give. The excess must also
     be more than chance can explain with the pairs and samples seen: 3.5 standard errors of the log of a ratio of
-    variances, which take the kurtosis of the input into account. Two classes in each batch give 2 to 10, eight copies
+    variances, which take the kurtosis of the input into account, and how many channels vary independently. Two classes in each batch give 2 to 10, eight copies
     of each sample 9 to 15, healthy trainings up to 3. Batches of fewer than 16 images say too little and are not
     judged. Two of ten classes in each batch, drawn anew every 1 to 16 batches, cost 10 to 90 points of accuracy in
     evaluation and are found; five of ten classes cost up to 10 points and are not. ``least_share = .01``: the batch

@@ -16,6 +16,7 @@ from bnmonitor.measures import (
     changed_at_once,
     fastest_group,
     gamma_run,
+    input_jump,
     jump,
     loss_level,
     rise,
@@ -24,7 +25,7 @@ from bnmonitor.measures import (
 from bnmonitor.results import Severity
 from bnmonitor.rules.advice import slower
 from bnmonitor.rules.base import Finding, Rule, first, onset, rate_note
-from bnmonitor.window import CHANNEL_STATISTICS, LAYER_STATISTICS, Window
+from bnmonitor.window import Window
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,9 @@ class LearningRateTooHigh(Rule):
     networks to .06 to .49 and 2 to 18 times within 20 steps.
 
     ## Look-alikes
-    The first steps are not judged. Where layers are unfrozen, by ``requires_grad``, by a new parameter group or by a
+    Data whose scale changes at once, thirtyfold or more in the variance that the first layer sees while no gamma has
+    moved, may make any rate too high: the data is the cause, and this rule is silent. The first steps are not judged.
+    Where layers are unfrozen, by ``requires_grad``, by a new parameter group or by a
     rate that was 0, they begin to move: their batches are not judged for a window, and their calm times begin anew.
     Restarts and one-cycle peaks stay below the thresholds. New data in the middle of
     training moves every layer once. BN106 or BN702 reports a fault of one layer; where all layers jump, their findings
@@ -144,7 +147,11 @@ class LearningRateTooHigh(Rule):
 
     def check(self, window: Window) -> list[Finding]:
         """Judge all layers together: by gamma and the loss, which need no calm times, then by the batches."""
-        return self._runaway(window) or self._leaps(window)
+        found = self._runaway(window) or self._leaps(window)
+        if not found:
+            return []
+        jumped = input_jump(window)
+        return [] if jumped is not None and jumped - 1 <= found[0].first_step else found
 
     def _runaway(self, window: Window) -> list[Finding]:
         """Judge how far gamma has moved, and whether the loss has left its start."""
@@ -209,7 +216,7 @@ class LearningRateTooHigh(Rule):
         steps = DISTANCE_STEPS if step is None else end - window.steps.index(step) - 1
         if not steps:
             return []
-        past = _until(window, end)
+        past = window.until(end)
         found = self._judge(past, batch_distance(past.last(steps)), jump(past.last(steps + 1)))
         lost_at = f"; running statistics not finite from step {window.steps[end]} on"
         return [replace(finding, message=f"{finding.message}{lost_at}") for finding in found]
@@ -269,13 +276,6 @@ class LearningRateTooHigh(Rule):
         shift, ratio = window.shift[:, span].abs(), window.ratio[:, span]
         course = torch.maximum(shift, (ratio - 1 / ratio).abs() / 2).nanmedian(1).values
         return onset(course > 2 * calm, window)
-
-
-def _until(window: Window, end: int) -> Window:
-    """The window cut off before a position."""
-    rows = {name: getattr(window, name)[:end] for name in CHANNEL_STATISTICS + LAYER_STATISTICS}
-    facts = replace(window.facts, learning_rates=window.facts.learning_rates[:end])
-    return replace(window, steps=window.steps[:end], fresh=min(window.fresh, end), facts=facts, **rows)
 
 
 def _loss(level: float, start: float) -> str:

@@ -27,7 +27,7 @@ class RepeatedBlock(Injection):
 
     code: ClassVar[str] = "BN509"
     only: ClassVar[tuple[str, ...]] = ("chain", "mlp")
-    steps: int = 130
+    steps: int = 320
     times: int = 2
 
     def build(self, trial: Trial) -> None:
