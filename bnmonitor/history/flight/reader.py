@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,9 @@ from bnmonitor.history.incidents import described, replay
 from bnmonitor.results import Alert, Incident
 
 logger = logging.getLogger("bnmonitor")
+
+_MANY = 16
+"""Parts of a record from which on they are read by several threads."""
 
 
 @dataclass(frozen=True)
@@ -205,22 +211,36 @@ class Flight:
 
     def _read(self, layer: str, statistic: str, low: float, high: float) -> Iterable[tuple[Array, Array, Array]]:
         """First steps, last steps and ``[B, K, C]`` values of each part that has the layer."""
-        for part, layout, until in self._spans(details=True):
-            if layer not in layout.layers:
-                continue
-            place = layout.layers.index(layer)
+
+        def read(span: tuple[Part, Layout, float]) -> list[tuple[Array, Array, Array]]:
+            part, layout, until = span
             try:
-                if part.kind == "tail":
-                    for first, last, values in read_layer(part.path, layout, place, statistic):
-                        yield first[first < until], last[first < until], values[first < until]
-                    continue
-                with Page(part.path, layout) as page:
-                    first, last = page.header.first, page.header.last
-                    if len(first) and first[0] <= high and last[-1] >= low and place in page.header.layers:
-                        keep = first < until
-                        yield first[keep], last[keep], page.read(place, statistic)[keep]
+                found = _values(part, layout, layout.layers.index(layer), statistic, low, high)
             except (OSError, ValueError) as error:
                 logger.warning("a part of the flight record is left out: %s", error)
+                return []
+            kept = [(each, each[0] < until) for each in found]
+            return [(first[keep], last[keep], values[keep]) for (first, last, values), keep in kept]
+
+        spans = [span for span in self._spans(details=True) if layer in span[1].layers]
+        if len(spans) < _MANY:
+            return chain.from_iterable(map(read, spans))
+        # Unpacking and NumPy let other threads run.
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "bnmonitor-read") as pool:
+            return chain.from_iterable(list(pool.map(read, spans)))
+
+
+def _values(
+    part: Part, layout: Layout, place: int, statistic: str, low: float, high: float
+) -> list[tuple[Array, Array, Array]]:
+    """First steps, last steps and ``[B, K, C]`` of the layer with a position, as far as a part has steps in a range."""
+    if part.kind == "tail":
+        return list(read_layer(part.path, layout, place, statistic))
+    with Page(part.path, layout) as page:
+        first, last = page.header.first, page.header.last
+        if not len(first) or first[0] > high or last[-1] < low or place not in page.header.layers:
+            return []
+        return [(first, last, page.read(place, statistic))]
 
 
 def _layouts(folder: Path) -> dict[tuple[int, int], Layout]:
