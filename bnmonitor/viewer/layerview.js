@@ -4,6 +4,8 @@ import { fact } from "./alerts.js";
 import { Chart } from "./chart.js";
 import { choose, h } from "./dom.js";
 import { HeatMap } from "./heatmap.js";
+import { numbered } from "./rows.js";
+import { STEPS } from "./axis.js";
 import { legend } from "./legend.js";
 import { scaleOf } from "./scale.js";
 import { count, grouped, measured, number } from "./text.js";
@@ -134,11 +136,11 @@ export class LayerView {
     this.nothing.textContent = slice ? "" : "No channel of this layer was written yet: channels are recorded in turn, flagged layers first.";
     this.legend.replaceChildren(...(slice ? [legend(scale, statistic, true)] : []));
     if (!slice) return;
-    const rows = Array.from({ length: slice.rows }, (_, i) => String(i));
+    const rows = numbered(slice.rows);
     this.one.textContent = channel === null ? `${count(layer.channels, "channel")} at ${count(slice.frames, "step")}. Click one to see it above.` : `Channel ${channel} is shown above. `;
     if (channel !== null) this.one.append(h("button", { class: "link", type: "button", onclick: () => this.on.change({ channel: null }) }, "Show the whole layer"));
     this.map.set({
-      rows, slice, view, full, scale, marks: [], selected: channel ?? -1, step: state.step, room: 220,
+      rows, statistic, axis: STEPS, slice, view, full, scale, marks: [], selected: channel ?? -1, step: state.step, room: 220,
       describe: (row, column) => [`channel ${row}`, `step ${grouped(slice.ends[column])}`, `${statistic.label} ${measured(slice.values[row * slice.columns + column], statistic)}`],
     });
   }

@@ -4,6 +4,7 @@ import { App } from "./app.js";
 import { readAddress, followTheme, writeAddress } from "./tensorboard.js";
 
 /** @typedef {import("./types.js").Slice} Slice */
+/** @typedef {import("./types.js").Source} Source */
 /** @typedef {import("./types.js").Range} Range */
 
 /**
@@ -39,7 +40,7 @@ async function numbers(text) {
   return unplane(new Uint8Array(await new Response(stream).arrayBuffer()));
 }
 
-/** @implements {import("./types.js").Source} */
+/** @implements {Source} */
 class Inside {
   /** @param {Content} content @param {Float32Array} values */
   constructor(content, values) {

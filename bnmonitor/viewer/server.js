@@ -1,6 +1,7 @@
 /** The numbers from TensorBoard's server; its http_api.md describes the routes. */
 
 /** @typedef {import("./types.js").Slice} Slice */
+/** @typedef {import("./types.js").Source} Source */
 /** @typedef {import("./types.js").Range} Range */
 
 /** An error of the server, in one sentence. */
@@ -20,7 +21,7 @@ export function decode(buffer) {
   return { ...header, rows, columns, values: new Float32Array(buffer, 4 + length) };
 }
 
-/** @implements {import("./types.js").Source} */
+/** @implements {Source} */
 export class Server {
   /** @param {string} base  Address of the plugin's routes. */
   constructor(base) {
