@@ -18,11 +18,12 @@ from bnmonitor import viewer
 from bnmonitor.history import black_boxes as boxes
 from bnmonitor.history import statistics as catalogue
 from bnmonitor.history import thin
-from bnmonitor.history.run import Frames, History, Run
+from bnmonitor.history.run import Channels, Frames, History, Run
 from bnmonitor.history.schema import ALERT, CHANNELS, COURSE, EVERY, FACTS, FRAME, INCIDENT, KEPT, PLUGIN
 from bnmonitor.history.source import Array, Provider
 from bnmonitor.tensorboard_plugin.cache import Cache
-from bnmonitor.tensorboard_plugin.files import box_files
+from bnmonitor.tensorboard_plugin.channels import PERCENTILES, ChannelReader, Detail, pooled
+from bnmonitor.tensorboard_plugin.files import box_files, flight_folder
 from bnmonitor.tensorboard_plugin.wire import MOST_COLUMNS, NotThereError, Query, answer, as_binary, as_json
 
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
@@ -55,6 +56,8 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
             "/course": self._course,
             "/layer": self._layer,
             "/channels": self._channels,
+            "/bands": self._bands,
+            "/at": self._at,
             "/channel": self._channel,
             "/box": self._box,
         }
@@ -90,13 +93,14 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         run = self._find(request, query)
         frames = self._frames(request, run)
         facts = self._kept(request, run, FACTS, lambda: run.facts)
+        detailed = run.detailed | self._reader(request, run).layers
         alerts = self._kept(request, run, ALERT, lambda: run.alerts)
         incidents = self._kept(request, run, EVERY, lambda: run.incidents, INCIDENT)
         return as_json(
             {
                 "name": run.name,
                 "layers": [
-                    {"name": name, "channels": channels, **facts.get(name, {}), "detailed": name in run.detailed}
+                    {"name": name, "channels": channels, **facts.get(name, {}), "detailed": name in detailed}
                     for name, channels in zip(frames.layers, frames.channels, strict=True)
                 ],
                 "metrics": frames.metrics,
@@ -138,19 +142,37 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
 
     def _channels(self, request: wrappers.Request, query: Query) -> Answer:
         """Answer a statistic of a layer's channels: ``[channels, columns]``."""
-        run, statistic = self._find(request, query), query.text("statistic")
-        detail = self._detail(request, run, query)
-        values = detail.of(statistic)
+        run, layer, statistic = self._find(request, query), query.text("layer"), query.text("statistic")
+        detail = _there(self._reader(request, run).statistic(layer, statistic))
         logarithmic = catalogue.logarithmic(statistic, catalogue.CHANNEL)
-        ends = thin.extent(values, logarithmic=logarithmic)
-        return _columns(detail.steps, values, query, logarithmic, {"extent": ends})
+        ends = thin.extent(detail.extreme, logarithmic=logarithmic)
+        return _columns(detail.steps, detail.extreme, query, logarithmic, {"extent": ends})
+
+    def _bands(self, request: wrappers.Request, query: Query) -> Answer:
+        """Answer percentiles of a statistic over a layer's channels: ``[percentiles, columns]``."""
+        run, layer, statistic = self._find(request, query), query.text("layer"), query.text("statistic")
+        detail, bands = _there(self._reader(request, run).bands(layer, statistic))
+        return _columns(detail.steps, bands, query, False, {"percentiles": PERCENTILES}, pool=_bins)
+
+    def _at(self, request: wrappers.Request, query: Query) -> Answer:
+        """Answer every statistic of every channel of a layer at a step: ``[statistics * channels, 1]``."""
+        run, layer = self._find(request, query), query.text("layer")
+        step = query.number("step", -_LATEST, _LATEST, _LATEST)
+        names, values, first, last = _there(self._reader(request, run).at(layer, step))
+        header = {"ends": [last], "before": first - 1, "frames": 1, "statistics": names, "channels": values.shape[1]}
+        return as_binary(header, values.reshape(-1, 1))
 
     def _channel(self, request: wrappers.Request, query: Query) -> Answer:
         """Answer every statistic of one channel: ``[statistics, columns]``."""
-        run = self._find(request, query)
-        detail = self._detail(request, run, query)
-        channel = query.number("channel", 0, detail.values.shape[1] - 1, 0)
-        return _columns(detail.steps, detail.values[:, channel], query, False, {"statistics": detail.statistics})
+        run, layer = self._find(request, query), query.text("layer")
+        reader = self._reader(request, run)
+        found = {s.name: detail for s in catalogue.CHANNEL if (detail := reader.statistic(layer, s.name)) is not None}
+        # What the event files add to a flight record is known at fewer steps.
+        most: Detail = _there(max(found.values(), key=lambda detail: len(detail.steps), default=None))
+        names = [name for name, detail in found.items() if np.array_equal(detail.steps, most.steps)]
+        channel = query.number("channel", 0, len(most.mean) - 1, 0)
+        table = np.array([found[name].extreme[channel] for name in names])
+        return _columns(most.steps, table, query, False, {"statistics": names})
 
     def _box(self, request: wrappers.Request, query: Query) -> Answer:
         """Answer a statistic of one layer in a black box: ``[channels, steps]``, every step of it."""
@@ -188,12 +210,14 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         frames: Frames = self._kept(request, run, EVERY, lambda: run.frames)
         return frames
 
-    def _detail(self, request: wrappers.Request, run: Run, query: Query) -> Any:
-        layer = query.text("layer")
-        detail = self._kept(request, run, CHANNELS, lambda: run.channels(layer), layer)
-        if detail is None:
-            raise NotThereError("no channels of that layer were written yet")
-        return detail
+    def _reader(self, request: wrappers.Request, run: Run) -> ChannelReader:
+        def events(layer: str) -> Channels | None:
+            found: Channels | None = self._kept(request, run, CHANNELS, lambda: run.channels(layer), layer)
+            return found
+
+        place = (self._experiment(request), run.name)
+        folder = flight_folder(self._context, run.name)
+        return ChannelReader(folder, events, lambda key, state, make: self._cache.get((*place, key), state, make))
 
     def _kept(self, request: wrappers.Request, run: Run, prefix: str, read: Callable[[], Any], more: str = "") -> Any:
         """Return a cached value, read again if something was added to its tags."""
@@ -208,17 +232,36 @@ def _time(seconds: float) -> float:
 
 def _static(path: Path) -> Any:
     kind = _TYPES[path.suffix]
-    return answer(lambda request, query: (path.read_text(encoding="utf-8"), kind))
+    return answer(lambda request, query: (viewer.sent(path), kind))
+
+
+def _there(found: Any) -> Any:
+    if found is None:
+        raise NotThereError("no channels of that layer were written yet")
+    return found
+
+
+def _bins(bands: Array, bins: int, **_: Any) -> tuple[Array, Array]:
+    """Thin bands of percentiles, as :func:`thin.pool` thins other rows."""
+    edges = (np.arange(bins + 1) * bands.shape[1]) // bins if bands.shape[1] > bins else np.arange(bands.shape[1] + 1)
+    return pooled(bands, edges), edges
 
 
 def _columns(
-    steps: Array, values: Array, query: Query, logarithmic: bool, header: dict[str, Any], *, worst: bool = False
+    steps: Array,
+    values: Array,
+    query: Query,
+    logarithmic: bool,
+    header: dict[str, Any],
+    *,
+    worst: bool = False,
+    pool: Callable[..., tuple[Array, Array]] = thin.pool,
 ) -> Answer:
     """Answer a range of steps, thinned: column ``i`` stands for the steps after ``ends[i - 1]`` up to ``ends[i]``."""
     first, last = query.number("from", -_LATEST, _LATEST, -_LATEST), query.number("to", -_LATEST, _LATEST, _LATEST)
     lo, hi = int(np.searchsorted(steps, first, "left")), int(np.searchsorted(steps, last, "right"))
     lo, hi = max(0, lo - 1), min(len(steps), hi + 1)  # a column more on either side, to draw up to the edge
-    thinned, edges = thin.pool(
+    thinned, edges = pool(
         values[:, lo:hi], query.number("bins", 1, MOST_COLUMNS, COLUMNS), logarithmic=logarithmic, lowest=worst
     )
     inside = steps[lo:hi]

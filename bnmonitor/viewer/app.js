@@ -3,6 +3,7 @@
 import { Toolbar } from "./toolbar.js";
 import { h } from "./dom.js";
 import { empty, trouble } from "./notices.js";
+import { remembering } from "./memory.js";
 import { Overview } from "./overview.js";
 import { Panel } from "./panel.js";
 import { scaleOf } from "./scale.js";
@@ -28,7 +29,7 @@ export class App {
    * @param {{words: Record<string, string>, changed?: (words: Record<string, string>) => void, live?: boolean, least?: number}} options
    */
   constructor(source, options) {
-    this.source = source;
+    this.source = remembering(source);
     this.changed = options.changed;
     this.least = options.least ?? 160;
     /** @type {State} */
@@ -68,7 +69,7 @@ export class App {
           }),
       });
     this.maps = [overview(window.innerWidth > 1800 ? 280 : 190, () => this.state.run), overview(0, () => this.state.compare)];
-    this.panel = new Panel(source, { change: (part) => this.change(part), zoom: on.zoom, incident: (i) => on.incident(i, this.focused) });
+    this.panel = new Panel(this.source, { change: (part) => this.change(part), zoom: on.zoom, incident: (i) => on.incident(i, this.focused) });
     this.notice = h("div", { class: "notice-place" });
     this.room = h("section", { class: "maps" }, ...this.maps.map((m) => m.el));
     this.left = h("div", { class: "left" }, this.bar.el, this.room);
@@ -114,6 +115,7 @@ export class App {
     this.runs.clear();
     this.slices.clear();
     this.courses.clear();
+    this.source.forget();
     await this.load();
   }
 
@@ -145,7 +147,7 @@ export class App {
       this.shown = { runs, slices, courses, sorted };
       this.show();
       const run = runs.find((r) => r.name === this.focused) ?? runs[0];
-      const now = { slice: slices[runs.indexOf(run)], statistic: /** @type {import("./types.js").Statistic} */ (this.statistic), scale: /** @type {import("./scale.js").Scale} */ (this.scale) };
+      const now = { slice: slices[runs.indexOf(run)], statistic: /** @type {import("./types.js").Statistic} */ (this.statistic), scale: /** @type {import("./scale.js").Scale} */ (this.scale), axis: /** @type {import("./axis.js").Axis} */ (this.axis) };
       await this.panel.show(run, this.state, this.view, this.full, this.index.channelStatistics, now);
       if (this.token === token) this.ready();
     } catch (error) {

@@ -22,6 +22,7 @@ import { MiniMap, WIDTH } from "./minimap.js";
  * @property {import("./axis.js").Axis} axis
  * @property {import("./scale.js").Scale} scale
  * @property {Mark[]} marks
+ * @property {Map<number, string>} [flagged]  Severity of the rows that an incident names.
  * @property {number[]} [begins]  Steps at which incidents began: a line through all rows.
  * @property {number} selected  Row; -1 for none.
  * @property {number|null} step  Where the cursor stands.
@@ -42,6 +43,8 @@ import { MiniMap, WIDTH } from "./minimap.js";
  */
 
 const AXIS = 24;
+/** The most height of a canvas that every browser paints. */
+const PAPER = 16000;
 
 export class HeatMap {
   /** @param {Options} options */
@@ -76,6 +79,9 @@ export class HeatMap {
     this.redraw = once(() => this.paintOver());
     this.scroll.addEventListener("scroll", () => this.scrolled());
     new ResizeObserver(this.draw).observe(this.el);
+    // On paper nothing scrolls.
+    this.paper = window.matchMedia("print");
+    this.paper.addEventListener("change", () => this.paint());
   }
 
   /** @param {Shown} shown */
@@ -97,7 +103,7 @@ export class HeatMap {
 
   /** Whether there are more rows than room. */
   get scrolls() {
-    return !!this.placed && !!this.shown && this.placed.total > Math.max(this.shown.room, 60) + 0.5;
+    return !this.paper.matches && !!this.placed && !!this.shown && this.placed.total > Math.max(this.shown.room, 60) + 0.5;
   }
 
   /** Width of the plot. */
@@ -153,7 +159,7 @@ export class HeatMap {
     const { least = 2, most = 26 } = this.options;
     this.placed = layout(s.rows, s.room, { least, most });
     this.columns = this.usual = undefined;
-    const height = Math.max(1, Math.min(this.placed.total, Math.max(s.room, 60)));
+    const height = Math.max(1, Math.min(this.placed.total, this.paper.matches ? PAPER : Math.max(s.room, 60)));
     this.scroll.style.height = `${height}px`;
     this.tall.style.height = `${this.placed.total}px`;
     this.mini.el.hidden = !this.scrolls;
@@ -217,7 +223,7 @@ export class HeatMap {
     context.fillStyle = colors.muted;
     context.textBaseline = "top";
     if (names) context.fillText(s.axis.name, 2, 8);
-    for (const { step, text } of s.axis.marks(s.view.from, s.view.to, this.width / 90)) {
+    for (const { step, text } of s.axis.marks(s.view.from, s.view.to, Math.max(4, this.width / 90))) {
       const x = names + this.xOf(step);
       context.fillRect(x, 0, 1, 5);
       const w = context.measureText(text).width;
@@ -248,7 +254,7 @@ export class HeatMap {
     context.rect(names, top, width, height);
     context.clip();
     for (const step of s.begins ?? []) vertical(this.xOf(step), colors.text, 0.35);
-    for (const mark of s.marks) if (mark.row >= from && mark.row < to) drawMark(context, mark, placed, names + this.xOf(mark.from), names + this.xOf(mark.to), colors);
+    for (const mark of s.marks) if (mark.row >= from && mark.row < to) drawMark(context, mark, placed, names, names + this.xOf(mark.from), names + this.xOf(mark.to), colors);
     if (s.step !== null) vertical(this.xOf(s.step), colors.accent, 1);
     if (drag) {
       context.globalAlpha = 0.2;

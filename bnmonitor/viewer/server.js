@@ -76,6 +76,16 @@ export class Server {
     return this.maybe(this.numbers("channels", { run, layer, statistic }, range, bins));
   }
 
+  /** @type {import("./types.js").Source["bands"]} */
+  bands(run, layer, statistic, range, bins) {
+    return this.maybe(this.numbers("bands", { run, layer, statistic }, range, bins));
+  }
+
+  /** @type {import("./types.js").Source["at"]} */
+  at(run, layer, step) {
+    return this.maybe(this.ask("at", { run, layer, step }).then((answer) => answer.arrayBuffer()).then(decode));
+  }
+
   /** @type {import("./types.js").Source["channel"]} */
   channel(run, layer, channel, range, bins) {
     return this.maybe(this.numbers("channel", { run, layer, channel }, range, bins));

@@ -111,7 +111,7 @@ export class Strip {
       context.globalAlpha = 0.6;
       context.fillRect(x(incident.first_step) - 0.5, TOP - 2, 1, height);
       context.globalAlpha = 1;
-      glyph(context, incident.severity, x(incident.first_step), 7, 5, colors);
+      if (x(incident.first_step) > names - 1) glyph(context, incident.severity, Math.max(names + 7, x(incident.first_step)), 7, 5, colors);
     }
     context.font = colors.small;
     const words = [];

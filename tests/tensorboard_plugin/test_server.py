@@ -6,6 +6,7 @@ import argparse
 import gzip
 import json
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -22,8 +23,9 @@ from tensorboard.backend.event_processing.data_ingester import LocalDataIngester
 from werkzeug.test import Client
 from werkzeug.wrappers import Response
 
-from bnmonitor import tensorboard_plugin
+from bnmonitor import tensorboard_plugin, viewer
 from bnmonitor.history import encode
+from bnmonitor.history.flight.layout import FOLDER
 from bnmonitor.history.schema import FRAME, alert_tag
 from bnmonitor.tensorboard_plugin.cache import Cache
 from bnmonitor.tensorboard_plugin.files import box_files
@@ -32,7 +34,7 @@ from bnmonitor.tensorboard_plugin.plugin import COLUMNS, BatchNormPlugin
 from bnmonitor.tensorboard_plugin.wire import LONGEST, MOST_COLUMNS, Query
 from bnmonitor.viewer import DIRECTORY
 from tests import histories
-from tests.histories import HOSTILE, METRICS, STATISTICS, Writer, course, write
+from tests.histories import HOSTILE, METRICS, STATISTICS, Writer, course, recorded, write
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -140,13 +142,13 @@ def test_a_run_comes_with_layers_facts_and_alerts(tab: Asked) -> None:
 
 def test_the_course_of_a_run_is_a_slice_and_empty_where_it_is_not_known(tab: Asked, tmp_path: Path) -> None:
     header, values = tab.slice("/course", run=SICK, bins=500)
-    assert header["statistics"] == ["loss", "lr 0"]
+    assert header["statistics"] == ["loss", "lr 0", "epoch", "seconds"]
     assert header["ends"] == list(STEPS)
     assert values[0, 0] == np.float32(2.32)
     assert values[1, [0, -1]].tolist() == [np.float32(0.1), np.float32(0.01)]
     write(tmp_path / "old", NAMES, range(10), channels=4, incidents=False)
     header, values = Asked(tmp_path).slice("/course", run="old")
-    assert (header["statistics"], values.shape) == ([], (0, 10))
+    assert (header["statistics"], values.tolist()) == (["seconds"], [list(range(10))])
 
 
 def test_a_run_without_incidents_has_one_for_each_warning_and_error(tmp_path: Path) -> None:
@@ -197,6 +199,46 @@ def test_a_layer_a_channel_map_and_a_channel(tab: Asked) -> None:
     assert header["statistics"] == list(STATISTICS)
     np.testing.assert_array_equal(values, truth[:, :, 3].T)
     assert tab.ask("/channels", run=SICK, layer="backbone.0", statistic="gamma").status_code == 404
+    assert tab.ask("/bands", run=SICK, layer="backbone.0", statistic="gamma").status_code == 404
+    assert tab.ask("/at", run=SICK, layer="backbone.0").status_code == 404
+
+
+def test_percentiles_of_the_channels_and_all_of_them_at_a_step(tab: Asked) -> None:
+    truth = histories.detail(200, 8, sick=True)
+    var = truth[:, STATISTICS.index("batch_var")].T
+    header, values = tab.slice("/bands", run=SICK, layer="backbone.1", statistic="batch_var", bins=400)
+    assert header["percentiles"] == [5, 25, 50, 75, 95]
+    np.testing.assert_allclose(values, np.percentile(var, header["percentiles"], axis=0), rtol=1e-5)
+    thin_header, thin = tab.slice("/bands", run=SICK, layer="backbone.1", statistic="batch_var", bins=20)
+    assert thin_header["ends"] == list(STEPS)[9::10]
+    np.testing.assert_allclose(thin[2], values[2].reshape(20, 10).mean(1), rtol=1e-5)
+    np.testing.assert_array_equal(thin[[0, 4]], [values[0].reshape(20, 10).min(1), values[4].reshape(20, 10).max(1)])
+    assert (np.diff(thin, axis=0) >= 0).all(), "percentiles stay in order"
+    for step, place in ((STEPS[40], 40), (STEPS[40] + 3, 40), (10**6, -1)):
+        header, values = tab.slice("/at", run=SICK, layer="backbone.1", step=step)
+        assert (header["statistics"], header["channels"], header["ends"]) == (list(STATISTICS), 8, [STEPS[place]])
+        np.testing.assert_array_equal(values.reshape(-1, 8), truth[place])
+
+
+def test_every_channel_of_the_whole_run_comes_from_its_flight_record(tmp_path: Path) -> None:
+    write(tmp_path / "run", NAMES, range(0, 100, 10), channels=4, detailed=(1,))
+    truth = recorded(tmp_path / "run", NAMES, channels=4, steps=50)
+    tab = Asked(tmp_path)
+    assert all(layer["detailed"] for layer in tab.json("/run", run="run")["layers"])
+    for layer, name in enumerate(NAMES):
+        header, values = tab.slice("/channels", run="run", layer=name, statistic="gamma", bins=400)
+        assert (header["ends"], header["frames"]) == (list(range(50)), 50)
+        np.testing.assert_allclose(values, truth[:, layer].T, atol=0.02)
+    header, values = tab.slice("/at", run="run", layer=NAMES[1], step=20)
+    assert header["statistics"] == list(STATISTICS), "what the record does not hold comes from the event files"
+    gamma = values.reshape(-1, 4)[STATISTICS.index("gamma")]
+    np.testing.assert_allclose(gamma, truth[20, 1], atol=0.02)
+    header, values = tab.slice("/channel", run="run", layer=NAMES[1], channel=2, bins=400)
+    np.testing.assert_allclose(values[header["statistics"].index("gamma")], truth[:, 1, 2], atol=0.02)
+    shutil.rmtree(tmp_path / "run" / FOLDER)
+    header, _ = tab.slice("/channels", run="run", layer=NAMES[1], statistic="gamma", bins=400)
+    assert len(header["ends"]) == 10, "without it the event files are read"
+    assert tab.ask("/channels", run="run", layer=NAMES[0], statistic="gamma").status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -330,7 +372,8 @@ def test_every_file_of_the_page_is_served_and_no_other(tab: Asked) -> None:
     answer = tab.ask("/index.js")
     assert answer.mimetype == "text/javascript"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert plain(answer) == (DIRECTORY / "index.js").read_bytes()
+    assert plain(answer).decode() == viewer.sent(DIRECTORY / "index.js")
+    assert plain(tab.ask("/style.css")) == (DIRECTORY / "style.css").read_bytes()
     assert not any("*" in route for route in tab.apps)
 
 
@@ -338,8 +381,13 @@ def test_the_page_is_small_and_makes_no_markup_of_data() -> None:
     sources = {
         path.name: path.read_text(encoding="utf-8") for path in DIRECTORY.iterdir() if path.suffix in (".js", ".css")
     }
-    sent = [text for name, text in sources.items() if name.endswith(".js") and name not in ("types.js", "report.js")]
-    assert sum(len(gzip.compress(text.encode(), 3)) for text in sent) < 45_000
+    sent = {
+        path.name: viewer.sent(path) for path in DIRECTORY.glob("*.js") if path.name not in ("types.js", "report.js")
+    }
+    assert sum(len(gzip.compress(text.encode(), 3)) for text in sent.values()) < 70_000
+    for name, text in sent.items():
+        assert "/**" not in text, name
+        assert text.count("\n") == sources[name].count("\n"), "an error names the line of the file"
     for name, text in sources.items():
         for word in (
             "innerHTML",
