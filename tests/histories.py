@@ -250,8 +250,8 @@ def recorded(log_dir: Path, names: Sequence[str], channels: int, steps: int) -> 
         list(names),
         [channels] * len(names),
         groups=1,
-        mean_error=[0.01] * len(names),
-        variance_error=[0.01] * len(names),
+        mean_error=errors,
+        variance_error=errors,
     )
     writer.add(list(range(steps)), {name: row.astype(np.float32) for name, row in rows.items()}, about)
     writer.close()

@@ -1,4 +1,4 @@
-"""Channels of a layer over the whole run: from its flight record, or else from the channel detail of the event files."""
+"""Channels of a layer over the run: from its flight record, or else from the channel detail of the event files."""
 
 from __future__ import annotations
 
