@@ -155,6 +155,13 @@ class Writer:
         for step, loss, rate in zip(steps, losses, rates, strict=True):
             self.add(step, 1e9 + step, encode.plain(COURSE + self.schema.key, record(loss, rate, step // 100)))
 
+    def scalars(self, tag: str, steps: Sequence[int], values: Sequence[float]) -> None:
+        """Write a scalar as the user's own code does."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        for step, value in zip(steps, values, strict=True):
+            self.add(step, 1e9 + step, Summary.Value(tag=tag, simple_value=value))
+
     def channels(self, layer: int, steps: Sequence[int], values: np.ndarray[Any, Any]) -> None:
         """Write ``[S, K, C]`` of a layer."""
         tag = f"{CHANNELS}{self.schema.key}/{layer}"

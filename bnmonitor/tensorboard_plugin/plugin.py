@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from bnmonitor.history.source import Array, Provider
 from bnmonitor.tensorboard_plugin.cache import Cache
 from bnmonitor.tensorboard_plugin.channels import PERCENTILES, ChannelReader, Detail, pooled
 from bnmonitor.tensorboard_plugin.files import box_files, flight_folder
+from bnmonitor.tensorboard_plugin.gradient_norm import NAME, gradient_norm
 from bnmonitor.tensorboard_plugin.wire import MOST_COLUMNS, NotThereError, Query, answer, as_binary, as_json
 
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
@@ -125,10 +126,14 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         return _columns(frames.steps, values, query, logarithmic, {"extent": ends}, worst=metric == "health")
 
     def _course(self, request: wrappers.Request, query: Query) -> Answer:
-        """Answer the loss and the learning rates of a run: ``[statistics, columns]``."""
+        """Answer the course of a training: ``[statistics, columns]``."""
         run = self._find(request, query)
-        course = self._kept(request, run, EVERY, lambda: run.course, COURSE)
+        frames = self._frames(request, run)
+        course = self._kept(request, run, EVERY, lambda: run.course_at(frames), COURSE)
         names, values = course.table()
+        norm = self._gradient_norm(request, run, course.steps)
+        if norm is not None:
+            names, values = (*names, NAME), np.vstack([values, norm.astype(np.float32)])
         return _columns(course.steps, values, query, True, {"statistics": names})
 
     def _layer(self, request: wrappers.Request, query: Query) -> Answer:
@@ -218,6 +223,15 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         place = (self._experiment(request), run.name)
         folder = flight_folder(self._context, run.name)
         return ChannelReader(folder, events, lambda key, state, make: self._cache.get((*place, key), state, make))
+
+    def _gradient_norm(self, request: wrappers.Request, run: Run, steps: Array) -> Array | None:
+        experiment = self._experiment(request)
+
+        def keep(state: Hashable, make: Callable[[], Any]) -> Any:
+            return self._cache.get((experiment, run.name, NAME), state, make)
+
+        context = plugin_util.context(request.environ)
+        return gradient_norm(self._context.data_provider, context, experiment, run.name, steps, keep)
 
     def _kept(self, request: wrappers.Request, run: Run, prefix: str, read: Callable[[], Any], more: str = "") -> Any:
         """Return a cached value, read again if something was added to its tags."""

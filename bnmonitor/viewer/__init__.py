@@ -19,5 +19,6 @@ def sent(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".js":
         return text
+    text = re.sub(r"^[ \t]*//.*$", "", text, flags=re.MULTILINE)
     bare = _COMMENT.sub(lambda found: "\n" * found[0].count("\n"), text)
     return re.sub(r"[ \t]+$", "", bare, flags=re.MULTILINE)

@@ -151,6 +151,21 @@ def test_the_course_of_a_run_is_a_slice_and_empty_where_it_is_not_known(tab: Ask
     assert (header["statistics"], values.tolist()) == (["seconds"], [list(range(10))])
 
 
+def test_the_gradient_norm_is_the_one_that_the_training_logged(tmp_path: Path) -> None:
+    with Writer(tmp_path / "run", NAMES, 4) as writer:
+        writer.frames(range(0, 100, 10), course(3, 10))
+        writer.scalars("grad_2.0_norm/weight", range(100), [5.0] * 100)  # of one parameter
+        writer.scalars("train/loss", range(100), [6.0] * 100)
+    tab = Asked(tmp_path)
+    assert "gradient norm" not in tab.slice("/course", run="run")[0]["statistics"]
+    with Writer(tmp_path / "run", NAMES, 4) as writer:
+        writer.scalars("grad_2.0_norm_total", range(25, 95, 20), [1.0, 2.0, 3.0, 4.0])
+    tab.reload()
+    header, values = tab.slice("/course", run="run")
+    norm = values[header["statistics"].index("gradient norm")]
+    np.testing.assert_array_equal(norm, [np.nan, np.nan, np.nan, 1, 1, 2, 2, 3, 3, 4])
+
+
 def test_a_run_without_incidents_has_one_for_each_warning_and_error(tmp_path: Path) -> None:
     write(tmp_path / "old", NAMES, STEPS, sick=(1,), channels=4, incidents=False)
     run = Asked(tmp_path).json("/run", run="old")
