@@ -58,6 +58,8 @@ export class Overview {
     this.rows = [];
     /** @type {Row[]} */
     this.fitted = [];
+    /** @type {string|undefined} */
+    this.order = undefined;
     this.head = h("div", { class: "run-head" });
     this.time = h("div");
     this.strip = new Strip({ zoom: on.zoom, hover: on.point, step: (step) => on.group(this.seen?.state.group ?? "", step) });
@@ -101,6 +103,10 @@ export class Overview {
       selected: own < 0 && !state.group && layer >= 0 ? rows.findIndex((row) => row.kind === "folded" && row.members.includes(layer)) : own,
       step: state.step, room, describe: (row, column) => this.describe(row, column),
     });
+    // In another order the first rows are what was asked for.
+    const order = JSON.stringify([run.name, state.filter, state.sort, state.least]);
+    if (this.order !== undefined && this.order !== order) this.map.scroll.scrollTop = 0;
+    this.order = order;
     this.strip.set(course, seen, this.names, this.map.width);
     this.time.style.paddingRight = `${this.map.beside}px`;
     this.time.replaceChildren(timeline(run.incidents, view, run.steps[1], this.names, focused ? state.incident : "", this.on.incident));
