@@ -29,6 +29,7 @@ from bnmonitor.tensorboard_plugin.wire import MOST_COLUMNS, NotThereError, Query
 
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
 _LATEST = 2**53
+_DAY = 24 * 60 * 60
 COLUMNS = 1500
 """Columns of a slice unless the request asks for another number."""
 
@@ -62,8 +63,9 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
             "/channel": self._channel,
             "/box": self._box,
         }
-        # The routes are the files that are there: no path is ever made of what was asked for.
-        files = {f"/{path.name}": _static(path) for path in viewer.DIRECTORY.iterdir() if path.suffix in _TYPES}
+        # The routes are the files that are there: no path is ever made of what was asked for. Other files have another
+        # address, so that a browser may keep these.
+        files = {f"/{viewer.version()}/{path.name}": _static(path) for path in viewer.files() if path.suffix in _TYPES}
         return {**files, **{route: answer(handle) for route, handle in data.items()}}
 
     def is_active(self) -> bool:
@@ -72,7 +74,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
 
     def frontend_metadata(self) -> Any:
         """Return how the page is loaded."""
-        return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="BatchNorm")
+        return base_plugin.FrontendMetadata(es_module_path=f"/{viewer.version()}/index.js", tab_name="BatchNorm")
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
@@ -246,7 +248,7 @@ def _time(seconds: float) -> float:
 
 def _static(path: Path) -> Any:
     kind = _TYPES[path.suffix]
-    return answer(lambda request, query: (viewer.sent(path), kind))
+    return answer(lambda request, query: (viewer.sent(path), kind), seconds=_DAY)
 
 
 def _there(found: Any) -> Any:

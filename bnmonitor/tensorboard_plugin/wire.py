@@ -74,8 +74,13 @@ class Query:
         return value
 
 
-def answer(handle: Callable[[wrappers.Request, Query], tuple[Any, str]]) -> App:
-    """Make a web app from a function that returns content and its type; an error is one sentence of plain text."""
+def answer(handle: Callable[[wrappers.Request, Query], tuple[Any, str]], *, seconds: int = 0) -> App:
+    """Make a web app from a function that returns content and its type; an error is one sentence of plain text.
+
+    Args:
+        handle: The function.
+        seconds: How long a browser may keep the content.
+    """
 
     @wrappers.Request.application
     def app(request: wrappers.Request) -> wrappers.Response:
@@ -91,7 +96,7 @@ def answer(handle: Callable[[wrappers.Request, Query], tuple[Any, str]]) -> App:
         if kind == BINARY:
             packed = gzip.compress(content, 1)
             return _respond(request, packed, kind, 200, content_encoding="gzip")
-        return _respond(request, content, kind, 200)
+        return _respond(request, content, kind, 200, expires=seconds)
 
     return app
 

@@ -1,6 +1,8 @@
 """The drawing code, shared by the TensorBoard tab and the HTML page."""
 
 import re
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 DIRECTORY = Path(__file__).parent
@@ -10,6 +12,21 @@ DIRECTORY = Path(__file__).parent
 _COMMENT = re.compile(r"(?:^[ \t]*/\*\*|/\*\* @).*?\*/", re.DOTALL | re.MULTILINE)
 
 
+def files() -> tuple[Path, ...]:
+    """Return the scripts and styles, in the order of their names."""
+    return tuple(sorted(path for path in DIRECTORY.iterdir() if path.suffix in (".js", ".css")))
+
+
+@cache
+def version() -> str:
+    """Return a short text that is another one as soon as a file is another one."""
+    found = sha256()
+    for path in files():
+        found.update(path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+@cache
 def sent(path: Path) -> str:
     """Return a file as a browser gets it: without the comments, half of which are types, and with the same lines.
 

@@ -20,7 +20,7 @@ import { fromWords, toWords } from "./view_state.js";
 /** @typedef {import("./view_state.js").State} State */
 
 const POLL = 10_000;
-const PAUSE = 120;
+const PAUSE = 60;
 const MAP_ONLY = new Set(["filter", "fold", "group", "least"]);
 
 export class App {

@@ -388,10 +388,15 @@ def test_a_truncated_file_and_a_resumed_run_are_shown(tab: Tab) -> None:
     assert {"stem.bn", "new.bn", "newer.bn"} == set(names)
 
 
+MODULE = (
+    'const module = (name) => import(new URL(`${name}.js`, document.querySelector("[rel=modulepreload]").href).href);'
+)
+"""How a test gets at a module of the page."""
+
 ROWS = """
 async ([names, room, wanted]) => {
-  const module = (name) => import(new URL(name, document.baseURI).href);
-  const { rowsOf, HEADING, LEGIBLE } = await module("rows.js");
+  MODULE
+  const { rowsOf, HEADING, LEGIBLE } = await module("rows");
   const rows = rowsOf(names, { filter: "", fold: "", rank: null, room, wanted: new Set([wanted]) });
   const height = rows.reduce((sum, row) => sum + (row.kind === "open" ? HEADING : LEGIBLE), 0);
   const places = rows.filter((row) => row.kind !== "open").flatMap((row) => row.members);
@@ -406,7 +411,7 @@ def test_a_model_of_any_size_fits_and_the_layer_of_the_incident_is_in_sight(tab:
     flat = tuple(f"net.bn{i}" for i in range(300))
     for names in (FIVE[:4], resnet(20), resnet(53), resnet(300), resnet(1000), flat, ("a", "a.b", "a.b.c", "a.b.d")):
         wanted = len(names) * 2 // 3
-        height, places, alone, count = frame.evaluate(ROWS, [list(names), 440, wanted])
+        height, places, alone, count = frame.evaluate(ROWS.replace("MODULE", MODULE), [list(names), 440, wanted])
         assert height <= 440
         assert places == list(range(len(names))), "each layer is in one row"
         assert alone, names
@@ -415,8 +420,8 @@ def test_a_model_of_any_size_fits_and_the_layer_of_the_incident_is_in_sight(tab:
 
 FOLD = """
 async ([values, names, columns]) => {
-  const module = (name) => import(new URL(name, document.baseURI).href);
-  const [{ rowsOf }, { fold }] = [await module("rows.js"), await module("folded.js")];
+  MODULE
+  const [{ rowsOf }, { fold }] = [await module("rows"), await module("folded")];
   const rows = rowsOf(names, { filter: "", fold: "-", rank: null, room: 100, wanted: new Set() });
   const slice = { rows: names.length, columns, ends: values.map((_, i) => i), values: Float32Array.from(values) };
   const own = Int32Array.from(names, (_, i) => i);
@@ -434,7 +439,9 @@ def test_a_folded_group_shows_the_layer_that_stands_out_most(tab: Tab) -> None:
     random, names, columns = np.random.default_rng(0), [f"a.{i}.bn" for i in range(6)] + ["b.0", "b.1"], 40
     values = random.uniform(1, 100, (8, columns)).round(3).astype(np.float32)
     values[2, 7] = 1e-6
-    found = tab.open(run="five/fixed").evaluate(FOLD, [values.ravel().tolist(), names, columns])
+    found = tab.open(run="five/fixed").evaluate(
+        FOLD.replace("MODULE", MODULE), [values.ravel().tolist(), names, columns]
+    )
     assert found["members"] == [[0, 1, 2, 3, 4, 5], [6, 7]]
     for kind, worst in (("health", np.min), ("lag", np.max)):
         rows = np.array(found[kind]["values"]).reshape(2, columns)
@@ -492,7 +499,8 @@ def test_a_click_on_a_folded_group_leads_to_the_layer_that_stands_out(tab: Tab) 
 
 AXES = """
 async (course) => {
-  const { axisOf, offered } = await import(new URL("axis.js", document.baseURI).href);
+  MODULE
+  const { axisOf, offered } = await module("axis");
   course.values = Float32Array.from(course.values);
   const back = (axis) => course.ends.map((step) => axis.back(axis.of(step)));
   const [epoch, time] = [axisOf("epoch", course), axisOf("time", course)];
@@ -514,7 +522,7 @@ def test_the_axis_is_steps_epochs_or_time_and_the_address_says_which(tab: Tab) -
     seconds = [step if step < 200 else step + 7200 for step in steps]  # a pause of two hours
     course = {"statistics": ["epoch", "seconds"], "columns": 40, "before": -1, "ends": steps}
     course["values"] = [step // 100 for step in steps] + seconds
-    offered, *back, places, epochs, times, said = frame.evaluate(AXES, course)
+    offered, *back, places, epochs, times, said = frame.evaluate(AXES.replace("MODULE", MODULE), course)
     assert offered == ["step", "epoch", "time"]
     for one in back:
         np.testing.assert_allclose(one, steps, atol=1e-3)

@@ -383,12 +383,18 @@ def test_black_boxes_come_from_the_runs_own_folder_only(tmp_path: Path) -> None:
 def test_every_file_of_the_page_is_served_and_no_other(tab: Asked) -> None:
     names = {path.name for path in DIRECTORY.iterdir() if path.suffix in (".js", ".css")}
     served = {route for route in tab.apps if route.endswith((".js", ".css"))}
-    assert served == {f"/{name}" for name in names}
-    answer = tab.ask("/index.js")
+    assert served == {f"/{viewer.version()}/{name}" for name in names}
+    answer = tab.ask(f"/{viewer.version()}/index.js")
+    assert "max-age=86400" in answer.headers["Cache-Control"], "its address is that of this very text"
+    assert "no-cache" in tab.ask("/runs").headers["Cache-Control"]
+    asked = re.search(r"MODULES = `(.*?)`", plain(answer).decode(), re.DOTALL)
+    assert asked is not None
+    modules = {name for name in names if name.endswith(".js")} - {"index.js", "report.js", "types.js"}
+    assert sorted(f"{name}.js" for name in asked[1].split()) == sorted(modules), "all are asked for at once"
     assert answer.mimetype == "text/javascript"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert plain(answer).decode() == viewer.sent(DIRECTORY / "index.js")
-    assert plain(tab.ask("/style.css")) == (DIRECTORY / "style.css").read_bytes()
+    assert plain(tab.ask(f"/{viewer.version()}/style.css")) == (DIRECTORY / "style.css").read_bytes()
     assert not any("*" in route for route in tab.apps)
 
 
@@ -433,7 +439,7 @@ def test_the_loader_asks_for_enough_samples_unless_the_user_said_how_many() -> N
 
 def test_the_plugin_declares_a_tab_and_never_looks_for_data_by_itself(tab: Asked) -> None:
     metadata = tab.plugin.frontend_metadata()
-    assert (metadata.es_module_path, metadata.tab_name) == ("/index.js", "BatchNorm")
+    assert (metadata.es_module_path, metadata.tab_name) == (f"/{viewer.version()}/index.js", "BatchNorm")
     assert not tab.plugin.is_active()
 
 
