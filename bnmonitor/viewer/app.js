@@ -299,7 +299,7 @@ export class App {
     const { state } = this;
     if (state.box) this.change({ box: "" });
     else if (state.from !== null) this.change({ from: null, to: null });
-    else if (state.layer || state.incident) this.change({ layer: "", incident: "", channel: null, step: null, group: "" });
+    else if (state.layer || state.incident || state.group || state.step !== null) this.change({ layer: "", incident: "", channel: null, step: null, group: "" });
     else if (state.filter) this.change({ filter: "" });
   }
 }

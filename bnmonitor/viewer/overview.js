@@ -45,7 +45,7 @@ export class Overview {
       select: (row, step) => {
         const { id, kind } = this.rows[row] ?? {};
         if (kind === "layer") on.select(id, step);
-        else if (kind) on.group(id, step);
+        else on.group(kind ? id : "", step);
       },
       open: (row, step, column) => {
         const layer = this.seen?.names[this.which?.get(row)?.[column] ?? -1];

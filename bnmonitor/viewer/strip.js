@@ -45,16 +45,30 @@ export class Strip {
     /** @type {number|null} */
     this.pointed = null;
     this.draw = once(() => this.paint());
-    const step = (/** @type {PointerEvent} */ e) => {
-      const x = e.clientX - this.canvas.getBoundingClientRect().left - (this.names ?? 0);
-      return this.seen && x >= 0 ? this.stepAt(x) : null;
-    };
-    this.canvas.addEventListener("pointermove", (/** @type {PointerEvent} */ e) => on.hover(step(e)));
+    /** @type {{from: number, to: number}|null} */
+    this.drag = null;
+    const place = (/** @type {PointerEvent} */ e) => e.clientX - this.canvas.getBoundingClientRect().left - (this.names ?? 0);
+    this.canvas.addEventListener("pointermove", (/** @type {PointerEvent} */ e) => {
+      const x = place(e);
+      if (this.drag) this.drag.to = Math.max(0, Math.min(this.width ?? 0, x));
+      on.hover(x >= 0 ? this.stepAt(x) : null);
+      this.draw();
+    });
     this.canvas.addEventListener("pointerleave", () => on.hover(null));
     this.canvas.addEventListener("dblclick", () => on.zoom(null));
-    this.canvas.addEventListener("click", (/** @type {PointerEvent} */ e) => {
-      const at = step(e);
-      if (at !== null) on.step(Math.round(at));
+    this.canvas.addEventListener("pointerdown", (/** @type {PointerEvent} */ e) => {
+      const x = place(e);
+      if (e.button || x < 0) return;
+      this.drag = { from: x, to: x };
+      this.canvas.setPointerCapture(e.pointerId);
+    });
+    this.canvas.addEventListener("pointerup", () => {
+      const { drag } = this;
+      this.drag = null;
+      if (!drag) return;
+      const [from, to] = [Math.min(drag.from, drag.to), Math.max(drag.from, drag.to)];
+      if (to - from > 4) on.zoom({ from: this.stepAt(from), to: this.stepAt(to) });
+      else on.step(Math.round(this.stepAt(drag.from)));
     });
   }
 
@@ -133,6 +147,12 @@ export class Strip {
       context.fillStyle = this.pointed === null ? colors.accent : colors.text;
       context.globalAlpha = this.pointed === null ? 1 : 0.55;
       context.fillRect(x(step) - 0.5, 0, 1, height);
+      context.globalAlpha = 1;
+    }
+    if (this.drag) {
+      context.fillStyle = colors.accent;
+      context.globalAlpha = 0.2;
+      context.fillRect(names + Math.min(this.drag.from, this.drag.to), 0, Math.abs(this.drag.to - this.drag.from), height);
       context.globalAlpha = 1;
     }
     context.restore();

@@ -289,6 +289,9 @@ def test_a_view_can_be_sent_as_an_address(tab: Tab) -> None:
 def test_everything_can_be_reached_by_keyboard(tab: Tab) -> None:
     frame = tab.open(run="five/sick")
     frame.locator(".maps .map").first.focus()
+    tab.drawn(lambda: tab.page.keyboard.press("ArrowLeft"))
+    assert "step=390" in tab.words(), "a step can be chosen without a layer"
+    tab.drawn(lambda: tab.page.keyboard.press("Escape"))
     for key in ("ArrowDown", "ArrowDown", "ArrowDown", "ArrowLeft", "+"):
         tab.drawn(lambda key=key: tab.page.keyboard.press(key))
     assert text(frame, ".panel h2") == FIVE[1]
@@ -329,6 +332,11 @@ def test_dragging_zooms_and_a_double_click_goes_back(tab: Tab) -> None:
     assert 90 < first < last < 280
     tab.drawn(lambda: tab.page.mouse.dblclick(over["x"] + over["width"] * 0.6, over["y"] + 50))
     assert not frame.locator(".range").is_visible()
+    over = frame.locator(".strip canvas").first.bounding_box()
+    tab.drawn(drag)
+    assert [first, last] == list(map(int, re.findall(r"\d+", text(frame, ".range"))[:2])), (
+        "the curves have the same axis"
+    )
 
 
 def test_the_black_box_opens_at_full_resolution(tab: Tab) -> None:
