@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tensorboard import plugin_util
@@ -25,11 +26,14 @@ from bnmonitor.tensorboard_plugin.cache import Cache
 from bnmonitor.tensorboard_plugin.channels import PERCENTILES, ChannelReader, Detail, pooled
 from bnmonitor.tensorboard_plugin.files import box_files, flight_folder
 from bnmonitor.tensorboard_plugin.gradient_norm import NAME, gradient_norm
-from bnmonitor.tensorboard_plugin.wire import MOST_COLUMNS, NotThereError, Query, answer, as_binary, as_json
+from bnmonitor.tensorboard_plugin.wire import MOST_COLUMNS, NotThereError, Query, answer, as_binary, as_bundle, as_json
 
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
 _LATEST = 2**53
 _DAY = 24 * 60 * 60
+_HISTORY = "bnmonitor.history"
+"""Key of a request's history: its runs are listed once for each request."""
+
 COLUMNS = 1500
 """Columns of a slice unless the request asks for another number."""
 
@@ -52,6 +56,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
     def get_plugin_apps(self) -> dict[str, Any]:
         """Return the routes: one for each file of the page, and one for each kind of data."""
         data = {
+            "/first": self._first,
             "/runs": self._runs,
             "/run": self._run,
             "/slice": self._slice,
@@ -77,6 +82,20 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         return base_plugin.FrontendMetadata(es_module_path=f"/{viewer.version()}/index.js", tab_name="BatchNorm")
 
     # -- answers -------------------------------------------------------------------------------------------------------
+
+    def _first(self, request: wrappers.Request, query: Query) -> Answer:
+        """Answer all that the page draws at first: ``/runs``, and ``/run``, ``/slice`` and ``/course`` of a run."""
+        index, _ = self._runs(request, query)
+        runs = {run["name"]: run["wall"] for run in json.loads(index)["runs"]}
+        if not runs:
+            return as_bundle(index)
+        asked = query.text("run", "")
+        name = asked if asked in runs else min(runs, key=lambda run: (-runs[run], run))
+        statistic = query.text("statistic", "")
+        known = statistic if statistic in catalogue.BY_NAME else "health"
+        bins = str(min(MOST_COLUMNS, query.number("bins", 1, _LATEST, COLUMNS)))
+        of = Query({"run": name, "statistic": known, "bins": bins})
+        return as_bundle(index, *(handle(request, of)[0] for handle in (self._run, self._slice, self._course)))
 
     def _runs(self, request: wrappers.Request, query: Query) -> Answer:
         history = self._history(request)
@@ -200,8 +219,12 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def _history(self, request: wrappers.Request) -> History:
-        context = plugin_util.context(request.environ)
-        return History(Provider(self._context.data_provider, context, self._experiment(request), KEPT))
+        found = request.environ.get(_HISTORY)
+        if found is None:
+            context = plugin_util.context(request.environ)
+            found = History(Provider(self._context.data_provider, context, self._experiment(request), KEPT))
+            request.environ[_HISTORY] = found
+        return cast(History, found)
 
     def _experiment(self, request: wrappers.Request) -> str:
         found: str = plugin_util.experiment_id(request.environ)

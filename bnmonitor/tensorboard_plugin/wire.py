@@ -119,3 +119,13 @@ def as_binary(header: Mapping[str, Any], values: Array) -> tuple[bytes, str]:
     text = json.dumps({**header, "shape": values.shape}, allow_nan=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
     return struct.pack("<I", len(text)) + text + np.ascontiguousarray(values, "<f4").tobytes(), BINARY
+
+
+def as_bundle(*parts: str | bytes) -> tuple[bytes, str]:
+    """Return several answers as one: of each a uint32 length, little endian, and as many bytes, a multiple of 4."""
+    found = []
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        data += b" " * (-len(data) % 4)
+        found.append(struct.pack("<I", len(data)) + data)
+    return b"".join(found), BINARY

@@ -133,6 +133,7 @@ export class App {
   async load() {
     const token = (this.token = {});
     try {
+      if (!this.index) await this.begin();
       this.index ??= await this.source.index();
       if (this.token !== token) return;
       if (!this.index.runs.length) return this.blank();
@@ -153,6 +154,20 @@ export class App {
     } catch (error) {
       if (this.token === token) this.notice.replaceChildren(trouble(error, () => this.reload()));
     }
+  }
+
+  /** Take what came with the first answer. */
+  async begin() {
+    const first = await this.source.first?.();
+    if (!first || this.index) return;
+    this.index = first.index;
+    if (!first.run || !first.slice) return;
+    const { name } = first.run;
+    const { statistics } = first.index;
+    const shown = statistics.find((s) => s.name === this.state.statistic)?.name ?? "health";
+    this.runs.set(name, first.run);
+    this.slices.set(JSON.stringify([name, shown]), first.slice);
+    this.courses.set(name, first.course);
   }
 
   /** Fill in missing words of the view, and drop words that name nothing. @param {import("./types.js").Index} index */

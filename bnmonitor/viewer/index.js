@@ -10,10 +10,14 @@ export async function render() {
   const link = (/** @type {object} */ properties) => Object.assign(document.createElement("link"), properties);
   const styles = ["./palette.css", "./style.css"].map((file) => link({ rel: "stylesheet", href: place(file) }));
   const styled = styles.map((style) => new Promise((done) => ["load", "error"].forEach((name) => style.addEventListener(name, done))));
-  const runs = link({ rel: "preload", as: "fetch", crossOrigin: "anonymous", href: place("../runs") });
-  document.head.append(runs, ...styles, ...MODULES.split(/\s+/).map((name) => link({ rel: "modulepreload", href: place(`./${name}.js`) })));
-  const [{ App }, { Server }, { followTheme, listen, readAddress, writeAddress }] = await Promise.all([import("./app.js"), import("./server.js"), import("./tensorboard.js")]);
-  const app = new App(new Server(place("../")), { words: readAddress(), changed: writeAddress, live: true });
+  document.head.append(...styles, ...MODULES.split(/\s+/).map((name) => link({ rel: "modulepreload", href: place(`./${name}.js`) })));
+  const { followTheme, listen, readAddress, writeAddress } = await import("./tensorboard.js");
+  const words = readAddress();
+  const bins = Math.max(400, Math.round(window.innerWidth * (window.devicePixelRatio || 1)));
+  const asked = new URLSearchParams({ run: words.run ?? "", statistic: words.statistic ?? "", bins: String(bins) });
+  const first = fetch(place(`../first?${asked}`));
+  const [{ App }, { Server }] = await Promise.all([import("./app.js"), import("./server.js")]);
+  const app = new App(new Server(place("../"), first), { words, changed: writeAddress, live: true });
   followTheme(() => app.recolor());
   listen(() => app.reload());
   await Promise.all(styled);

@@ -23,6 +23,7 @@ export function remembering(source) {
       }
     );
   return {
+    first: source.first && (() => /** @type {NonNullable<Source["first"]>} */ (source.first).call(source)),
     index: () => source.index(),
     run: (run) => source.run(run),
     slice: kept("slice"), course: kept("course"), layer: kept("layer"), channels: kept("channels"), bands: kept("bands"),

@@ -23,9 +23,13 @@ export function decode(buffer) {
 
 /** @implements {Source} */
 export class Server {
-  /** @param {string} base  Address of the plugin's routes. */
-  constructor(base) {
+  /**
+   * @param {string} base  Address of the plugin's routes.
+   * @param {Promise<Response>} [first]  The answer to the first request, which was sent while the modules were on their way.
+   */
+  constructor(base, first) {
     this.base = base;
+    this.early = first;
     /** The most columns that the server sends. */
     this.columns = Infinity;
   }
@@ -37,6 +41,21 @@ export class Server {
     const answer = await fetch(url);
     if (!answer.ok) throw new Refused((await answer.text()) || answer.statusText, answer.status);
     return answer;
+  }
+
+  /** All that is drawn at first, once; null if it did not come: each part can be asked for. @returns {Promise<import("./types.js").First|null>} */
+  async first() {
+    const answer = await this.early?.catch(() => null);
+    this.early = undefined;
+    if (!answer?.ok) return null;
+    const buffer = await answer.arrayBuffer();
+    const view = new DataView(buffer);
+    const parts = [];
+    for (let at = 0; at < buffer.byteLength; at += 4 + view.getUint32(at, true)) parts.push(buffer.slice(at + 4, at + 4 + view.getUint32(at, true)));
+    const [index, run] = parts.slice(0, 2).map((part) => JSON.parse(new TextDecoder().decode(part)));
+    this.columns = index.columns;
+    const [slice, course] = parts.slice(2).map(decode);
+    return { index, run: run ?? null, slice: slice ?? null, course: course ?? null };
   }
 
   async index() {

@@ -102,7 +102,14 @@
  * @property {number} from
  * @property {number} to
  *
+ * @typedef {object} First  What is drawn at first; null where there is no run.
+ * @property {Index} index
+ * @property {Run|null} run
+ * @property {Slice|null} slice
+ * @property {Slice|null} course
+ *
  * @typedef {object} Source  Where the numbers come from: a server, or the page itself.
+ * @property {() => Promise<First|null>} [first]  What is drawn at first, in one answer, if there is such a thing.
  * @property {() => Promise<Index>} index
  * @property {(run: string) => Promise<Run>} run
  * @property {(run: string, statistic: string, range: Range|null, bins: number) => Promise<Slice>} slice

@@ -218,6 +218,31 @@ def test_a_layer_a_channel_map_and_a_channel(tab: Asked) -> None:
     assert tab.ask("/at", run=SICK, layer="backbone.0").status_code == 404
 
 
+def test_the_first_answer_is_those_that_the_page_draws_at_first(tab: Asked, tmp_path: Path) -> None:
+    def bundle(asked: Asked, **query: Any) -> list[bytes]:
+        data, parts = plain(asked.ask("/first", **query)), []
+        while data:
+            (length,) = struct.unpack("<I", data[:4])
+            assert length % 4 == 0
+            parts.append(data[4 : 4 + length])
+            data = data[4 + length :]
+        return parts
+
+    for given, name in (
+        ({"run": SICK, "statistic": "gamma"}, SICK),
+        ({"run": "no such", "statistic": "<b>"}, "a/sick"),
+    ):
+        index, run, slice_, course = bundle(tab, **given, bins=10**9)
+        assert json.loads(index) == tab.json("/runs")
+        assert json.loads(run) == tab.json("/run", run=name)
+        statistic = "gamma" if given["statistic"] == "gamma" else "health"
+        assert slice_ == plain(tab.ask("/slice", run=name, statistic=statistic, bins=MOST_COLUMNS))
+        assert course == plain(tab.ask("/course", run=name, bins=MOST_COLUMNS))
+    (tmp_path / "empty").mkdir()
+    [index] = bundle(Asked(tmp_path))
+    assert json.loads(index)["runs"] == []
+
+
 def test_percentiles_of_the_channels_and_all_of_them_at_a_step(tab: Asked) -> None:
     truth = histories.detail(200, 8, sick=True)
     var = truth[:, STATISTICS.index("batch_var")].T
@@ -513,7 +538,9 @@ def test_a_route_takes_the_parameters_and_gives_the_answer_that_are_described(
     common = {"shape", "ends", "before", "frames"}
     for route, part in described().items():
         asked.clear()
-        if route in ("/runs", "/run"):
+        if route == "/first":
+            assert tab.ask(route, **given).status_code == 200
+        elif route in ("/runs", "/run"):
             assert set(tab.json(route, **given)) == in_tables(part, "key")
         else:
             header, values = tab.slice(route, **given)
@@ -521,7 +548,8 @@ def test_a_route_takes_the_parameters_and_gives_the_answer_that_are_described(
             assert common < every
             assert all(f"`{key}`" in part for key in header.keys() - common)
             assert values.shape == tuple(header["shape"])
-        assert asked == in_tables(part, "parameter"), route
+        inner = {"from", "to"} if route == "/first" else set()  # what the routes within it take
+        assert asked - inner == in_tables(part, "parameter"), route
 
 
 def test_the_description_says_the_bounds_that_the_server_keeps(tab: Asked) -> None:
