@@ -6,7 +6,7 @@ import { count, measured, number, severity } from "./text.js";
 
 /** @typedef {{x: Float32Array, y: Float32Array|null, log: boolean, statistic: import("./types.js").Statistic, flags: Map<number, string>, selected: number}} Drawn */
 
-const LEFT = 34;
+const LEFT = 42;
 const BOTTOM = 18;
 const HEIGHT = 150;
 const BINS = 28;
