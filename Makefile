@@ -10,6 +10,8 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+TSC := --allowJs --checkJs --noEmit --strict --skipLibCheck --target es2022 --module esnext --moduleResolution bundler --lib es2023,dom,dom.iterable
+
 .PHONY: help demo test test-integrations fuzz inject lint format bench detection power public-faults docs test-docs test-package test-versions golden pictures clean
 
 help:
@@ -18,7 +20,7 @@ help:
 	@echo "make test-integrations  install the libraries of docs/integrations.md beside, and test their adapters"
 	@echo "make fuzz      compose random trainings, and compare them with and without bnmonitor (SECONDS=3600, SEED=...)"
 	@echo "make inject    raise an error at every line of bnmonitor that a short training passes"
-	@echo "make lint      ruff and mypy"
+	@echo "make lint      ruff and mypy, and tsc for the types of the viewer where it is installed"
 	@echo "make docs      write the generated pages (rules, kinds of layers, rooms, symptoms) and build the site"
 	@echo "make test-docs  run what the documentation shows, the recipes and the site too, which need more packages"
 	@echo "make test-package   build the wheel and the sdist, install them where bnmonitor is not, and use them"
@@ -74,6 +76,7 @@ lint: $(VENV)/dev.stamp
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@if command -v tsc >/dev/null; then tsc $(TSC) bnmonitor/viewer/*.js; else echo "tsc is not installed: the types of the viewer were not checked"; fi
 
 format: $(VENV)/dev.stamp
 	@$(BIN)/ruff check --fix .

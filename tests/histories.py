@@ -12,6 +12,10 @@ import numpy as np
 from bnmonitor.history import encode
 from bnmonitor.history import statistics as catalogue
 from bnmonitor.history.course import record
+from bnmonitor.history.flight.layout import FOLDER
+from bnmonitor.history.flight.layout import STATISTICS as RECORDED
+from bnmonitor.history.flight.layout import columns as course_columns
+from bnmonitor.history.flight.writer import FlightWriter
 from bnmonitor.history.schema import CHANNELS, COURSE, FACTS, FRAME, Schema, alert_tag, incident_tag
 
 METRICS = tuple(s.name for s in catalogue.LAYER)
@@ -151,6 +155,13 @@ class Writer:
         for step, loss, rate in zip(steps, losses, rates, strict=True):
             self.add(step, 1e9 + step, encode.plain(COURSE + self.schema.key, record(loss, rate, step // 100)))
 
+    def scalars(self, tag: str, steps: Sequence[int], values: Sequence[float]) -> None:
+        """Write a scalar as the user's own code does."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        for step, value in zip(steps, values, strict=True):
+            self.add(step, 1e9 + step, Summary.Value(tag=tag, simple_value=value))
+
     def channels(self, layer: int, steps: Sequence[int], values: np.ndarray[Any, Any]) -> None:
         """Write ``[S, K, C]`` of a layer."""
         tag = f"{CHANNELS}{self.schema.key}/{layer}"
@@ -225,6 +236,34 @@ def detail(steps: int, channels: int, sick: bool = False) -> np.ndarray[Any, Any
     gradient = 1e-3 * random.normal(size=(steps, channels))
     silent = 0.5 + 0.1 * level + 0 * time
     return np.stack([mean, var, run, ema, gamma, beta, gradient, silent, 4 * np.sqrt(var)], 1).astype(np.float32)
+
+
+def recorded(log_dir: Path, names: Sequence[str], channels: int, steps: int) -> np.ndarray[Any, Any]:
+    """Write a flight record of every step; gives gamma ``[T, L, C]``; every third falls."""
+    random, total = np.random.default_rng(1), len(names) * channels
+    time = np.linspace(0, 1, steps)[:, None]
+    level = random.normal(size=(1, total))
+    mean = level + 0.1 * random.normal(size=(steps, total))
+    var = np.exp(0.5 * level + 0.1 * random.normal(size=(steps, total)))
+    down = np.arange(total) % 3 == 0
+    gamma = 1 + 0.2 * level * time - np.where(down, time, 0)
+    beta = -0.2 * np.abs(level) * time
+    rows = dict(zip(RECORDED, (mean, var, mean, var, gamma, beta), strict=True))
+    about = np.full((steps, len(course_columns(1))), np.nan)
+    about[:, 0] = 1e9 + np.arange(steps)
+    writer = FlightWriter(log_dir / FOLDER, 2**24)
+    errors = [0.01] * len(names)
+    writer.begin(
+        list(names),
+        [channels] * len(names),
+        groups=1,
+        mean_error=errors,
+        variance_error=errors,
+    )
+    writer.add(list(range(steps)), {name: row.astype(np.float32) for name, row in rows.items()}, about)
+    writer.close()
+    assert writer.failures() == []
+    return gamma.reshape(steps, len(names), channels)
 
 
 def write(

@@ -31,8 +31,17 @@ class Course:
     epochs: Array
 
     def table(self) -> tuple[tuple[str, ...], Array]:
-        """Return the names of the rows that are known, and the rows as float32: ``loss``, ``lr 0``, ``lr 1``, ..."""
-        rows = {"loss": self.loss, **{f"lr {i}": row for i, row in enumerate(self.learning_rates)}}
+        """Return the names of the rows that are known, and the rows as float32.
+
+        They are ``loss``, ``lr 0``, ``lr 1``, ..., ``epoch``, and ``seconds`` since the first frame.
+        """
+        began = self.wall_times[0] if len(self.steps) else 0.0
+        rows = {
+            "loss": self.loss,
+            **{f"lr {i}": row for i, row in enumerate(self.learning_rates)},
+            "epoch": self.epochs,
+            "seconds": self.wall_times - began,
+        }
         known = {name: row for name, row in rows.items() if not np.isnan(row).all()}
         with np.errstate(over="ignore"):
             values = np.array(list(known.values())).reshape(len(known), len(self.steps)).astype(np.float32)

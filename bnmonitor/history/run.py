@@ -129,13 +129,17 @@ class Run:
     @cached_property
     def course(self) -> Course:
         """Loss, learning rates and epoch at each frame."""
+        return self.course_at(self.frames)
+
+    def course_at(self, frames: Frames) -> Course:
+        """Return the course at frames of the run that were read before."""
         sessions = {schema.key: schema.session for schema in self.schemas}
         names = self._named(COURSE)
         read = self._source.read(self.name, names)
         rows = written((sessions.get(name[len(COURSE) :], 1), read.get(name, ())) for name in names)
         kept = _last_written(rows)
         found = {record.step: one for record, _ in kept if (one := _object(record.value))}
-        return course(self.frames.steps, self.frames.wall_times, found)
+        return course(frames.steps, frames.wall_times, found)
 
     @property
     def overlap(self) -> str:

@@ -6,6 +6,7 @@ import errno
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -164,7 +165,11 @@ class Provider:
         self._context = context
 
     def runs(self) -> Mapping[str, Mapping[str, Tag]]:
-        """Return the tags of every run."""
+        """Return the tags of every run, as they were when first asked for: a provider serves one request."""
+        return self._tags
+
+    @cached_property
+    def _tags(self) -> Mapping[str, Mapping[str, Tag]]:
         listed = self._provider.list_tensors(self._context, **self._ask)
         return {
             run: {tag: Tag(each.plugin_content, (each.max_step, each.max_wall_time)) for tag, each in tags.items()}

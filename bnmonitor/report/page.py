@@ -193,14 +193,14 @@ def _size(sheets: _Sheets) -> int:
 
 
 def _read(name: str) -> str:
-    return (viewer.DIRECTORY / name).read_text(encoding="utf-8")
+    return viewer.sent(viewer.DIRECTORY / name)
 
 
 def _modules() -> dict[str, str]:
     """Return the drawing code by bare module names: relative names need an address, which an inlined module lacks."""
     found = {}
     for path in sorted(viewer.DIRECTORY.glob("*.js")):
-        code = re.sub(r'(from|import)(\s*\(?\s*)"\./([\w.]+)"', r'\1\2"bn/\3"', path.read_text(encoding="utf-8"))
+        code = re.sub(r'(from|import)(\s*\(?\s*)"\./([\w.]+)"', r'\1\2"bn/\3"', viewer.sent(path))
         found[f"bn/{path.name}"] = "data:text/javascript;base64," + base64.b64encode(code.encode()).decode()
     found.pop("bn/index.js", None)
     found.pop("bn/server.js", None)

@@ -46,6 +46,8 @@ class Cache:
 
 
 def _bytes(value: Any) -> int:
+    if isinstance(value, np.ndarray):
+        return 1000 + value.nbytes
     return (
         1000 + sum(each.nbytes for each in vars(value).values() if isinstance(each, np.ndarray))
         if hasattr(value, "__dict__")

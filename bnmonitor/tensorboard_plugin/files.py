@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bnmonitor.history import black_boxes as boxes
+from bnmonitor.history.flight.layout import FOLDER
 
 
 def box_files(context: Any, run: str) -> dict[str, Path]:
@@ -15,15 +17,42 @@ def box_files(context: Any, run: str) -> dict[str, Path]:
         context: TensorBoard's plugin context.
         run: Name of a run that TensorBoard knows.
     """
-    for root, rest in _places(context, run):
+    for folder in _folders(context, run):
         try:
-            inside = root.resolve()
-            folder = (inside / rest).resolve()
-            if folder.is_relative_to(inside) and (found := boxes.listing(folder)):
+            if found := boxes.listing(folder):
                 return {path.name: path for path in found if path.resolve().is_relative_to(folder)}
         except (OSError, ValueError, RuntimeError):
             continue
     return {}
+
+
+def flight_folder(context: Any, run: str) -> Path | None:
+    """Return the directory of a run's flight record; None where it has none, or none that can be read from here.
+
+    Args:
+        context: TensorBoard's plugin context.
+        run: Name of a run that TensorBoard knows.
+    """
+    for folder in _folders(context, run):
+        try:
+            found = (folder / FOLDER).resolve()
+            if found.is_dir() and found.is_relative_to(folder):
+                return found
+        except (OSError, ValueError, RuntimeError):
+            continue
+    return None
+
+
+def _folders(context: Any, run: str) -> Iterator[Path]:
+    """Yield where the run's directory may be: never outside of a log directory."""
+    for root, rest in _places(context, run):
+        try:
+            inside = root.resolve()
+            folder = (inside / rest).resolve()
+        except (OSError, ValueError, RuntimeError):
+            continue
+        if folder.is_relative_to(inside):
+            yield folder
 
 
 def _places(context: Any, run: str) -> list[tuple[Path, str]]:

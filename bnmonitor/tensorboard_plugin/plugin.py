@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tensorboard import plugin_util
@@ -18,15 +19,21 @@ from bnmonitor import viewer
 from bnmonitor.history import black_boxes as boxes
 from bnmonitor.history import statistics as catalogue
 from bnmonitor.history import thin
-from bnmonitor.history.run import Frames, History, Run
+from bnmonitor.history.run import Channels, Frames, History, Run
 from bnmonitor.history.schema import ALERT, CHANNELS, COURSE, EVERY, FACTS, FRAME, INCIDENT, KEPT, PLUGIN
 from bnmonitor.history.source import Array, Provider
 from bnmonitor.tensorboard_plugin.cache import Cache
-from bnmonitor.tensorboard_plugin.files import box_files
-from bnmonitor.tensorboard_plugin.wire import MOST_COLUMNS, NotThereError, Query, answer, as_binary, as_json
+from bnmonitor.tensorboard_plugin.channels import PERCENTILES, ChannelReader, Detail, pooled
+from bnmonitor.tensorboard_plugin.files import box_files, flight_folder
+from bnmonitor.tensorboard_plugin.gradient_norm import NAME, gradient_norm
+from bnmonitor.tensorboard_plugin.wire import MOST_COLUMNS, NotThereError, Query, answer, as_binary, as_bundle, as_json
 
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
 _LATEST = 2**53
+_DAY = 24 * 60 * 60
+_HISTORY = "bnmonitor.history"
+"""Key of a request's history: its runs are listed once for each request."""
+
 COLUMNS = 1500
 """Columns of a slice unless the request asks for another number."""
 
@@ -49,17 +56,21 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
     def get_plugin_apps(self) -> dict[str, Any]:
         """Return the routes: one for each file of the page, and one for each kind of data."""
         data = {
+            "/first": self._first,
             "/runs": self._runs,
             "/run": self._run,
             "/slice": self._slice,
             "/course": self._course,
             "/layer": self._layer,
             "/channels": self._channels,
+            "/bands": self._bands,
+            "/at": self._at,
             "/channel": self._channel,
             "/box": self._box,
         }
-        # The routes are the files that are there: no path is ever made of what was asked for.
-        files = {f"/{path.name}": _static(path) for path in viewer.DIRECTORY.iterdir() if path.suffix in _TYPES}
+        # The routes are the files that are there: no path is ever made of what was asked for. Other files have another
+        # address, so that a browser may keep these.
+        files = {f"/{viewer.version()}/{path.name}": _static(path) for path in viewer.files() if path.suffix in _TYPES}
         return {**files, **{route: answer(handle) for route, handle in data.items()}}
 
     def is_active(self) -> bool:
@@ -68,9 +79,23 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
 
     def frontend_metadata(self) -> Any:
         """Return how the page is loaded."""
-        return base_plugin.FrontendMetadata(es_module_path="/index.js", tab_name="BatchNorm")
+        return base_plugin.FrontendMetadata(es_module_path=f"/{viewer.version()}/index.js", tab_name="BatchNorm")
 
     # -- answers -------------------------------------------------------------------------------------------------------
+
+    def _first(self, request: wrappers.Request, query: Query) -> Answer:
+        """Answer all that the page draws at first: ``/runs``, and ``/run``, ``/slice`` and ``/course`` of a run."""
+        index, _ = self._runs(request, query)
+        runs = {run["name"]: run["wall"] for run in json.loads(index)["runs"]}
+        if not runs:
+            return as_bundle(index)
+        asked = query.text("run", "")
+        name = asked if asked in runs else min(runs, key=lambda run: (-runs[run], run))
+        statistic = query.text("statistic", "")
+        known = statistic if statistic in catalogue.BY_NAME else "health"
+        bins = str(min(MOST_COLUMNS, query.number("bins", 1, _LATEST, COLUMNS)))
+        of = Query({"run": name, "statistic": known, "bins": bins})
+        return as_bundle(index, *(handle(request, of)[0] for handle in (self._run, self._slice, self._course)))
 
     def _runs(self, request: wrappers.Request, query: Query) -> Answer:
         history = self._history(request)
@@ -90,13 +115,14 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         run = self._find(request, query)
         frames = self._frames(request, run)
         facts = self._kept(request, run, FACTS, lambda: run.facts)
+        detailed = run.detailed | self._reader(request, run).layers
         alerts = self._kept(request, run, ALERT, lambda: run.alerts)
         incidents = self._kept(request, run, EVERY, lambda: run.incidents, INCIDENT)
         return as_json(
             {
                 "name": run.name,
                 "layers": [
-                    {"name": name, "channels": channels, **facts.get(name, {}), "detailed": name in run.detailed}
+                    {"name": name, "channels": channels, **facts.get(name, {}), "detailed": name in detailed}
                     for name, channels in zip(frames.layers, frames.channels, strict=True)
                 ],
                 "metrics": frames.metrics,
@@ -121,10 +147,14 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         return _columns(frames.steps, values, query, logarithmic, {"extent": ends}, worst=metric == "health")
 
     def _course(self, request: wrappers.Request, query: Query) -> Answer:
-        """Answer the loss and the learning rates of a run: ``[statistics, columns]``."""
+        """Answer the course of a training: ``[statistics, columns]``."""
         run = self._find(request, query)
-        course = self._kept(request, run, EVERY, lambda: run.course, COURSE)
+        frames = self._frames(request, run)
+        course = self._kept(request, run, EVERY, lambda: run.course_at(frames), COURSE)
         names, values = course.table()
+        norm = self._gradient_norm(request, run, course.steps)
+        if norm is not None:
+            names, values = (*names, NAME), np.vstack([values, norm.astype(np.float32)])
         return _columns(course.steps, values, query, True, {"statistics": names})
 
     def _layer(self, request: wrappers.Request, query: Query) -> Answer:
@@ -138,19 +168,37 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
 
     def _channels(self, request: wrappers.Request, query: Query) -> Answer:
         """Answer a statistic of a layer's channels: ``[channels, columns]``."""
-        run, statistic = self._find(request, query), query.text("statistic")
-        detail = self._detail(request, run, query)
-        values = detail.of(statistic)
+        run, layer, statistic = self._find(request, query), query.text("layer"), query.text("statistic")
+        detail = _there(self._reader(request, run).statistic(layer, statistic))
         logarithmic = catalogue.logarithmic(statistic, catalogue.CHANNEL)
-        ends = thin.extent(values, logarithmic=logarithmic)
-        return _columns(detail.steps, values, query, logarithmic, {"extent": ends})
+        ends = thin.extent(detail.extreme, logarithmic=logarithmic)
+        return _columns(detail.steps, detail.extreme, query, logarithmic, {"extent": ends})
+
+    def _bands(self, request: wrappers.Request, query: Query) -> Answer:
+        """Answer percentiles of a statistic over a layer's channels: ``[percentiles, columns]``."""
+        run, layer, statistic = self._find(request, query), query.text("layer"), query.text("statistic")
+        detail, bands = _there(self._reader(request, run).bands(layer, statistic))
+        return _columns(detail.steps, bands, query, False, {"percentiles": PERCENTILES}, pool=_bins)
+
+    def _at(self, request: wrappers.Request, query: Query) -> Answer:
+        """Answer every statistic of every channel of a layer at a step: ``[statistics * channels, 1]``."""
+        run, layer = self._find(request, query), query.text("layer")
+        step = query.number("step", -_LATEST, _LATEST, _LATEST)
+        names, values, first, last = _there(self._reader(request, run).at(layer, step))
+        header = {"ends": [last], "before": first - 1, "frames": 1, "statistics": names, "channels": values.shape[1]}
+        return as_binary(header, values.reshape(-1, 1))
 
     def _channel(self, request: wrappers.Request, query: Query) -> Answer:
         """Answer every statistic of one channel: ``[statistics, columns]``."""
-        run = self._find(request, query)
-        detail = self._detail(request, run, query)
-        channel = query.number("channel", 0, detail.values.shape[1] - 1, 0)
-        return _columns(detail.steps, detail.values[:, channel], query, False, {"statistics": detail.statistics})
+        run, layer = self._find(request, query), query.text("layer")
+        reader = self._reader(request, run)
+        found = {s.name: detail for s in catalogue.CHANNEL if (detail := reader.statistic(layer, s.name)) is not None}
+        # What the event files add to a flight record is known at fewer steps.
+        most: Detail = _there(max(found.values(), key=lambda detail: len(detail.steps), default=None))
+        names = [name for name, detail in found.items() if np.array_equal(detail.steps, most.steps)]
+        channel = query.number("channel", 0, len(most.mean) - 1, 0)
+        table = np.array([found[name].extreme[channel] for name in names])
+        return _columns(most.steps, table, query, False, {"statistics": names})
 
     def _box(self, request: wrappers.Request, query: Query) -> Answer:
         """Answer a statistic of one layer in a black box: ``[channels, steps]``, every step of it."""
@@ -171,8 +219,12 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def _history(self, request: wrappers.Request) -> History:
-        context = plugin_util.context(request.environ)
-        return History(Provider(self._context.data_provider, context, self._experiment(request), KEPT))
+        found = request.environ.get(_HISTORY)
+        if found is None:
+            context = plugin_util.context(request.environ)
+            found = History(Provider(self._context.data_provider, context, self._experiment(request), KEPT))
+            request.environ[_HISTORY] = found
+        return cast(History, found)
 
     def _experiment(self, request: wrappers.Request) -> str:
         found: str = plugin_util.experiment_id(request.environ)
@@ -188,12 +240,23 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         frames: Frames = self._kept(request, run, EVERY, lambda: run.frames)
         return frames
 
-    def _detail(self, request: wrappers.Request, run: Run, query: Query) -> Any:
-        layer = query.text("layer")
-        detail = self._kept(request, run, CHANNELS, lambda: run.channels(layer), layer)
-        if detail is None:
-            raise NotThereError("no channels of that layer were written yet")
-        return detail
+    def _reader(self, request: wrappers.Request, run: Run) -> ChannelReader:
+        def events(layer: str) -> Channels | None:
+            found: Channels | None = self._kept(request, run, CHANNELS, lambda: run.channels(layer), layer)
+            return found
+
+        place = (self._experiment(request), run.name)
+        folder = flight_folder(self._context, run.name)
+        return ChannelReader(folder, events, lambda key, state, make: self._cache.get((*place, key), state, make))
+
+    def _gradient_norm(self, request: wrappers.Request, run: Run, steps: Array) -> Array | None:
+        experiment = self._experiment(request)
+
+        def keep(state: Hashable, make: Callable[[], Any]) -> Any:
+            return self._cache.get((experiment, run.name, NAME), state, make)
+
+        context = plugin_util.context(request.environ)
+        return gradient_norm(self._context.data_provider, context, experiment, run.name, steps, keep)
 
     def _kept(self, request: wrappers.Request, run: Run, prefix: str, read: Callable[[], Any], more: str = "") -> Any:
         """Return a cached value, read again if something was added to its tags."""
@@ -208,17 +271,36 @@ def _time(seconds: float) -> float:
 
 def _static(path: Path) -> Any:
     kind = _TYPES[path.suffix]
-    return answer(lambda request, query: (path.read_text(encoding="utf-8"), kind))
+    return answer(lambda request, query: (viewer.sent(path), kind), seconds=_DAY)
+
+
+def _there(found: Any) -> Any:
+    if found is None:
+        raise NotThereError("no channels of that layer were written yet")
+    return found
+
+
+def _bins(bands: Array, bins: int, **_: Any) -> tuple[Array, Array]:
+    """Thin bands of percentiles, as :func:`thin.pool` thins other rows."""
+    edges = (np.arange(bins + 1) * bands.shape[1]) // bins if bands.shape[1] > bins else np.arange(bands.shape[1] + 1)
+    return pooled(bands, edges), edges
 
 
 def _columns(
-    steps: Array, values: Array, query: Query, logarithmic: bool, header: dict[str, Any], *, worst: bool = False
+    steps: Array,
+    values: Array,
+    query: Query,
+    logarithmic: bool,
+    header: dict[str, Any],
+    *,
+    worst: bool = False,
+    pool: Callable[..., tuple[Array, Array]] = thin.pool,
 ) -> Answer:
     """Answer a range of steps, thinned: column ``i`` stands for the steps after ``ends[i - 1]`` up to ``ends[i]``."""
     first, last = query.number("from", -_LATEST, _LATEST, -_LATEST), query.number("to", -_LATEST, _LATEST, _LATEST)
     lo, hi = int(np.searchsorted(steps, first, "left")), int(np.searchsorted(steps, last, "right"))
     lo, hi = max(0, lo - 1), min(len(steps), hi + 1)  # a column more on either side, to draw up to the edge
-    thinned, edges = thin.pool(
+    thinned, edges = pool(
         values[:, lo:hi], query.number("bins", 1, MOST_COLUMNS, COLUMNS), logarithmic=logarithmic, lowest=worst
     )
     inside = steps[lo:hi]

@@ -74,8 +74,13 @@ class Query:
         return value
 
 
-def answer(handle: Callable[[wrappers.Request, Query], tuple[Any, str]]) -> App:
-    """Make a web app from a function that returns content and its type; an error is one sentence of plain text."""
+def answer(handle: Callable[[wrappers.Request, Query], tuple[Any, str]], *, seconds: int = 0) -> App:
+    """Make a web app from a function that returns content and its type; an error is one sentence of plain text.
+
+    Args:
+        handle: The function.
+        seconds: How long a browser may keep the content.
+    """
 
     @wrappers.Request.application
     def app(request: wrappers.Request) -> wrappers.Response:
@@ -91,7 +96,7 @@ def answer(handle: Callable[[wrappers.Request, Query], tuple[Any, str]]) -> App:
         if kind == BINARY:
             packed = gzip.compress(content, 1)
             return _respond(request, packed, kind, 200, content_encoding="gzip")
-        return _respond(request, content, kind, 200)
+        return _respond(request, content, kind, 200, expires=seconds)
 
     return app
 
@@ -114,3 +119,13 @@ def as_binary(header: Mapping[str, Any], values: Array) -> tuple[bytes, str]:
     text = json.dumps({**header, "shape": values.shape}, allow_nan=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
     return struct.pack("<I", len(text)) + text + np.ascontiguousarray(values, "<f4").tobytes(), BINARY
+
+
+def as_bundle(*parts: str | bytes) -> tuple[bytes, str]:
+    """Return several answers as one: of each a uint32 length, little endian, and as many bytes, a multiple of 4."""
+    found = []
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        data += b" " * (-len(data) % 4)
+        found.append(struct.pack("<I", len(data)) + data)
+    return b"".join(found), BINARY

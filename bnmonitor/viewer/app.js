@@ -3,10 +3,15 @@
 import { Toolbar } from "./toolbar.js";
 import { h } from "./dom.js";
 import { empty, trouble } from "./notices.js";
+import { remembering } from "./memory.js";
 import { Overview } from "./overview.js";
 import { Panel } from "./panel.js";
 import { scaleOf } from "./scale.js";
-import { HEIGHT } from "./strip.js";
+import { MapBar } from "./mapbar.js";
+import { ranks } from "./folded.js";
+import { folded, rowsOf } from "./rows.js";
+import { axisOf, offered } from "./axis.js";
+import { heightOf } from "./strip.js";
 import { fromWords, toWords } from "./view_state.js";
 
 /** @typedef {import("./types.js").Run} Run */
@@ -15,7 +20,8 @@ import { fromWords, toWords } from "./view_state.js";
 /** @typedef {import("./view_state.js").State} State */
 
 const POLL = 10_000;
-const PAUSE = 120;
+const PAUSE = 60;
+const MAP_ONLY = new Set(["filter", "fold", "group", "least"]);
 
 export class App {
   /**
@@ -23,7 +29,7 @@ export class App {
    * @param {{words: Record<string, string>, changed?: (words: Record<string, string>) => void, live?: boolean, least?: number}} options
    */
   constructor(source, options) {
-    this.source = source;
+    this.source = remembering(source);
     this.changed = options.changed;
     this.least = options.least ?? 160;
     /** @type {State} */
@@ -36,7 +42,14 @@ export class App {
     this.slices = new Map();
     /** @type {Map<string, Slice|null>} */
     this.courses = new Map();
+    /** @type {{runs: Run[], slices: Slice[], courses: (Slice|null)[], sorted: Slice|null}|undefined} */
+    this.shown = undefined;
+    /** @type {{key: string, rows: import("./rows.js").Row[]}|undefined} */
+    this.lines = undefined;
+    /** @type {import("./types.js").Statistic|undefined} */
+    this.statistic = undefined;
     this.toolbar = new Toolbar({ change: (part) => this.change(part) });
+    this.bar = new MapBar({ change: (part) => this.change(part) });
     const on = {
       zoom: (/** @type {Range|null} */ view) => this.change({ from: view?.from ?? null, to: view?.to ?? null }),
       incident: (/** @type {import("./types.js").Incident} */ i, /** @type {string} */ run) =>
@@ -46,13 +59,21 @@ export class App {
       new Overview(names, {
         zoom: on.zoom,
         incident: (i) => on.incident(i, run()),
-        select: (layer, step) => this.change({ layer, step, focus: run(), ...(layer === this.state.layer ? {} : { incident: "", channel: null, box: "" }) }),
+        point: (step) => this.maps.forEach((map) => map.strip.point(step)),
+        toggle: (path, open) => this.change({ fold: folded(this.state.fold, path, open), group: path }),
+        group: (group, step) => this.change({ group, step }),
+        select: (layer, step, unfold) =>
+          this.change({
+            layer, step, group: "", focus: run(), ...(layer === this.state.layer ? {} : { incident: "", channel: null, box: "" }),
+            ...(unfold === undefined ? {} : { fold: folded(this.state.fold, unfold, true) }),
+          }),
       });
     this.maps = [overview(window.innerWidth > 1800 ? 280 : 190, () => this.state.run), overview(0, () => this.state.compare)];
-    this.panel = new Panel(source, { change: (part) => this.change(part), zoom: on.zoom, incident: (i) => on.incident(i, this.focused) });
+    this.panel = new Panel(this.source, { change: (part) => this.change(part), zoom: on.zoom, incident: (i) => on.incident(i, this.focused) });
     this.notice = h("div", { class: "notice-place" });
     this.room = h("section", { class: "maps" }, ...this.maps.map((m) => m.el));
-    this.main = h("main", { class: "split", hidden: true }, this.room, this.panel.el);
+    this.left = h("div", { class: "left" }, this.bar.el, this.room);
+    this.main = h("main", { class: "split", hidden: true }, this.left, this.panel.el);
     this.el = h("div", { class: "bn" }, this.toolbar.el, this.notice, this.main);
     new ResizeObserver(() => this.resized()).observe(this.room);
     document.addEventListener("keydown", (e) => this.key(e));
@@ -70,12 +91,18 @@ export class App {
     clearTimeout(this.waiting);
     if (this.shown && "from" in part && Object.keys(part).length === 2) return void this.glide();
     this.changed?.(toWords(this.state));
+    // What concerns the map alone is drawn at once, and the panel stays.
+    if (this.shown && Object.keys(part).every((word) => MAP_ONLY.has(word))) {
+      this.show();
+      return this.ready();
+    }
     this.load();
   }
 
   /** Draw another range of the numbers at hand at once, and ask for finer ones when the pointer rests. */
   glide() {
-    const { runs, slices } = /** @type {NonNullable<App["shown"]>} */ (this.shown);
+    if (!this.shown) return;
+    const { runs, slices } = this.shown;
     this.token = {};
     this.shown = { ...this.shown, runs, slices: runs.map((run, i) => this.slices.get(JSON.stringify([run.name, this.state.statistic])) ?? slices[i]) };
     this.show();
@@ -88,6 +115,7 @@ export class App {
     this.runs.clear();
     this.slices.clear();
     this.courses.clear();
+    this.source.forget();
     await this.load();
   }
 
@@ -105,22 +133,41 @@ export class App {
   async load() {
     const token = (this.token = {});
     try {
+      if (!this.index) await this.begin();
       this.index ??= await this.source.index();
       if (this.token !== token) return;
       if (!this.index.runs.length) return this.blank();
       this.settle(this.index);
       const names = [this.state.run, this.state.compare].filter(Boolean);
-      const [runs, slices, courses] = await Promise.all([Promise.all(names.map((n) => this.run(n))), Promise.all(names.map((n) => this.slice(n))), Promise.all(names.map((n) => this.course(n)))]);
+      const { sort, statistic } = this.state;
+      const [runs, slices, courses, sorted] = await Promise.all([
+        Promise.all(names.map((n) => this.run(n))), Promise.all(names.map((n) => this.slice(n))), Promise.all(names.map((n) => this.course(n))),
+        sort && sort !== statistic ? this.whole(names[0], sort) : null,
+      ]);
       if (this.token !== token) return;
-      this.shown = { runs, slices, courses };
+      this.shown = { runs, slices, courses, sorted };
       this.show();
       const run = runs.find((r) => r.name === this.focused) ?? runs[0];
-      const now = { slice: slices[runs.indexOf(run)], statistic: this.statistic, scale: this.scale };
+      const now = { slice: slices[runs.indexOf(run)], statistic: /** @type {import("./types.js").Statistic} */ (this.statistic), scale: /** @type {import("./scale.js").Scale} */ (this.scale), axis: /** @type {import("./axis.js").Axis} */ (this.axis) };
       await this.panel.show(run, this.state, this.view, this.full, this.index.channelStatistics, now);
       if (this.token === token) this.ready();
     } catch (error) {
       if (this.token === token) this.notice.replaceChildren(trouble(error, () => this.reload()));
     }
+  }
+
+  /** Take what came with the first answer. */
+  async begin() {
+    const first = await this.source.first?.();
+    if (!first || this.index) return;
+    this.index = first.index;
+    if (!first.run || !first.slice) return;
+    const { name } = first.run;
+    const { statistics } = first.index;
+    const shown = statistics.find((s) => s.name === this.state.statistic)?.name ?? "health";
+    this.runs.set(name, first.run);
+    this.slices.set(JSON.stringify([name, shown]), first.slice);
+    this.courses.set(name, first.course);
   }
 
   /** Fill in missing words of the view, and drop words that name nothing. @param {import("./types.js").Index} index */
@@ -132,6 +179,7 @@ export class App {
     if (!known.has(state.compare) || state.compare === state.run) state.compare = "";
     if (!index.statistics.some((s) => s.name === state.statistic)) state.statistic = "health";
     if (!index.channelStatistics.some((s) => s.name === state.channels)) state.channels = "batch_var";
+    if (!index.statistics.some((s) => s.name === state.sort)) state.sort = "";
     this.statistic = /** @type {import("./types.js").Statistic} */ (index.statistics.find((s) => s.name === state.statistic));
   }
 
@@ -157,16 +205,18 @@ export class App {
   /** @param {string} name */
   async slice(name) {
     const { statistic, from, to } = this.state;
-    const { bins } = this;
-    const whole = JSON.stringify([name, statistic]);
-    const known = this.slices.get(whole);
+    const known = this.slices.get(JSON.stringify([name, statistic]));
     // Where nothing was thinned away, a part of it is in what is there already.
-    if (from === null || to === null || (known && known.frames === known.columns)) {
-      const found = known ?? (await this.source.slice(name, statistic, null, bins));
-      this.slices.set(whole, found);
-      return found;
-    }
-    return this.source.slice(name, statistic, { from, to }, bins);
+    if (from === null || to === null || (known && known.frames === known.columns)) return this.whole(name, statistic);
+    return this.source.slice(name, statistic, { from, to }, this.bins);
+  }
+
+  /** A statistic of all steps. @param {string} name @param {string} statistic */
+  async whole(name, statistic) {
+    const key = JSON.stringify([name, statistic]);
+    const found = this.slices.get(key) ?? (await this.source.slice(name, statistic, null, this.bins));
+    this.slices.set(key, found);
+    return found;
   }
 
   /** All steps of what is shown. @returns {Range} */
@@ -189,12 +239,39 @@ export class App {
     const { state, view, full, statistic } = this;
     this.notice.replaceChildren();
     this.main.hidden = false;
-    const scale = (this.scale = scaleOf(statistic, slices.map((s) => s.extent)));
+    const scale = (this.scale = scaleOf(statistic, slices.map((s) => s.extent), state.scale));
+    const axis = (this.axis = axisOf(state.axis, courses[0]));
     this.toolbar.set(this.index, state, statistic, scale, view, new Set(runs.flatMap((r) => r.incidents.map((i) => i.severity))));
-    const rows = [...new Set(runs.flatMap((r) => r.layers.map((l) => l.name)))];
-    const room = Math.max(this.least, window.innerHeight - this.room.getBoundingClientRect().top - 84 - (courses.some((c) => c?.rows) ? HEIGHT : 0) - Math.max(...runs.map((r) => Math.min(6, r.incidents.length))) * 20 - (runs.length > 1 ? 20 : 0));
+    const names = [...new Set(runs.flatMap((r) => r.layers.map((l) => l.name)))];
+    const about = { all: names.length, shown: names.length, grouped: !state.sort, curves: courses.some((c) => heightOf(c)) };
+    // The bar may take two lines, so that it is filled in first.
+    this.bar.set(this.index, state, offered(courses[0]), axis.name, about);
+    // What stands around the rows: the verdict, the curves, the axis, the incidents, and the padding.
+    const lanes = Math.max(...runs.map((r) => Math.min(6, r.incidents.length)));
+    const around = 80 + Math.max(...courses.map(heightOf)) + (lanes && 10 + lanes * 20) + (runs.length > 1 ? 20 : 0);
+    const room = Math.max(this.least, window.innerHeight - this.room.getBoundingClientRect().top - window.scrollY - around);
+    const rows = this.rows(names, room);
+    about.shown = rows.reduce((sum, row) => sum + (row.kind === "open" ? 0 : row.members.length), 0);
+    this.bar.set(this.index, state, offered(courses[0]), axis.name, about);
     this.maps[1].el.hidden = runs.length < 2;
-    runs.forEach((run, i) => this.maps[i].set({ run, rows, slice: slices[i], course: courses[i], statistic, scale, view, full, state, focused: run.name === this.focused, room, titled: runs.length > 1 }));
+    runs.forEach((run, i) => this.maps[i].set({ run, names, rows, slice: slices[i], course: courses[i], statistic, scale, axis, view, full, state, focused: run.name === this.focused, room, titled: runs.length > 1 }));
+  }
+
+  /** The lines of the maps; those of last time if nothing changed. @param {string[]} names @param {number} room */
+  rows(names, room) {
+    if (!this.shown) return [];
+    const { runs, slices, sorted } = this.shown;
+    const { filter, fold, sort, least, step } = this.state;
+    const key = JSON.stringify([names, filter, fold, sort, least, sort && (step ?? this.view.to), room, runs.map((r) => [r.name, r.incidents.length])]);
+    if (this.lines?.key === key && !sort) return this.lines.rows;
+    const open = runs.flatMap((r) => r.incidents).filter((i) => i.state === "open" && i.layer !== null);
+    const wanted = new Set(open.map((i) => names.indexOf(String(i.layer))));
+    const by = this.index?.statistics.find((s) => s.name === sort);
+    const slice = sorted ?? slices[0];
+    const at = new Map(runs[0].layers.map((l, i) => [l.name, i]));
+    const rank = by && slice ? ranks(slice, Int32Array.from(names, (name) => at.get(name) ?? -1), by, step ?? this.view.to, !!least) : null;
+    this.lines = { key, rows: rowsOf(names, { filter, fold, rank, room, wanted }) };
+    return this.lines.rows;
   }
 
   /** Draw everything again, in the colors of another theme. */
@@ -225,10 +302,19 @@ export class App {
 
   /** @param {KeyboardEvent} e */
   key(e) {
+    const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(/** @type {HTMLElement} */ (e.target).tagName);
+    if (!typing && !e.ctrlKey && !e.metaKey && !e.altKey && this.shown) {
+      if (e.key === "/") {
+        e.preventDefault();
+        return this.bar.filter.focus();
+      }
+      if (e.key === "[" || e.key === "]") return this.change({ fold: e.key === "[" ? "-" : "+" });
+    }
     if (e.key !== "Escape") return;
     const { state } = this;
     if (state.box) this.change({ box: "" });
     else if (state.from !== null) this.change({ from: null, to: null });
-    else if (state.layer || state.incident) this.change({ layer: "", incident: "", channel: null, step: null });
+    else if (state.layer || state.incident || state.group || state.step !== null) this.change({ layer: "", incident: "", channel: null, step: null, group: "" });
+    else if (state.filter) this.change({ filter: "" });
   }
 }

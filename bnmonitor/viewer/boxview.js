@@ -2,6 +2,8 @@
 
 import { choose, h } from "./dom.js";
 import { HeatMap } from "./heatmap.js";
+import { numbered } from "./rows.js";
+import { STEPS } from "./axis.js";
 import { legend } from "./legend.js";
 import { scaleOf } from "./scale.js";
 import { cut, grouped, measured } from "./text.js";
@@ -13,6 +15,8 @@ export class BoxView {
     this.layer = h("select", { "aria-label": "layer", onchange: () => this.load() });
     this.statistic = h("select", { "aria-label": "statistic", onchange: () => this.load() });
     this.legend = h("div", { class: "scale" });
+    /** @type {string|undefined} */
+    this.run = undefined;
     this.note = h("p", { class: "quiet" });
     this.title = h("h3", {});
     /** @type {import("./types.js").Range|null} */
@@ -63,7 +67,7 @@ export class BoxView {
     this.legend.replaceChildren(legend(scale, statistic, true));
     this.note.textContent = `Every one of the last ${slice.columns} steps, every channel.`;
     this.map.set({
-      rows: Array.from({ length: slice.rows }, (_, i) => String(i)), slice, view: this.view ?? full, full, scale, marks: [], selected: this.selected, step: this.step, room: 420,
+      rows: numbered(slice.rows), statistic, axis: STEPS, slice, view: this.view ?? full, full, scale, marks: [], selected: this.selected, step: this.step, room: 420,
       describe: (row, column) => [`channel ${row}`, `step ${grouped(slice.ends[column])}`, `${statistic.label} ${measured(slice.values[row * slice.columns + column], statistic)}`],
     });
   }

@@ -1,8 +1,9 @@
 /** Lines over steps, with a band and dots, on a canvas; the values at the cursor stand in the legend. */
 
+import { smooth } from "./curve.js";
 import { h, once, surface, theme } from "./dom.js";
 import { logTicks, ticks } from "./scale.js";
-import { grouped, number } from "./text.js";
+import { number } from "./text.js";
 
 /**
  * @typedef {object} Line
@@ -10,19 +11,25 @@ import { grouped, number } from "./text.js";
  * @property {number[]|Float32Array} values
  * @property {"line"|"dots"|"dashed"} style
  * @property {string} color  Name of a color of the page.
- * @property {{low: number[]|Float32Array, high: number[]|Float32Array, label: string}} [band]
+ * @property {Band} [band]
+ * @property {Band} [outer]
+ *
+ * @typedef {{low: number[]|Float32Array, high: number[]|Float32Array, label: string}} Band
  *
  * @typedef {object} Drawn
  * @property {number[]} steps
  * @property {Line[]} lines
  * @property {import("./types.js").Range} view
+ * @property {import("./axis.js").Axis} axis
  * @property {number|null} step
+ * @property {number} [smooth]
  * @property {boolean} log
  * @property {string} unit
  */
 
 const LEFT = 46;
 const BOTTOM = 18;
+const RIGHT = 4;
 
 export class Chart {
   /** @param {{label: string, height?: number, hover?: (step: number|null) => void, select?: (step: number) => void}} options */
@@ -30,7 +37,8 @@ export class Chart {
     this.options = options;
     this.canvas = h("canvas", { role: "img", "aria-label": options.label });
     this.legend = h("div", { class: "legend-lines" });
-    this.el = h("figure", { class: "chart" }, h("figcaption", {}, options.label), this.canvas, this.legend);
+    this.caption = h("figcaption", {}, options.label);
+    this.el = h("figure", { class: "chart" }, this.caption, this.canvas, this.legend);
     /** @type {Drawn|null} */
     this.drawn = null;
     this.draw = once(() => this.paint());
@@ -39,7 +47,8 @@ export class Chart {
       const d = this.drawn;
       if (!d) return null;
       const x = e.clientX - this.canvas.getBoundingClientRect().left - LEFT;
-      return x < 0 ? null : d.view.from + (x / (this.canvas.clientWidth - LEFT)) * (d.view.to - d.view.from);
+      const [from, to] = [d.axis.of(d.view.from), d.axis.of(d.view.to)];
+      return x < 0 ? null : d.axis.back(from + (x / (this.canvas.clientWidth - LEFT - RIGHT)) * (to - from));
     };
     this.canvas.addEventListener("pointermove", (/** @type {PointerEvent} */ e) => options.hover?.(step(e)));
     this.canvas.addEventListener("pointerleave", () => options.hover?.(null));
@@ -51,8 +60,15 @@ export class Chart {
 
   /** @param {Drawn} drawn */
   set(drawn) {
-    this.drawn = drawn;
+    const { smooth: weight = 0 } = drawn;
+    this.drawn = { ...drawn, lines: drawn.lines.map((line) => (line.style === "dots" ? line : { ...line, values: smooth(line.values, weight) })) };
     this.paint();
+  }
+
+  /** @param {string} text */
+  title(text) {
+    this.caption.textContent = text;
+    this.canvas.setAttribute("aria-label", text);
   }
 
   /** Where the cursor stands. @param {number|null} step */
@@ -69,7 +85,7 @@ export class Chart {
     const height = this.options.height ?? 130;
     const colors = theme();
     const context = surface(this.canvas, width, height);
-    const plot = { w: width - LEFT - 4, h: height - BOTTOM - 6 };
+    const plot = { w: width - LEFT - RIGHT, h: height - BOTTOM - 6 };
     const inside = d.steps.map((s) => s >= d.view.from && s <= d.view.to);
     let low = Infinity;
     let high = -Infinity;
@@ -84,7 +100,7 @@ export class Chart {
     };
     for (const line of d.lines) {
       take(line.values);
-      if (line.band) [line.band.low, line.band.high].forEach(take);
+      for (const band of [line.band, line.outer]) if (band) [band.low, band.high].forEach(take);
     }
     if (low > high) [low, high] = d.log ? [0.1, 10] : [0, 1];
     if (d.log && high / low < 3) [low, high] = [low / 1.8, high * 1.8];
@@ -93,7 +109,8 @@ export class Chart {
     const f = d.log ? Math.log : (/** @type {number} */ v) => v;
     const [a, b] = [f(low), f(high)];
     const pad = (b - a) * 0.06;
-    const x = (/** @type {number} */ s) => LEFT + ((s - d.view.from) / (d.view.to - d.view.from || 1)) * plot.w;
+    const [start, end] = [d.axis.of(d.view.from), d.axis.of(d.view.to)];
+    const x = (/** @type {number} */ s) => LEFT + ((d.axis.of(s) - start) / (end - start || 1)) * plot.w;
     const y = (/** @type {number} */ v) => 4 + plot.h - ((f(v) - a + pad) / (b - a + 2 * pad)) * plot.h;
     context.font = colors.small;
     context.textBaseline = "middle";
@@ -107,12 +124,12 @@ export class Chart {
     context.textAlign = "center";
     context.textBaseline = "top";
     context.fillStyle = colors.muted;
-    for (const t of ticks(d.view.from, d.view.to, plot.w / 90)) if (t === Math.round(t)) context.fillText(grouped(t), Math.min(width - 18, Math.max(LEFT + 8, x(t))), 8 + plot.h);
+    for (const { step, text } of d.axis.marks(d.view.from, d.view.to, plot.w / 90)) context.fillText(text, Math.min(width - 18, Math.max(LEFT + 8, x(step))), 8 + plot.h);
     context.save();
     context.beginPath();
     context.rect(LEFT, 0, plot.w + 4, plot.h + 8);
     context.clip();
-    for (const line of d.lines) if (line.band) this.band(context, d, line, x, y, colors);
+    for (const line of d.lines) for (const band of [line.outer, line.band]) if (band) this.band(context, d, band, line.color, x, y, colors);
     for (const line of [...d.lines].sort((p, q) => Number(q.style === "dots") - Number(p.style === "dots"))) this.line(context, d, line, x, y, colors);
     const at = this.column();
     if (d.step !== null && at >= 0) {
@@ -125,9 +142,9 @@ export class Chart {
     this.legend.replaceChildren(
       ...d.lines.flatMap((line) => [
         h("span", { class: "key" }, h("i", { class: line.style, style: { color: `var(--${line.color})` } }), line.label, at >= 0 ? h("b", {}, `${number(line.values[at])}${d.unit ? " " + d.unit : ""}`) : null),
-        line.band ? h("span", { class: "key" }, h("i", { class: "band", style: { color: `var(--${line.color})` } }), line.band.label) : null,
+        ...[line.band, line.outer].map((band, i) => band && h("span", { class: "key" }, h("i", { class: i ? "band outer" : "band", style: { color: `var(--${line.color})` } }), band.label)),
       ].filter(Boolean)),
-      h("span", { class: "key at" }, at >= 0 ? `step ${grouped(d.steps[at])}` : ""),
+      h("span", { class: "key at" }, at >= 0 ? d.axis.say(d.steps[at]) : ""),
     );
   }
 
@@ -140,9 +157,8 @@ export class Chart {
     return best;
   }
 
-  /** @param {CanvasRenderingContext2D} context @param {Drawn} d @param {Line} line @param {(s: number) => number} x @param {(v: number) => number} y @param {any} colors */
-  band(context, d, { band, color }, x, y, colors) {
-    if (!band) return;
+  /** @param {CanvasRenderingContext2D} context @param {Drawn} d @param {Band} band @param {string} color @param {(s: number) => number} x @param {(v: number) => number} y @param {any} colors */
+  band(context, d, band, color, x, y, colors) {
     const good = d.steps.map((_, i) => i).filter((i) => Number.isFinite(band.low[i]) && Number.isFinite(band.high[i]) && (!d.log || band.low[i] > 0));
     if (!good.length) return;
     context.beginPath();

@@ -13,7 +13,7 @@ export function h(tag, properties = {}, ...children) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name === "data") Object.assign(element.dataset, value);
     else if (name === "style") Object.assign(element.style, value);
-    else if (name === "value") element.value = value;
+    else if (name === "value") /** @type {any} */ (element).value = value;
     else element.setAttribute(name, value === true ? "" : String(value));
   }
   element.append(...children.filter((c) => c !== null && c !== undefined && c !== false).map((c) => (c instanceof Node ? c : String(c))));
@@ -35,7 +35,7 @@ export function choose(select, options, value) {
   select.value = value;
 }
 
-/** A canvas's context at the screen's resolution, cleared. @param {HTMLCanvasElement} canvas */
+/** A canvas's context at the screen's resolution, cleared. @param {HTMLCanvasElement} canvas @param {number} width @param {number} height */
 export function surface(canvas, width, height) {
   const ratio = window.devicePixelRatio || 1;
   const w = Math.max(1, Math.round(width * ratio));

@@ -1,7 +1,6 @@
 /** What the pointer, the wheel and the keys do on a map. */
 
 import { h } from "./dom.js";
-import { rowAt } from "./layout.js";
 
 /** @typedef {import("./heatmap.js").Shown} Shown */
 
@@ -76,14 +75,21 @@ export class Gestures {
       return;
     }
     const at = this.map.under();
-    const row = this.pointer ? rowAt(this.map.placed, this.pointer.y) : -1;
-    if (row >= 0) this.map.options.select(row, at && this.map.shown.slice ? this.map.shown.slice.ends[at.column] : null);
+    const row = this.map.line;
+    if (row < 0) return;
+    const { kind } = this.map.shown.rows[row];
+    const { select, toggle, open } = this.map.options;
+    const step = at && this.map.shown.slice ? this.map.shown.slice.ends[at.column] : null;
+    if (kind === "open" || (kind === "folded" && (!at || !open))) toggle?.(row);
+    else if (kind === "folded" && at) open?.(row, step, at.column);
+    else select(row, step);
   }
 
   /** @param {WheelEvent} e */
   wheel(e) {
     const s = this.map.shown;
     if (!s) return;
+    this.map.tip.hidden = true;
     const sideways = e.shiftKey ? e.deltaY || e.deltaX : e.deltaX;
     if (e.ctrlKey || e.metaKey) {
       e.preventDefault();
@@ -96,10 +102,11 @@ export class Gestures {
 
   /** @param {number} factor  Of the width of the view. @param {number|null} about  Step that stays where it is. */
   scale(factor, about) {
-    const { view, full } = /** @type {Shown} */ (this.map.shown);
-    const middle = about ?? (view.from + view.to) / 2;
-    const from = Math.max(full.from, middle - (middle - view.from) * factor);
-    const to = Math.min(full.to, middle + (view.to - middle) * factor);
+    const { view, full, axis } = /** @type {Shown} */ (this.map.shown);
+    const [start, end] = [axis.of(view.from), axis.of(view.to)];
+    const middle = about === null ? (start + end) / 2 : axis.of(about);
+    const from = Math.max(full.from, axis.back(middle - (middle - start) * factor));
+    const to = Math.min(full.to, axis.back(middle + (end - middle) * factor));
     if (to - from >= Math.min(4, full.to - full.from)) this.map.options.zoom(from <= full.from && to >= full.to ? null : { from, to });
   }
 
@@ -129,11 +136,21 @@ export class Gestures {
       "=": () => this.scale(0.6, s.step),
       "-": () => this.scale(1 / 0.6, s.step),
       0: () => this.map.options.zoom(null),
+      Home: () => this.map.options.select(0, s.step),
+      End: () => this.map.options.select(rows - 1, s.step),
+      Enter: () => this.toggle(),
+      " ": () => this.toggle(),
     };
     if (!(e.key in does)) return;
     e.preventDefault();
     e.stopPropagation();
     does[e.key]();
     this.map.reveal();
+  }
+
+  /** Fold or unfold the selected group. */
+  toggle() {
+    const s = /** @type {Shown} */ (this.map.shown);
+    if (s.rows[s.selected] && s.rows[s.selected].kind !== "layer") this.map.options.toggle?.(s.selected);
   }
 }

@@ -5,16 +5,19 @@
  * @param {import("./types.js").Slice} slice
  * @param {import("./types.js").Range} view
  * @param {number} width
+ * @param {import("./axis.js").Axis} axis
  */
-export function columnsOf(slice, view, width) {
+export function columnsOf(slice, view, width, axis) {
   const first = new Int32Array(width);
   const after = new Int32Array(width);
   const { ends, before, columns } = slice;
-  const span = (view.to - view.from) / width;
+  const start = axis.of(view.from);
+  const span = (axis.of(view.to) - start) / width;
   let c = 0;
+  let high = view.from;
   for (let x = 0; x < width; x++) {
-    const low = view.from + x * span;
-    const high = low + span;
+    const low = high;
+    high = axis.back(start + (x + 1) * span);
     while (c < columns && ends[c] <= low) c++;
     first[x] = c;
     let last = c;
@@ -76,15 +79,17 @@ export function shown(slice, row, first, after, usual, { log, lowest }) {
  * @param {import("./scale.js").Scale} scale
  * @param {number} missing  Color of what is not known.
  * @param {number} infinite  Color of what is not finite.
+ * @param {import("./axis.js").Axis} axis
+ * @param {number} [from]  First row. @param {number} [to]  Row after the last.
  */
-export function image(slice, view, width, scale, missing, infinite) {
-  const out = new ImageData(width, Math.max(1, slice.rows));
+export function image(slice, view, width, scale, missing, infinite, axis, from = 0, to = slice.rows) {
+  const out = new ImageData(width, Math.max(1, to - from));
   const pixels = new Uint32Array(out.data.buffer);
-  const { first, after } = columnsOf(slice, view, width);
+  const { first, after } = columnsOf(slice, view, width, axis);
   const usual = middles(slice);
   const { colors, place } = scale;
-  for (let r = 0; r < slice.rows; r++) {
-    const line = r * width;
+  for (let r = from; r < to; r++) {
+    const line = (r - from) * width;
     let last = -1;
     let color = missing;
     for (let x = 0; x < width; x++) {

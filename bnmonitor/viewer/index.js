@@ -1,15 +1,23 @@
 /** The page in TensorBoard: it calls `render` once, when the tab is first opened. */
 
-import { App } from "./app.js";
-import { h } from "./dom.js";
-import { Server } from "./server.js";
-import { followTheme, listen, readAddress, writeAddress } from "./tensorboard.js";
+/** All modules, which are asked for at once: found one after the other they would take a round trip each. */
+const MODULES = `alerts app axis boxview channels chart curve dom folded gestures heat heatmap incidents layerview layout
+  legend mapbar marks memory minimap notices order overview panel rows scale scatter server strip tensorboard text
+  timeline toolbar view_state`;
 
 export async function render() {
-  const styles = ["./palette.css", "./style.css"].map((file) => h("link", { rel: "stylesheet", href: new URL(file, import.meta.url).href }));
+  const place = (/** @type {string} */ file) => new URL(file, import.meta.url).href;
+  const link = (/** @type {object} */ properties) => Object.assign(document.createElement("link"), properties);
+  const styles = ["./palette.css", "./style.css"].map((file) => link({ rel: "stylesheet", href: place(file) }));
   const styled = styles.map((style) => new Promise((done) => ["load", "error"].forEach((name) => style.addEventListener(name, done))));
-  document.head.append(...styles);
-  const app = new App(new Server(new URL("./", import.meta.url).href), { words: readAddress(), changed: writeAddress, live: true });
+  document.head.append(...styles, ...MODULES.split(/\s+/).map((name) => link({ rel: "modulepreload", href: place(`./${name}.js`) })));
+  const { followTheme, listen, readAddress, writeAddress } = await import("./tensorboard.js");
+  const words = readAddress();
+  const bins = Math.max(400, Math.round(window.innerWidth * (window.devicePixelRatio || 1)));
+  const asked = new URLSearchParams({ run: words.run ?? "", statistic: words.statistic ?? "", bins: String(bins) });
+  const first = fetch(place(`../first?${asked}`));
+  const [{ App }, { Server }] = await Promise.all([import("./app.js"), import("./server.js")]);
+  const app = new App(new Server(place("../"), first), { words, changed: writeAddress, live: true });
   followTheme(() => app.recolor());
   listen(() => app.reload());
   await Promise.all(styled);

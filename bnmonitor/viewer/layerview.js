@@ -1,15 +1,14 @@
 /** A layer: batch against running, its channels, gamma and beta, and its facts. */
 
 import { fact } from "./alerts.js";
+import { ChannelView } from "./channels.js";
 import { Chart } from "./chart.js";
-import { choose, h } from "./dom.js";
-import { HeatMap } from "./heatmap.js";
-import { legend } from "./legend.js";
-import { scaleOf } from "./scale.js";
-import { count, grouped, measured, number } from "./text.js";
+import { h } from "./dom.js";
+import { count, grouped, number } from "./text.js";
 
 /** @typedef {import("./types.js").Slice} Slice */
 /** @typedef {import("./types.js").Range} Range */
+/** @typedef {{view: Range, axis: import("./axis.js").Axis, step: number|null, smooth: number}} Common */
 
 /** The row of a statistic. @param {Slice} slice @param {string} name */
 export function rowOf(slice, name) {
@@ -32,23 +31,15 @@ export class LayerView {
     this.variance = chart("Variance: batch against running");
     this.affine = chart("Gamma and beta", 110);
     this.output = chart("Channels switched off, and silent outputs", 90);
-    this.statistic = h("select", { "aria-label": "statistic of the channels", onchange: () => on.change({ channels: this.statistic.value }) });
-    this.map = new HeatMap({
-      label: "channels by steps", names: 0, least: 1, most: 12, zoom: on.zoom,
-      select: (row, step) => on.change({ channel: row, step }),
-      hover: (step) => this.cursor(step),
-    });
-    this.legend = h("div", { class: "scale" });
-    this.nothing = h("p", { class: "quiet" });
-    this.one = h("p", { class: "quiet" });
-    this.channels = h("section", {}, h("div", { class: "row" }, h("h4", {}, "Channels × steps"), this.statistic, this.legend), this.map.el, this.nothing, this.one);
+    this.channels = new ChannelView({ zoom: on.zoom, cursor: on.cursor, change: on.change, hover: (step) => this.cursor(step) });
     this.facts = h("dl", { class: "facts" });
-    this.el = h("div", { class: "layer-view" }, this.mean.el, this.variance.el, this.channels, this.affine.el, this.output.el, h("h4", {}, "Facts"), this.facts);
+    this.el = h("div", { class: "layer-view" }, this.mean.el, this.variance.el, this.channels.el, this.affine.el, this.output.el, h("h4", {}, "Facts"), this.facts);
   }
 
   /** @param {number|null} step */
   cursor(step) {
-    for (const chart of [this.mean, this.variance, this.affine, this.output]) chart.at(step ?? this.step ?? null);
+    for (const chart of [this.mean, this.variance, this.affine, this.output, this.channels.bands]) chart.at(step ?? this.step ?? null);
+    this.channels.map.point(step);
   }
 
   /**
@@ -57,30 +48,36 @@ export class LayerView {
    * @param {import("./view_state.js").State} state
    * @param {Range} view @param {Range} full
    * @param {import("./types.js").Statistic[]} statistics  Of channels.
+   * @param {import("./axis.js").Axis} axis
    */
-  async load(run, layer, state, view, full, statistics) {
+  async load(run, layer, state, view, full, statistics, axis) {
     const token = (this.token = {});
     const bins = Math.max(200, Math.min(800, this.el.clientWidth || 400));
     const range = state.from === null ? null : view;
     const channel = state.channel !== null && state.channel < layer.channels ? state.channel : null;
-    const [all, map, one] = await Promise.all([
-      this.source.layer(run.name, layer.name, range, bins),
-      layer.detailed ? this.source.channels(run.name, layer.name, state.channels, range, bins) : null,
-      layer.detailed && channel !== null ? this.source.channel(run.name, layer.name, channel, range, bins) : null,
-    ]);
+    const { source } = this;
+    const some = layer.detailed || null;
+    const asked = {
+      map: some && source.channels(run.name, layer.name, state.channels, range, bins),
+      one: some && channel !== null ? source.channel(run.name, layer.name, channel, range, bins) : null,
+      bands: some && source.bands(run.name, layer.name, state.channels, range, bins),
+      at: some && source.at(run.name, layer.name, Math.round(state.step ?? view.to)),
+    };
+    const [all, one] = await Promise.all([source.layer(run.name, layer.name, range, bins), asked.one]);
     if (this.token !== token) return;
     this.step = state.step;
-    const statistic = statistics.find((s) => s.name === state.channels) ?? statistics[0];
-    choose(this.statistic, statistics.map((s) => ({ value: s.name, label: s.label, title: s.meaning })), statistic.name);
-    const common = { view, step: state.step };
+    const common = { view, axis, step: state.step, smooth: state.smooth };
+    this.linear = state.scale === "linear";
     if (one) this.ofChannel(one, common, /** @type {number} */ (channel));
     else this.ofLayer(all, common);
     this.rest(all, one, common);
-    this.channelMap(layer, map, statistic, state, view, full, channel);
     this.facts.replaceChildren(...factsOf(layer, all));
+    const [map, bands, at] = await Promise.all([asked.map, asked.bands, asked.at]);
+    if (this.token !== token) return;
+    this.channels.set({ run, layer, state, view, full, axis, statistics, channel }, { map, bands, at });
   }
 
-  /** The median channel of the layer. @param {Slice} s @param {{view: Range, step: number|null}} common */
+  /** The median channel of the layer. @param {Slice} s @param {Common} common */
   ofLayer(s, common) {
     const [running, noise] = [rowOf(s, "offset"), rowOf(s, "noise")];
     const band = { low: zip(running, noise, (r, n) => Math.max(0, r - n)), high: zip(running, noise, (r, n) => r + n), label: "noise of the batches" };
@@ -91,13 +88,13 @@ export class LayerView {
     ] });
     const [var_, spread] = [rowOf(s, "running_var"), rowOf(s, "var_noise")];
     const around = { low: zip(var_, spread, (v, n) => v * Math.exp(-2 * n)), high: zip(var_, spread, (v, n) => v * Math.exp(2 * n)), label: "noise of the batches" };
-    this.variance.set({ ...common, steps: s.ends, log: true, unit: "", lines: [
+    this.variance.set({ ...common, steps: s.ends, log: !this.linear, unit: "", lines: [
       { label: "running", values: var_, style: "line", color: "accent", band: around },
       { label: "batch", values: rowOf(s, "batch_var"), style: "dots", color: "second" },
     ] });
   }
 
-  /** One channel, as it is. @param {Slice} s @param {{view: Range, step: number|null}} common @param {number} channel */
+  /** One channel, as it is. @param {Slice} s @param {Common} common @param {number} channel */
   ofChannel(s, common, channel) {
     const [mean, variance] = [rowOf(s, "running_mean"), rowOf(s, "running_var")];
     const sigma = variance.map(Math.sqrt);
@@ -105,13 +102,13 @@ export class LayerView {
       { label: `running mean of channel ${channel}`, values: mean, style: "line", color: "accent", band: { low: zip(mean, sigma, (m, d) => m - d), high: zip(mean, sigma, (m, d) => m + d), label: "± running deviation" } },
       { label: "batch", values: rowOf(s, "batch_mean"), style: "dots", color: "second" },
     ] });
-    this.variance.set({ ...common, steps: s.ends, log: true, unit: "", lines: [
+    this.variance.set({ ...common, steps: s.ends, log: !this.linear, unit: "", lines: [
       { label: `running variance of channel ${channel}`, values: variance, style: "line", color: "accent" },
       { label: "batch", values: rowOf(s, "batch_var"), style: "dots", color: "second" },
     ] });
   }
 
-  /** @param {Slice} all @param {Slice|null} one @param {{view: Range, step: number|null}} common */
+  /** @param {Slice} all @param {Slice|null} one @param {Common} common */
   rest(all, one, common) {
     const lines = one
       ? [{ label: "gamma", values: rowOf(one, "gamma"), style: "line", color: "accent" }, { label: "beta", values: rowOf(one, "beta"), style: "line", color: "second" }]
@@ -125,22 +122,6 @@ export class LayerView {
       { label: "dead", values: percent(rowOf(all, "dead")), style: "line", color: "accent" },
       { label: "silent", values: percent(rowOf(all, "silent")), style: "line", color: "second" },
     ] });
-  }
-
-  /** @param {import("./types.js").Layer} layer @param {Slice|null} slice @param {import("./types.js").Statistic} statistic @param {import("./view_state.js").State} state @param {Range} view @param {Range} full @param {number|null} channel */
-  channelMap(layer, slice, statistic, state, view, full, channel) {
-    const scale = scaleOf(statistic, [slice?.extent]);
-    this.map.el.hidden = !slice;
-    this.nothing.textContent = slice ? "" : "No channel of this layer was written yet: channels are recorded in turn, flagged layers first.";
-    this.legend.replaceChildren(...(slice ? [legend(scale, statistic, true)] : []));
-    if (!slice) return;
-    const rows = Array.from({ length: slice.rows }, (_, i) => String(i));
-    this.one.textContent = channel === null ? `${count(layer.channels, "channel")} at ${count(slice.frames, "step")}. Click one to see it above.` : `Channel ${channel} is shown above. `;
-    if (channel !== null) this.one.append(h("button", { class: "link", type: "button", onclick: () => this.on.change({ channel: null }) }, "Show the whole layer"));
-    this.map.set({
-      rows, slice, view, full, scale, marks: [], selected: channel ?? -1, step: state.step, room: 220,
-      describe: (row, column) => [`channel ${row}`, `step ${grouped(slice.ends[column])}`, `${statistic.label} ${measured(slice.values[row * slice.columns + column], statistic)}`],
-    });
   }
 }
 

@@ -1,68 +1,44 @@
-/** Where the rows of a map lie: grouped by module path, as high as there is room. */
+/** Where the lines of a map lie: as high as there is room, and never so low that a name is illegible. */
+
+import { HEADING } from "./rows.js";
 
 /**
  * @typedef {object} Layout
- * @property {Float64Array} tops  Of each row.
- * @property {number} height  Of a row.
+ * @property {Float64Array} tops  Of each line.
+ * @property {Float64Array} heights
+ * @property {number} height  Of a line with numbers.
  * @property {number} total
- * @property {string[]} labels  Of each row, without what its heading says.
- * @property {{top: number, label: string}[]} headings
  */
 
-const HEADING = 18;
-
 /**
- * How many parts of the path the headings take: as many as give few groups without splitting one.
- * @param {string[][]} paths
- */
-function depth(paths) {
-  const most = Math.max(2, Math.min(14, Math.floor(paths.length / 3)));
-  let found = 0;
-  for (let k = 1; k <= 6; k++) {
-    let runs = 0;
-    paths.forEach((p, i) => {
-      if (!i || key(p, k) !== key(paths[i - 1], k)) runs++;
-    });
-    if (runs <= most) found = k;
-    else break;
-  }
-  return found;
-}
-
-/** The group of a path: its first parts, but never the last one. @param {string[]} path @param {number} k */
-const key = (path, k) => path.slice(0, Math.min(k, path.length - 1)).join(".");
-
-/**
- * @param {string[]} names
+ * @param {import("./rows.js").Row[]} rows
  * @param {number} room  Height that would be nice to fill.
- * @param {{grouped: boolean, least: number, most: number}} options
+ * @param {{least: number, most: number}} options
  * @returns {Layout}
  */
-export function layout(names, room, { grouped, least, most }) {
-  const paths = names.map((name) => name.split("."));
-  const k = grouped && names.length > 2 ? depth(paths) : 0;
-  const keys = paths.map((p) => (k ? key(p, k) : ""));
-  const begins = keys.map((one, i) => one !== "" && one !== keys[i - 1]);
-  const headings = begins.filter(Boolean).length;
-  const raw = (room - headings * HEADING) / Math.max(1, names.length);
+export function layout(rows, room, { least, most }) {
+  const headings = rows.filter((row) => row.kind === "open").length;
+  const raw = (room - headings * HEADING) / Math.max(1, rows.length - headings);
   const height = Math.max(least, Math.min(most, raw >= 2 ? Math.floor(raw) : Math.floor(raw * 2) / 2));
-  const tops = new Float64Array(names.length);
-  /** @type {Layout["headings"]} */
-  const labels = [];
+  const tops = new Float64Array(rows.length);
+  const heights = new Float64Array(rows.length);
   let y = 0;
-  names.forEach((_, i) => {
-    if (begins[i]) {
-      labels.push({ top: y, label: keys[i] });
-      y += HEADING;
-    } else if (i && keys[i] === "" && keys[i - 1] !== "") y += 6;
+  rows.forEach((row, i) => {
     tops[i] = y;
-    y += height;
+    heights[i] = row.kind === "open" ? HEADING : height;
+    y += heights[i];
   });
-  return { tops, height, total: y, headings: labels, labels: names.map((name, i) => (keys[i] ? name.slice(keys[i].length + 1) : name)) };
+  return { tops, heights, height, total: y };
 }
 
-/** The row at a height; -1 if there is no row. @param {Layout} placed @param {number} y */
+/** The line at a height; -1 if there is none. @param {Layout} placed @param {number} y */
 export function rowAt(placed, y) {
+  const i = lineAt(placed, y);
+  return placed.tops.length && y >= placed.tops[i] && y < placed.tops[i] + placed.heights[i] ? i : -1;
+}
+
+/** The last line that begins above a height, or the first one. @param {Layout} placed @param {number} y */
+export function lineAt(placed, y) {
   let low = 0;
   let high = placed.tops.length - 1;
   while (low < high) {
@@ -70,5 +46,5 @@ export function rowAt(placed, y) {
     if (placed.tops[middle] <= y) low = middle;
     else high = middle - 1;
   }
-  return placed.tops.length && y >= placed.tops[low] && y < placed.tops[low] + placed.height ? low : -1;
+  return low;
 }

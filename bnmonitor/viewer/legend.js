@@ -11,7 +11,7 @@ import { measured, number, severity } from "./text.js";
 export function legend(scale, statistic, small = false, severities = new Set()) {
   if (statistic.scale === "health") return health(scale, statistic, severities);
   const stops = Array.from({ length: 33 }, (_, i) => css(scale, i / 32)).join(", ");
-  const ticks = scale.ticks.map((t) => ({ at: scale.place(t), text: statistic.scale === "share" ? measured(t, statistic) : number(t) })).filter((t) => t.at >= -0.01 && t.at <= 1.01);
+  const ticks = scale.ticks.map((t) => ({ at: scale.place(t), text: statistic.scale === "share" ? measured(t, statistic) : number(t) })).filter((t, i, all) => t.at >= -0.01 && t.at <= 1.01 && (!small || all.length < 4 || i % 2 === 0));
   return h(
     "div",
     { class: `legend${small ? " small" : ""}`, title: statistic.meaning },

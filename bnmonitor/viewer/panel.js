@@ -28,7 +28,7 @@ export class Panel {
    * @param {import("./types.js").Range} view
    * @param {import("./types.js").Range} full
    * @param {import("./types.js").Statistic[]} statistics  Of channels.
-   * @param {{slice: import("./types.js").Slice, statistic: import("./types.js").Statistic, scale: import("./scale.js").Scale}} now
+   * @param {{slice: import("./types.js").Slice, statistic: import("./types.js").Statistic, scale: import("./scale.js").Scale, axis: import("./axis.js").Axis}} now
    *   What the map shows of the run.
    */
   async show(run, state, view, full, statistics, now) {
@@ -61,7 +61,7 @@ export class Panel {
       this.head.replaceChildren(h("h2", {}, "Incidents"));
       this.top.replaceChildren(list(run.incidents, state.incident, on.incident), notes(run, go), ...foremost(run, now, (layer) => on.change({ layer })), h("p", { class: "quiet hint" }, "Click a layer for its channels, drag over steps to zoom, double click to see all. Arrow keys, + and − do the same."));
     }
-    if (layer && !box) await this.layer.load(run, layer, state, view, full, statistics);
+    if (layer && !box) await this.layer.load(run, layer, state, view, full, statistics, now.axis);
   }
 }
 

@@ -4,6 +4,7 @@ import { App } from "./app.js";
 import { readAddress, followTheme, writeAddress } from "./tensorboard.js";
 
 /** @typedef {import("./types.js").Slice} Slice */
+/** @typedef {import("./types.js").Source} Source */
 /** @typedef {import("./types.js").Range} Range */
 
 /**
@@ -39,7 +40,7 @@ async function numbers(text) {
   return unplane(new Uint8Array(await new Response(stream).arrayBuffer()));
 }
 
-/** @implements {import("./types.js").Source} */
+/** @implements {Source} */
 class Inside {
   /** @param {Content} content @param {Float32Array} values */
   constructor(content, values) {
@@ -98,11 +99,28 @@ class Inside {
   }
 
   /** @type {import("./types.js").Source["channels"]} */
-  async channels(run, layer, statistic, range) {
+  async channels(run, layer, statistic, range, bins) {
     const block = this.content.channels[layer];
     if (!block) return null;
     const sheet = block.sheets.indexOf(statistic);
     return this.cut(block, (s) => s === sheet, range, { extent: block.extents[sheet] ?? null });
+  }
+
+  /** @type {import("./types.js").Source["bands"]} */
+  async bands(run, layer, statistic, range) {
+    const slice = await this.channels(run, layer, statistic, range, 0);
+    return slice && percentiles(slice);
+  }
+
+  /** @type {import("./types.js").Source["at"]} */
+  async at(run, layer, step) {
+    const block = this.content.channels[layer];
+    if (!block || !block.ends.length) return null;
+    const found = block.ends.findIndex((end) => end >= step);
+    const column = found < 0 ? block.ends.length - 1 : found;
+    const [sheets, channels, columns] = block.shape;
+    const values = Float32Array.from({ length: sheets * channels }, (_, i) => this.values[block.at + i * columns + column]);
+    return { rows: values.length, columns: 1, ends: [block.ends[column]], before: block.ends[column] - 1, frames: 1, values, statistics: block.sheets, channels };
   }
 
   /** @type {import("./types.js").Source["channel"]} */
@@ -114,6 +132,23 @@ class Inside {
   async box() {
     return null;
   }
+}
+
+const PERCENTILES = [5, 25, 50, 75, 95];
+
+/** Percentiles over the rows. @param {Slice} slice @returns {Slice} */
+function percentiles(slice) {
+  const { rows, columns } = slice;
+  const values = new Float32Array(PERCENTILES.length * columns).fill(NaN);
+  for (let c = 0; c < columns; c++) {
+    const known = Array.from({ length: rows }, (_, r) => slice.values[r * columns + c]).filter(Number.isFinite).sort((a, b) => a - b);
+    PERCENTILES.forEach((p, i) => {
+      const place = ((known.length - 1) * p) / 100;
+      const low = Math.floor(place);
+      if (known.length) values[i * columns + c] = known[low] + ((known[low + 1] ?? known[low]) - known[low]) * (place - low);
+    });
+  }
+  return { ...slice, rows: PERCENTILES.length, values, percentiles: PERCENTILES };
 }
 
 /** @param {string} id */

@@ -40,9 +40,10 @@ const even = (/** @type {string[]} */ colors) => /** @type {[number, string][]} 
  * The scale of a statistic over an extent.
  * @param {import("./types.js").Statistic} statistic
  * @param {([number, number]|null|undefined)[]} extents  Of the runs that share it.
+ * @param {string} [form]  `log` or `linear`; empty: that of the statistic.
  * @returns {Scale}
  */
-export function scaleOf(statistic, extents) {
+export function scaleOf(statistic, extents, form = "") {
   const known = /** @type {[number, number][]} */ (extents.filter(Boolean));
   let low = known.length ? Math.min(...known.map((e) => e[0])) : 0;
   let high = known.length ? Math.max(...known.map((e) => e[1])) : 1;
@@ -59,7 +60,10 @@ export function scaleOf(statistic, extents) {
     const most = Math.max(Math.abs(low), Math.abs(high)) || 1;
     return { colors: table(even(ramp("signed"))), place: (v) => 0.5 + v / (2 * most), ticks: [-most, 0, most].map(trim), ends: [-most, most], log: false };
   }
-  if (statistic.scale === "log" && known.length) {
+  const log = form === "log" ? high > 0 : statistic.scale === "log" && form !== "linear";
+  if (log && known.length) {
+    // From a number that is not positive no log scale begins; it reaches over six powers of ten instead.
+    if (!(low > 0)) low = high / 1e6;
     low = Math.max(low, 1e-30);
     high = Math.max(high, low * 1.001);
     if (high / low < 4) [low, high] = [low / 2, high * 2];
@@ -68,7 +72,7 @@ export function scaleOf(statistic, extents) {
     return { colors, place: (v) => (v > 0 ? (Math.log(v) - a) / (b - a) : v === 0 ? -1 : NaN), ticks: logTicks(low, high), ends: [low, high], log: true };
   }
   if (statistic.scale === "share") [low, high] = [0, Math.max(high, 0.1)];
-  else if (statistic.scale === "linear") low = Math.min(0, low);
+  else if (statistic.scale === "linear" || statistic.scale === "log") low = Math.min(0, low);
   if (!(high > low)) [low, high] = [low - Math.abs(low) / 2 - 1e-9, high + Math.abs(high) / 2 + 1e-9];
   return { colors, place: (v) => (v - low) / (high - low), ticks: ticks(low, high, 4), ends: [low, high], log: false };
 }

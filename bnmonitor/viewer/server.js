@@ -1,6 +1,7 @@
 /** The numbers from TensorBoard's server; its http_api.md describes the routes. */
 
 /** @typedef {import("./types.js").Slice} Slice */
+/** @typedef {import("./types.js").Source} Source */
 /** @typedef {import("./types.js").Range} Range */
 
 /** An error of the server, in one sentence. */
@@ -20,11 +21,15 @@ export function decode(buffer) {
   return { ...header, rows, columns, values: new Float32Array(buffer, 4 + length) };
 }
 
-/** @implements {import("./types.js").Source} */
+/** @implements {Source} */
 export class Server {
-  /** @param {string} base  Address of the plugin's routes. */
-  constructor(base) {
+  /**
+   * @param {string} base  Address of the plugin's routes.
+   * @param {Promise<Response>} [first]  The answer to the first request, which was sent while the modules were on their way.
+   */
+  constructor(base, first) {
     this.base = base;
+    this.early = first;
     /** The most columns that the server sends. */
     this.columns = Infinity;
   }
@@ -36,6 +41,21 @@ export class Server {
     const answer = await fetch(url);
     if (!answer.ok) throw new Refused((await answer.text()) || answer.statusText, answer.status);
     return answer;
+  }
+
+  /** All that is drawn at first, once; null if it did not come: each part can be asked for. @returns {Promise<import("./types.js").First|null>} */
+  async first() {
+    const answer = await this.early?.catch(() => null);
+    this.early = undefined;
+    if (!answer?.ok) return null;
+    const buffer = await answer.arrayBuffer();
+    const view = new DataView(buffer);
+    const parts = [];
+    for (let at = 0; at < buffer.byteLength; at += 4 + view.getUint32(at, true)) parts.push(buffer.slice(at + 4, at + 4 + view.getUint32(at, true)));
+    const [index, run] = parts.slice(0, 2).map((part) => JSON.parse(new TextDecoder().decode(part)));
+    this.columns = index.columns;
+    const [slice, course] = parts.slice(2).map(decode);
+    return { index, run: run ?? null, slice: slice ?? null, course: course ?? null };
   }
 
   async index() {
@@ -73,6 +93,16 @@ export class Server {
   /** @type {import("./types.js").Source["channels"]} */
   channels(run, layer, statistic, range, bins) {
     return this.maybe(this.numbers("channels", { run, layer, statistic }, range, bins));
+  }
+
+  /** @type {import("./types.js").Source["bands"]} */
+  bands(run, layer, statistic, range, bins) {
+    return this.maybe(this.numbers("bands", { run, layer, statistic }, range, bins));
+  }
+
+  /** @type {import("./types.js").Source["at"]} */
+  at(run, layer, step) {
+    return this.maybe(this.ask("at", { run, layer, step }).then((answer) => answer.arrayBuffer()).then(decode));
   }
 
   /** @type {import("./types.js").Source["channel"]} */

@@ -1,87 +1,210 @@
-/** Loss and learning rate above the map, on the same axis of steps. */
+/** Loss, learning rate and gradient norm above the map, on its axis: a lane each, with the epochs and the incidents. */
 
-import { h, surface, theme } from "./dom.js";
-import { number, shorten } from "./text.js";
+import { epochs, rowOf } from "./axis.js";
+import { smooth } from "./curve.js";
+import { h, once, surface, theme } from "./dom.js";
+import { glyph } from "./marks.js";
+import { grouped, number, shorten } from "./text.js";
 
 /** @typedef {import("./types.js").Slice} Slice */
+/** @typedef {import("./overview.js").Seen} Seen */
 
-export const HEIGHT = 52;
 /** Width that the words beside it need. */
 export const LABELS = 112;
 const WIDE = 100;
 const PAD = 4;
+const LANE = 26;
+const LOSS = 40;
+/** Room for the signs of the incidents and the numbers of the epochs. */
+const TOP = 15;
+
+/** @typedef {{name: string, rows: Float32Array[], color: string, dash: number[], height: number}} Lane */
+
+/** @param {Slice|null} course @returns {Lane[]} */
+function lanesOf(course) {
+  if (!course) return [];
+  const rows = (/** @type {(name: string) => boolean} */ of) => (course.statistics ?? []).filter(of).map((name) => /** @type {Float32Array} */ (rowOf(course, name)));
+  return [
+    { name: "loss", rows: rows((name) => name === "loss"), color: "accent", dash: [], height: LOSS },
+    { name: "lr", rows: rows((name) => name.startsWith("lr ")), color: "second", dash: [5, 3], height: LANE },
+    { name: "grad norm", rows: rows((name) => name === "gradient norm"), color: "text", dash: [2, 2], height: LANE },
+  ].filter((lane) => lane.rows.length);
+}
+
+/** Height that a course takes. @param {Slice|null} course */
+export const heightOf = (course) => {
+  const lanes = lanesOf(course);
+  return lanes.length ? TOP + lanes.reduce((sum, lane) => sum + lane.height, 0) + 6 : 0;
+};
 
 export class Strip {
-  constructor() {
+  /** @param {{zoom: (view: import("./types.js").Range|null) => void, hover: (step: number|null) => void, step: (step: number) => void}} on */
+  constructor(on) {
     this.canvas = h("canvas", { role: "img" });
     this.el = h("div", { class: "strip", hidden: true }, this.canvas);
+    /** @type {number|null} */
+    this.pointed = null;
+    this.draw = once(() => this.paint());
+    /** @type {{from: number, to: number}|null} */
+    this.drag = null;
+    const place = (/** @type {PointerEvent} */ e) => e.clientX - this.canvas.getBoundingClientRect().left - (this.names ?? 0);
+    this.canvas.addEventListener("pointermove", (/** @type {PointerEvent} */ e) => {
+      const x = place(e);
+      if (this.drag) this.drag.to = Math.max(0, Math.min(this.width ?? 0, x));
+      on.hover(x >= 0 ? this.stepAt(x) : null);
+      this.draw();
+    });
+    this.canvas.addEventListener("pointerleave", () => on.hover(null));
+    this.canvas.addEventListener("dblclick", () => on.zoom(null));
+    this.canvas.addEventListener("pointerdown", (/** @type {PointerEvent} */ e) => {
+      const x = place(e);
+      if (e.button || x < 0) return;
+      this.drag = { from: x, to: x };
+      this.canvas.setPointerCapture(e.pointerId);
+    });
+    this.canvas.addEventListener("pointerup", () => {
+      const { drag } = this;
+      this.drag = null;
+      if (!drag) return;
+      const [from, to] = [Math.min(drag.from, drag.to), Math.max(drag.from, drag.to)];
+      if (to - from > 4) on.zoom({ from: this.stepAt(from), to: this.stepAt(to) });
+      else on.step(Math.round(this.stepAt(drag.from)));
+    });
+  }
+
+  /** @param {number} x */
+  stepAt(x) {
+    const { view, axis } = /** @type {Seen} */ (this.seen);
+    const from = axis.of(view.from);
+    return axis.back(from + (x / (this.width ?? 1)) * (axis.of(view.to) - from));
   }
 
   /**
    * @param {Slice|null} course  A row for the loss and one for each learning rate, as far as they are known.
-   * @param {import("./types.js").Range} view
+   * @param {Seen} seen
    * @param {number} names  Width of the names beside the map.
    * @param {number} width  Of the map.
-   * @param {number|null} step  Where the cursor stands.
    */
-  set(course, view, names, width, step) {
-    const lines = course ? linesOf(course) : [];
-    this.el.hidden = !lines.length;
-    if (!course || !lines.length) return;
+  set(course, seen, names, width) {
+    this.course = course;
+    this.seen = seen;
+    this.names = names;
+    this.width = width;
+    this.el.hidden = !lanesOf(course).length;
+    this.paint();
+  }
+
+  /** Point at a step that is looked at elsewhere. @param {number|null} step */
+  point(step) {
+    if (step === this.pointed) return;
+    this.pointed = step;
+    this.draw();
+  }
+
+  paint() {
+    const { course, seen, names = 0, width = 1 } = this;
+    const lanes = lanesOf(course ?? null);
+    if (!course || !seen || !lanes.length) return;
+    const { view, axis, state, run } = seen;
     const colors = /** @type {any} */ (theme());
-    const context = surface(this.canvas, names + width, HEIGHT);
+    const height = heightOf(course) - 6;
+    const context = surface(this.canvas, names + width, height);
     context.font = colors.small;
     context.textBaseline = "middle";
+    const step = this.pointed ?? state.step;
     const at = nearest(course.ends, step ?? view.to);
-    const x = (/** @type {number} */ s) => names + ((s - view.from) / (view.to - view.from || 1)) * width;
-    context.fillStyle = colors.line;
-    context.fillRect(names, HEIGHT - 1, width, 1);
+    const [start, end] = [axis.of(view.from), axis.of(view.to)];
+    const x = (/** @type {number} */ s) => names + ((axis.of(s) - start) / (end - start || 1)) * width;
     context.save();
     context.beginPath();
-    context.rect(names, 0, width, HEIGHT);
+    context.rect(names, 0, width, height);
     context.clip();
-    for (const line of lines) for (const row of line.rows) draw(context, course.ends, row, x, scale(line, course.ends, view), line, colors);
+    this.borders(context, course, x, height, colors);
+    for (const incident of run.incidents) {
+      context.fillStyle = colors[incident.severity];
+      context.globalAlpha = 0.6;
+      context.fillRect(x(incident.first_step) - 0.5, TOP - 2, 1, height);
+      context.globalAlpha = 1;
+      if (x(incident.first_step) > names - 1) glyph(context, incident.severity, Math.max(names + 7, x(incident.first_step)), 7, 5, colors);
+    }
+    context.font = colors.small;
+    const words = [];
+    let top = TOP;
+    for (const lane of lanes) {
+      const log = state.scale === "log" ? positive(lane.rows) : state.scale !== "linear" && wide(lane.rows);
+      const y = scale(lane, course.ends, view, log, top);
+      for (const row of lane.rows) {
+        const soft = lane.name === "lr" ? row : smooth(row, state.smooth);
+        if (soft !== row) draw(context, course.ends, row, x, y, lane, colors, 0.3, log);
+        draw(context, course.ends, soft, x, y, lane, colors, 1, log);
+      }
+      words.push(`${lane.name} ${said(lane, at)}${log ? ", log" : ""}`);
+      top += lane.height;
+      context.fillStyle = colors.line;
+      context.fillRect(names, top - 1, width, 1);
+    }
     if (step !== null) {
+      context.fillStyle = this.pointed === null ? colors.accent : colors.text;
+      context.globalAlpha = this.pointed === null ? 1 : 0.55;
+      context.fillRect(x(step) - 0.5, 0, 1, height);
+      context.globalAlpha = 1;
+    }
+    if (this.drag) {
       context.fillStyle = colors.accent;
-      context.fillRect(x(step) - 0.5, 0, 1, HEIGHT);
+      context.globalAlpha = 0.2;
+      context.fillRect(names + Math.min(this.drag.from, this.drag.to), 0, Math.abs(this.drag.to - this.drag.from), height);
+      context.globalAlpha = 1;
     }
     context.restore();
-    const words = lines.map((line) => `${line.name} ${said(line, at)}${line.log ? ", log" : ""}`);
+    this.words(context, lanes, words, names, width, colors);
+    this.canvas.setAttribute("aria-label", `${words.join(", ")}, over the ${axis.name === "time" ? "time" : `${axis.name}s`}`);
+    this.canvas.title = words.join("\n");
+  }
+
+  /** Where epochs begin, as many as there is room for. @param {CanvasRenderingContext2D} context @param {Slice} course @param {(step: number) => number} x @param {number} height @param {any} colors */
+  borders(context, course, x, height, colors) {
+    const known = epochs(course);
+    if (known.length < 2) return;
+    const [first, last] = [known[0], known[known.length - 1]];
+    const each = (x(last.step) - x(first.step)) / (last.epoch - first.epoch);
+    const room = context.measureText(grouped(last.epoch)).width + 16;
+    const every = [1, 2, 5].flatMap((m) => [m, m * 10, m * 100, m * 1000, m * 1e4]).sort((a, b) => a - b).find((n) => n * each >= room) ?? 1e5;
+    for (const { epoch, step } of known) {
+      if (epoch % every) continue;
+      context.fillStyle = colors.line;
+      context.fillRect(x(step), 0, 1, height);
+      context.fillStyle = colors.muted;
+      context.fillText(grouped(epoch), x(step) + 3, 7);
+    }
+  }
+
+  /** @param {CanvasRenderingContext2D} context @param {Lane[]} lanes @param {string[]} words @param {number} names @param {number} width @param {any} colors */
+  words(context, lanes, words, names, width, colors) {
     const fits = (/** @type {string} */ text) => context.measureText(text).width <= Math.max(60, names - 14);
-    lines.forEach((line, i) => {
-      const y = 14 + i * 20;
-      context.fillStyle = colors[line.color];
-      if (names) {
-        context.textAlign = "right";
-        context.fillText(shorten(words[i], fits), names - 8, y);
-      } else {
-        // Both lines fall as a rule, so that there is room at the right.
+    let top = TOP;
+    context.textAlign = "right";
+    context.fillStyle = colors.muted;
+    if (names && epochs(/** @type {Slice} */ (this.course)).length > 1) context.fillText("epoch", names - 8, 7);
+    lanes.forEach((lane, i) => {
+      const y = top + lane.height / 2;
+      top += lane.height;
+      context.fillStyle = colors[lane.color];
+      if (names) context.fillText(shorten(words[i], fits), names - 8, y);
+      else {
+        // Curves fall as a rule, so that there is room at the right.
         const wide = context.measureText(words[i]).width;
         context.fillStyle = colors.surface;
         context.fillRect(width - wide - 6, y - 8, wide + 6, 16);
-        context.textAlign = "right";
-        context.fillStyle = colors[line.color];
+        context.fillStyle = colors[lane.color];
         context.fillText(words[i], width - 3, y);
       }
-      context.textAlign = "left";
     });
-    this.canvas.setAttribute("aria-label", `${words.join(", ")}, over the steps`);
-    this.canvas.title = words.join("\n");
+    context.textAlign = "left";
   }
 }
 
-/** @typedef {{name: string, rows: Float32Array[], color: string, dash: number[], log: boolean}} Line */
-
-/** @param {Slice} course @returns {Line[]} */
-function linesOf(course) {
-  const rowOf = (/** @type {number} */ r) => course.values.subarray(r * course.columns, (r + 1) * course.columns);
-  const all = (course.statistics ?? []).map((name, r) => ({ name, row: rowOf(r) }));
-  const line = (/** @type {string} */ name, /** @type {Float32Array[]} */ rows, /** @type {string} */ color, /** @type {number[]} */ dash) => ({ name, rows, color, dash, log: wide(rows) });
-  return [
-    line("loss", all.filter((one) => one.name === "loss").map((one) => one.row), "accent", []),
-    line("lr", all.filter((one) => one.name !== "loss").map((one) => one.row), "second", [5, 3]),
-  ].filter((one) => one.rows.length);
-}
+/** Whether no value is 0 or less. @param {Float32Array[]} rows */
+const positive = (rows) => rows.every((row) => row.every((v) => !(v <= 0)));
 
 /** Whether the values are spread over more than a hundredfold. @param {Float32Array[]} rows */
 function wide(rows) {
@@ -96,27 +219,28 @@ function wide(rows) {
   return high > WIDE * low;
 }
 
-/** The height of a value, by what is in sight. @param {Line} line @param {number[]} ends @param {import("./types.js").Range} view */
-function scale(line, ends, view) {
-  const f = line.log ? Math.log : (/** @type {number} */ v) => v;
+/** The height of a value, by what is in sight. @param {Lane} lane @param {number[]} ends @param {import("./types.js").Range} view @param {boolean} log @param {number} top */
+function scale(lane, ends, view, log, top) {
+  const f = log ? Math.log : (/** @type {number} */ v) => v;
   let [low, high] = [Infinity, -Infinity];
-  for (const row of line.rows)
+  for (const row of lane.rows)
     row.forEach((v, i) => {
       if (Number.isFinite(v) && ends[i] >= view.from && ends[i] <= view.to) [low, high] = [Math.min(low, f(v)), Math.max(high, f(v))];
     });
   if (!(high > low)) [low, high] = [low - 1, low + 1];
-  return (/** @type {number} */ v) => HEIGHT - PAD - ((f(v) - low) / (high - low)) * (HEIGHT - 2 * PAD);
+  return (/** @type {number} */ v) => top + lane.height - PAD - ((f(v) - low) / (high - low)) * (lane.height - 2 * PAD);
 }
 
-/** @param {CanvasRenderingContext2D} context @param {number[]} ends @param {Float32Array} row @param {(s: number) => number} x @param {(v: number) => number} y @param {Line} line @param {any} colors */
-function draw(context, ends, row, x, y, line, colors) {
-  context.strokeStyle = colors[line.color];
+/** @param {CanvasRenderingContext2D} context @param {number[]} ends @param {Float32Array} row @param {(s: number) => number} x @param {(v: number) => number} y @param {Lane} lane @param {any} colors @param {number} alpha @param {boolean} log */
+function draw(context, ends, row, x, y, lane, colors, alpha, log) {
+  context.strokeStyle = colors[lane.color];
   context.lineWidth = 1.5;
-  context.setLineDash(line.dash);
+  context.globalAlpha = alpha;
+  context.setLineDash(lane.dash);
   context.beginPath();
   let pen = false;
   row.forEach((v, i) => {
-    if (!Number.isFinite(v)) pen = false;
+    if (!Number.isFinite(v) || (log && v <= 0)) pen = false;
     else {
       if (pen) context.lineTo(x(ends[i]), y(v));
       else context.moveTo(x(ends[i]), y(v));
@@ -125,11 +249,12 @@ function draw(context, ends, row, x, y, line, colors) {
   });
   context.stroke();
   context.setLineDash([]);
+  context.globalAlpha = 1;
 }
 
-/** The value of a line at a column; of several groups the smallest and the largest. @param {Line} line @param {number} at */
-function said(line, at) {
-  const values = line.rows.map((row) => row[at]).filter((v) => !Number.isNaN(v)).map((v) => Number(v.toPrecision(6)));
+/** The value of a lane at a column; of several groups the smallest and the largest. @param {Lane} lane @param {number} at */
+function said(lane, at) {
+  const values = lane.rows.map((row) => row[at]).filter((v) => !Number.isNaN(v)).map((v) => Number(v.toPrecision(6)));
   if (!values.length) return "not known";
   const [low, high] = [Math.min(...values), Math.max(...values)];
   return low === high ? number(low) : `${number(low)} to ${number(high)}`;

@@ -95,12 +95,21 @@
  * @property {[number, number]|null} [extent]  Where most values of the whole run lie.
  * @property {string[]} [statistics]  What the rows are, where they are statistics.
  * @property {string[]} [layers]  Of a black box.
+ * @property {number[]} [percentiles]  What the rows are, where they are percentiles.
+ * @property {number} [channels]  How many rows each statistic has, where they are statistics of channels at one step.
  *
  * @typedef {object} Range
  * @property {number} from
  * @property {number} to
  *
+ * @typedef {object} First  What is drawn at first; null where there is no run.
+ * @property {Index} index
+ * @property {Run|null} run
+ * @property {Slice|null} slice
+ * @property {Slice|null} course
+ *
  * @typedef {object} Source  Where the numbers come from: a server, or the page itself.
+ * @property {() => Promise<First|null>} [first]  What is drawn at first, in one answer, if there is such a thing.
  * @property {() => Promise<Index>} index
  * @property {(run: string) => Promise<Run>} run
  * @property {(run: string, statistic: string, range: Range|null, bins: number) => Promise<Slice>} slice
@@ -111,6 +120,10 @@
  *   All statistics of a layer.
  * @property {(run: string, layer: string, statistic: string, range: Range|null, bins: number) => Promise<Slice|null>}
  *   channels  A statistic of a layer's channels; null if none were written.
+ * @property {(run: string, layer: string, statistic: string, range: Range|null, bins: number) => Promise<Slice|null>}
+ *   bands  Percentiles of a statistic over a layer's channels.
+ * @property {(run: string, layer: string, step: number) => Promise<Slice|null>} at
+ *   All statistics of a layer's channels at a step.
  * @property {(run: string, layer: string, channel: number, range: Range|null, bins: number) => Promise<Slice|null>}
  *   channel  All statistics of a channel.
  * @property {(run: string, file: string, layer: string, statistic: string) => Promise<Slice|null>} box

@@ -14,12 +14,21 @@
  * @property {string} channels  Statistic of the channel map.
  * @property {number|null} channel
  * @property {string} box  File of the black box that is open, or empty.
+ * @property {string} filter  What the names of the layers are like.
+ * @property {string} fold  Groups that were folded and unfolded; empty: as it fits.
+ * @property {string} group  Path of the selected group, or empty.
+ * @property {string} sort  Statistic that orders the layers; empty: execution order.
+ * @property {string} least  Not empty: the least first.
+ * @property {string} axis  `step`, `epoch` or `time`.
+ * @property {string} scale  `log`, `linear` or empty: as it fits.
+ * @property {number} smooth  Of curves, from 0 to 1.
+ * @property {string} rank  What orders the channels; empty: their numbers.
  */
 
 /** @type {State} */
-export const START = { run: "", compare: "", statistic: "health", from: null, to: null, layer: "", incident: "", focus: "", step: null, channels: "batch_var", channel: null, box: "" };
+export const START = { run: "", compare: "", statistic: "health", from: null, to: null, layer: "", incident: "", focus: "", step: null, channels: "batch_var", channel: null, box: "", filter: "", fold: "", group: "", sort: "", least: "", axis: "step", scale: "", smooth: 0, rank: "" };
 
-const NUMBERS = new Set(["from", "to", "step", "channel"]);
+const NUMBERS = new Set(["from", "to", "step", "channel", "smooth"]);
 
 /** Only what differs from the start. @param {State} state @returns {Record<string, string>} */
 export function toWords(state) {
@@ -27,7 +36,7 @@ export function toWords(state) {
   const words = {};
   for (const [name, value] of Object.entries(state)) {
     if (value === /** @type {any} */ (START)[name] || value === null) continue;
-    words[name] = NUMBERS.has(name) ? String(Math.round(Number(value))) : String(value);
+    words[name] = NUMBERS.has(name) && name !== "smooth" ? String(Math.round(Number(value))) : String(value);
   }
   return words;
 }
@@ -42,5 +51,6 @@ export function fromWords(words) {
     else if (word !== "" && Number.isFinite(Number(word))) state[name] = Number(word);
   }
   if (state.from === null || state.to === null || !(state.to > state.from)) state.from = state.to = null;
+  state.smooth = Math.max(0, Math.min(0.98, state.smooth));
   return state;
 }

@@ -233,8 +233,9 @@ def test_a_course_is_read_where_it_is_known() -> None:
     )
     np.testing.assert_array_equal(found.epochs, [2, 2, 3, math.nan, math.nan])
     names, table = found.table()
-    assert names == ("loss", "lr 0", "lr 2")
-    np.testing.assert_array_equal(table, np.float32([found.loss, found.learning_rates[0], found.learning_rates[2]]))
+    assert names == ("loss", "lr 0", "lr 2", "epoch", "seconds")
+    rows = [found.loss, found.learning_rates[0], found.learning_rates[2], found.epochs, steps]
+    np.testing.assert_array_equal(table, np.float32(rows))
     assert (found.last_rates, found.last_epoch) == ((), None)
     assert course(steps[:0], steps[:0], {}).table()[1].shape == (0, 0)
 

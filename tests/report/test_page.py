@@ -51,7 +51,7 @@ def test_a_short_history_is_in_it_frame_by_frame_to_three_digits(small: Path) ->
     assert layers["sheets"] == list(frames.metrics)
     assert layers["ends"] == frames.steps.tolist()
     course = content["course"]
-    assert (course["sheets"], course["ends"]) == (["loss", "lr 0"], frames.steps.tolist())
+    assert (course["sheets"], course["ends"]) == (["loss", "lr 0", "epoch", "seconds"], frames.steps.tolist())
     np.testing.assert_allclose(block(course, values)[:, 0], history.run(".").course.table()[1], rtol=2**-12)
     np.testing.assert_allclose(block(layers, values), frames.values, rtol=2**-12)
 
@@ -162,9 +162,11 @@ def test_on_paper_nothing_is_behind_a_scroll_bar(tmp_path: Path) -> None:
     with playwright.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         view = browser.new_page(viewport={"width": 1000, "height": 500})
-        view.goto(file.as_uri())
+        view.goto(f"{file.as_uri()}#p.bnmonitor.fold=%2B")
         view.wait_for_function("document.documentElement.dataset.drawn", timeout=120_000)
         assert max(view.evaluate(hidden)) > 0, "on this screen the map is higher than there is room"
         view.emulate_media(media="print")
         assert max(view.evaluate(hidden)) == 0
+        every = "document.querySelector('.map-scroll canvas').clientHeight >= 90 * 11"
+        view.wait_for_function(every, timeout=120_000)  # painted, not only given room
         browser.close()

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 
-from tests.histories import HOSTILE, METRICS, Writer, course, resnet, write
+from tests.histories import HOSTILE, METRICS, Writer, course, recorded, resnet, write
 from tests.report.test_agreement import alarming
 from tests.tensorboard_plugin.test_server import a_box
 
@@ -97,6 +98,7 @@ def wait_for(true: Callable[[], bool], process: subprocess.Popen[bytes] | None =
 def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     logs = tmp_path_factory.mktemp("logs")
     write(logs / "five" / "sick", FIVE, range(0, 400, 5), sick=(2,), channels=16)
+    recorded(logs / "five" / "sick", FIVE, channels=16, steps=400)
     write(logs / "five" / "fixed", FIVE, range(0, 400, 5), channels=16)
     write(logs / "old", FIVE, range(0, 400, 5), sick=(2,), channels=16, incidents=False)
     write(logs / "many", resnet(500), range(0, 10_000, 50), sick=(200,), metrics=METRICS[:4], detailed=())
@@ -194,7 +196,7 @@ def test_the_overview_leads_to_layer_and_channel_in_two_clicks(tab: Tab) -> None
     scroll = frame.locator(".maps .map-scroll").first.bounding_box()
     tab.drawn(lambda: tab.page.mouse.click(box["x"] + box["width"] - 30, scroll["y"] + scroll["height"] * 0.5))
     assert text(frame, ".panel h2").startswith("backbone.")
-    assert frame.locator(".panel .chart canvas").count() == 4
+    assert frame.locator(".panel .chart canvas").count() == 7
     channels = frame.locator(".layer-view .over").first
     channels.scroll_into_view_if_needed()
     place = channels.bounding_box()
@@ -287,15 +289,32 @@ def test_a_view_can_be_sent_as_an_address(tab: Tab) -> None:
 def test_everything_can_be_reached_by_keyboard(tab: Tab) -> None:
     frame = tab.open(run="five/sick")
     frame.locator(".maps .map").first.focus()
-    for key in ("ArrowDown", "ArrowDown", "ArrowLeft", "+"):
+    tab.drawn(lambda: tab.page.keyboard.press("ArrowLeft"))
+    assert "step=390" in tab.words(), "a step can be chosen without a layer"
+    tab.drawn(lambda: tab.page.keyboard.press("Escape"))
+    for key in ("ArrowDown", "ArrowDown", "ArrowDown", "ArrowLeft", "+"):
         tab.drawn(lambda key=key: tab.page.keyboard.press(key))
     assert text(frame, ".panel h2") == FIVE[1]
+    assert frame.locator(".maps .unseen").first.inner_text().startswith(f"{FIVE[1]}, health ")
     assert "step=390" in tab.words()
     assert frame.locator(".range").is_visible()
     tab.drawn(lambda: tab.page.keyboard.press("Escape"))
     assert not frame.locator(".range").is_visible()
     tab.drawn(lambda: tab.page.keyboard.press("Escape"))
     assert text(frame, ".panel h2") == "Incidents"
+    frame.locator(".maps .map").first.focus()
+    for key, said in (
+        ("Home", "group, unfolded. backbone · 4 layers"),
+        ("Enter", "group, folded. backbone · 4 layers"),
+    ):
+        tab.drawn(lambda key=key: tab.page.keyboard.press(key))
+        assert frame.locator(".maps .unseen").first.inner_text().startswith(said)
+    assert "fold=-backbone" in tab.words()
+    tab.page.keyboard.press("/")
+    tab.drawn(lambda: tab.page.keyboard.type("HEAD"))
+    assert text(frame, ".map-bar .shown") == "1 of 5"
+    tab.drawn(lambda: tab.page.keyboard.press("Escape"))
+    assert "filter" not in tab.words()
 
 
 def test_dragging_zooms_and_a_double_click_goes_back(tab: Tab) -> None:
@@ -313,6 +332,11 @@ def test_dragging_zooms_and_a_double_click_goes_back(tab: Tab) -> None:
     assert 90 < first < last < 280
     tab.drawn(lambda: tab.page.mouse.dblclick(over["x"] + over["width"] * 0.6, over["y"] + 50))
     assert not frame.locator(".range").is_visible()
+    over = frame.locator(".strip canvas").first.bounding_box()
+    tab.drawn(drag)
+    assert [first, last] == list(map(int, re.findall(r"\d+", text(frame, ".range"))[:2])), (
+        "the curves have the same axis"
+    )
 
 
 def test_the_black_box_opens_at_full_resolution(tab: Tab) -> None:
@@ -372,16 +396,176 @@ def test_a_truncated_file_and_a_resumed_run_are_shown(tab: Tab) -> None:
     assert {"stem.bn", "new.bn", "newer.bn"} == set(names)
 
 
-def test_five_hundred_layers_are_drawn_and_scroll(tab: Tab) -> None:
+MODULE = (
+    'const module = (name) => import(new URL(`${name}.js`, document.querySelector("[rel=modulepreload]").href).href);'
+)
+"""How a test gets at a module of the page."""
+
+ROWS = """
+async ([names, room, wanted]) => {
+  MODULE
+  const { rowsOf, HEADING, LEGIBLE } = await module("rows");
+  const rows = rowsOf(names, { filter: "", fold: "", rank: null, room, wanted: new Set([wanted]) });
+  const height = rows.reduce((sum, row) => sum + (row.kind === "open" ? HEADING : LEGIBLE), 0);
+  const places = rows.filter((row) => row.kind !== "open").flatMap((row) => row.members);
+  const alone = rows.some((row) => row.kind === "layer" && row.id === names[wanted]);
+  return [height, [...places].sort((a, b) => a - b), alone, rows.length];
+}
+"""
+
+
+def test_a_model_of_any_size_fits_and_the_layer_of_the_incident_is_in_sight(tab: Tab) -> None:
+    frame = tab.open(run="five/fixed")
+    flat = tuple(f"net.bn{i}" for i in range(300))
+    for names in (FIVE[:4], resnet(20), resnet(53), resnet(300), resnet(1000), flat, ("a", "a.b", "a.b.c", "a.b.d")):
+        wanted = len(names) * 2 // 3
+        height, places, alone, count = frame.evaluate(ROWS.replace("MODULE", MODULE), [list(names), 440, wanted])
+        assert height <= 440
+        assert places == list(range(len(names))), "each layer is in one row"
+        assert alone, names
+        assert count >= min(25, len(names)), "the room is made use of"
+
+
+FOLD = """
+async ([values, names, columns]) => {
+  MODULE
+  const [{ rowsOf }, { fold }] = [await module("rows"), await module("folded")];
+  const rows = rowsOf(names, { filter: "", fold: "-", rank: null, room: 100, wanted: new Set() });
+  const slice = { rows: names.length, columns, ends: values.map((_, i) => i), values: Float32Array.from(values) };
+  const own = Int32Array.from(names, (_, i) => i);
+  const result = (scale, limits) => {
+    const { slice: found, which } = fold({ ...slice }, rows, own, { name: scale, scale, limits });
+    return { values: [...found.values], which: [...which].map(([row, of]) => [row, [...of]]) };
+  };
+  const [health, lag, log] = [result("health", { error: 20 }), result("linear", { warning: 0.1 }), result("log", {})];
+  return { health, lag, log, members: rows.map((row) => row.members) };
+}
+"""
+
+
+def test_a_folded_group_shows_the_layer_that_stands_out_most(tab: Tab) -> None:
+    random, names, columns = np.random.default_rng(0), [f"a.{i}.bn" for i in range(6)] + ["b.0", "b.1"], 40
+    values = random.uniform(1, 100, (8, columns)).round(3).astype(np.float32)
+    values[2, 7] = 1e-6
+    found = tab.open(run="five/fixed").evaluate(
+        FOLD.replace("MODULE", MODULE), [values.ravel().tolist(), names, columns]
+    )
+    assert found["members"] == [[0, 1, 2, 3, 4, 5], [6, 7]]
+    for kind, worst in (("health", np.min), ("lag", np.max)):
+        rows = np.array(found[kind]["values"]).reshape(2, columns)
+        np.testing.assert_allclose(rows, [worst(values[:6], 0), worst(values[6:], 0)], rtol=1e-6)
+        for row, which in found[kind]["which"]:
+            np.testing.assert_allclose(rows[row], values[which, range(columns)], rtol=1e-6)
+    assert found["log"]["values"][7] == pytest.approx(1e-6), "what collapsed stands out too"
+
+
+def test_five_hundred_layers_fit_on_the_screen_or_scroll_beside_a_small_map(tab: Tab) -> None:
     frame = tab.open(run="many")
     assert text(frame, ".verdict").startswith("✗ variance explosion, since step")
-    size = frame.evaluate(
-        "(() => { const s = document.querySelector('.map-scroll'); return [s.scrollHeight, s.clientHeight] })()"
-    )
-    assert size[0] > 1000
-    assert size[1] < 800
+    sizes = "(() => { const s = document.querySelector('.map-scroll'); return [s.scrollHeight, s.clientHeight] })()"
+    whole, room = frame.evaluate(sizes)
+    assert whole == room < 500
+    assert frame.locator(".maps .mini").first.is_hidden()
+    assert frame.evaluate("document.documentElement.scrollHeight <= innerHeight")
+    tab.drawn(lambda: frame.locator(".buttons button", has_text="unfold").click())
+    whole, room = frame.evaluate(sizes)
+    assert whole > 5000 > room
+    place = frame.locator(".maps .mini").first.bounding_box()
+    tab.page.mouse.click(place["x"] + 5, place["y"] + place["height"] - 2)
+    frame.wait_for_function("document.querySelector('.map-scroll').scrollTop > 4000")
+    frame.locator("#bn-filter").fill("*layer3*bn2")
+    assert re.fullmatch(r"4\d of 500", text(frame, ".map-bar .shown"))
+    frame.locator("#bn-filter").fill("no such layer")
+    assert text(frame, ".nothing") == "No layer is named like “no such layer”."
+    frame.locator("#bn-filter").fill("")
+    tab.drawn(lambda: frame.locator("#bn-order").select_option("health"))
+    over = frame.locator(".maps .over").first.bounding_box()
+    tab.page.mouse.move(over["x"] + over["width"] - 5, over["y"] + 4)
+    assert text(frame, ".maps .tip").splitlines()[0] == resnet(500)[200], "the lowest health stands first"
+    tab.drawn(lambda: frame.locator("#bn-reverse").click())
+    tab.page.mouse.move(over["x"] + over["width"] - 5, over["y"] + 5)
+    assert text(frame, ".maps .tip").splitlines()[0] != resnet(500)[200]
+    assert {"sort=health", "least=1", "fold=+"} <= set(re.findall(r"(?:sort|least|fold)=[^&]*", tab.words()))
     tab.drawn(lambda: frame.locator(".now button").first.click())
     assert text(frame, ".panel h2") == resnet(500)[200]
+
+
+def test_a_click_on_a_folded_group_leads_to_the_layer_that_stands_out(tab: Tab) -> None:
+    frame = tab.open(run="many", fold="-")
+    scroll = frame.locator(".maps .map-scroll").first.bounding_box()
+    over = frame.locator(".maps .over").first.bounding_box()
+    group = 1 + 200 // 125  # of stem and four stages
+    y = scroll["y"] + scroll["height"] * (group + 0.5) / 5
+    tab.page.mouse.move(over["x"] + over["width"] - 5, y)
+    tip = text(frame, ".maps .tip").splitlines()
+    assert tip[0] == "backbone.layer2 · 125 layers"
+    assert tip[2] == f"in {resnet(500)[200]}, which stands out most"
+    tab.drawn(lambda: tab.page.mouse.click(over["x"] + over["width"] - 5, y))
+    assert text(frame, ".panel h2") == resnet(500)[200]
+    assert "fold=-,+backbone.layer2" in tab.words()
+
+
+AXES = """
+async (course) => {
+  MODULE
+  const { axisOf, offered } = await module("axis");
+  course.values = Float32Array.from(course.values);
+  const back = (axis) => course.ends.map((step) => axis.back(axis.of(step)));
+  const [epoch, time] = [axisOf("epoch", course), axisOf("time", course)];
+  const marks = (axis) => axis.marks(0, 380, 4).map((m) => m.text);
+  const places = [0, 100, 250].map(epoch.of);
+  return [offered(course), back(epoch), back(time), places, marks(epoch), marks(time), time.say(399)];
+}
+"""
+
+
+def test_the_axis_is_steps_epochs_or_time_and_the_address_says_which(tab: Tab) -> None:
+    frame = tab.open(run="five/sick", axis="epoch", scale="log", smooth=0.6, statistic="gamma", filter="backbone")
+    values = [frame.locator(f"#bn-{name}").input_value() for name in ("axis", "scale", "smooth", "filter")]
+    assert values == ["epoch", "log", "0.6", "backbone"]
+    assert frame.evaluate("document.querySelector('.strip canvas').getAttribute('aria-label')").endswith(
+        "over the epochs"
+    )
+    steps = list(range(0, 400, 10))
+    seconds = [step if step < 200 else step + 7200 for step in steps]  # a pause of two hours
+    course = {"statistics": ["epoch", "seconds"], "columns": 40, "before": -1, "ends": steps}
+    course["values"] = [step // 100 for step in steps] + seconds
+    offered, *back, places, epochs, times, said = frame.evaluate(AXES.replace("MODULE", MODULE), course)
+    assert offered == ["step", "epoch", "time"]
+    for one in back:
+        np.testing.assert_allclose(one, steps, atol=1e-3)
+    np.testing.assert_allclose(places, [0, 1, 2.5], atol=0.11)
+    assert epochs == ["0", "1", "2", "3"]
+    assert times[0] == "0 h"
+    assert times[-1] == "2 h"
+    assert said == "2.11 h · step 399"
+
+
+def test_every_channel_of_the_run_is_shown_in_an_order_with_those_of_the_incident_marked(tab: Tab) -> None:
+    frame = tab.open(run="five/sick", layer=FIVE[2], incident=1, step=300, channels="gamma", rank="incident")
+    assert "16 channels at 400 steps, 3 of an incident" in text(frame, ".channels")
+
+    def first() -> str:
+        place = frame.locator(".channels .over").bounding_box()
+        tab.page.mouse.move(place["x"] + place["width"] / 2, place["y"] + 4)
+        return text(frame, ".channels .tip")
+
+    frame.locator(".channels .map").scroll_into_view_if_needed()
+    assert first().splitlines()[0] == "channel 3"
+    assert "✗ of an incident" in first()
+    gamma = frame.locator(".pair canvas").first.get_attribute("aria-label")
+    assert re.fullmatch(r"gamma at step 300: 16 channels, .+ to .+, median .+", gamma)
+    assert "16 channels, " in frame.locator(".pair canvas").last.get_attribute("aria-label")
+    assert [key for key in frame.locator(".channels .chart .key").all_inner_texts() if "%" in key] == [
+        "25 to 75 %",
+        "5 to 95 %",
+    ]
+    tab.drawn(lambda: frame.locator("#bn-rank").select_option("gamma"))
+    largest = first()
+    tab.drawn(lambda: frame.locator(".channels .row button").click())
+    assert "rank=-gamma" in tab.words()
+    value = r"gamma (\S+)"
+    assert float(re.search(value, largest)[1]) > float(re.search(value, first())[1].replace("−", "-"))
 
 
 def test_a_running_training_is_followed_and_what_is_looked_at_stays(

@@ -6,6 +6,7 @@ import argparse
 import gzip
 import json
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -22,8 +23,9 @@ from tensorboard.backend.event_processing.data_ingester import LocalDataIngester
 from werkzeug.test import Client
 from werkzeug.wrappers import Response
 
-from bnmonitor import tensorboard_plugin
+from bnmonitor import tensorboard_plugin, viewer
 from bnmonitor.history import encode
+from bnmonitor.history.flight.layout import FOLDER
 from bnmonitor.history.schema import FRAME, alert_tag
 from bnmonitor.tensorboard_plugin.cache import Cache
 from bnmonitor.tensorboard_plugin.files import box_files
@@ -32,7 +34,7 @@ from bnmonitor.tensorboard_plugin.plugin import COLUMNS, BatchNormPlugin
 from bnmonitor.tensorboard_plugin.wire import LONGEST, MOST_COLUMNS, Query
 from bnmonitor.viewer import DIRECTORY
 from tests import histories
-from tests.histories import HOSTILE, METRICS, STATISTICS, Writer, course, write
+from tests.histories import HOSTILE, METRICS, STATISTICS, Writer, course, recorded, write
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -140,13 +142,28 @@ def test_a_run_comes_with_layers_facts_and_alerts(tab: Asked) -> None:
 
 def test_the_course_of_a_run_is_a_slice_and_empty_where_it_is_not_known(tab: Asked, tmp_path: Path) -> None:
     header, values = tab.slice("/course", run=SICK, bins=500)
-    assert header["statistics"] == ["loss", "lr 0"]
+    assert header["statistics"] == ["loss", "lr 0", "epoch", "seconds"]
     assert header["ends"] == list(STEPS)
     assert values[0, 0] == np.float32(2.32)
     assert values[1, [0, -1]].tolist() == [np.float32(0.1), np.float32(0.01)]
     write(tmp_path / "old", NAMES, range(10), channels=4, incidents=False)
     header, values = Asked(tmp_path).slice("/course", run="old")
-    assert (header["statistics"], values.shape) == ([], (0, 10))
+    assert (header["statistics"], values.tolist()) == (["seconds"], [list(range(10))])
+
+
+def test_the_gradient_norm_is_the_one_that_the_training_logged(tmp_path: Path) -> None:
+    with Writer(tmp_path / "run", NAMES, 4) as writer:
+        writer.frames(range(0, 100, 10), course(3, 10))
+        writer.scalars("grad_2.0_norm/weight", range(100), [5.0] * 100)  # of one parameter
+        writer.scalars("train/loss", range(100), [6.0] * 100)
+    tab = Asked(tmp_path)
+    assert "gradient norm" not in tab.slice("/course", run="run")[0]["statistics"]
+    with Writer(tmp_path / "run", NAMES, 4) as writer:
+        writer.scalars("grad_2.0_norm_total", range(25, 95, 20), [1.0, 2.0, 3.0, 4.0])
+    tab.reload()
+    header, values = tab.slice("/course", run="run")
+    norm = values[header["statistics"].index("gradient norm")]
+    np.testing.assert_array_equal(norm, [np.nan, np.nan, np.nan, 1, 1, 2, 2, 3, 3, 4])
 
 
 def test_a_run_without_incidents_has_one_for_each_warning_and_error(tmp_path: Path) -> None:
@@ -197,6 +214,71 @@ def test_a_layer_a_channel_map_and_a_channel(tab: Asked) -> None:
     assert header["statistics"] == list(STATISTICS)
     np.testing.assert_array_equal(values, truth[:, :, 3].T)
     assert tab.ask("/channels", run=SICK, layer="backbone.0", statistic="gamma").status_code == 404
+    assert tab.ask("/bands", run=SICK, layer="backbone.0", statistic="gamma").status_code == 404
+    assert tab.ask("/at", run=SICK, layer="backbone.0").status_code == 404
+
+
+def test_the_first_answer_is_those_that_the_page_draws_at_first(tab: Asked, tmp_path: Path) -> None:
+    def bundle(asked: Asked, **query: Any) -> list[bytes]:
+        data, parts = plain(asked.ask("/first", **query)), []
+        while data:
+            (length,) = struct.unpack("<I", data[:4])
+            assert length % 4 == 0
+            parts.append(data[4 : 4 + length])
+            data = data[4 + length :]
+        return parts
+
+    for given, name in (
+        ({"run": SICK, "statistic": "gamma"}, SICK),
+        ({"run": "no such", "statistic": "<b>"}, "a/sick"),
+    ):
+        index, run, slice_, course = bundle(tab, **given, bins=10**9)
+        assert json.loads(index) == tab.json("/runs")
+        assert json.loads(run) == tab.json("/run", run=name)
+        statistic = "gamma" if given["statistic"] == "gamma" else "health"
+        assert slice_ == plain(tab.ask("/slice", run=name, statistic=statistic, bins=MOST_COLUMNS))
+        assert course == plain(tab.ask("/course", run=name, bins=MOST_COLUMNS))
+    (tmp_path / "empty").mkdir()
+    [index] = bundle(Asked(tmp_path))
+    assert json.loads(index)["runs"] == []
+
+
+def test_percentiles_of_the_channels_and_all_of_them_at_a_step(tab: Asked) -> None:
+    truth = histories.detail(200, 8, sick=True)
+    var = truth[:, STATISTICS.index("batch_var")].T
+    header, values = tab.slice("/bands", run=SICK, layer="backbone.1", statistic="batch_var", bins=400)
+    assert header["percentiles"] == [5, 25, 50, 75, 95]
+    np.testing.assert_allclose(values, np.percentile(var, header["percentiles"], axis=0), rtol=1e-5)
+    thin_header, thin = tab.slice("/bands", run=SICK, layer="backbone.1", statistic="batch_var", bins=20)
+    assert thin_header["ends"] == list(STEPS)[9::10]
+    np.testing.assert_allclose(thin[2], values[2].reshape(20, 10).mean(1), rtol=1e-5)
+    np.testing.assert_array_equal(thin[[0, 4]], [values[0].reshape(20, 10).min(1), values[4].reshape(20, 10).max(1)])
+    assert (np.diff(thin, axis=0) >= 0).all(), "percentiles stay in order"
+    for step, place in ((STEPS[40], 40), (STEPS[40] + 3, 40), (10**6, -1)):
+        header, values = tab.slice("/at", run=SICK, layer="backbone.1", step=step)
+        assert (header["statistics"], header["channels"], header["ends"]) == (list(STATISTICS), 8, [STEPS[place]])
+        np.testing.assert_array_equal(values.reshape(-1, 8), truth[place])
+
+
+def test_every_channel_of_the_whole_run_comes_from_its_flight_record(tmp_path: Path) -> None:
+    write(tmp_path / "run", NAMES, range(0, 100, 10), channels=4, detailed=(1,))
+    truth = recorded(tmp_path / "run", NAMES, channels=4, steps=50)
+    tab = Asked(tmp_path)
+    assert all(layer["detailed"] for layer in tab.json("/run", run="run")["layers"])
+    for layer, name in enumerate(NAMES):
+        header, values = tab.slice("/channels", run="run", layer=name, statistic="gamma", bins=400)
+        assert (header["ends"], header["frames"]) == (list(range(50)), 50)
+        np.testing.assert_allclose(values, truth[:, layer].T, atol=0.02)
+    header, values = tab.slice("/at", run="run", layer=NAMES[1], step=20)
+    assert header["statistics"] == list(STATISTICS), "what the record does not hold comes from the event files"
+    gamma = values.reshape(-1, 4)[STATISTICS.index("gamma")]
+    np.testing.assert_allclose(gamma, truth[20, 1], atol=0.02)
+    header, values = tab.slice("/channel", run="run", layer=NAMES[1], channel=2, bins=400)
+    np.testing.assert_allclose(values[header["statistics"].index("gamma")], truth[:, 1, 2], atol=0.02)
+    shutil.rmtree(tmp_path / "run" / FOLDER)
+    header, _ = tab.slice("/channels", run="run", layer=NAMES[1], statistic="gamma", bins=400)
+    assert len(header["ends"]) == 10, "without it the event files are read"
+    assert tab.ask("/channels", run="run", layer=NAMES[0], statistic="gamma").status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -326,11 +408,18 @@ def test_black_boxes_come_from_the_runs_own_folder_only(tmp_path: Path) -> None:
 def test_every_file_of_the_page_is_served_and_no_other(tab: Asked) -> None:
     names = {path.name for path in DIRECTORY.iterdir() if path.suffix in (".js", ".css")}
     served = {route for route in tab.apps if route.endswith((".js", ".css"))}
-    assert served == {f"/{name}" for name in names}
-    answer = tab.ask("/index.js")
+    assert served == {f"/{viewer.version()}/{name}" for name in names}
+    answer = tab.ask(f"/{viewer.version()}/index.js")
+    assert "max-age=86400" in answer.headers["Cache-Control"], "its address is that of this very text"
+    assert "no-cache" in tab.ask("/runs").headers["Cache-Control"]
+    asked = re.search(r"MODULES = `(.*?)`", plain(answer).decode(), re.DOTALL)
+    assert asked is not None
+    modules = {name for name in names if name.endswith(".js")} - {"index.js", "report.js", "types.js"}
+    assert sorted(f"{name}.js" for name in asked[1].split()) == sorted(modules), "all are asked for at once"
     assert answer.mimetype == "text/javascript"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert plain(answer) == (DIRECTORY / "index.js").read_bytes()
+    assert plain(answer).decode() == viewer.sent(DIRECTORY / "index.js")
+    assert plain(tab.ask(f"/{viewer.version()}/style.css")) == (DIRECTORY / "style.css").read_bytes()
     assert not any("*" in route for route in tab.apps)
 
 
@@ -338,8 +427,13 @@ def test_the_page_is_small_and_makes_no_markup_of_data() -> None:
     sources = {
         path.name: path.read_text(encoding="utf-8") for path in DIRECTORY.iterdir() if path.suffix in (".js", ".css")
     }
-    sent = [text for name, text in sources.items() if name.endswith(".js") and name not in ("types.js", "report.js")]
-    assert sum(len(gzip.compress(text.encode(), 3)) for text in sent) < 45_000
+    sent = {
+        path.name: viewer.sent(path) for path in DIRECTORY.glob("*.js") if path.name not in ("types.js", "report.js")
+    }
+    assert sum(len(gzip.compress(text.encode(), 3)) for text in sent.values()) < 70_000
+    for name, text in sent.items():
+        assert "/**" not in text, name
+        assert text.count("\n") == sources[name].count("\n"), "an error names the line of the file"
     for name, text in sources.items():
         for word in (
             "innerHTML",
@@ -370,7 +464,7 @@ def test_the_loader_asks_for_enough_samples_unless_the_user_said_how_many() -> N
 
 def test_the_plugin_declares_a_tab_and_never_looks_for_data_by_itself(tab: Asked) -> None:
     metadata = tab.plugin.frontend_metadata()
-    assert (metadata.es_module_path, metadata.tab_name) == ("/index.js", "BatchNorm")
+    assert (metadata.es_module_path, metadata.tab_name) == (f"/{viewer.version()}/index.js", "BatchNorm")
     assert not tab.plugin.is_active()
 
 
@@ -444,7 +538,9 @@ def test_a_route_takes_the_parameters_and_gives_the_answer_that_are_described(
     common = {"shape", "ends", "before", "frames"}
     for route, part in described().items():
         asked.clear()
-        if route in ("/runs", "/run"):
+        if route == "/first":
+            assert tab.ask(route, **given).status_code == 200
+        elif route in ("/runs", "/run"):
             assert set(tab.json(route, **given)) == in_tables(part, "key")
         else:
             header, values = tab.slice(route, **given)
@@ -452,7 +548,8 @@ def test_a_route_takes_the_parameters_and_gives_the_answer_that_are_described(
             assert common < every
             assert all(f"`{key}`" in part for key in header.keys() - common)
             assert values.shape == tuple(header["shape"])
-        assert asked == in_tables(part, "parameter"), route
+        inner = {"from", "to"} if route == "/first" else set()  # what the routes within it take
+        assert asked - inner == in_tables(part, "parameter"), route
 
 
 def test_the_description_says_the_bounds_that_the_server_keeps(tab: Asked) -> None:
