@@ -26,6 +26,7 @@ ORDER = (
         "limits",
         "results",
         "history",
+        "gates",
         "display",
         "viewer",
         "runs",
