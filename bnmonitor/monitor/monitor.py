@@ -45,6 +45,7 @@ class Running:
 
     def __init__(self) -> None:
         self._known: WeakSet[Monitor] = WeakSet()
+        self._kept: list[list[Monitor]] = []
         self.started = 0
         """How many were started so far."""
 
@@ -52,6 +53,19 @@ class Running:
         """Note that a monitor was started."""
         self._known.add(monitor)
         self.started += 1
+        for kept in self._kept:
+            if all(monitor is not each for each in kept):
+                kept.append(monitor)
+
+    @contextmanager
+    def kept(self) -> Iterator[list[Monitor]]:
+        """Keep every monitor that is started within, also those that are closed and forgotten by whoever made them."""
+        found: list[Monitor] = []
+        self._kept.append(found)
+        try:
+            yield found
+        finally:
+            self._kept = [each for each in self._kept if each is not found]
 
     def __iter__(self) -> Iterator[Monitor]:
         return iter([monitor for monitor in self._known if monitor.running])
