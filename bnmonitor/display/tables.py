@@ -101,6 +101,13 @@ def aside(text: str) -> RenderableType:
     return Lines(Line([Text(printable(text), style=styles.QUIET)]))
 
 
+def done(text: str) -> RenderableType:
+    """Return a line that says what bnmonitor has done to the training."""
+    from rich.text import Text
+
+    return Lines(Line([Text(printable(f"{Severity.INFO.mark} {text}"), style=styles.STRONG)]))
+
+
 def _beside(summary: StepSummary) -> list[RenderableType]:
     """Return the notes, what was not checked, and what could not be recovered."""
     from rich.table import Table

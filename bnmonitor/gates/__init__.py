@@ -2,10 +2,10 @@
 
 from bnmonitor.gates.baseline import read_baseline, update_baseline
 from bnmonitor.gates.errors import GateError
-from bnmonitor.gates.judged import Judged, counted, judged, told
-from bnmonitor.gates.junit import junit
+from bnmonitor.gates.judging import Judged, counted, judged, told
+from bnmonitor.gates.junit_xml import junit
 from bnmonitor.gates.problem import Problem
-from bnmonitor.gates.sarif import sarif
+from bnmonitor.gates.sarif_log import sarif
 from bnmonitor.gates.suppressions import Suppressions, read_suppressions
 from bnmonitor.gates.target import Target
 

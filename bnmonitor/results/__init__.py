@@ -1,5 +1,6 @@
 """What bnmonitor says of a run: its alerts, and the state of every layer. Free of torch, to read a history with."""
 
+from bnmonitor.results.advice import advised_rate
 from bnmonitor.results.incidents import AFFECTED, Alert, Incident, still_open, worst_of
 from bnmonitor.results.severity import (
     HEALTH_CAPS,
@@ -10,6 +11,7 @@ from bnmonitor.results.severity import (
     health_severity,
 )
 from bnmonitor.results.state import LayerSummary, StepSummary
+from bnmonitor.results.suggestion import RateSuggestion, suggest_rate
 
 __all__ = [
     "AFFECTED",
@@ -19,10 +21,13 @@ __all__ = [
     "Alert",
     "Incident",
     "LayerSummary",
+    "RateSuggestion",
     "Severity",
     "StepSummary",
+    "advised_rate",
     "health_near",
     "health_severity",
     "still_open",
+    "suggest_rate",
     "worst_of",
 ]

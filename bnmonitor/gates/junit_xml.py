@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree as Xml
 
 from bnmonitor._text import count, encodable, printable
-from bnmonitor.gates.judged import Judged, counted
+from bnmonitor.gates.judging import Judged, counted
 from bnmonitor.gates.target import Target
 from bnmonitor.results import Severity
 

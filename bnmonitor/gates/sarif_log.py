@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from bnmonitor._text import DOCS, encodable, printable
 from bnmonitor._version import __version__
-from bnmonitor.gates.judged import Judged
+from bnmonitor.gates.judging import Judged
 from bnmonitor.gates.target import Target
 from bnmonitor.results import Severity
 
