@@ -195,7 +195,7 @@ def parser() -> Parser:
         "Judge a checkpoint, all checkpoints in a directory, or a model that package.module:factory is or makes. "
         "From a checkpoint only tensors are read, and nothing in it is executed.",
     )
-    audit.add_argument("what", metavar="CHECKPOINT_OR_MODEL")
+    audit.add_argument("what", nargs="+", metavar="CHECKPOINT_OR_MODEL")
     _add_input(audit)
     _add_rows(audit, 8, "layers")
     audit.add_argument("--json", action="store_true", help="print JSON")

@@ -219,10 +219,13 @@ def _export(parsed: argparse.Namespace) -> int:
 def _audit(parsed: argparse.Namespace) -> int:
     from bnmonitor.audit import UnreadableError, audit, audit_line, audit_table, checkpoint_files, locate
 
-    directory = Path(parsed.what).is_dir()
-    paths = [str(p) for p in checkpoint_files(Path(parsed.what))] if directory else [parsed.what]
-    if not paths:
-        return _fail(f"no checkpoint in {parsed.what}: files that end with {', '.join(CHECKPOINTS)}")
+    paths = []
+    for what in parsed.what:
+        there = [str(path) for path in checkpoint_files(Path(what))] if Path(what).is_dir() else [what]
+        if not there:
+            return _fail(f"no checkpoint in {what}: files that end with {', '.join(CHECKPOINTS)}")
+        paths += there
+    several = len(paths) > 1 or any(Path(what).is_dir() for what in parsed.what)
     from bnmonitor.gates import Target
 
     audits, targets, bare = [], [], []
@@ -233,7 +236,7 @@ def _audit(parsed: argparse.Namespace) -> int:
             _fail(str(error))
             targets.append(Target(name=path, path=Path(path) if Path(path).exists() else None, error=str(error)))
             continue
-        if not found and not directory:
+        if not found and not several:
             return _fail(f"{path} holds no normalization layer with running statistics")
         bare += [] if found else [path]
         for each in found:
@@ -243,7 +246,7 @@ def _audit(parsed: argparse.Namespace) -> int:
     if parsed.json:
         plain = [{"name": name, **found.to_dict()} for name, found in audits]
         print(json.dumps({"schema": 1, "audits": plain}, indent=2, allow_nan=False))
-    elif directory:
+    elif several:
         for name, one in audits:
             say(audit_line(one, name))
         for path in bare:

@@ -77,6 +77,7 @@ def test_a_recorded_run_and_a_monitor_suggest_and_say_when_nothing_is_known(tmp_
     with Monitor(model, optimizer=optimizer, sinks=[]) as monitor:
         assert monitor.suggest_lr() is None
         for _ in range(40):
+            optimizer.zero_grad()
             model(torch.randn(32, 4)).square().mean().backward()
             optimizer.step()
             monitor.step()
