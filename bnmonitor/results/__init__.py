@@ -1,7 +1,7 @@
 """What bnmonitor says of a run: its alerts, and the state of every layer. Free of torch, to read a history with."""
 
 from bnmonitor.results.advice import advised_rate
-from bnmonitor.results.incidents import AFFECTED, Alert, Incident, still_open, worst_of
+from bnmonitor.results.incidents import AFFECTED, ROLLED_BACK, Alert, Incident, still_open, worst_of
 from bnmonitor.results.severity import (
     HEALTH_CAPS,
     NEAR_LIMIT,
@@ -18,6 +18,7 @@ __all__ = [
     "HEALTH_CAPS",
     "NEAR_LIMIT",
     "NEAR_LIMIT_HEALTH",
+    "ROLLED_BACK",
     "Alert",
     "Incident",
     "LayerSummary",

@@ -38,7 +38,7 @@ class RateSuggestion:
         if self.calm is not None:
             parts.append(f"statistics stayed calm up to {number(self.calm)} ({count(self.steps, 'recorded step')})")
         else:
-            parts.append("no rate was calm")
+            parts.append("no calm rate is known")
         return f"learning rate {number(self.rate)}: {'; '.join(parts)}"
 
 

@@ -21,8 +21,7 @@ from bnmonitor.display import (
     prepare,
     show,
 )
-from bnmonitor.results import Alert, Incident, Severity
-from bnmonitor.rules.monitor.rolled_back import RolledBack
+from bnmonitor.results import ROLLED_BACK, Alert, Incident, Severity
 from bnmonitor.sinks.base import Run, Sink
 from bnmonitor.summary import Summary
 
@@ -99,8 +98,8 @@ class Console(Sink):
 
     def alert(self, alert: Alert) -> None:
         """Print a line about what bnmonitor has done to the training; any other note is left to the report."""
-        if alert.code == RolledBack.code:
-            self._emit(done(f"{alert.rule.replace('-', ' ')}: {alert.message}"))
+        if alert.code == ROLLED_BACK:
+            self._emit(done(alert))
 
     def epoch(self, summary: Summary) -> None:
         """Print a line that names the worst incident, or says what is healthy."""

@@ -14,9 +14,10 @@ from torch.optim import SGD, Adam, Optimizer, lr_scheduler
 
 from bnmonitor import BatchNormMonitor, BatchNormWarning, Monitor
 from bnmonitor import open as open_runs
+from bnmonitor.cli import main
 from bnmonitor.monitor.rollback import MOST
 from bnmonitor.monitor.snapshots import restore, scale_rates, take
-from bnmonitor.sinks import Console
+from bnmonitor.sinks import Console, TensorBoard
 
 pytestmark = pytest.mark.filterwarnings("ignore::bnmonitor.BatchNormWarning")  # of what no sink shows
 
@@ -175,13 +176,13 @@ def test_it_needs_the_optimizer() -> None:
         Monitor(network(), sinks=[], on_alert="rollback")
 
 
-def test_the_terminal_and_the_history_have_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from bnmonitor.sinks import TensorBoard
-
+def test_the_terminal_the_history_and_the_report_have_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sinks = [Console(), TensorBoard(tmp_path)]
     Training(50.0, "rollback", steps=60, log_dir=tmp_path, log_every_n_steps=5, sinks=sinks)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "· rolled back: weights, optimizer and statistics are those before the first step again" in said
+    line = "· rolled back: weights, optimizer and statistics are those before the first step again"
+    assert line in " ".join(capsys.readouterr().out.split())
+    assert main(["report", str(tmp_path)]) == 0
+    assert line in " ".join(capsys.readouterr().out.split())
     run = open_runs(tmp_path)["."]
     assert [alert.rule for alert in run.alerts if alert.code == "BN003"] == ["rolled-back"]
     suggested = run.suggest_lr()

@@ -51,7 +51,9 @@ def test_the_smaller_rate_counts_and_the_sentence_names_both() -> None:
     assert (
         str(both) == "learning rate 0.3: the incident derived 0.3; statistics stayed calm up to 0.6 (40 recorded steps)"
     )
-    assert str(RateSuggestion(advised=0.3, calm=None, steps=0)).endswith("the incident derived 0.3; no rate was calm")
+    assert str(RateSuggestion(advised=0.3, calm=None, steps=0)).endswith(
+        "the incident derived 0.3; no calm rate is known"
+    )
 
 
 @pytest.mark.parametrize("rate", [7.3e-5, 0.02, 3.0, 450.0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from bnmonitor.results import ROLLED_BACK
 from bnmonitor.rules.base import Finding, MonitorFault, Severity
 
 
@@ -36,7 +37,7 @@ class RolledBack(MonitorFault):
     Read the incident that it names. ``run.suggest_lr()`` gives the rate for the next training.
     """
 
-    code: ClassVar[str] = "BN003"
+    code: ClassVar[str] = ROLLED_BACK
     name: ClassVar[str] = "rolled-back"
     severity: ClassVar[Severity] = Severity.INFO
 
