@@ -54,6 +54,3 @@ SMALL_BATCH = 16
 
 TINY_BATCH = 5
 """Samples normalized together below which a batch cannot describe the data."""
-
-AFTER_RATE = 20
-"""Steps after a learning rate within which it may be the cause of what begins."""

@@ -55,7 +55,7 @@ class Module(pl.LightningModule):
 
 def fit(rate, *callbacks):
     pl.seed_everything(0, verbose=False)
-    x = torch.randn(1280, 8)
+    x = torch.randn(384, 8)
     data = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
     trainer = pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=list(callbacks), **quiet)

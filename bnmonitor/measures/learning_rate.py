@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from bnmonitor.limits import AFTER_RATE
 from bnmonitor.window import Window
 
 SUDDEN = 4.0
 """A learning rate of so many times that of the step before was raised at once: no schedule does that."""
+
+SOON = 20
+"""Steps after such a rise within which it may be the cause of a NaN."""
 
 
 def rises(window: Window) -> list[int]:
@@ -19,4 +21,4 @@ def rises(window: Window) -> list[int]:
 
 def rise(window: Window, step: int) -> int | None:
     """Return the latest step shortly before a step at which the learning rate was raised at once; None without one."""
-    return max((raised for raised in rises(window) if step - AFTER_RATE <= raised < step), default=None)
+    return max((raised for raised in rises(window) if step - SOON <= raised < step), default=None)

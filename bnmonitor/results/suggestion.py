@@ -10,6 +10,9 @@ from bnmonitor._text import count, number
 from bnmonitor.results.advice import advised_rate
 from bnmonitor.results.incidents import Incident
 
+SOON = 20
+"""Steps after a rate within which it may be the cause of an incident that begins."""
+
 LEAST = 3
 """Logged steps at a rate, or above it, from which on it counts as one at which the statistics stayed calm."""
 
@@ -42,29 +45,26 @@ class RateSuggestion:
         return f"learning rate {number(self.rate)}: {'; '.join(parts)}"
 
 
-def suggest_rate(
-    steps: Sequence[int], rates: Sequence[float], incidents: Iterable[Incident], *, soon: int
-) -> RateSuggestion | None:
+def suggest_rate(steps: Sequence[int], rates: Sequence[float], incidents: Iterable[Incident]) -> RateSuggestion | None:
     """Return a learning rate for the next training; None if the record holds neither a calm rate nor an advice.
 
-    A rate counts as calm at a step if no incident was open there, and none began within ``soon`` steps after it. The
-    record says nothing of rates that are larger than any it has seen.
+    A rate counts as calm at a step if no incident was open there, and none began within :data:`SOON` steps after it.
+    The record says nothing of rates that are larger than any it has seen.
 
     Args:
         steps: Numbers of the recorded steps, in their order.
         rates: The largest learning rate of all parameter groups at each; NaN where it is unknown.
         incidents: The incidents of the training.
-        soon: Steps after which an incident is no longer put down to a rate before it.
     """
     every = list(incidents)
-    spans = [(i.first_step - soon, math.inf if i.state == "open" else i.last_step) for i in every]
+    spans = [(i.first_step - SOON, math.inf if i.state == "open" else i.last_step) for i in every]
     last = steps[-1] if len(steps) else 0
     calm = [
         rate
         for step, rate in zip(steps, rates, strict=True)
         if rate > 0
         and math.isfinite(rate)
-        and step <= last - soon
+        and step <= last - SOON
         and not any(first <= step <= end for first, end in spans)
     ]
     calm.sort(reverse=True)

@@ -14,7 +14,6 @@ from bnmonitor.history.entry import verdict
 from bnmonitor.history.flight.layout import FOLDER, STATISTICS
 from bnmonitor.history.flight.reader import Flight, Series
 from bnmonitor.history.source import Array
-from bnmonitor.limits import AFTER_RATE
 from bnmonitor.results import Alert, Incident, RateSuggestion, suggest_rate
 from bnmonitor.runs.flight_only import Recorded
 
@@ -92,7 +91,7 @@ class RunData:
         rates = self.learning_rate
         known = rates if rates.shape[1] else np.full((len(rates), 1), np.nan)
         largest = np.where(np.isnan(known).all(1), np.nan, np.nan_to_num(known, nan=-np.inf).max(1))
-        return suggest_rate(self.steps.tolist(), largest.tolist(), self.incidents, soon=AFTER_RATE)
+        return suggest_rate(self.steps.tolist(), largest.tolist(), self.incidents)
 
     @property
     def epoch(self) -> Array:

@@ -41,7 +41,7 @@ def incident(first: int, advice: str, last: int | None = None) -> Incident:
     ],
 )
 def test_what_is_known_is_suggested(rates: list[float], incidents: list[Incident], expected: Any) -> None:
-    found = suggest_rate(STEPS, rates, incidents, soon=20)
+    found = suggest_rate(STEPS, rates, incidents)
     assert (None if found is None else (found.advised, found.calm)) == expected
 
 
