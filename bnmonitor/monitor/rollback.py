@@ -81,6 +81,7 @@ class Rollback:
         self._wanted: Incident | None = None
         self._said: set[str] = set()
         self._used: set[int] = set()
+        self._unclear: set[int] = set()
         self._last: tuple[int, int] | None = None
         self.automatic = True
         """Whether it happens at the end of the step; else an adapter says when."""
@@ -88,7 +89,11 @@ class Rollback:
     def __call__(self, alert: Alert) -> None:
         """Ask for it, if going back undoes what the incident of an alert has done."""
         incident = alert.incident
-        if incident is not None and incident.cause in UNDONE and self._wanted is None:
+        if incident is None:
+            return
+        if incident.cause not in UNDONE:
+            self._unclear.add(incident.index)  # another cause may explain it as evidence comes in
+        elif self._wanted is None:
             self._wanted = incident
 
     def restore_count(self, done: object) -> None:
@@ -108,8 +113,14 @@ class Rollback:
             number: The step that has ended.
             count: Steps so far.
         """
+        known = self.session.diagnosis.incidents
         if self._last is not None and self._lasts(*self._last, number):
-            self._wanted = self.session.diagnosis.incidents[self._last[0]]
+            self._wanted = known[self._last[0]]
+        for incident in [known[i] for i in self._unclear if i < len(known)]:
+            if incident.state != "open" or incident.cause in UNDONE:
+                self._unclear.discard(incident.index)
+            if incident.state == "open" and incident.cause in UNDONE:
+                self._wanted = incident
         if not self.wanted:
             self.keep(number, count)
         elif self.automatic:

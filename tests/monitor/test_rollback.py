@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer, lr_scheduler
 
-from bnmonitor import BatchNormMonitor, BatchNormWarning, Monitor
+from bnmonitor import Alert, BatchNormMonitor, BatchNormWarning, Monitor
 from bnmonitor import open as open_runs
 from bnmonitor.cli import main
 from bnmonitor.monitor.rollback import MOST
 from bnmonitor.monitor.snapshots import restore, scale_rates, take
 from bnmonitor.sinks import Console, TensorBoard
+from tests.histories import an_alert
 
 pytestmark = pytest.mark.filterwarnings("ignore::bnmonitor.BatchNormWarning")  # of what no sink shows
 
@@ -187,6 +189,26 @@ def test_the_terminal_the_history_and_the_report_have_it(tmp_path: Path, capsys:
     suggested = run.suggest_lr()
     assert suggested is not None
     assert suggested.advised == 0.5
+
+
+def test_an_incident_that_another_cause_explains_later_is_rolled_back_then() -> None:
+    model = network()
+    with Monitor(model, optimizer=SGD(model.parameters(), lr=3.0), sinks=[], on_alert="rollback") as monitor:
+        rollback, diagnosis = monitor.rollback, monitor._session.diagnosis
+        assert rollback is not None
+        alert = Alert.from_dict(an_alert("1", 5, rule="stale-statistics"))
+        diagnosis.update([alert])
+        (incident,) = diagnosis.incidents
+        rollback(replace(alert, incident=incident))
+        rollback.automatic = False
+        rollback.step(9, 9)
+        assert not rollback.wanted
+        diagnosis._records[0].incident = replace(incident, cause="learning-rate-too-high")
+        rollback.step(10, 10)
+        assert rollback.wanted
+        plan = rollback.plan()
+        assert plan is not None
+        assert (plan.step, plan.factor) == (-1, pytest.approx(1 / 3))
 
 
 # -- the parts ---------------------------------------------------------------------------------------------------------
