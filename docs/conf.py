@@ -63,7 +63,7 @@ NAVIGATION = {
     "What is wrong with my training?": ["Find it by what you see <symptoms>", *(f"symptoms/{name}" for name in ORDER)],
     "Begin": ["quickstart", "getting-started", "recipes", "integrations", "examples", "faq"],
     "What it says": ["causes", "rules", "remedies", "notifications"],
-    "Reading a run": ["tensorboard", "report", "audit", "format"],
+    "Reading a run": ["tensorboard", "report", "audit", "ci", "format"],
     "How it works": ["how-it-works", "layer-kinds", "training", "distributed"],
     "How good it is": ["detection", "performance", "scaling"],
     "Reference": ["interface", "api", "extending"],

@@ -149,7 +149,7 @@ def test_every_cause_has_its_page_with_wrong_and_right_code(cause: Cause) -> Non
 
 
 def test_a_bare_rule_has_a_page_too() -> None:
-    class Bare(CATALOGUE[2]):  # type: ignore[misc]
+    class Bare(CATALOGUE[3]):  # type: ignore[misc]
         """Says little."""
 
         code = "MY001"

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -34,7 +35,7 @@ WALKED = (
         f"docs/{name}.md"
         for name in (
             *("quickstart", "getting-started", "recipes", "faq", "interface", "how-it-works", "extending", "remedies"),
-            *("notifications", "audit", "format", "tensorboard", "distributed"),
+            *("notifications", "audit", "ci", "format", "tensorboard", "distributed"),
         )
     ),
 )
@@ -118,6 +119,9 @@ SHOWN = {
     ("docs/report.md", "text"),
     ("docs/interface.md", "text"),
     ("docs/interface.md", "yaml"),
+    ("docs/ci.md", "text"),
+    ("docs/ci.md", "toml"),
+    ("docs/ci.md", "yaml"),
     ("docs/notifications.md", "yaml"),
     ("docs/notifications.md", "json"),
     ("docs/recipes.md", "yaml"),
@@ -325,8 +329,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(root / "run", root / "lightning_logs")
     for name in ("RUN", "BEFORE", "AFTER", "before", "after", "RUNS", "runs"):
         shutil.copytree(root / "run" / "version_3", root / name)
-    (root / "checkpoints").mkdir()
-    for name in ("checkpoints/model.ckpt", "model.ckpt", "before.pt", "after.pt"):
+    (root / "known.json").write_text('{"schema": 1, "known": {}}')
+    for name in ("checkpoints", "models"):
+        (root / name).mkdir()
+    for name in ("checkpoints/model.ckpt", "models/model.ckpt", "model.ckpt", "before.pt", "after.pt"):
         shutil.copy(root / "run" / "model.ckpt", root / name)
     [events] = (root / "RUN").glob("events.out.tfevents.*")
     shutil.copy(events, root)
@@ -461,6 +467,38 @@ def test_the_tree_of_a_structure_is_what_is_printed(capsys: pytest.CaptureFixtur
         monitor.step()
     shown = blocks("docs/interface.md", "text")[0].splitlines()
     assert str(monitor.structure()).splitlines()[: len(shown)] == shown
+
+
+def test_what_pyproject_ignores_are_rules(tmp_path: Path) -> None:
+    from bnmonitor.gates import read_suppressions
+    from bnmonitor.rules import choose
+
+    (tmp_path / "pyproject.toml").write_text(blocks("docs/ci.md", "toml")[0])
+    found = read_suppressions(tmp_path)
+    assert found.ignore
+    assert choose(ignore=(*found.ignore, *(word for words in found.in_layers.values() for word in words)))
+
+
+def test_the_workflow_and_the_hook_call_what_exists() -> None:
+    workflow, config = map(yaml.safe_load, blocks("docs/ci.md", "yaml"))
+    commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    [audit] = [shlex.split(command)[1:] for command in commands if command.startswith("bnmonitor")]
+    assert str(parser().parse_args(audit).sarif) == workflow["jobs"]["audit"]["steps"][-1]["with"]["sarif_file"]
+    [hook] = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    [used] = config["repos"][0]["hooks"]
+    assert used["id"] == hook["id"]
+    parsed = parser().parse_args([*shlex.split(hook["entry"])[1:], *used["args"], "a.ckpt", "b.safetensors"])
+    assert parsed.what == ["a.ckpt", "b.safetensors"]
+    assert all(re.search(hook["files"], name) for name in parsed.what)
+
+
+def test_the_message_of_a_failed_test_is_an_incident() -> None:
+    title, first, detail, fix, last = blocks("docs/ci.md", "text")[0].splitlines()
+    assert "test_training" in title
+    assert re.fullmatch(r"✗ .* · since step \d+ · .*", first)
+    assert detail.startswith("  batch variance ×")
+    assert re.fullmatch(r"  fix: .* · bnmonitor explain BN704", fix)
+    assert last.startswith("bnmonitor report /")
 
 
 def test_what_a_webhook_sends_has_the_fields_that_are_shown() -> None:

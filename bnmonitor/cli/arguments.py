@@ -42,6 +42,7 @@ _EXAMPLES = {
   bnmonitor report RUN --markdown            for a pull request
   bnmonitor report RUN --json | jq .runs[0].health
   bnmonitor report RUN --fail-on error       in CI: exit with 1 on errors only
+  bnmonitor report RUN --baseline known.json --junit report.xml
   ssh host cat run/events.out.* | bnmonitor report -
 """,
     "compare": """examples:
@@ -61,6 +62,7 @@ _EXAMPLES = {
   bnmonitor audit checkpoints/            a directory of them, a line each
   bnmonitor audit package.models:make     a model, before it is trained
   bnmonitor audit package.models:make --input 2,3,224,224
+  bnmonitor audit models/ --baseline known.json --sarif audit.sarif
 """,
     "structure": """examples:
   bnmonitor structure package.models:make
@@ -159,6 +161,7 @@ def parser() -> Parser:
         "--html", type=Path, metavar="FILE", help="write one page with the views of the BatchNorm tab; - prints it"
     )
     _add_fail_on(report, "an alert of this severity or worse is open")
+    _add_gate(report)
 
     compare = command(
         "compare",
@@ -192,11 +195,12 @@ def parser() -> Parser:
         "Judge a checkpoint, all checkpoints in a directory, or a model that package.module:factory is or makes. "
         "From a checkpoint only tensors are read, and nothing in it is executed.",
     )
-    audit.add_argument("what", metavar="CHECKPOINT_OR_MODEL")
+    audit.add_argument("what", nargs="+", metavar="CHECKPOINT_OR_MODEL")
     _add_input(audit)
     _add_rows(audit, 8, "layers")
     audit.add_argument("--json", action="store_true", help="print JSON")
     _add_fail_on(audit, "something of this severity or worse is found")
+    _add_gate(audit)
 
     structure = command(
         "structure",
@@ -247,6 +251,14 @@ def _add_fail_on(parser: Parser, event: str) -> None:
         "--fail-on", choices=levels, default="warning", metavar="LEVEL", help=f"exit with 1 if {event}: "
         "info, warning, error or never (%(default)s)",
     )  # fmt: skip
+
+
+def _add_gate(parser: Parser) -> None:
+    files = parser.add_argument_group("in CI")
+    files.add_argument("--baseline", type=Path, metavar="FILE", help="let what this file holds as known pass")
+    files.add_argument("--update-baseline", action="store_true", help="write what is found to that file, as known")
+    files.add_argument("--sarif", type=Path, metavar="FILE", help="write SARIF, for GitHub's code scanning")
+    files.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML")
 
 
 def _positive(text: str) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from bnmonitor._text import CHECKPOINTS, printable
 from bnmonitor.cli.arguments import NEVER, parser
+from bnmonitor.cli.gates import FINE, FOUND, USAGE, audit_target, gate, run_target
 from bnmonitor.display import say, show
 from bnmonitor.results import Severity
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bnmonitor.results import Alert, Incident
-
-FINE, FOUND, USAGE = 0, 1, 2
-"""Exit codes: nothing was found, something was found, the input cannot be used."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -130,8 +128,7 @@ def _report(parsed: argparse.Namespace) -> int:
         say(markdown(reports, rows=parsed.rows).rstrip("\n"))
     else:
         show(terminal(reports, rows=parsed.rows, verbose=parsed.verbose))
-    notes = [alert for alert in reports[0].alerts if alert.severity is Severity.INFO]
-    return _verdict(parsed, [*reports[0].incidents, *notes])
+    return gate(parsed, [run_target(reports[0])])
 
 
 def _compare(parsed: argparse.Namespace) -> int:
@@ -222,26 +219,34 @@ def _export(parsed: argparse.Namespace) -> int:
 def _audit(parsed: argparse.Namespace) -> int:
     from bnmonitor.audit import UnreadableError, audit, audit_line, audit_table, checkpoint_files, locate
 
-    directory = Path(parsed.what).is_dir()
-    paths = [str(p) for p in checkpoint_files(Path(parsed.what))] if directory else [parsed.what]
-    if not paths:
-        return _fail(f"no checkpoint in {parsed.what}: files that end with {', '.join(CHECKPOINTS)}")
-    audits, failed, bare = [], False, []
+    paths = []
+    for what in parsed.what:
+        there = [str(path) for path in checkpoint_files(Path(what))] if Path(what).is_dir() else [what]
+        if not there:
+            return _fail(f"no checkpoint in {what}: files that end with {', '.join(CHECKPOINTS)}")
+        paths += there
+    several = len(paths) > 1 or any(Path(what).is_dir() for what in parsed.what)
+    from bnmonitor.gates import Target
+
+    audits, targets, bare = [], [], []
     for path in paths:
         try:
             found = locate(path)
         except UnreadableError as error:
-            failed = True
             _fail(str(error))
+            targets.append(Target(name=path, path=Path(path) if Path(path).exists() else None, error=str(error)))
             continue
-        if not found and not directory:
+        if not found and not several:
             return _fail(f"{path} holds no normalization layer with running statistics")
         bare += [] if found else [path]
-        audits += [(each.name, audit(each.model, settings=each.real, inputs=_example(parsed.input))) for each in found]
+        for each in found:
+            one = audit(each.model, settings=each.real, inputs=_example(parsed.input))
+            audits.append((each.name, one))
+            targets.append(audit_target(each.name, one, path))
     if parsed.json:
         plain = [{"name": name, **found.to_dict()} for name, found in audits]
         print(json.dumps({"schema": 1, "audits": plain}, indent=2, allow_nan=False))
-    elif directory:
+    elif several:
         for name, one in audits:
             say(audit_line(one, name))
         for path in bare:
@@ -249,7 +254,7 @@ def _audit(parsed: argparse.Namespace) -> int:
     else:
         for name, one in audits:
             show(audit_table(one, name, rows=parsed.rows))
-    return USAGE if failed else _verdict(parsed, [alert for _, one in audits for alert in one.alerts])
+    return gate(parsed, targets)
 
 
 def _structure(parsed: argparse.Namespace) -> int:

@@ -118,6 +118,7 @@ def is_lost(window: Window | None) -> bool:
 TITLES = {
     "BN001": "a rule of bnmonitor failed",
     "BN002": "a sink of bnmonitor failed",
+    "BN003": "the training went back to an earlier state",
     "BN101": "running statistics are NaN or infinite",
     "BN102": "a skipped optimizer step left its batch in the running statistics",
     "BN103": "activations are near the limit of half precision",

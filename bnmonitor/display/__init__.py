@@ -5,7 +5,7 @@ from bnmonitor.display.incidents import incident_block, incident_change, inciden
 from bnmonitor.display.layers import sparkline
 from bnmonitor.display.printing import drawn, plainly, prepare, say, show
 from bnmonitor.display.styles import HEALTHY, OF_SEVERITY, QUIET, STRONG, WORSE, strong
-from bnmonitor.display.tables import aside, final_summary, headline, health_table, unchecked
+from bnmonitor.display.tables import aside, done, final_summary, headline, health_table, unchecked
 
 __all__ = [
     "HEALTHY",
@@ -16,6 +16,7 @@ __all__ = [
     "alert_block",
     "alert_brief",
     "aside",
+    "done",
     "drawn",
     "final_summary",
     "finding_block",

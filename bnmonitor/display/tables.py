@@ -11,7 +11,7 @@ from bnmonitor.display.alerts import alert_brief
 from bnmonitor.display.incidents import incident_block, incident_line, incident_rest
 from bnmonitor.display.layers import LayerTable
 from bnmonitor.display.lines import Line, Lines
-from bnmonitor.results import Severity, StepSummary
+from bnmonitor.results import ROLLED_BACK, Alert, Severity, StepSummary
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -69,6 +69,7 @@ def final_summary(summary: StepSummary, *, rows: int = 8, well: bool = False, ve
     for incident in gone[:rows]:
         parts.append(incident_line(incident))
         parts += [alert_brief(alert) for alert in incident.evidence] if verbose else []
+    parts += [done(note) for note in summary.notes if note.code == ROLLED_BACK and not verbose]
     rest = incident_rest(gone, rows)
     parts += [rest] if rest is not None else []
     return Group(*parts, *(_beside(summary) if verbose else [_hidden(summary)]))
@@ -99,6 +100,14 @@ def aside(text: str) -> RenderableType:
     from rich.text import Text
 
     return Lines(Line([Text(printable(text), style=styles.QUIET)]))
+
+
+def done(note: Alert) -> RenderableType:
+    """Return a line that says what bnmonitor has done to the training."""
+    from rich.text import Text
+
+    text = f"{note.severity.mark} {note.rule.replace('-', ' ')}: {note.message}"
+    return Lines(Line([Text(printable(text), style=styles.STRONG)]))
 
 
 def _beside(summary: StepSummary) -> list[RenderableType]:

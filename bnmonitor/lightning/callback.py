@@ -29,7 +29,7 @@ from bnmonitor.lightning.progress_bar import beside_bar, inside_bar
 from bnmonitor.lightning.trainer import TrainerActions
 from bnmonitor.limits import FLIGHT_BYTES
 from bnmonitor.monitor import Action, AlertError, BatchNormWarning, Monitor, Phase, RefusedError, Settings, warn
-from bnmonitor.results import Alert, Incident
+from bnmonitor.results import Alert, Incident, RateSuggestion
 from bnmonitor.rules import Rule, Thresholds
 from bnmonitor.sinks import Console, Loggers, Sink, TensorBoard
 from bnmonitor.summary import Summary
@@ -64,8 +64,9 @@ class BatchNormMonitor(CallbackBase):
         select: Rules to run: codes, prefixes, names, "default" or "all".
         ignore: Rules to leave out, in the same words.
         rules: Own rules, or thresholds by rule, such as {"small-batch": {"warn_below": 8}}.
-        on_alert: "log", "warn", "stop" (ask the Trainer to stop), "raise", "checkpoint" (save one now), "save-batch"
-            (the batch at which it began, next to the black boxes), "wandb", or a callable that takes the alert, such as
+        on_alert: "log", "warn", "stop" (ask the Trainer to stop), "raise", "checkpoint" (save one now), "rollback"
+            (back to the last calm state, at a lower learning rate), "save-batch" (the batch at which it began, next to
+            the black boxes), "wandb", or a callable that takes the alert, such as
             a bnmonitor.notify.Webhook; a list of these; or a mapping of them by severity. Without a mapping, words
             leave infos to the log. None: "warn" (in the console; without one, a Python warning), or nothing with
             sinks=[].
@@ -175,6 +176,10 @@ class BatchNormMonitor(CallbackBase):
         """Draw a statistic, and return the axes, as :meth:`bnmonitor.Monitor.plot` does."""
         return self.monitor.plot(layer, statistic, ax)
 
+    def suggest_lr(self) -> RateSuggestion | None:
+        """Return a learning rate for the next training, as :meth:`bnmonitor.Monitor.suggest_lr` does."""
+        return self.monitor.suggest_lr()
+
     def __repr__(self) -> str:
         try:  # a Trainer asks its callbacks for it
             said = "no fit yet" if self._monitor is None else self._monitor.described
@@ -227,6 +232,7 @@ class BatchNormMonitor(CallbackBase):
             averages_without_buffers=averages_without_buffers(trainer),
         )
         self._actions.publish(trainer, self.monitor)
+        self._actions.began(trainer, self.monitor)
 
     @harmless
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -358,7 +364,8 @@ class BatchNormMonitor(CallbackBase):
             settings = replace(settings, log_every_n_steps=max(0, int(trainer.log_every_n_steps)))
         if not trainer.is_global_zero:
             # The first process runs the rules and writes; the others send it their statistics.
-            settings = replace(settings, select=(), rules=None, on_alert="log", sinks=[])
+            action: Action = "rollback" if "rollback" in settings.words() else "log"  # which all of them do together
+            settings = replace(settings, select=(), rules=None, on_alert=action, sinks=[])
         elif settings.sinks is None:
             settings = replace(settings, sinks=[TensorBoard(), Loggers(), Console()])
         facts = RunFacts(accumulate_grad_batches=max(1, int(trainer.accumulate_grad_batches)))

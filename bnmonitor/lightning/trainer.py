@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from bnmonitor.lightning.private import steps_taken
-from bnmonitor.monitor import Monitor, Settings
+from bnmonitor.monitor import Monitor, Rollback, Settings
 from bnmonitor.results import Alert, Severity
 
 MOST_CHECKPOINTS = 5
@@ -33,10 +34,16 @@ class SaveCheckpoint:
     def save(self, trainer: Any) -> None:
         """Save the checkpoint, unless alerts have saved enough of them."""
         self.wanted = False
-        if self._saved < MOST_CHECKPOINTS and not trainer.fast_dev_run:
+        if self._saved < MOST_CHECKPOINTS:
             self._saved += 1
-            folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
-            trainer.save_checkpoint(folder / f"bnmonitor-step={steps_taken(trainer)}.ckpt")
+            _save(trainer, "step")
+
+
+def _save(trainer: Any, what: str) -> None:
+    """Save a checkpoint into the directory of the run."""
+    if not trainer.fast_dev_run:
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        trainer.save_checkpoint(folder / f"bnmonitor-{what}={steps_taken(trainer)}.ckpt")
 
 
 class TrainerActions:
@@ -51,6 +58,13 @@ class TrainerActions:
         self.checkpoint = SaveCheckpoint()
         self._batches = 0
         self._published: list[tuple[str, Severity]] | None = None
+
+    def began(self, trainer: Any, monitor: Monitor) -> None:
+        """Keep the state that the training begins with, once a checkpoint has been loaded."""
+        if monitor.rollback is not None:
+            monitor.rollback.automatic = False
+            monitor.rollback.further = lambda: _averages(trainer)
+            monitor.keep_state()
 
     def batch_ended(self, trainer: Any, monitor: Monitor) -> None:
         """Stop or save if an alert asked for it, and publish the metrics if they may have changed."""
@@ -72,6 +86,21 @@ class TrainerActions:
             trainer.should_stop = True
         if save:
             self.checkpoint.save(trainer)
+        if monitor.rollback is not None:
+            self._roll_back(trainer, monitor.rollback, due=due)
+
+    def _roll_back(self, trainer: Any, rollback: Rollback, *, due: bool) -> None:
+        """Go back if an alert asked for it, all processes together, and save where the training goes on from."""
+        several = trainer.world_size > 1
+        if not (
+            due and trainer.strategy.reduce_boolean_decision(rollback.wanted, all=False) if several else rollback.wanted
+        ):
+            return
+        plan = rollback.plan()
+        if several:
+            plan = trainer.strategy.broadcast(plan)
+        if plan is not None and rollback.go(plan):
+            _save(trainer, "rollback")
 
     def publish(self, trainer: Any, monitor: Monitor) -> None:
         """Put the totals into the metrics that EarlyStopping and ModelCheckpoint read."""
@@ -86,6 +115,12 @@ class TrainerActions:
 
 _HEALTH = "bnmonitor/health"
 """The total that is there as ``bn_health`` as well, which can stand in the file name of a checkpoint."""
+
+
+def _averages(trainer: Any) -> list[nn.Module]:
+    """Averages of the weights, which callbacks keep as modules of their own."""
+    kept = [value for callback in trainer.callbacks for value in vars(callback).values()]
+    return [each for each in kept if isinstance(each, nn.Module) and each is not trainer.lightning_module]
 
 
 def _open(monitor: Monitor) -> list[tuple[str, Severity]]:

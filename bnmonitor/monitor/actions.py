@@ -20,7 +20,7 @@ from bnmonitor.sinks import FanOut, Run, Sink
 logger = logging.getLogger("bnmonitor")
 
 _LEVELS = {Severity.INFO: logging.INFO, Severity.WARNING: logging.WARNING, Severity.ERROR: logging.ERROR}
-_NOT_FOR_MONITOR_FAULTS = ("stop", "raise", "checkpoint", "save-batch")
+_NOT_FOR_MONITOR_FAULTS = ("stop", "raise", "checkpoint", "rollback", "save-batch")
 """Actions that change the training: an alert about bnmonitor itself gives a warning instead."""
 
 
@@ -158,6 +158,8 @@ class AlertActions:
         function = action if callable(action) else self._words.get(action)
         if function is not None:
             self._call(action, function, alert)
+            if action == "rollback":  # it may have nothing to go back to
+                self._show(alert)
         elif action == "raise":
             raise AlertError(alert)
         elif action == "stop":
@@ -165,7 +167,12 @@ class AlertActions:
         elif action == "log":
             if alert.incident is None:  # an incident is in the log by now
                 logger.log(_LEVELS[alert.severity], "%s", _sentence(alert))
-        elif not self._sinks.shows_alerts:
+        else:
+            self._show(alert)
+
+    def _show(self, alert: Alert) -> None:
+        """Warn, unless a sink shows the alert."""
+        if not self._sinks.shows_alerts:
             warn(_sentence(alert))
 
     def _call(self, action: OneAction, function: Callable[[Alert], object], alert: Alert) -> None:

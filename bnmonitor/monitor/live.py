@@ -25,6 +25,7 @@ class Live(RunData):
         layers: The layers.
         steps: Numbers of the steps in the window.
         losses: The loss of each; None where it is not known.
+        rates: The learning rate at each, the largest of all parameter groups; empty where none is known.
         incidents: Every incident so far.
         alerts: Every alert so far.
         rows: Returns a statistic of a layer over the window, ``[steps, channels]``, by the names of both.
@@ -35,6 +36,7 @@ class Live(RunData):
         layers: LayerTable,
         steps: Sequence[int],
         losses: Sequence[float | None],
+        rates: Sequence[float],
         incidents: tuple[Incident, ...],
         alerts: tuple[Alert, ...],
         rows: Callable[[str, str], Tensor],
@@ -42,6 +44,7 @@ class Live(RunData):
         self.name, self.directory = "this run", Path()
         self._layers, self._incidents, self._alerts, self._rows = layers, incidents, alerts, rows
         self._steps = np.array(steps, np.int64)
+        self._rates = np.array(rates, np.float64).reshape(len(steps), -1 if len(rates) else 0)
         self._losses = np.array([np.nan if loss is None else loss for loss in losses], np.float64)
 
     @property
@@ -74,7 +77,7 @@ class Live(RunData):
 
     @property
     def learning_rate(self) -> Array:
-        return np.zeros((len(self._steps), 0))
+        return self._rates
 
     @property
     def epoch(self) -> Array:

@@ -23,10 +23,11 @@ from bnmonitor.limits import FLIGHT_BYTES
 from bnmonitor.monitor.actions import AlertError, warn
 from bnmonitor.monitor.batches import BatchKeeper
 from bnmonitor.monitor.live import Live, recorded
+from bnmonitor.monitor.rollback import Rollback
 from bnmonitor.monitor.session import Session
 from bnmonitor.monitor.settings import Action, Settings, as_folder, as_models, as_optimizers, check_loss
 from bnmonitor.recording import Recorder
-from bnmonitor.results import Alert, Incident, worst_of
+from bnmonitor.results import Alert, Incident, RateSuggestion, worst_of
 from bnmonitor.rules import Rule, Thresholds, check_patterns
 from bnmonitor.sinks import Console, Run, Sink, TensorBoard, totals
 from bnmonitor.summary import Summary
@@ -45,6 +46,7 @@ class Running:
 
     def __init__(self) -> None:
         self._known: WeakSet[Monitor] = WeakSet()
+        self._kept: list[list[Monitor]] = []
         self.started = 0
         """How many were started so far."""
 
@@ -52,6 +54,19 @@ class Running:
         """Note that a monitor was started."""
         self._known.add(monitor)
         self.started += 1
+        for kept in self._kept:
+            if all(monitor is not each for each in kept):
+                kept.append(monitor)
+
+    @contextmanager
+    def kept(self) -> Iterator[list[Monitor]]:
+        """Keep every monitor that is started within, also those that are closed and forgotten by whoever made them."""
+        found: list[Monitor] = []
+        self._kept.append(found)
+        try:
+            yield found
+        finally:
+            self._kept = [each for each in self._kept if each is not found]
 
     def __iter__(self) -> Iterator[Monitor]:
         return iter([monitor for monitor in self._known if monitor.running])
@@ -95,7 +110,8 @@ class Monitor:
         rules: Own rules, or thresholds by rule: ``{"small-batch": {"warn_below": 8}}``; under ``"layers"`` a rule takes
             other thresholds for some layers: ``{"small-batch": {"layers": {"head.*": {"warn_below": 4}}}}``.
         on_alert: ``"log"``, ``"warn"`` (in the console; without one, a Python warning), ``"stop"``, ``"raise"``,
-            ``"save-batch"`` (the batch at which it began, in ``log_dir``), ``"wandb"``, or a callable that takes the
+            ``"rollback"`` (back to the last calm state, at a lower learning rate), ``"save-batch"`` (the batch at which
+            it began, in ``log_dir``), ``"wandb"``, or a callable that takes the
             alert, such as a :class:`bnmonitor.notify.Webhook`; a list of these; or a mapping of them by severity.
             Without a mapping, words leave infos to the log. None: ``"warn"``, or nothing with ``sinks=[]``.
         sinks: Where alerts and summaries go; None: to the console, and to a history if ``log_dir`` is given; []:
@@ -137,6 +153,8 @@ class Monitor:
             accumulate_grad_batches=accumulate_grad_batches,
             scaler=scaler,
         )
+        if "rollback" in settings.words() and optimizer is None:
+            raise ValueError('on_alert="rollback" needs optimizer=, whose state and learning rate it sets back')
         if "save-batch" in settings.words() and log_dir is None:
             raise ValueError('on_alert="save-batch" needs log_dir=, the directory to save batches in')
         self._assemble(model, settings, facts, log_dir, {})
@@ -190,12 +208,19 @@ class Monitor:
         if "save-batch" in settings.words():
             self._keeper = BatchKeeper(as_models(model).values(), kept, lambda: self.log_dir)
             words = {**words, "save-batch": self._keeper}
+        self.rollback: Rollback | None = None
+        """What ``on_alert="rollback"`` does; None without it."""
+        if "rollback" in settings.words():
+            self.rollback = Rollback(as_models(model).values(), settings.window)
+            words = {**words, "rollback": self.rollback}
         if not self._recorder.waiting:
             check_patterns(settings.special_rules(), self.layers)
         folder = as_folder(log_dir)
         self.settings = settings if settings.sinks is not None else replace(settings, sinks=_default_sinks(folder))
         run = Run(layers=self.layers, log_dir=folder)
         self._session = Session(self.settings, self._recorder, facts, run, words)
+        if self.rollback is not None:
+            self.rollback.session = self._session
         if not self._session.watching:
             others = "".join(f"; {name} is {what}" for name, what in list(self._recorder.unwatched.items())[:3])
             warn(
@@ -354,6 +379,13 @@ class Monitor:
         """
         return runs.plot(self._recorded(), layer, statistic, ax)
 
+    def suggest_lr(self) -> RateSuggestion | None:
+        """Return a learning rate for the next training, as :meth:`bnmonitor.runs.Run.suggest_lr` does.
+
+        The whole run is looked at where :attr:`log_dir` has it, as far as it was written; without one the window.
+        """
+        return self._recorded().suggest_lr()
+
     def _recorded(self) -> runs.RunData:
         """The run as it is on the disk; the window where nothing is written."""
         run = recorded(self.log_dir)
@@ -361,7 +393,10 @@ class Monitor:
             return run
         steps = self.steps
         losses = self._recorder.course.losses(list(steps))
-        return Live(self.layers, steps, losses, self.incidents, self.alerts, self.history)
+        window = self.window()
+        rates = () if window is None else window.facts.learning_rates[-len(steps) :]
+        known = rates if len(rates) == len(steps) else ()
+        return Live(self.layers, steps, losses, known, self.incidents, self.alerts, self.history)
 
     def __dir__(self) -> list[str]:
         return public(self)
@@ -417,6 +452,7 @@ class Monitor:
             self._session.guard(running.note, self, idle=True)
             if self._keeper is not None and self.running:
                 self._keeper.start()
+            self.keep_state()
             return self
         except BaseException:  # Ctrl-C as well: `with` never reaches its end
             self._session.abandon()
@@ -447,6 +483,8 @@ class Monitor:
         if self._keeper is not None:
             self._keeper.step(number)
         self._session.guard(self._session.step, number, loss)
+        if self.rollback is not None:
+            self._session.guard(self.rollback.step, number, self._recorder.count)
 
     @contextmanager
     def evaluation(self, phase: Phase = "validation") -> Iterator[None]:
@@ -540,6 +578,11 @@ class Monitor:
             self._keeper.loader = facts["train_loader"]
             self._keeper.listen()
 
+    def keep_state(self) -> None:
+        """Keep the state before the next step for ``on_alert="rollback"``, after it was loaded."""
+        if self.rollback is not None:
+            self._session.guard(self.rollback.keep, self._recorder.number - 1, 0)
+
     def share_ranks(self, overwrites: Callable[[], bool] | nn.Module | None = None) -> None:
         """Let the processes that train together exchange their statistics at every logged step.
 
@@ -576,7 +619,9 @@ class Monitor:
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters, baselines and alerts as plain types and tensors; after a failure, its reason alone."""
-        return self._session.state_dict()
+        found = self._session.state_dict()
+        done = {} if self.rollback is None else dict(self.rollback.done)
+        return {**found, "rollbacks": done} if done else found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what :meth:`state_dict` returned.
@@ -596,6 +641,8 @@ class Monitor:
             warn(f"the checkpoint's state of bnmonitor is not continued, the record begins anew: {doubt}")
         else:
             self._session.load_state_dict(state)
+            if self.rollback is not None:
+                self.rollback.restore_count(state.get("rollbacks"))
 
 
 def _default_sinks(log_dir: Path | None) -> list[Sink]:

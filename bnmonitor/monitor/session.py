@@ -24,7 +24,7 @@ from bnmonitor.monitor.run_files import RunFiles
 from bnmonitor.monitor.settings import Settings
 from bnmonitor.recording import Moment, Recorder
 from bnmonitor.results import Alert
-from bnmonitor.rules import Conditions, absent_needs, unmet
+from bnmonitor.rules import Conditions, Finding, MonitorFault, absent_needs, unmet
 from bnmonitor.rules.monitor.sink_error import SinkError
 from bnmonitor.sinks import Run
 from bnmonitor.summary import Summary, empty, summarize
@@ -185,6 +185,17 @@ class Session:
         alert = self.book.open_fault(SinkError.report(who, error, step), SinkError())
         changes = self._diagnose()
         return self._explained(alert), changes
+
+    def write_down(self, finding: Finding, rule: MonitorFault) -> None:
+        """Open an alert about what bnmonitor has done, and announce it."""
+        self.actions.announce([self._explained(self.book.open_fault(finding, rule))], self._diagnose())
+
+    def rewind(self, record: Mapping[str, Any]) -> None:
+        """Go on from what the recorder knew once, as the model has gone back to that state; steps are counted on."""
+        recorder = self.recorder
+        recorder.load_state_dict({**record, "count": recorder.count, "number": recorder.number})
+        recorder.begin()
+        self._shown = False
 
     def collect(self) -> None:
         """Take in what is recorded; after a failure, what was taken in before it is left."""

@@ -17,7 +17,7 @@ from bnmonitor.results import Alert, Severity
 from bnmonitor.rules import ForLayers, Rule, Thresholds, by_layer, choose
 from bnmonitor.sinks import Sink, checked
 
-Word = Literal["log", "warn", "stop", "raise", "checkpoint", "save-batch", "wandb"]
+Word = Literal["log", "warn", "stop", "raise", "checkpoint", "rollback", "save-batch", "wandb"]
 OneAction = Word | Callable[[Alert], object]
 Action = OneAction | Sequence[OneAction]
 """What to do when an alert opens or gets worse: one action, or several."""

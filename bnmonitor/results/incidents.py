@@ -14,6 +14,10 @@ AFFECTED = " affected"
 """The word of a message after it has counted the layers that the fault has reached since."""
 
 
+ROLLED_BACK = "BN003"
+"""Code of the note that a training went back to an earlier state, which no other note is as important as."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Alert:
     """One episode of one fault.

@@ -80,7 +80,8 @@ class Rule(ABC):
         untrained: Whether the rule can judge an evaluation without a training step before it.
         without_layers: Whether the rule can judge a model without a layer to watch.
         silences_downstream: Whether a finding makes the layers after it in execution order impossible to judge.
-        about_monitor: Whether the rule reports a fault of bnmonitor itself, which must not stop a training.
+        about_monitor: Whether the rule reports a fault of bnmonitor itself, or what it has done, neither of which stops
+            a training.
     """
 
     code: ClassVar[str]
@@ -108,7 +109,7 @@ class Rule(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorFault(Rule):
-    """A fault of bnmonitor itself. The engine reports it when it happens, so no check ever finds it."""
+    """A fault of bnmonitor itself, or what it has done. The engine reports it, so no check ever finds it."""
 
     severity: ClassVar[Severity] = Severity.WARNING
     about_monitor: ClassVar[bool] = True

@@ -35,6 +35,7 @@ from bnmonitor.rules.modes.initial_statistics_in_use import InitialStatisticsInU
 from bnmonitor.rules.modes.leaking_freeze import LeakingFreeze
 from bnmonitor.rules.modes.split_freeze import SplitFreeze
 from bnmonitor.rules.modes.unfreeze_shock import UnfreezeShock
+from bnmonitor.rules.monitor.rolled_back import RolledBack
 from bnmonitor.rules.monitor.rule_error import RuleError
 from bnmonitor.rules.monitor.sink_error import SinkError
 from bnmonitor.rules.numerics.half_precision_buffers import HalfPrecisionBuffers
@@ -70,6 +71,7 @@ from bnmonitor.rules.sample_size.unsynchronized_ranks import UnsynchronizedRanks
 CATALOGUE: tuple[type[Rule], ...] = (
     RuleError,
     SinkError,
+    RolledBack,
     NonFiniteStatistics,
     SkippedStepPoisoning,
     HalfPrecisionHeadroom,

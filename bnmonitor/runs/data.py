@@ -7,12 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
+
 from bnmonitor._text import listing, nearest
 from bnmonitor.history.entry import verdict
 from bnmonitor.history.flight.layout import FOLDER, STATISTICS
 from bnmonitor.history.flight.reader import Flight, Series
 from bnmonitor.history.source import Array
-from bnmonitor.results import Alert, Incident
+from bnmonitor.results import Alert, Incident, RateSuggestion, suggest_rate
 from bnmonitor.runs.flight_only import Recorded
 
 
@@ -76,6 +78,20 @@ class RunData:
         """``[S, G]`` float64: the learning rate of each parameter group at each logged step."""
         found: Array = self._recorded.course.learning_rates.T
         return found
+
+    def suggest_lr(self) -> RateSuggestion | None:
+        """Return a learning rate for the next training, from what this one has shown.
+
+        It knows what the newest incident about the rate has derived, and the largest rate at which no incident was open
+        or began soon after; of larger rates than it has seen a run knows nothing.
+
+        Returns:
+            Both rates and the smaller one as ``rate``; printed, it is a sentence. None where neither is known.
+        """
+        rates = self.learning_rate
+        known = rates if rates.shape[1] else np.full((len(rates), 1), np.nan)
+        largest = np.where(np.isnan(known).all(1), np.nan, np.nan_to_num(known, nan=-np.inf).max(1))
+        return suggest_rate(self.steps.tolist(), largest.tolist(), self.incidents)
 
     @property
     def epoch(self) -> Array:

@@ -7,13 +7,13 @@ import gc
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
 from multiprocessing import parent_process, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import ref
+from weakref import WeakSet, ref
 
 import torch
 from torch import nn
@@ -43,10 +43,12 @@ class Finder:
     Args:
         log_dir: The directory for the history of the first model; those of further ones are in it.
         quiet: Whether nothing is to be printed.
+        others: Optimizers of what was trained before, which may still be in memory.
     """
 
-    def __init__(self, log_dir: Path, *, quiet: bool) -> None:
+    def __init__(self, log_dir: Path, *, quiet: bool, others: Iterable[Optimizer] = ()) -> None:
         self._log_dir, self._quiet = log_dir, quiet
+        self._before = WeakSet(others)
         self._process, self._thread = os.getpid(), threading.get_ident()
         self._busy = self._closed = False
         self.watched: list[Watched] = []
@@ -178,8 +180,8 @@ class Finder:
         if self._found == 1 and not self._quiet:
             _quiet_log()
         found = Watched(module, folder, quiet=self._quiet, averages=self._copies())
-        for optimizer in gc.get_objects():  # all of a training are made before its first forward, as a rule
-            if issubclass(type(optimizer), Optimizer) and getattr(optimizer, "param_groups", None):
+        for optimizer in optimizers_in_memory():  # all of a training are made before its first forward, as a rule
+            if optimizer not in self._before:
                 found.trained_by(optimizer)
         self.watched.append(found)
         self._roots[id(module)] = found
@@ -273,6 +275,12 @@ def _layers(module: nn.Module) -> list[nn.Module]:
     from bnmonitor.layers import norms
 
     return norms([module])
+
+
+def optimizers_in_memory() -> list[Optimizer]:
+    """Every optimizer of the process."""
+    found = [each for each in gc.get_objects() if issubclass(type(each), Optimizer)]
+    return [each for each in found if getattr(each, "param_groups", None)]
 
 
 def _in_memory(trained: set[int]) -> list[nn.Module]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from bnmonitor._text import count, nearest, thousands
 from bnmonitor.display import (
     aside,
+    done,
     final_summary,
     headline,
     health_table,
@@ -20,7 +21,7 @@ from bnmonitor.display import (
     prepare,
     show,
 )
-from bnmonitor.results import Incident, Severity
+from bnmonitor.results import ROLLED_BACK, Alert, Incident, Severity
 from bnmonitor.sinks.base import Run, Sink
 from bnmonitor.summary import Summary
 
@@ -94,6 +95,11 @@ class Console(Sink):
             self._emit(incident_block(incident))
         else:
             self._emit(incident_line(incident))
+
+    def alert(self, alert: Alert) -> None:
+        """Print a line about what bnmonitor has done to the training; any other note is left to the report."""
+        if alert.code == ROLLED_BACK:
+            self._emit(done(alert))
 
     def epoch(self, summary: Summary) -> None:
         """Print a line that names the worst incident, or says what is healthy."""

@@ -211,8 +211,8 @@ def test_rules_of_a_wrong_shape_are_refused_in_one_clear_sentence(door: Door, ba
 @pytest.mark.parametrize("bad", ["warning", 5, [], ["warn", "panic"], [None], {"error": "explode"}, {"error": []}])
 def test_unknown_action_is_refused_with_what_there_is(door: Door, bad: object) -> None:
     message = (
-        r"^on_alert must be 'log', 'warn', 'stop', 'raise', 'checkpoint', 'save-batch', 'wandb', a callable, "
-        r"a list of these, "
+        r"^on_alert must be 'log', 'warn', 'stop', 'raise', 'checkpoint', 'rollback', 'save-batch', 'wandb', "
+        r"a callable, a list of these, "
         "or a mapping of these by severity, got "
     )
     with pytest.raises(ValueError, match=message):

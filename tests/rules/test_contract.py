@@ -104,7 +104,7 @@ class TestCatalogue(RuleContract):
                 assert all(f.layer is None or 0 <= f.layer < 3 for f in rule.check(replace(exploded, fresh=fresh)))
 
 
-@pytest.mark.parametrize("code", ["BN001", "BN002"])
+@pytest.mark.parametrize("code", ["BN001", "BN002", "BN003"])
 def test_a_rule_of_the_monitor_itself_judges_no_window(code: str) -> None:
     assert all(find(code).check(window) == [] for window in gallery())
 
