@@ -60,12 +60,12 @@ class CorrelatedBatches(Rule):
     ## Thresholds
     ``warn_above = 3`` and ``error_above = 10`` times the variance that independent samples give. The excess must also
     be more than chance can explain with the pairs and samples seen: 3.5 standard errors of the log of a ratio of
-    variances, which take the kurtosis of the input into account, and how many channels vary independently. Two
-    classes in each batch give 2 to 10, eight copies of each sample 9 to 15, healthy trainings up to 3. Batches of fewer
-    than 16 images say too little and are not judged. Two of ten classes in each batch, drawn anew every 1 to 16 batches, cost 10 to 90 points of accuracy in
-    evaluation and are found; five of ten classes cost up to 10 points and are not. ``least_share = .01``: the batch
-    must explain at least this share of the variance between samples, because in large batches the variance of
-    independent samples is so small that harmless differences exceed it.
+    variances, which take the kurtosis of the input into account, and how many channels vary independently. Two classes
+    in each batch give 2 to 10, eight copies of each sample 9 to 15, healthy trainings up to 3. Batches of fewer than 16
+    images say too little and are not judged. Two of ten classes in each batch, drawn anew every 1 to 16 batches, cost
+    10 to 90 points of accuracy in evaluation and are found; five of ten classes cost up to 10 points and are not.
+    ``least_share = .01``: the batch must explain at least this share of the variance between samples, because in large
+    batches the variance of independent samples is so small that harmless differences exceed it.
 
     ## Look-alikes
     What changes a batch as a whole and equally in all channels is left out of the variances: the share by which samples
