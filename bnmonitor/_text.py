@@ -8,7 +8,7 @@ from difflib import get_close_matches
 DOCS = "https://github.com/bnmonitor/bnmonitor/blob/main/docs"
 """Where the manual lives; every link that bnmonitor prints begins here."""
 
-CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".pt2", ".onnx")
 """What the names of checkpoints end with."""
 
 

@@ -1,11 +1,12 @@
 """A checkpoint or a model judged without training it."""
 
-from bnmonitor.audit.checkpoint import UnreadableError, checkpoint_files, read_checkpoint
+from bnmonitor.audit.checkpoint import checkpoint_files, is_shipped, read_checkpoint
 from bnmonitor.audit.checkpoint_drift import drift, drift_table
 from bnmonitor.audit.find import locate
 from bnmonitor.audit.judge import Audit, audit
 from bnmonitor.audit.one_step import forward
 from bnmonitor.audit.show import audit_line, audit_table
+from bnmonitor.audit.unreadable import UnreadableError
 
 __all__ = [
     "Audit",
@@ -17,6 +18,7 @@ __all__ = [
     "drift",
     "drift_table",
     "forward",
+    "is_shipped",
     "locate",
     "read_checkpoint",
 ]

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from bnmonitor._text import nearest
 from bnmonitor.audit import checkpoint
-from bnmonitor.audit.checkpoint import UnreadableError
+from bnmonitor.audit.unreadable import UnreadableError
 
 _SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 

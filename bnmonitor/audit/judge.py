@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bnmonitor._text import DOCS
-from bnmonitor.audit.checkpoint import Norms
+from bnmonitor.audit.norms import Norms
 from bnmonitor.audit.one_step import forward
 from bnmonitor.layers import LayerTable, discover
 from bnmonitor.recording import snapshot_window
