@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnmonitor._text import DOCS
+from bnmonitor._text import count
 from bnmonitor.audit.norms import Norms
 from bnmonitor.audit.one_step import forward
+from bnmonitor.audit.stored import file_alert, for_a_file, read_stored, stored_alerts
 from bnmonitor.layers import LayerTable, discover
 from bnmonitor.recording import snapshot_window
 from bnmonitor.results import HEALTH_CAPS, Alert, LayerSummary, Severity, StepSummary
@@ -27,6 +28,12 @@ SETTINGS = ("BN301", "BN302", "BN408", "BN504")
 
 PLACES = ("BN801", "BN802", "BN803", "BN804", "BN806")
 """Rules that ask how the layers are connected, which one forward shows."""
+
+MOMENTUM = ("BN301",)
+"""Of these the ones that momentum alone decides, which some files say; one for inference may have momentum 0."""
+
+COLD = "BN303"
+"""The rule that asks how often the statistics were updated."""
 
 UNTRAINED = "BN404"
 """The rule that has nothing to say of a model that was only just made."""
@@ -47,6 +54,14 @@ class Audit(StepSummary):
     spread: tuple[tuple[float, float, float], ...]
     offset: tuple[float, ...]
     kinds: tuple[str, ...]
+
+    def _calm(self) -> tuple[str, ...]:
+        """What was looked at, without calling it healthy: neither a file nor a forward shows all that can be wrong."""
+        if not len(self):
+            return ("BatchNorm · no layer with running statistics",)
+        what = f"BatchNorm ✓ {count(len(self), 'layer')}, {count(sum(row.channels for row in self.rows), 'channel')}"
+        shown = "a model can show without training" if any(self.kinds) else "a file can show"
+        return f"{what}: nothing wrong found in what {shown}", f"{what}: nothing wrong found"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types that JSON can hold."""
@@ -75,9 +90,13 @@ def audit(model: nn.Module, *, settings: bool = True, inputs: Tensor | Sequence[
     """
     found = discover({"": model})
     window = _window(found.table, found.modules)
-    left_out = model.left_out if isinstance(model, Norms) else {}
-    skipped = {f"layer {name}": why for name, why in left_out.items()}
-    alerts = _judge(_rules(STATE), window) if len(window.layers) else []
+    skipped = {f"layer {name}": why for name, why in model.left_out.items()} if isinstance(model, Norms) else {}
+    alerts: list[Alert] = []
+    if len(window.layers):
+        stored = read_stored(window, found.modules, model.others if isinstance(model, Norms) else model.state_dict())
+        alerts = [for_a_file(each, stored) for each in _judge(_rules(STATE), stored.judged())]
+        alerts += _judge(_rules((COLD,)), stored.cold())
+        alerts += stored_alerts(stored)
     if settings:
         if len(window.layers) and bool(window.ledger.initial.all()):
             alerts = [alert for alert in alerts if alert.code != UNTRAINED]
@@ -90,8 +109,10 @@ def audit(model: nn.Module, *, settings: bool = True, inputs: Tensor | Sequence[
         alerts += [replace(alert, first_step=0, last_step=0) for alert in placed if alert.code in PLACES]
         skipped |= {rule.name: why for rule in _rules(PLACES)} if why else {}
     else:
-        why = "needs the model itself: bnmonitor audit package.module:factory"
-        skipped |= {rule.name: why for rule in _rules((*SETTINGS, *PLACES))}
+        known = MOMENTUM if isinstance(model, Norms) and model.momentum_known else ()
+        alerts += _judge(_rules(known), window) if len(window.layers) else []
+        why = "needs the model itself: bnmonitor audit FILE --model package.module:factory"
+        skipped |= {rule.name: why for rule in _rules((*SETTINGS, *PLACES)) if rule.code not in known}
     return _report(window, alerts, skipped, settings)
 
 
@@ -147,21 +168,15 @@ def _judge(rules: Sequence[Rule], window: Window) -> list[Alert]:
 
 
 def _alert(rule: Rule, finding: Finding, names: Sequence[str]) -> Alert:
-    return Alert(
-        code=rule.code,
-        rule=rule.name,
-        severity=finding.severity,
-        layer=names[0] if names else None,
-        layers=tuple(names),
+    return file_alert(
+        rule,
+        finding.severity,
+        names,
         channels=finding.channels,
-        first_step=0,
-        last_step=0,
-        state="open",
         value=finding.value,
         threshold=finding.threshold,
         message=finding.message,
         advice=finding.advice,
-        url=f"{DOCS}/rules/{rule.code}.md",
     )
 
 
