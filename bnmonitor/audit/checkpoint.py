@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnmonitor._text import CHECKPOINTS
+from bnmonitor._text import CHECKPOINTS, INDEX
 from bnmonitor.audit.exported import is_exported, read_exported
 from bnmonitor.audit.names import natural
 from bnmonitor.audit.norms import Contents, Norms, has_norms, stand_in, unsound
 from bnmonitor.audit.onnx_file import read_onnx
 from bnmonitor.audit.plain_archive import NotPlainError, Scripted, read_plain
 from bnmonitor.audit.safetensors_file import read_safetensors
-from bnmonitor.audit.sharded import INDEX, shards
+from bnmonitor.audit.sharded import shards
 from bnmonitor.audit.torchscript import script_contents
 from bnmonitor.audit.unreadable import UnreadableError, first_line
 

@@ -7,10 +7,6 @@ from pathlib import Path
 
 from bnmonitor.audit.unreadable import UnreadableError, first_line
 
-INDEX = ".index.json"
-"""What the name of an index ends with: ``model.safetensors.index.json``, ``pytorch_model.bin.index.json``."""
-
-
 def shards(path: Path) -> dict[Path, list[str]]:
     """Return the files that an index names, in its directory, and the tensors in each.
 

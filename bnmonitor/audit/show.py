@@ -42,11 +42,26 @@ def audit_table(found: Audit, name: str, *, rows: int = 8) -> RenderableType:
         parts.append(table)
     rest = len(found.rows) - rows
     parts += [Text(count(rest, "more layer"), style=QUIET)] if rest > 0 else []
+    if found.moved:
+        parts.append(Text(printable(_moved(found)), style=QUIET, overflow="fold"))
+    if found.estimates is not None:
+        parts.append(Text(printable(found.estimates.sentence()), overflow="fold"))
     parts += [finding_block(alert) for alert in found.alerts]
     parts += [
         Text(printable(f"not checked: {line}"), style=QUIET, overflow="fold") for line in unchecked(found.skipped)
     ]
     return Group(*parts)
+
+
+def _moved(found: Audit) -> str:
+    """How far the layers have moved from the reference, in a line."""
+    middle = sorted(each.mean for each in found.moved)[len(found.moved) // 2]
+    furthest = found.moved[0]
+    return (
+        f"since the reference, means have moved by {number(middle)}σ in the median layer, and the furthest is "
+        f"{furthest.layer}: mean {number(furthest.mean)}σ, log deviation {number(furthest.deviation)}, "
+        f"γ {number(100 * furthest.gamma)} %"
+    )
 
 
 def audit_line(found: Audit, name: str) -> str:

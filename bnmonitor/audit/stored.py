@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bnmonitor._text import DOCS, count, number, thousands
+from bnmonitor.audit.norms import Norms
 from bnmonitor.layers import LayerTable
 from bnmonitor.limits import ALIVE, DEAD_GAMMA, FLAT, INITIAL_WEIGHT, MANY_DEAD
 from bnmonitor.measures import initial_statistics, share
@@ -49,6 +50,7 @@ class Stored:
         off: ``[C]`` bool, gamma is exactly 0, or the filter before the channel is: pruned, or held at zero.
         weight: ``[L]`` float64, what the initial 0 and 1 weigh in the statistics by count and momentum, where the
             values agree with that; else 0.
+        momentum_known: Whether momentum is the layers' own, and not PyTorch's default.
     """
 
     window: Window
@@ -57,6 +59,7 @@ class Stored:
     new: Tensor
     off: Tensor
     weight: Tensor
+    momentum_known: bool
 
     @property
     def layers(self) -> LayerTable:
@@ -82,14 +85,16 @@ class Stored:
         )
 
 
-def read_stored(window: Window, modules: Sequence[nn.Module], others: Mapping[str, Tensor]) -> Stored:
+def read_stored(window: Window, modules: Sequence[nn.Module], model: nn.Module) -> Stored:
     """Read what layers hold besides their statistics.
 
     Args:
         window: One step with their statistics.
         modules: The layers.
-        others: The other tensors of the model by name, among which the filters before the layers are.
+        model: The model that they are of, among whose other tensors the filters before the layers are.
     """
+    bare = isinstance(model, Norms)
+    others = model.others if isinstance(model, Norms) else model.state_dict()
     layers = window.layers
     counted = [m._buffers.get("num_batches_tracked") for m in modules]
     counts = torch.tensor([torch.nan if t is None or t.is_meta else float(t) for t in counted], dtype=torch.float64)
@@ -106,6 +111,7 @@ def read_stored(window: Window, modules: Sequence[nn.Module], others: Mapping[st
         new=initial & ~layers.segments.any((window.gamma[0] != start) | (window.beta[0] != 0)),
         off=(window.gamma[0] == 0) | _zero_filters(window, others),
         weight=left.where((mixed | some) & ~initial, 0.0),
+        momentum_known=not bare or bool(model.momentum_known),
     )
 
 
@@ -114,14 +120,16 @@ def _zero_filters(window: Window, others: Mapping[str, Tensor]) -> Tensor:
     layers = window.layers
     flat = window.running_var[0] < FLAT * layers.eps_by_channel
     found = torch.zeros_like(flat)
-    for layer in layers.segments.any(flat).nonzero().flatten().tolist():
+    suspects = layers.segments.any(flat).nonzero().flatten().tolist()
+    widths = {layers.channels[layer] for layer in suspects}
+    filters = [t for t in others.values() if t.dim() > 1 and len(t) in widths and _readable(t)]
+    rows = [~tensor.flatten(1).bool().any(1) for tensor in filters]
+    rows = [zero for zero in rows if zero.any()]
+    for layer in suspects:
         span = layers.span(layer)
-        for tensor in others.values():
-            if tensor.dim() < 2 or len(tensor) != layers.channels[layer] or not _readable(tensor):
-                continue
-            zero = ~tensor.flatten(1).bool().any(1)
-            # Rows that vanish exactly where the variance does are those of the operation before.
-            if int((zero & flat[span]).sum()) >= 0.9 * int(flat[span].sum()):
+        # Rows that vanish exactly where the variance does are those of the operation before.
+        for zero in rows:
+            if len(zero) == layers.channels[layer] and int((zero & flat[span]).sum()) >= 0.9 * int(flat[span].sum()):
                 found[span] |= zero
     return found
 
@@ -222,13 +230,18 @@ def _offset(stored: Stored) -> list[Alert]:
     )  # fmt: skip
 
 
+def vanished(stored: Stored) -> Tensor:
+    """Channels that gamma has switched off: ``[C]`` bool. It is compared with the large gammas of the model."""
+    size = stored.window.gamma[0].abs()
+    there = size[(size > 0) & size.isfinite()].sort().values
+    usual = float(there[int(0.9 * (len(there) - 1))]) if len(there) else 1.0
+    return size < DEAD_GAMMA * usual
+
+
 def _dead(stored: Stored) -> list[Alert]:
     """Channels that gamma has switched off, but not to exactly 0, as pruning does."""
     window, layers = stored.window, stored.layers
-    size = window.gamma[0].abs()
-    there = size[(size > 0) & size.isfinite()]
-    usual = float(there.quantile(0.9)) if 0 < there.numel() < 2**23 else float(there.max()) if there.numel() else 1.0
-    dead = (size < DEAD_GAMMA * usual) & ~stored.off
+    dead = vanished(stored) & ~stored.off
     part = share(dead, window)
     found = []
     for severity, least, most in (
@@ -295,6 +308,17 @@ def for_a_file(alert: Alert, stored: Stored) -> Alert:
     """Return an alert in the words of somebody who has a file, and no training that goes on."""
     if alert.code == "BN404":
         return _initial(alert, stored)
+    if alert.code == "BN105":
+        message = alert.message.replace("have been constant from the start", "are constant").partition("; momentum")[0]
+        return replace(alert, message=message)
+    if alert.code == "BN303":
+        return replace(
+            alert,
+            message=alert.message.replace("evaluated after", "saved after").replace(
+                " at momentum", "" if stored.momentum_known else " at the default momentum", 1
+            ),
+            advice=f"train on before the model is used, or {RECALIBRATE}",
+        )
     if alert.code == "BN101":
         what = alert.message.partition(",")[0]
         return replace(
