@@ -12,10 +12,10 @@ from bnmonitor.audit.show import audit_line, audit_table
 from bnmonitor.audit.unreadable import UnreadableError
 
 __all__ = [
+    "PIXELS",
     "Audit",
     "Audited",
     "Estimates",
-    "PIXELS",
     "Question",
     "UnreadableError",
     "audit",

@@ -50,7 +50,14 @@ def _section(one: Audited, rows: int) -> str:
     name = one.path.name if one.path is not None else one.name
     key = one.name.removeprefix(str(one.path)).lstrip(":") if one.path is not None else ""
     title = f"{name} · {key}" if key else name
-    lines = [f"# BatchNorm card: {as_markdown(title)}", "", f"**{as_markdown(verdict(found))}**", "", "| | |", "|---|---|"]
+    lines = [
+        f"# BatchNorm card: {as_markdown(title)}",
+        "",
+        f"**{as_markdown(verdict(found))}**",
+        "",
+        "| | |",
+        "|---|---|",
+    ]
     lines += [f"| {title} | {text} |" for title, text in _facts(one)]
     serious = [a for a in found.alerts if a.severity > Severity.INFO]
     notes = [a for a in found.alerts if a.severity is Severity.INFO]
@@ -82,7 +89,9 @@ def _facts(one: Audited) -> list[tuple[str, str]]:
     facts.append(("layers", f"{thousands(len(found.rows))} with {count(channels, 'channel')}"))
     known = [n for n in found.updates if n is not None]
     span = thousands(min(known)) if known else "not in the file"
-    facts.append(("updates counted", f"{span} to {thousands(max(known))}" if known and min(known) < max(known) else span))
+    facts.append(
+        ("updates counted", f"{span} to {thousands(max(known))}" if known and min(known) < max(known) else span)
+    )
     if channels:
         dead = sum(part * row.channels for part, row in zip(found.dead, found.rows, strict=True))
         facts.append(("channels switched off by γ", f"{number(100 * dead / channels)} %"))

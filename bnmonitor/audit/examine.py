@@ -71,8 +71,8 @@ def _fitting(found: list[Found], spec: str) -> list[Found]:
 
 def _like(found: Found, references: list[Found]) -> nn.Module | None:
     """The reference that is kept under the same key, or the first."""
-    same = [each.model for each in references if each.key == found.key]
-    return (same or [each.model for each in references] or [None])[0]
+    same = [each for each in references if each.key == found.key] or references
+    return same[0].model if same else None
 
 
 def _audit(found: Found, asked: Question, reference: nn.Module | None) -> Audit:

@@ -50,7 +50,7 @@ def filled(spec: str, norms: Norms, what: str) -> Filled:
 
 def _of_timm(name: str, state: Mapping[str, Tensor], what: str) -> Filled:
     try:
-        import timm
+        import timm  # type: ignore[import-not-found,unused-ignore]
     except ModuleNotFoundError:
         raise UnreadableError(
             f"{name!r} is not package.module:factory, and for a model of timm its package is missing: pip install timm"
@@ -96,9 +96,7 @@ def _prefix(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     return max(sorted(candidates), key=lambda prefix: sum(prefix + name in state for name in wanted), default="")
 
 
-def preparation(
-    given: Filled, chosen: str | None
-) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
+def preparation(given: Filled, chosen: str | None) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
     """Return in words how pixels are prepared, with mean and deviation by channel."""
     if chosen is None and given.pixels is not None:
         return given.pixels

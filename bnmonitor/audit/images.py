@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from bnmonitor._text import count, number
-from bnmonitor.audit.stored import RECALIBRATE, file_alert
 from bnmonitor.audit.unreadable import UnreadableError, first_line
+from bnmonitor.audit.words import RECALIBRATE, file_alert
 from bnmonitor.layers import discover
 from bnmonitor.limits import SEVERE_LAG_LOG_DEVIATION
 from bnmonitor.results import Alert, Severity
@@ -110,14 +110,16 @@ class Estimates:
             else f"{LEAST} or more are needed to judge that"
         )
         return (
-            f"{count(self.images, 'image')}, {self.pixels}: stored means are {number(middle)}σ off in the median layer, "
-            f"{number(worst.mean)}σ at most ({worst.layer}); {limit}"
+            f"{count(self.images, 'image')}, {self.pixels}: stored means are {number(middle)}σ off in the median "
+            f"layer, {number(worst.mean)}σ at most ({worst.layer}); {limit}"
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types that JSON can hold."""
         plain = asdict(self)
-        rows = [{k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in r.items()} for r in plain["layers"]]
+        rows = [
+            {k: v if isinstance(v, str) or math.isfinite(v) else None for k, v in r.items()} for r in plain["layers"]
+        ]
         return {**plain, "layers": rows, "not_run": list(self.not_run)}
 
 
@@ -167,7 +169,8 @@ def estimate(model: nn.Module, images: Tensor, *, pixels: str = "as given", cert
 
 def _state(module: nn.Module) -> tuple[Tensor, Tensor]:
     mean, var = (module._buffers[name] for name in ("running_mean", "running_var"))
-    assert mean is not None and var is not None
+    assert mean is not None
+    assert var is not None
     return mean.double().clone(), var.double() + float(getattr(module, "eps", 1e-5))
 
 
@@ -218,7 +221,9 @@ def estimate_alerts(found: Estimates) -> list[Alert]:
         # The layers behind it see what it has normalized, however the pixels were scaled.
         message = f"{on}, and the layers behind it fit: its statistics are wrong, or the images are {prepared}"
     elif len(off) > MANY * len(found.layers) and len(off) > 2:
-        message = f"{on}, and {len(off)} {others} are off: all are stale, or the images are unlike those of the training"
+        message = (
+            f"{on}, and {len(off)} {others} are off: all are stale, or the images are unlike those of the training"
+        )
     else:
         message = f"{on}, and {len(found.layers) - len(off)} {others} fit"
     return [

@@ -15,7 +15,9 @@ from bnmonitor.audit.images import Estimates, estimate_alerts
 from bnmonitor.audit.norms import Norms
 from bnmonitor.audit.one_step import forward
 from bnmonitor.audit.reference import Moved, moved_layers, reference_alerts
-from bnmonitor.audit.stored import Stored, file_alert, for_a_file, read_stored, stored_alerts, vanished
+from bnmonitor.audit.stored import Stored, read_stored, vanished
+from bnmonitor.audit.stored_alerts import stored_alerts
+from bnmonitor.audit.words import file_alert, for_a_file
 from bnmonitor.layers import LayerTable, discover
 from bnmonitor.measures import share
 from bnmonitor.recording import snapshot_window

@@ -9,6 +9,7 @@ import math
 import mmap
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,7 +93,8 @@ def _contents(graph: memoryview, path: Path) -> Contents:
         momentum[layer] = 1 - node.floats.get("momentum", 0.9)  # the weight of the old value, in ONNX
     for name, value in initializers.items():
         if name not in tensors and len(_dims(value)) > 1:
-            tensors[name] = _tensor(value, path)
+            with suppress(ValueError):  # one that no layer needs
+                tensors[name] = _tensor(value, path)
     return Contents(tensors=tensors, eps=eps, momentum=momentum)
 
 
@@ -157,7 +159,9 @@ def _tensor(message: memoryview, path: Path) -> Tensor:
 
 def _typed(typed: dict[int, list[memoryview | int | bytes]], dtype: torch.dtype, shape: list[int], name: str) -> Tensor:
     """Return a tensor whose values are fields of their own, as small ones often are."""
-    packed = b"".join(bytes(part) for key in (_FLOAT_DATA, _DOUBLE_DATA) for part in typed.get(key, ()) if part)  # type: ignore[arg-type]
+    packed = b"".join(
+        bytes(part) for key in (_FLOAT_DATA, _DOUBLE_DATA) for part in typed.get(key, ()) if not isinstance(part, int)
+    )
     if packed and dtype in (torch.float32, torch.float64):
         found = torch.frombuffer(bytearray(packed), dtype=dtype)
     else:
@@ -166,7 +170,7 @@ def _typed(typed: dict[int, list[memoryview | int | bytes]], dtype: torch.dtype,
             for part in typed.get(_INT32_DATA, ())
             for n in (_varints(part) if isinstance(part, memoryview) else [part])
         ]
-        bits = torch.tensor([int(n) & 0xFFFF for n in whole], dtype=torch.int32).to(torch.uint16)  # type: ignore[arg-type]
+        bits = torch.tensor([int(n) & 0xFFFF for n in whole], dtype=torch.int32).to(torch.uint16)
         found = bits.view(dtype) if dtype in (torch.float16, torch.bfloat16) else bits.to(dtype)
     if found.numel() != math.prod(shape):
         raise ValueError(f"{name[:80]!r} has {found.numel():,} values, which is not what its shape {shape} needs")
@@ -190,7 +194,9 @@ def _dims(message: memoryview) -> list[int]:
     shape: list[int] = []
     for number, value in _fields(message):
         if number == 1:
-            shape += [value] if isinstance(value, int) else list(_varints(value)) if isinstance(value, memoryview) else []
+            shape += (
+                [value] if isinstance(value, int) else list(_varints(value)) if isinstance(value, memoryview) else []
+            )
     if len(shape) > _MOST or any(size >= 1 << 48 for size in shape):
         raise ValueError("a shape is damaged")
     return shape

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bnmonitor._text import count, number
 from bnmonitor.audit.norms import Norms
-from bnmonitor.audit.stored import file_alert
+from bnmonitor.audit.words import file_alert
 from bnmonitor.layers import discover
 from bnmonitor.limits import LAG_LOG_DEVIATION, LAG_MEAN
 from bnmonitor.results import Alert, Severity
@@ -125,8 +125,8 @@ def reference_alerts(moved: Sequence[Moved], reference: nn.Module, model: nn.Mod
                 LAG_MEAN if by_mean else LAG_LOG_DEVIATION,
                 f"{same}: the layers were frozen without their statistics"
                 if trained
-                else f"{only}, and {len(moved) - len(leaked)} of {count(len(moved), 'layer')} are as they were: something "
-                "other than a training wrote them",
+                else f"{only}, and {len(moved) - len(leaked)} of {count(len(moved), 'layer')} are as they were: "
+                "something other than a training wrote them",
                 "freeze with bnmonitor.remedies.freeze(model), or take the statistics of the reference; if you "
                 "estimated them again on purpose, ignore this",
             )
@@ -168,9 +168,7 @@ def _alert(
     code: str, severity: Severity, hit: Sequence[Moved], value: float, threshold: float, message: str, advice: str
 ) -> Alert:
     names = [m.layer for m in hit]
-    return file_alert(
-        find(code), severity, names, value=value, threshold=threshold, message=message, advice=advice
-    )
+    return file_alert(find(code), severity, names, value=value, threshold=threshold, message=message, advice=advice)
 
 
 def _how_far(moved: Moved) -> str:
@@ -188,7 +186,7 @@ def _alone(moved: Moved, every: Sequence[Moved]) -> bool:
     """Whether a layer has moved far, and much further than the median layer."""
     if len(every) < 3:
         return False
-    mean, deviation = (median(getattr(m, key) for m in every) for key in ("mean", "deviation"))
+    mean, deviation = median(m.mean for m in every), median(m.deviation for m in every)
     return (moved.mean > max(FAR_MEAN, ALONE * mean)) or (moved.deviation > max(FAR_DEVIATION, ALONE * deviation))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bnmonitor.audit.unreadable import UnreadableError, first_line
 
+
 def shards(path: Path) -> dict[Path, list[str]]:
     """Return the files that an index names, in its directory, and the tensors in each.
 

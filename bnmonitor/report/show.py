@@ -40,7 +40,11 @@ def markdown(reports: Sequence[Report], *, rows: int = 8) -> str:
 
 
 def _section(report: Report, rows: int) -> str:
-    lines = [f"### {as_markdown(report.headline())}", "", f"`{printable(report.run)}`: {as_markdown(report.about()[0])}"]
+    lines = [
+        f"### {as_markdown(report.headline())}",
+        "",
+        f"`{printable(report.run)}`: {as_markdown(report.about()[0])}",
+    ]
     ill = report.ill()
     if ill:
         lines += ["", "| layer | health | batch σ² | | running gap | γ min | what |", "|---|--:|---|--:|--:|--:|---|"]
@@ -74,7 +78,8 @@ def _folded(title: str, items: Sequence[str]) -> list[str]:
 def _item(incident: Incident) -> str:
     code = f" ([{incident.code}]({incident.url}))" if incident.url else ""
     where = f" · {as_markdown(incident.where)}" if incident.where else ""
-    head = f"- {incident.severity.mark} **{as_markdown(incident.title)}**{code}, since step {thousands(incident.first_step)}"
+    since = f"since step {thousands(incident.first_step)}"
+    head = f"- {incident.severity.mark} **{as_markdown(incident.title)}**{code}, {since}"
     detail = f"  \n  {as_markdown(incident.detail)}" if incident.detail else ""
     if incident.state == "resolved":
         return f"- ✓ resolved: {head[4:]}{where}, last seen at step {thousands(incident.last_step)}{detail}"
@@ -83,4 +88,6 @@ def _item(incident: Incident) -> str:
 
 def _note(alert: Alert) -> str:
     where = f" in {as_markdown(alert.layer)}" if alert.layer is not None else ""
-    return f"- {alert.code} {as_markdown(alert.rule)}{where}, since step {alert.first_step}: {as_markdown(alert.message)}"
+    return (
+        f"- {alert.code} {as_markdown(alert.rule)}{where}, since step {alert.first_step}: {as_markdown(alert.message)}"
+    )

@@ -57,7 +57,7 @@ def batch(seed: int, size: int = 16) -> tuple[Tensor, Tensor]:
     return x, target
 
 
-def train(model: nn.Module, seed: int, *, steps: int = 50, rate: float = 0.05, scale: float = 1.0) -> nn.Module:
+def train(model: nn.Module, seed: int, *, steps: int = 40, rate: float = 0.05, scale: float = 1.0) -> nn.Module:
     model.train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], rate, 0.9, weight_decay=1e-4)
     for step in range(steps):
@@ -69,7 +69,7 @@ def train(model: nn.Module, seed: int, *, steps: int = 50, rate: float = 0.05, s
 
 
 @cache
-def trained(seed: int, *, zero: bool = False, dropout: float = 0.0, steps: int = 50, scale: float = 1.0) -> State:
+def trained(seed: int, *, zero: bool = False, dropout: float = 0.0, steps: int = 40, scale: float = 1.0) -> State:
     """The state of a small network after a training; not to be written to."""
     torch.manual_seed(seed)
     return train(Net(zero=zero, dropout=dropout), seed, steps=steps, scale=scale).state_dict()
@@ -141,8 +141,7 @@ def keras(state: State, path: Path) -> Path:
 
 def onnx(state: State, path: Path) -> Path:
     owners = [name.removesuffix(".running_mean") for name in state if name.endswith(".running_mean")]
-    parts = ("weight", "bias", "running_mean", "running_var")
-    layers = {owner: {part: state[f"{owner}.{part}"] for part in parts} for owner in owners}
+    layers = {owner: onnx_bytes.layer_in(state, owner) for owner in owners}
     (path / "model.onnx").write_bytes(onnx_bytes.model(layers))
     return path / "model.onnx"
 
@@ -191,14 +190,14 @@ def pruned(seed: int) -> State:
     model = network(trained(seed))
     prune.ln_structured(model.block.conv1, "weight", amount=0.5, n=2, dim=0)
     train(model, seed, steps=20)
-    prune.remove(model.block.conv1, "weight")
+    prune.remove(model.block.conv1, "weight")  # type: ignore[no-untyped-call]
     return model.state_dict()
 
 
 def pruned_with_masks(seed: int) -> State:
     model = network(trained(seed))
     for layer in (model.stem[1], model.block.bn1, model.block.conv2):
-        prune.l1_unstructured(layer, "weight", amount=0.4)
+        prune.l1_unstructured(layer, "weight", amount=0.4)  # type: ignore[no-untyped-call]
     return train(model, seed, steps=10).state_dict()
 
 
@@ -224,7 +223,7 @@ def ready_for_quantization(seed: int) -> State:
 
 def federated(seed: int) -> State:
     """The average of two clients; the counts are averaged, too, and are no whole numbers."""
-    a, b = trained(seed), trained(seed + 10)
+    a, b = trained(seed), trained((seed + 1) % len(SEEDS))
     return {name: (t + b[name]) / 2 for name, t in a.items()}
 
 
