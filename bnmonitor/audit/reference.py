@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bnmonitor._text import count, number
 from bnmonitor.audit.norms import Norms
-from bnmonitor.audit.words import file_alert
+from bnmonitor.audit.words import RECALIBRATE, file_alert
 from bnmonitor.layers import discover
 from bnmonitor.limits import LAG_LOG_DEVIATION, LAG_MEAN
 from bnmonitor.results import Alert, Severity
@@ -127,8 +127,9 @@ def reference_alerts(moved: Sequence[Moved], reference: nn.Module, model: nn.Mod
                 if trained
                 else f"{only}, and {len(moved) - len(leaked)} of {count(len(moved), 'layer')} are as they were: "
                 "something other than a training wrote them",
-                "freeze with bnmonitor.remedies.freeze(model), or take the statistics of the reference; if you "
-                "estimated them again on purpose, ignore this",
+                "freeze with bnmonitor.remedies.freeze(model), and take the statistics of the reference"
+                if trained
+                else "take the statistics of the reference, or " + RECALIBRATE,
             )
         )
     elif leaked:
@@ -157,8 +158,7 @@ def reference_alerts(moved: Sequence[Moved], reference: nn.Module, model: nn.Mod
                 FAR_MEAN if worst.mean > FAR_MEAN else FAR_DEVIATION,
                 f"{_how_far(worst)} from the reference in {worst.layer}, where the median layer has moved by "
                 f"{number(median(m.mean for m in moved))}σ: no training moves one layer alone",
-                "compare the file with an earlier checkpoint, or estimate the statistics again: "
-                "bnmonitor.remedies.recalibrate(model, loader)",
+                f"compare the file with an earlier checkpoint; if the weights are sound, {RECALIBRATE}",
             )
         )
     return found
