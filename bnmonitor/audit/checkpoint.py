@@ -20,7 +20,7 @@ from bnmonitor.audit.exported import is_exported, read_exported
 from bnmonitor.audit.names import natural
 from bnmonitor.audit.norms import Contents, Norms, has_norms, stand_in, unsound
 from bnmonitor.audit.onnx_file import read_onnx
-from bnmonitor.audit.plain_archive import NotPlainError, Scripted, read_plain
+from bnmonitor.audit.plain_archive import DAMAGED, NotPlainError, Scripted, read_plain
 from bnmonitor.audit.safetensors_file import read_safetensors
 from bnmonitor.audit.sharded import shards
 from bnmonitor.audit.torchscript import script_contents
@@ -87,7 +87,7 @@ def is_shipped(path: str | Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any("/code/__torch__" in name for name in archive.namelist())
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except DAMAGED:
         return False
 
 
@@ -173,7 +173,7 @@ def _checked_entries(path: Path) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except DAMAGED as error:
         raise UnreadableError(f"{path} is a damaged archive: {first_line(error)}") from None
     claimed = sum(entry.file_size for entry in entries if "/code/" not in entry.filename)
     if claimed > size + _SLACK:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor.audit.norms import Contents
-from bnmonitor.audit.plain_archive import Mapped, NotPlainError
+from bnmonitor.audit.plain_archive import DAMAGED, Mapped, NotPlainError
 from bnmonitor.audit.unreadable import UnreadableError, first_line
 
 _DTYPES = {
@@ -51,7 +51,7 @@ def read_exported(path: Path, entries: Sequence[ZipInfo]) -> dict[str, Contents]
     try:
         archive = Mapped(path, entries)
         found = dict(_models(archive))
-    except (NotPlainError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+    except (*DAMAGED, NotPlainError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UnreadableError(f"{path} is a damaged export: {type(error).__name__}: {first_line(error)}") from None
     return {"": next(iter(found.values()))} if len(found) == 1 else found
 

@@ -12,6 +12,7 @@ import pickle
 import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,6 +41,10 @@ _OPCODES = b".()012NIJKLMGFVXTUacdehjlpqrstubRQ]}\x80\x81\x85\x86\x87\x88\x89\x8
 
 _Base: Any = getattr(pickle, "_Unpickler", None)
 """The unpickler in Python: the one in C reserves as much memory as the file asks for."""
+
+
+DAMAGED = (OSError, ValueError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
+"""What reading a damaged zip archive raises; that it is of another kind is a ``RuntimeError`` as well."""
 
 
 class NotPlainError(Exception):

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from bnmonitor.audit.norms import Contents
-from bnmonitor.audit.plain_archive import Scripted
+from bnmonitor.audit.plain_archive import DAMAGED, Scripted
 
 _MOST_CODE = 1 << 22
 """Bytes of a file of code that are read; one class has some thousand."""
@@ -64,7 +64,7 @@ def _settings(archive: zipfile.ZipFile, kind: str) -> tuple[float, float] | None
     try:
         with archive.open(entry) as file:
             code = file.read(_MOST_CODE).decode()
-    except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, NotImplementedError):
+    except DAMAGED:
         return None
     _, found, rest = code.partition(f"class {name}(Module):")
     body = rest.partition("\nclass ")[0] if found else ""
