@@ -21,6 +21,9 @@ MOSTLY_DEAD = 0.75
 USUAL = 0.3
 """Share of the model's usual largest gamma that a layer's has, if its channels began like those of the others."""
 
+GROWING = 1e-3
+"""Share of the largest gamma of a layer below which most channels that grow from 0 together do not stay."""
+
 FAR_MEAN = 100.0
 """Distance of the running mean from 0, in standard deviations, that a median channel behind another layer never has."""
 
@@ -132,9 +135,11 @@ def _dead(stored: Stored) -> list[Alert]:
     size = window.gamma[0].abs()
     dead = vanished(stored) & ~stored.off
     part = share(dead, window)
-    # Beside channels of the usual size they have died. Where all are small, they may have begun at 0 and be growing.
+    # Beside channels of the usual size, or a thousand times as large, they have died. Where all are small, they may
+    # have begun at 0 and be growing.
     rest = layers.segments.max(size.where(size.isfinite(), 0.0))
-    beside = rest > USUAL * float(rest.median())
+    apart = share(size < GROWING * rest[layers.owner], window) > MOSTLY_DEAD
+    beside = (rest > USUAL * float(rest.median())) | apart
     many = (part > MOSTLY_DEAD) & beside
     found = []
     for severity, hit, least in (
