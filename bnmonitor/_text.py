@@ -8,8 +8,11 @@ from difflib import get_close_matches
 DOCS = "https://github.com/bnmonitor/bnmonitor/blob/main/docs"
 """Where the manual lives; every link that bnmonitor prints begins here."""
 
-CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+CHECKPOINTS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".pt2", ".onnx")
 """What the names of checkpoints end with."""
+
+INDEX = ".index.json"
+"""What the name of the index of a checkpoint in several files ends with, such as ``model.safetensors.index.json``."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -90,6 +93,18 @@ def printable(text: str) -> str:
     'layer\\x1b[2J.bn'
     """
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def as_markdown(text: str) -> str:
+    r"""Write text so that Markdown shows it as it is, on one line and without HTML.
+
+    >>> as_markdown("conv_1 <b>")
+    'conv\\_1 &lt;b&gt;'
+    """
+    text = printable(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for sign in "\\`*_[]|":
+        text = text.replace(sign, f"\\{sign}")
+    return text
 
 
 def public(thing: object) -> list[str]:

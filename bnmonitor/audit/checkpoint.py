@@ -13,46 +13,36 @@ from pathlib import Path, PosixPath
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bnmonitor._text import CHECKPOINTS
-from bnmonitor.audit.plain_archive import NotPlainError, read_plain
+from bnmonitor._text import CHECKPOINTS, INDEX
+from bnmonitor.audit.exported import is_exported, read_exported
+from bnmonitor.audit.names import natural
+from bnmonitor.audit.norms import Contents, Norms, has_norms, stand_in, unsound
+from bnmonitor.audit.onnx_file import read_onnx
+from bnmonitor.audit.plain_archive import DAMAGED, NotPlainError, Scripted, read_plain
+from bnmonitor.audit.safetensors_file import read_safetensors
+from bnmonitor.audit.sharded import shards
+from bnmonitor.audit.torchscript import script_contents
+from bnmonitor.audit.unreadable import UnreadableError, first_line
 
-_PARTS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 _SLACK = 1 << 20
-_DEEPEST = 200
-"""Levels of modules within modules; networks have a tenth of it, and Python recurses into no more than a thousand."""
 
 _GLOBAL = re.compile(r"unsupported (?:global: )?GLOBAL ([\w.]+)", re.IGNORECASE)
 _CAUSE = re.compile(r"WeightsUnpickler error:\s*(.+)")
 
 
-class UnreadableError(ValueError):
-    """A checkpoint cannot be read; the message is one sentence that says why."""
-
-
-class Norms(nn.Module):
-    """A model of nothing but normalization layers.
-
-    Attributes:
-        left_out: Why a layer of the checkpoint is not among them, by its name.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left_out: dict[str, str] = {}
-
-
 def read_checkpoint(path: str | Path) -> dict[str, Norms]:
     """Return the models of a checkpoint, each reduced to its normalization layers.
 
-    The layers are known by their running statistics; what a checkpoint does not hold (momentum, eps, the class of
-    the layer) has PyTorch's defaults in what is returned.
+    The layers are known by their running statistics, under the names of PyTorch or of Keras. What the file does not
+    hold (momentum, eps, the class of the layer) has PyTorch's defaults in what is returned, and the eps of Keras for a
+    layer with its names.
 
     Args:
-        path: A ``.safetensors`` file, or what ``torch.save`` wrote: a state dict, or a mapping that holds some, such
-            as a Lightning checkpoint.
+        path: A ``.safetensors`` file; the index of a checkpoint in several files; an ``.onnx`` file; a program that
+            ``torch.export`` saved, or a TorchScript archive; or what ``torch.save`` wrote: a state dict, or a mapping
+            that holds some, such as a Lightning checkpoint.
 
     Returns:
         The models by the key that the checkpoint keeps them under, ``""`` for a plain state dict.
@@ -62,6 +52,47 @@ def read_checkpoint(path: str | Path) -> dict[str, Norms]:
             statistics that no normalization layer can have, and no others.
     """
     path = Path(path)
+    found = {key: each for key, each in _contents(path).items() if has_norms(each.tensors)}
+    for contents in found.values():
+        if fault := unsound(contents.tensors):
+            raise UnreadableError(f"{path} is refused: {first_line(ValueError(fault[0]))!r} {fault[1]}")
+    models = {key: stand_in(contents) for key, contents in found.items()}
+    left_out = [(name, why) for model in models.values() for name, why in model.left_out.items()]
+    if left_out and not any(model._modules for model in models.values()):
+        name, why = left_out[0]
+        raise UnreadableError(
+            f"{path} holds no normalization layer that can be judged: {first_line(ValueError(name))!r} {why}"
+        )
+    return {key: model for key, model in models.items() if model._modules}
+
+
+def checkpoint_files(directory: Path) -> list[Path]:
+    """Return the checkpoints anywhere under a directory, in the natural order of their names.
+
+    Of a checkpoint in several files it is the index.
+    """
+    there = [p for p in directory.rglob("*") if p.name.endswith((*CHECKPOINTS, INDEX)) and p.is_file()]
+    parts: set[Path] = set()
+    for index in (p for p in there if p.name.endswith(INDEX)):
+        with suppress(UnreadableError):
+            parts |= set(shards(index))
+    return sorted((p for p in there if p not in parts), key=lambda p: natural(str(p)))
+
+
+def is_shipped(path: str | Path) -> bool:
+    """Whether a file is a model as it is shipped, which usually has its layers folded, and not a checkpoint."""
+    path = Path(path)
+    if path.suffix in (".onnx", ".pt2"):
+        return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/__torch__" in name for name in archive.namelist())
+    except DAMAGED:
+        return False
+
+
+def _contents(path: Path) -> dict[str, Contents]:
+    """Return what a file holds of each of its models."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UnreadableError(f"cannot read {path}: it is a pipe, a device or a directory, not a file")
@@ -69,44 +100,40 @@ def read_checkpoint(path: str | Path) -> dict[str, Norms]:
             head = file.read(4)
     except OSError as error:
         raise UnreadableError(f"cannot read {path}: {error.strerror or error}") from None
+    if path.name.endswith(INDEX):
+        return {"": Contents(tensors=_joined(path))}
     if path.suffix == ".safetensors":
-        found = {"": _safetensors(path)}
-    else:
-        found = dict(_state_dicts(_unpickled(path, zipped=head[:2] == b"PK")))
-    for tensors in found.values():
-        for name, tensor in tensors.items():
-            if why := _unsound(name, tensor):
-                raise UnreadableError(f"{path} is refused: {_line(ValueError(name))!r} {why}")
-    models = {key: _stand_in(tensors) for key, tensors in found.items()}
-    left_out = [(name, why) for model in models.values() for name, why in model.left_out.items()]
-    if left_out and not any(model._modules for model in models.values()):
-        name, why = left_out[0]
-        raise UnreadableError(
-            f"{path} holds no normalization layer that can be judged: {_line(ValueError(name))!r} {why}"
-        )
-    return {key: model for key, model in models.items() if model._modules}
+        return {"": Contents(tensors=_ordered(read_safetensors(path)))}
+    if path.suffix == ".onnx":
+        return {"": read_onnx(path)}
+    zipped = head[:2] == b"PK"
+    if zipped and is_exported(entries := _checked_entries(path)):
+        return read_exported(path, entries)
+    value = _unpickled(path, zipped=zipped)
+    if isinstance(value, Scripted):
+        return {"": script_contents(path, value)}
+    return {key: Contents(tensors=tensors) for key, tensors in _state_dicts(value)}
 
 
-def checkpoint_files(directory: Path) -> list[Path]:
-    """Return the checkpoints anywhere under a directory, in the natural order of their names."""
-    there = (p for p in directory.rglob("*") if p.suffix in CHECKPOINTS and p.is_file())
-    return sorted(there, key=lambda p: _natural(str(p)))
+def _joined(index: Path) -> dict[str, Tensor]:
+    """Return the tensors of all files that an index names; each file holds what the index says, or more."""
+    found: dict[str, Tensor] = {}
+    for shard, named in shards(index).items():
+        if shard.suffix == ".safetensors":
+            held: Any = read_safetensors(shard)
+        else:
+            with shard.open("rb") as file:
+                zipped = file.read(2) == b"PK"
+            held = _unpickled(shard, zipped=zipped)
+        if not isinstance(held, Mapping) or (absent := [name for name in named if name not in held]):
+            what = f"has no {absent[0][:80]!r}" if isinstance(held, Mapping) else "is no state dict"
+            raise UnreadableError(f"{index} does not fit its files: {shard.name} {what}")
+        found |= {name: held[name] for name in named if isinstance(held[name], Tensor)}
+    return _ordered(found)
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of normalization layers only; the rest of the file is not touched."""
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ModuleNotFoundError:
-        raise UnreadableError(
-            f"reading {path.name} needs the safetensors package: pip install 'bnmonitor[audit]'"
-        ) from None
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            names = _norm_names(list(file.keys()))
-            return {name: file.get_tensor(name) for name in sorted(names, key=_natural)}
-    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
-        raise UnreadableError(f"{path} is not a valid safetensors file: {_line(error)}") from None
+def _ordered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensors[name] for name in sorted(tensors, key=natural)}
 
 
 def _unpickled(path: Path, *, zipped: bool) -> Any:
@@ -126,7 +153,7 @@ def _unpickled(path: Path, *, zipped: bool) -> Any:
                 "or as safetensors"
             ) from None
         cause = _CAUSE.search(str(error))
-        why = cause[1].strip() if cause else _line(error)
+        why = cause[1].strip() if cause else first_line(error)
         raise UnreadableError(f"{path} is not a checkpoint that torch can read: {why}") from None
 
 
@@ -138,29 +165,20 @@ def _harmless() -> AbstractContextManager[Any]:
 
 
 def _checked_entries(path: Path) -> list[zipfile.ZipInfo]:
-    """Return what an archive holds. One that unpacks to more than its own size is refused: torch does not compress."""
+    """Return what an archive holds. One that unpacks to more than its own size is refused: torch compresses only code.
+
+    The code of a TorchScript archive is read up to a bound, and nothing else that is compressed is read at all.
+    """
     size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise UnreadableError(f"{path} is a damaged archive: {_line(error)}") from None
-    claimed = sum(entry.file_size for entry in entries)
+    except DAMAGED as error:
+        raise UnreadableError(f"{path} is a damaged archive: {first_line(error)}") from None
+    claimed = sum(entry.file_size for entry in entries if "/code/" not in entry.filename)
     if claimed > size + _SLACK:
         raise UnreadableError(f"{path} is refused: it has {size:,} bytes and claims to unpack to {claimed:,}")
     return entries
-
-
-def _unsound(name: str, tensor: Tensor) -> str:
-    """Return why a tensor cannot belong to a layer; empty if it can."""
-    if name.count(".") > _DEEPEST:
-        return f"lies {name.count('.')} modules deep"
-    if _unfit(tensor):
-        return ""
-    size = tensor.numel() * tensor.element_size()
-    if size > tensor.untyped_storage().nbytes():
-        return f"claims {size:,} bytes and holds {tensor.untyped_storage().nbytes():,}"
-    return ""
 
 
 def _state_dicts(value: Any, key: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -170,95 +188,8 @@ def _state_dicts(value: Any, key: str = "", above: tuple[int, ...] = ()) -> Iter
     if not isinstance(value, Mapping) or len(above) > 3 or id(value) in above:
         return
     named = {str(name): t for name, t in value.items() if isinstance(t, Tensor)}
-    norms = _norm_names(named)
-    if norms:
-        yield key, {name: named[name] for name in norms}
+    if has_norms(named):
+        yield key, named
         return
     for name, inner in value.items():
         yield from _state_dicts(inner, f"{key}.{name}" if key else str(name), (*above, id(value)))
-
-
-def _unfit(tensor: Tensor) -> str:
-    """Return why the values of a tensor cannot be read; empty if they can."""
-    if tensor.layout != torch.strided:
-        return "sparse"
-    if tensor.is_complex():
-        return "complex"
-    if tensor.is_meta:
-        return "without values"
-    return "quantized" if tensor.is_quantized else ""
-
-
-def _norm_names(names: Mapping[str, Any] | list[str]) -> list[str]:
-    """Return all names that belong to a layer with both running statistics."""
-    there = set(names)
-    owners = {name[: -len("running_mean")] for name in there if name.endswith("running_mean")}
-    owners = {owner for owner in owners if owner + "running_var" in there and (not owner or owner.endswith("."))}
-    kept = {owner + part for owner in owners for part in _PARTS}
-    return [name for name in names if name in kept]
-
-
-def _stand_in(tensors: Mapping[str, Tensor]) -> Norms:
-    """Make a model of the layers, under their names, that holds the tensors as they are."""
-    root = Norms()
-    owners = [name[: -len("running_mean")] for name in tensors if name.endswith("running_mean")]
-    paths = {owner: _WRAPPERS.sub("", owner).rstrip(".").split(".") for owner in owners}
-    # What DistributedDataParallel and AveragedModel put before every name.
-    blank = nn.BatchNorm1d(1, affine=False, device="meta").eval()
-    wrapped = all(len(path) > 1 and path[0] == "module" for path in paths.values())
-    for owner, path in paths.items():
-        parts = {part: tensors[owner + part] for part in _PARTS if owner + part in tensors}
-        if why := _misfit(parts):
-            root.left_out[".".join(path[wrapped:]) or "norm"] = why
-            continue
-        layer = _like(blank)
-        layer.num_features = parts["running_mean"].numel()
-        for part, tensor in parts.items():
-            if part in ("weight", "bias"):
-                layer._parameters[part] = nn.Parameter(tensor, requires_grad=False)
-            else:
-                layer._buffers[part] = tensor
-        if "num_batches_tracked" not in parts:
-            layer._buffers["num_batches_tracked"] = None
-        _put(root, path[wrapped:], layer)
-    return root
-
-
-def _like(blank: nn.BatchNorm1d) -> nn.BatchNorm1d:
-    """Return another layer of the same settings, which nobody hooks; its constructor takes twenty times as long."""
-    layer = nn.BatchNorm1d.__new__(nn.BatchNorm1d)
-    vars(layer).update(vars(blank), _parameters=dict(blank._parameters), _buffers=dict(blank._buffers))
-    return layer
-
-
-def _misfit(parts: Mapping[str, Tensor]) -> str:
-    """Return why tensors cannot be those of one layer (a number per channel each, and one count); empty if they can."""
-    for name, tensor in parts.items():
-        if kind := _unfit(tensor):
-            return f"has a {name} that is {kind}"
-    mean = parts["running_mean"]
-    if mean.dim() != 1 or not mean.numel():
-        return f"has a running_mean of shape {list(mean.shape)}, which is not a number per channel"
-    for name, tensor in parts.items():
-        if tensor.numel() != 1 if name == "num_batches_tracked" else tensor.shape != mean.shape:
-            return f"has a {name} of shape {list(tensor.shape)} next to a running_mean of shape {list(mean.shape)}"
-    return ""
-
-
-def _put(root: nn.Module, path: list[str], layer: nn.Module) -> None:
-    for part in path[:-1]:
-        if part not in root._modules:
-            root._modules[part] = nn.Module()  # whatever it is called
-        root = root._modules[part]  # type: ignore[assignment]
-    root._modules[path[-1] or "norm"] = layer
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    """Return a key that sorts layer2 before layer10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
-
-
-def _line(error: BaseException) -> str:
-    """Return the first line of an error's message, at most 200 characters."""
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return first if len(first) <= 200 else first[:199] + "…"

@@ -10,34 +10,12 @@ from torch import nn
 
 from bnmonitor._text import count, listing, number, printable, shorten
 from bnmonitor.audit.judge import Audit, audit
+from bnmonitor.audit.reference import Moved, aligned, moved_layers
 from bnmonitor.display import QUIET, STRONG, finding_block, finding_brief
-from bnmonitor.layers import discover
 from bnmonitor.results import Alert, Severity
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-
-@dataclass(frozen=True, kw_only=True)
-class Moved:
-    """How far the median channel of a layer has moved; 0 means not at all.
-
-    Attributes:
-        layer: Dotted path of the layer.
-        mean: Distance of the running means, in standard deviations of the first.
-        deviation: Log ratio of the running standard deviations, without sign.
-        gamma: Distance of gamma, over its size in the first.
-    """
-
-    layer: str
-    mean: float
-    deviation: float
-    gamma: float
-
-    @property
-    def far(self) -> float:
-        """The largest of them; a value that is not finite counts as infinite."""
-        return max(v if v - v == 0 else float("inf") for v in (self.mean, self.deviation, self.gamma))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,45 +62,18 @@ class Drift:
 @torch.no_grad()
 def drift(before: nn.Module, after: nn.Module) -> Drift:
     """Compare the normalization layers of two models, as :func:`bnmonitor.audit.read_checkpoint` gives them."""
-    layers = [_layers(model) for model in (before, after)]
-    shared = [n for n, m in layers[1].items() if n in layers[0] and _width(layers[0][n]) == _width(m)]
+    moved, unlike = moved_layers(before, after)
     old, new = audit(before, settings=False), audit(after, settings=False)
     known = [{(a.code, name) for a in each.alerts for name in a.layers} for each in (old, new)]
-    moved = [_moved(name, layers[0][name], layers[1][name]) for name in shared]
+    there = aligned(before, after)
     return Drift(
         before=old,
         after=new,
-        moved=tuple(sorted(moved, key=lambda m: -m.far)),
+        moved=moved,
         came=tuple(a for a in new.alerts if any((a.code, name) not in known[0] for name in a.layers)),
         went=tuple(a for a in old.alerts if any((a.code, name) not in known[1] for name in a.layers)),
-        only_before=tuple(name for name in layers[0] if name not in shared),
-        only_after=tuple(name for name in layers[1] if name not in shared),
-    )
-
-
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
-    found = discover({"": model})
-    return dict(zip(found.table.names, found.modules, strict=True))
-
-
-def _width(layer: nn.Module) -> int:
-    return int(layer._buffers["running_mean"].numel())  # type: ignore[union-attr]
-
-
-def _moved(name: str, before: nn.Module, after: nn.Module) -> Moved:
-    (mean, var, gamma), (mean_now, var_now, gamma_now) = (
-        [
-            (torch.ones(1) if t is None else t.detach()).double()
-            for t in (m._buffers["running_mean"], m._buffers["running_var"], m._parameters.get("weight"))
-        ]
-        for m in (before, after)
-    )
-    tiny = 1e-5
-    return Moved(
-        layer=name,
-        mean=float(((mean_now - mean).abs() / (var + tiny).sqrt()).median()),
-        deviation=float((0.5 * ((var_now + tiny) / (var + tiny)).log()).abs().median()),
-        gamma=float(((gamma_now - gamma).abs() / gamma.abs().clamp(min=tiny)).median()),
+        only_before=tuple(name for name in there[0] if name in unlike),
+        only_after=tuple(name for name in there[1] if name in unlike),
     )
 
 

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from bnmonitor._text import nearest
 from bnmonitor.audit import checkpoint
-from bnmonitor.audit.checkpoint import UnreadableError
+from bnmonitor.audit.unreadable import UnreadableError
 
 _SPEC = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -26,11 +26,13 @@ class Found:
         name: Name in the output.
         model: The model; for a checkpoint, one of nothing but its normalization layers.
         real: Whether it is the model itself.
+        key: What the checkpoint keeps it under; empty for a plain state dict, and for a model.
     """
 
     name: str
     model: nn.Module
     real: bool
+    key: str = ""
 
 
 def locate(what: str) -> list[Found]:
@@ -43,14 +45,23 @@ def locate(what: str) -> list[Found]:
         UnreadableError: It is neither, or cannot be read or made; the message is one sentence.
     """
     if not Path(what).exists() and _SPEC.fullmatch(what):
-        return [Found(name=what, model=_made(what), real=True)]
+        return [Found(name=what, model=made(what), real=True)]
     if not Path(what).exists():
         raise UnreadableError(f"{what!r} is neither a file nor a directory nor package.module:factory")
     found = checkpoint.read_checkpoint(what)
-    return [Found(name=f"{what}:{key}" if key else what, model=model, real=False) for key, model in found.items()]
+    return [
+        Found(name=f"{what}:{key}" if key else what, model=model, real=False, key=key) for key, model in found.items()
+    ]
 
 
-def _made(spec: str) -> nn.Module:
+def made(spec: str) -> nn.Module:
+    """Return the model that ``package.module:factory`` is, or makes without arguments.
+
+    Raises:
+        UnreadableError: It cannot be imported or called, or is no model with values.
+    """
+    if not _SPEC.fullmatch(spec):
+        raise UnreadableError(f"{spec!r} must be package.module:factory, which is a model or makes one")
     module_name, _, path = spec.partition(":")
     if "" not in sys.path and "." not in sys.path:
         sys.path.insert(0, "")

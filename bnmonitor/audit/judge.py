@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bnmonitor._text import DOCS
-from bnmonitor.audit.checkpoint import Norms
+from bnmonitor._text import count
+from bnmonitor.audit.images import Estimates, estimate_alerts
+from bnmonitor.audit.norms import Norms
 from bnmonitor.audit.one_step import forward
+from bnmonitor.audit.reference import Moved, moved_layers, reference_alerts
+from bnmonitor.audit.stored import Stored, read_stored, vanished
+from bnmonitor.audit.stored_alerts import stored_alerts
+from bnmonitor.audit.words import file_alert, for_a_file
 from bnmonitor.layers import LayerTable, discover
+from bnmonitor.measures import share
 from bnmonitor.recording import snapshot_window
 from bnmonitor.results import HEALTH_CAPS, Alert, LayerSummary, Severity, StepSummary
 from bnmonitor.rules import Finding, Rule, all_rules
@@ -27,6 +33,15 @@ SETTINGS = ("BN301", "BN302", "BN408", "BN504")
 
 PLACES = ("BN801", "BN802", "BN803", "BN804", "BN806")
 """Rules that ask how the layers are connected, which one forward shows."""
+
+MOMENTUM = ("BN301",)
+"""Of these the ones that momentum alone decides, which some files say; one for inference may have momentum 0."""
+
+YIELDS = {"BN105": ("BN101",), "BN707": ("BN101", "BN105", "BN109", "BN701")}
+"""Rules that have nothing to add where others have a finding that explains theirs."""
+
+COLD = "BN303"
+"""The rule that asks how often the statistics were updated."""
 
 UNTRAINED = "BN404"
 """The rule that has nothing to say of a model that was only just made."""
@@ -42,29 +57,55 @@ class Audit(StepSummary):
         spread: By layer the smallest, the middle and the largest running variance; NaN for a layer without.
         offset: By layer the middle distance of the running mean from zero, in deviations.
         kinds: Class name of each layer; empty where only tensors are known.
+        dead: By layer the share of channels that gamma has switched off.
+        updates: By layer ``num_batches_tracked``; None for a layer without.
+        moved: How far each layer is from the reference, the furthest first.
+        estimates: What images showed.
     """
 
     spread: tuple[tuple[float, float, float], ...]
     offset: tuple[float, ...]
     kinds: tuple[str, ...]
+    dead: tuple[float, ...] = ()
+    updates: tuple[int | None, ...] = ()
+    moved: tuple[Moved, ...] = ()
+    estimates: Estimates | None = None
+
+    def _calm(self) -> tuple[str, ...]:
+        """What was looked at, without calling it healthy: neither a file nor a forward shows all that can be wrong."""
+        if not len(self):
+            return ("BatchNorm · no layer with running statistics",)
+        what = f"BatchNorm ✓ {count(len(self), 'layer')}, {count(sum(row.channels for row in self.rows), 'channel')}"
+        shown = "a model can show without training" if any(self.kinds) else "a file can show"
+        return f"{what}: nothing wrong found in what {shown}", f"{what}: nothing wrong found"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types that JSON can hold."""
         keys = ("name", "channels", "health", "gamma_min")
         rows = [{key: _plain(getattr(row, key)) for key in keys} for row in self.rows]
-        more = zip(self.kinds, self.spread, self.offset, strict=True)
-        for row, (kind, spread, offset) in zip(rows, more, strict=True):
+        more = zip(self.kinds, self.spread, self.offset, self.dead, self.updates, strict=True)
+        for row, (kind, spread, offset, dead, updates) in zip(rows, more, strict=True):
             row |= {"kind": kind or None, "running_var": [_plain(v) for v in spread], "offset": _plain(offset)}
+            row |= {"dead": _plain(dead), "updates": updates}
         return {
             "health": self.health,
             "layers": rows,
             "alerts": [alert.to_dict() for alert in self.alerts],
             "skipped": dict(self.skipped),
+            "moved": [{key: _plain(value) for key, value in asdict(each).items()} for each in self.moved],
+            "images": None if self.estimates is None else self.estimates.to_dict(),
         }
 
 
 @torch.no_grad()
-def audit(model: nn.Module, *, settings: bool = True, inputs: Tensor | Sequence[Tensor] | None = None) -> Audit:
+def audit(
+    model: nn.Module,
+    *,
+    settings: bool = True,
+    inputs: Tensor | Sequence[Tensor] | None = None,
+    reference: nn.Module | None = None,
+    estimates: Estimates | None = None,
+) -> Audit:
     """Judge the normalization layers of a model as they are; nothing is trained and nothing changed.
 
     Args:
@@ -72,27 +113,45 @@ def audit(model: nn.Module, *, settings: bool = True, inputs: Tensor | Sequence[
         settings: Whether the modules are the real ones, with momentum, eps and class; False for a checkpoint.
         inputs: What a forward takes, for the rules that ask how the layers are connected. None: for a model whose first
             layer says what it takes, something of that shape; where that does not work these rules are skipped.
+        reference: A model of the same layers that this one began as, or is to be compared with.
+        estimates: The statistics that :func:`bnmonitor.audit.estimate` found on images.
     """
     found = discover({"": model})
     window = _window(found.table, found.modules)
-    left_out = model.left_out if isinstance(model, Norms) else {}
-    skipped = {f"layer {name}": why for name, why in left_out.items()}
-    alerts = _judge(_rules(STATE), window) if len(window.layers) else []
+    skipped = {f"layer {name}": why for name, why in model.left_out.items()} if isinstance(model, Norms) else {}
+    if not len(window.layers):
+        return _report(window, None, (), skipped, settings)
+    stored = read_stored(window, found.modules, model)
+    alerts = stored_alerts(stored)
+    for code in STATE:
+        blamed = {name for a in alerts if a.code in YIELDS.get(code, ()) for name in a.layers if a.severity > 10}
+        alerts += [for_a_file(each, stored) for each in _judge(_rules((code,)), stored.judged(), blamed)]
+    alerts += [for_a_file(each, stored) for each in _judge(_rules((COLD,)), stored.cold())]
     if settings:
-        if len(window.layers) and bool(window.ledger.initial.all()):
+        if bool(window.ledger.initial.all()):
             alerts = [alert for alert in alerts if alert.code != UNTRAINED]
             skipped |= {
                 rule.name: "the model is untrained: all its statistics are initial" for rule in _rules((UNTRAINED,))
             }
-        alerts += _judge(_rules(SETTINGS), window) if len(window.layers) else []
+        alerts += _judge(_rules(SETTINGS), window)
         monitor, why = forward(model, inputs, select=PLACES)
         placed = monitor.alerts if monitor is not None else ()
         alerts += [replace(alert, first_step=0, last_step=0) for alert in placed if alert.code in PLACES]
         skipped |= {rule.name: why for rule in _rules(PLACES)} if why else {}
     else:
-        why = "needs the model itself: bnmonitor audit package.module:factory"
-        skipped |= {rule.name: why for rule in _rules((*SETTINGS, *PLACES))}
-    return _report(window, alerts, skipped, settings)
+        known = MOMENTUM if stored.momentum_known else ()
+        alerts += _judge(_rules(known), window)
+        why = "needs the model itself: give it with --model package.module:factory"
+        skipped |= {rule.name: why for rule in _rules((*SETTINGS, *PLACES)) if rule.code not in known}
+    moved: tuple[Moved, ...] = ()
+    if reference is not None:
+        moved, unlike = moved_layers(reference, model)
+        alerts += reference_alerts(moved, reference, model)
+        skipped |= {f"comparison of {name}": why for name, why in unlike.items()}
+    if estimates is not None:
+        alerts += estimate_alerts(estimates)
+        skipped |= {f"images in {name}": "the layer did not run on them" for name in estimates.not_run}
+    return replace(_report(window, stored, alerts, skipped, settings), moved=moved, estimates=estimates)
 
 
 def _rules(codes: Sequence[str]) -> list[Rule]:
@@ -130,12 +189,14 @@ def _window(layers: LayerTable, modules: Sequence[nn.Module]) -> Window:
     )
 
 
-def _judge(rules: Sequence[Rule], window: Window) -> list[Alert]:
-    """One alert for each rule and severity, with all its layers."""
+def _judge(rules: Sequence[Rule], window: Window, blamed: Collection[str] = ()) -> list[Alert]:
+    """One alert for each rule and severity, with all its layers but those that something else is blamed for."""
     alerts = []
     for rule in rules:
         by_severity: dict[Severity, list[Finding]] = {}
         for finding in rule.check(window):
+            if finding.layer is not None and window.layers.names[finding.layer] in blamed:
+                continue
             by_severity.setdefault(finding.severity, []).append(finding)
         for severity in sorted(by_severity, reverse=True):
             findings = by_severity[severity]
@@ -147,28 +208,24 @@ def _judge(rules: Sequence[Rule], window: Window) -> list[Alert]:
 
 
 def _alert(rule: Rule, finding: Finding, names: Sequence[str]) -> Alert:
-    return Alert(
-        code=rule.code,
-        rule=rule.name,
-        severity=finding.severity,
-        layer=names[0] if names else None,
-        layers=tuple(names),
+    return file_alert(
+        rule,
+        finding.severity,
+        names,
         channels=finding.channels,
-        first_step=0,
-        last_step=0,
-        state="open",
         value=finding.value,
         threshold=finding.threshold,
         message=finding.message,
         advice=finding.advice,
-        url=f"{DOCS}/rules/{rule.code}.md",
     )
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------
 
 
-def _report(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str], settings: bool) -> Audit:
+def _report(
+    window: Window, stored: Stored | None, alerts: Sequence[Alert], skipped: Mapping[str, str], settings: bool
+) -> Audit:
     layers = window.layers
     worst: dict[str, Severity] = {}
     codes: dict[str, tuple[str, ...]] = {}
@@ -206,6 +263,8 @@ def _report(window: Window, alerts: Sequence[Alert], skipped: Mapping[str, str],
         spread=tuple(zip(low.tolist(), middle.tolist(), high.tolist(), strict=True)),
         offset=tuple(offset.tolist()),
         kinds=layers.kinds if settings else ("",) * len(layers),
+        dead=() if stored is None else tuple(share(vanished(stored), window).tolist()),
+        updates=() if stored is None else tuple(None if n != n or n - n else int(n) for n in stored.counts.tolist()),
     )
 
 

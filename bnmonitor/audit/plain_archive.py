@@ -12,6 +12,7 @@ import pickle
 import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,11 +33,18 @@ _DTYPES = {
     "BoolStorage": torch.bool,
 }
 
+_JIT_VALUES = ("build_boollist", "build_doublelist", "build_intlist", "build_tensorlist", "restore_type_tag")
+"""What the archives of TorchScript make lists and typed values by."""
+
 _OPCODES = b".()012NIJKLMGFVXTUacdehjlpqrstubRQ]}\x80\x81\x85\x86\x87\x88\x89\x8a\x8b"
 """Those of protocol 2, which ``torch.save`` writes, without the ones that look objects up in a registry."""
 
 _Base: Any = getattr(pickle, "_Unpickler", None)
 """The unpickler in Python: the one in C reserves as much memory as the file asks for."""
+
+
+DAMAGED = (OSError, ValueError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile)
+"""What reading a damaged zip archive raises; that it is of another kind is a ``RuntimeError`` as well."""
 
 
 class NotPlainError(Exception):
@@ -56,54 +64,86 @@ def read_plain(path: Path, entries: Sequence[zipfile.ZipInfo]) -> Any:
     if _Base is None:
         raise NotPlainError("this Python has no unpickler in Python")
     try:
-        with path.open("rb") as file:
-            records = _Records(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), entries)
-        return _unpickler(records).load()
+        return _unpickler(_Records(Mapped(path, entries))).load()
     except Exception as error:
         raise NotPlainError(f"{type(error).__name__}: {error}") from None
 
 
-class _Records:
-    """The records of an archive, which is mapped into memory."""
+class Mapped:
+    """The entries of an archive that are not compressed, as parts of the file, which is mapped into memory."""
 
-    def __init__(self, mapped: mmap.mmap, entries: Sequence[zipfile.ZipInfo]) -> None:
-        self._mapped, self._entries = mapped, {entry.filename: entry for entry in entries}
-        [pickled] = [name for name in self._entries if name.endswith("/data.pkl")]
-        self._folder = pickled.removesuffix("data.pkl")
-        self._known: dict[tuple[str, torch.dtype], Tensor] = {}
-        order = self.read("byteorder") if f"{self._folder}byteorder" in self._entries else b"little"
-        if order.decode() != sys.byteorder:
-            raise NotPlainError(f"it is {order!r}-endian")
+    def __init__(self, path: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
+        with path.open("rb") as file:
+            self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self.entries = {entry.filename: entry for entry in entries}
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of a record."""
+        """Return the bytes of an entry.
+
+        Raises:
+            NotPlainError: It is compressed, or its header is damaged.
+            KeyError: There is none.
+        """
         start, size = self._find(name)
         return self._mapped[start : start + size]
 
-    def storage(self, key: str, dtype: torch.dtype, count: int) -> Tensor:
-        """Return a storage of so many values as a flat tensor."""
-        known = self._known.get((key, dtype))
-        if known is None:
-            start, size = self._find(f"data/{key}")
-            if not 0 <= count * dtype.itemsize <= size:
-                raise NotPlainError(f"the storage {key} is not as long as it claims")
-            flat = (
-                torch.frombuffer(self._mapped, dtype=dtype, count=count, offset=start)
-                if count
-                else torch.empty(0, dtype=dtype)
-            )
-            self._known[key, dtype] = known = flat
-        return known
+    def values(self, name: str, dtype: torch.dtype, count: int) -> Tensor:
+        """Return the first values of an entry as a flat tensor, a view of the file; raises as :meth:`read` does."""
+        start, size = self._find(name)
+        if not 0 <= count * dtype.itemsize <= size:
+            raise NotPlainError(f"the record {name} is not as long as it claims")
+        if not count:
+            return torch.empty(0, dtype=dtype)
+        return torch.frombuffer(self._mapped, dtype=dtype, count=count, offset=start)
 
     def _find(self, name: str) -> tuple[int, int]:
-        """Where a record begins, and its length."""
-        entry = self._entries[self._folder + name]
+        """Where an entry begins, and its length."""
+        entry = self.entries[name]
         head = self._mapped[entry.header_offset : entry.header_offset + 30]
         start = entry.header_offset + 30 + sum(struct.unpack("<HH", head[26:30]))
         end = start + entry.file_size
         if entry.compress_type != zipfile.ZIP_STORED or head[:4] != b"PK\3\4" or end > len(self._mapped):
             raise NotPlainError(f"the record {name} is compressed, or its header is damaged")
         return start, entry.file_size
+
+
+class _Records:
+    """The records of what ``torch.save`` wrote."""
+
+    def __init__(self, archive: Mapped) -> None:
+        self._archive = archive
+        [pickled] = [name for name in archive.entries if name.endswith("/data.pkl")]
+        self._folder = pickled.removesuffix("data.pkl")
+        self._known: dict[tuple[str, torch.dtype], Tensor] = {}
+        order = self.read("byteorder") if f"{self._folder}byteorder" in archive.entries else b"little"
+        if order.decode() != sys.byteorder:
+            raise NotPlainError(f"it is {order!r}-endian")
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a record."""
+        return self._archive.read(self._folder + name)
+
+    def storage(self, key: str, dtype: torch.dtype, count: int) -> Tensor:
+        """Return a storage of so many values as a flat tensor."""
+        known = self._known.get((key, dtype))
+        if known is None:
+            known = self._archive.values(f"{self._folder}data/{key}", dtype, count)
+            self._known[key, dtype] = known
+        return known
+
+
+class Scripted(dict[str, Any]):
+    """A module of a TorchScript archive: its attributes by name. None of its code is read here.
+
+    Attributes:
+        kind: The name of its class within the archive.
+    """
+
+    kind: ClassVar[str] = ""
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.update({name: value for name, value in state.items() if isinstance(name, str)})
 
 
 def _unpickler(records: _Records) -> Any:
@@ -134,6 +174,14 @@ def _unpickler(records: _Records) -> Any:
         def __call__(self, data: Any, *_: Any) -> Any:
             return data
 
+    class First:
+        """In the place of what gives a list, or a value of a certain type, back."""
+
+        __slots__ = ()
+
+        def __call__(self, value: Any, *_: Any) -> Any:
+            return value
+
     class Unpickler(_Base):  # type: ignore[misc]
         dispatch: ClassVar[dict[int, Any]] = {op: load for op, load in _Base.dispatch.items() if op in _OPCODES}
 
@@ -144,6 +192,10 @@ def _unpickler(records: _Records) -> Any:
                 return Rebuild() if name == "_rebuild_tensor_v2" else Parameter()
             if module == "torch" and name in _DTYPES:
                 return name
+            if module == "__torch__" or module.startswith("__torch__."):
+                return type("Module", (Scripted,), {"kind": f"{module}.{name}"})
+            if module == "torch.jit._pickle" and name in _JIT_VALUES:
+                return First()
             raise NotPlainError(f"it holds a {module}.{name}")
 
         def persistent_load(self, pid: Any) -> Any:

@@ -62,6 +62,9 @@ _EXAMPLES = {
   bnmonitor audit checkpoints/            a directory of them, a line each
   bnmonitor audit package.models:make     a model, before it is trained
   bnmonitor audit package.models:make --input 2,3,224,224
+  bnmonitor audit tuned.pt --reference pretrained.safetensors
+  bnmonitor audit best.ckpt --model package.models:make --images some_images/
+  bnmonitor audit model.safetensors --card CARD.md --badge batchnorm.svg
   bnmonitor audit models/ --baseline known.json --sarif audit.sarif
 """,
     "structure": """examples:
@@ -192,13 +195,25 @@ def parser() -> Parser:
     audit = command(
         "audit",
         "judge a checkpoint or a model without training it",
-        "Judge a checkpoint, all checkpoints in a directory, or a model that package.module:factory is or makes. "
+        "Judge checkpoints (also in several files, exported or as ONNX), all checkpoints in a directory, or a model "
+        "that package.module:factory is or makes. "
         "From a checkpoint only tensors are read, and nothing in it is executed.",
     )
     audit.add_argument("what", nargs="+", metavar="CHECKPOINT_OR_MODEL")
+    audit.add_argument(
+        "--model", metavar="MODEL", help="load checkpoints into this model: package.module:factory, or a name of timm"
+    )
+    audit.add_argument("--reference", metavar="FILE", help="also say what has moved since this checkpoint")
+    audit.add_argument("--images", type=Path, metavar="DIR", help="also estimate the statistics on these images")
+    audit.add_argument(
+        "--pixels", choices=("imagenet", "half", "unit", "raw"), metavar="HOW", help="how the images are normalized: "
+        "imagenet, half (-1 to 1), unit (0 to 1) or raw (0 to 255) (as the model says, else imagenet)",
+    )  # fmt: skip
     _add_input(audit)
     _add_rows(audit, 8, "layers")
     audit.add_argument("--json", action="store_true", help="print JSON")
+    audit.add_argument("--card", type=Path, metavar="FILE", help="write a card in Markdown")
+    audit.add_argument("--badge", type=Path, metavar="FILE", help="write a badge, an SVG")
     _add_fail_on(audit, "something of this severity or worse is found")
     _add_gate(audit)
 

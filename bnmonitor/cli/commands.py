@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnmonitor._text import CHECKPOINTS, printable
+from bnmonitor._text import CHECKPOINTS, INDEX, printable
 from bnmonitor.cli.arguments import NEVER, parser
 from bnmonitor.cli.gates import FINE, FOUND, USAGE, audit_target, gate, run_target
 from bnmonitor.display import say, show
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from torch import Tensor
 
+    from bnmonitor.audit import Audited
     from bnmonitor.results import Alert, Incident
 
 
@@ -132,7 +133,7 @@ def _report(parsed: argparse.Namespace) -> int:
 
 
 def _compare(parsed: argparse.Namespace) -> int:
-    if all(path.is_file() and path.suffix in CHECKPOINTS for path in (parsed.before, parsed.after)):
+    if all(path.is_file() and path.name.endswith((*CHECKPOINTS, INDEX)) for path in (parsed.before, parsed.after)):
         return _drift(parsed)
     from bnmonitor.report.compare import compare, terminal
     from bnmonitor.report.read import NoHistoryError, find, said
@@ -217,7 +218,8 @@ def _export(parsed: argparse.Namespace) -> int:
 
 
 def _audit(parsed: argparse.Namespace) -> int:
-    from bnmonitor.audit import UnreadableError, audit, audit_line, audit_table, checkpoint_files, locate
+    from bnmonitor.audit import Audited, Question, UnreadableError, audit_line, audit_table, checkpoint_files, examine
+    from bnmonitor.gates import Target
 
     paths = []
     for what in parsed.what:
@@ -226,35 +228,67 @@ def _audit(parsed: argparse.Namespace) -> int:
             return _fail(f"no checkpoint in {what}: files that end with {', '.join(CHECKPOINTS)}")
         paths += there
     several = len(paths) > 1 or any(Path(what).is_dir() for what in parsed.what)
-    from bnmonitor.gates import Target
-
-    audits, targets, bare = [], [], []
+    asked = Question(
+        shape=parsed.input,
+        model=parsed.model,
+        reference=parsed.reference,
+        images=parsed.images,
+        pixels=parsed.pixels,
+    )
+    audits: list[Audited] = []
+    targets, bare = [], []
     for path in paths:
+        file = Path(path) if Path(path).exists() else None
         try:
-            found = locate(path)
+            found = examine(path, asked)
         except UnreadableError as error:
             _fail(str(error))
-            targets.append(Target(name=path, path=Path(path) if Path(path).exists() else None, error=str(error)))
+            targets.append(Target(name=path, path=file, error=str(error)))
             continue
         if not found and not several:
-            return _fail(f"{path} holds no normalization layer with running statistics")
+            return _fail(f"{path} {_nothing_to_judge(path)}")
         bare += [] if found else [path]
-        for each in found:
-            one = audit(each.model, settings=each.real, inputs=_example(parsed.input))
-            audits.append((each.name, one))
-            targets.append(audit_target(each.name, one, path))
+        for name, one in found:
+            audits.append(Audited(name=name, path=file, audit=one))
+            targets.append(audit_target(name, one, path))
     if parsed.json:
-        plain = [{"name": name, **found.to_dict()} for name, found in audits]
+        plain = [{"name": each.name, **each.audit.to_dict()} for each in audits]
         print(json.dumps({"schema": 1, "audits": plain}, indent=2, allow_nan=False))
     elif several:
-        for name, one in audits:
-            say(audit_line(one, name))
+        for each in audits:
+            say(audit_line(each.audit, each.name))
         for path in bare:
-            say(f"{printable(path)}: no normalization layer with running statistics")
+            say(f"{printable(path)}: {_nothing_to_judge(path)}")
     else:
-        for name, one in audits:
-            show(audit_table(one, name, rows=parsed.rows))
+        for each in audits:
+            show(audit_table(each.audit, each.name, rows=parsed.rows))
+    if audits and (code := _handed_on(parsed, audits)):
+        return code
     return gate(parsed, targets)
+
+
+def _nothing_to_judge(path: str) -> str:
+    from bnmonitor.audit import is_shipped
+
+    if is_shipped(path):
+        return (
+            "holds no normalization layer, so that nothing is left to judge: if the model had some, the export folded "
+            "them into the layers before; audit the checkpoint that it was exported from"
+        )
+    return "holds no normalization layer with running statistics"
+
+
+def _handed_on(parsed: argparse.Namespace, audits: Sequence[Audited]) -> int:
+    """Write the card and the badge that are asked for; return an exit code if that fails."""
+    from bnmonitor.audit import badge, card
+
+    for file, write in ((parsed.card, card), (parsed.badge, badge)):
+        if file is not None:
+            try:
+                file.write_text(write(audits), encoding="utf-8")
+            except OSError as error:
+                return _fail(f"cannot write {file}: {error.strerror or error}")
+    return FINE
 
 
 def _structure(parsed: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bnmonitor._text import count, number, printable, thousands
+from bnmonitor._text import as_markdown, count, number, printable, thousands
 from bnmonitor.display import QUIET, aside, final_summary, sparkline
 from bnmonitor.report.read import Report
 from bnmonitor.results import Alert, Incident
@@ -40,20 +40,24 @@ def markdown(reports: Sequence[Report], *, rows: int = 8) -> str:
 
 
 def _section(report: Report, rows: int) -> str:
-    lines = [f"### {_plain(report.headline())}", "", f"`{printable(report.run)}`: {_plain(report.about()[0])}"]
+    lines = [
+        f"### {as_markdown(report.headline())}",
+        "",
+        f"`{printable(report.run)}`: {as_markdown(report.about()[0])}",
+    ]
     ill = report.ill()
     if ill:
         lines += ["", "| layer | health | batch σ² | | running gap | γ min | what |", "|---|--:|---|--:|--:|--:|---|"]
         for row in ill[:rows]:
             now = number(row.batch_var[-1]) if row.batch_var else "–"
             cells = [
-                _plain(row.name),
+                as_markdown(row.name),
                 f"{row.health:.0f}",
                 sparkline(row.batch_var),
                 now,
                 f"{row.running_gap:.2f}σ",
                 f"{row.gamma_min:.2f}",
-                _plain(", ".join(row.alerts)),
+                as_markdown(", ".join(row.alerts)),
             ]
             lines.append("| " + " | ".join("–" if cell in ("nan", "nanσ") else cell for cell in cells) + " |")
         rest = len(report.rows) - len(ill[:rows])
@@ -62,7 +66,7 @@ def _section(report: Report, rows: int) -> str:
     lines += ["", *(_item(incident) for incident in ordered)] if ordered else []
     notes = [_note(alert) for alert in report.notes]
     lines += _folded(count(len(notes), "note"), notes)
-    skipped = [f"- `{printable(rule)}` ({_plain(why)})" for rule, why in report.skipped.items()]
+    skipped = [f"- `{printable(rule)}` ({as_markdown(why)})" for rule, why in report.skipped.items()]
     lines += _folded(f"{count(len(skipped), 'rule')} not checked", skipped)
     return "\n".join(lines)
 
@@ -73,22 +77,17 @@ def _folded(title: str, items: Sequence[str]) -> list[str]:
 
 def _item(incident: Incident) -> str:
     code = f" ([{incident.code}]({incident.url}))" if incident.url else ""
-    where = f" · {_plain(incident.where)}" if incident.where else ""
-    head = f"- {incident.severity.mark} **{_plain(incident.title)}**{code}, since step {thousands(incident.first_step)}"
-    detail = f"  \n  {_plain(incident.detail)}" if incident.detail else ""
+    where = f" · {as_markdown(incident.where)}" if incident.where else ""
+    since = f"since step {thousands(incident.first_step)}"
+    head = f"- {incident.severity.mark} **{as_markdown(incident.title)}**{code}, {since}"
+    detail = f"  \n  {as_markdown(incident.detail)}" if incident.detail else ""
     if incident.state == "resolved":
         return f"- ✓ resolved: {head[4:]}{where}, last seen at step {thousands(incident.last_step)}{detail}"
-    return f"{head}{where}{detail}  \n  fix: {_plain(incident.advice)}"
+    return f"{head}{where}{detail}  \n  fix: {as_markdown(incident.advice)}"
 
 
 def _note(alert: Alert) -> str:
-    where = f" in {_plain(alert.layer)}" if alert.layer is not None else ""
-    return f"- {alert.code} {_plain(alert.rule)}{where}, since step {alert.first_step}: {_plain(alert.message)}"
-
-
-def _plain(text: str) -> str:
-    """Return text that Markdown shows as it is; line breaks and HTML are escaped."""
-    text = printable(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    for sign in "\\`*_[]|":
-        text = text.replace(sign, f"\\{sign}")
-    return text
+    where = f" in {as_markdown(alert.layer)}" if alert.layer is not None else ""
+    return (
+        f"- {alert.code} {as_markdown(alert.rule)}{where}, since step {alert.first_step}: {as_markdown(alert.message)}"
+    )

@@ -127,7 +127,7 @@ def test_a_directory_tells_of_files_without_a_layer(tmp_path: Path, capsys: pyte
     torch.save({"x": torch.zeros(3)}, tmp_path / "b.pt")
     assert main(["audit", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "b.pt: no normalization layer" in lines[1]
+    assert "b.pt: holds no normalization layer" in lines[1]
 
 
 def test_factories_that_make_nothing_to_judge(

@@ -131,7 +131,7 @@ def read_again(log_dir: Path) -> None:
     page = command_line("report", str(log_dir), "--html", "-")
     assert page.startswith("<!doctype html>") or "<html" in page[:200]
     assert json.loads(command_line("report", str(log_dir), "--json"))["runs"]
-    assert "1 layer, 8 channels healthy" in command_line("audit", str(log_dir / "model.ckpt"))
+    assert "1 layer, 8 channels: nothing wrong found" in command_line("audit", str(log_dir / "model.ckpt"))
 
 
 def tab(log_dir: Path) -> None:

@@ -17,6 +17,8 @@ class LayerNeverCalled(Rule):
     ## What it does
     Flags layers that had no update, no gradient and no observed call in the first twenty training steps.
 
+    ``bnmonitor audit`` notes layers with less than a twentieth of the updates of the median layer.
+
     ## Why is this bad?
     It may be intended: an unused head, or a branch for later. Otherwise the forward pass skips the layer: a subclass
     with a forward that does not call its parent's, a layer that ``__init__`` makes and the forward forgets, or a layer

@@ -25,6 +25,9 @@ class InitialStatisticsInUse(Rule):
     a count of operations) have mixed into 0 and 1. An evaluation after the first training step must have used these
     values, or the layer must run in evaluation mode during training.
 
+    In a file, ``bnmonitor audit`` says how many layers that are: all, or some, as of a checkpoint that was loaded by
+    halves. A model that is as it was made is a note.
+
     ## Why is this bad?
     The layer does not normalize at all: it only applies gamma and beta. Everything after it sees a distribution that it
     was not trained on. The usual causes are a frozen layer in a network that was never trained, a checkpoint without

@@ -25,6 +25,9 @@ class LeakingFreeze(Rule):
     after a frozen layer. It is an error once the running statistics have moved far from where they were when the
     monitor was attached.
 
+    ``bnmonitor audit`` with a ``--reference`` finds it: gamma and beta are those of the reference bit for bit, and
+    the running statistics are not.
+
     ## Why is this bad?
     ``requires_grad_(False)``, ``torch.no_grad()`` and leaving parameters out of the optimizer do not stop the running
     statistics. The features that were meant to stay fixed change with every batch of the new data, and a checkpoint

@@ -23,6 +23,8 @@ class HalfPrecisionBuffers(Rule):
     update. Also flags such a layer at any momentum if its running statistics did not change over the whole window
     although a sampled batch was far from them. Opens one alert for all affected layers.
 
+    ``bnmonitor audit`` reports values of a float16 file at 65504, the largest of that type, as an error.
+
     ## Why is this bad?
     An update adds ``momentum * (batch - running)``. bf16 keeps 8 bits: an addend smaller than half of the last bit
     leaves the running value unchanged. The running statistics stop short of the true value and stay there. Measured in

@@ -23,6 +23,8 @@ class HalfPrecisionHeadroom(Rule):
     ## What it does
     On sampled steps, takes the largest absolute value of each layer's input, if that input is fp16.
 
+    ``bnmonitor audit`` notes statistics and parameters that fp16 could not hold, should the model be converted.
+
     ## Why is this bad?
     fp16 ends at 65 504. The layer normalizes any scale away, so nothing keeps the output of the convolution before it
     small. Autocast passes that output on as it is: beyond the end of fp16 it is infinite, the running mean becomes

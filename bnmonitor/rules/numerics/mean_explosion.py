@@ -22,6 +22,8 @@ class MeanExplosion(Rule):
     Takes the median of ``abs(running_mean) / sqrt(running_var + eps)`` over the channels of a layer. Flags the layer if
     this median is above ``limit`` and has grown ``growth``-fold against the layer's own baseline.
 
+    ``bnmonitor audit``, which knows no baseline, flags a median above 100 behind another layer, and any above 1e4.
+
     ## Why is this bad?
     The layer subtracts a number that is much larger than what is left. In float32 the difference loses digits; in half
     precision it is mostly rounding error. It also means that the input of the layer is nearly constant: the weights or

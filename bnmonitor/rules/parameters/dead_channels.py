@@ -25,6 +25,9 @@ class DeadChannels(Rule):
     ``beta / abs(gamma)`` is below -3.1 before a ReLU or ReLU6. If activations were sampled since then, they must agree.
     The share of dead channels in a layer decides the severity.
 
+    ``bnmonitor audit`` knows no start and no gradient: it counts gammas below a hundredth of the model's usual one, and
+    warns if those are three quarters of a layer, beside others that are far larger. An exact 0 is taken for pruned.
+
     ## Why is this bad?
     The output of the channel is constant, its gradient is zero, and only weight decay still acts on it, so it cannot
     recover. The remaining channels have to do the work of all.

@@ -31,6 +31,8 @@ class ColdStatistics(Rule):
     A first validation after a few updates is an info: the next one cures it. It is a warning or an error if people
     will act on the evaluation: a test or a prediction, the last evaluation of the run, or the third in a row.
 
+    ``bnmonitor audit`` goes by the count of updates in the file, if the values agree with it.
+
     ## Why is this bad?
     The evaluation normalizes with a mixture of the data and of numbers that were never measured. Its result is too bad,
     and improves from one evaluation to the next only because those numbers lose weight.

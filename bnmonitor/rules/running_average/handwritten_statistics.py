@@ -33,6 +33,9 @@ class HandwrittenStatistics(Rule):
     step, those of one that remembers many by ``-1 / 2``, and a slow drift of the weights does not show in them. It is
     an info, and a warning if the statistics surely remember hardly more than one batch.
 
+    In ``bnmonitor audit``, a note on statistics that no update is counted for; a warning if some layers have other
+    statistics than in the ``--reference``, and no weight has changed.
+
     ## Why is this bad?
     It need not be. But ``momentum`` says nothing of what that code does, and rules that need the batches cannot judge
     the layer. An average of one batch makes evaluation as noisy as training mode, and a swapped convention of momentum

@@ -27,6 +27,9 @@ class StaleStatistics(Rule):
     jump, which the running statistics catch up with, does not count as a lag. The rule judges the median channel of a
     layer over two consecutive windows.
 
+    ``bnmonitor audit`` compares stored statistics with those of ``--images``, and with a ``--reference`` names a layer
+    that has moved far more than all others.
+
     ## Why is this bad?
     Evaluation normalizes with the statistics of a network that no longer exists. Validation loss jumps or oscillates
     while training is smooth, and recovers when the learning rate decays.

@@ -1,0 +1,205 @@
+"""Formats other than a plain state dict: what comes back, and one sentence for what is damaged."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from bnmonitor.audit import UnreadableError, checkpoint_files, is_shipped, read_checkpoint
+from bnmonitor.cli import main
+from tests.audit import onnx_bytes
+from tests.audit.files import (
+    Net,
+    State,
+    Write,
+    exported,
+    keras,
+    onnx,
+    safetensors,
+    scripted,
+    sharded_bin,
+    sharded_safetensors,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
+
+LAYERS = {"stem.1", "block.bn1", "block.bn2", "head.0"}
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    model = Net(8)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            nn.init.uniform_(module.weight)
+            module.running_mean = torch.randn(8)
+            module.running_var = torch.rand(8) + 0.1
+            module.num_batches_tracked = torch.tensor(300)
+    return model.state_dict()
+
+
+def norms(path: Path) -> dict[str, nn.Module]:
+    (model,) = read_checkpoint(path).values()
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.BatchNorm1d)}
+
+
+@pytest.mark.parametrize("write", [safetensors, sharded_safetensors, sharded_bin, keras, onnx])
+def test_every_layer_comes_back_with_its_values(tmp_path: Path, state: State, write: Write) -> None:
+    found = norms(write(state, tmp_path))
+    assert set(found) == LAYERS
+    for name, layer in found.items():
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            assert torch.equal(getattr(layer, part), state[f"{name}.{part}"])
+        assert layer.eps == pytest.approx(1e-3 if write is keras else 1e-5)
+
+
+def test_exported_programs_state_eps_and_momentum(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=0.002, momentum=0.03)).eval()
+    torch.export.save(torch.export.export(model, (torch.randn(2, 3, 5, 5),)), tmp_path / "m.pt2")
+    torch.jit.save(torch.jit.script(model), tmp_path / "scripted.pt")
+    torch.jit.save(torch.jit.trace(model, torch.randn(2, 3, 5, 5)), tmp_path / "traced.pt")
+    layer = {"1": onnx_bytes.layer_of(model[1])}
+    (tmp_path / "m.onnx").write_bytes(onnx_bytes.model(layer, eps=0.002, momentum=0.97))
+    for name in ("m.pt2", "scripted.pt", "traced.pt", "m.onnx"):
+        (found,) = norms(tmp_path / name).values()
+        assert (found.eps, found.momentum) == (pytest.approx(0.002), pytest.approx(0.03)), name
+        assert is_shipped(tmp_path / name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_types_of_every_width_come_back(tmp_path: Path, state: State, dtype: torch.dtype) -> None:
+    cast = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+    save_file(cast, tmp_path / "m.safetensors")
+    assert torch.equal(norms(tmp_path / "m.safetensors")["stem.1"].running_var, cast["stem.1.running_var"])
+    assert torch.equal(norms(onnx(cast, tmp_path))["stem.1"].running_var, cast["stem.1.running_var"])
+
+
+def test_values_of_an_onnx_file_may_be_fields_of_their_own(tmp_path: Path, state: State) -> None:
+    (tmp_path / "m.onnx").write_bytes(onnx_bytes.model({"a.bn": onnx_bytes.layer_in(state, "head.0")}, typed=True))
+    assert torch.equal(norms(tmp_path / "m.onnx")["a.bn"].running_var, state["head.0.running_var"])
+
+
+def test_a_pruned_gamma_is_multiplied_by_its_mask(tmp_path: Path) -> None:
+    layer = nn.BatchNorm1d(3)
+    nn.utils.prune.l1_unstructured(layer, "weight", 1)  # type: ignore[no-untyped-call]
+    torch.save({f"bn.{name}": t for name, t in layer.state_dict().items()}, tmp_path / "m.pt")
+    (found,) = norms(tmp_path / "m.pt").values()
+    assert int((found.weight == 0).sum()) == 1
+
+
+def test_a_folded_model_has_nothing_left_to_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()))
+    torch.jit.save(model, tmp_path / "m.pt")
+    assert main(["audit", str(tmp_path / "m.pt")]) == 2
+    said = capsys.readouterr().err
+    assert "nothing is left to judge" in said
+    assert said.count("\n") == 1
+
+
+def test_an_index_stands_for_its_files(tmp_path: Path, state: State) -> None:
+    index = sharded_safetensors(state, tmp_path)
+    save_file(state, tmp_path / "whole.safetensors")
+    assert checkpoint_files(tmp_path) == [index, tmp_path / "whole.safetensors"]
+
+
+# -- damage to the file ------------------------------------------------------------------------------------------------
+
+
+def header(change: Callable[[dict[str, object]], object]) -> Callable[[Path], Path]:
+    def damage(path: Path) -> Path:
+        whole = path.read_bytes()
+        (size,) = struct.unpack("<Q", whole[:8])
+        text = json.loads(whole[8 : 8 + size])
+        changed = json.dumps(change(text) or text).encode()
+        path.write_bytes(struct.pack("<Q", len(changed)) + changed + whole[8 + size :])
+        return path
+
+    return damage
+
+
+def cut(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:-40])
+    return path
+
+
+def no_json(path: Path) -> Path:
+    path.write_bytes(struct.pack("<Q", 5) + b"hello")
+    return path
+
+
+def empty(path: Path) -> Path:
+    path.write_bytes(b"")
+    return path
+
+
+SAFETENSORS = {
+    "cut off": (cut, "lies outside the file"),
+    "no JSON": (no_json, "its header is not JSON"),
+    "empty": (empty, "is not a valid safetensors file"),
+    "a list": (header(lambda _: ["a"]), "not a mapping"),  # type: ignore[arg-type,return-value]
+    "no place": (header(lambda h: h.update({"bn.running_mean": {"dtype": "F32"}})), "does not say where"),
+    "another shape": (header(lambda h: h["stem.1.bias"].update(shape=[9])), "not what its shape"),  # type: ignore[attr-defined]
+    "an overlap": (
+        header(lambda h: h.update({"again": dict(h["stem.1.bias"])})),  # type: ignore[call-overload]
+        "two of its tensors overlap",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", SAFETENSORS)
+def test_damaged_safetensors_give_a_sentence(tmp_path: Path, state: State, damage: str) -> None:
+    change, why = SAFETENSORS[damage]
+    save_file(state, tmp_path / "m.safetensors")
+    with pytest.raises(UnreadableError, match=why) as caught:
+        read_checkpoint(change(tmp_path / "m.safetensors"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_index_gives_a_sentence(tmp_path: Path, state: State) -> None:
+    index = sharded_safetensors(state, tmp_path)
+    places = json.loads(index.read_text())
+    for change, why in (
+        ({"weight_map": {**places["weight_map"], "x": "../secret.safetensors"}}, "not a file beside it"),
+        ({"weight_map": {**places["weight_map"], "x": "model-00003.safetensors"}}, "is missing"),
+        ({"weight_map": {**places["weight_map"], "x": next(iter(places["weight_map"].values()))}}, "has no 'x'"),
+        ({"weights": {}}, "no weight_map"),
+        ([], "no weight_map"),
+    ):
+        index.write_text(json.dumps(change))
+        with pytest.raises(UnreadableError, match=why):
+            read_checkpoint(index)
+    index.write_text("{")
+    with pytest.raises(UnreadableError, match="not a valid index"):
+        read_checkpoint(index)
+
+
+@pytest.mark.parametrize("write", [onnx, exported, scripted])
+def test_a_file_cut_anywhere_gives_a_sentence_or_layers(tmp_path: Path, write: Write) -> None:
+    path = write(Net().state_dict(), tmp_path)
+    whole = path.read_bytes()
+    for part in range(1, 30):
+        path.write_bytes(whole[: len(whole) * part // 30])
+        try:
+            found = read_checkpoint(path)
+        except UnreadableError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+        else:
+            assert write is onnx or not found, part
+
+
+def test_weights_of_an_onnx_file_are_not_sought_elsewhere(tmp_path: Path, state: State) -> None:
+    held = onnx_bytes.layer_in(state, "head.0")
+    for place, why in (("../secret", "outside its directory"), ("data.bin", "keeps its weights in")):
+        (tmp_path / "m.onnx").write_bytes(onnx_bytes.model({"bn": held}, beside=place))
+        with pytest.raises(UnreadableError, match=why):
+            read_checkpoint(tmp_path / "m.onnx")
+    (tmp_path / "data.bin").write_bytes(held["running_mean"].numpy().tobytes())
+    found = norms(tmp_path / "m.onnx")
+    assert torch.equal(found["bn"].running_mean, held["running_mean"])
