@@ -36,7 +36,7 @@ def a_checkpoint(path: Path, *ruined: int) -> str:
     model = nn.Sequential(*(nn.BatchNorm1d(3) for _ in range(4)))
     for i, layer in enumerate(model):
         layer.running_mean.fill_(0.5)  # type: ignore[operator, union-attr]
-        layer.num_batches_tracked.fill_(9)  # type: ignore[operator, union-attr]
+        layer.num_batches_tracked.fill_(900)  # type: ignore[operator, union-attr]
         if i in ruined:
             layer.running_var[1] = float("nan")  # type: ignore[index]
     path.parent.mkdir(exist_ok=True)
