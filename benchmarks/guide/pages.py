@@ -77,7 +77,7 @@ def _mean(interval: Interval) -> str:
 def _difference(verdict: Verdict, ratio: bool) -> str:
     d = verdict.difference
     ends = f"[{number(d.low, 2)}, {number(d.high, 2)}]"
-    return f"×{number(d.mean, 2)} {ends}" if ratio else f"{number(d.mean, 2)} {ends}"
+    return f"{'×' if ratio else ''}{number(d.mean, 2)} {ends}".replace("-", "−")
 
 
 def numbers(results: Results) -> str:
@@ -114,15 +114,18 @@ def page(experiment: Experiment, results: Results) -> str:
     """The Markdown page of an experiment."""
     text = filled((TEXTS / f"{experiment.name}.md").read_text(encoding="utf-8"), results)
     title = text.partition("\n")[0].removeprefix("# ")
-    seeds = f"{results.seeds} seeds, which change the data held out, the weights and the order of the batches; "
+    seeds = (
+        f"Each setting is measured with {results.seeds} seeds, which change the data held out, the weights and the "
+        "order of the batches. Numbers are means, with the 95 % interval of Student's t. A claim holds if the interval "
+        "of the difference, taken seed by seed, is on its side of zero (of one, for a ratio). "
+        f"Again: `python -m benchmarks.guide {experiment.name}`."
+    )
     for mark, written in {
         "picture": f"![{title} {caption(experiment)}](../pictures/guide/{experiment.name}-light.svg)",
         "claims": verdicts(results),
         "numbers": numbers(results),
         "setup": SETUP,
-        "seeds": f"{seeds}means with 95 % intervals of Student's t. A claim holds if the interval of the difference, "
-        "taken seed by seed, is on its side of zero (of one, for a ratio).\nAgain: "
-        f"`python -m benchmarks.guide {experiment.name}`.",
+        "seeds": textwrap.fill(seeds, 120, break_long_words=False, break_on_hyphens=False),
     }.items():
         text = text.replace(f"<!-- {mark} -->", written)
     return text
@@ -154,7 +157,7 @@ def index(results: Mapping[str, Results]) -> str:
     counts = {outcome.replace(" ", "_"): str(every.count(outcome)) for outcome in OUTCOMES}
     for name, value in {"experiments": str(len(results)), "claims": str(len(every)), **counts}.items():
         text = text.replace(f"{{{{{name}}}}}", value)
-    setup = (TEXTS / "setup.py.txt").read_text(encoding="utf-8")
+    setup = (TEXTS / "setup.txt").read_text(encoding="utf-8")
     return text.replace("<!-- pages -->\n", "\n".join(lines)).replace("<!-- setup -->", f"```python\n{setup}```")
 
 

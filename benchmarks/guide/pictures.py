@@ -107,20 +107,17 @@ def draw(experiment: Experiment, results: Results, mode: str, path: Path) -> Non
     import matplotlib.pyplot as plt
 
     maps = [key for key in experiment.maps if "map" in results.setting(key) and results.setting(key)["map"]["steps"]]
-    count = len(experiment.panels) + len(maps)
-    columns = min(count, 2)
-    rows = -(-count // columns)
+    wide = len(experiment.panels) == 1  # the maps beside the panel, or below the panels
     with mpl.rc_context(style(mode)):
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(4.4 * columns, 2.9 * rows), layout="constrained", squeeze=False
-        )
-        every = list(axes.flat)
-        for panel, ax in zip(experiment.panels, every, strict=False):
+        figure = plt.figure(figsize=(8.8, 3.4 if wide else 4.9), layout="constrained")
+        upper, lower = figure.subfigures(1, 2) if wide else figure.subfigures(2, 1, height_ratios=(3.3, 1.6))
+        for panel, ax in zip(
+            experiment.panels, upper.subplots(1, len(experiment.panels), squeeze=False).flat, strict=True
+        ):
             (_course if panel.course else _sweep)(experiment, results, panel, ax, mode)
-        for key, ax in zip(maps, every[len(experiment.panels) :], strict=False):
+        shape = (len(maps), 1) if wide else (1, len(maps))
+        for key, ax in zip(maps, lower.subplots(*shape, squeeze=False).flat if maps else (), strict=True):
             _map(results, key, ax, mode)
-        for ax in every[count:]:
-            ax.set_visible(False)
         figure.savefig(path, metadata={"Date": None, "Creator": None})
         plt.close(figure)
     path.write_text(_smaller(path.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
@@ -195,7 +192,7 @@ def _course(experiment: Experiment, results: Results, panel: Panel, ax: Any, mod
     ]
     names = [panel.metric]
     if len(keys) == 1:
-        names = [name for name in results.setting(keys[0])["courses"]]
+        names = list(results.setting(keys[0])["courses"])
     several = len({key[0] for key in keys}) > 1, len({key[1] for key in keys}) > 1
     number = 0
     for key in keys:
@@ -235,7 +232,8 @@ def _axes(ax: Any, panel: Panel, label: str, lines: int) -> None:
     ax.set_xlabel(panel.x)
     ax.set_title(f"{label}, {panel.title}" if panel.title else label)
     if lines > 1:
-        ax.legend()
+        columns = 3 if lines > 4 else 2
+        ax.legend(loc="upper left", bbox_to_anchor=(-0.05, -0.24), ncols=columns, columnspacing=1.2, handlelength=1.6)
 
 
 def _map(results: Results, key: Key, ax: Any, mode: str) -> None:

@@ -52,7 +52,7 @@ def run(experiments: Sequence[Experiment], seeds: int, jobs: int) -> Iterator[tu
 
 
 def save(experiment: Experiment, parts: dict[tuple[Key, int], dict[str, Any]], seeds: int) -> None:
-    """Write the results of the first seeds, a line for each setting, so that a change of one is a change of one line."""
+    """Write the results of the first seeds, each setting in a line of its own."""
     found = {label(key): joined([parts[key, seed] for seed in range(seeds)]) for key in experiment.settings}
     head = {"experiment": experiment.name, "seeds": list(range(seeds)), "torch": torch.__version__}
     lines = ",\n".join(f"{json.dumps(name, ensure_ascii=False)}: {json.dumps(part)}" for name, part in found.items())

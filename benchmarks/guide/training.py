@@ -9,9 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -31,6 +29,7 @@ class Trained:
     Attributes:
         model: The network, in evaluation mode.
         data: What it was trained on.
+        monitor: What watched it: its window has the last 64 steps.
         run: The recorded run, as :func:`bnmonitor.open` gives it; its files are there until :func:`training` ends.
         loss: The loss of each step.
         seen: What was measured on the way, by name: step and value.
@@ -38,6 +37,7 @@ class Trained:
 
     model: nn.Module
     data: Data
+    monitor: Monitor
     run: Run
     loss: list[float]
     seen: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
@@ -61,13 +61,6 @@ class Trained:
     def train_accuracy(self) -> float:
         """Share of the training samples that are right, in percent, in evaluation mode."""
         return accuracy(self.model, self.data.x, self.data.y)
-
-
-def by_step(run: Run, layer: str, statistic: str) -> NDArray[np.float32]:
-    """``[N, C]``: a statistic of the steps that the flight record keeps each in a row of its own."""
-    series = run.series(layer, statistic)
-    found: NDArray[np.float32] = series.mean[series.first == series.last]
-    return found
 
 
 def steps_to(loss: list[float], below: float) -> int:
@@ -176,4 +169,4 @@ def training(
                     for name, value in found.items():
                         seen.setdefault(name, []).append((step + 1, value))
         model.eval()
-        yield Trained(model, data, bnmonitor.open(folder).only, losses, seen)
+        yield Trained(model, data, watched, bnmonitor.open(folder).only, losses, seen)

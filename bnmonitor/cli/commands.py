@@ -399,10 +399,11 @@ def _guide(parsed: argparse.Namespace) -> int:
 def _grid(rows: Sequence[Sequence[str]]) -> RenderableType:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(*rows[0], box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(*map(Text, rows[0]), box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows[1:]:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -43,7 +43,7 @@ def measure(context: Context, way: str, size: int) -> Measured:
             freeze(model, affine=way == "head only, frozen")
     if way == "as it is":
         return Measured({"target": accuracy(model, target.held_x, target.held_y), "source": _of(model, source)})
-    with training(lambda: model, few, seed=context.seed, steps=context.steps(80), lr=0.02, batch=size) as done:
+    with training(lambda: model, few, seed=context.seed, steps=context.steps(60), lr=0.02, batch=size) as done:
         found = {"target": accuracy(done.model, target.held_x, target.held_y)}
         if head.weight.requires_grad and way.startswith("head only"):
             done.model[-1] = kept

@@ -7,10 +7,10 @@ import math
 from torch import nn
 
 from .. import data, networks
-from ..experiment import Claim, Context, Experiment, Measured, Metric, Panel, number
+from ..experiment import Claim, Context, Experiment, Measured, Metric, Panel, Results, number
 from ..training import loss_of, training
 
-DEPTH = 30
+DEPTH = 20
 KINDS = {
     "BatchNorm": (networks.batch, False),
     "no norm, default weights": (networks.none, False),
@@ -59,7 +59,7 @@ def measure(context: Context, kind: str) -> Measured:
         model.load_state_dict(state)
 
     with training(
-        lambda: networks.mlp(norm, depth=DEPTH), of, seed=context.seed, steps=context.steps(100), lr=0.01, before=before
+        lambda: networks.mlp(norm, depth=DEPTH), of, seed=context.seed, steps=context.steps(60), lr=0.01, before=before
     ) as done:
         end = norms(done.model, of)  # type: ignore[arg-type]
         places = [float(n) for n in range(1, DEPTH + 1)]
@@ -81,7 +81,7 @@ EXPERIMENT = Experiment(
     measure=measure,
     metrics=(
         Metric("start", "factor per layer, at the start", log=True),
-        Metric("end", "factor per layer, after 100 steps", log=True),
+        Metric("end", "factor per layer, after 60 steps", log=True),
         Metric("accuracy", "held-out accuracy, %"),
     ),
     claims=(
@@ -110,7 +110,7 @@ EXPERIMENT = Experiment(
     ),
     panels=(
         Panel("at_start", "layer", "gradient norm", course=True, log_y=True, title="at the start"),
-        Panel("at_end", "layer", "gradient norm", course=True, log_y=True, title="after 100 steps"),
+        Panel("at_end", "layer", "gradient norm", course=True, log_y=True, title="after 60 steps"),
     ),
     maps=(("BatchNorm", ""),),
     facts=facts,

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 
 from .. import data, networks
-from ..experiment import Claim, Context, Experiment, Measured, Metric, Panel, number
+from ..experiment import Claim, Context, Experiment, Measured, Metric, Panel, Results, number
 from ..training import training
 
-SCALES = (0.01, 0.1, 1.0, 3.0, 10.0)
+SCALES = (0.01, 0.1, 1.0, 10.0)
 NORMS = {"BatchNorm": networks.batch, "no norm": networks.none}
 
 

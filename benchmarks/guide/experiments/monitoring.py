@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .. import data, networks
-from ..experiment import Claim, Context, Experiment, Measured, Metric, Panel
+from ..experiment import Claim, Context, Experiment, Measured, Metric, Panel, Results
 from ..training import training
 
 
@@ -80,7 +80,7 @@ EXPERIMENT = Experiment(
         (network, fault): {"fault": fault, "network": network}
         for network, faults in (
             ("CNN", tuple(FAULTS)),
-            ("MLP", ("none", "learning rate 30", "beta of −4", "batches of 2")),
+            ("MLP", ("none", "learning rate 30")),
         )
         for fault in faults
     },

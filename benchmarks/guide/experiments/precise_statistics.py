@@ -15,11 +15,11 @@ from ..training import loss_of, predicted, training
 
 RATES = (0.05, 0.5, 2.0)
 MANY = (32, 256, 1024)
-EVERY = 10
+EVERY = 20
 
 
 def measure(context: Context, rate: float, momentum: float) -> Measured:
-    """Train, and evaluate with the running averages and with statistics of some samples, for the weights as they are."""
+    """Train, and evaluate with the running averages and with statistics for the weights as they are."""
     of = data.digits(context.seed)
 
     def loss(model: nn.Module) -> float:
@@ -41,12 +41,12 @@ def measure(context: Context, rate: float, momentum: float) -> Measured:
         seed=context.seed,
         steps=context.steps(100),
         lr=rate,
-        every=EVERY,
+        every=6 if context.tiny else EVERY,
         measure=both,
     ) as done:
         x = [float(step) for step, _ in done.seen["ema"]]
         courses = {name: (x, [value for _, value in points]) for name, points in done.seen.items()}
-        at = {"early": min(1, len(x) - 1), "late": -1}
+        at = {"early": 0, "late": -1}
         values = {
             f"{name}_{when}": courses[name][1][place] for when, place in at.items() for name in ("ema", *_precise())
         }
