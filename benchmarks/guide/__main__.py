@@ -20,7 +20,8 @@ def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.guide", description="Run the experiments of the guide.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="of experiments; none: all of them")
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="of each setting (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many for each setting (%(default)s)")
+    parser.add_argument("--missing", action="store_true", help="keep the results that are there, and add seeds")
     parser.add_argument("--jobs", type=int, default=2, help="processes (%(default)s)")
     parser.add_argument("--pages", action="store_true", help="train nothing, write the pages of the results there are")
     given = parser.parse_args()
@@ -30,8 +31,8 @@ def main() -> None:
     chosen = [each for each in EXPERIMENTS if each.name in (given.names or known)]
     if not given.pages:
         begin = time.perf_counter()
-        for experiment, seeds, seconds in run(chosen, given.seeds, given.jobs):
-            print(f"{experiment.name:20} {seeds} of {given.seeds} seeds, {seconds:6.1f} s of training", flush=True)
+        for experiment, there, seconds in run(chosen, given.seeds, given.jobs, anew=not given.missing):
+            print(f"{experiment.name:20} {there} seeds, {seconds:6.1f} s of training", flush=True)
         print(f"{'in all':20} {time.perf_counter() - begin:7.1f} s")
     for path in write(EXPERIMENTS):
         print(path)

@@ -178,11 +178,7 @@ class Interval:
 
     @classmethod
     def of(cls, values: Sequence[float], metric: Metric | None = None) -> Interval:
-        """That of the values of the seeds.
-
-        >>> Interval.of([1.0, 2.0, 3.0])
-        Interval(mean=2.0, low=-0.4841377117503..., high=4.4841377117503..., digits=3)
-        """
+        """That of the values of the seeds."""
         log = metric is not None and metric.log
         x = np.asarray(values, float)
         with np.errstate(all="ignore"):
@@ -202,11 +198,7 @@ class Interval:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A number with so many significant digits, and none behind the point if it is large.
-
-    >>> number(123.4), number(0.01234), number(1.0), number(2.5e6), number(-0.0001)
-    ('123', '0.0123', '1.00', '2.5e+06', '-1.0e-04')
-    """
+    """A number with so many significant digits, and none behind the point if it is large: ``123``, ``1.00``."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     if not 1e-3 <= abs(value) < 1e5:
@@ -314,15 +306,17 @@ def measured(experiment: Experiment, key: Key, context: Context) -> dict[str, An
     }
 
 
-def joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a setting gave with each seed, in one."""
-    maps = [part["map"] for part in parts if part["map"]]
+def added(setting: Mapping[str, Any] | None, part: Mapping[str, Any]) -> dict[str, Any]:
+    """What a setting gave with some seeds, and what it gave with one more; None: with none."""
+    values, courses, causes, kept = setting["values"] if setting else {}, {}, Counter(part["causes"]), part["map"]
+    for name, (x, y) in part["courses"].items():
+        courses[name] = {"x": x, "y": [*(setting["courses"][name]["y"] if setting else []), y]}
+    if setting:
+        causes += Counter(setting["causes"])
+        kept = kept or setting.get("map")
     return {
-        "values": {name: [part["values"][name] for part in parts] for name in parts[0]["values"]},
-        "courses": {
-            name: {"x": parts[0]["courses"][name][0], "y": [part["courses"][name][1] for part in parts]}
-            for name in parts[0]["courses"]
-        },
-        "causes": dict(sorted(Counter(cause for part in parts for cause in part["causes"]).items())),
-        **({"map": maps[0]} if maps else {}),
+        "values": {name: [*values.get(name, []), value] for name, value in part["values"].items()},
+        "courses": courses,
+        "causes": dict(sorted(causes.items())),
+        **({"map": kept} if kept else {}),
     }

@@ -26,6 +26,7 @@ PACKAGED = ROOT / "bnmonitor" / "guide" / "texts"
 PICTURES = ROOT / "docs" / "pictures" / "guide"
 
 MARK = re.compile(r"\{\{([^}]+)\}\}")
+SHORT = re.compile(r"<!-- short: (.*?) -->\n\n", re.DOTALL)
 OUTCOMES = {"holds": "holds", "does not hold": "**does not hold**", "not shown": "not shown"}
 SETUP = "The program begins with [the setup of all programs](../guide.md#the-setup-of-the-programs)."
 
@@ -112,7 +113,7 @@ def _place(x: float | str) -> str:
 
 def page(experiment: Experiment, results: Results) -> str:
     """The Markdown page of an experiment."""
-    text = filled((TEXTS / f"{experiment.name}.md").read_text(encoding="utf-8"), results)
+    text = filled(SHORT.sub("", (TEXTS / f"{experiment.name}.md").read_text(encoding="utf-8")), results)
     title = text.partition("\n")[0].removeprefix("# ")
     seeds = (
         f"Each setting is measured with {results.seeds} seeds, which change the data held out, the weights and the "
@@ -146,16 +147,18 @@ def index(results: Mapping[str, Results]) -> str:
     text = (TEXTS / "index.md").read_text(encoding="utf-8")
     lines = []
     for group, members in GROUPS.items():
-        lines += [f"## {group}", "", "| question | claims that hold | do not hold | not shown |", "|---|---|---|---|"]
+        lines += [f"## {group}", "", "| question | in short | claims: hold, do not, not shown |", "|---|---|---|"]
         for experiment in (each for each in members if each.name in results):
-            title = (TEXTS / f"{experiment.name}.md").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+            text = (TEXTS / f"{experiment.name}.md").read_text(encoding="utf-8")
+            title = text.partition("\n")[0].removeprefix("# ")
+            short = " ".join(filled(SHORT.findall(text)[0], results[experiment.name]).split())
             outcomes = [each.outcome for each in results[experiment.name].verdicts()]
-            cells = " | ".join(str(outcomes.count(outcome)) for outcome in OUTCOMES)
-            lines.append(f"| [{title}](guide/{experiment.name}.md) | {cells} |")
+            counts = ", ".join(str(outcomes.count(outcome)) for outcome in OUTCOMES)
+            lines.append(f"| [{title}](guide/{experiment.name}.md) | {short} | {counts} |")
         lines.append("")
     every = [each.outcome for result in results.values() for each in result.verdicts()]
-    counts = {outcome.replace(" ", "_"): str(every.count(outcome)) for outcome in OUTCOMES}
-    for name, value in {"experiments": str(len(results)), "claims": str(len(every)), **counts}.items():
+    times = {outcome.replace(" ", "_"): str(every.count(outcome)) for outcome in OUTCOMES}
+    for name, value in {"experiments": str(len(results)), "claims": str(len(every)), **times}.items():
         text = text.replace(f"{{{{{name}}}}}", value)
     setup = (TEXTS / "setup.txt").read_text(encoding="utf-8")
     return text.replace("<!-- pages -->\n", "\n".join(lines)).replace("<!-- setup -->", f"```python\n{setup}```")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from benchmarks.guide.experiment import (
     Measured,
     Metric,
     Results,
-    joined,
+    added,
     label,
     measured,
     number,
@@ -114,7 +115,9 @@ def decided(left: list[float], right: list[float], *, less: bool = False, log: b
     data = {
         "seeds": list(range(len(left))),
         "settings": {
-            label(key): joined([{"values": {"score": v}, "courses": {}, "causes": [], "map": None} for v in values])
+            label(key): reduce(
+                added, [{"values": {"score": v}, "courses": {}, "causes": [], "map": None} for v in values], None
+            )
             for key, values in zip(keys, (left, right), strict=True)
         },
     }

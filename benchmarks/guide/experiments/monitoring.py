@@ -95,9 +95,6 @@ EXPERIMENT = Experiment(
             "CNN: a learning rate of 30 shows in the variance", "variance", ("CNN", "learning rate 30"), ("CNN", "none")
         ),
         Claim(
-            "MLP: a learning rate of 30 shows in the variance", "variance", ("MLP", "learning rate 30"), ("MLP", "none")
-        ),
-        Claim(
             "CNN: inputs that are not standardized show in the mean",
             "offset",
             ("CNN", "input not standardized"),
