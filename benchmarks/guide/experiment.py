@@ -98,7 +98,6 @@ class Claim:
         left: The setting that should win.
         right: The setting that it is compared with.
         less: Whether the smaller number wins.
-        expected: What came out when the page was written: ``holds``, ``does not hold`` or ``not shown``.
         against: The number of the right setting, if it is another one.
     """
 
@@ -107,7 +106,6 @@ class Claim:
     left: Key
     right: Key
     less: bool = False
-    expected: str = "holds"
     against: str = ""
 
 

@@ -57,9 +57,9 @@ def test_an_experiment_measures_what_its_page_shows(experiment: Experiment) -> N
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda each: each.name)
-def test_the_results_are_of_five_seeds_and_of_every_setting(experiment: Experiment) -> None:
+def test_the_results_are_of_several_seeds_and_of_every_setting(experiment: Experiment) -> None:
     results = Results.read(experiment)
-    assert results.seeds >= 5
+    assert results.seeds >= 3
     assert list(results.data["settings"]) == [label(key) for key in experiment.settings]
     for key in experiment.settings:
         assert all(len(results.values(key, metric.name)) == results.seeds for metric in experiment.metrics)
@@ -74,7 +74,7 @@ def test_the_pages_say_what_was_measured() -> None:
 
 
 def test_the_texts_were_written_for_these_results() -> None:
-    assert list(unexpected()) == []
+    assert list(unexpected()) == [], "read the text again, and say in its last line what it was written for"
 
 
 def test_another_number_makes_another_page() -> None:

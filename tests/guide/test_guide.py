@@ -38,7 +38,7 @@ def test_a_page_fits_the_terminal_and_has_no_marks(page: Page, capsys: pytest.Ca
     assert main(["guide", page.name]) == 0
     out = capsys.readouterr().out
     assert out.startswith(page.title)
-    assert "bnmonitor says" in " ".join(out.split())
+    assert "\nWhat bnmonitor sees\n" in out
     assert f"guide/{page.name}.md" in out
 
 

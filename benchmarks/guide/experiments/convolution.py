@@ -87,7 +87,6 @@ EXPERIMENT = Experiment(
             "worth",
             ("convolution, photographs", 8),
             ("dense, digits", 8),
-            expected="not shown",
         ),
         Claim(
             "Batch 8: a value of a photograph is worth less than one of a dense layer",

@@ -89,7 +89,6 @@ EXPERIMENT = Experiment(
             ("MLP", "BatchNorm"),
             ("MLP", "no norm"),
             less=True,
-            expected="not shown",
         ),
         Claim(
             "Gradients turn less with BatchNorm than without",
@@ -97,7 +96,6 @@ EXPERIMENT = Experiment(
             ("MLP", "BatchNorm"),
             ("MLP", "no norm"),
             less=True,
-            expected="not shown",
         ),
         Claim(
             "Noisy BatchNorm trains faster than no norm",
@@ -112,7 +110,6 @@ EXPERIMENT = Experiment(
             ("MLP", "BatchNorm"),
             ("MLP", "noisy BatchNorm"),
             less=True,
-            expected="not shown",
         ),
         Claim(
             "Noisy BatchNorm has more shift than BatchNorm",

@@ -97,7 +97,6 @@ EXPERIMENT = Experiment(
             ("BatchNorm", ""),
             ("no norm, He weights", ""),
             less=True,
-            expected="does not hold",
         ),
         Claim(
             "Training levels the gradients of BatchNorm",

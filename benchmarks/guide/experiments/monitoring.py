@@ -106,7 +106,6 @@ EXPERIMENT = Experiment(
             "accuracy",
             ("CNN", "none"),
             ("CNN", "input not standardized"),
-            expected="not shown",
         ),
     ),
     panels=(Panel("variance", "", log_y=True, only=("CNN",)), Panel("offset", "", only=("CNN",))),

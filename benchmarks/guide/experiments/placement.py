@@ -56,14 +56,12 @@ EXPERIMENT = Experiment(
             "accuracy",
             ("plain, before", 0.1),
             ("plain, after", 0.1),
-            expected="not shown",
         ),
         Claim(
             "Residual, rate 0.1: preactivation is better than before",
             "accuracy",
             ("residual, preactivation", 0.1),
             ("residual, before", 0.1),
-            expected="not shown",
         ),
         Claim(
             "Residual, rate 1: preactivation is better than before",

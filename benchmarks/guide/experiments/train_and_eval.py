@@ -78,7 +78,6 @@ EXPERIMENT = Experiment(
             "late",
             ("same data", 1.0),
             ("same data", 0.1),
-            expected="not shown",
         ),
         Claim("The gap is larger on changed data", "late", ("changed data", 0.1), ("same data", 0.1)),
         Claim(
@@ -86,14 +85,12 @@ EXPERIMENT = Experiment(
             "early",
             ("same data", 1.0),
             ("same data", 0.1),
-            expected="not shown",
         ),
         Claim(
             "On the same data, evaluation at a rate of 0.1 is better than at 1",
             "evaluation",
             ("same data", 0.1),
             ("same data", 1.0),
-            expected="not shown",
         ),
     ),
     panels=(Panel("gap", "step", "training − evaluation, points", course=True),),
