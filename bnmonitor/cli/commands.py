@@ -401,7 +401,9 @@ def _grid(rows: Sequence[Sequence[str]]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*map(Text, rows[0]), box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in rows[0]:
+        table.add_column(Text(title))
     for row in rows[1:]:
         table.add_row(*map(Text, row))
     return table
