@@ -5,14 +5,14 @@ VENV ?= .venv
 SEED ?= 289434586
 # How long `make fuzz` begins new programs.
 SECONDS ?= 3600
-# What `make detection` and `make power` are called with, such as --seeds 5 --networks 3 --jobs 4.
+# What `make detection`, `make power` and `make guide` are called with, such as --seeds 5 --networks 3 --jobs 4.
 ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 TSC := --allowJs --checkJs --noEmit --strict --skipLibCheck --target es2022 --module esnext --moduleResolution bundler --lib es2023,dom,dom.iterable
 
-.PHONY: help demo test test-integrations fuzz inject lint format bench detection power public-faults docs test-docs test-package test-versions golden pictures clean
+.PHONY: help demo test test-integrations fuzz inject lint format bench detection power public-faults guide docs test-docs test-package test-versions golden pictures clean
 
 help:
 	@echo "make demo      install, then train three small networks and see what is found"
@@ -30,6 +30,7 @@ help:
 	@echo "make detection inject faults, train sound networks, and write down what was found"
 	@echo "make power     measure how small a fault the rules find, and what it costs"
 	@echo "make public-faults  play published faults again, and write down what is said"
+	@echo "make guide     measure what is said of batch normalization, and write the pages of the guide"
 	@echo "make pictures  make the pictures of the README anew from a real run (needs chromium)"
 
 $(BIN)/pip:
@@ -143,6 +144,9 @@ power: $(VENV)/dev.stamp
 
 public-faults: $(VENV)/dev.stamp
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/public_faults/run.py
+
+guide: $(VENV)/dev.stamp
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.guide $(ARGS)
 
 pictures: $(VENV)/dev.stamp
 	@$(BIN)/python docs/gen_pictures.py

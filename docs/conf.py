@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from bnmonitor._text import DOCS as ADDRESS  # noqa: E402
 from bnmonitor._version import __version__  # noqa: E402
+from bnmonitor.guide import all_pages  # noqa: E402
 from bnmonitor.symptoms.pages import ORDER  # noqa: E402
 
 project = "bnmonitor"
@@ -62,6 +63,7 @@ nitpick_ignore_regex = [("py:.*", r"(?!bnmonitor\.).*")]
 NAVIGATION = {
     "What is wrong with my training?": ["Find it by what you see <symptoms>", *(f"symptoms/{name}" for name in ORDER)],
     "Begin": ["quickstart", "getting-started", "recipes", "integrations", "examples", "faq"],
+    "BatchNorm in practice": ["What is said, measured <guide>", *(f"guide/{page.name}" for page in all_pages())],
     "What it says": ["causes", "rules", "remedies", "notifications"],
     "Reading a run": ["tensorboard", "report", "audit", "ci", "format"],
     "How it works": ["how-it-works", "layer-kinds", "training", "distributed"],
@@ -163,12 +165,22 @@ def framed(found: re.Match[str]) -> str:
     return f"````{{container}} example {kind}\n{found[0]}````\n"
 
 
+def both(found: re.Match[str]) -> str:
+    """Return a picture of the guide as it is in the light and in the dark."""
+    return "\n\n".join(
+        f"```{{image}} {found[2]}-{mode}.svg\n:alt: {found[1]}\n:class: only-{mode}\n```" for mode in ("light", "dark")
+    )
+
+
 def read(app: Any, name: str, content: list[str]) -> None:
     """Give Sphinx a page, with what only the site has."""
     text = content[0]
     if name in COPIES:
         text = re.sub(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)", link, COPIES[name].read_text(encoding="utf-8"))
-    text = re.sub(r"\]\(\.\./(?!rules/|causes/|symptoms/)([^)#\s]+)(#[^)\s]*)?\)", link, text)
+    if name.startswith("guide/"):
+        text = re.sub(r"^!\[([^\]]*)\]\((\S+)-light\.svg\)$", both, text, flags=re.MULTILINE)
+    else:
+        text = re.sub(r"\]\(\.\./(?!rules/|causes/|symptoms/)([^)#\s]+)(#[^)\s]*)?\)", link, text)
     text = re.sub(r"^(?:Wrong|Right|bnmonitor says)\b[^\n]*:\n\n```\w+\n.*?^```\n", framed, text, flags=re.M | re.S)
     if name == "examples":
         text = sources(text)

@@ -84,6 +84,8 @@ class Block(NamedTuple):
         python = self.language == "python"
         if self.folder == "docs/symptoms":
             return "tests/symptoms/test_programs.py"
+        if python and (self.folder == "docs/guide" or self.page == "docs/guide.md"):
+            return "tests/guide/test_programs.py"
         if python and self.body.startswith(">>>"):
             return "the doctests of test_docs.py"
         if any(page in (self.page, self.folder) and mark in (self.language, *self._marks()) for page, mark in NOT_RUN):

@@ -33,6 +33,7 @@ ORDER = (
         "report",
         "tensorboard_plugin",
         "symptoms",
+        "guide",
     ),
     # Measuring.
     *("layers", "window", "measures", "graph", "sampling", "distributed", "context", "recording"),

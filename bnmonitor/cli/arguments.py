@@ -23,6 +23,7 @@ _MAIN = """examples:
   bnmonitor audit model.ckpt       what is wrong with a checkpoint
   bnmonitor diagnose nan           what it may be, by what you see
   bnmonitor explain BN304          what a rule or a cause means, and what to do
+  bnmonitor guide                  BatchNorm in practice, measured
 
 every command has examples of its own: bnmonitor report --help
 exit codes: 0 fine, 1 something was found, 2 the input cannot be used
@@ -97,6 +98,11 @@ _EXAMPLES = {
   bnmonitor explain stale-statistics        or by its name
   bnmonitor explain learning-rate-too-high  the cause of an incident
   bnmonitor explain BN304 --json            for a script
+""",
+    "guide": """examples:
+  bnmonitor guide                every page, by what it is about
+  bnmonitor guide learning-rate  one page
+  bnmonitor guide --json         for a script
 """,
 }
 
@@ -246,6 +252,15 @@ def parser() -> Parser:
     explain = command("explain", "explain a rule, or the cause of an incident")
     explain.add_argument("rule", help="code or name, such as BN304, stale-statistics or small-batch")
     explain.add_argument("--json", action="store_true", help="print JSON")
+
+    guide = command(
+        "guide",
+        "read the guide to BatchNorm",
+        "Read a page of the guide, which tries on real data what is said of batch normalization. Without a name, list "
+        "the pages. Nothing is looked up elsewhere.",
+    )
+    guide.add_argument("page", nargs="?", metavar="PAGE", help="name of a page, such as learning-rate")
+    guide.add_argument("--json", action="store_true", help="print JSON")
 
     return main
 

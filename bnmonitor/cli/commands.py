@@ -367,6 +367,48 @@ def _diagnose(parsed: argparse.Namespace) -> int:
     return FINE
 
 
+def _guide(parsed: argparse.Namespace) -> int:
+    from bnmonitor.guide import all_pages, described_page, find_page, near_page, parts
+
+    if not parsed.page:
+        if parsed.json:
+            print(json.dumps({"schema": 1, "pages": [described_page(page) for page in all_pages()]}, indent=2))
+            return FINE
+        group = ""
+        for page in all_pages():
+            if page.group != group:
+                say(("\n" if group else "") + page.group)
+                group = page.group
+            say(f"  {page.name:<19}  {page.title}")
+        return FINE
+    try:
+        page = find_page(parsed.page)
+    except ValueError as error:
+        return _fail(f"{error}{near_page(parsed.page)}; `bnmonitor guide` lists the pages")
+    if parsed.json:
+        print(json.dumps({"schema": 1, **described_page(page)}, indent=2))
+        return FINE
+    for part in parts(page):
+        if isinstance(part, str):
+            say(part)
+        else:
+            show(_grid(part))
+    return FINE
+
+
+def _grid(rows: Sequence[Sequence[str]]) -> RenderableType:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in rows[0]:
+        table.add_column(Text(title))
+    for row in rows[1:]:
+        table.add_row(*map(Text, row))
+    return table
+
+
 def _explain(parsed: argparse.Namespace) -> int:
     from bnmonitor.diagnosis import CAUSES, Cause, explained_cause, find_cause, plain_cause
     from bnmonitor.rules import all_rules, explained, find, near, plain
@@ -408,4 +450,5 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "rules": _rules,
     "diagnose": _diagnose,
     "explain": _explain,
+    "guide": _guide,
 }

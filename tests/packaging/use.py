@@ -57,6 +57,7 @@ def without_torch() -> None:
     assert command_line("--version").startswith("bnmonitor ")
     assert command_line("diagnose", "nan after hours").startswith("NaN after hours")
     assert len(json.loads(command_line("diagnose", "--json"))["symptoms"]) == 14
+    assert command_line("guide", "learning-rate").startswith("How high can the learning rate be?")
     assert "torch" not in sys.modules
 
 
