@@ -39,8 +39,9 @@ class Layers(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm1d(c) for c in channels)
         for norm in self.norms:
             norm.weight.grad, norm.bias.grad = torch.randn_like(norm.weight), torch.randn_like(norm.bias)
-        self._means = [norm.running_mean for norm in self.norms]
-        self._variances = [norm.running_var for norm in self.norms]
+        # As PyTorch's forward writes: autograd counts no write through ``data``, and a counted one is another code's.
+        self._means = [norm.running_mean.data for norm in self.norms]
+        self._variances = [norm.running_var.data for norm in self.norms]
         self._affine = [t.detach() for norm in self.norms for t in (norm.weight, norm.bias)]
         self._counts = [norm.num_batches_tracked for norm in self.norms]
 

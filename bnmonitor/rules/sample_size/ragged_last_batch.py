@@ -153,7 +153,7 @@ class RaggedLastBatch(Rule):
         if not mask.any() or not past:
             return []
         recent = window.last(past)
-        noise = step_noise(recent, mask)
+        noise = step_noise(recent, mask, self.least_layer)
         small = (noise.times_smaller > 1 / self.warn_share) & (noise.least > self.least_layer)
         hits = small & (noise.errors > self.errors)
         again = small & (noise.errors > self.errors_again)
