@@ -138,11 +138,7 @@ def _facts(rule: Rule) -> list[str]:
         f"| needs | {_needs(rule) or 'nothing beyond the layers themselves'} |",
         f"| runs by default | {'yes' if rule.default else 'no'} |",
         f"| an alert opens | {opens} |",
-        *(
-            [f"| judged | every {rule.every} steps, and at each check once it has found something |"]
-            if rule.every
-            else []
-        ),
+        *([judged] if rule.every else []),
     ]
 
 
