@@ -99,10 +99,10 @@ def _far_from_each_other(points: Array) -> list[int]:
 def _k_means(points: Array, middle: Array) -> Array:
     """The nearest of some centers of each point, as they move to the middle of their points (Lloyd 1982): ``[t]``."""
     which = np.arange(len(middle))
-    number = None
+    number: Array | None = None
     for _ in range(_ROUNDS):
         # The square of a point does not change which center is nearest to it.
-        new = (np.square(middle).sum(1) - 2 * (points @ middle.T)).argmin(1)
+        new: Array = (np.square(middle).sum(1) - 2 * (points @ middle.T)).argmin(1)
         if number is not None and (new == number).all():
             break
         number = new

@@ -114,7 +114,10 @@ class StepSummary:
     @property
     def cost(self) -> str:
         """How much of the training's time bnmonitor took, in words; empty if it is unknown."""
-        return "" if math.isnan(self.overhead) else f"bnmonitor took {100 * self.overhead:.2g} % of the time"
+        if math.isnan(self.overhead):
+            return ""
+        percent = 100 * self.overhead
+        return f"bnmonitor took {f'{percent:.2g}' if percent < 10 else round(percent)} % of the time"
 
     @property
     def span(self) -> str:

@@ -19,6 +19,9 @@ logger = logging.getLogger("bnmonitor")
 KEPT = 9
 """Most samples that are kept."""
 
+FIRST = 4
+"""Samples that are taken whatever they cost."""
+
 MOST_LEFT_OUT = 4
 """Most samples in a row that are left out to save time."""
 
@@ -120,7 +123,7 @@ class SampleSchedule:
         """Place the hooks if the coming step is due for a sample by its count; without a count it is."""
         if not self._every or not modules or not (count is None or self._again or count % self._every == 0):
             return
-        if count is not None and not self._again and self._left_out < MOST_LEFT_OUT and self.sparing():
+        if count is not None and not self._again and self._spares():
             self._left_out += 1
             return
         self._left_out = 0
@@ -129,6 +132,10 @@ class SampleSchedule:
             self.sampler.attach(modules, self._models)
         elif self.probe is not None and self.sampler.structure is None and not self.probe.kept:
             self.probe.attach_compiled(modules)
+
+    def _spares(self) -> bool:
+        """Whether a sample that is due is left out: never one of the first, which show what kind of training it is."""
+        return len(self.samples) >= FIRST and self._left_out < MOST_LEFT_OUT and self.sparing()
 
     def trace(self, step: int, layers: LayerTable, modules: Sequence[nn.Module], trained: Sequence[bool]) -> None:
         """Describe the graph of a compiled model by one forward of the uncompiled module, if a batch was kept."""
