@@ -100,7 +100,9 @@ def main() -> None:
         for _ in range(STEPS):
             model.update()
             copies.append(clock(copy))
-        with Monitor(model, optimizer=optimizer, sample_every_n_steps=0, log_every_n_steps=0, sinks=[]) as monitor:
+        with Monitor(
+            model, optimizer=optimizer, sample_every_n_steps=0, log_every_n_steps=0, sinks=[], max_overhead=None
+        ) as monitor:
             plain, checked = [], []
             for step in range(WARM_UP + STEPS):
                 model.update()

@@ -63,7 +63,7 @@ class Session:
         self.settings, self.recorder, self.facts = settings, recorder, facts
         self._run = run
         self._chosen = settings.chosen_rules()
-        # Rules of the catalogue draw no random numbers and change no settings: to look after that costs a tenth of them.
+        # Rules of the catalogue draw no random numbers and change no settings, which costs a tenth of them to ensure.
         own = all(type(rule).__module__.startswith("bnmonitor.") for rule in self._chosen)
         self._rules_at_work = nullcontext if own else undisturbed
         self.optimizers: list[Optimizer] = []

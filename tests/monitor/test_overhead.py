@@ -148,4 +148,4 @@ def test_the_summary_says_how_much_it_took(free: Trained, dear: Trained) -> None
     assert replace(dear.summary, overhead=0.00312).cost == "bnmonitor took 0.31 % of the time"
     assert replace(dear.summary, overhead=0.5).cost == "bnmonitor took 50 % of the time"
     assert replace(dear.summary, overhead=math.nan).cost == ""
-    assert dear.summary.to_dict()["overhead"] == dear.share
+    assert dear.summary.to_dict()["overhead"] == dear.summary.overhead
