@@ -30,6 +30,7 @@ RESNET_50 = (
 SIZES = (RESNET_50, 1000 * (256,))
 WARM_UP = 100
 CHECKS = 30
+QUIET: dict[str, Any] = {"sample_every_n_steps": 0, "log_every_n_steps": 0, "sinks": [], "max_overhead": None}
 PARTS = {"advance": "read the tape, count the updates", "settle": "follow the baseline"}
 
 
@@ -44,17 +45,23 @@ def timed(call: Callable[..., Any], into: list[float]) -> Callable[..., Any]:
     return noted
 
 
+def chained(monitor: Monitor) -> None:
+    """Tell a monitor that its layers lie in a chain, and give it a sample, as a network would."""
+    recorder, count = monitor._recorder, len(monitor.layers)
+    recorder.sampling.sampler._tracer.structure = Structure(
+        producer_trains=(True,) * count, consumers=(("relu",),) * count, places=in_a_row(count)
+    )
+    recorder.sampling.samples.append(make_sample(recorder.layers, values=100_000))
+    monitor._session.absent = dict
+
+
 def measure(channels: Sequence[int]) -> dict[str, float]:
     """Return the milliseconds of each part of a check."""
     model, seconds = Layers(channels), defaultdict[str, list[float]](list)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Monitor(model, optimizer=optimizer, sample_every_n_steps=0, log_every_n_steps=0, sinks=[]) as monitor:
-        recorder, count = monitor._recorder, len(channels)
-        recorder.sampling.sampler._tracer.structure = Structure(
-            producer_trains=(True,) * count, consumers=(("relu",),) * count, places=in_a_row(count)
-        )
-        recorder.sampling.samples.append(make_sample(recorder.layers, values=100_000))
-        monitor._session.absent = dict
+    with Monitor(model, optimizer=optimizer, **QUIET) as monitor:
+        recorder = monitor._recorder
+        chained(monitor)
         for rule in monitor._session.book.rules:
             object.__setattr__(rule, "check", timed(rule.check, seconds[f"{rule.code} {rule.name}"]))
         for name, part in PARTS.items():

@@ -39,6 +39,8 @@ class AlertBook:
         self._ordered: tuple[list[Rule], list[Rule]] = [], []
         self._log = AlertLog()
         self._candidates = Candidates()
+        self._waiting: set[str] = set()
+        """Codes of the rules that have left out a check since they last judged."""
 
     @property
     def alerts(self) -> list[Alert]:
@@ -82,8 +84,9 @@ class AlertBook:
         for rule in self._in_order():
             too_early = window.facts.untrained and not rule.untrained
             too_early |= not len(window.layers) and not rule.without_layers
-            now = rule.moment in moments or (rule.at_end and "end" in moments)
-            if too_early or not now or unmet(rule.needs, absent or {}):
+            last = rule.at_end or rule.code in self._waiting
+            now = rule.moment in moments or (last and "end" in moments)
+            if too_early or not now or unmet(rule.needs, absent or {}) or self._waits(rule, window.fresh, moments):
                 continue
             try:
                 findings = judge(rule, self._special.get(rule.code, ()), window)
@@ -102,6 +105,18 @@ class AlertBook:
             findings = [f for f in findings if f.layer is None or window.layers.names[f.layer] not in taken]
             events += self._update(rule, findings, window, (*unjudged, *taken))
         return events
+
+    def _waits(self, rule: Rule, fresh: int, moments: Collection[str]) -> bool:
+        """Whether a rule leaves out this check: it has found nothing, and has judged most of these steps before."""
+        if not rule.every:
+            return False
+        related = {rule.code, *rule.yields_to, *(other.code for other in self.rules if rule.code in other.yields_to)}
+        due = self._candidates.passed(rule.every, fresh) or "end" in moments
+        if due or related & self._candidates.codes:
+            self._waiting.discard(rule.code)
+            return False
+        self._waiting.add(rule.code)
+        return True
 
     def _in_order(self) -> list[Rule]:
         """The rules in the order in which they run, sorted again only after the rules have changed."""

@@ -53,6 +53,10 @@ class Candidates:
         """Count the steps that a check looks at."""
         self._clock += steps
 
+    def passed(self, steps: int, fresh: int) -> bool:
+        """Return whether the last ``fresh`` steps have passed a multiple of some steps."""
+        return self._clock // steps != (self._clock - fresh) // steps
+
     @property
     def codes(self) -> set[str]:
         """Codes of the rules that have a candidate."""

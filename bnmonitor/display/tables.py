@@ -124,6 +124,7 @@ def _beside(summary: StepSummary) -> list[RenderableType]:
         if row.recovery:
             blind.setdefault(row.recovery, []).append(printable(row.name))
     lines = {
+        "cost:": [summary.cost] if summary.cost else [],
         "not checked:": unchecked(summary.skipped),
         "no batch σ²:": [f"{listing(names, 3)}: {why}" for why, names in sorted(blind.items())],
     }

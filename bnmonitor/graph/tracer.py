@@ -71,6 +71,11 @@ class Tracer:
             self._owners |= {id(p): (name, of) for p in module._parameters.values() if p is not None}
 
     @property
+    def seconds(self) -> float:
+        """Time spent in the hooks."""
+        return self._hooks.seconds
+
+    @property
     def refused(self) -> bool:
         """Whether a module was given no hook."""
         return self._hooks.refused

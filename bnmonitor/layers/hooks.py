@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from time import perf_counter
 from typing import Any
 from weakref import WeakSet, ref
 
@@ -61,6 +62,8 @@ class Hooks:
         self._handles: dict[int, list[RemovableHandle]] = {}
         self._modules: dict[int, nn.Module] = {}
         self._ran: set[int] = set()
+        self.seconds = 0.0
+        """Time spent in the functions that were called."""
         self.refused = False
         """Whether a module was given no hook since the last removal, as a compiled graph may guard those it has."""
         self._placing: nn.Module | None = None
@@ -218,7 +221,9 @@ class _Hook:
             if becomes_graph():
                 return
             self._hooks.ran(module)
+            began = perf_counter()
             self._call(module, args, output)
+            self._hooks.seconds += perf_counter() - began
         except Exception as error:
             if only is not None:
                 raise

@@ -100,5 +100,5 @@ def _complete(array: Array) -> bool:
 
 
 def _array(values: Tensor) -> Array:
-    array: Array = values.detach().numpy()
+    array: Array = (values.detach() if values.requires_grad else values).numpy()
     return array

@@ -137,11 +137,14 @@ class LayerTable:
         """
         if max(self.channels, default=0) <= FEW:
             return None
-        spans = [
-            range(start, start + c, -(-c // FEW) or 1) for start, c in zip(self.offsets, self.channels, strict=False)
-        ]
+        spans = map(self.some_of, range(len(self)))
         at = [torch.arange(s.start, s.stop, s.step, device="cpu") for s in spans]
         return torch.cat(at), Segments([len(each) for each in at])
+
+    def some_of(self, layer: int) -> slice:
+        """Return the channels of :attr:`some` that stand for a layer."""
+        start, channels = self.offsets[layer], self.channels[layer]
+        return slice(start, start + channels, -(-channels // FEW) or 1)
 
     @cached_property
     def owner(self) -> Tensor:

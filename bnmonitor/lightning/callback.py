@@ -59,6 +59,8 @@ class BatchNormMonitor(CallbackBase):
         probe: Allow rules that need an extra forward on a kept batch at the start of a validation.
         flight_bytes: Most bytes of the flight record, which keeps every channel of the whole run beside the history;
             0: none is written.
+        max_overhead: Part of the training's time that the monitor may take, such as 0.01 for 1 %; beyond that, and ten
+            seconds, it checks and samples less often, never less than once a window. None: no limit.
         include: Glob patterns over layer names; a layer is watched if one matches.
         exclude: Glob patterns; a layer is not watched if one matches.
         select: Rules to run: codes, prefixes, names, "default" or "all".
@@ -89,6 +91,7 @@ class BatchNormMonitor(CallbackBase):
         window: int = 64,
         probe: bool = False,
         flight_bytes: int = FLIGHT_BYTES,
+        max_overhead: float | None = 0.01,
         include: Sequence[str] = ("*",),
         exclude: Sequence[str] = (),
         select: Sequence[str] = ("default",),

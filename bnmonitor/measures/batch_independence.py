@@ -318,7 +318,9 @@ def _beyond_one_factor(scaled: Tensor, lag: int, plan: Plan) -> tuple[float, flo
     # Always without the largest: with heavy tails the samples seen have no outlier of those that the batches had.
     keep = len(changes) - max(len(changes) // 8, 2 * (plan.left_out or 0))
     changes = changes[changes.square().sum(1).argsort()[:keep]]
-    strengths = torch.linalg.svdvals(changes).square() / len(changes) / changes.shape[1]
+    # The squares of the singular values are the eigenvalues of the inner products, and these take a third of the time.
+    inner = changes @ changes.T if len(changes) <= changes.shape[1] else changes.T @ changes
+    strengths = torch.linalg.eigvalsh(inner).flip(0).clamp(min=0) / len(changes) / changes.shape[1]
     rest = float(strengths[1:].sum())
     freedom = rest**2 / max(float(strengths[1:].square().sum()), 1e-30)
     return rest, rest / max(float(strengths.sum()), 1e-30), max(freedom, 1.0)

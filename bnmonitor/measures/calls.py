@@ -61,6 +61,8 @@ def call_distances(calls: Sequence[CallMoments]) -> tuple[float, float, float, f
         kurtosis of all calls together, as a few samples do not show the tails of their distribution. Of many pairs the
         most different ones differ more by chance: their noise is so much larger that three of it stay as rare.
     """
+    if len(calls) < 2:
+        return float("nan"), 0.0, float("nan"), 0.0
     tails, wider = _pooled_kurtosis(calls[:MOST_CALLS]), _of_the_most_different(len(calls[:MOST_CALLS]))
     shifts, ratios = [(float("nan"), 0.0)], [(float("nan"), 0.0)]
     for a, b in combinations(calls[:MOST_CALLS], 2):

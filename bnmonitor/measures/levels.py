@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import inf, lgamma, log
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bnmonitor.measures.batches import normalizing
+from bnmonitor.measures.clusters import OUTLIERS, clusters, lower_median, without_trend
 from bnmonitor.measures.reductions import _some, once
 from bnmonitor.measures.robust import mean_over_steps
 from bnmonitor.measures.running_lag import settled
@@ -26,25 +28,6 @@ MOST_LAYERS = 8
 
 LEAST_STEPS = 40
 """Least number of steps with known batch statistics."""
-
-LEAST_MEMBERS = 4
-"""Least number of steps at one level."""
-
-MOST_LEVELS = 6
-"""Most levels, with outliers; of more, a window holds too few steps of each."""
-
-DIRECTIONS = 3
-"""Directions in which the steps vary most, in which levels are looked for."""
-
-NEAR = 0.42
-"""Largest distance of a step from the nearest one, as a part of the typical distance, for a closer look."""
-
-AWAY = 4.5
-"""Least distance of two levels, in deviations of their own steps: halves of a normal distribution have 2.7, of a
-uniform one 3.5."""
-
-OUTLIERS = 0.1
-"""Part of the steps that may be at no level."""
 
 LEAST_SWITCHES = 0.2
 """Part of the steps at which the level must change: it is drawn again and again, and does not change once."""
@@ -107,10 +90,10 @@ def path_levels(window: Window) -> Levels:
     for layer in spread.where(judged, 0.0).topk(min(MOST_LAYERS, length)).indices.tolist():
         if not judged[layer]:
             continue
-        rows, at = _rows(window, layer)
-        level = _grouped(rows) if len(rows) >= LEAST_STEPS else None
-        if level is None or int(level.max()) == 0:
+        found = _grouped(window, layer)
+        if found is None:
             continue
+        level, at = found
         placed = level[level >= 0]
         if int((placed[1:] != placed[:-1]).sum()) < LEAST_SWITCHES * len(placed):
             continue
@@ -139,75 +122,31 @@ def _spread(window: Window) -> Tensor:
     ).sqrt()
 
 
-def _rows(window: Window, layer: int) -> tuple[Tensor, Tensor]:
-    """Means in deviations and halved logs of the variances, ``[t, 2c]``, and the positions of their steps, ``[t]``."""
+def _grouped(window: Window, layer: int) -> tuple[Tensor, Tensor] | None:
+    """The level of each step, numbered from 0 and -1 for a step at no level, and the positions of the steps: ``[t]``.
+
+    Of each step count the means, in deviations, and the halved logs of the variances. None where there are no levels.
+    """
     span = window.layers.span(layer)
-    mean, var = window.batch_mean[:, span].double(), window.batch_var[:, span].double() + window.layers.eps[layer]
-    known = (window.updates[:, layer] == 1) & mean.isfinite().any(1) & var.isfinite().any(1)
-    mean, log = mean[known], var[known].clamp(min=1e-30).log() / 2
-    good = mean.isfinite().all(0) & log.isfinite().all(0)
-    mean, log = mean[:, good], log[:, good]
-    at = known.nonzero().flatten()
-    if not len(at) or not mean.shape[1]:
-        return mean[:0], at[:0]
-    scale = log.median(0).values.exp()
-    rows = torch.cat([mean / scale, log], 1)
-    rows = (rows - rows.median(0).values).clamp(-3, 3)
+    mean, var = (rows[:, span].numpy() for rows in (window.batch_mean, window.batch_var))
+    known = (window.updates[:, layer] == 1).numpy() & np.isfinite(mean).any(1) & np.isfinite(var).any(1)
+    at = known.nonzero()[0]
+    if len(at) < LEAST_STEPS:
+        return None
+    # The channels first: then each one lies in one piece.
+    mean, var = (np.ascontiguousarray((rows if len(at) == len(rows) else rows[at]).T) for rows in (mean, var))
+    log = torch.from_numpy(var).add(window.layers.eps[layer]).clamp_(min=1e-30).log_().div_(2).numpy()
+    good = np.isfinite(mean).all(1) & np.isfinite(log).all(1)
+    if not good.all():
+        mean, log = mean[good], log[good]
+    if not len(mean):
+        return None
+    middle = lower_median(log)[:, None]
+    rows = (mean - lower_median(mean)[:, None]) * np.exp(-middle), log - middle
+    products = sum(points.T @ points for points in (each.clip(-3, 3) for each in rows))
     # The weights move during the window, and not by levels.
-    time = torch.linspace(-1, 1, len(rows), dtype=rows.dtype, device="cpu")
-    basis = torch.linalg.qr(torch.stack([time**power for power in range(4)], 1)).Q
-    return rows - basis @ (basis.T @ rows), at
-
-
-def _grouped(rows: Tensor) -> Tensor | None:
-    """The level of each step, numbered from 0, and -1 for a step at no level: ``[t]``; None without levels."""
-    distance = torch.cdist(rows, rows)
-    typical = float(distance.mean())
-    if float(distance.fill_diagonal_(torch.inf).amin(1).median()) > NEAR * typical:
-        return None  # as nearly always: noise of many channels leaves no step near to another
-    values, vectors = torch.linalg.eigh(rows @ rows.T)
-    points = vectors[:, -DIRECTIONS:] * values[-DIRECTIONS:].clamp(min=0).sqrt()
-    best, most = None, AWAY
-    for count in range(2, MOST_LEVELS + 1):
-        number = _clusters(points, count)
-        sizes = number.bincount(minlength=count)
-        large = sizes >= LEAST_MEMBERS
-        if int(large.sum()) < 2 or float(sizes[~large].sum()) > OUTLIERS * len(rows):
-            continue
-        level = torch.where(large, large.long().cumsum(0) - 1, -1)[number]
-        away = _least_away(points, level)
-        if away > most:
-            best, most = level, away
-    return best
-
-
-def _clusters(points: Tensor, count: int) -> Tensor:
-    """K-means (Lloyd 1982) that begins with points as far from each other as they are: ``[t]`` int64."""
-    centers = [points[int(points.square().sum(1).argmax())]]
-    for _ in range(count - 1):
-        centers.append(points[int(torch.cdist(points, torch.stack(centers)).amin(1).argmax())])
-    middle = torch.stack(centers)
-    number = torch.cdist(points, middle).argmin(1)
-    for _ in range(8):
-        members = torch.nn.functional.one_hot(number, count).to(points.dtype)
-        middle = (members.T @ points) / members.sum(0).clamp(min=1)[:, None]
-        new = torch.cdist(points, middle).argmin(1)
-        if torch.equal(new, number):
-            break
-        number = new
-    return number
-
-
-def _least_away(points: Tensor, level: Tensor) -> float:
-    """How far the two nearest levels are apart, in deviations of their own points along the line between them."""
-    least = float("inf")
-    members = [points[level == i] for i in range(int(level.max()) + 1)]
-    for one, other in combinations(members, 2):
-        line = one.mean(0) - other.mean(0)
-        far = float(line.norm())
-        along = torch.cat([(one - one.mean(0)) @ line, (other - other.mean(0)) @ line]) / max(far, 1e-12)
-        least = min(least, far / max(float(along.square().mean().sqrt()), 1e-12))
-    return least
+    level = clusters(without_trend(products.astype(np.float64)))
+    return None if level is None else (torch.from_numpy(level), torch.from_numpy(at))
 
 
 @once

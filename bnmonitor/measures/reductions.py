@@ -36,7 +36,7 @@ def _remembered(measure: Callable[[Window], R], memo_of: Callable[[Window], dict
 
 
 def median(values: Tensor, window: Window) -> Tensor:
-    """Middle channel of each layer: ``[C]`` to ``[L]``."""
+    """Middle channel of each layer: ``[..., C]`` to ``[..., L]``."""
     return window.layers.segments.median(values)
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from bnmonitor.measures.reductions import _some
+from bnmonitor.measures.robust import median_over_steps
 from bnmonitor.window import Window
 
 LEAST_STEPS = 24
@@ -18,6 +19,8 @@ LEAST_STEPS = 24
 LEAST_NOISE = 0.1
 """Smallest standard deviation of the log of a step's noise that is believed."""
 
+SCREENED = 3
+"""Layers that are looked at first, to rule out that any step was noisy in all."""
 
 ISOLATED = 1.5
 """How many times as noisy as the steps two before and two after a step must be to stand alone."""
@@ -52,32 +55,73 @@ class StepNoise:
         return 1.5 * self.factor.square() - 0.5
 
 
-def step_noise(window: Window, layers: Tensor) -> StepNoise:
+def step_noise(window: Window, layers: Tensor, least: float = 0.0) -> StepNoise:
     """Compare the noise of each step with that of the others, over all layers that normalize: ``[L]`` bool.
 
     The statistics of a batch of ``n`` samples are ``sqrt(N / n)`` times as far from their neighbors as those of ``N``,
     the means and the variances, in every channel and layer alike. Weights that jump, and data of another kind, move
     some layers more than others, and for longer than a step.
+
+    Args:
+        window: The window.
+        layers: The layers to compare.
+        least: A factor of the calmest layer; where no step can have a larger one, everything is left NaN.
     """
     unknown = torch.full((len(window),), torch.nan, dtype=torch.float64, device="cpu")
     result = StepNoise(unknown, unknown.clone(), unknown.clone())
     if len(window) < LEAST_STEPS or not bool((window.updates[:, layers] == 1).all()):
         return result
+    if least > 0 and not _may_exceed(window, layers, least):
+        return result
     some = window.layers.some
     segments = window.layers.segments if some is None else some[1]
     logs = []
-    for rows in (_some(window.batch_mean, window), _some(window.batch_var, window).clamp(min=1e-30).log()):
-        away = (rows[1:-1] - (rows[:-2] + rows[2:]) / 2).square_()
-        usual = away.median(0).values
-        by_layer = segments.mean((away / usual).where(usual > 0, torch.nan).clamp_(max=1e3))[:, layers].double()
-        by_layer = by_layer / by_layer.median(0).values
-        logs.append(0.5 * by_layer.clamp(min=1e-12).log())
+    for rows in (_some(window.batch_mean, window), _log(_some(window.batch_var, window))):
+        by_layer = segments.mean(_distances(rows))[:, layers].double()
+        logs.append(_beside_usual(by_layer))
     together = torch.minimum(*(each.nanmean(1) for each in logs))
     calmest = torch.minimum(*(each.where(each.isfinite(), torch.inf).amin(1) for each in logs))
     deviation = max(LEAST_NOISE, 1.4826 * float((together - together.nanmedian()).abs().nanmedian()))
     result.factor[1:-1], result.least[1:-1] = together.exp(), calmest.exp()
     result.errors[1:-1] = together / deviation
     return result
+
+
+def _log(variances: Tensor) -> Tensor:
+    return variances.clamp(min=1e-30).log()
+
+
+def _distances(rows: Tensor) -> Tensor:
+    """Square of each step's distance from the steps before and after, over the usual one of the channel: ``[T-2, C]``.
+
+    NaN where the usual one is 0.
+    """
+    away = (rows[1:-1] - (rows[:-2] + rows[2:]) / 2).square_()
+    usual = median_over_steps(away)
+    return (away / usual).where(usual > 0, torch.nan).clamp_(max=1e3)
+
+
+def _beside_usual(by_layer: Tensor) -> Tensor:
+    """Log of the noise of each step, ``[T-2, L]`` in float64, over that of the layer's usual step."""
+    return 0.5 * (by_layer / by_layer.median(0).values).clamp(min=1e-12).log()
+
+
+def _may_exceed(window: Window, layers: Tensor, least: float) -> bool:
+    """Whether the calmest layer of a step may have a factor above a limit: False is certain, and reads a few layers.
+
+    No layer is calmer than the calmest, so that each one rules out all steps in which it is calm itself.
+    """
+    found = layers.nonzero().flatten().tolist()
+    left = torch.ones(len(window) - 2, dtype=torch.bool, device="cpu")
+    for layer in dict.fromkeys(found[len(found) * k // SCREENED] for k in range(SCREENED)) if found else ():
+        some = window.layers.some_of(layer)
+        for rows in (window.batch_mean[:, some], _log(window.batch_var[:, some])):
+            noise = _beside_usual(_distances(rows).nanmean(1, keepdim=True).double())[:, 0]
+            # The order of a sum over channels must not decide.
+            left &= ~noise.isfinite() | (noise > math.log(least) - 1e-3)
+            if not left.any():
+                return False
+    return True
 
 
 def samples_by_noise(window: Window, layers: Tensor) -> float:

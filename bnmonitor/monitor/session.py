@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from bnmonitor.context import RunFacts, rate_of
 from bnmonitor.diagnosis import Change, Diagnosis
 from bnmonitor.distributed import world_size
 from bnmonitor.monitor.actions import AlertActions, AlertError, BatchNormWarning, warn
+from bnmonitor.monitor.overhead import Overhead
 from bnmonitor.monitor.run_files import RunFiles
 from bnmonitor.monitor.settings import Settings
 from bnmonitor.recording import Moment, Recorder
@@ -62,6 +63,9 @@ class Session:
         self.settings, self.recorder, self.facts = settings, recorder, facts
         self._run = run
         self._chosen = settings.chosen_rules()
+        # Rules of the catalogue draw no random numbers and change no settings, which costs a tenth of them to ensure.
+        own = all(type(rule).__module__.startswith("bnmonitor.") for rule in self._chosen)
+        self._rules_at_work = nullcontext if own else undisturbed
         self.optimizers: list[Optimizer] = []
         self.book = AlertBook(self._chosen, settings.special_rules())
         self.diagnosis = Diagnosis()
@@ -69,6 +73,14 @@ class Session:
         self.actions = AlertActions(settings, words, self._open_sink_error)
         self.running = self.validated = False
         self.files: RunFiles | None = None
+        self.overhead = Overhead(settings.max_overhead, lambda: recorder.sampling.seconds)
+        """The time that all this takes."""
+        recorder.sampling.sparing = lambda: self.overhead.exceeded
+        # The steps before the new ones are what these are compared with.
+        each = settings.check_every_n_steps
+        self._most_unchecked = max(each, (settings.window - each) // each * each)
+        self._checked = 0
+        """Steps that there were at the last check."""
         self.failure = ""
         """Why bnmonitor has stopped watching; empty if it has not failed."""
         self._log_every = _LOG_EVERY if settings.log_every_n_steps is None else settings.log_every_n_steps
@@ -125,7 +137,7 @@ class Session:
     def shielded(self, call: Callable[[], T], otherwise: T) -> T:
         """Return what a call returns. If it fails, warn once, stop watching, and return something else."""
         try:
-            with single_precision():
+            with self.overhead, single_precision():
                 return call()
         except (AlertError, BatchNormWarning):
             raise
@@ -145,6 +157,7 @@ class Session:
         """Start to watch, or start again."""
         if not self.running:
             self.running, self.failure = True, ""
+            self.overhead.begin()
             try:
                 self.guard(self._begin, idle=True)
             except BaseException:  # Ctrl-C as well: `with` never reaches its end
@@ -154,6 +167,7 @@ class Session:
     def abandon(self) -> None:
         """Stop without a word: the hooks are removed, and nothing is written."""
         self.recorder.end()
+        self.overhead.end()
         self.running = False
 
     def _begin(self) -> None:
@@ -247,9 +261,19 @@ class Session:
         self.facts.step(number)
         count = self.recorder.count
         due = self.recorder.full or count == 1 or count % self.settings.check_every_n_steps == 0
-        judged = self.check() if due else None
+        judged = None
+        if due and self._spares(count):
+            if not self._renewed():
+                self.recorder.collect(wait=False)
+        elif due:
+            judged = self.check()
         if self._log_every and (count == 1 or count % self._log_every == 0) and self.recorder.steps:
             self._frame(judged)
+
+    def _spares(self, count: int) -> bool:
+        """Whether this check is left to a later one, as the monitor takes more time than it may."""
+        next_due = count + self.settings.check_every_n_steps
+        return count > 1 and next_due <= self._checked + self._most_unchecked and self.overhead.exceeded
 
     def skipped(self) -> dict[str, str]:
         """Rules whose needs are not met now, by name, each with the reason."""
@@ -290,6 +314,7 @@ class Session:
             incidents=self.diagnosis.incidents,
             loss=float("nan") if loss is None else loss,
             learning_rates=_learning_rates(self.optimizers),
+            overhead=self.overhead.share,
         )
 
     def _frame(self, judged: Window | None = None, *, last: bool = False) -> None:
@@ -307,10 +332,14 @@ class Session:
         Without ``wait``, steps whose copy from an accelerator is not complete are left to the next check. An
         evaluation always waits, because it is judged by the state at its start.
         """
-        if self.recorder.renewed():
+        return None if self._renewed() else self._judge(evaluation, wait=wait or bool(evaluation))
+
+    def _renewed(self) -> bool:
+        """Find the layers again if they have changed; return whether they have."""
+        renewed = self.recorder.renewed()
+        if renewed:
             logger.info("the model's layers have changed: bnmonitor watches %d from now on", len(self.recorder.layers))
-            return None
-        return self._judge(evaluation, wait=wait or bool(evaluation))
+        return renewed
 
     def add_model(self, name: str, model: nn.Module) -> None:
         """Watch a further model, after the rules have seen what there is; one in an evaluation is for the next."""
@@ -340,11 +369,12 @@ class Session:
     def _judge(self, evaluation: str = "", end: bool = False, *, wait: bool = True) -> Window | None:
         moment = Moment(optimizers=self.optimizers, run=self.facts, evaluation=evaluation, end=end, wait=wait)
         window = self.recorder.advance(moment)
+        self._checked = self.recorder.count
         unjudged = window is not None and (window.fresh > 0 or self.recorder.evaluations.has_unjudged)
         if window is None or not (unjudged or evaluation or end):
             return window
         times = {"check": unjudged, "evaluation": bool(evaluation), "end": end}
-        with undisturbed():  # a rule may draw random numbers
+        with self._rules_at_work():
             events = self.book.check(window, self.absent(), [moment for moment, now in times.items() if now])
             changes = self._diagnose(window)
         self._shown &= not (events or changes)
@@ -379,6 +409,7 @@ class Session:
             last_first.callback(self.recorder.end)  # once more: Ctrl-C may have come within the first time
             last_first.callback(self.shielded, partial(self.recorder.peers.leave, wait=wait), None)
             last_first.callback(setattr, self, "running", False)
+            last_first.callback(self.overhead.end)
             last_first.callback(self.shielded, self._close_failed, None)
             last_first.callback(self.guard, self._close_sinks)
             last_first.callback(self.shielded, self.recorder.end, None)

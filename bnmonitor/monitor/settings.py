@@ -43,6 +43,7 @@ class Settings:
     window: int = 64
     probe: bool = False
     flight_bytes: int = FLIGHT_BYTES
+    max_overhead: float | None = 0.01
     include: Sequence[str] = ("*",)
     exclude: Sequence[str] = ()
     select: Sequence[str] = ("default",)
@@ -64,6 +65,12 @@ class Settings:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an int of at least {least}{otherwise}, got {value!r}")
+        share = self.max_overhead
+        if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1):
+            raise ValueError(
+                "max_overhead must be a part of the training's time, such as 0.01 for 1 %, or None for no limit, "
+                f"got {share!r}"
+            )
         if not isinstance(self.probe, bool):
             raise TypeError(f"probe must be True or False, got {self.probe!r}")
         for name in ("include", "exclude", "select", "ignore"):

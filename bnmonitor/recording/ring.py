@@ -49,6 +49,7 @@ class Ring:
         self._end = 0
         self.steps: list[int] = []
         self.rates: list[float] = []
+        self._view: dict[str, Tensor] | None = None
         self._blocks: deque[_Block] = deque()
         self._unsummed = 0
         self._rows = {
@@ -66,6 +67,7 @@ class Ring:
             rates: The learning rates in force.
         """
         new = len(steps)
+        self._view = None
         if self._end + new > self._length:
             start = max(0, self._end - (self.size - new))
             for store in self._rows.values():
@@ -112,8 +114,10 @@ class Ring:
 
     def view(self) -> dict[str, Tensor]:
         """Return the window of every statistic, oldest step first, as views."""
-        start = max(0, self._end - self.size)
-        return {name: store[start : self._end] for name, store in self._rows.items()}
+        if self._view is None:
+            start = max(0, self._end - self.size)
+            self._view = {name: store[start : self._end] for name, store in self._rows.items()}
+        return dict(self._view)
 
 
 def _move(store: Tensor, start: int, end: int) -> None:

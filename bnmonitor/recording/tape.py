@@ -112,6 +112,7 @@ class Tape:
         self.calls: Tensor | None = None
         """How often the last sampled step called each layer: ``[L]``; None without a sample."""
         self._moved: Tensor | None = None
+        self._converted: dict[str, tuple[object, Tensor]] = {}
         self._no_count = [torch.zeros((), dtype=torch.int64, device=self._device)] * len(layers)
         self._meta: list[_Row] = []
         self._transfer = transfer(self._device)
@@ -311,13 +312,14 @@ class Tape:
         after = dict(zip(_READ, tape[now].unbind(1), strict=True))
         mean, var, *_ = tape[old].unbind(1)
         counts_updates, cumulative = (self.layers.which(f) for f in ("counts_updates", "averages_cumulatively"))
-        momentum = _stacked([row.momentum for row in meta], _momentum)
-        momentum_before = _stacked([rows[i - 1].momentum for i in at], _momentum)
+        counter = self._counted()
+        momentum = self._stacked("momentum", [row.momentum for row in meta], _momentum)
+        momentum_before = self._stacked("momentum", [rows[i - 1].momentum for i in at], _momentum)
         traces = TraceTable([row.traces for row in rows], at)
         # Each forward of a layer that does not count its updates is one write to its buffers, if no other code writes.
         written = traces.versions[:, 0]
         counts = torch.where(counts_updates, counts, written)
-        foreign = self.writes.found(traces, counts[now] - counts[old], counts_updates & self._counted())
+        foreign = self.writes.found(traces, counts[now] - counts[old], counts_updates & counter)
         eager = torch.tensor([self.writes_count and id(m) not in self.compiled for m in self.modules], device="cpu")
         writes_count = eager
         if not traces.unchanged:
@@ -331,16 +333,16 @@ class Tape:
         if any(row.foreign for row in meta):
             unsynced = torch.ones(len(self.layers), dtype=torch.bool, device="cpu")
             unsynced[list(self.layers.synced)] = False  # these have the same statistics in all processes
-            updated = (counts[now] != counts[old]) | ~self._counted()
+            updated = (counts[now] != counts[old]) | ~counter
             foreign |= torch.tensor([row.foreign for row in meta], device="cpu")[:, None] & unsynced & updated
-        by_dtype = _stacked([row.traces.dtypes for row in meta], self._half_ulp)
+        by_dtype = self._stacked("dtypes", [row.traces.dtypes for row in meta], self._half_ulp)
         half_ulp = as_written(by_dtype, self.layers, (after["running_mean"], after["running_var"]))
         impossible = recover_rows(
             self.layers,
             before=(mean, var),
             after=(after["running_mean"], after["running_var"]),
             counts=(counts[old], counts[now]),
-            counted=torch.where(counts_updates, self._counted(), writes_count).expand_as(foreign),
+            counted=torch.where(counts_updates, counter, writes_count).expand_as(foreign),
             foreign=foreign,
             momentum=momentum.where(cumulative | ~momentum.isnan(), 0.0),
             half_ulp=half_ulp,
@@ -354,11 +356,21 @@ class Tape:
         contradicted = None if impossible is None else impossible & self._native
         self._witnesses.judge(out, [row.witness for row in meta], contradicted, half_ulp, ring)
         self._witnesses.judge_jumps(ring, len(at))
-        training = _stacked([row.training for row in meta], lambda t: torch.frombuffer(bytearray(t), dtype=torch.bool))
+        training = self._stacked("training", [row.training for row in meta], _modes)
         torch.logical_and(training, self.layers.which("has_modes"), out=out["training"])
         # Only a counter tells an update from a write of other code, and no update is expected in evaluation mode.
         withhold(out, ~counts_updates & ~out["training"], slice(None), self.layers, Recovery.DOUBTFUL)
         return len(at)
+
+    def _stacked(self, what: str, values: Sequence[T], convert: Callable[[T], Tensor]) -> Tensor:
+        """Convert each value to a row; what is the same object in all rows, and as before, is not converted again."""
+        first = values[0]
+        if any(value is not first for value in values):
+            return _stacked(values, convert)
+        known = self._converted.get(what)
+        if known is None or known[0] is not first:
+            known = self._converted[what] = first, convert(first)
+        return known[1].expand(len(values), -1)
 
     def _counted(self) -> Tensor:
         """Which layers have a counter: ``[L]`` bool."""
@@ -388,6 +400,10 @@ def _stacked(values: Sequence[T], convert: Callable[[T], Tensor]) -> Tensor:
         if id(value) not in made:
             made[id(value)] = convert(value)
     return torch.stack([made[id(value)] for value in values])
+
+
+def _modes(training: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(training), dtype=torch.bool)
 
 
 def _momentum(momenta: list[float | None]) -> Tensor:

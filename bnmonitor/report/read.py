@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -80,7 +81,7 @@ class Report(StepSummary):
         when = _date(self.written)
         steps = f"steps {self.first_step} to {self.step}" if self.frames else "no frame yet"
         lines = [f"{self.path} · {count(self.frames, 'frame')}, {steps} · {self.ending()}{when and f' · {when}'}"]
-        lines += [self.overlap] if self.overlap else []
+        lines += [line for line in (self.cost, self.overlap) if line]
         return lines + [f"black box: {path}" for path in self.black_boxes]
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,6 +101,7 @@ class Report(StepSummary):
             "incidents": [incident.to_dict() for incident in self.incidents],
             "loss": _number(self.loss),
             "learning_rates": [_number(rate) for rate in self.learning_rates],
+            "overhead": _number(self.overhead),
             "skipped": dict(self.skipped),
             "black_boxes": [str(path) for path in self.black_boxes],
             "overlap": self.overlap,
@@ -183,6 +185,7 @@ def report(history: History, name: str) -> Report:
         incidents=run.incidents,
         loss=run.course.last_loss,
         learning_rates=run.course.last_rates,
+        overhead=overhead if isinstance(overhead := about.get("overhead"), float) else math.nan,
     )
 
 

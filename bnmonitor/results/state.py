@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bnmonitor._text import count, listing, printable, thousands
@@ -64,6 +65,7 @@ class StepSummary:
         unwatched_evaluations: Kinds of evaluation, such as ``"validation"``, of which the latest ran no watched layer.
         loss: The loss of the last step; NaN where it is unknown.
         learning_rates: The learning rate of each parameter group at the last step; empty where unknown.
+        overhead: Part of the training's time that bnmonitor took; NaN where it is unknown.
     """
 
     step: int
@@ -76,6 +78,7 @@ class StepSummary:
     unwatched_evaluations: tuple[str, ...] = ()
     loss: float = float("nan")
     learning_rates: tuple[float, ...] = ()
+    overhead: float = field(default=float("nan"), compare=False)
 
     def __iter__(self) -> Iterator[LayerSummary]:
         return iter(self.rows)
@@ -107,6 +110,14 @@ class StepSummary:
         """Alerts that are only worth knowing, and that no incident explains."""
         evidence = {alert.key for incident in self.explained for alert in incident.evidence}
         return tuple(a for a in self.alerts if a.severity is Severity.INFO and a.key not in evidence)
+
+    @property
+    def cost(self) -> str:
+        """How much of the training's time bnmonitor took, in words; empty if it is unknown."""
+        if math.isnan(self.overhead):
+            return ""
+        percent = 100 * self.overhead
+        return f"bnmonitor took {f'{percent:.2g}' if percent < 10 else round(percent)} % of the time"
 
     @property
     def span(self) -> str:
@@ -189,6 +200,7 @@ class StepSummary:
             "incidents": [incident.to_dict() for incident in self.incidents],
             "loss": self.loss,
             "learning_rates": list(self.learning_rates),
+            "overhead": self.overhead,
             "skipped": dict(self.skipped),
         }
 

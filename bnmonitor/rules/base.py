@@ -64,6 +64,9 @@ class Rule(ABC):
         needs: What the rule requires, in the words of :data:`bnmonitor.rules.NEEDS`. While something is missing, the
             rule does not run, and is listed as skipped with the reason.
         confirm: Steps for which a finding must hold before an alert opens; 0: at once.
+        every: Steps after which the rule judges again while it finds nothing; 0: at each check. For what costs much and
+            judges the whole window, so that a few new steps hardly change it. Once it has found something it judges at
+            each check.
         exact: Whether ``first_step`` is exact. If not, the alert names the first layer in execution order among
             those whose findings began within one check of each other.
         own: Whether what the rule measures in a layer does not depend on the layers before it: among findings that
@@ -89,6 +92,7 @@ class Rule(ABC):
     severity: ClassVar[Severity]
     needs: ClassVar[frozenset[str]] = frozenset()
     confirm: ClassVar[int] = 0
+    every: ClassVar[int] = 0
     exact: ClassVar[bool] = False
     own: ClassVar[bool] = False
     holds: ClassVar[bool] = False

@@ -129,6 +129,7 @@ def _family(rule: Rule) -> str:
 
 def _facts(rule: Rule) -> list[str]:
     opens = f"once it has held for more than {rule.confirm} steps" if rule.confirm else "at once"
+    judged = f"| judged | every {rule.every} steps, and at each check once it has found something |"
     return [
         "| | |",
         "|---|---|",
@@ -137,6 +138,7 @@ def _facts(rule: Rule) -> list[str]:
         f"| needs | {_needs(rule) or 'nothing beyond the layers themselves'} |",
         f"| runs by default | {'yes' if rule.default else 'no'} |",
         f"| an alert opens | {opens} |",
+        *([judged] if rule.every else []),
     ]
 
 

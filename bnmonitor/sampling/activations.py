@@ -113,6 +113,11 @@ class Sampler:
         return self._hooks.placed or self.interrupted
 
     @property
+    def seconds(self) -> float:
+        """Time spent in the hooks."""
+        return self._hooks.seconds + self._tracer.seconds
+
+    @property
     def order(self) -> dict[int, int]:
         """Position in the forward by ``id(module)``, of the layers that were called."""
         return {key: position for position, key in enumerate(self._seen)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +18,12 @@ logger = logging.getLogger("bnmonitor")
 
 KEPT = 9
 """Most samples that are kept."""
+
+FIRST = 4
+"""Samples that are taken whatever they cost."""
+
+MOST_LEFT_OUT = 4
+"""Most samples in a row that are left out to save time."""
 
 
 class SampleSchedule:
@@ -34,6 +40,10 @@ class SampleSchedule:
         self.unregistered = UnregisteredNorms(models)
         self.probe = Probe(models) if probe else None
         self.sampler = Sampler(self.unregistered, self.probe)
+        self._seconds = 0.0
+        self.sparing: Callable[[], bool] = lambda: False
+        """Returns whether samples that are due are left out, but for one in a few."""
+        self._left_out = 0
         self.begin()
         self.renew()
 
@@ -55,6 +65,11 @@ class SampleSchedule:
         if "torch.compile" in unsampled and self.probe is None:
             unsampled += "; with probe=True the uncompiled module of what torch.compile returned shows it"
         return unsampled or "needs the autograd graph of a training step, and none was seen yet"
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in the hooks so far."""
+        return self._seconds + self.sampler.seconds
 
     @property
     def latest(self) -> Sample | None:
@@ -96,6 +111,7 @@ class SampleSchedule:
     def renew(self, samples: Sequence[Sample] = ()) -> None:
         """Drop all samples when the layers have changed, or start from those of a checkpoint."""
         self.sampler.detach()
+        self._seconds = self.seconds
         self.sampler = Sampler(self.unregistered, self.probe)
         self.samples: list[Sample] = list(samples)
         self._resumed = bool(samples)
@@ -107,11 +123,19 @@ class SampleSchedule:
         """Place the hooks if the coming step is due for a sample by its count; without a count it is."""
         if not self._every or not modules or not (count is None or self._again or count % self._every == 0):
             return
+        if count is not None and not self._again and self._spares():
+            self._left_out += 1
+            return
+        self._left_out = 0
         self.blocked = self._why_blocked()
         if not self.blocked:
             self.sampler.attach(modules, self._models)
         elif self.probe is not None and self.sampler.structure is None and not self.probe.kept:
             self.probe.attach_compiled(modules)
+
+    def _spares(self) -> bool:
+        """Whether a sample that is due is left out: never one of the first, which show what kind of training it is."""
+        return len(self.samples) >= FIRST and self._left_out < MOST_LEFT_OUT and self.sparing()
 
     def trace(self, step: int, layers: LayerTable, modules: Sequence[nn.Module], trained: Sequence[bool]) -> None:
         """Describe the graph of a compiled model by one forward of the uncompiled module, if a batch was kept."""

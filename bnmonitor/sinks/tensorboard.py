@@ -199,9 +199,15 @@ class TensorBoard(Sink):
 
     def _about(self, state: str, summary: Summary) -> list[SummaryProto.Value]:
         """Return the record of the run as a whole, if it changed."""
-        about = {"version": __version__, "state": state, "epoch": summary.epoch, "skipped": dict(summary.skipped)}
-        about["session"] = self._session.number
-        before, self._reported = self._reported, {**about, "epoch": None}
+        about = {
+            "version": __version__,
+            "state": state,
+            "epoch": summary.epoch,
+            "skipped": dict(summary.skipped),
+            "overhead": round(summary.overhead, 6) if summary.overhead == summary.overhead else None,
+            "session": self._session.number,
+        }
+        before, self._reported = self._reported, {**about, "epoch": None, "overhead": None}
         return [] if before == self._reported else [encode.plain(ABOUT, about)]
 
     def _take(self, summary: Summary) -> None:

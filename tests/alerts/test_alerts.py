@@ -696,3 +696,51 @@ def test_warning_that_the_user_made_an_error_is_raised_as_it_is() -> None:
         Monitor(model, select=(), rules=[rule], on_alert="warn", sinks=[]) as monitor,
     ):
         train(monitor, model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seldom(Scripted):
+    every: ClassVar[int] = 30
+    judged: list[int] = field(default_factory=list)
+
+    def check(self, window: Window) -> list[Finding]:
+        self.judged.append(window.steps[-1])
+        return super().check(window)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Related(Seldom):
+    code: ClassVar[str] = "XY101"
+    yields_to: ClassVar[frozenset[str]] = frozenset({"XY100"})
+
+
+def _checks(book: AlertBook, checks: range, fresh: int = 10) -> None:
+    for i in checks:
+        steps = tuple(range((i + 1) * fresh - len(_PLAIN), (i + 1) * fresh))
+        book.check(replace(_PLAIN, steps=steps, fresh=fresh))
+
+
+def test_a_rule_of_the_whole_window_judges_seldom_until_it_has_found_something() -> None:
+    rule, related = Seldom(), Related()
+    book = AlertBook([rule, related])
+    _checks(book, range(5))
+    assert rule.judged == related.judged == [29]
+    rule.answers.append(
+        Finding(severity=WARNING, layer=1, first_step=40, value=2.0, threshold=1.0, message="", advice="")
+    )
+    _checks(book, range(5, 8))
+    assert rule.judged == related.judged == [29, 59, 69, 79]
+    rule.answers.clear()
+    _checks(book, range(8, 14))  # it is cleared after three checks, and judged every 30 steps again
+    assert rule.judged == [29, 59, 69, 79, 89, 99, 109, 119]
+    assert [alert.state for alert in book.alerts] == ["cleared"]
+    book.check(replace(_PLAIN, steps=tuple(range(76, 140)), fresh=0), moments=("end",))
+    assert rule.judged[-1] == 139
+    book.check(replace(_PLAIN, steps=tuple(range(76, 140)), fresh=0), moments=("end",))
+    assert len(rule.judged) == 9, "it had judged all steps"
+
+
+def test_a_rule_of_the_whole_window_judges_at_each_check_if_checks_are_as_far_apart() -> None:
+    rule = Seldom()
+    _checks(AlertBook([rule]), range(4), fresh=32)
+    assert rule.judged == [31, 63, 95, 127]

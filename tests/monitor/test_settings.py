@@ -23,6 +23,7 @@ SHARED: dict[str, Any] = {
     "window": 64,
     "probe": False,
     "flight_bytes": 256 * 2**20,
+    "max_overhead": 0.01,
     "include": ("*",),
     "exclude": (),
     "select": ("default",),

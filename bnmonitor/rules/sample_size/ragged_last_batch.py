@@ -121,10 +121,12 @@ class RaggedLastBatch(Rule):
         if sample is None or sample.step not in window.steps or len(window) < 8:
             return []
         small = (sample.size > 0) & (sample.size < self.seen_share * usual)
+        if not small.any():
+            return []
         t = window.steps.index(sample.step)
         out = torch.zeros(len(window.layers), device="cpu")
         for distance in (window.shift.abs(), window.ratio.log().abs()):
-            by_step = torch.stack([median(row, window) for row in distance])
+            by_step = median(distance, window)
             excess = by_step[t] / by_step.nanmedian(0).values
             out = torch.fmax(out, excess.where(excess.isfinite(), 0.0).to(out.dtype))
         hit = [i for i in layers if small[i] and out[i] > self.limit_excess]
@@ -152,8 +154,8 @@ class RaggedLastBatch(Rule):
         past = int(warm(window)[:-1, mask].all(1).sum())
         if not mask.any() or not past:
             return []
-        recent = window.last(past)
-        noise = step_noise(recent, mask)
+        recent = window if past == len(window) else window.last(past)
+        noise = step_noise(recent, mask, self.least_layer)
         small = (noise.times_smaller > 1 / self.warn_share) & (noise.least > self.least_layer)
         hits = small & (noise.errors > self.errors)
         again = small & (noise.errors > self.errors_again)

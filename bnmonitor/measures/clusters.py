@@ -1,0 +1,127 @@
+"""Points that lie at a few places: clusters that are far from each other compared with their own width.
+
+In NumPy: there are at most a window's steps of them, and PyTorch takes longer to begin an operation than to compute it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+LEAST_MEMBERS = 4
+"""Least number of points of a cluster."""
+
+MOST_CLUSTERS = 6
+"""Most clusters, with outliers; of more, a window holds too few steps of each."""
+
+DIRECTIONS = 3
+"""Directions in which the points vary most, in which clusters are looked for."""
+
+NEAR = 0.42
+"""Largest distance of a point from the nearest one, as a part of the typical distance, for a closer look."""
+
+AWAY = 4.5
+"""Least distance of two clusters, in deviations of their own points: halves of a normal distribution have 2.7, of a
+uniform one 3.5."""
+
+OUTLIERS = 0.1
+"""Part of the points that may be in no cluster."""
+
+_ROUNDS = 9
+
+
+def clusters(products: Array) -> Array | None:
+    """Return the cluster of each point, numbered from 0, and -1 for a point of none: ``[t]``; None without clusters.
+
+    Args:
+        products: ``[t, t]`` inner products of the points.
+    """
+    squares = products.diagonal()
+    distance = np.sqrt((squares[:, None] + squares - 2 * products).clip(0))
+    np.fill_diagonal(distance, 0)
+    typical = distance.mean()
+    np.fill_diagonal(distance, np.inf)
+    if not lower_median(distance.min(1)) <= NEAR * typical:
+        return None  # as nearly always: noise of many channels leaves no step near to another
+    values, vectors = np.linalg.eigh(products)
+    points = vectors[:, -DIRECTIONS:] * np.sqrt(values[-DIRECTIONS:].clip(0))
+    centers = points[_far_from_each_other(points)]
+    best, most = None, AWAY
+    for count in range(2, MOST_CLUSTERS + 1):
+        number = _k_means(points, centers[:count])
+        sizes = np.bincount(number, minlength=count)
+        large = sizes >= LEAST_MEMBERS
+        if large.sum() < 2 or sizes[~large].sum() > OUTLIERS * len(points):
+            continue
+        level = np.where(large, large.cumsum() - 1, -1)[number]
+        away = _least_away(points[level >= 0], level[level >= 0])
+        if away > most:
+            best, most = level, away
+    return best
+
+
+def lower_median(values: Array) -> Any:
+    """Median along the last axis, the lower of two."""
+    middle = (values.shape[-1] - 1) // 2
+    return np.partition(values, middle, -1)[..., middle]
+
+
+def without_trend(products: Array) -> Array:
+    """Return inner products ``[t, t]`` of points from each coordinate of which a cubic over time is taken."""
+    return _no_cubic(len(products)) @ products @ _no_cubic(len(products))
+
+
+@lru_cache(maxsize=64)
+def _no_cubic(steps: int) -> Array:
+    """What takes from values at some steps the cubic that fits them best: ``[t, t]``."""
+    time = np.linspace(-1, 1, steps)
+    basis = np.linalg.qr(np.stack([time**power for power in range(4)], 1))[0]
+    left: Array = np.eye(steps) - basis @ basis.T
+    return left
+
+
+def _far_from_each_other(points: Array) -> list[int]:
+    """The positions of points that are as far from each other as they are, the one furthest from 0 first."""
+    found = [int(np.square(points).sum(1).argmax())]
+    nearest = np.full(len(points), np.inf)
+    for _ in range(MOST_CLUSTERS - 1):
+        nearest = np.minimum(nearest, np.square(points - points[found[-1]]).sum(1))
+        found.append(int(nearest.argmax()))
+    return found
+
+
+def _k_means(points: Array, middle: Array) -> Array:
+    """The nearest of some centers of each point, as they move to the middle of their points (Lloyd 1982): ``[t]``."""
+    which = np.arange(len(middle))
+    number: Array | None = None
+    for _ in range(_ROUNDS):
+        # The square of a point does not change which center is nearest to it.
+        new: Array = (np.square(middle).sum(1) - 2 * (points @ middle.T)).argmin(1)
+        if number is not None and (new == number).all():
+            break
+        number = new
+        members = (number[:, None] == which).astype(points.dtype)
+        middle = (members.T @ points) / members.sum(0).clip(1)[:, None]
+    assert number is not None
+    return number
+
+
+def _least_away(points: Array, level: Array) -> float:
+    """How far the two nearest clusters are apart, in deviations of their own points along the line between them."""
+    members = (level[:, None] == np.arange(level.max() + 1)).astype(points.dtype)
+    sizes = members.sum(0)
+    middle = (members.T @ points) / sizes[:, None]
+    own = points - middle[level]
+    scatter = members.T @ (own[:, :, None] * own[:, None, :]).reshape(len(own), -1)
+    one, other = np.array(list(combinations(range(len(sizes)), 2))).T
+    line = middle[one] - middle[other]
+    far = np.sqrt(np.square(line).sum(1)).clip(1e-12)
+    both = (scatter[one] + scatter[other]).reshape(-1, *2 * points.shape[1:])
+    along = (line[:, None] @ both @ line[:, :, None])[:, 0, 0].clip(0) / (sizes[one] + sizes[other])
+    return float((far / (np.sqrt(along) / far).clip(1e-12)).min())
