@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,7 +67,8 @@ def layout() -> SummaryProto:
     from torch.utils.tensorboard.summary import custom_scalars
 
     charts = {statistics.BY_NAME[name].label: ["Multiline", [f"{tag}/.*"]] for tag, name in PER_LAYER.items()}
-    found: SummaryProto = custom_scalars(
+    make: Callable[..., SummaryProto] = custom_scalars
+    return make(
         {
             "BatchNorm": {
                 "health of the worst layer": ["Multiline", ["bnmonitor/health"]],
@@ -76,7 +77,6 @@ def layout() -> SummaryProto:
             }
         }
     )
-    return found
 
 
 def has_layout(directory: Path) -> bool:
