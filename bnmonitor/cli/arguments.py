@@ -47,7 +47,7 @@ _EXAMPLES = {
 """,
     "compare": """examples:
   bnmonitor compare runs/before runs/after      layers and alerts of two runs
-  bnmonitor compare lightning_logs              every run there against the first
+  bnmonitor compare lightning_logs              each run there against one
   bnmonitor compare epoch=1.ckpt epoch=9.ckpt   how far the layers have moved
   bnmonitor compare A B --json                  for a script
   bnmonitor compare A B && echo "no worse"      in CI
