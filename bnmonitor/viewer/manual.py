@@ -14,6 +14,9 @@ from bnmonitor._text import DOCS
 
 _PACKAGE = Path(__file__).parents[1]
 _SOURCES = ("rules/*/*.py", "diagnosis/causes/*.py")
+_HEAD = re.compile(r'\A"""()(BN\d+)\b')
+"""The code of a rule at the head of its file, where the class takes it from elsewhere."""
+
 _CALLED = re.compile(r'^    (code|name): ClassVar\[str\] = "([\w-]+)"$', re.MULTILINE)
 
 
@@ -58,7 +61,8 @@ def _files() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for pattern in _SOURCES:
         for path in sorted(_PACKAGE.glob(pattern)):
-            found.update((word, path) for _, word in _CALLED.findall(path.read_text(encoding="utf-8")))
+            text = path.read_text(encoding="utf-8")
+            found.update((word, path) for _, word in [*_CALLED.findall(text), *_HEAD.findall(text)])
     return found
 
 
@@ -80,6 +84,9 @@ def _documented(path: Path) -> tuple[Docstring, tuple[str, ...], dict[str, Any]]
             if "ClassVar" not in ast.unparse(part.annotation):
                 values[name] = ast.unparse(part.value) if part.value is not None else ""
         said = [each.value for key in ("code", "name") if (each := set_.get(key)) is not None]
-        words = [ast.literal_eval(value) for value in said if value is not None]
+        head = _HEAD.findall(path.read_text(encoding="utf-8"))
+        words = [
+            str(value.value) if isinstance(value, ast.Constant) else head[0][1] for value in said if value is not None
+        ]
         return Docstring.parse(ast.get_docstring(node) or ""), tuple(words), values if "code" in set_ else {}
     return None
