@@ -18,7 +18,7 @@ from textwrap import fill
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURE = Path("architecture.md"), Path("pictures/architecture.svg")
 MARKS = ("<!-- rooms: written by docs/gen_architecture.py -->", "<!-- end of rooms -->")
-EVERYWHERE = ("_version", "_text", "_html", "_settings", "_undisturbed", "__main__")
+EVERYWHERE = ("_version", "_text", "_html", "_docstring", "_settings", "_undisturbed", "__main__")
 """Modules that hold nothing of the design; the picture leaves them out."""
 
 LANES = {

@@ -329,6 +329,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("commands")
     record(root / "run" / "version_3")
     shutil.copytree(root / "run", root / "lightning_logs")
+    shutil.copytree(root / "run" / "version_3", root / "lightning_logs" / "version_2")
     for name in ("RUN", "BEFORE", "AFTER", "before", "after", "RUNS", "runs"):
         shutil.copytree(root / "run" / "version_3", root / name)
     (root / "known.json").write_text('{"schema": 1, "known": {}}')

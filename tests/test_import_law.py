@@ -22,6 +22,7 @@ ORDER = (
         "_settings",
         "_text",
         "_html",
+        "_docstring",
         "_undisturbed",
         "limits",
         "results",

@@ -48,6 +48,7 @@ _EXAMPLES = {
 """,
     "compare": """examples:
   bnmonitor compare runs/before runs/after      layers and alerts of two runs
+  bnmonitor compare lightning_logs              each run there against one
   bnmonitor compare epoch=1.ckpt epoch=9.ckpt   how far the layers have moved
   bnmonitor compare A B --json                  for a script
   bnmonitor compare A B && echo "no worse"      in CI
@@ -174,12 +175,18 @@ def parser() -> Parser:
 
     compare = command(
         "compare",
-        "show which layers and alerts of two runs differ",
-        "Show which layers and alerts of two runs differ, or how far the layers of two checkpoints have moved.",
+        "show which layers and incidents of runs differ",
+        "Show which layers and incidents of two runs differ, how each of several runs differs from the first, or how "
+        "far the layers of two checkpoints have moved.",
     )
-    compare.add_argument("before", type=Path, help="a run's directory or event file, or a checkpoint")
-    compare.add_argument("after", type=Path, help="another")
-    _add_rows(compare, 12, "changes")
+    compare.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="directories or event files of two or more runs, or one directory that holds several; or two checkpoints",
+    )
+    _add_rows(compare, 12, "changes, or runs of more than two")
     compare.add_argument("--json", action="store_true", help="print JSON")
     _add_fail_on(compare, "an alert of this severity or worse came, or a layer got worse")
 

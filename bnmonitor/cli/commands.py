@@ -133,25 +133,39 @@ def _report(parsed: argparse.Namespace) -> int:
 
 
 def _compare(parsed: argparse.Namespace) -> int:
-    if all(path.is_file() and path.name.endswith((*CHECKPOINTS, INDEX)) for path in (parsed.before, parsed.after)):
+    checkpoints = (*CHECKPOINTS, INDEX)
+    if len(parsed.runs) == 2 and all(path.is_file() and path.name.endswith(checkpoints) for path in parsed.runs):
         return _drift(parsed)
+    from bnmonitor.report import several
     from bnmonitor.report.compare import compare, terminal
     from bnmonitor.report.read import NoHistoryError, find, said
 
-    pair = []
-    for path in (parsed.before, parsed.after):
+    runs = []
+    for path in parsed.runs:
         try:
             history, names = find(path)
         except NoHistoryError as error:
             return _fail(str(error))
-        if len(names) > 1:
+        if len(names) > 1 and len(parsed.runs) > 1:
             return _fail(f"{path} holds {len(names)} runs: give the directory of one, such as {path / names[0]}")
         for failed in getattr(history.source, "unreadable", ()):
             _fail(f"{said(failed)}, so it is left out")
-        if overlap := history.run(names[0]).overlap:
-            _fail(f"{path}: {overlap}")
-        pair.append((history, names[0]))
-    found = compare(*pair)
+        for name in names:
+            if overlap := history.run(name).overlap:
+                _fail(f"{path}: {overlap}")
+            runs.append((history, name))
+    if len(runs) < 2:
+        return _fail(f"{parsed.runs[0]} holds one run: give another one to compare it with")
+    if len(runs) > 2:
+        all_found = several.several(runs)
+        if parsed.json:
+            print(json.dumps(several.to_dict(all_found), indent=2, allow_nan=False))
+        else:
+            show(several.terminal(all_found, rows=parsed.rows))
+        if any(each.worse for each in all_found) and parsed.fail_on != NEVER:
+            return FOUND
+        return _verdict(parsed, [incident for each in all_found for incident in each.came])
+    found = compare(*runs)
     if parsed.json:
         print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
     else:
@@ -163,7 +177,7 @@ def _drift(parsed: argparse.Namespace) -> int:
     from bnmonitor.audit import UnreadableError, drift, drift_table, read_checkpoint
 
     pair = []
-    for path in (parsed.before, parsed.after):
+    for path in parsed.runs:
         try:
             models = read_checkpoint(path)
         except UnreadableError as error:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from bnmonitor._docstring import Docstring
 from bnmonitor._text import DOCS
 from bnmonitor.diagnosis.base import Cause, matches
-from bnmonitor.rules import Docstring, Rule, all_rules
+from bnmonitor.rules import Rule, all_rules
 
 
 def cause_url(cause: Cause) -> str:

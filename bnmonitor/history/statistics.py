@@ -46,6 +46,8 @@ class Statistic:
         tag: Group of scalars in TensorBoard, which recorded runs have; empty: it has none.
         row: Attribute of :class:`bnmonitor.results.LayerSummary`; empty: it has none.
         limits: The value from which it stands for a severity, by the severity's name.
+        judged: Codes of the rules that compare it with a limit.
+        seen: Codes of other rules whose finding is visible in it.
         sampled: Whether it is known on sampled steps only; a black box has none of these.
     """
 
@@ -59,6 +61,8 @@ class Statistic:
     tag: str = ""
     row: str = ""
     limits: Mapping[str, float] = field(default_factory=dict, hash=False)
+    judged: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
     sampled: bool = False
 
     def __post_init__(self) -> None:
@@ -93,6 +97,7 @@ LAYER = (
         title="batch σ²",
         tag="bn_batch_var",
         row="batch_var",
+        seen=("BN102", "BN105", "BN106", "BN109", "BN606"),
     ),
     Statistic("running_var", "running variance", "", "log", "Running variance, mean of the channels."),
     Statistic(
@@ -101,6 +106,7 @@ LAYER = (
         "σ",
         "linear",
         "Distance of the last batch's mean from zero, in running standard deviations; median channel.",
+        seen=("BN107", "BN108", "BN601", "BN602"),
     ),
     Statistic(
         "offset",
@@ -120,6 +126,8 @@ LAYER = (
         tag="bn_running_gap",
         row="running_gap",
         limits={"warning": LAG_MEAN, "error": SEVERE_LAG_MEAN},
+        judged=("BN304",),
+        seen=("BN303", "BN305", "BN402", "BN403", "BN405", "BN406", "BN603"),
     ),
     Statistic(
         "log_lag",
@@ -129,6 +137,7 @@ LAYER = (
         "Log ratio of batch and running standard deviation, without sign, averaged over the window; median channel.",
         title="running gap of the deviation",
         limits={"warning": LAG_LOG_DEVIATION, "error": SEVERE_LAG_LOG_DEVIATION},
+        judged=("BN304",),
     ),
     Statistic(
         "var_gap",
@@ -170,7 +179,14 @@ LAYER = (
         title="γ min",
         row="gamma_min",
     ),
-    Statistic("gamma_max", "largest gamma", "", "linear", "Size of gamma; largest channel."),
+    Statistic(
+        "gamma_max",
+        "largest gamma",
+        "",
+        "linear",
+        "Size of gamma; largest channel.",
+        seen=("BN702", "BN704", "BN707"),
+    ),
     Statistic("beta", "beta", "", "signed", "Beta; median channel."),
     Statistic(
         "dead",
@@ -180,6 +196,7 @@ LAYER = (
         f"Channels whose gamma fell below {100 * DEAD_GAMMA:g} % of its start, or that a ReLU behind the layer never "
         "lets through.",
         limits={"info": MANY_DEAD},
+        judged=("BN701",),
     ),
     Statistic(
         "silent",
@@ -192,12 +209,31 @@ LAYER = (
     ),
     Statistic("gamma_grad", "gradient of gamma", "", "log", "Size of the gradient of gamma; median channel."),
     Statistic(
-        "gamma_update", "update of gamma", "per step", "log", "Change of gamma in a step, over gamma; median channel."
+        "gamma_update",
+        "update of gamma",
+        "per step",
+        "log",
+        "Change of gamma in a step, over gamma; median channel.",
+        seen=("BN705",),
     ),
     Statistic("updates", "updates in the window", "", "count", "Updates of the running statistics over the window."),
-    Statistic("size", "samples normalized together", "", "count", "N of a call, as the last samples show it."),
-    Statistic("values", "values per channel", "", "count", "Values per channel in a call, as the last samples show."),
-    Statistic("training", "share of steps in training mode", "", "share", "Over the window."),
+    Statistic(
+        "size",
+        "samples normalized together",
+        "",
+        "count",
+        "N of a call, as the last samples show it.",
+        judged=("BN201", "BN205"),
+    ),
+    Statistic(
+        "values",
+        "values per channel",
+        "",
+        "count",
+        "Values per channel in a call, as the last samples show.",
+        judged=("BN202",),
+    ),
+    Statistic("training", "share of steps in training mode", "", "share", "Over the window.", seen=("BN401",)),
 )
 """The columns of a frame, in order."""
 

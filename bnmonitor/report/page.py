@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bnmonitor import viewer
-from bnmonitor._text import count, number
+from bnmonitor._text import count, number, thousands
 from bnmonitor.display import sparkline
 from bnmonitor.history.run import Channels, Frames, History, Run
 from bnmonitor.history.source import Array
@@ -21,7 +21,7 @@ from bnmonitor.history.thin import before, extent, pool
 from bnmonitor.report.read import Report, report
 from bnmonitor.results import Alert, Incident, Severity
 
-BUDGET = 780_000
+BUDGET = 720_000
 """Bytes of numbers in the page, as encoded; with the drawing code and the text the page stays below a megabyte."""
 
 LEAST_COLUMNS = 160
@@ -49,6 +49,7 @@ def page(history: History, name: str) -> str:
         policy=_POLICY,
         title=escape(f"BatchNorm: {_called(state)}"),
         style="".join(_read(name) for name in ("palette.css", "style.css")) + _STYLE,
+        verdict=_verdict(state),
         summary=_summary(state),
         content=_json(content),
         numbers=base64.b64encode(numbers).decode(),
@@ -145,8 +146,15 @@ def _content(run: Run, state: Report) -> tuple[dict[str, Any], bytes]:
         "layers": layers,
         "course": course,
         "channels": channels,
+        "manual": {name: found for name in _told(state) if (found := viewer.manual_page(name)) is not None},
     }
     return content, sheets.packed()
+
+
+def _told(state: Report) -> list[str]:
+    """Return the names of the manual's pages that the incidents and notes of a run link to."""
+    codes = [alert.code for alert in state.alerts]
+    return list(dict.fromkeys([*(incident.cause for incident in state.incidents), *codes]))
 
 
 def _called(state: Report) -> str:
@@ -216,9 +224,23 @@ def _json(thing: object) -> str:
 # -- the words ---------------------------------------------------------------------------------------------------------
 
 
+def _verdict(state: Report) -> str:
+    """Return what a manager understands: how the run is, since when, what is wrong, and what to do about it."""
+    found = state.open_incidents()
+    about = f'<p class="quiet">{escape(state.headline())}</p>'
+    if not found:
+        return f"<h1>{escape(state.headline())}</h1>"
+    worst, more = found[0], len(found) - 1
+    how = "has been failing" if worst.severity is Severity.ERROR else "has had a fault"
+    others = f" {count(more, 'more incident')} below." if more else ""
+    said = f"This run {how} since step {thousands(worst.first_step)}: {worst.title}."
+    return f"<h1>{escape(said)}</h1><p><b>What to do:</b> {escape(worst.advice)}.{others}</p>{about}".replace(
+        "..<", ".<"
+    )
+
+
 def _summary(state: Report) -> str:
-    lines = [f"<h1>{escape(state.headline())}</h1>"]
-    lines += [f'<p class="quiet">{escape(line)}</p>' for line in state.about()]
+    lines = [f'<p class="quiet">{escape(line)}</p>' for line in state.about()]
     ordered = [*state.open_incidents(), *(each for each in state.incidents if each.state == "resolved")]
     lines += [_incident(incident) for incident in ordered]
     notes = [a for a in state.alerts if a.incident is None and a.severity is Severity.INFO]
@@ -287,22 +309,34 @@ def _link(text: str, url: str) -> str:
 
 
 _STYLE = """
-body > header { padding: 20px 24px 8px; max-width: 1100px; }
+body > header, .words { padding: 16px clamp(12px, 3vw, 24px) 8px; max-width: 1100px; }
+body > header p { margin: 4px 0; overflow-wrap: anywhere; }
+#view .bn { min-height: 0; } #view .panel { max-height: 720px; }
 h1 { font-size: 20px; margin: 0 0 4px; font-weight: 600; overflow-wrap: anywhere; }
 .said { border-left: 3px solid var(--info); padding: 2px 0 2px 12px; margin: 14px 0; }
 .said.error { border-color: var(--error); } .said.warning { border-color: var(--warning); }
 .said p { margin: 3px 0; overflow-wrap: anywhere; }
-header table { border-collapse: collapse; margin: 16px 0 6px; }
-header th { text-align: left; font-weight: 400; color: var(--muted); border-bottom: 1px solid var(--line); }
-header th, header td { padding: 3px 14px 3px 0; vertical-align: top; white-space: nowrap; }
-header :is(th, td):is(:first-child, :last-child) { overflow-wrap: anywhere; white-space: normal; min-width: 18ch; }
-header :is(th, td):is(:nth-child(2), :nth-child(4), :nth-child(5), :nth-child(6)) {
+.words table { border-collapse: collapse; margin: 16px 0 6px; }
+.words th { text-align: left; font-weight: 400; color: var(--muted); border-bottom: 1px solid var(--line); }
+.words th, .words td { padding: 3px 14px 3px 0; vertical-align: top; white-space: nowrap; }
+.words :is(th, td):is(:first-child, :last-child) { overflow-wrap: anywhere; white-space: normal; min-width: 18ch; }
+.words :is(th, td):is(:nth-child(2), :nth-child(4), :nth-child(5), :nth-child(6)) {
   text-align: right; font-variant-numeric: tabular-nums; }
-.said.resolved { opacity: .75; border-color: var(--info); }
-.said details, header > details { margin: 4px 0; color: var(--muted); }
-.said li, header li { margin: 2px 0; overflow-wrap: anywhere; }
+.said.resolved { border-color: var(--info); color: var(--muted); }
+.said details, .words > details { margin: 4px 0; color: var(--muted); }
+.said li, .words li { margin: 2px 0; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
-@media print { #view { break-before: page; } .said, tr { break-inside: avoid; } html, body { height: auto; } }
+.words p { overflow-wrap: anywhere; }
+/* On a phone there is no room for the names of the alerts, which the incidents say anyway. */
+@media (max-width: 600px) { .words :is(th, td):last-child { display: none; } }
+@media (max-width: 900px) { #view .panel { max-height: none; } }
+/* What the panel lists, the words below say in full: each incident is printed once. */
+@media print {
+  #view .panel, #view .timeline { display: none; }
+  #view .split { grid-template-columns: 1fr; }
+  .said, tr { break-inside: avoid; }
+  html, body { height: auto; }
+}
 """
 
 _TEMPLATE = """<!doctype html>
@@ -317,9 +351,12 @@ _TEMPLATE = """<!doctype html>
 </head>
 <body>
 <header>
-{summary}
+{verdict}
 </header>
 <div id="view"><p class="quiet" style="padding: 0 24px">The maps need JavaScript.</p></div>
+<section class="words">
+{summary}
+</section>
 <script type="application/json" id="content">{content}</script>
 <script type="text/plain" id="numbers">{numbers}</script>
 <script type="importmap">{modules}</script>

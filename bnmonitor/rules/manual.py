@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
+from bnmonitor._docstring import Docstring
 from bnmonitor._text import DOCS
 from bnmonitor.rules.base import Rule
 from bnmonitor.rules.catalogue import CATALOGUE, FAMILIES
-from bnmonitor.rules.docstring import Docstring
 from bnmonitor.rules.needs import NEEDS
 
 _OWN = "own rules"

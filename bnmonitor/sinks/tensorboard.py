@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import logging
 import math
 from collections.abc import Sequence
@@ -10,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnmonitor._text import count, listing
 from bnmonitor._version import __version__
-from bnmonitor.history import course, encode, entry, statistics
+from bnmonitor.history import course, encode, entry
 from bnmonitor.history.schema import ABOUT, COURSE, FRAME, Schema, alert_tag, incident_tag
 from bnmonitor.results import Alert, Incident
 from bnmonitor.sinks.base import Run, Sink
 from bnmonitor.sinks.channel_detail import ChannelDetail, LayerFacts
 from bnmonitor.sinks.loggers import torch_writer, totals
+from bnmonitor.sinks.own_tabs import PER_LAYER, alerts_text, has_layout, layout
 from bnmonitor.sinks.sessions import WriterSession
 from bnmonitor.sinks.thinning import Thinning
 from bnmonitor.summary import METRICS, Summary
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("bnmonitor")
 
 ALERTS_TAG = "bnmonitor/alerts"
-PER_LAYER = {statistic.tag: statistic.name for statistic in statistics.LAYER if statistic.tag}
-"""Scalars with a value per layer: group of tags, and the metric it shows."""
-
 FLUSH_SECONDS = 10
 """At most this many seconds of events are lost if the process is killed; a logger's writer has its own interval."""
 
@@ -39,9 +35,6 @@ MANY = 64
 
 _FRAMING = 48
 """Bytes around a summary in the file: length, checksums, step and time."""
-
-ROWS = 50
-"""Alerts in the table of the Text tab, which is rewritten at each alert; the BatchNorm tab shows all."""
 
 RUN_BYTES = 512 * 2**20
 """Most bytes of a run's frames by default."""
@@ -113,6 +106,9 @@ class TensorBoard(Sink):
         self.history = [str(writer.log_dir) for writer in self._writers]
         for writer in self._writers:
             writer._get_file_writer()  # makes the event file, which the session counts
+            writer.flush()
+            if not has_layout(Path(writer.log_dir)):
+                writer._get_file_writer().add_summary(layout())
         self._session = WriterSession(self.history)
         self._reported, self._told, self._incidents = {}, {}, {}
         self._described.clear()
@@ -164,8 +160,7 @@ class TensorBoard(Sink):
         self._alerted = True
         self._step = max(self._step, incident.last_step)
         self._add(self._news())
-        for writer in self._writers:
-            writer.flush()
+        self._table()
 
     def epoch(self, summary: Summary) -> None:
         """Flush, so that the files are up to date between epochs."""
@@ -275,7 +270,9 @@ class TensorBoard(Sink):
 
     def _table(self) -> None:
         for writer in self._writers:
-            writer.add_text(ALERTS_TAG, _markdown(list(self._alerts.values())), self._step)
+            writer.add_text(
+                ALERTS_TAG, alerts_text(list(self._alerts.values()), list(self._incidents.values())), self._step
+            )
             writer.flush()
 
 
@@ -292,27 +289,3 @@ def _unchanged(before: Incident, now: Incident) -> bool:
         return replace(incident, last_step=0, detail="", evidence=evidence)
 
     return essence(before) == essence(now)
-
-
-def _markdown(alerts: list[Alert]) -> str:
-    """Return all alerts as one table, newest first."""
-    lines = ["| rule | severity | layer | since | state | what | fix |", "|---|---|---|---|---|---|---|"]
-    for a in sorted(alerts, key=lambda a: -a.first_step)[:ROWS]:
-        more = f" (+{len(a.layers) - 1})" if len(a.layers) > 1 else ""
-        channels = f" channels {listing(a.channels)}" if a.channels else ""
-        cells = [
-            f"{a.code} {a.rule}",
-            str(a.severity),
-            f"{a.layer or ''}{more}{channels}",
-            str(a.first_step),
-            a.state if a.state == "open" else f"cleared, last seen {a.last_step}",
-            a.message,
-            a.advice,
-        ]
-        lines.append("| " + " | ".join(_cell(c) for c in cells) + " |")
-    lines += ["", f"{count(len(alerts) - ROWS, 'older alert')} in the BatchNorm tab."] if len(alerts) > ROWS else []
-    return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    return html.escape(text).replace("|", "&#124;").replace("\n", " ").replace("*", "&#42;").replace("_", "&#95;")

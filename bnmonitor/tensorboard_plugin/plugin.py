@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from bnmonitor import viewer
 from bnmonitor.history import black_boxes as boxes
 from bnmonitor.history import statistics as catalogue
 from bnmonitor.history import thin
+from bnmonitor.history.listing import listed
 from bnmonitor.history.run import Channels, Frames, History, Run
 from bnmonitor.history.schema import ALERT, CHANNELS, COURSE, EVERY, FACTS, FRAME, INCIDENT, KEPT, PLUGIN
 from bnmonitor.history.source import Array, Provider
@@ -26,6 +28,7 @@ from bnmonitor.tensorboard_plugin.cache import Cache
 from bnmonitor.tensorboard_plugin.channels import PERCENTILES, ChannelReader, Detail, pooled
 from bnmonitor.tensorboard_plugin.files import box_files, flight_folder
 from bnmonitor.tensorboard_plugin.gradient_norm import NAME, gradient_norm
+from bnmonitor.tensorboard_plugin.hyperparameters import hyperparameters, of_run
 from bnmonitor.tensorboard_plugin.wire import MOST_COLUMNS, NotThereError, Query, answer, as_binary, as_bundle, as_json
 
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
@@ -33,6 +36,9 @@ _LATEST = 2**53
 _DAY = 24 * 60 * 60
 _HISTORY = "bnmonitor.history"
 """Key of a request's history: its runs are listed once for each request."""
+_ROW = "row of the table"
+MOST_ROWS = 500
+"""The most rows of the table of runs in one answer."""
 
 COLUMNS = 1500
 """Columns of a slice unless the request asks for another number."""
@@ -58,6 +64,8 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         data = {
             "/first": self._first,
             "/runs": self._runs,
+            "/table": self._table,
+            "/manual": self._manual,
             "/run": self._run,
             "/slice": self._slice,
             "/course": self._course,
@@ -110,6 +118,25 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         statistics = [statistic.to_dict() for statistic in catalogue.LAYER]
         channel = [statistic.to_dict() for statistic in catalogue.CHANNEL]
         return as_json({"runs": runs, "statistics": statistics, "channelStatistics": channel, "columns": MOST_COLUMNS})
+
+    def _table(self, request: wrappers.Request, query: Query) -> Answer:
+        """Answer a part of the table of runs, in the order of their names: reading hundreds takes a while."""
+        provider, context = self._context.data_provider, plugin_util.context(request.environ)
+        settings = hyperparameters(provider, context, self._experiment(request))
+        every = list(self._history(request).all().items())
+        first, most = query.number("first", 0, _LATEST, 0), query.number("most", 1, MOST_ROWS, MOST_ROWS)
+        rows = [
+            self._kept(request, run, EVERY, partial(listed, run, of_run(settings, name)), _ROW)
+            for name, run in every[first : first + most]
+        ]
+        return as_json({"runs": rows, "of": len(every)})
+
+    def _manual(self, request: wrappers.Request, query: Query) -> Answer:
+        """Answer the manual's page of a rule or a cause."""
+        found = viewer.manual_page(query.text("name"))
+        if found is None:
+            raise NotThereError("the manual has no page of that name")
+        return as_json(found)
 
     def _run(self, request: wrappers.Request, query: Query) -> Answer:
         run = self._find(request, query)

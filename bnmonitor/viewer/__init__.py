@@ -1,9 +1,13 @@
-"""The drawing code, shared by the TensorBoard tab and the HTML page."""
+"""The drawing code, shared by the TensorBoard tab and the HTML page, and the manual's pages that it shows."""
 
 import re
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+
+from bnmonitor.viewer.manual import manual_page
+
+__all__ = ["DIRECTORY", "files", "manual_page", "sent", "version"]
 
 DIRECTORY = Path(__file__).parent
 """The directory of its modules."""

@@ -4,7 +4,7 @@ import { h } from "./dom.js";
 import { cut, grouped, number, severity } from "./text.js";
 
 /** @typedef {import("./types.js").Alert} Alert */
-/** @typedef {{layer: (name: string, step: number) => void, box: (alert: Alert) => (() => void)|null}} On */
+/** @typedef {{layer: (name: string, step: number) => void, box: (alert: Alert) => (() => void)|null, page: (name: string) => void, picture: (incident: import("./types.js").Incident) => Element|null}} On */
 
 const MANY = 16;
 
@@ -20,10 +20,10 @@ function item(a, on) {
   const more = a.layers.length > 1 ? ` and ${a.layers.length - 1} more` : "";
   const channels = a.channels.length ? `, channels ${a.channels.slice(0, MANY).join(", ")}${a.channels.length > MANY ? ` (+${a.channels.length - MANY})` : ""}` : "";
   return [
-    h("span", { class: "glyph", "aria-hidden": true }, severity(a.severity).glyph), " ", h("b", {}, `${a.code} ${a.rule}`), ` ${when(a)}${a.state === "open" ? "" : ", cleared"}`,
+    h("span", { class: "glyph", "aria-hidden": true }, severity(a.severity).glyph), " ", h("button", { class: "link", type: "button", title: `About ${a.code}`, onclick: () => on.page(a.code) }, h("b", {}, `${a.code} ${a.rule}`)), ` ${when(a)}${a.state === "open" ? "" : ", cleared"}`,
     h("div", {}, a.layer ? link(a.layer, () => on.layer(String(a.layer), a.first_step)) : "the whole model", more, channels),
     h("div", { class: "why" }, a.message),
-    h("div", { class: "why" }, `measured ${number(a.value)}, limit ${number(a.threshold)}`),
+    bullet(a),
     open && h("button", { type: "button", onclick: open }, "Open the black box"),
   ];
 }
@@ -42,3 +42,16 @@ export const fact = (name, text) => [h("dt", {}, name), h("dd", {}, text)];
 
 /** @param {string} name @param {() => void} go */
 export const link = (name, go) => h("button", { class: "link", type: "button", title: name, onclick: go }, cut(name, 34));
+
+/** What was measured against its limit, as a bar with a mark; on a log scale if they are far apart. @param {Alert} alert */
+function bullet(alert) {
+  const [measured, limit] = [Number(alert.value), Number(alert.threshold)];
+  const words = `measured ${number(alert.value)}, limit ${number(alert.threshold)}`;
+  if (!(measured > 0) || !(limit > 0) || !Number.isFinite(measured / limit)) return h("div", { class: "why" }, words);
+  const [low, high] = [Math.min(measured, limit), Math.max(measured, limit)];
+  const log = high > 30 * low;
+  const at = (/** @type {number} */ v) => (log ? (10 + 80 * (Math.log(v / low) / Math.log(high / low))) : (90 * v) / high);
+  return h("div", { class: "bullet" },
+    h("span", { class: "track", "aria-hidden": true }, h("i", { class: alert.severity, style: { width: `${at(measured)}%` } }), h("b", { style: { left: `${at(limit)}%` } })),
+    h("span", { class: "why" }, words + (log ? ", log" : "")));
+}

@@ -1,12 +1,16 @@
 /** The page: its state, the numbers that it asks for, and what it shows. */
 
 import { Toolbar } from "./toolbar.js";
+import { difference, differing } from "./difference.js";
 import { h } from "./dom.js";
 import { empty, trouble } from "./notices.js";
 import { remembering } from "./memory.js";
 import { Overview } from "./overview.js";
+import { linesOf } from "./out.js";
 import { Panel } from "./panel.js";
+import { RunsView } from "./runs.js";
 import { scaleOf } from "./scale.js";
+import { Share } from "./share.js";
 import { MapBar } from "./mapbar.js";
 import { ranks } from "./folded.js";
 import { folded, rowsOf } from "./rows.js";
@@ -19,6 +23,12 @@ import { fromWords, toWords } from "./view_state.js";
 /** @typedef {import("./types.js").Range} Range */
 /** @typedef {import("./view_state.js").State} State */
 
+/** What of a view is a place to come back to; the rest, such as the zoom, is a detail of it. */
+const PLACES = /** @type {const} */ (["view", "run", "compare", "diff", "statistic", "layer", "incident", "page", "box", "focus"]);
+
+/** @param {State} state @param {Partial<State>} part */
+const isTurn = (state, part) => PLACES.some((name) => part[name] !== undefined && part[name] !== state[name]);
+
 const POLL = 10_000;
 const PAUSE = 60;
 const MAP_ONLY = new Set(["filter", "fold", "group", "least"]);
@@ -26,7 +36,7 @@ const MAP_ONLY = new Set(["filter", "fold", "group", "least"]);
 export class App {
   /**
    * @param {import("./types.js").Source} source
-   * @param {{words: Record<string, string>, changed?: (words: Record<string, string>) => void, live?: boolean, least?: number}} options
+   * @param {{words: Record<string, string>, changed?: (words: Record<string, string>, turn: boolean) => void, live?: boolean, least?: number}} options
    */
   constructor(source, options) {
     this.source = remembering(source);
@@ -70,11 +80,14 @@ export class App {
       });
     this.maps = [overview(window.innerWidth > 1800 ? 280 : 190, () => this.state.run), overview(0, () => this.state.compare)];
     this.panel = new Panel(this.source, { change: (part) => this.change(part), zoom: on.zoom, incident: (i) => on.incident(i, this.focused) });
+    this.table = new RunsView(this.source, { change: (part) => this.change(part) });
+    this.share = new Share(() => this.given());
+    this.toolbar.el.append(this.share.el);
     this.notice = h("div", { class: "notice-place" });
     this.room = h("section", { class: "maps" }, ...this.maps.map((m) => m.el));
     this.left = h("div", { class: "left" }, this.bar.el, this.room);
     this.main = h("main", { class: "split", hidden: true }, this.left, this.panel.el);
-    this.el = h("div", { class: "bn" }, this.toolbar.el, this.notice, this.main);
+    this.el = h("div", { class: "bn" }, this.toolbar.el, this.notice, this.main, this.table.el);
     new ResizeObserver(() => this.resized()).observe(this.room);
     document.addEventListener("keydown", (e) => this.key(e));
     if (options.live) setInterval(() => this.poll(), POLL);
@@ -87,16 +100,39 @@ export class App {
 
   /** Change a part of the view. @param {Partial<State>} part */
   change(part) {
+    const turn = isTurn(this.state, part);
     Object.assign(this.state, part);
     clearTimeout(this.waiting);
     if (this.shown && "from" in part && Object.keys(part).length === 2) return void this.glide();
-    this.changed?.(toWords(this.state));
+    this.changed?.(toWords(this.state), turn);
     // What concerns the map alone is drawn at once, and the panel stays.
     if (this.shown && Object.keys(part).every((word) => MAP_ONLY.has(word))) {
       this.show();
       return this.ready();
     }
     this.load();
+  }
+
+  /** Go to a view that the address names, such as the one before. @param {Record<string, string>} words */
+  visit(words) {
+    const { run } = this.state;
+    const next = fromWords(words);
+    next.run ||= run;
+    if (JSON.stringify(toWords(next)) === JSON.stringify(toWords(this.state))) return;
+    this.state = next;
+    this.load();
+  }
+
+  /** What is shown, to be given out. @returns {import("./share.js").Shown|null} */
+  given() {
+    const { state, shown, statistic } = this;
+    if (!this.index || !statistic) return null;
+    if (state.view === "runs") return { root: this.table.el, name: "runs", lines: () => this.table.table() };
+    if (!shown) return null;
+    const { all } = this.panel.layer;
+    const name = [state.run, state.compare, state.layer || statistic.name].filter(Boolean).join("-");
+    const map = this.map ?? { slice: shown.slices[0], rows: shown.runs[0].layers.map((l) => l.name) };
+    return { root: this.main, name, lines: () => (state.layer && all ? linesOf(all, all.statistics ?? [], "statistic") : linesOf(map.slice, map.rows, "layer")) };
   }
 
   /** Draw another range of the numbers at hand at once, and ask for finer ones when the pointer rests. */
@@ -138,6 +174,7 @@ export class App {
       if (this.token !== token) return;
       if (!this.index.runs.length) return this.blank();
       this.settle(this.index);
+      if (this.state.view === "runs") return void (await this.list(token));
       const names = [this.state.run, this.state.compare].filter(Boolean);
       const { sort, statistic } = this.state;
       const [runs, slices, courses, sorted] = await Promise.all([
@@ -148,7 +185,7 @@ export class App {
       this.shown = { runs, slices, courses, sorted };
       this.show();
       const run = runs.find((r) => r.name === this.focused) ?? runs[0];
-      const now = { slice: slices[runs.indexOf(run)], statistic: /** @type {import("./types.js").Statistic} */ (this.statistic), scale: /** @type {import("./scale.js").Scale} */ (this.scale), axis: /** @type {import("./axis.js").Axis} */ (this.axis) };
+      const now = { slice: slices[runs.indexOf(run)], statistic: /** @type {import("./types.js").Statistic} */ (this.statistic), scale: /** @type {import("./scale.js").Scale} */ (this.scale), axis: /** @type {import("./axis.js").Axis} */ (this.axis), layers: this.index.statistics };
       await this.panel.show(run, this.state, this.view, this.full, this.index.channelStatistics, now);
       if (this.token === token) this.ready();
     } catch (error) {
@@ -170,13 +207,26 @@ export class App {
     this.courses.set(name, first.course);
   }
 
+  /** Show the table of runs. @param {object} token */
+  async list(token) {
+    const { index, state, statistic } = this;
+    if (!index || !statistic) return;
+    this.notice.replaceChildren();
+    this.main.hidden = true;
+    this.table.el.hidden = false;
+    this.toolbar.set(index, state, statistic, null, this.view, new Set());
+    await this.table.show(index, state, statistic);
+    if (this.token === token) this.ready();
+  }
+
   /** Fill in missing words of the view, and drop words that name nothing. @param {import("./types.js").Index} index */
   settle(index) {
     const { state } = this;
     const known = new Set(index.runs.map((r) => r.name));
+    if (state.view === "runs" && (index.runs.length < 2 || !this.source.table)) state.view = "";
     const newest = [...index.runs].sort((a, b) => b.wall - a.wall || a.name.localeCompare(b.name))[0];
     if (!known.has(state.run)) state.run = newest.name;
-    if (!known.has(state.compare) || state.compare === state.run) state.compare = "";
+    if (!known.has(state.compare) || state.compare === state.run) state.compare = state.diff = "";
     if (!index.statistics.some((s) => s.name === state.statistic)) state.statistic = "health";
     if (!index.channelStatistics.some((s) => s.name === state.channels)) state.channels = "batch_var";
     if (!index.statistics.some((s) => s.name === state.sort)) state.sort = "";
@@ -239,6 +289,7 @@ export class App {
     const { state, view, full, statistic } = this;
     this.notice.replaceChildren();
     this.main.hidden = false;
+    this.table.el.hidden = true;
     const scale = (this.scale = scaleOf(statistic, slices.map((s) => s.extent), state.scale));
     const axis = (this.axis = axisOf(state.axis, courses[0]));
     this.toolbar.set(this.index, state, statistic, scale, view, new Set(runs.flatMap((r) => r.incidents.map((i) => i.severity))));
@@ -253,6 +304,8 @@ export class App {
     const rows = this.rows(names, room);
     about.shown = rows.reduce((sum, row) => sum + (row.kind === "open" ? 0 : row.members.length), 0);
     this.bar.set(this.index, state, offered(courses[0]), axis.name, about);
+    this.map = undefined;
+    if (state.diff && runs.length > 1) return this.showDifference(names, rows, room);
     this.maps[1].el.hidden = runs.length < 2;
     runs.forEach((run, i) => this.maps[i].set({ run, names, rows, slice: slices[i], course: courses[i], statistic, scale, axis, view, full, state, focused: run.name === this.focused, room, titled: runs.length > 1 }));
   }
@@ -274,16 +327,31 @@ export class App {
     return this.lines.rows;
   }
 
+  /** Two runs as one map. @param {string[]} names @param {import("./rows.js").Row[]} rows @param {number} room */
+  showDifference(names, rows, room) {
+    const { runs, slices } = /** @type {NonNullable<App["shown"]>} */ (this.shown);
+    const { state, view, full } = this;
+    const of = /** @type {import("./types.js").Statistic} */ (this.statistic);
+    const [a, b] = runs.map((r) => r.layers.map((l) => l.name));
+    const slice = difference(slices[0], slices[1], names, a, b, of);
+    const statistic = differing(of);
+    const scale = scaleOf(statistic, [slice.extent]);
+    this.toolbar.set(/** @type {import("./types.js").Index} */ (this.index), state, statistic, scale, view, new Set());
+    this.maps[1].el.hidden = true;
+    this.map = { slice, rows: names };
+    const run = { ...runs[0], layers: names.map((name) => ({ name, channels: 0, detailed: false })), incidents: [] };
+    const axis = /** @type {import("./axis.js").Axis} */ (this.axis);
+    this.maps[0].set({ run, names, rows, slice, course: null, statistic, scale, axis, view, full, state, focused: true, room, titled: false, said: `${runs[1].name} less ${runs[0].name}` });
+  }
+
   /** Draw everything again, in the colors of another theme. */
   recolor() {
-    if (!this.shown) return;
-    this.show();
-    this.load();
+    if (this.state.view !== "runs") this.show();
+    if (this.index) this.load();
   }
 
   resized() {
-    if (!this.shown) return;
-    this.show();
+    if (this.state.view !== "runs") this.show();
   }
 
   blank() {
@@ -303,16 +371,21 @@ export class App {
   /** @param {KeyboardEvent} e */
   key(e) {
     const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(/** @type {HTMLElement} */ (e.target).tagName);
-    if (!typing && !e.ctrlKey && !e.metaKey && !e.altKey && this.shown) {
+    const list = this.state.view === "runs";
+    if (!typing && !e.ctrlKey && !e.metaKey && !e.altKey) {
+      if (e.key === "?") return this.share.keys.showModal();
       if (e.key === "/") {
         e.preventDefault();
-        return this.bar.filter.focus();
+        return (list ? this.table : this.bar).filter.focus();
       }
-      if (e.key === "[" || e.key === "]") return this.change({ fold: e.key === "[" ? "-" : "+" });
+      if (this.shown && !list && (e.key === "[" || e.key === "]")) return this.change({ fold: e.key === "[" ? "-" : "+" });
     }
-    if (e.key !== "Escape") return;
+    if (e.key !== "Escape" || this.share.keys.open) return;
     const { state } = this;
-    if (state.box) this.change({ box: "" });
+    if (this.share.menu.open) this.share.menu.open = false;
+    else if (list) this.change(state.seek ? { seek: "" } : { chosen: "" });
+    else if (state.page) this.change({ page: "" });
+    else if (state.box) this.change({ box: "" });
     else if (state.from !== null) this.change({ from: null, to: null });
     else if (state.layer || state.incident || state.group || state.step !== null) this.change({ layer: "", incident: "", channel: null, step: null, group: "" });
     else if (state.filter) this.change({ filter: "" });

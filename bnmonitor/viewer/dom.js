@@ -20,6 +20,14 @@ export function h(tag, properties = {}, ...children) {
   return element;
 }
 
+/** An element of a drawing. @param {string} tag @param {Record<string, any>} attributes @param {...(Node|string)} children @returns {any} */
+export function drawing(tag, attributes, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) if (value !== null) element.setAttribute(name, String(value));
+  element.append(...children);
+  return element;
+}
+
 /**
  * Replace the options of a `<select>` if they changed, and choose a value.
  * @param {HTMLSelectElement} select
@@ -59,6 +67,7 @@ export function theme() {
   return {
     surface: read("surface"), text: read("text"), muted: read("muted"), line: read("line"), accent: read("accent"),
     error: read("error"), warning: read("warning"), info: read("info"), gap: read("gap"), second: read("second"),
+    ...Object.fromEntries(Array.from({ length: 8 }, (_, i) => [`run${i}`, read(`run${i}`)])),
     font: "12px " + read("font"), small: "11px " + read("font"),
   };
 }

@@ -2,6 +2,7 @@
 
 import { evidence, link, when } from "./alerts.js";
 import { h } from "./dom.js";
+import { copy } from "./out.js";
 import { count, cut, grouped, severity } from "./text.js";
 
 /** @typedef {import("./types.js").Incident} Incident */
@@ -69,8 +70,18 @@ export function card(i, on) {
     h("h3", {}, h("span", { class: "glyph", "aria-hidden": true }, severity(i.severity).glyph), ` ${i.title} `, h("small", {}, `${i.severity} · ${i.state}`)),
     h("p", {}, `${when(i)} · `, i.layer && i.layers.length > 1 ? `${extent(i)}, first ` : "", i.layer ? link(i.layer, () => on.layer(String(i.layer), i.first_step)) : "the whole model"),
     i.detail ? h("p", {}, i.detail) : null,
-    h("p", { class: "fix" }, h("b", {}, "Fix"), " ", i.advice),
+    on.picture(i),
+    h("div", { class: "fix" }, h("p", {}, h("b", {}, "Fix"), " ", i.advice), copied(i.advice)),
     h("details", { class: "behind" }, h("summary", {}, `${count(i.evidence.length, "finding")} behind it${i.evidence.length > 1 ? ", in causal order" : ""}`), evidence(i.evidence, on)),
-    h("p", { class: "more" }, open && h("button", { type: "button", onclick: open }, "Open the black box"), safe && h("a", { href: i.url, target: "_blank", rel: "noopener noreferrer" }, `About ${i.code} ↗`)),
+    h("p", { class: "more" }, open && h("button", { type: "button", onclick: open }, "Open the black box"), h("button", { type: "button", onclick: () => on.page(i.cause) }, "What it means"), safe && h("a", { href: i.url, target: "_blank", rel: "noopener noreferrer", title: i.url }, `${i.code} ↗`)),
   );
+}
+
+/** A button that copies a text, and says so. @param {string} text */
+function copied(text) {
+  const button = h("button", { class: "copy", type: "button", "aria-label": "copy the fix", onclick: async () => {
+    button.textContent = (await copy(text)) ? "Copied" : "Not allowed";
+    setTimeout(() => (button.textContent = "Copy"), 1500);
+  } }, "Copy");
+  return button;
 }

@@ -65,6 +65,7 @@ export class LayerView {
     };
     const [all, one] = await Promise.all([source.layer(run.name, layer.name, range, bins), asked.one]);
     if (this.token !== token) return;
+    this.all = all;
     this.step = state.step;
     const common = { view, axis, step: state.step, smooth: state.smooth };
     this.linear = state.scale === "linear";

@@ -30,6 +30,7 @@ import { timeline } from "./timeline.js";
  * @property {boolean} focused
  * @property {number} room
  * @property {boolean} titled
+ * @property {string} [said]  Instead of the verdict.
  */
 
 export class Overview {
@@ -82,13 +83,13 @@ export class Overview {
 
   /** @param {Seen} seen */
   set(seen) {
-    const { run, names, rows, slice, course, statistic, scale, axis, view, full, state, focused, room, titled } = seen;
+    const { run, names, rows, slice, course, statistic, scale, axis, view, full, state, focused, room, titled, said } = seen;
     this.seen = seen;
     this.rows = rows;
     const at = new Map(run.layers.map((l, i) => [l.name, i]));
     const found = slice && fold(slice, rows, Int32Array.from(names, (name) => at.get(name) ?? -1), statistic);
     this.which = found?.which;
-    this.head.replaceChildren(...(titled ? [h("div", { class: `run-title${focused ? " focused" : ""}`, title: run.name }, run.name)] : []), verdict(run));
+    this.head.replaceChildren(...(said ? [h("div", { class: "run-title focused", title: said }, said)] : titled ? [h("div", { class: `run-title${focused ? " focused" : ""}`, title: run.name }, run.name)] : []), said ? "" : verdict(run));
     this.head.classList.toggle("one-line", titled);
     this.map.options.most = rows.length <= 12 ? 40 : 26;
     this.fit(rows, titled, course?.rows ? LABELS : 64);
@@ -109,7 +110,7 @@ export class Overview {
     this.order = order;
     this.strip.set(course, seen, this.names, this.map.width);
     this.time.style.paddingRight = `${this.map.beside}px`;
-    this.time.replaceChildren(timeline(run.incidents, view, run.steps[1], this.names, focused ? state.incident : "", this.on.incident));
+    this.time.replaceChildren(timeline(run.incidents, view, run.steps[1], axis, this.names, this.map.width, focused ? state.incident : "", this.on.incident));
   }
 
   /** What a cell shows, in a few lines. @param {number} row @param {number} column */

@@ -2,9 +2,11 @@
 
 import { notes } from "./alerts.js";
 import { BoxView } from "./boxview.js";
+import { picture } from "./cause.js";
 import { h } from "./dom.js";
 import { card, list, ranked } from "./incidents.js";
 import { LayerView } from "./layerview.js";
+import { manual } from "./manual.js";
 import { css } from "./scale.js";
 import { cut, measured } from "./text.js";
 
@@ -15,11 +17,29 @@ export class Panel {
    */
   constructor(source, on) {
     this.on = on;
+    this.source = source;
+    /** @type {{key: string, el: Element|null}|undefined} */
+    this.drawn = undefined;
     this.layer = new LayerView(source, { zoom: on.zoom, cursor: (step) => on.change({ step }), change: on.change });
     this.box = new BoxView(source, { close: () => on.change({ box: "" }) });
     this.head = h("div", { class: "panel-head" });
     this.top = h("div");
     this.el = h("aside", { class: "panel", "aria-label": "what is selected" }, this.head, this.top, this.layer.el, this.box.el);
+  }
+
+  /** Show a page of the manual. @param {string} name */
+  async open(name) {
+    const page = await this.source.manual(name);
+    this.head.replaceChildren(h("button", { class: "link", type: "button", onclick: () => this.on.change({ page: "" }) }, "‹ Back"));
+    this.top.replaceChildren(page ? manual(page) : h("p", { class: "quiet" }, `The manual has no page ${name}.`));
+    this.el.scrollTop = 0;
+  }
+
+  /** The picture of an incident, made anew only if there is more of it. @param {import("./types.js").Run} run @param {import("./types.js").Incident} i @param {import("./types.js").Statistic[]} statistics */
+  pictured(run, i, statistics) {
+    const key = JSON.stringify([run.name, i.index, i.last_step, run.frames, document.documentElement.className]);
+    if (this.drawn?.key !== key) this.drawn = { key, el: picture(this.source, run, i, statistics) };
+    return this.drawn.el;
   }
 
   /**
@@ -28,22 +48,25 @@ export class Panel {
    * @param {import("./types.js").Range} view
    * @param {import("./types.js").Range} full
    * @param {import("./types.js").Statistic[]} statistics  Of channels.
-   * @param {{slice: import("./types.js").Slice, statistic: import("./types.js").Statistic, scale: import("./scale.js").Scale, axis: import("./axis.js").Axis}} now
-   *   What the map shows of the run.
+   * @param {{slice: import("./types.js").Slice, statistic: import("./types.js").Statistic, scale: import("./scale.js").Scale, axis: import("./axis.js").Axis, layers: import("./types.js").Statistic[]}} now
+   *   What the map shows of the run, and all statistics of layers.
    */
   async show(run, state, view, full, statistics, now) {
     const { on } = this;
     const incident = run.incidents.find((i) => String(i.index) === state.incident) ?? null;
     const layer = run.layers.find((l) => l.name === state.layer) ?? null;
     const box = run.boxes.find((b) => b.file === state.box) ?? null;
-    this.layer.el.hidden = !layer || !!box;
-    this.box.el.hidden = !box;
+    this.layer.el.hidden = !layer || !!box || !!state.page;
+    this.box.el.hidden = !box || !!state.page;
+    if (state.page) return this.open(state.page);
     const go = {
       layer: (/** @type {string} */ name, /** @type {number} */ step) => on.change({ layer: name, step, channel: null }),
       box: (/** @type {import("./types.js").Alert} */ a) => {
         const its = run.boxes.find((b) => b.code === a.code && b.layer === a.layer && b.first_step === a.first_step);
         return its ? () => on.change({ box: its.file }) : null;
       },
+      page: (/** @type {string} */ name) => on.change({ page: name }),
+      picture: (/** @type {import("./types.js").Incident} */ i) => this.pictured(run, i, now.layers),
     };
     const back = h("button", { class: "link", type: "button", onclick: () => on.change({ layer: "", incident: "", channel: null, box: "" }) }, "‹ All incidents");
     if (box) {
@@ -58,7 +81,7 @@ export class Panel {
       const others = own.filter((i) => i !== main);
       this.top.replaceChildren(main ? card(main, go) : "", others.length ? list(others, "", on.incident) : "", own.length || !layer ? "" : h("p", { class: "verdict healthy" }, h("b", {}, "✓"), " no open incident in this layer"), layer ? notes(run, go, layer.name) : "");
     } else {
-      this.head.replaceChildren(h("h2", {}, "Incidents"));
+      this.head.replaceChildren(h("h2", { title: run.name }, state.compare ? `Incidents of ${cut(run.name, 40)}` : "Incidents"));
       this.top.replaceChildren(list(run.incidents, state.incident, on.incident), notes(run, go), ...foremost(run, now, (layer) => on.change({ layer })), h("p", { class: "quiet hint" }, "Click a layer for its channels, drag over steps to zoom, double click to see all. Arrow keys, + and − do the same."));
     }
     if (layer && !box) await this.layer.load(run, layer, state, view, full, statistics, now.axis);
@@ -91,5 +114,5 @@ function foremost(run, { slice, statistic, scale }, select) {
       ),
     ),
   );
-  return [h("h4", {}, `${health ? "Lowest" : "Largest"} ${statistic.label} now`), h("ol", { class: "now" }, ...rows)];
+  return [h("h3", { class: "minor" }, `${health ? "Lowest" : "Largest"} ${statistic.label} now`), h("ol", { class: "now" }, ...rows)];
 }

@@ -1,7 +1,7 @@
 /** The same page outside TensorBoard: a report with its numbers inside. */
 
 import { App } from "./app.js";
-import { readAddress, followTheme, writeAddress } from "./tensorboard.js";
+import { followAddress, followTheme, readAddress, writeAddress } from "./tensorboard.js";
 
 /** @typedef {import("./types.js").Slice} Slice */
 /** @typedef {import("./types.js").Source} Source */
@@ -23,6 +23,7 @@ import { readAddress, followTheme, writeAddress } from "./tensorboard.js";
  * @property {Block} layers
  * @property {Block|null} course  Loss and learning rates, a sheet each.
  * @property {Record<string, Block>} channels
+ * @property {Record<string, import("./types.js").Page>} manual  Pages of the incidents' causes and rules, by name.
  */
 
 /** Undo the planes of bytes that numbers are kept in. @param {Uint8Array} planes @returns {Float32Array} */
@@ -54,6 +55,15 @@ class Inside {
 
   async run() {
     return this.content.run;
+  }
+
+  async table() {
+    return { runs: [], of: 0 };
+  }
+
+  /** @param {string} name */
+  async manual(name) {
+    return this.content.manual[name] ?? null;
   }
 
   /** @param {Block} block @param {(sheet: number, row: number) => boolean} wanted @param {Range|null} range @param {object} more @returns {Slice} */
@@ -157,5 +167,6 @@ const text = (id) => document.getElementById(id)?.textContent ?? "";
 const content = JSON.parse(text("content"));
 const app = new App(new Inside(content, await numbers(text("numbers"))), { words: readAddress(), changed: writeAddress, least: 420 });
 followTheme(() => app.recolor());
+followAddress((words) => app.visit(words));
 document.getElementById("view")?.replaceChildren(app.el);
 await app.load();

@@ -64,6 +64,16 @@ export class Server {
     return index;
   }
 
+  /** @param {number} first @param {number} most */
+  async table(first, most) {
+    return (await this.ask("table", { first, most })).json();
+  }
+
+  /** @param {string} name @returns {Promise<import("./types.js").Page|null>} */
+  async manual(name) {
+    return this.maybe((async () => (await this.ask("manual", { name })).json())());
+  }
+
   /** @param {string} run */
   async run(run) {
     return (await this.ask("run", { run })).json();
@@ -115,7 +125,7 @@ export class Server {
     return this.maybe(this.numbers("box", { run, file, layer, statistic }, null, this.columns));
   }
 
-  /** Null for what is not there. @param {Promise<Slice>} asked @returns {Promise<Slice|null>} */
+  /** Null for what is not there. @template T @param {Promise<T>} asked @returns {Promise<T|null>} */
   async maybe(asked) {
     try {
       return await asked;

@@ -59,12 +59,25 @@ function decode(text) {
   }
 }
 
-/** Put words into TensorBoard's address, as long as it shows this tab. @param {Record<string, string>} words */
-export function writeAddress(words) {
+/**
+ * Put words into TensorBoard's address, as long as it shows this tab.
+ * @param {Record<string, string>} words @param {boolean} [turn]  Whether Back shall come back to what was shown before.
+ */
+export function writeAddress(words, turn = false) {
   const page = outside() ?? window;
   const others = page.location.hash.slice(1).split("&").filter((part) => part && !decode(part).startsWith(PREFIX));
   if (outside() && others[0] !== "bnmonitor") return;
   const ours = Object.entries(words).map(([name, value]) => `${PREFIX}${name}=${encodeURIComponent(value)}`);
   const hash = [...others, ...ours].join("&");
-  if (page.location.hash.slice(1) !== hash) page.history.replaceState(page.history.state, "", `#${hash}`);
+  if (page.location.hash.slice(1) === hash) return;
+  if (turn) page.history.pushState(page.history.state, "", `#${hash}`);
+  else page.history.replaceState(page.history.state, "", `#${hash}`);
+}
+
+/** Follow Back and Forward. @param {(words: Record<string, string>) => void} visit */
+export function followAddress(visit) {
+  const page = outside();
+  (page ?? window).addEventListener("popstate", () => {
+    if (!page || page.location.hash.slice(1).split("&")[0] === "bnmonitor") visit(readAddress());
+  });
 }

@@ -8,6 +8,8 @@
  * @property {"health"|"linear"|"log"|"signed"|"share"|"count"} scale
  * @property {string} meaning
  * @property {Record<string, number>} limits  The value from which it stands for a severity.
+ * @property {string[]} [judged]  Codes of the rules that compare it with a limit.
+ * @property {string[]} [seen]  Codes of other rules whose finding is visible in it.
  * @property {boolean} sampled  Whether it is known on sampled steps only.
  *
  * @typedef {object} Alert  As `bnmonitor.Alert.to_dict` gives it.
@@ -69,6 +71,26 @@
  * @property {number} last  Its last step.
  * @property {number} wall  When it was last written to.
  *
+ * @typedef {object} Row  A run in the table of runs, as `bnmonitor.history.listing.listed` gives it.
+ * @property {string} name
+ * @property {string} verdict
+ * @property {""|"warning"|"error"} severity  Of its worst open incident.
+ * @property {number} open
+ * @property {{title: string, severity: string, step: number, layer: string|null}|null} first
+ * @property {(number|null)[]} health
+ * @property {number|null} lowest
+ * @property {number|string|null} loss
+ * @property {number} layers
+ * @property {[number, number]|null} steps
+ * @property {number|string|null} wall
+ * @property {Record<string, any>} settings
+ *
+ * @typedef {object} Page  A page of the manual.
+ * @property {string} title
+ * @property {string} summary
+ * @property {string} url
+ * @property {{title: string, blocks: ["text"|"code"|"values", any][]}[]} sections
+ *
  * @typedef {object} Index
  * @property {RunInfo[]} runs
  * @property {Statistic[]} statistics
@@ -111,6 +133,8 @@
  * @typedef {object} Source  Where the numbers come from: a server, or the page itself.
  * @property {() => Promise<First|null>} [first]  What is drawn at first, in one answer, if there is such a thing.
  * @property {() => Promise<Index>} index
+ * @property {(first: number, most: number) => Promise<{runs: Row[], of: number}>} table
+ * @property {(name: string) => Promise<Page|null>} manual  The manual's page of a rule or a cause.
  * @property {(run: string) => Promise<Run>} run
  * @property {(run: string, statistic: string, range: Range|null, bins: number) => Promise<Slice>} slice
  *   A statistic of all layers.

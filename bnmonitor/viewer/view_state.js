@@ -13,6 +13,13 @@
  * @property {number|null} step  The cursor.
  * @property {string} channels  Statistic of the channel map.
  * @property {number|null} channel
+ * @property {""|"runs"} view  The map of layers, or the table of runs.
+ * @property {string} diff  "1": two runs as a map of their difference.
+ * @property {string} chosen  Names of the chosen runs, one a line.
+ * @property {string} seek  Filter of runs.
+ * @property {string} order  Column that runs are sorted by; with "-" the other way round.
+ * @property {string} against  Hyperparameter of the sweep.
+ * @property {string} page  Page of the manual that is open, or empty.
  * @property {string} box  File of the black box that is open, or empty.
  * @property {string} filter  What the names of the layers are like.
  * @property {string} fold  Groups that were folded and unfolded; empty: as it fits.
@@ -26,7 +33,7 @@
  */
 
 /** @type {State} */
-export const START = { run: "", compare: "", statistic: "health", from: null, to: null, layer: "", incident: "", focus: "", step: null, channels: "batch_var", channel: null, box: "", filter: "", fold: "", group: "", sort: "", least: "", axis: "step", scale: "", smooth: 0, rank: "" };
+export const START = { run: "", compare: "", statistic: "health", from: null, to: null, layer: "", incident: "", focus: "", step: null, channels: "batch_var", channel: null, box: "", filter: "", fold: "", group: "", sort: "", least: "", axis: "step", scale: "", smooth: 0, rank: "", view: "", diff: "", chosen: "", seek: "", order: "", against: "", page: "" };
 
 const NUMBERS = new Set(["from", "to", "step", "channel", "smooth"]);
 
@@ -50,6 +57,7 @@ export function fromWords(words) {
     if (!NUMBERS.has(name)) state[name] = word;
     else if (word !== "" && Number.isFinite(Number(word))) state[name] = Number(word);
   }
+  if (state.view !== "runs") state.view = "";
   if (state.from === null || state.to === null || !(state.to > state.from)) state.from = state.to = null;
   state.smooth = Math.max(0, Math.min(0.98, state.smooth));
   return state;

@@ -92,7 +92,10 @@ def test_a_long_history_is_thinned_to_size_and_keeps_its_spikes(tmp_path: Path, 
 
 def test_it_says_in_words_what_is_wrong_and_loads_nothing(small: Path) -> None:
     text = page(open_history(small), ".")
-    words = text[: text.index('<div id="view">')]
+    first, rest = text.split('<div id="view">')
+    assert "This run has been failing since step " in first
+    assert "<b>What to do:</b> lower the peak learning rate" in first
+    words = text[: text.index("</style>")] + rest[: rest.index('<script type="application/json"')]
     for part in (
         "variance explosion",
         "BN106 variance-explosion",

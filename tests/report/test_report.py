@@ -272,6 +272,30 @@ def test_a_directory_of_runs_cannot_be_compared(runs: Path) -> None:
     assert "holds 2 runs" in said
 
 
+def test_any_number_of_runs_is_compared_with_the_first(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = run("compare", runs / "healthy", runs / "healthy", runs / "sick")
+    assert code == 1
+    assert "3 runs: 2 without an open incident, 1 worse than the first" in said
+    rows = [line for line in said.splitlines() if line.startswith(("healthy", "sick"))]
+    assert ["the first" in rows[0], "the same" in rows[1], "1 came" in rows[2]] == [True] * 3
+    assert "running statistics are" in rows[2]
+    assert all(len(line) <= 100 for line in said.splitlines())
+    assert main(["compare", *[str(runs / name) for name in ("sick", "healthy", "healthy")]]) == 0
+    assert "2 without an open incident, 0 worse" in capsys.readouterr().out
+    assert main(["compare", *[str(runs / name) for name in ("healthy", "sick", "healthy")], "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert [(one["severity"], one["first_step"]) for one in told["runs"]] == [("", None), ("error", 40), ("", None)]
+    assert [len(one["came"]) for one in told["comparisons"]] == [1, 0]
+    assert (told["schema"], told["comparisons"][0]["schema"]) == (3, 2)
+
+
+def test_a_directory_of_two_runs_is_compared_and_one_run_is_not(runs: Path) -> None:
+    code, said = run("compare", runs)
+    assert (code, "1 incident came" in said) == (1, True)
+    code, said = run("compare", runs / "sick")
+    assert (code, "give another one" in said) == (2, True)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     before=st.lists(st.integers(-3, 3), min_size=1, max_size=9),

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import pytest
 import rich.console
 import torch
+from tensorboard.plugins.custom_scalar import layout_pb2
 from torch import nn
 
 from bnmonitor import Alert, Incident, Monitor, Severity, Summary
@@ -576,7 +577,7 @@ def test_tensorboard_writes_no_scalar_where_there_is_no_number(tmp_path: Path) -
     assert "bn_batch_var/a" not in tags
 
 
-def test_tensorboard_alerts_are_one_cumulative_table_that_markdown_cannot_break(tmp_path: Path) -> None:
+def test_tensorboard_alerts_are_one_cumulative_list_that_markdown_cannot_break(tmp_path: Path) -> None:
     summary = a_summary()
     sink = TensorBoard(tmp_path)
     sink.open(Run(layers=summary.layers))
@@ -592,13 +593,38 @@ def test_tensorboard_alerts_are_one_cumulative_table_that_markdown_cannot_break(
         if value.tag.startswith("bnmonitor/alerts/")
     ]
     assert [step for step, _ in texts] == [49, 55, 55, 55, 55]
-    rows = texts[-1][1].splitlines()
-    assert len(rows) == 2 + 4
-    assert all(row.replace("\\|", "").count("|") == rows[0].count("|") for row in rows)
-    assert "<b>" not in texts[-1][1]
-    assert "cleared, last seen 55" in texts[-1][1]
+    rows = [row for row in texts[-1][1].splitlines() if row]
+    assert len(rows) == 4
+    assert all(row.startswith("- BN") for row in rows)
+    assert all(sign not in texts[-1][1] for sign in ("<b>", "|", "*"))
+    assert "cleared, last seen at step 55" in texts[-1][1]
     assert "sink A" in texts[-1][1]
     assert "sink B" in texts[-1][1]
+
+
+def test_tensorboard_has_few_charts_of_its_own_and_leaves_a_layout_of_the_user_alone(tmp_path: Path) -> None:
+    def layouts(path: Path) -> list[bytes]:
+        return [v.tensor.string_val[0] for _, v in events(path) if v.tag == "custom_scalars__config__"]
+
+    summary = a_summary(names=tuple(f"layer{i}" for i in range(20)))
+    for _ in range(2):  # a resumed run has one already
+        sink = TensorBoard(tmp_path / "own")
+        sink.open(Run(layers=summary.layers))
+        sink.frame(summary)
+        sink.close(summary)
+    [found] = layouts(tmp_path / "own")
+    charts = layout_pb2.Layout.FromString(found).category[0].chart
+    assert 3 <= len(charts) <= 12
+    tags = [v.tag for _, v in events(tmp_path / "own")]
+    for pattern in (tag for chart in charts for tag in chart.multiline.tag):
+        assert any(re.fullmatch(pattern, tag) for tag in tags), pattern
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "events.out.tfevents.1.a").write_bytes(b"custom_scalars__config__")
+    sink = TensorBoard(tmp_path / "theirs")
+    sink.open(Run(layers=summary.layers))
+    sink.close(summary)
+    [mine] = [p for p in (tmp_path / "theirs").glob("*tfevents*") if p.name != "events.out.tfevents.1.a"]
+    assert b"custom_scalars" not in mine.read_bytes()
 
 
 def test_tensorboard_gives_other_layers_another_tag_and_the_old_ones_their_old_tag(tmp_path: Path) -> None:

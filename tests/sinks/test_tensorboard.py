@@ -184,8 +184,10 @@ def test_alerts_are_a_text_with_the_fix(data: Any, ask: dict[str, Any], written:
         **ask, plugin_name="text", downsample=10, run_tag_filter=provider.RunTagFilter(runs=[written.run], tags=tags)
     )
     text = read[written.run][tags[0]][-1].numpy.item().decode()
-    assert text.splitlines()[0].startswith("| rule | severity | layer |")
-    assert "BN301 inverted-momentum | error | body.4" in text
+    assert text.startswith("**✗ ")
+    assert "\nfix: " in text
+    assert "- BN301 inverted-momentum · error · since step " in text
+    assert " · body.4: " in text
     assert "momentum=0.05" in text
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import os
 import re
@@ -16,9 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.histories import HOSTILE, METRICS, Writer, course, recorded, resnet, write
 from tests.report.test_agreement import alarming
@@ -32,6 +36,11 @@ pytestmark = pytest.mark.skipif(
 ROOT = Path(__file__).parents[2]
 FIVE = ("backbone.0.1", "backbone.1.1", "backbone.2.1", "backbone.3.1", "head.bn")
 STRANGE = 'run <b>"x"&\'é'
+AXE = next(
+    (path.read_text() for root in sys.path if (path := Path(root, "axe_playwright_python", "axe.min.js")).is_file()),
+    None,
+)
+"""The program that looks for what keeps people out."""
 READY = "document.documentElement.dataset.drawn"
 
 
@@ -196,12 +205,12 @@ def test_the_overview_leads_to_layer_and_channel_in_two_clicks(tab: Tab) -> None
     scroll = frame.locator(".maps .map-scroll").first.bounding_box()
     tab.drawn(lambda: tab.page.mouse.click(box["x"] + box["width"] - 30, scroll["y"] + scroll["height"] * 0.5))
     assert text(frame, ".panel h2").startswith("backbone.")
-    assert frame.locator(".panel .chart canvas").count() == 7
+    assert frame.locator(".layer-view .chart canvas").count() == 7
     channels = frame.locator(".layer-view .over").first
     channels.scroll_into_view_if_needed()
     place = channels.bounding_box()
     tab.drawn(lambda: tab.page.mouse.click(place["x"] + place["width"] / 2, place["y"] + 5))
-    assert "running mean of channel 0" in text(frame, ".legend-lines")
+    assert "running mean of channel 0" in text(frame, ".layer-view .legend-lines")
     assert "p.bnmonitor.channel=0" in tab.words()
 
 
@@ -230,12 +239,26 @@ def test_an_incident_is_shown_in_full_with_its_evidence_and_a_safe_link(tab: Tab
     assert "BN106 variance-explosion since step 265" in evidence
     assert "21\u202f000, limit 10\u202f000" in evidence
     assert frame.locator(".card a").get_attribute("href").endswith("BN106.md")
+    assert text(frame, ".card .picture figcaption") == "batch variance of backbone.2.1"
+    at_first = course(5, 80, sick=(2,))[53, 2, METRICS.index("batch_var")]
+    assert float(text(frame, ".card .picture .key b")) == pytest.approx(at_first, rel=0.01)
+    frame.locator(".card .copy").click()
+    frame.wait_for_function("document.querySelector('.card .copy').textContent === 'Copied'")
+    tab.drawn(lambda: frame.get_by_role("button", name="What it means").click())
+    assert text(frame, ".manual h2") == "BN106 variance-explosion"
+    assert "page=variance-explosion" in tab.words()
+    tab.drawn(lambda: tab.page.go_back())
+    assert frame.locator(".manual").count() == 0
+    tab.drawn(lambda: tab.page.go_forward())
+    assert frame.locator(".manual pre").count() >= 2
+    tab.drawn(lambda: tab.page.keyboard.press("Escape"))
     assert text(frame, ".panel h2") == "backbone.2.1"
     assert "incident=1" in tab.words()
     tab.drawn(lambda: frame.locator(".panel-head .link").click())
     assert frame.locator(".card").count() == 0
     tab.drawn(lambda: frame.locator(".timeline .bar-incident.warning").click())
     assert "stale statistics" in text(frame, ".card")
+    assert text(frame, ".card .picture figcaption").startswith("running-versus-batch gap of the mean of head.bn")
     assert "incident=0" in tab.words()
     tab.drawn(lambda: frame.locator(".card .link").first.click())
     assert text(frame, ".panel h2") == "head.bn"
@@ -284,6 +307,84 @@ def test_a_view_can_be_sent_as_an_address(tab: Tab) -> None:
     tab.drawn(lambda: frame.locator("#bn-statistic").select_option("gamma"))
     assert "statistic=gamma" in tab.words()
     assert "from=100" in tab.words()
+
+
+def test_all_runs_are_a_table_to_sort_to_filter_and_to_choose_from(tab: Tab) -> None:
+    frame = tab.open(run="five/sick")
+    tab.drawn(lambda: frame.get_by_role("button", name="Runs (8)").click())
+    names = frame.locator(".runs-table td.run")
+    every = ["boxed", "cut", "five/fixed", "five/sick", "many", "old", "resumed", STRANGE]
+    assert sorted(names.all_inner_texts()) == sorted(every)
+    tab.drawn(lambda: frame.get_by_role("button", name="verdict").click())
+    assert frame.locator("th.verdict").get_attribute("aria-sort") == "descending"
+    said = frame.locator(".runs-table td.verdict").all_inner_texts()
+    assert [row[0] for row in said] == sorted((row[0] for row in said), key="✗!✓".index)
+    row = frame.locator("tr", has=frame.get_by_role("button", name="five/sick", exact=True))
+    cells = [" ".join(cell.split()) for cell in row.locator("td").all_inner_texts()]
+    assert cells[1:4] == ["five/sick", "✗ variance explosion", "stale statistics 100"]
+    assert cells[5:7] == ["0.139", "395"]
+    assert row.locator("svg").get_attribute("aria-label") == "lowest health 20"
+    tab.drawn(lambda: frame.locator("#bn-runs").fill("five/*"))
+    assert names.all_inner_texts() == ["five/sick", "five/fixed"]
+    tab.drawn(lambda: frame.get_by_label("choose five/sick").check())
+    tab.drawn(lambda: frame.get_by_label("choose five/fixed").check())
+    assert text(frame, ".overlay figcaption") == "health of head.bn"
+    assert frame.locator(".overlay .key b").count() == 2
+    tab.drawn(lambda: frame.get_by_role("button", name="Difference").click())
+    assert text(frame, ".run-title") == "five/fixed less five/sick"
+    tab.drawn(lambda: frame.locator("#bn-statistic").select_option("batch_var"))
+    box = frame.locator(".maps .over").first.bounding_box()
+    tab.page.mouse.move(box["x"] + box["width"] - 8, box["y"] + box["height"] * 0.53)
+    lines = frame.locator(".maps .tip").first.inner_text().splitlines()
+    sick, fixed = (course(5, 80, sick=which)[-1, 2, METRICS.index("batch_var")] for which in ((2,), ()))
+    assert lines[0] == "backbone.2.1"
+    assert float(lines[1].split()[-1].replace("−", "-")) == pytest.approx(math.log10(fixed / sick), rel=0.01)
+    tab.drawn(lambda: tab.page.go_back())
+    tab.drawn(lambda: tab.page.go_back())
+    assert frame.locator(".runs-table").is_visible()
+
+
+def test_what_is_shown_can_be_taken_out(tab: Tab, tmp_path: Path) -> None:
+    frame = tab.open(run="five/sick", statistic="batch_var")
+
+    def saved(label: str) -> bytes:
+        frame.locator(".menu summary").click()
+        with tab.page.expect_download() as download:
+            frame.get_by_role("button", name=label).click()
+        download.value.save_as(tmp_path / "file")
+        return (tmp_path / "file").read_bytes()
+
+    rows = list(csv.reader(saved("CSV numbers").decode().splitlines()))
+    assert [row[0] for row in rows] == ["layer", *FIVE]
+    assert rows[0][-1] == "step 395"
+    table = course(5, 80, sick=(2,))[:, :, METRICS.index("batch_var")].T
+    assert np.array([row[1:] for row in rows[1:]], float) == pytest.approx(table, rel=1e-5)
+    svg = saved("SVG picture").decode()
+    ElementTree.fromstring(svg)
+    assert "variance explosion" in svg
+    png = Image.open(io.BytesIO(saved("PNG picture")))
+    assert png.width == 2 * 1280
+    assert alarming(saved("PNG picture")) > 1000
+    tab.page.keyboard.press("?")
+    assert frame.locator("dialog[open] kbd").count() > 5
+    tab.page.keyboard.press("Escape")
+    assert frame.locator("dialog[open]").count() == 0
+
+
+@pytest.mark.skipif(AXE is None, reason="axe is not installed: pip install axe-playwright-python")
+def test_axe_finds_nothing_that_keeps_people_out(tab: Tab) -> None:
+    frame = tab.open(run="five/sick")
+    frame.evaluate(AXE)
+    only = "{runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'best-practice']}"
+    look = f"axe.run(document, {only}).then((r) => r.violations.map((v) => [v.id, v.nodes[0].html]))"
+    found = {"all incidents": frame.evaluate(look)}
+    for part in ("incident=1&p.bnmonitor.layer=backbone.2.1", "page=BN106", "view=runs&p.bnmonitor.chosen=five%2Fsick"):
+        hash_ = f"bnmonitor&p.bnmonitor.run=five%2Fsick&p.bnmonitor.{part}"
+        tab.drawn(lambda hash_=hash_: tab.page.evaluate(f"location.hash = '{hash_}'"))
+        for dark in ("false", "true"):
+            frame.evaluate(f"document.documentElement.classList.toggle('dark', {dark})")
+            found[f"{part} dark={dark}"] = frame.evaluate(look)
+    assert {view: what for view, what in found.items() if what} == {}
 
 
 def test_everything_can_be_reached_by_keyboard(tab: Tab) -> None:

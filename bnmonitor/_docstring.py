@@ -32,7 +32,12 @@ class Docstring:
     @classmethod
     def of(cls, documented: object) -> Docstring:
         """Return the parts of the docstring of an object."""
-        summary, *rest = re.split(r"^## +", inspect.cleandoc(documented.__doc__ or ""), flags=re.MULTILINE)
+        return cls.parse(inspect.cleandoc(documented.__doc__ or ""))
+
+    @classmethod
+    def parse(cls, text: str) -> Docstring:
+        """Return the parts of the text of a docstring, without its indentation."""
+        summary, *rest = re.split(r"^## +", text, flags=re.MULTILINE)
         parts = [part.partition("\n") for part in rest]
         return cls(summary.strip(), tuple((title.strip(), body.strip("\n").rstrip()) for title, _, body in parts))
 
