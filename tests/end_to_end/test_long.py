@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bnmonitor.history.run import open_history
 from bnmonitor.sinks import Run, TensorBoard
-from bnmonitor.sinks.tensorboard import ROWS
+from bnmonitor.sinks.own_tabs import ROWS
 from bnmonitor.sinks.thinning import Thinning
 from tests.sinks.test_sinks import a_summary, an_alert
 
