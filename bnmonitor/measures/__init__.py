@@ -20,7 +20,7 @@ from bnmonitor.measures.calls import MOST_CALLS, CallMoments, call_distances, ca
 from bnmonitor.measures.channels import batch_offset, covariate_shift, dead, gamma_update, offset, offsets, silent
 from bnmonitor.measures.columns import BY_CHANNEL, BY_LAYER
 from bnmonitor.measures.extra_updates import SideUpdates, side_updates
-from bnmonitor.measures.learning_rate import rise
+from bnmonitor.measures.learning_rate import rise, rises
 from bnmonitor.measures.levels import Levels, path_levels
 from bnmonitor.measures.moments import (
     Affine,
@@ -131,6 +131,7 @@ __all__ = [
     "recover",
     "reduce",
     "rise",
+    "rises",
     "run_began",
     "sampled_batch",
     "sampled_input",

@@ -645,7 +645,8 @@ class Monitor:
         else:
             self._session.load_state_dict(state)
             if self.rollback is not None:
-                self.rollback.restore_count(state.get("rollbacks"))
+                self.rollback.resume(state.get("rollbacks"))
+                self.keep_state()
 
 
 def _default_sinks(log_dir: Path | None) -> list[Sink]:

@@ -96,8 +96,9 @@ class Rollback:
         elif self._wanted is None:
             self._wanted = incident
 
-    def restore_count(self, done: object) -> None:
-        """Take from a checkpoint how often the training went back before it was saved."""
+    def resume(self, done: object) -> None:
+        """Take from a checkpoint how often the training went back before it was saved; forget all other states."""
+        self._kept = []
         if isinstance(done, Mapping):
             self.done = Counter({str(cause): n for cause, n in done.items() if isinstance(n, int)})
 
@@ -129,17 +130,17 @@ class Rollback:
                 self.go(plan)
 
     def keep(self, step: int, count: int) -> None:
-        """Keep the state after a step, if it is time.
+        """Keep the state after a step, if it is time; of lazy layers, once the first step has made them.
 
         Args:
             step: The step.
             count: Steps so far; 0 at the start.
         """
-        if count % self._every:
+        if count % self._every and not (count == 1 and self._kept and not self._kept[-1].complete):
             return
         session = self.session
         found = take(step, self._all(), session.optimizers, session.facts.scaler, session.recorder.state_dict())
-        self._kept = [each for each in self._kept if each.step < step] + [found]
+        self._kept = [each for each in self._kept if each.step < step and each.complete] + [found]
         # What began a window ago may be found only now.
         old = [each for each in self._kept if each.step < step - self._every]
         self._kept = [*old[-1:], *(each for each in self._kept if each.step >= step - self._every)]
@@ -198,7 +199,7 @@ class Rollback:
             self._tell(f"cannot go back: {error}", "train again from a checkpoint")
             return False
         if plan.factor < 1:
-            scale_rates(self.session.optimizers, plan.factor)
+            _lower(self.session.optimizers, plan.factor)
         self._kept = [each for each in self._kept if each.step <= plan.step]
         self.done[plan.cause] += 1
         self._used.add(plan.step)
@@ -234,6 +235,15 @@ class Rollback:
         if message not in self._said:
             self._said.add(message)
             self._note(message, advice, 1.0)
+
+
+def _lower(optimizers: Sequence[Optimizer], factor: float) -> None:
+    """Lower the largest rate by a factor, and no optimizer below that: it may have been at a sound rate."""
+    limit = factor * _rate(optimizers)
+    for optimizer, rate in [(each, _rate([each])) for each in optimizers]:
+        if not rate <= limit:
+            known = rate == rate and limit == limit
+            scale_rates([optimizer], limit / rate if known else factor)
 
 
 def _rate(optimizers: Sequence[Optimizer]) -> float:

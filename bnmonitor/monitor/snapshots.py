@@ -21,6 +21,9 @@ _SCHEDULED = ("base_lrs", "max_lrs", "min_lrs", "_last_lr", "eta_min")
 """Attributes of a scheduler that hold learning rates."""
 
 
+_STATISTICS = ("running_mean", "running_var")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """The state after a step.
@@ -28,6 +31,8 @@ class Snapshot:
     Attributes:
         step: The step; -1 before the first.
         tensors: Copies of the parameters and buffers on the host, by the position of the module and the name.
+        learned: Those that are parameters or running statistics; a buffer may hold infinities on purpose, as masks do.
+        complete: Whether every parameter had its shape: those of lazy layers have none before the first forward.
         optimizers: The states of the optimizers, such as their momenta, on the host.
         scaler: The state of the gradient scaler; None without one.
         record: What bnmonitor had recorded.
@@ -35,14 +40,17 @@ class Snapshot:
 
     step: int
     tensors: Mapping[tuple[int, str], Tensor]
+    learned: frozenset[tuple[int, str]]
+    complete: bool
     optimizers: Sequence[Any]
     scaler: Any
     record: Mapping[str, Any]
 
     @property
     def is_finite(self) -> bool:
-        """Whether every weight and every statistic is a number."""
-        return all(bool(t.isfinite().all()) for t in self.tensors.values() if t.is_floating_point() or t.is_complex())
+        """Whether every weight and every statistic is a number, and no other buffer holds a NaN."""
+        kept = {key: _values(t) for key, t in self.tensors.items() if t.is_floating_point() or t.is_complex()}
+        return all(bool(t.isfinite().all() if key in self.learned else ~t.isnan().any()) for key, t in kept.items())
 
 
 @torch.no_grad()
@@ -58,9 +66,13 @@ def take(
         scaler: The gradient scaler; None without one.
         record: What bnmonitor has recorded.
     """
+    tensors = {key: tensor.detach().to("cpu", copy=True) for key, tensor in _tensors(modules)}
+    parameters = {(i, name) for i, module in enumerate(modules) for name, _ in module.named_parameters()}
     return Snapshot(
         step=step,
-        tensors={key: tensor.detach().to("cpu", copy=True) for key, tensor in _tensors(modules)},
+        tensors=tensors,
+        learned=frozenset(key for key in tensors if key in parameters or key[1].endswith(_STATISTICS)),
+        complete=not any(is_lazy(t) for module in modules for t in (*module.parameters(), *module.buffers())),
         optimizers=[_on_host(optimizer.state_dict()["state"]) for optimizer in optimizers],
         scaler=None if scaler is None else copy.deepcopy(scaler.state_dict()),
         record=copy.deepcopy(dict(record)),
@@ -83,8 +95,10 @@ def restore(snapshot: Snapshot, modules: Sequence[nn.Module], optimizers: Sequen
     for key, kept in snapshot.tensors.items():
         now[key].copy_(kept)
     for optimizer, state in zip(optimizers, snapshot.optimizers, strict=True):
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": copy.deepcopy(state), "param_groups": groups})
+        groups = list(optimizer.param_groups)
+        settings = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": copy.deepcopy(state), "param_groups": settings})
+        optimizer.param_groups[:] = groups  # the training may hold a group, or the tensor of its rate
     if scaler is not None and snapshot.scaler:
         scaler.load_state_dict(copy.deepcopy(snapshot.scaler))
     for module in modules:
@@ -102,24 +116,29 @@ def scale_rates(optimizers: Sequence[Optimizer], factor: float) -> None:
         optimizers: The optimizers.
         factor: The factor.
     """
+    done: set[int] = set()
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for name in _RATES:
                 if name in group:
-                    group[name] = _scaled(group[name], factor)
+                    group[name] = _scaled(group[name], factor, done)
     for scheduler in gc.get_objects():  # an optimizer does not know the schedules that set its rates
         scheduled = issubclass(type(scheduler), LRScheduler | ReduceLROnPlateau)
         if scheduled and any(getattr(scheduler, "optimizer", None) is each for each in optimizers):
             for name in _SCHEDULED:
                 if name in vars(scheduler):
-                    setattr(scheduler, name, _scaled(getattr(scheduler, name), factor))
+                    setattr(scheduler, name, _scaled(getattr(scheduler, name), factor, done))
 
 
-def _scaled(value: Any, factor: float) -> Any:
+def _scaled(value: Any, factor: float, done: set[int]) -> Any:
+    """Return rates times a factor; ``done`` holds the tensors that have got it already."""
     if isinstance(value, Tensor):  # a rate that is captured in a graph stays the same tensor
-        return value.mul_(factor)
+        if id(value) not in done:  # groups may share it
+            done.add(id(value))
+            value.mul_(factor)
+        return value
     if isinstance(value, (list, tuple)):
-        return type(value)(_scaled(each, factor) for each in value)
+        return type(value)(_scaled(each, factor, done) for each in value)
     return value * factor if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
@@ -128,7 +147,22 @@ def _tensors(modules: Sequence[nn.Module]) -> Iterator[tuple[tuple[int, str], Te
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
             if not is_lazy(tensor):
                 local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-                yield (i, name), local
+                if _is_writable(local):
+                    yield (i, name), local
+
+
+def _is_writable(tensor: Tensor) -> bool:
+    """Whether it has values of its own: not one on the meta device, nor one that is expanded from fewer values."""
+    if tensor.is_meta or tensor.layout != torch.strided:
+        return not tensor.is_meta
+    return all(stride or size < 2 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _values(tensor: Tensor) -> Tensor:
+    """The values of a tensor, which may be a sparse one."""
+    if tensor.layout == torch.sparse_coo:
+        return tensor.coalesce().values()
+    return tensor if tensor.layout == torch.strided else tensor.values()
 
 
 def _on_host(state: Any) -> Any:

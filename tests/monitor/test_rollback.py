@@ -15,7 +15,7 @@ from torch.optim import SGD, Adam, Optimizer, lr_scheduler
 from bnmonitor import Alert, BatchNormMonitor, BatchNormWarning, Monitor
 from bnmonitor import open as open_runs
 from bnmonitor.cli import main
-from bnmonitor.monitor.rollback import MOST
+from bnmonitor.monitor.rollback import MOST, _lower
 from bnmonitor.monitor.snapshots import restore, scale_rates, take
 from bnmonitor.sinks import Console, TensorBoard
 from tests.histories import an_alert
@@ -266,6 +266,58 @@ def test_a_model_that_has_changed_is_left_as_it_is() -> None:
     with torch.no_grad():
         model[0].weight[0, 0] = torch.inf
     assert not take(4, [model], [optimizer], None, {}).is_finite
+
+
+def test_only_what_is_learned_must_be_finite_and_only_what_can_be_written_is_kept() -> None:
+    model = network()
+    model.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+    model.register_buffer("wide", torch.ones(1).expand(8))
+    model.register_buffer("links", torch.eye(3).to_sparse())
+    model.register_buffer("elsewhere", torch.empty(2, device="meta"))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    kept = take(3, [model], [optimizer], None, {})
+    assert kept.is_finite
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model.links.mul_(2.0)
+    restore(kept, [model], [optimizer], None)
+    assert bool(model[0].weight.any())
+    assert torch.equal(model.links.to_dense(), torch.eye(3))
+    for tensor, value in ((model[1].running_var, torch.inf), (model.mask, torch.nan)):
+        before = tensor.clone()
+        tensor[0] = value
+        assert not take(4, [model], [optimizer], None, {}).is_finite
+        tensor.copy_(before)
+
+
+def test_groups_stay_the_same_objects_and_a_rate_that_they_share_is_lowered_once() -> None:
+    rate, model = torch.tensor(0.4), network()
+    optimizer = SGD([{"params": part.parameters()} for part in (model[0], model[3])], lr=rate)
+    groups = list(optimizer.param_groups)
+    restore(take(0, [model], [optimizer], None, {}), [model], [optimizer], None)
+    scale_rates([optimizer], 0.5)
+    assert all(now is then and now["lr"] is rate for now, then in zip(optimizer.param_groups, groups, strict=True))
+    assert float(rate) == pytest.approx(0.2)
+
+
+def test_lazy_layers_are_kept_once_they_have_their_shapes() -> None:
+    model = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d())
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with Monitor(model, optimizer=optimizer, sinks=[], on_alert="rollback") as monitor:
+        for _ in range(3):
+            model(torch.randn(16, 3)).square().mean().backward()
+            optimizer.step()
+            monitor.step()
+        assert monitor.rollback is not None
+        assert [(each.step, each.complete) for each in monitor.rollback._kept] == [(0, True)]
+        monitor.load_state_dict(monitor.state_dict())
+        assert [each.step for each in monitor.rollback._kept] == [2]
+
+
+def test_an_optimizer_at_a_sound_rate_keeps_it() -> None:
+    fast, slow = (SGD([nn.Parameter(torch.ones(1))], lr=rate) for rate in (10.0, 0.01))
+    _lower([fast, slow], 0.01)
+    assert [o.param_groups[0]["lr"] for o in (fast, slow)] == pytest.approx([0.1, 0.01])
 
 
 # -- Lightning ---------------------------------------------------------------------------------------------------------

@@ -274,6 +274,21 @@ def test_bn704_does_not_blame_the_rate_where_the_data_lost_its_scale(gamma_first
     assert bool(findings("BN704", window)) is (gamma_first or not root)
 
 
+@pytest.mark.parametrize(("raised", "blamed"), [(None, False), (50, True), (55, True)])
+def test_bn704_blames_a_rate_that_was_raised_together_with_the_data_or_after_it(
+    raised: int | None, blamed: bool
+) -> None:
+    var, gamma = torch.ones(64, 6), torch.ones(64, 6)
+    var[50:, :3] = 900.0
+    gamma[56:] += 4.0 * torch.arange(1.0, 9)[:, None]
+    structure = make_structure(layers=2)
+    structure = replace(structure, places=(replace(structure.places[0], root=True), structure.places[1]))
+    rates = tuple(0.1 if raised is None or step < raised else 10.0 for step in range(64))
+    facts = {"structure": structure, "learning_rates": rates}
+    window = make_window(channels=(3, 3), batch_var=var, gamma=gamma, facts=facts)
+    assert bool(findings("BN704", window)) is blamed
+
+
 @pytest.mark.parametrize(
     "schedule",
     [

@@ -20,6 +20,7 @@ from bnmonitor.measures import (
     jump,
     loss_level,
     rise,
+    rises,
     run_began,
 )
 from bnmonitor.results import Severity
@@ -114,7 +115,8 @@ class LearningRateTooHigh(Rule):
 
     ## Look-alikes
     Data whose scale changes at once, thirtyfold or more in the variance that the first layer sees while no gamma has
-    moved, may make any rate too high: the data is the cause, and this rule is silent. The first steps are not judged.
+    moved, may make any rate too high: the data is the cause, and this rule is silent, unless the rate was raised at
+    that step or after it. The first steps are not judged.
     Where layers are unfrozen, by ``requires_grad``, by a new parameter group or by a
     rate that was 0, they begin to move: their batches are not judged for a window, and their calm times begin anew.
     Restarts and one-cycle peaks stay below the thresholds. New data in the middle of
@@ -151,7 +153,10 @@ class LearningRateTooHigh(Rule):
         if not found:
             return []
         jumped = input_jump(window)
-        return [] if jumped is not None and jumped - 1 <= found[0].first_step else found
+        if jumped is None or jumped - 1 > found[0].first_step:
+            return found
+        # A rate that was raised together with the data, or after it, is a cause of its own.
+        return found if any(step >= jumped for step in rises(window)) else []
 
     def _runaway(self, window: Window) -> list[Finding]:
         """Judge how far gamma has moved, and whether the loss has left its start."""
