@@ -28,6 +28,18 @@ def norm_names(names: Collection[str]) -> list[str]:
     return [name for name in names if name in kept]
 
 
+def half_norms(names: Collection[str]) -> dict[str, str]:
+    """Return by layer which of the two running statistics it has alone, and misses, as in a file that lost some."""
+    there = set(names)
+    pairs = (("running_mean", "running_var"), ("running_var", "running_mean"))
+    return {
+        name.removesuffix(one): f"has a {one} and no {other}"
+        for name in names
+        for one, other in pairs
+        if name.endswith(f".{one}") and name.removesuffix(one) + other not in there
+    }
+
+
 def as_pytorch(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], frozenset[str]]:
     """Return the tensors under PyTorch's names, and the layers that had those of Keras.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from bnmonitor.audit.names import KERAS_EPS, PARTS, as_pytorch, norm_names, unwrapped
+from bnmonitor.audit.names import KERAS_EPS, PARTS, as_pytorch, half_norms, norm_names, unwrapped
 
 _DEEPEST = 200
 """Levels of modules within modules; networks have a tenth of it, and Python recurses into no more than a thousand."""
@@ -88,6 +88,7 @@ def stand_in(contents: Contents) -> Norms:
         _put(root, path[wrapped:], layer)
     root.momentum_known = bool(owners) and known == len(owners)
     cut = len("module.") if wrapped else 0
+    root.left_out |= {unwrapped(owner)[cut:].rstrip("."): why for owner, why in half_norms(every).items()}
     root.others = {unwrapped(name)[cut:]: tensor for name, tensor in every.items() if name not in tensors}
     return root
 

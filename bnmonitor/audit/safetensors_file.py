@@ -44,7 +44,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         return _tensors(mapped)
-    except (OSError, ValueError, RecursionError, MemoryError, RuntimeError) as error:
+    except (OSError, ValueError, RecursionError, MemoryError, RuntimeError, TypeError) as error:
         raise UnreadableError(f"{path} is not a valid safetensors file: {first_line(error)}") from None
 
 

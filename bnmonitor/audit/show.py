@@ -88,6 +88,8 @@ def _moved(found: Audit) -> str:
 
 
 def audit_line(found: Audit, name: str) -> str:
-    """Return one line: the verdict and the rules that found something."""
+    """Return one line: the verdict, the rules that found something, and how many layers could not be judged."""
     rules = ", ".join(dict.fromkeys(f"{alert.code} {alert.rule}" for alert in found.alerts))
-    return f"{printable(name)}: {found.headline()}{f' · {rules}' if rules else ''}"
+    left_out = sum(what.startswith("layer ") for what in found.skipped)
+    parts = [found.headline(), rules, f"{count(left_out, 'layer')} not checked" if left_out else ""]
+    return f"{printable(name)}: {' · '.join(part for part in parts if part)}"

@@ -91,6 +91,7 @@ def audit_target(name: str, found: Audit, what: str) -> Target:
     return Target(
         name=name,
         path=None if file is None else Path(file),
+        part=name.removeprefix(what) if file == what else None,
         problems=tuple(Problem.of_alert(alert, len(found.rows), steps=False) for alert in found.alerts),
         skipped=dict(found.skipped),
         layers=len(found.rows),

@@ -68,18 +68,26 @@ def update_baseline(file: Path, targets: Sequence[Target]) -> int:
     entries = _entries(file) if file.exists() else {}
     entries = {key: each for key, each in entries.items() if each["in"] not in places}
     found = 0
+    now: dict[str, Known] = {}
     for target in targets:
         for problem in target.problems:
             found += 1
-            entries[problem.fingerprint(target.place)] = {
+            fingerprint = problem.fingerprint(target.place)
+            # The checkpoints of a training have one place, and a run may have two incidents of one layer.
+            known = now.get(fingerprint, Known(severity=problem.severity, layers=()))
+            now[fingerprint] = Known(
+                severity=max(known.severity, problem.severity),
+                layers=tuple(dict.fromkeys((*known.layers, *problem.layers))),
+            )
+            entries[fingerprint] = {
                 "name": problem.name,
                 "code": problem.code,
-                "severity": str(problem.severity),
+                "severity": str(now[fingerprint].severity),
                 "layer": problem.layer,
-                "layers": list(problem.layers),
+                "layers": list(now[fingerprint].layers),
                 "in": target.place,
             }
-    order = sorted(entries.items(), key=lambda item: (item[1]["in"], item[1]["code"], item[1]["layer"] or "", item[0]))
+    order = sorted(entries.items(), key=lambda item: (*(str(item[1].get(by)) for by in ("in", "code", "layer")), item[0]))
     text = json.dumps({"schema": SCHEMA, "known": dict(order)}, indent=2, ensure_ascii=False) + "\n"
     try:
         file.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -90,18 +98,19 @@ def update_baseline(file: Path, targets: Sequence[Target]) -> int:
 
 def _entries(file: Path) -> dict[str, dict[str, Any]]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))  # editors on Windows write a mark in front
     except FileNotFoundError:
         raise GateError(f"there is no baseline {file}: --update-baseline writes it") from None
     except OSError as error:
         raise GateError(f"cannot read {file}: {error.strerror or error}") from None
     except (ValueError, RecursionError):
         raise GateError(f"{file} is not a baseline of bnmonitor: it is not JSON") from None
-    entries = content.get("known") if isinstance(content, dict) else None
-    if not isinstance(entries, dict):
-        raise GateError(f"{file} is not a baseline of bnmonitor: it has no 'known'")
-    if content.get("schema") != SCHEMA:
-        raise GateError(f"{file} is a baseline of version {content.get('schema')!r}, and this bnmonitor reads {SCHEMA}")
+    content = content if isinstance(content, dict) else {}
+    version, entries = content.get("schema"), content.get("known")
+    if version != SCHEMA and type(version) is int:
+        raise GateError(f"{file} is a baseline of version {version}, and this bnmonitor reads {SCHEMA}")
+    if version != SCHEMA or not isinstance(entries, dict):
+        raise GateError(f"{file} is not a baseline of bnmonitor: it has no 'schema' and 'known'")
     for each in entries.values():
         try:
             _known(each)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ class Target:
     Attributes:
         name: Its name in the output.
         path: Its file or directory; None for a model that was made by a function.
+        part: What follows the path in the name: the key in a checkpoint. None if the name is not that of a file.
         problems: What was found.
         skipped: What could not be checked, by name, with the reason.
         layers: How many layers it has.
@@ -29,6 +31,7 @@ class Target:
 
     name: str
     path: Path | None = None
+    part: str | None = None
     problems: tuple[Problem, ...] = ()
     skipped: dict[str, str] = field(default_factory=dict)
     layers: int = 0
@@ -39,17 +42,17 @@ class Target:
     def place(self) -> str:
         """What a fingerprint is of, empty for a run: each training writes a new one.
 
-        Files are relative to the working directory where they are below it. Numbers of epochs, steps and versions do
+        Files are relative to the working directory where they are below it, however they were written. Numbers of epochs, steps and versions do
         not count, so that the next checkpoint of a training has the same.
 
-        >>> Target(name="out/epoch=3-step=90.ckpt", repeats=True).place
+        >>> Target(name="out/epoch=3-step=90.ckpt", path=Path("./out/epoch=3-step=90.ckpt"), part="", repeats=True).place
         'out/epoch=*-step=*.ckpt'
         """
         if not self.repeats:
             return ""
         name = self.name
-        if self.path is not None and name.startswith(str(self.path)):
-            full, here = self.path.absolute(), Path.cwd()
+        if self.path is not None and self.part is not None:
+            full, here = Path(os.path.abspath(self.path)), Path.cwd()
             file = full.relative_to(here) if full.is_relative_to(here) else full
-            name = file.as_posix() + name[len(str(self.path)) :]
+            name = file.as_posix() + self.part
         return _NUMBERED.sub(r"\1\2*", name)

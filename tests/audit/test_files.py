@@ -111,6 +111,18 @@ def test_a_layer_that_is_none_is_left_out_and_said_to_be(
         assert "has a " in (said.err if alone else said.out.partition("not checked: layer 1")[2])
 
 
+def test_a_layer_that_lost_one_of_its_statistics_is_said_to_be_unjudged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = {f"module.{name}": t for name, t in under("").items()}
+    del state["module.1.running_var"]
+    torch.save(state, tmp_path / "a.pt")
+    assert main(["audit", str(tmp_path / "a.pt")]) == 0
+    assert "not checked: layer 1: has a running_mean and no running_var" in capsys.readouterr().out
+    assert main(["audit", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith("can show · 1 layer not checked\n")
+
+
 @pytest.mark.parametrize(
     "prefix", ["a..b.", "training.", "forward.", "__class__.", "\x1b[31m.", "模型.🙂.", "1.inner."]
 )

@@ -146,6 +146,10 @@ SAFETENSORS = {
     "a list": (header(lambda _: ["a"]), "not a mapping"),  # type: ignore[arg-type,return-value]
     "no place": (header(lambda h: h.update({"bn.running_mean": {"dtype": "F32"}})), "does not say where"),
     "another shape": (header(lambda h: h["stem.1.bias"].update(shape=[9])), "not what its shape"),  # type: ignore[attr-defined]
+    "a shape beyond all numbers": (
+        header(lambda h: h.update({"a": {"dtype": "F32", "shape": [0, 10**30], "data_offsets": [0, 0]}})),
+        "is not a valid safetensors file",
+    ),
     "an overlap": (
         header(lambda h: h.update({"again": dict(h["stem.1.bias"])})),  # type: ignore[call-overload]
         "two of its tensors overlap",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +16,16 @@ import torch
 from torch import nn
 
 from bnmonitor.cli import main
-from bnmonitor.gates import GateError, Problem, Target, judged, read_suppressions, sarif
+from bnmonitor.gates import (
+    GateError,
+    Problem,
+    Target,
+    judged,
+    read_baseline,
+    read_suppressions,
+    sarif,
+    update_baseline,
+)
 from bnmonitor.gates.baseline import Known
 from bnmonitor.results import Alert, Incident, Severity
 from tests.histories import an_alert, an_incident, write
@@ -121,7 +131,8 @@ def test_a_baseline_keeps_what_was_not_looked_at(here: Path) -> None:
     [
         (None, "there is no baseline known.json: --update-baseline writes it"),
         ("{", "known.json is not a baseline of bnmonitor: it is not JSON"),
-        ("[]", "known.json is not a baseline of bnmonitor: it has no 'known'"),
+        ("[]", "known.json is not a baseline of bnmonitor: it has no 'schema' and 'known'"),
+        ('{"schema": 2, "problems": []}', "known.json is a baseline of version 2, and this bnmonitor reads 1"),
         ('{"known": {}, "schema": 9}', "known.json is a baseline of version 9, and this bnmonitor reads 1"),
         ('{"known": {"a": {}}, "schema": 1}', "known.json is damaged: write it again with --update-baseline"),
     ],
@@ -133,6 +144,32 @@ def test_a_baseline_that_cannot_be_used_is_one_line(
         (here / "known.json").write_text(text)
     assert main(["report", "run", "--baseline", "known.json"]) == 2
     assert capsys.readouterr().err == f"bnmonitor: {says}\n"
+
+
+def test_a_file_is_the_same_however_it_is_written_and_an_entry_may_lack_what_only_people_read(here: Path) -> None:
+    path = a_checkpoint(here / "models" / "a.pt", 1)
+    relative = os.path.relpath(path)
+    assert main(["audit", relative, "--baseline", "known.json", "--update-baseline"]) == 0
+    for written in (path, f"./{relative}", f"models/../{relative}"):
+        assert main(["audit", written, "--baseline", "known.json"]) == 0
+    content = json.loads((here / "known.json").read_text())
+    for entry in content["known"].values():
+        del entry["code"], entry["layer"], entry["name"]
+    content["known"] |= {"0": {"severity": "error", "layers": [], "in": "else.pt"}}
+    (here / "known.json").write_text(json.dumps(content), encoding="utf-8-sig")
+    assert main(["audit", path, "--baseline", "known.json"]) == 0
+    assert main(["audit", path, "--baseline", "known.json", "--update-baseline"]) == 0
+    assert len(json.loads((here / "known.json").read_text())["known"]) == 2
+
+
+def test_problems_of_one_fingerprint_are_known_together(here: Path) -> None:
+    error = Problem.of_incident(an_open_incident())
+    milder = replace(error, severity=Severity.WARNING, layers=(*error.layers, "z.bn"))
+    targets = [Target(name="run", problems=(error, milder))]
+    assert update_baseline(here / "known.json", targets) == 2
+    (known,) = read_baseline(here / "known.json").values()
+    assert known == Known(severity=Severity.ERROR, layers=milder.layers)
+    assert {each.status for each in judged(targets, read_suppressions(here), {error.fingerprint(): known})} == {"known"}
 
 
 def test_an_update_needs_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
