@@ -16,6 +16,8 @@ from bnmonitor.results import Severity
 SCHEMA = 1
 """Version of the file; it changes only if a field changes its meaning or goes."""
 
+_ORDER = ("in", "code", "layer")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
@@ -87,7 +89,7 @@ def update_baseline(file: Path, targets: Sequence[Target]) -> int:
                 "layers": list(now[fingerprint].layers),
                 "in": target.place,
             }
-    order = sorted(entries.items(), key=lambda item: (*(str(item[1].get(by)) for by in ("in", "code", "layer")), item[0]))
+    order = sorted(entries.items(), key=lambda item: (*[str(item[1].get(by)) for by in _ORDER], item[0]))
     text = json.dumps({"schema": SCHEMA, "known": dict(order)}, indent=2, ensure_ascii=False) + "\n"
     try:
         file.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -42,11 +42,11 @@ class Target:
     def place(self) -> str:
         """What a fingerprint is of, empty for a run: each training writes a new one.
 
-        Files are relative to the working directory where they are below it, however they were written. Numbers of epochs, steps and versions do
-        not count, so that the next checkpoint of a training has the same.
+        Files are relative to the working directory where they are below it, however they were written. Numbers of
+        epochs, steps and versions do not count, so that the next checkpoint of a training has the same.
 
-        >>> Target(name="out/epoch=3-step=90.ckpt", path=Path("./out/epoch=3-step=90.ckpt"), part="", repeats=True).place
-        'out/epoch=*-step=*.ckpt'
+        >>> Target(name="./epoch=3-step=90.ckpt", path=Path("./epoch=3-step=90.ckpt"), part="", repeats=True).place
+        'epoch=*-step=*.ckpt'
         """
         if not self.repeats:
             return ""
