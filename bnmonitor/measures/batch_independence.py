@@ -272,7 +272,9 @@ def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, st
         return None
     uneven = torch.stack([s.unevenness[span].double() for s in samples if s.unevenness is not None]).nanmean(0)
     known = [s.uneven_beyond[:, layer].double() for s in samples if s.uneven_beyond is not None]
-    share, tails = torch.stack(known).nanmean(0).tolist() if known else (math.nan, math.nan)
+    share = float(torch.stack(known).nanmean(0)[0]) if known else math.nan
+    # Few samples show less of heavy tails than there is.
+    tails = max((float(each[1]) for each in known), default=math.nan)
     var = window.batch_var[:, span].double()
     good = (var.mean(0) > FLAT * layers.eps[layer]) & (uneven > 0) & uneven.isfinite()
     good &= ((var > 0) & var.isfinite()).all(0)
@@ -280,7 +282,8 @@ def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, st
         return None
     beyond = max(LEAST_BEYOND, share)
     draws = len(samples) * (looked_at(int(samples[-1].size[layer])) - 1)
-    noise = 3 / len(window) + (max(tails, 3.0) - 1) / draws
+    # A factor that all channels share is left out below, but not that some samples are far from all others.
+    noise, shared = 3 / len(window) + 2 / draws, (max(tails, 3.0) - 3) / draws
     expected = uneven[good] * twins(window, layer) / size * plan.factor
     x = var[:, good].log()
     scaled = (x - x.mean(0)) / expected.sqrt()
@@ -298,9 +301,9 @@ def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, st
             # only from block to block where the data comes in blocks.
             excess = max(excess, (rest / max(ratio, 1e-12) - max(0.0, near - 1)) / (1 + by_weights))
         if excess > best:
-            best, lag, chance = excess, k, math.exp(3.5 * math.sqrt(noise / freedom))
+            best, lag, chance = excess, k, math.exp(3.5 * math.sqrt(noise / freedom + shared))
     if not best:
-        chance = math.exp(3.5 * math.sqrt(noise))
+        chance = math.exp(3.5 * math.sqrt(noise + shared))
     rise = max(best, turns, 3.0)
     edge = rise * math.log(rise) / (rise - 1)
     since = since_when(steps(scaled, lag), lag, edge) if rise > chance else 0.0
