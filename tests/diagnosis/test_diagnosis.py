@@ -60,6 +60,29 @@ def test_an_alert_that_nothing_explains_is_an_incident_of_its_own() -> None:
     assert incident.advice == "mend it"
 
 
+def test_a_network_that_never_left_evaluation_mode_is_one_incident_with_the_fix_of_its_cause() -> None:
+    trained = alert("BN401", "0", layers=("0", "1"), message="it runs in evaluation mode", advice="call model.train()")
+    initial = alert("BN404", "0", severity=Severity.ERROR)
+    for order in ((trained, initial), (initial, trained)):
+        [incident] = told(*order)
+        assert (incident.cause, incident.severity) == ("eval-mode-in-training", Severity.ERROR)
+        assert incident.detail == "it runs in evaluation mode, and are still the initial 0 and 1"
+        assert incident.advice.startswith("call model.train(); if the weights were loaded")
+    [alone] = told(initial)
+    assert alone.cause == "foreign-statistics"
+
+
+def test_data_that_loses_its_scale_is_the_cause_of_a_first_layer_that_no_longer_varies() -> None:
+    batch = torch.ones(64, 8)
+    batch[30:, :2] = 1e-9
+    at = window(batch_var=batch, chain=True)
+    [incident] = told(alert("BN105", "0", first=80, severity=Severity.ERROR), at=at)
+    assert incident.cause == "changed-input"
+    assert incident.detail == "the batch variance of the first layer vanished at step 80; gamma had not moved"
+    [later] = told(alert("BN105", "1", first=80, severity=Severity.ERROR), at=at)
+    assert later.cause == "variance-collapse", "only the first layer sees the data"
+
+
 def test_an_info_is_a_note_and_opens_no_incident() -> None:
     assert told(alert("BN803", severity=Severity.INFO)) == ()
 
