@@ -26,7 +26,7 @@ ISOLATED = 1.5
 """How many times as noisy as the steps two before and two after a step must be to stand alone."""
 
 PEAKED = 1.25
-"""How many times as noisy as the steps beside it: 1.6 or more where one batch is small, 1 where a level shifts for good."""
+"""How many times as noisy as the steps beside it: about 1.6 where a batch is small, 1 where a level shifts for good."""
 
 
 @dataclass(frozen=True)

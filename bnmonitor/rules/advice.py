@@ -8,7 +8,6 @@ from bnmonitor._text import number
 from bnmonitor.measures import rise
 from bnmonitor.window import Window
 
-
 EARLY = 20
 """Step up to which a training has hardly saved anything to go back to, nor much to lose."""
 

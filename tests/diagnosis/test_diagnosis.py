@@ -13,7 +13,7 @@ from bnmonitor import Severity
 from bnmonitor.diagnosis import CAUSES, Diagnosis, find_cause
 from bnmonitor.results import Alert, Incident
 from bnmonitor.rules import CATALOGUE
-from bnmonitor.testing import diagnose, make_window
+from bnmonitor.testing import diagnose, make_sample, make_window
 from bnmonitor.window import Window
 
 RULES = {rule.code: rule for rule in CATALOGUE}
@@ -81,6 +81,15 @@ def test_data_that_loses_its_scale_is_the_cause_of_a_first_layer_that_no_longer_
     assert incident.detail == "the batch variance of the first layer vanished at step 80; gamma had not moved"
     [later] = told(alert("BN105", "1", first=80, severity=Severity.ERROR), at=at)
     assert later.cause == "variance-collapse", "only the first layer sees the data"
+
+
+@pytest.mark.parametrize(("power", "says"), [(2e4, "mend it; normalize the input too, whose mean"), (1.0, "mend it")])
+def test_a_rate_that_is_too_high_for_raw_data_names_the_data_in_its_advice(power: float, says: str) -> None:
+    at = window()
+    sample = replace(make_sample(at.layers), data=torch.tensor([[power, torch.nan, torch.nan, torch.nan], [2.0] * 4]))
+    [incident] = told(alert("BN704", "0", layers=("0", "1", "2", "3")), at=replace(at, sample=sample))
+    assert incident.advice.startswith(says)
+    assert ("normalize" in incident.advice) is (power > 1e3)
 
 
 def test_an_info_is_a_note_and_opens_no_incident() -> None:

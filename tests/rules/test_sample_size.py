@@ -279,7 +279,7 @@ def noisy(
     loader: Loader | None = None,
     shift: float = 0.0,
 ) -> Window:
-    """Batches of 64 samples; in some steps means and log variances of some layers are so many times as noisy, or off."""
+    """Batches of 64 samples; in some steps the means and log variances of some layers are noisier, or off."""
     generator = torch.Generator().manual_seed(0)
     mean, log_var = (torch.randn(64, 48, generator=generator) / 8 for _ in range(2))
     for rows in (mean, log_var):
@@ -305,7 +305,14 @@ def test_bn203_finds_a_small_batch_by_the_noise_of_all_layers_in_one_step() -> N
         noisy(1.0, at=slice(40, 64), shift=-3.0),
         noisy(4.0, loader=Loader(batch_size=64, samples=640)),
     ],
-    ids=["calm", "a quarter", "odd data at the first layer", "from then on", "another level for good", "the loader knows better"],
+    ids=[
+        "calm",
+        "a quarter",
+        "odd data at the first",
+        "from then on",
+        "another level",
+        "the loader knows better",
+    ],
 )
 def test_bn203_leaves_other_noise_in_peace(window: Window) -> None:
     assert found("BN203", window) == []
