@@ -240,7 +240,7 @@ def _verdict(state: Report) -> str:
 
 
 def _summary(state: Report) -> str:
-    lines = [f'<p class="quiet">{escape(line)}</p>' for line in [*state.about(), *state.beside()]]
+    lines = [f'<p class="quiet">{escape(line)}</p>' for line in state.about()]
     ordered = [*state.open_incidents(), *(each for each in state.incidents if each.state == "resolved")]
     lines += [_incident(incident) for incident in ordered]
     notes = [a for a in state.alerts if a.incident is None and a.severity is Severity.INFO]
@@ -276,6 +276,7 @@ def _summary(state: Report) -> str:
         lines.append(
             f"<details><summary>{count(len(state.skipped), 'rule')} not checked</summary><ul>{items}</ul></details>"
         )
+    lines += [f'<p class="quiet">{escape(line)}</p>' for line in state.beside()]
     return "\n".join(lines)
 
 
