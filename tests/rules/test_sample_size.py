@@ -278,6 +278,7 @@ def noisy(
     layers: int = 3,
     loader: Loader | None = None,
     shift: float = 0.0,
+    channels: tuple[int, ...] = (16, 16, 16),
 ) -> Window:
     """Batches of 64 samples; in some steps the means and log variances of some layers are noisier, or off."""
     generator = torch.Generator().manual_seed(0)
@@ -286,7 +287,7 @@ def noisy(
         rows[at, : 16 * layers] *= factor
         rows[at, : 16 * layers] += shift
     unknown = {"sizes": float("nan"), "facts": {"train_loader": loader}}
-    return make_window(channels=(16, 16, 16), batch_mean=mean, batch_var=log_var.exp(), **unknown)  # type: ignore[arg-type]
+    return make_window(channels=channels, batch_mean=mean, batch_var=log_var.exp(), **unknown)  # type: ignore[arg-type]
 
 
 def test_bn203_finds_a_small_batch_by_the_noise_of_all_layers_in_one_step() -> None:
@@ -303,6 +304,7 @@ def test_bn203_finds_a_small_batch_by_the_noise_of_all_layers_in_one_step() -> N
         noisy(4.0, layers=1),
         noisy(4.0, at=slice(40, 64)),
         noisy(1.0, at=slice(40, 64), shift=-3.0),
+        noisy(4.0, channels=(16, 32)),
         noisy(4.0, loader=Loader(batch_size=64, samples=640)),
     ],
     ids=[
@@ -311,6 +313,7 @@ def test_bn203_finds_a_small_batch_by_the_noise_of_all_layers_in_one_step() -> N
         "odd data at the first",
         "from then on",
         "another level",
+        "two layers",
         "the loader knows better",
     ],
 )
