@@ -30,6 +30,7 @@ CHANGED = {
     "ALWAYS_ZERO": 0.95,
     "MANY_DEAD": 0.15,
     "INITIAL_WEIGHT": 0.01,
+    "RAW": 2e3,
     "FLAT": 20.0,
     "ALIVE": 200.0,
     "GAP_WARNING": 0.3,
@@ -47,6 +48,8 @@ import torch
 from torch import nn
 from bnmonitor import BatchNormMonitor, Monitor, all_rules
 from bnmonitor.audit import audit
+from bnmonitor.diagnosis import find_cause
+from bnmonitor.diagnosis.base import Case
 from bnmonitor.history.flight.writer import FlightWriter
 from bnmonitor.history.run import open_history
 from bnmonitor.history.statistics import BY_NAME
@@ -55,7 +58,7 @@ from bnmonitor.monitor import Settings
 from bnmonitor.recording.baseline import counted
 from bnmonitor.report.compare import JUDGED
 from bnmonitor.report.page import page
-from bnmonitor.results import Incident, Severity
+from bnmonitor.results import Alert, Incident, Severity
 from bnmonitor.sinks import FlightRecord
 from bnmonitor.summary import METRICS, summarize
 from bnmonitor.testing import make_sample, make_window
@@ -121,6 +124,17 @@ rule("INITIAL_WEIGHT", "BN303", "warn_weight")
 after = math.ceil(math.log(changed["INITIAL_WEIGHT"]) / math.log(0.9))
 between("INITIAL_WEIGHT", lambda weight: float(warm(make_window(
     seen=after - (weight > changed["INITIAL_WEIGHT"]), steps=2))[-1]), 0.99, 1.01)
+rule("RAW", "BN108", "limit_variance")
+
+def advised(power):
+    window = make_window()
+    sample = replace(make_sample(window.layers), data=torch.tensor([[power] * 3, [0.0] * 3]))
+    alert = Alert(code="BN704", rule="", severity=Severity.ERROR, layer="0", layers=("0",), channels=(), first_step=0,
+                  last_step=0, state="open", value=1.0, threshold=1.0, message="", advice="", url="")
+    case = Case(evidence=(alert,), window=replace(window, sample=sample))
+    return float("normalize" in find_cause("learning-rate-too-high").advice(case))
+
+between("RAW", advised, 1.01, 0.99)
 rule("FLAT", "BN105", "eps_factor")
 rule("ALIVE", "BN105", "alive_factor")
 alive = []

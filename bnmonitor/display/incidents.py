@@ -37,7 +37,7 @@ def incident_change(incident: Incident, before: Incident) -> RenderableType:
     """
     if incident.state == "resolved":
         return Lines(_resolved(incident))
-    if incident.severity > before.severity:
+    if incident.severity > before.severity and (incident.title == before.title or before.state == "resolved"):
         return Lines(_worse(incident, before))
     if before.state == "resolved":
         return Lines(_what(incident, "again: "))
@@ -110,14 +110,16 @@ def _worse(incident: Incident, before: Incident) -> Line:
 
 
 def _revised(incident: Incident, before: Incident) -> Line:
-    """What it is now, what it was taken for, and the new fix."""
+    """What it is now, what it was taken for, and the new fix; it may have become worse with that."""
     from rich.text import Text
 
+    worse = incident.severity > before.severity
+    mark = Text.assemble(before.severity.mark, " → ", _mark(incident)) if worse else _mark(incident)
     fix = Text.assemble((" · fix: ", styles.STRONG), printable(incident.advice))
     taken = f" (shown before as: {printable(before.title)})" if before.title != incident.title else ""
     head = _head(incident)
     forms = [head.copy().append(taken).append_text(fix), head.copy().append_text(fix)]
-    return Line(forms, _mark(incident), _INDENT)
+    return Line(forms, mark, len("! → ✗ ") if worse else _INDENT)
 
 
 def _resolved(incident: Incident) -> Line:

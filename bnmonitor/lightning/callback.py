@@ -67,8 +67,8 @@ class BatchNormMonitor(CallbackBase):
         ignore: Rules to leave out, in the same words.
         rules: Own rules, or thresholds by rule, such as {"small-batch": {"warn_below": 8}}.
         on_alert: "log", "warn", "stop" (ask the Trainer to stop), "raise", "checkpoint" (save one now), "rollback"
-            (back to the last calm state, at a lower learning rate), "save-batch" (the batch at which it began, next to
-            the black boxes), "wandb", or a callable that takes the alert, such as
+            (back to the last calm state, at a lower rate where that is the fix), "save-batch" (the batch at which it
+            began, next to the black boxes), "wandb", or a callable that takes the alert, such as
             a bnmonitor.notify.Webhook; a list of these; or a mapping of them by severity. Without a mapping, words
             leave infos to the log. None: "warn" (in the console; without one, a Python warning), or nothing with
             sinks=[].

@@ -112,8 +112,8 @@ class Monitor:
         rules: Own rules, or thresholds by rule: ``{"small-batch": {"warn_below": 8}}``; under ``"layers"`` a rule takes
             other thresholds for some layers: ``{"small-batch": {"layers": {"head.*": {"warn_below": 4}}}}``.
         on_alert: ``"log"``, ``"warn"`` (in the console; without one, a Python warning), ``"stop"``, ``"raise"``,
-            ``"rollback"`` (back to the last calm state, at a lower learning rate), ``"save-batch"`` (the batch at which
-            it began, in ``log_dir``), ``"wandb"``, or a callable that takes the
+            ``"rollback"`` (back to the last calm state, at a lower rate where that is the fix), ``"save-batch"`` (the
+            batch at which it began, in ``log_dir``), ``"wandb"``, or a callable that takes the
             alert, such as a :class:`bnmonitor.notify.Webhook`; a list of these; or a mapping of them by severity.
             Without a mapping, words leave infos to the log. None: ``"warn"``, or nothing with ``sinks=[]``.
         sinks: Where alerts and summaries go; None: to the console, and to a history if ``log_dir`` is given; []:

@@ -20,19 +20,16 @@ from bnmonitor.rules.monitor.rolled_back import RolledBack
 MOST = 3
 """How often a run goes back: a training that needs more of it needs a person."""
 
-ABOUT_RATE = frozenset({"learning-rate-too-high", "unfreeze-shock"})
-"""Causes that a lower learning rate removes: where the incident derives none, it is a third."""
+ABOUT_RATE = frozenset({"changed-weights", "dead-channels", "learning-rate-too-high", "unfreeze-shock"})
+"""Causes whose fix is a lower learning rate: where the incident derives none, it is a third."""
 
 UNDONE = ABOUT_RATE | {
-    "dead-channels",
     "half-precision-overflow",
     "non-finite-input",
     "non-finite-statistics",
     "outlier-batch",
     "ruined-statistics",
     "variance-collapse",
-    # Rules that are their own cause.
-    *("gamma-explosion", "mean-explosion", "variance-explosion"),
 }
 """Causes whose damage is undone by going back; any other, such as a small batch, would be there again."""
 

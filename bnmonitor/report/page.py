@@ -276,6 +276,7 @@ def _summary(state: Report) -> str:
         lines.append(
             f"<details><summary>{count(len(state.skipped), 'rule')} not checked</summary><ul>{items}</ul></details>"
         )
+    lines += [f'<p class="quiet">{escape(line)}</p>' for line in state.beside()]
     return "\n".join(lines)
 
 

@@ -77,12 +77,15 @@ class Report(StepSummary):
         return "stopped without a word: what came after the last flush is missing"
 
     def about(self) -> list[str]:
-        """Return lines that say what was read and how it ends."""
+        """Return lines that say what was read, how it ends, and why it may be read wrongly."""
         when = _date(self.written)
         steps = f"steps {self.first_step} to {self.step}" if self.frames else "no frame yet"
         lines = [f"{self.path} · {count(self.frames, 'frame')}, {steps} · {self.ending()}{when and f' · {when}'}"]
-        lines += [line for line in (self.cost, self.overlap) if line]
-        return lines + [f"black box: {path}" for path in self.black_boxes]
+        return lines + ([self.overlap] if self.overlap else [])
+
+    def beside(self) -> list[str]:
+        """Return lines that say what bnmonitor took, and what else it has written."""
+        return ([self.cost] if self.cost else []) + [f"black box: {path}" for path in self.black_boxes]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types that JSON can hold; a number that is not finite is null or, in an alert, a word."""

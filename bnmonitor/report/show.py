@@ -28,6 +28,7 @@ def terminal(reports: Sequence[Report], *, rows: int = 8, verbose: bool = False)
     newest, *others = reports
     parts: list[RenderableType] = [aside(line) for line in newest.about()]
     parts.append(final_summary(newest, rows=rows, verbose=verbose))
+    parts += [aside(line) for line in newest.beside()]
     if others:
         parts += [Text(""), Text(f"{count(len(others), 'older run')} (--run NAME shows one):", style=QUIET)]
         parts += [Text(printable(f"{each.run}: {each.headline()}"), overflow="fold") for each in others]

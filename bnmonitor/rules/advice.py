@@ -8,6 +8,18 @@ from bnmonitor._text import number
 from bnmonitor.measures import rise
 from bnmonitor.window import Window
 
+EARLY = 20
+"""Step up to which a training has hardly saved anything to go back to, nor much to lose."""
+
+
+def restart(step: int) -> str:
+    """Advise where to go on from, after what began at a step has done lasting damage.
+
+    >>> restart(0), restart(500)
+    ('start again', 'go back to a checkpoint from before step 500')
+    """
+    return "start again" if step <= EARLY else f"go back to a checkpoint from before step {step}"
+
 
 def retreat(window: Window, step: int, otherwise: str) -> str:
     """Advise to undo a rise of the learning rate if one came shortly before a step, else give other advice."""

@@ -78,7 +78,7 @@ export function picture(root) {
       shapes.push(inner);
       return;
     }
-    if (style.backgroundColor !== "rgba(0, 0, 0, 0)") shapes.push(drawing("rect", { ...at, fill: style.backgroundColor, rx: Math.min(4, parseFloat(style.borderRadius) || 0) }));
+    if (!/^rgba\(.*, 0\)$/.test(style.backgroundColor)) shapes.push(drawing("rect", { ...at, fill: style.backgroundColor, rx: Math.min(4, parseFloat(style.borderRadius) || 0) }));
     const left = parseFloat(style.borderLeftWidth);
     if (left >= 3) shapes.push(drawing("rect", { ...at, width: left, fill: style.borderLeftColor }));
     if (el.matches(".map-scroll")) {

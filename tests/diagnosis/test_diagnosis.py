@@ -13,7 +13,7 @@ from bnmonitor import Severity
 from bnmonitor.diagnosis import CAUSES, Diagnosis, find_cause
 from bnmonitor.results import Alert, Incident
 from bnmonitor.rules import CATALOGUE
-from bnmonitor.testing import diagnose, make_window
+from bnmonitor.testing import diagnose, make_sample, make_window
 from bnmonitor.window import Window
 
 RULES = {rule.code: rule for rule in CATALOGUE}
@@ -58,6 +58,38 @@ def test_an_alert_that_nothing_explains_is_an_incident_of_its_own() -> None:
     assert incident.title
     assert incident.detail == "BN804 says so"
     assert incident.advice == "mend it"
+
+
+def test_a_network_that_never_left_evaluation_mode_is_one_incident_with_the_fix_of_its_cause() -> None:
+    trained = alert("BN401", "0", layers=("0", "1"), message="it runs in evaluation mode", advice="call model.train()")
+    initial = alert("BN404", "0", severity=Severity.ERROR)
+    for order in ((trained, initial), (initial, trained)):
+        [incident] = told(*order)
+        assert (incident.cause, incident.severity) == ("eval-mode-in-training", Severity.ERROR)
+        assert incident.detail == "it runs in evaluation mode, and are still the initial 0 and 1"
+        assert incident.advice.startswith("call model.train(); if the weights were loaded")
+    [alone] = told(initial)
+    assert alone.cause == "foreign-statistics"
+
+
+def test_data_that_loses_its_scale_is_the_cause_of_a_first_layer_that_no_longer_varies() -> None:
+    batch = torch.ones(64, 8)
+    batch[30:, :2] = 1e-9
+    at = window(batch_var=batch, chain=True)
+    [incident] = told(alert("BN105", "0", first=80, severity=Severity.ERROR), at=at)
+    assert incident.cause == "changed-input"
+    assert incident.detail == "the batch variance of the first layer vanished at step 80; gamma had not moved"
+    [later] = told(alert("BN105", "1", first=80, severity=Severity.ERROR), at=at)
+    assert later.cause == "variance-collapse", "only the first layer sees the data"
+
+
+@pytest.mark.parametrize(("power", "says"), [(2e4, "mend it; normalize the input too, whose mean"), (1.0, "mend it")])
+def test_a_rate_that_is_too_high_for_raw_data_names_the_data_in_its_advice(power: float, says: str) -> None:
+    at = window()
+    sample = replace(make_sample(at.layers), data=torch.tensor([[power, torch.nan, torch.nan, torch.nan], [2.0] * 4]))
+    [incident] = told(alert("BN704", "0", layers=("0", "1", "2", "3")), at=replace(at, sample=sample))
+    assert incident.advice.startswith(says)
+    assert ("normalize" in incident.advice) is (power > 1e3)
 
 
 def test_an_info_is_a_note_and_opens_no_incident() -> None:

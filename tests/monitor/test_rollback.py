@@ -196,7 +196,7 @@ def test_an_incident_that_another_cause_explains_later_is_rolled_back_then() -> 
     with Monitor(model, optimizer=SGD(model.parameters(), lr=3.0), sinks=[], on_alert="rollback") as monitor:
         rollback, diagnosis = monitor.rollback, monitor._session.diagnosis
         assert rollback is not None
-        alert = Alert.from_dict(an_alert("1", 5, rule="stale-statistics"))
+        alert = Alert.from_dict(an_alert("1", 5, code="BN304", rule="stale-statistics"))
         diagnosis.update([alert])
         (incident,) = diagnosis.incidents
         rollback(replace(alert, incident=incident))
@@ -209,6 +209,21 @@ def test_an_incident_that_another_cause_explains_later_is_rolled_back_then() -> 
         plan = rollback.plan()
         assert plan is not None
         assert (plan.step, plan.factor) == (-1, pytest.approx(1 / 3))
+
+
+def test_an_incident_whose_fix_is_a_lower_rate_lowers_it_at_the_first_time() -> None:
+    model = network()
+    for rule, code in (("dead-channels", "BN701"), ("gamma-explosion", "BN702"), ("variance-explosion", "BN106")):
+        with Monitor(model, optimizer=SGD(model.parameters(), lr=3.0), sinks=[], on_alert="rollback") as monitor:
+            rollback, diagnosis = monitor.rollback, monitor._session.diagnosis
+            assert rollback is not None
+            alert = Alert.from_dict(an_alert("1", 5, rule=rule, code=code))
+            diagnosis.update([alert])
+            rollback(replace(alert, incident=diagnosis.incidents[0]))
+            rollback.automatic = False
+            plan = rollback.plan()
+            assert plan is not None, rule
+            assert plan.factor == pytest.approx(1 / 3), rule
 
 
 # -- the parts ---------------------------------------------------------------------------------------------------------

@@ -123,6 +123,13 @@ def collapsed(dead: int, of: int, value: float = 5e-5) -> Window:
     return make_window(batch_var=variance, running_var=variance)
 
 
+@pytest.mark.parametrize(("power", "says"), [(1e-8, "check the scale of the input"), (1.0, "check what feeds the")])
+def test_bn105_points_at_the_data_where_the_data_is_tiny(power: float, says: str) -> None:
+    window = collapsed(20, 20)
+    sample = replace(make_sample(window.layers), data=torch.tensor([[power], [0.0]]))
+    assert one("BN105", replace(window, sample=sample)).advice.startswith(says)
+
+
 @pytest.mark.parametrize(
     ("dead", "of", "severity", "threshold"),
     [(1, 21, INFO, 0.0), (2, 20, WARNING, 0.05), (5, 20, WARNING, 0.05), (6, 20, ERROR, 0.25), (20, 20, ERROR, 0.25)],

@@ -271,14 +271,23 @@ def test_bn108_judges_the_data_itself_and_not_what_weights_have_made_of_it() -> 
         assert severity("BN108", window) is says
 
 
-def noisy(factor: float, *, at: slice = slice(40, 41), layers: int = 3, loader: Loader | None = None) -> Window:
-    """Batches of 64 samples; in some steps means and log variances of some layers are so many times as noisy."""
+def noisy(
+    factor: float,
+    *,
+    at: slice = slice(40, 41),
+    layers: int = 3,
+    loader: Loader | None = None,
+    shift: float = 0.0,
+    channels: tuple[int, ...] = (16, 16, 16),
+) -> Window:
+    """Batches of 64 samples; in some steps the means and log variances of some layers are noisier, or off."""
     generator = torch.Generator().manual_seed(0)
     mean, log_var = (torch.randn(64, 48, generator=generator) / 8 for _ in range(2))
     for rows in (mean, log_var):
         rows[at, : 16 * layers] *= factor
+        rows[at, : 16 * layers] += shift
     unknown = {"sizes": float("nan"), "facts": {"train_loader": loader}}
-    return make_window(channels=(16, 16, 16), batch_mean=mean, batch_var=log_var.exp(), **unknown)  # type: ignore[arg-type]
+    return make_window(channels=channels, batch_mean=mean, batch_var=log_var.exp(), **unknown)  # type: ignore[arg-type]
 
 
 def test_bn203_finds_a_small_batch_by_the_noise_of_all_layers_in_one_step() -> None:
@@ -294,9 +303,19 @@ def test_bn203_finds_a_small_batch_by_the_noise_of_all_layers_in_one_step() -> N
         noisy(2.0),
         noisy(4.0, layers=1),
         noisy(4.0, at=slice(40, 64)),
+        noisy(1.0, at=slice(40, 64), shift=-3.0),
+        noisy(4.0, channels=(16, 32)),
         noisy(4.0, loader=Loader(batch_size=64, samples=640)),
     ],
-    ids=["calm", "a quarter", "odd data at the first layer", "from then on", "the loader knows better"],
+    ids=[
+        "calm",
+        "a quarter",
+        "odd data at the first",
+        "from then on",
+        "another level",
+        "two layers",
+        "the loader knows better",
+    ],
 )
 def test_bn203_leaves_other_noise_in_peace(window: Window) -> None:
     assert found("BN203", window) == []

@@ -225,6 +225,16 @@ def test_an_incident_is_three_lines_and_each_change_of_it_is_one() -> None:
     ]
 
 
+def test_an_incident_that_gets_worse_under_another_name_says_what_it_was_and_the_new_fix() -> None:
+    screen = Screen(200)
+    console = screen.open(Console())
+    console.incident(BANG)
+    console.incident(replace(LOST, title="learning rate 3 is too high", cause="learning-rate-too-high"))
+    assert screen.text.splitlines()[3:] == [
+        f"! → ✗ learning rate 3 is too high (shown before as: the batch variance exploded) · fix: {LOST.advice}"
+    ]
+
+
 def test_an_alert_prints_nothing_by_itself() -> None:
     screen = Screen(80)
     console = screen.open(Console(verbosity="full"))

@@ -9,7 +9,10 @@ import torch
 
 from bnmonitor._text import number
 from bnmonitor.diagnosis.base import Case, Cause, reads_the_input
-from bnmonitor.measures import input_jump
+from bnmonitor.measures import input_jump, variances
+
+TRACE = 1e-7
+"""Part of a variance that single precision no longer resolves beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,8 @@ class ChangedInput(Cause):
 
     ## What follows
     Every layer sees another distribution than its running statistics describe (BN304, BN603). A much larger scale
-    makes a rate too high that was not: gamma runs away (BN704, BN702), up to a NaN (BN101).
+    makes a rate too high that was not: gamma runs away (BN704, BN702), up to a NaN (BN101). A much smaller one leaves
+    the first layer nothing but its eps to divide by (BN105).
 
     ## What to do
     Compare a batch from before with one from now. If the change is intended, let the statistics settle before the next
@@ -42,9 +46,10 @@ class ChangedInput(Cause):
     """
 
     name: ClassVar[str] = "changed-input"
-    leads: ClassVar[tuple[str, ...]] = ("BN106", "BN107")
+    leads: ClassVar[tuple[str, ...]] = ("BN106", "BN107", "BN105")
     explains: ClassVar[frozenset[str]] = frozenset(
-        {"BN101", "BN103", "BN106", "BN107", "BN109", "BN304", "BN305", "BN601", "BN602", "BN603", "BN702", "BN704"}
+        {"BN101", "BN103", "BN105", "BN106", "BN107", "BN109", "BN304", "BN305"}
+        | {"BN601", "BN602", "BN603", "BN702", "BN704"}
     )
     everywhere: ClassVar[bool] = True
 
@@ -61,8 +66,10 @@ class ChangedInput(Cause):
         span = window.layers.span(window.layers.names.index(name))
         gamma = window.gamma[[at - 1, -1], span]
         still = gamma.isnan().all() or torch.allclose(gamma[0], gamma[1], rtol=0.3, atol=0.1)
-        jump = window.batch_var[at:, span].nanmedian(0).values / window.batch_var[:at, span].nanmedian(0).values
-        return bool(still) and float((jump > 10).double().mean()) > 0.5
+        batch = variances(window)[:, span]
+        jump = batch[at:].nanmedian(0).values / batch[:at].nanmedian(0).values
+        jumped = jump < 0.1 if case.lead.code == "BN105" else jump > 10
+        return bool(still) and float(jumped.double().mean()) > 0.5
 
     def title(self, case: Case) -> str:
         """Say that the data changed."""
@@ -71,11 +78,15 @@ class ChangedInput(Cause):
     def detail(self, case: Case) -> str:
         """Say by how much, as the step of the change shows it, and that no weight had moved before."""
         window, at = case.window, _place(case)
-        if window is None or at is None or case.lead.code != "BN106":
+        if window is None or at is None or case.lead.code not in ("BN105", "BN106"):
             return "" if case.was is not None else case.lead.message
         span = window.layers.span(window.layers.names.index(str(case.lead.layer)))
-        grown = float((window.batch_var[at, span] / window.batch_var[:at, span].nanmedian(0).values).nanmedian())
+        batch = variances(window)[:, span]
+        grown = float((batch[at] / batch[:at].nanmedian(0).values).nanmedian())
         step = case.lead.first_step
+        if case.lead.code == "BN105":
+            fell = f"fell ×{number(grown)}" if grown > TRACE else "vanished"
+            return f"the batch variance of the first layer {fell} at step {step}; gamma had not moved"
         return f"the batch variance of the first layer grew ×{number(grown)} at step {step}; no weight had moved"
 
     def advice(self, case: Case) -> str:

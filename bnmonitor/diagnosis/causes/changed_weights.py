@@ -13,16 +13,17 @@ class ChangedWeights(Cause):
     """The weights of one layer have changed far more than those of the others.
 
     ## What it is
-    A load, an initialization in the middle of the training, a parameter group with a rate of its own, or a gradient
-    that was not clipped: the batch variance, the mean or gamma of one layer runs away while the layers before it are
-    calm.
+    The batch variance, the mean or gamma of one layer runs away while the layers before it are calm. If it grew step
+    by step, the usual reason is a learning rate that is too high for this layer, or a gradient that was not clipped. If
+    it jumped in one step, weights were loaded or initialized in the middle of the training.
 
     ## What follows
     The layers after it get another input, their running statistics lag (BN304), numbers come near the limit of half
     precision (BN103), and some channels are scaled far more than others (BN707).
 
     ## What to do
-    Look at what wrote the weights of the layer at the step that the incident names; clip gradients.
+    Lower the learning rate, of the layer's parameter group or of all, or clip gradients. After a jump, look at what
+    wrote the weights of the layer at the step that the incident names.
 
     ## Example
     Wrong::

@@ -9,6 +9,7 @@ from typing import ClassVar
 from bnmonitor._text import number
 from bnmonitor.diagnosis.base import Case, Cause
 from bnmonitor.diagnosis.course import NO_BETTER, growth, loss_course, loss_is_back
+from bnmonitor.limits import RAW
 from bnmonitor.measures import rise
 from bnmonitor.results import Severity
 
@@ -28,7 +29,8 @@ class LearningRateTooHigh(Cause):
 
     ## What to do
     Stop, go back to a checkpoint from before, and restart at the rate that the incident names. A warm-up or clipped
-    gradients (``Trainer(gradient_clip_val=1.0)``) allow a higher rate.
+    gradients (``Trainer(gradient_clip_val=1.0)``) allow a higher rate, and so does an input that is normalized (BN108):
+    the incident says so where it is not.
 
     ## Example
     Wrong::
@@ -78,6 +80,14 @@ class LearningRateTooHigh(Cause):
         grown = growth(window, since) or (case.was.detail.split("; loss ")[0] if own and case.was is not None else "")
         parts = [part for part in (grown, loss_course(window, since)) if part]
         return "; ".join(parts) or super().detail(case)
+
+    def advice(self, case: Case) -> str:
+        """Add that the input should be normalized, where the newest sample shows that it is not."""
+        sample = None if case.window is None else case.window.sample
+        power = math.nan if sample is None or sample.data is None else float(sample.data[0].nan_to_num(0.0).max())
+        if not power > RAW:
+            return case.lead.advice
+        return f"{case.lead.advice}; normalize the input too, whose mean square is {number(power)} (BN108)"
 
     def severity(self, case: Case) -> Severity:
         """An error once the training is lost, or its loss is no better than at its start, or has not come back."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from bnmonitor._text import number
-from bnmonitor.limits import FLAT
+from bnmonitor.limits import FLAT, RAW
 from bnmonitor.measures import median, middle_over_steps, sampled_input, typical_variance
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
@@ -79,7 +79,7 @@ class UnnormalizedInput(Rule):
     severity: ClassVar[Severity] = Severity.INFO
     needs: ClassVar[frozenset[str]] = frozenset({"dataflow"})
 
-    limit_variance: float = 1e3
+    limit_variance: float = RAW
     limit_offset: float = 5.0
     frozen_shift: float = 0.5
     frozen_log_ratio: float = 0.7

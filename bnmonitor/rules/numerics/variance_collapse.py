@@ -18,6 +18,9 @@ from bnmonitor.window import Window
 NO_MOMENTUM = 0.01
 """An eps from which on it is likely to be a momentum in the wrong place."""
 
+TINY = 1e-3
+"""A mean square of the data far below that of normalized data, which is 1."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VarianceCollapse(Rule):
@@ -214,8 +217,9 @@ class VarianceCollapse(Rule):
             value=part,
             threshold=limit,
             certain=certain,
-            message=f"{what}: variance {number(lowest)}, eps {number(eps)}{run_note(window, layer, step)}",
-            advice=_advice(judged, eps),
+            message=f"{what}: variance {'about 0' if lowest <= 0 else number(lowest)}, eps {number(eps)}"
+            f"{run_note(window, layer, step)}",
+            advice=_advice(judged, eps, tiny_data=_reads_tiny_data(window, layer)),
         )
 
 
@@ -229,11 +233,22 @@ def _places(window: Window) -> tuple[list[bool], list[bool]]:
     return closing, [place.root and not place.blind and place.distance == 0 for place in places]
 
 
-def _advice(judged: str, eps: float) -> str:
+def _reads_tiny_data(window: Window, layer: int) -> bool:
+    """Whether the layer reads the data through at most one operation with weights, and the newest sample was tiny."""
+    data = None if window.sample is None else window.sample.data
+    return data is not None and layer < data.shape[-1] and bool(data[0, layer] < TINY)
+
+
+def _advice(judged: str, eps: float, *, tiny_data: bool) -> str:
     if eps >= NO_MOMENTUM:
         return f"write momentum= if {number(eps)} was to be that: the second argument of BatchNorm is eps, usually 1e-5"
     if judged == "small":
         return "lower eps to 1e-5, or scale up what feeds the layer, unless the training goes well"
+    if tiny_data:
+        return (
+            "check the scale of the input: normalize it by the mean and standard deviation of the training data "
+            "(transforms.Normalize(mean, std)), and look for a division by 255 that is done twice"
+        )
     return (
         "check what feeds the layer (a ReLU that is never positive, weights decayed to zero, a constant); "
         "lower the learning rate or the weight decay of the layer before"

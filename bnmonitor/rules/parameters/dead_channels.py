@@ -11,7 +11,7 @@ from bnmonitor._text import number
 from bnmonitor.limits import ALWAYS_ZERO, DEAD_BETA, DEAD_GAMMA, MANY_DEAD
 from bnmonitor.measures import median, share
 from bnmonitor.results import Severity
-from bnmonitor.rules.advice import retreat
+from bnmonitor.rules.advice import restart, retreat
 from bnmonitor.rules.base import Finding, Rule, first, rate_note
 from bnmonitor.window import Window
 
@@ -157,7 +157,7 @@ class DeadChannels(Rule):
             threshold=limit,
             message=f"{len(channels)} of {window.layers.channels[layer]} channels ({number(100 * part)} %) are "
             f"switched off by gamma or beta and get no gradient{rate_note(window, step)}",
-            advice=f"go back to a checkpoint from before step {step}, because dead channels stay dead; "
+            advice=f"{restart(step)}, because dead channels stay dead; "
             f"{retreat(window, step, 'lower the learning rate or lengthen its warm-up')}, and remove weight "
             "decay from gamma and beta: bnmonitor.remedies.parameter_groups(model, weight_decay=...)",
         )

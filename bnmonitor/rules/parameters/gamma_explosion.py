@@ -11,7 +11,7 @@ from torch import Tensor
 from bnmonitor._text import count, number
 from bnmonitor.measures import median
 from bnmonitor.results import Severity
-from bnmonitor.rules.advice import retreat
+from bnmonitor.rules.advice import restart, retreat
 from bnmonitor.rules.base import Finding, Rule, onset, rate_note
 from bnmonitor.window import Window
 
@@ -135,7 +135,7 @@ class GammaExplosion(Rule):
             value=factor,
             threshold=self.growth if by_growth else self.outlier_growth,
             message=f"gamma of {count(len(channels), 'channel')} is up to {largest}, {what}{rate_note(window, step)}",
-            advice=f"go back to a checkpoint from before step {step}, and "
+            advice=f"{restart(step)}, and "
             f"{retreat(window, step, 'lower the learning rate of gamma')} or clip gradients: "
             "Trainer(gradient_clip_val=1.0)",
         )
