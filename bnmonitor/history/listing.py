@@ -38,7 +38,7 @@ def listed(run: Run, settings: Mapping[str, Any] | None = None) -> dict[str, Any
     known = [value for value in health if value is not None]
     losses = course.loss[~np.isnan(course.loss)] if len(course.loss) else course.loss
     rates = course.learning_rates[np.isfinite(course.learning_rates)]
-    peak = {"learning rate, highest": _plain(float(rates.max()))} if rates.size else {}
+    peak = {"highest learning rate": _plain(float(rates.max()))} if rates.size else {}
     return {
         "name": run.name,
         "verdict": verdict(run.incidents, recorded=len(frames) > 0),

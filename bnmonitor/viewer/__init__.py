@@ -32,7 +32,9 @@ def version() -> str:
 
 @cache
 def sent(path: Path) -> str:
-    """Return a file as a browser gets it: without the comments, half of which are types, and with the same lines.
+    """Return a file as a browser gets it: without the comments, half of which are types, and without the indentation.
+
+    Its lines are the same, so that an error names the line of the file. No text in the code goes over several lines.
 
     Args:
         path: A file of :data:`DIRECTORY`.
@@ -42,4 +44,4 @@ def sent(path: Path) -> str:
         return text
     text = re.sub(r"^[ \t]*//.*$", "", text, flags=re.MULTILINE)
     bare = _COMMENT.sub(lambda found: "\n" * found[0].count("\n"), text)
-    return re.sub(r"[ \t]+$", "", bare, flags=re.MULTILINE)
+    return re.sub(r"^[ \t]+|[ \t]+$", "", bare, flags=re.MULTILINE)

@@ -4,8 +4,9 @@ import { Toolbar } from "./toolbar.js";
 import { difference, differing } from "./difference.js";
 import { h } from "./dom.js";
 import { empty, trouble } from "./notices.js";
+import { verdict } from "./incidents.js";
 import { remembering } from "./memory.js";
-import { Overview } from "./overview.js";
+import { MOST, Overview } from "./overview.js";
 import { linesOf } from "./out.js";
 import { Panel } from "./panel.js";
 import { RunsView } from "./runs.js";
@@ -85,7 +86,8 @@ export class App {
     this.toolbar.el.append(this.share.el);
     this.notice = h("div", { class: "notice-place" });
     this.room = h("section", { class: "maps" }, ...this.maps.map((m) => m.el));
-    this.left = h("div", { class: "left" }, this.bar.el, this.room);
+    this.answer = h("div", { class: "answer" });
+    this.left = h("div", { class: "left" }, this.answer, this.bar.el, this.room);
     this.main = h("main", { class: "split", hidden: true }, this.left, this.panel.el);
     this.el = h("div", { class: "bn" }, this.toolbar.el, this.notice, this.main, this.table.el);
     new ResizeObserver(() => this.resized()).observe(this.room);
@@ -295,19 +297,24 @@ export class App {
     this.toolbar.set(this.index, state, statistic, scale, view, new Set(runs.flatMap((r) => r.incidents.map((i) => i.severity))));
     const names = [...new Set(runs.flatMap((r) => r.layers.map((l) => l.name)))];
     const about = { all: names.length, shown: names.length, grouped: !state.sort, curves: courses.some((c) => heightOf(c)) };
+    // The answer stands over everything; of two runs each has its own.
+    this.answer.replaceChildren(...(runs.length > 1 ? [] : [verdict(runs[0])]));
     // The bar may take two lines, so that it is filled in first.
     this.bar.set(this.index, state, offered(courses[0]), axis.name, about);
-    // What stands around the rows: the verdict, the curves, the axis, the incidents, and the padding.
+    // What stands around the rows: the curves, the axis, the incidents, the padding, and the names and verdicts of two runs.
     const lanes = Math.max(...runs.map((r) => Math.min(6, r.incidents.length)));
-    const around = 80 + Math.max(...courses.map(heightOf)) + (lanes && 10 + lanes * 20) + (runs.length > 1 ? 20 : 0);
+    const curves = Math.max(...courses.map((c) => heightOf(c)));
+    const around = 52 + curves + (lanes && 10 + lanes * 20) + (runs.length > 1 ? 48 : 0);
     const room = Math.max(this.least, window.innerHeight - this.room.getBoundingClientRect().top - window.scrollY - around);
     const rows = this.rows(names, room);
     about.shown = rows.reduce((sum, row) => sum + (row.kind === "open" ? 0 : row.members.length), 0);
     this.bar.set(this.index, state, offered(courses[0]), axis.name, about);
     this.map = undefined;
+    // Room that few layers leave is the loss's.
+    const tall = Math.max(0, Math.min(160, (room - MOST * rows.length) / 3));
     if (state.diff && runs.length > 1) return this.showDifference(names, rows, room);
     this.maps[1].el.hidden = runs.length < 2;
-    runs.forEach((run, i) => this.maps[i].set({ run, names, rows, slice: slices[i], course: courses[i], statistic, scale, axis, view, full, state, focused: run.name === this.focused, room, titled: runs.length > 1 }));
+    runs.forEach((run, i) => this.maps[i].set({ run, names, rows, slice: slices[i], course: courses[i], statistic, scale, axis, view, full, state, focused: run.name === this.focused, room, tall, titled: runs.length > 1 }));
   }
 
   /** The lines of the maps; those of last time if nothing changed. @param {string[]} names @param {number} room */
@@ -341,7 +348,7 @@ export class App {
     this.map = { slice, rows: names };
     const run = { ...runs[0], layers: names.map((name) => ({ name, channels: 0, detailed: false })), incidents: [] };
     const axis = /** @type {import("./axis.js").Axis} */ (this.axis);
-    this.maps[0].set({ run, names, rows, slice, course: null, statistic, scale, axis, view, full, state, focused: true, room, titled: false, said: `${runs[1].name} less ${runs[0].name}` });
+    this.maps[0].set({ run, names, rows, slice, course: null, statistic, scale, axis, view, full, state, focused: true, room, tall: 0, titled: false, said: `${runs[1].name} less ${runs[0].name}` });
   }
 
   /** Draw everything again, in the colors of another theme. */

@@ -1,12 +1,12 @@
 /** A black box: the last steps of every layer, at full resolution, before an error opened. */
 
-import { choose, h } from "./dom.js";
+import { choose, chooseName, h } from "./dom.js";
 import { HeatMap } from "./heatmap.js";
 import { numbered } from "./rows.js";
 import { STEPS } from "./axis.js";
 import { legend } from "./legend.js";
 import { scaleOf } from "./scale.js";
-import { cut, grouped, measured } from "./text.js";
+import { grouped, measured } from "./text.js";
 
 export class BoxView {
   /** @param {import("./types.js").Source} source @param {{close: () => void}} on */
@@ -41,7 +41,7 @@ export class BoxView {
     this.all = statistics.filter((s) => !s.sampled);
     this.title.textContent = `Black box: ${box.code} at step ${grouped(box.first_step)}`;
     choose(this.statistic, this.all.map((s) => ({ value: s.name, label: s.label })), "batch_var");
-    choose(this.layer, run.layers.map((l) => ({ value: l.name, label: cut(l.name, 40), title: l.name })), box.layer ?? run.layers[0]?.name ?? "");
+    chooseName(this.layer, run.layers.map((l) => l.name), box.layer ?? run.layers[0]?.name ?? "");
     await this.load();
   }
 
@@ -50,7 +50,7 @@ export class BoxView {
     const slice = await this.source.box(String(this.run), String(this.file), this.layer.value, this.statistic.value);
     if (this.token !== token) return;
     this.slice = slice;
-    if (slice?.layers) choose(this.layer, slice.layers.map((name) => ({ value: name, label: cut(name, 40), title: name })), this.layer.value);
+    if (slice?.layers) chooseName(this.layer, slice.layers, this.layer.value);
     this.show();
   }
 

@@ -50,7 +50,7 @@ export class ChannelView {
     this.nothing = h("p", { class: "quiet" });
     this.one = h("p", { class: "quiet" });
     this.pictures = h("div", { class: "pair" }, this.histogram.el, this.plane.el);
-    this.el = h("section", { class: "channels" }, h("div", { class: "row" }, h("h4", {}, "Channels × steps"), this.statistic, this.rank, this.turn), this.legend, this.map.el, this.nothing, this.one, this.bands.el, this.pictures);
+    this.el = h("section", { class: "channels" }, h("div", { class: "row" }, h("h4", {}, "Channels"), this.statistic, this.rank, this.turn), this.legend, this.map.el, this.nothing, this.one, this.bands.el, this.pictures);
   }
 
   /** @param {number|null} step */
@@ -118,11 +118,11 @@ export class ChannelView {
     const log = state.scale === "log" || (statistic.scale === "log" && state.scale !== "linear");
     const when = at ? `step ${grouped(at.ends[0])}` : "";
     const common = { statistic, flags, selected: channel ?? -1 };
-    this.histogram.title.textContent = `${statistic.label} at ${when}`;
+    this.histogram.title.textContent = `${statistic.label}, ${when}`;
     this.histogram.set(x && { ...common, x, y: null, log });
     const [gamma, beta] = [column(at, "gamma"), column(at, "beta")];
     const known = gamma && beta && gamma.some(Number.isFinite);
-    this.plane.title.textContent = `γ and β at ${when}`;
+    this.plane.title.textContent = `γ and β, ${when}`;
     this.plane.set(known ? { ...common, x: gamma, y: beta, log: false } : null);
   }
 }

@@ -1,7 +1,7 @@
 /** Lines over steps, with a band and dots, on a canvas; the values at the cursor stand in the legend. */
 
-import { smooth } from "./curve.js";
-import { h, once, surface, theme } from "./dom.js";
+import { nearest, smooth, trace } from "./curve.js";
+import { h, once, surface, theme, tint } from "./dom.js";
 import { logTicks, ticks } from "./scale.js";
 import { number } from "./text.js";
 
@@ -114,7 +114,7 @@ export class Chart {
     const y = (/** @type {number} */ v) => 4 + plot.h - ((f(v) - a + pad) / (b - a + 2 * pad)) * plot.h;
     context.font = colors.small;
     context.textBaseline = "middle";
-    for (const t of d.log ? logTicks(low, high) : ticks(low, high, 3)) {
+    for (const t of d.log ? logTicks(low, high) : ticks(low, high, 4)) {
       context.fillStyle = colors.line;
       context.fillRect(LEFT, Math.round(y(t)), plot.w, 1);
       context.fillStyle = colors.muted;
@@ -132,12 +132,7 @@ export class Chart {
     for (const line of d.lines) for (const band of [line.outer, line.band]) if (band) this.band(context, d, band, line.color, x, y, colors);
     for (const line of [...d.lines].sort((p, q) => Number(q.style === "dots") - Number(p.style === "dots"))) this.line(context, d, line, x, y, colors);
     const at = this.column();
-    if (d.step !== null && at >= 0) {
-      context.fillStyle = colors.text;
-      context.globalAlpha = 0.5;
-      context.fillRect(x(d.steps[at]), 0, 1, plot.h + 8);
-      context.globalAlpha = 1;
-    }
+    if (d.step !== null && at >= 0) tint(context, colors.text, 0.5, x(d.steps[at]), 0, 1, plot.h + 8);
     context.restore();
     this.legend.replaceChildren(
       ...d.lines.flatMap((line) => [
@@ -151,10 +146,7 @@ export class Chart {
   /** The column at the cursor; without a cursor the last one in sight. */
   column() {
     const d = /** @type {Drawn} */ (this.drawn);
-    const step = d.step ?? d.view.to;
-    let best = -1;
-    for (let i = 0; i < d.steps.length; i++) if (best < 0 || Math.abs(d.steps[i] - step) < Math.abs(d.steps[best] - step)) best = i;
-    return best;
+    return nearest(d.steps, d.step ?? d.view.to);
   }
 
   /** @param {CanvasRenderingContext2D} context @param {Drawn} d @param {Band} band @param {string} color @param {(s: number) => number} x @param {(v: number) => number} y @param {any} colors */
@@ -182,18 +174,6 @@ export class Chart {
       return;
     }
     context.lineWidth = 1.75;
-    context.setLineDash(line.style === "dashed" ? [5, 3] : []);
-    context.beginPath();
-    let pen = false;
-    for (let i = 0; i < d.steps.length; i++) {
-      if (!known(line.values[i])) pen = false;
-      else {
-        if (pen) context.lineTo(x(d.steps[i]), y(line.values[i]));
-        else context.moveTo(x(d.steps[i]), y(line.values[i]));
-        pen = true;
-      }
-    }
-    context.stroke();
-    context.setLineDash([]);
+    trace(context, d.steps, line.values, x, y, d.log, line.style === "dashed" ? [5, 3] : []);
   }
 }

@@ -1,5 +1,7 @@
 /** Elements without markup: no data is ever parsed as HTML. */
 
+import { cut } from "./text.js";
+
 /**
  * @param {string} tag
  * @param {Record<string, any>} [properties]  `class`, `on…` listeners, `data` and `style` objects, ARIA and other attributes.
@@ -43,6 +45,9 @@ export function choose(select, options, value) {
   select.value = value;
 }
 
+/** The options of a `<select>` of names. @param {HTMLSelectElement} select @param {string[]} names @param {string} value */
+export const chooseName = (select, names, value) => choose(select, names.map((name) => ({ value: name, label: cut(name, 40), title: name })), value);
+
 /** A canvas's context at the screen's resolution, cleared. @param {HTMLCanvasElement} canvas @param {number} width @param {number} height */
 export function surface(canvas, width, height) {
   const ratio = window.devicePixelRatio || 1;
@@ -58,6 +63,14 @@ export function surface(canvas, width, height) {
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   context.clearRect(0, 0, width, height);
   return context;
+}
+
+/** Fill a rectangle with a color that lets through what is under it. @param {CanvasRenderingContext2D} context @param {string} color @param {number} alpha @param {number} x @param {number} y @param {number} width @param {number} height */
+export function tint(context, color, alpha, x, y, width, height) {
+  context.globalAlpha = alpha;
+  context.fillStyle = color;
+  context.fillRect(x, y, width, height);
+  context.globalAlpha = 1;
 }
 
 /** The page's colors, for canvases. */

@@ -1,6 +1,6 @@
 /** A map of rows × steps: hover for values, drag to zoom, click to select, all of it also by keyboard. */
 
-import { h, once, surface, theme } from "./dom.js";
+import { h, once, surface, theme, tint } from "./dom.js";
 import { Gestures } from "./gestures.js";
 import { columnsOf, image, middles, shown } from "./heat.js";
 import { layout, lineAt, rowAt } from "./layout.js";
@@ -242,12 +242,7 @@ export class HeatMap {
     const { top, from, to } = this.inSight;
     const height = this.scroll.clientHeight;
     const context = surface(this.over, names + width, height);
-    const vertical = (/** @type {number} */ x, /** @type {string} */ color, /** @type {number} */ alpha) => {
-      context.globalAlpha = alpha;
-      context.fillStyle = color;
-      context.fillRect(names + x - 0.5, top, 1, height);
-      context.globalAlpha = 1;
-    };
+    const vertical = (/** @type {number} */ x, /** @type {string} */ color, /** @type {number} */ alpha) => tint(context, color, alpha, names + x - 0.5, top, 1, height);
     context.translate(0, -top);
     context.save();
     context.beginPath();
@@ -256,18 +251,14 @@ export class HeatMap {
     for (const step of s.begins ?? []) vertical(this.xOf(step), colors.text, 0.35);
     for (const mark of s.marks) if (mark.row >= from && mark.row < to) drawMark(context, mark, placed, names, names + this.xOf(mark.from), names + this.xOf(mark.to), colors);
     if (s.step !== null) vertical(this.xOf(s.step), colors.accent, 1);
-    if (drag) {
-      context.globalAlpha = 0.2;
-      context.fillStyle = colors.accent;
-      context.fillRect(names + Math.min(drag.x, drag.now), top, Math.abs(drag.now - drag.x), height);
-      context.globalAlpha = 1;
-    }
+    if (drag) tint(context, colors.accent, 0.2, names + Math.min(drag.x, drag.now), top, Math.abs(drag.now - drag.x), height);
     if (this.pointed !== null) vertical(this.xOf(this.pointed), colors.text, 0.55);
     context.restore();
     const outline = (/** @type {number} */ row, /** @type {string} */ color, /** @type {number} */ thick) => {
       context.strokeStyle = color;
       context.lineWidth = thick;
-      context.strokeRect(thick / 2, placed.tops[row] - 0.5, names + width - thick, Math.max(placed.heights[row], 3));
+      const y = Math.max(thick / 2, placed.tops[row] - 0.5);
+      context.strokeRect(thick / 2, y, names + width - thick, Math.max(placed.tops[row] + placed.heights[row] - 0.5 - y, 3));
     };
     if (s.selected >= from && s.selected < to) outline(s.selected, colors.accent, 2);
     if (pointer && !drag) {

@@ -24,17 +24,20 @@ export function where(i) {
   return `${extent(i)}, first ${cut(i.layer, 34)}`;
 }
 
+/** How bad, and since when. @param {Incident} i */
+const stamp = (i) => `${i.severity}${i.state === "open" ? "" : ", resolved"} · ${when(i)}`;
+
 const extent = (/** @type {Incident} */ i) => `${grouped(i.layers.length)}${i.of_layers >= i.layers.length ? ` of ${grouped(i.of_layers)}` : ""} layers`;
 
 /** Is it healthy, and if not, what is the worst, in one line. @param {import("./types.js").Run} run */
 export function verdict(run) {
   const [worst, ...others] = ranked(run.incidents).filter((i) => i.state === "open");
-  const step = `step ${grouped(run.steps[1])}`;
-  if (!worst) return h("div", { class: "verdict healthy" }, h("b", {}, "✓"), ` healthy, ${count(run.layers.length, "layer")} · ${step}`);
-  const affected = worst.layer === null ? "" : ` (${worst.layers.length > 1 ? extent(worst) : cut(worst.layer, 44)})`;
+  const step = h("small", {}, ` · step ${grouped(run.steps[1])}`);
+  if (!worst) return h("div", { class: "verdict healthy" }, h("b", {}, "✓"), ` healthy, ${count(run.layers.length, "layer")}`, step);
+  const affected = worst.layer === null ? "" : ` (${worst.layers.length > 1 ? extent(worst) : cut(worst.layer, 36)})`;
   const more = others.length ? `, ${count(others.length, "more incident")}` : "";
-  const said = `${worst.title}, since step ${grouped(worst.first_step)}${affected}${more} · ${step}`;
-  return h("div", { class: `verdict ${worst.severity}`, title: said }, h("b", {}, severity(worst.severity).glyph), ` ${said}`);
+  const said = `${worst.title}, since step ${grouped(worst.first_step)}${affected}${more}`;
+  return h("div", { class: `verdict ${worst.severity}`, title: said }, h("b", {}, severity(worst.severity).glyph), ` ${said}`, step);
 }
 
 /** @param {Incident[]} incidents @param {string} selected @param {(incident: Incident) => void} select */
@@ -50,9 +53,10 @@ function row(i, selected, select) {
     { class: `incident ${i.severity} ${i.state}`, type: "button", "aria-pressed": selected, title: i.layer ?? "", onclick: () => select(i) },
     h("span", { class: "glyph", "aria-hidden": true }, severity(i.severity).glyph),
     h("span", { class: "what" }, h("b", {}, i.title)),
-    h("span", { class: "when" }, `${when(i)} · ${i.severity}${i.state === "open" ? "" : ", resolved"}`),
+    h("span", { class: "when" }, stamp(i)),
     h("span", { class: "where" }, where(i)),
     h("span", { class: "why" }, i.detail),
+    i.state === "open" && i.advice ? h("span", {}, h("b", {}, "Fix"), ` ${i.advice}`) : null,
   );
 }
 
@@ -67,8 +71,8 @@ export function card(i, on) {
   return h(
     "article",
     { class: `card ${i.severity} ${i.state}` },
-    h("h3", {}, h("span", { class: "glyph", "aria-hidden": true }, severity(i.severity).glyph), ` ${i.title} `, h("small", {}, `${i.severity} · ${i.state}`)),
-    h("p", {}, `${when(i)} · `, i.layer && i.layers.length > 1 ? `${extent(i)}, first ` : "", i.layer ? link(i.layer, () => on.layer(String(i.layer), i.first_step)) : "the whole model"),
+    h("h3", {}, h("span", { class: "glyph", "aria-hidden": true }, severity(i.severity).glyph), ` ${i.title}`),
+    h("p", {}, `${stamp(i)} · `, i.layer && i.layers.length > 1 ? `${extent(i)}, first ` : "", i.layer ? link(i.layer, () => on.layer(String(i.layer), i.first_step)) : "the whole model"),
     i.detail ? h("p", {}, i.detail) : null,
     on.picture(i),
     h("div", { class: "fix" }, h("p", {}, h("b", {}, "Fix"), " ", i.advice), copied(i.advice)),

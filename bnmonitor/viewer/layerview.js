@@ -1,6 +1,7 @@
 /** A layer: batch against running, its channels, gamma and beta, and its facts. */
 
 import { fact } from "./alerts.js";
+import { rowOf as known } from "./axis.js";
 import { ChannelView } from "./channels.js";
 import { Chart } from "./chart.js";
 import { h } from "./dom.js";
@@ -10,11 +11,8 @@ import { count, grouped, number } from "./text.js";
 /** @typedef {import("./types.js").Range} Range */
 /** @typedef {{view: Range, axis: import("./axis.js").Axis, step: number|null, smooth: number}} Common */
 
-/** The row of a statistic. @param {Slice} slice @param {string} name */
-export function rowOf(slice, name) {
-  const at = slice.statistics?.indexOf(name) ?? -1;
-  return at < 0 ? new Float32Array(slice.columns).fill(NaN) : slice.values.subarray(at * slice.columns, (at + 1) * slice.columns);
-}
+/** The row of a statistic; what is not there is not known. @param {Slice} slice @param {string} name */
+export const rowOf = (slice, name) => known(slice, name) ?? new Float32Array(slice.columns).fill(NaN);
 
 const zip = (/** @type {Float32Array} */ a, /** @type {Float32Array} */ b, /** @type {(x: number, y: number) => number} */ f) => a.map((v, i) => f(v, b[i]));
 

@@ -1,6 +1,6 @@
 /** Names beside the rows of a map, and the marks of incidents on them. */
 
-import { severity, shorten } from "./text.js";
+import { severity, shorten, unlike } from "./text.js";
 
 /** Width of the step from a heading to what stands under it. */
 export const INDENT = 10;
@@ -19,6 +19,8 @@ export function labels(context, s, placed, names, colors, from, to, sparse) {
   context.textBaseline = "middle";
   context.font = placed.height >= 12 ? colors.small : colors.small.replace("11px", "10px");
   const fits = (/** @type {number} */ most) => (/** @type {string} */ text) => context.measureText(text).width <= most;
+  const own = s.rows.filter((row) => row.kind === "layer").map((row) => row.label);
+  const short = sparse ? String : unlike(own);
   // Channels of an incident have a mark, and their names come before those of others.
   const taken = [];
   for (const [i, of] of [...(s.flagged ?? [])].sort((a, b) => a[0] - b[0])) {
@@ -38,9 +40,10 @@ export function labels(context, s, placed, names, colors, from, to, sparse) {
     const y = Math.max(6, placed.tops[i] + placed.heights[i] / 2) + (row.kind === "open" ? 1 : 0);
     if (row.kind === "layer") {
       if (!every || i % every || s.flagged?.has(i) || (tall && taken.some((at) => Math.abs(at - y) < tall))) continue;
+      const room = names - 10 - left;
       context.fillStyle = every > 1 ? colors.muted : colors.text;
       context.textAlign = "right";
-      context.fillText(shorten(row.label, fits(names - 10 - left)), names - 8, y);
+      context.fillText(shorten(fits(room)(row.label) ? row.label : short(row.label), fits(room)), names - 8, y);
       context.textAlign = "left";
     } else {
       context.fillStyle = row.kind === "open" ? colors.muted : colors.text;

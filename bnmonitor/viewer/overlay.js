@@ -3,7 +3,8 @@
 import { STEPS } from "./axis.js";
 import { Chart } from "./chart.js";
 import { columnsAt } from "./difference.js";
-import { choose, h } from "./dom.js";
+import { chooseName, h } from "./dom.js";
+import { ranked } from "./incidents.js";
 import { rowOf } from "./layerview.js";
 import { cut } from "./text.js";
 
@@ -21,7 +22,7 @@ export class Overlay {
     this.layer = h("select", { "aria-label": "layer", onchange: () => on.change({ layer: this.layer.value }) });
     this.chart = new Chart({ label: "One layer of the chosen runs", height: 220, hover: (step) => this.chart.at(step) });
     this.note = h("p", { class: "quiet" });
-    this.el = h("section", { class: "overlay" }, h("div", { class: "row" }, h("h2", { class: "minor" }, "The chosen runs"), this.layer), this.chart.el, this.note);
+    this.el = h("section", { class: "overlay" }, h("div", { class: "row" }, h("h2", { class: "minor" }, "Chosen runs"), h("label", { class: "field" }, "layer", this.layer)), this.chart.el, this.note);
   }
 
   /** @param {import("./types.js").Row[]} chosen @param {import("./view_state.js").State} state @param {import("./types.js").Statistic} statistic */
@@ -32,9 +33,9 @@ export class Overlay {
     const runs = await Promise.all(chosen.map((r) => this.source.run(r.name)));
     if (this.token !== token) return;
     const names = [...new Set(runs.flatMap((r) => r.layers.map((l) => l.name)))];
-    const began = runs.flatMap((r) => r.incidents).sort((a, b) => a.first_step - b.first_step).find((i) => i.layer)?.layer;
+    const began = ranked(runs.flatMap((r) => r.incidents)).find((i) => i.layer)?.layer;
     const layer = names.includes(state.layer) ? state.layer : began ?? names[0] ?? "";
-    choose(this.layer, names.map((name) => ({ value: name, label: cut(name, 40), title: name })), layer);
+    chooseName(this.layer, names, layer);
     const slices = await Promise.all(runs.map((r) => (r.layers.some((l) => l.name === layer) ? this.slice(r, layer) : null)));
     if (this.token !== token) return;
     const grid = gridOf(/** @type {Slice[]} */ (slices.filter(Boolean)));

@@ -29,9 +29,13 @@ import { timeline } from "./timeline.js";
  * @property {import("./view_state.js").State} state
  * @property {boolean} focused
  * @property {number} room
+ * @property {number} tall  Height that the loss takes beyond its usual one.
  * @property {boolean} titled
  * @property {string} [said]  Instead of the verdict.
  */
+
+/** The most height of a row, of few. */
+export const MOST = 48;
 
 export class Overview {
   /**
@@ -63,7 +67,7 @@ export class Overview {
     this.order = undefined;
     this.head = h("div", { class: "run-head" });
     this.time = h("div");
-    this.strip = new Strip({ zoom: on.zoom, hover: on.point, step: (step) => on.group(this.seen?.state.group ?? "", step) });
+    this.strip = new Strip(this.map, { zoom: on.zoom, hover: on.point, step: (step) => on.group(this.seen?.state.group ?? "", step) });
     this.nothing = h("p", { class: "quiet nothing", hidden: true });
     this.el = h("div", { class: "overview" }, this.head, this.strip.el, this.map.el, this.nothing, this.time);
   }
@@ -89,13 +93,14 @@ export class Overview {
     const at = new Map(run.layers.map((l, i) => [l.name, i]));
     const found = slice && fold(slice, rows, Int32Array.from(names, (name) => at.get(name) ?? -1), statistic);
     this.which = found?.which;
-    this.head.replaceChildren(...(said ? [h("div", { class: "run-title focused", title: said }, said)] : titled ? [h("div", { class: `run-title${focused ? " focused" : ""}`, title: run.name }, run.name)] : []), said ? "" : verdict(run));
+    this.head.replaceChildren(...(said ? [h("div", { class: "run-title focused", title: said }, said)] : titled ? [h("div", { class: `run-title${focused ? " focused" : ""}`, title: run.name }, run.name)] : []), said ? h("div", { class: "quiet" }, statistic.label) : titled ? verdict(run) : "");
+    this.head.hidden = !said && !titled;
     this.head.classList.toggle("one-line", titled);
-    this.map.options.most = rows.length <= 12 ? 40 : 26;
+    this.map.options.most = rows.length <= 12 ? MOST : 26;
     this.fit(rows, titled, course?.rows ? LABELS : 64);
     this.nothing.hidden = rows.length > 0;
     this.nothing.textContent = `No layer is named like “${state.filter}”.`;
-    this.map.el.hidden = !rows.length;
+    this.map.el.hidden = this.time.hidden = !rows.length;
     const own = rows.findIndex((row) => (state.group ? row.kind !== "layer" && row.id === state.group : row.kind === "layer" && row.id === state.layer));
     const layer = names.indexOf(state.layer);
     this.map.set({
@@ -108,7 +113,7 @@ export class Overview {
     const order = JSON.stringify([run.name, state.filter, state.sort, state.least]);
     if (this.order !== undefined && this.order !== order) this.map.scroll.scrollTop = 0;
     this.order = order;
-    this.strip.set(course, seen, this.names, this.map.width);
+    this.strip.set(rows.length ? course : null, seen);
     this.time.style.paddingRight = `${this.map.beside}px`;
     this.time.replaceChildren(timeline(run.incidents, view, run.steps[1], axis, this.names, this.map.width, focused ? state.incident : "", this.on.incident));
   }

@@ -8,7 +8,7 @@ import { card, list, ranked } from "./incidents.js";
 import { LayerView } from "./layerview.js";
 import { manual } from "./manual.js";
 import { css } from "./scale.js";
-import { cut, measured } from "./text.js";
+import { cut, measured, unlike } from "./text.js";
 
 export class Panel {
   /**
@@ -82,7 +82,7 @@ export class Panel {
       this.top.replaceChildren(main ? card(main, go) : "", others.length ? list(others, "", on.incident) : "", own.length || !layer ? "" : h("p", { class: "verdict healthy" }, h("b", {}, "✓"), " no open incident in this layer"), layer ? notes(run, go, layer.name) : "");
     } else {
       this.head.replaceChildren(h("h2", { title: run.name }, state.compare ? `Incidents of ${cut(run.name, 40)}` : "Incidents"));
-      this.top.replaceChildren(list(run.incidents, state.incident, on.incident), notes(run, go), ...foremost(run, now, (layer) => on.change({ layer })), h("p", { class: "quiet hint" }, "Click a layer for its channels, drag over steps to zoom, double click to see all. Arrow keys, + and − do the same."));
+      this.top.replaceChildren(list(run.incidents, state.incident, on.incident), notes(run, go), ...foremost(run, now, this.el.clientWidth, (layer) => on.change({ layer })), h("p", { class: "quiet hint" }, "Click a layer for its channels, drag over steps to zoom, double click to see all. Press ? for the keys."));
     }
     if (layer && !box) await this.layer.load(run, layer, state, view, full, statistics, now.axis);
   }
@@ -92,14 +92,17 @@ export class Panel {
  * The layers whose last value stands out most.
  * @param {import("./types.js").Run} run
  * @param {{slice: import("./types.js").Slice, statistic: import("./types.js").Statistic, scale: import("./scale.js").Scale}} now
+ * @param {number} width  Of the panel.
  * @param {(layer: string) => void} select
  */
-function foremost(run, { slice, statistic, scale }, select) {
+function foremost(run, { slice, statistic, scale }, width, select) {
   const last = run.layers.map((layer, i) => ({ name: layer.name, value: i < slice.rows ? slice.values[(i + 1) * slice.columns - 1] : NaN })).filter((l) => !Number.isNaN(l.value));
   if (!last.length) return [];
   const health = statistic.scale === "health";
   const far = (/** @type {number} */ v) => (health ? -v : Math.abs(v));
   last.sort((a, b) => far(b.value) - far(a.value));
+  const most = Math.max(20, Math.floor((width - 220) / 7.5));
+  const short = last.some((l) => l.name.length > most) ? unlike(last.map((l) => l.name)) : String;
   const meter = (/** @type {number} */ v) => Math.max(0, Math.min(1, scale.place(v)));
   const rows = last.slice(0, 8).map(({ name, value }) =>
     h(
@@ -108,11 +111,11 @@ function foremost(run, { slice, statistic, scale }, select) {
       h(
         "button",
         { type: "button", title: name, onclick: () => select(name) },
-        h("span", { class: "name" }, cut(name, 36)),
+        h("span", { class: "name" }, cut(short(name), most)),
         h("span", { class: "meter" }, h("i", { style: { width: `${Math.max(4, 100 * meter(value))}%`, background: css(scale, meter(value)) } })),
-        h("span", { class: "value" }, measured(value, statistic)),
+        h("span", { class: "value" }, measured(value, { ...statistic, unit: "" })),
       ),
     ),
   );
-  return [h("h3", { class: "minor" }, `${health ? "Lowest" : "Largest"} ${statistic.label} now`), h("ol", { class: "now" }, ...rows)];
+  return [h("h3", { class: "minor" }, `${health ? "Lowest" : "Largest"} ${statistic.label} now${statistic.unit ? `, ${statistic.unit}` : ""}`), h("ol", { class: "now" }, ...rows)];
 }

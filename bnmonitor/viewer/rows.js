@@ -119,17 +119,19 @@ function flat(list, open, depth) {
   });
 }
 
+/** Whether a name, all of it, is like a pattern with `*` and `?`. @param {string} word @returns {(name: string) => boolean} */
+export function glob(word) {
+  const pattern = new RegExp(`^${word.replace(/[.+^${}()|[\]\\]/g, "\\$&").replace(/\*+/g, ".*").replace(/\?/g, ".")}$`, "su");
+  return (name) => pattern.test(name);
+}
+
 /**
  * Whether a name fits a filter: a part of it, or a pattern with * and ? for the whole of it; several words: any of them.
  * @param {string} filter @returns {(name: string) => boolean}
  */
 export function matcher(filter) {
   const words = filter.trim().toLowerCase().split(/\s+/).filter(Boolean);
-  const tests = words.map((word) => {
-    if (!/[*?]/.test(word)) return (/** @type {string} */ name) => name.includes(word);
-    const pattern = new RegExp(`^${word.replace(/[.+^${}()|[\]\\]/g, "\\$&").replace(/\*+/g, ".*").replace(/\?/g, ".")}$`, "su");
-    return (/** @type {string} */ name) => pattern.test(name);
-  });
+  const tests = words.map((word) => (/[*?]/.test(word) ? glob(word) : (/** @type {string} */ name) => name.includes(word)));
   return (name) => !tests.length || tests.some((test) => test(name.toLowerCase()));
 }
 

@@ -2,6 +2,7 @@
 
 import { drawing, h } from "./dom.js";
 import { Overlay } from "./overlay.js";
+import { glob } from "./rows.js";
 import { css, scaleOf } from "./scale.js";
 import { settingsOf, Sweep } from "./sweep.js";
 import { count, cut, grouped, number, severity } from "./text.js";
@@ -53,12 +54,12 @@ export class RunsView {
     this.head = h("tr");
     this.body = h("tbody");
     this.overlay = new Overlay(source, on);
-    this.sweep = new Sweep(on);
+    this.sweep = new Sweep({ change: on.change, open: (run) => this.open({ run }) });
     this.hint = h("p", { class: "quiet hint" }, "Choose runs to lay one layer of all of them over each other; choose two for a map of their difference. Click a name to open the run.");
     const table = h("table", { class: "runs-table" }, h("thead", {}, this.head), this.body);
     this.el = h("main", { class: "split runs", hidden: true },
-      h("section", { class: "runs-list", "aria-label": "runs" }, h("div", { class: "row" }, this.filter, this.said, this.actions), h("div", { class: "runs-scroll", tabindex: 0, "aria-label": "table of runs" }, table)),
-      h("aside", { class: "side", "aria-label": "comparison" }, this.hint, this.overlay.el, this.sweep.el));
+      h("section", { class: "runs-list", "aria-label": "runs" }, h("div", { class: "row" }, this.filter, this.said, this.actions), this.hint, h("div", { class: "runs-scroll", tabindex: 0, "aria-label": "table of runs" }, table)),
+      h("aside", { class: "side", "aria-label": "comparison" }, this.overlay.el, this.sweep.el));
   }
 
   /** @param {import("./types.js").Index} index @param {State} state @param {import("./types.js").Statistic} statistic */
@@ -82,8 +83,12 @@ export class RunsView {
     }
     this.draw(this.rows);
     const chosen = this.chosen();
-    this.hint.hidden = chosen.length > 0;
     await this.overlay.show(chosen, state, statistic);
+  }
+
+  /** Leave the table for one run or two. @param {Partial<State>} part */
+  open(part) {
+    this.on.change({ view: "", compare: "", diff: "", focus: "", layer: "", incident: "", box: "", channel: null, ...part });
   }
 
   /** The chosen runs that are there, in the order in which they were chosen: the first is what others are compared with. */
@@ -115,10 +120,10 @@ export class RunsView {
     const [against] = settingsOf(rows, state.against);
     const picked = this.chosen();
     this.said.textContent = `${shown.length === rows.length ? count(rows.length, "run") : `${grouped(shown.length)} of ${count(rows.length, "run")}`}${rows.length < this.of ? `, reading ${grouped(this.of)}` : ""}${picked.length ? ` · ${picked.length} chosen` : ""}`;
-    const act = (/** @type {string} */ label, /** @type {Partial<State>} */ part) => h("button", { type: "button", onclick: () => this.on.change(part) }, label);
+    const act = (/** @type {string} */ label, /** @type {Partial<State>} */ part, open = "") => h("button", { type: "button", onclick: () => (open ? this.open(part) : this.on.change(part)) }, label);
     const [a, b] = picked.map((r) => r.name);
     this.actions.replaceChildren(
-      ...(picked.length === 2 ? [act("Side by side", { view: "", run: a, compare: b, diff: "", focus: "" }), act("Difference", { view: "", run: a, compare: b, diff: "1", focus: "" })] : []),
+      ...(picked.length === 2 ? [act("Side by side", { run: a, compare: b }, "open"), act("Difference", { run: a, compare: b, diff: "1" }, "open")] : []),
       ...(picked.length ? [act("Choose none", { chosen: "" })] : [act(`Choose ${shown.length === rows.length ? "all" : `these ${shown.length}`}`, { chosen: shown.map((r) => r.name).join("\n") })]),
     );
     const now = sorting(state.order);
@@ -140,7 +145,9 @@ export class RunsView {
       el.querySelector("input").checked = chosen.has(r.name);
       return el;
     }));
+    this.hint.hidden = picked.length > 0;
     this.sweep.show(shown, state, chosen);
+    this.el.classList.toggle("alone", !picked.length && this.sweep.el.hidden);
   }
 
   /** @param {Row} r @param {string} against @param {import("./scale.js").Scale} scale */
@@ -153,9 +160,9 @@ export class RunsView {
     const glyph = r.severity ? severity(r.severity).glyph : r.steps ? "✓" : "·";
     return h("tr", {},
       h("td", {}, h("input", { type: "checkbox", "aria-label": `choose ${r.name}`, onchange: toggle })),
-      h("td", { class: "run" }, h("button", { class: "link", type: "button", title: r.name, onclick: () => this.on.change({ view: "", run: r.name, compare: "", diff: "", focus: "", layer: "", incident: "", box: "", channel: null }) }, cut(r.name, 40))),
+      h("td", { class: "run" }, h("button", { class: "link", type: "button", title: r.name, onclick: () => this.open({ run: r.name }) }, cut(r.name, window.innerWidth > 1500 ? 48 : 32))),
       h("td", { class: `verdict ${rank}`, title: r.verdict }, h("b", {}, glyph), ` ${r.severity ? r.verdict : r.steps ? "healthy" : "nothing recorded"}`),
-      h("td", { class: "first", title: r.first?.title }, r.first ? h("div", {}, h("span", {}, r.first.title), h("b", {}, ` ${grouped(r.first.step)}`)) : "–"),
+      h("td", { class: "first", title: r.first?.title }, r.first ? h("div", {}, h("span", {}, r.first.title === r.verdict ? "the same" : r.first.title), h("b", {}, ` ${grouped(r.first.step)}`)) : "–"),
       h("td", { class: "health" }, spark(r, scale)),
       h("td", { class: "num" }, r.loss === null ? "–" : number(r.loss)),
       h("td", { class: "num" }, r.steps ? grouped(r.steps[1]) : "–"),
@@ -178,8 +185,8 @@ export class RunsView {
 export function matcher(seek) {
   const words = seek.trim().toLowerCase();
   if (/[*?]/.test(words)) {
-    const glob = new RegExp(`^${words.replace(/[.+^${}()|[\]\\]/g, "\\$&").replace(/\*/g, ".*").replace(/\?/g, ".")}$`, "s");
-    return (row) => glob.test(row.name.toLowerCase());
+    const fits = glob(words);
+    return (row) => fits(row.name.toLowerCase());
   }
   const parts = words.split(/\s+/).filter(Boolean);
   return (row) => {
@@ -193,9 +200,9 @@ export const told = (value) => (value === undefined || value === null ? "–" : 
 
 /** @param {number} seconds */
 function date(seconds) {
-  const d = new Date(1000 * seconds);
-  const two = (/** @type {number} */ v) => String(v).padStart(2, "0");
-  return [h("span", { class: "year" }, `${d.getFullYear()}-`), `${two(d.getMonth() + 1)}-${two(d.getDate())} ${two(d.getHours())}:${two(d.getMinutes())}`];
+  // Sweden writes dates as ISO 8601 does.
+  const text = new Date(1000 * seconds).toLocaleString("sv", { dateStyle: "short", timeStyle: "short" });
+  return [h("span", { class: "year" }, text.slice(0, 5)), text.slice(5)];
 }
 
 /** The health of the worst layer over the run, a bar each, in the colors of the map. @param {Row} r @param {import("./scale.js").Scale} scale */

@@ -1,8 +1,8 @@
 /** Loss, learning rate and gradient norm above the map, on its axis: a lane each, with the epochs and the incidents. */
 
 import { epochs, rowOf } from "./axis.js";
-import { smooth } from "./curve.js";
-import { h, once, surface, theme } from "./dom.js";
+import { nearest, smooth, trace } from "./curve.js";
+import { h, once, surface, theme, tint } from "./dom.js";
 import { glyph } from "./marks.js";
 import { grouped, number, shorten } from "./text.js";
 
@@ -20,26 +20,27 @@ const TOP = 15;
 
 /** @typedef {{name: string, rows: Float32Array[], color: string, dash: number[], height: number}} Lane */
 
-/** @param {Slice|null} course @returns {Lane[]} */
-function lanesOf(course) {
+/** @param {Slice|null} course @param {number} tall  Height of the loss beyond its usual one. @returns {Lane[]} */
+function lanesOf(course, tall = 0) {
   if (!course) return [];
   const rows = (/** @type {(name: string) => boolean} */ of) => (course.statistics ?? []).filter(of).map((name) => /** @type {Float32Array} */ (rowOf(course, name)));
   return [
-    { name: "loss", rows: rows((name) => name === "loss"), color: "accent", dash: [], height: LOSS },
+    { name: "loss", rows: rows((name) => name === "loss"), color: "accent", dash: [], height: LOSS + tall },
     { name: "lr", rows: rows((name) => name.startsWith("lr ")), color: "second", dash: [5, 3], height: LANE },
     { name: "grad norm", rows: rows((name) => name === "gradient norm"), color: "text", dash: [2, 2], height: LANE },
   ].filter((lane) => lane.rows.length);
 }
 
-/** Height that a course takes. @param {Slice|null} course */
-export const heightOf = (course) => {
-  const lanes = lanesOf(course);
+/** Height that a course takes. @param {Slice|null} course @param {number} [tall] */
+export const heightOf = (course, tall) => {
+  const lanes = lanesOf(course, tall);
   return lanes.length ? TOP + lanes.reduce((sum, lane) => sum + lane.height, 0) + 6 : 0;
 };
 
 export class Strip {
-  /** @param {{zoom: (view: import("./types.js").Range|null) => void, hover: (step: number|null) => void, step: (step: number) => void}} on */
-  constructor(on) {
+  /** @param {import("./heatmap.js").HeatMap} map  What it stands above. @param {{zoom: (view: import("./types.js").Range|null) => void, hover: (step: number|null) => void, step: (step: number) => void}} on */
+  constructor(map, on) {
+    this.map = map;
     this.canvas = h("canvas", { role: "img" });
     this.el = h("div", { class: "strip", hidden: true }, this.canvas);
     /** @type {number|null} */
@@ -47,11 +48,11 @@ export class Strip {
     this.draw = once(() => this.paint());
     /** @type {{from: number, to: number}|null} */
     this.drag = null;
-    const place = (/** @type {PointerEvent} */ e) => e.clientX - this.canvas.getBoundingClientRect().left - (this.names ?? 0);
+    const place = (/** @type {PointerEvent} */ e) => e.clientX - this.canvas.getBoundingClientRect().left - map.options.names;
     this.canvas.addEventListener("pointermove", (/** @type {PointerEvent} */ e) => {
       const x = place(e);
-      if (this.drag) this.drag.to = Math.max(0, Math.min(this.width ?? 0, x));
-      on.hover(x >= 0 ? this.stepAt(x) : null);
+      if (this.drag) this.drag.to = Math.max(0, Math.min(map.width, x));
+      on.hover(x >= 0 ? map.stepAt(x) : null);
       this.draw();
     });
     this.canvas.addEventListener("pointerleave", () => on.hover(null));
@@ -67,29 +68,18 @@ export class Strip {
       this.drag = null;
       if (!drag) return;
       const [from, to] = [Math.min(drag.from, drag.to), Math.max(drag.from, drag.to)];
-      if (to - from > 4) on.zoom({ from: this.stepAt(from), to: this.stepAt(to) });
-      else on.step(Math.round(this.stepAt(drag.from)));
+      if (to - from > 4) on.zoom({ from: map.stepAt(from), to: map.stepAt(to) });
+      else on.step(Math.round(map.stepAt(drag.from)));
     });
-  }
-
-  /** @param {number} x */
-  stepAt(x) {
-    const { view, axis } = /** @type {Seen} */ (this.seen);
-    const from = axis.of(view.from);
-    return axis.back(from + (x / (this.width ?? 1)) * (axis.of(view.to) - from));
   }
 
   /**
    * @param {Slice|null} course  A row for the loss and one for each learning rate, as far as they are known.
    * @param {Seen} seen
-   * @param {number} names  Width of the names beside the map.
-   * @param {number} width  Of the map.
    */
-  set(course, seen, names, width) {
+  set(course, seen) {
     this.course = course;
     this.seen = seen;
-    this.names = names;
-    this.width = width;
     this.el.hidden = !lanesOf(course).length;
     this.paint();
   }
@@ -102,30 +92,30 @@ export class Strip {
   }
 
   paint() {
-    const { course, seen, names = 0, width = 1 } = this;
-    const lanes = lanesOf(course ?? null);
+    const { course, seen, map } = this;
+    const lanes = lanesOf(course ?? null, seen?.tall);
     if (!course || !seen || !lanes.length) return;
     const { view, axis, state, run } = seen;
+    const { width } = map;
+    const { names } = map.options;
     const colors = /** @type {any} */ (theme());
-    const height = heightOf(course) - 6;
+    const height = heightOf(course, seen.tall) - 6;
     const context = surface(this.canvas, names + width, height);
     context.font = colors.small;
     context.textBaseline = "middle";
     const step = this.pointed ?? state.step;
     const at = nearest(course.ends, step ?? view.to);
-    const [start, end] = [axis.of(view.from), axis.of(view.to)];
-    const x = (/** @type {number} */ s) => names + ((axis.of(s) - start) / (end - start || 1)) * width;
+    const x = (/** @type {number} */ s) => names + map.xOf(s);
     context.save();
     context.beginPath();
     context.rect(names, 0, width, height);
     context.clip();
-    this.borders(context, course, x, height, colors);
+    this.borders(context, course, x, height, colors, run.incidents.map((i) => Math.max(names + 7, x(i.first_step))));
     for (const incident of run.incidents) {
-      context.fillStyle = colors[incident.severity];
-      context.globalAlpha = 0.6;
-      context.fillRect(x(incident.first_step) - 0.5, TOP - 2, 1, height);
-      context.globalAlpha = 1;
-      if (x(incident.first_step) > names - 1) glyph(context, incident.severity, Math.max(names + 7, x(incident.first_step)), 7, 5, colors);
+      const of = incident.state === "open" ? incident.severity : "info";
+      const at = x(incident.first_step);
+      tint(context, colors[of], 0.6, at - 0.5, TOP - 2, 1, height);
+      if (at > names - 1) glyph(context, incident.severity, Math.max(names + 7, at), 7, 5, { ...colors, [incident.severity]: colors[of] });
     }
     context.font = colors.small;
     const words = [];
@@ -143,26 +133,17 @@ export class Strip {
       context.fillStyle = colors.line;
       context.fillRect(names, top - 1, width, 1);
     }
-    if (step !== null) {
-      context.fillStyle = this.pointed === null ? colors.accent : colors.text;
-      context.globalAlpha = this.pointed === null ? 1 : 0.55;
-      context.fillRect(x(step) - 0.5, 0, 1, height);
-      context.globalAlpha = 1;
-    }
-    if (this.drag) {
-      context.fillStyle = colors.accent;
-      context.globalAlpha = 0.2;
-      context.fillRect(names + Math.min(this.drag.from, this.drag.to), 0, Math.abs(this.drag.to - this.drag.from), height);
-      context.globalAlpha = 1;
-    }
+    const { drag, pointed } = this;
+    if (step !== null) tint(context, pointed === null ? colors.accent : colors.text, pointed === null ? 1 : 0.55, x(step) - 0.5, 0, 1, height);
+    if (drag) tint(context, colors.accent, 0.2, names + Math.min(drag.from, drag.to), 0, Math.abs(drag.to - drag.from), height);
     context.restore();
     this.words(context, lanes, words, names, width, colors);
     this.canvas.setAttribute("aria-label", `${words.join(", ")}, over the ${axis.name === "time" ? "time" : `${axis.name}s`}`);
     this.canvas.title = words.join("\n");
   }
 
-  /** Where epochs begin, as many as there is room for. @param {CanvasRenderingContext2D} context @param {Slice} course @param {(step: number) => number} x @param {number} height @param {any} colors */
-  borders(context, course, x, height, colors) {
+  /** Where epochs begin, as many as there is room for. @param {CanvasRenderingContext2D} context @param {Slice} course @param {(step: number) => number} x @param {number} height @param {any} colors @param {number[]} taken  Where signs stand. */
+  borders(context, course, x, height, colors, taken) {
     const known = epochs(course);
     if (known.length < 2) return;
     const [first, last] = [known[0], known[known.length - 1]];
@@ -174,7 +155,8 @@ export class Strip {
       context.fillStyle = colors.line;
       context.fillRect(x(step), 0, 1, height);
       context.fillStyle = colors.muted;
-      context.fillText(grouped(epoch), x(step) + 3, 7);
+      const end = x(step) + 3 + context.measureText(grouped(epoch)).width;
+      if (!taken.some((at) => at > x(step) - 5 && at < end + 8)) context.fillText(grouped(epoch), x(step) + 3, 7);
     }
   }
 
@@ -236,19 +218,7 @@ function draw(context, ends, row, x, y, lane, colors, alpha, log) {
   context.strokeStyle = colors[lane.color];
   context.lineWidth = 1.5;
   context.globalAlpha = alpha;
-  context.setLineDash(lane.dash);
-  context.beginPath();
-  let pen = false;
-  row.forEach((v, i) => {
-    if (!Number.isFinite(v) || (log && v <= 0)) pen = false;
-    else {
-      if (pen) context.lineTo(x(ends[i]), y(v));
-      else context.moveTo(x(ends[i]), y(v));
-      pen = true;
-    }
-  });
-  context.stroke();
-  context.setLineDash([]);
+  trace(context, ends, row, x, y, log, lane.dash);
   context.globalAlpha = 1;
 }
 
@@ -258,13 +228,4 @@ function said(lane, at) {
   if (!values.length) return "not known";
   const [low, high] = [Math.min(...values), Math.max(...values)];
   return low === high ? number(low) : `${number(low)} to ${number(high)}`;
-}
-
-/** @param {number[]} ends @param {number} step */
-function nearest(ends, step) {
-  let best = 0;
-  ends.forEach((end, i) => {
-    if (Math.abs(end - step) < Math.abs(ends[best] - step)) best = i;
-  });
-  return best;
 }

@@ -1,12 +1,11 @@
 /** A hyperparameter against health and loss: where does BatchNorm break? */
 
-import { choose, drawing, h } from "./dom.js";
+import { chooseName, drawing, h } from "./dom.js";
 import { logTicks, ticks } from "./scale.js";
 import { count, cut, number } from "./text.js";
 
 /** @typedef {import("./types.js").Row} Row */
 
-const WIDTH = 380;
 const HEIGHT = 150;
 const LEFT = 44;
 const BOTTOM = 22;
@@ -15,12 +14,12 @@ const MOST = 16;
 /** The chosen setting and all that differ between runs. @param {Row[]} rows @param {string} wanted @returns {[string, string[]]} */
 export function settingsOf(rows, wanted) {
   const names = [...new Set(rows.flatMap((r) => Object.keys(r.settings)))].filter((name) => new Set(rows.map((r) => r.settings[name]).filter((v) => v !== undefined && v !== null)).size > 1);
-  const rate = names.find((n) => /^(lr|learning_rate)$/i.test(n)) ?? names.find((n) => /(^|[._])(lr|learning_rate)$/i.test(n)) ?? names.find((n) => n.startsWith("learning rate"));
+  const rate = names.find((n) => /^(lr|learning_rate)$/i.test(n)) ?? names.find((n) => /(^|[._])(lr|learning_rate)$/i.test(n)) ?? names.find((n) => n === "highest learning rate");
   return [names.includes(wanted) ? wanted : rate ?? names[0] ?? "", names];
 }
 
 export class Sweep {
-  /** @param {{change: (part: Partial<import("./view_state.js").State>) => void}} on */
+  /** @param {{change: (part: Partial<import("./view_state.js").State>) => void, open: (run: string) => void}} on */
   constructor(on) {
     this.on = on;
     this.setting = h("select", { "aria-label": "hyperparameter", onchange: () => on.change({ against: this.setting.value }) });
@@ -34,16 +33,17 @@ export class Sweep {
     const [name, names] = settingsOf(rows, state.against);
     this.el.hidden = !name;
     if (!name) return;
-    choose(this.setting, names.map((n) => ({ value: n, label: cut(n, 36), title: n })), name);
+    chooseName(this.setting, names, name);
     const runs = rows.filter((r) => r.settings[name] !== undefined && r.settings[name] !== null);
     const x = axis(runs.map((r) => r.settings[name]));
     this.said.textContent = sentence(runs, name);
-    const health = plot("lowest health of any layer", name, runs, x, (r) => r.lowest, { low: 0, high: 100, log: false }, chosen);
+    const width = this.el.clientWidth || 380;
+    const health = plot("lowest health of any layer", name, runs, x, (r) => r.lowest, { low: 0, high: 100, log: false }, chosen, width);
     const losses = runs.map((r) => Number(r.loss ?? NaN)).filter(Number.isFinite);
     const log = losses.length > 0 && Math.min(...losses) > 0 && Math.max(...losses) > 20 * Math.min(...losses);
     const ends = losses.length ? { low: log ? Math.min(...losses) : Math.min(0, ...losses), high: Math.max(...losses), log } : null;
-    this.plots.replaceChildren(health, ...(ends ? [plot(`last loss${log ? ", log" : ""}`, name, runs, x, (r) => (r.loss === null ? null : Number(r.loss)), ends, chosen)] : []));
-    this.plots.querySelectorAll("circle").forEach((/** @type {SVGElement} */ dot) => dot.addEventListener("click", () => this.on.change({ view: "", run: String(dot.getAttribute("data-run")), compare: "", diff: "", focus: "", layer: "", incident: "" })));
+    this.plots.replaceChildren(health, ...(ends ? [plot(`last loss${log ? ", log" : ""}`, name, runs, x, (r) => (r.loss === null ? null : Number(r.loss)), ends, chosen, width)] : []));
+    this.plots.querySelectorAll("circle").forEach((/** @type {SVGElement} */ dot) => dot.addEventListener("click", () => this.on.open(String(dot.getAttribute("data-run")))));
   }
 }
 
@@ -59,7 +59,7 @@ export function sentence(runs, name) {
     if (Math.min(...sick) > Math.max(...sound)) return `${name} up to ${number(Math.max(...sound))}: no incident in ${count(well.length, "run")}. From ${number(Math.min(...sick))} on: an incident in each of ${count(ill.length, "run")}.`;
     if (Math.max(...sick) < Math.min(...sound)) return `${name} from ${number(Math.min(...sound))} on: no incident in ${count(well.length, "run")}. Up to ${number(Math.max(...sick))}: an incident in each of ${count(ill.length, "run")}.`;
   }
-  return `${ill.length} of ${count(runs.length, "run")} have an incident; ${name} alone does not tell them apart.`;
+  return `${ill.length} of ${count(runs.length, "run")} have an incident; the ${name} alone does not tell them apart.`;
 }
 
 /** @typedef {{place: (value: any) => number, ticks: {at: number, text: string}[]}} Axis */
@@ -81,12 +81,12 @@ function axis(values) {
 
 /**
  * @param {string} label @param {string} name @param {Row[]} runs @param {Axis} x @param {(row: Row) => number|null} value
- * @param {{low: number, high: number, log: boolean}} ends @param {Set<string>} chosen
+ * @param {{low: number, high: number, log: boolean}} ends @param {Set<string>} chosen @param {number} width
  */
-function plot(label, name, runs, x, value, { low, high, log }, chosen) {
+function plot(label, name, runs, x, value, { low, high, log }, chosen, width) {
   const f = log ? Math.log : (/** @type {number} */ v) => v;
   if (high === low) [low, high] = log ? [low / 2, high * 2] : [low, high + 1];
-  const px = (/** @type {number} */ at) => LEFT + at * (WIDTH - LEFT - 8);
+  const px = (/** @type {number} */ at) => LEFT + at * (width - LEFT - 8);
   const py = (/** @type {number} */ v) => 8 + (HEIGHT - BOTTOM - 14) * (1 - (f(v) - f(low)) / (f(high) - f(low)));
   // What is not finite lies on the upper edge, and says so.
   const dots = runs.map((r) => ({ r, v: value(r) })).filter(({ v }) => v !== null && !Number.isNaN(v)).map(({ r, v }) => {
@@ -96,7 +96,7 @@ function plot(label, name, runs, x, value, { low, high, log }, chosen) {
   });
   const text = (/** @type {number} */ at, /** @type {number} */ y, /** @type {string} */ anchor, /** @type {string} */ words) => drawing("text", { x: at, y, "text-anchor": anchor }, words);
   return h("figure", { class: "chart" }, h("figcaption", {}, label),
-    drawing("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": `${label} against ${name}, ${count(dots.length, "run")}`, class: "plot" },
-      ...(log ? logTicks(low, high) : ticks(low, high, 3)).flatMap((t) => [drawing("line", { x1: LEFT, x2: WIDTH, y1: py(t), y2: py(t) }), text(LEFT - 6, py(t) + 4, "end", number(t))]),
+    drawing("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": `${label} against ${name}, ${count(dots.length, "run")}`, class: "plot" },
+      ...(log ? logTicks(low, high) : ticks(low, high, 3)).flatMap((t) => [drawing("line", { x1: LEFT, x2: width, y1: py(t), y2: py(t) }), text(LEFT - 6, py(t) + 4, "end", number(t))]),
       ...x.ticks.map((t) => text(px(t.at), HEIGHT - 6, "middle", t.text)), ...dots));
 }

@@ -51,6 +51,22 @@ export function shorten(name, fits) {
 /** Cut to a number of characters. @param {string} name @param {number} most */
 export const cut = (name, most) => shorten(name, (text) => [...text].length <= most);
 
+/**
+ * How to say names that begin or end alike, in places too narrow for them: without the parts that all of them share.
+ * @param {string[]} names @returns {(name: string) => string}
+ */
+export function unlike(names) {
+  const paths = names.map((name) => name.split("."));
+  const [first = []] = paths;
+  const most = Math.min(...paths.map((p) => p.length)) - 1;
+  let [head, tail] = [0, 0];
+  if (names.length > 1) {
+    while (head < most && paths.every((p) => p[head] === first[head])) head++;
+    while (head + tail < most && paths.every((p) => p.at(-1 - tail) === first.at(-1 - tail))) tail++;
+  }
+  return (name) => `${head ? "…" : ""}${name.split(".").slice(head, tail ? -tail : undefined).join(".")}${tail ? "…" : ""}`;
+}
+
 /** The glyph and the word of a severity: no meaning by color alone. */
 export const SEVERITY = {
   error: { glyph: "✗", rank: 2 },

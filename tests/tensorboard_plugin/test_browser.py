@@ -231,7 +231,7 @@ def test_an_incident_is_shown_in_full_with_its_evidence_and_a_safe_link(tab: Tab
     frame = tab.open(run="five/sick")
     tab.drawn(lambda: frame.locator(".incidents .incident.error").click())
     card = text(frame, ".card")
-    assert card.splitlines()[0] == "✗ variance explosion error · open"
+    assert card.splitlines()[0] == "✗ variance explosion"
     assert "Fix lower the peak learning rate" in card
     assert "measured" not in card, "the evidence is folded"
     frame.locator(".card summary").click()
@@ -328,7 +328,7 @@ def test_all_runs_are_a_table_to_sort_to_filter_and_to_choose_from(tab: Tab) -> 
     assert names.all_inner_texts() == ["five/sick", "five/fixed"]
     tab.drawn(lambda: frame.get_by_label("choose five/sick").check())
     tab.drawn(lambda: frame.get_by_label("choose five/fixed").check())
-    assert text(frame, ".overlay figcaption") == "health of head.bn"
+    assert text(frame, ".overlay figcaption") == "health of backbone.2.1"
     assert frame.locator(".overlay .key b").count() == 2
     tab.drawn(lambda: frame.get_by_role("button", name="Difference").click())
     assert text(frame, ".run-title") == "five/fixed less five/sick"
@@ -655,7 +655,7 @@ def test_every_channel_of_the_run_is_shown_in_an_order_with_those_of_the_inciden
     assert first().splitlines()[0] == "channel 3"
     assert "✗ of an incident" in first()
     gamma = frame.locator(".pair canvas").first.get_attribute("aria-label")
-    assert re.fullmatch(r"gamma at step 300: 16 channels, .+ to .+, median .+", gamma)
+    assert re.fullmatch(r"gamma, step 300: 16 channels, .+ to .+, median .+", gamma)
     assert "16 channels, " in frame.locator(".pair canvas").last.get_attribute("aria-label")
     assert [key for key in frame.locator(".channels .chart .key").all_inner_texts() if "%" in key] == [
         "25 to 75 %",
