@@ -6,6 +6,7 @@ Needs Chromium (Debian: ``apt install chromium``) for TensorBoard's picture. Run
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import socket
 import subprocess
@@ -27,7 +28,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from bnmonitor import BatchNormMonitor
 from bnmonitor.cli.demo import RUNS, trainer
 
-OUT = Path(__file__).parent / "pictures"
+OUT = Path(__file__).resolve().parent / "pictures"
 
 
 def train(log_dir: Path) -> None:
@@ -35,7 +36,7 @@ def train(log_dir: Path) -> None:
     for run in RUNS:
         pl.seed_everything(0, verbose=False)
         model, (data, validation) = run.make()
-        rich.reconfigure(record=True, width=112, file=io.StringIO(), force_terminal=True)
+        rich.reconfigure(record=True, width=120, file=io.StringIO(), force_terminal=True)
         logger = TensorBoardLogger(log_dir, name=run.name, version="")
         trainer(logger, run.epochs, BatchNormMonitor()).fit(model, data, validation)
         if run.planted == "BN704":
@@ -67,8 +68,10 @@ def served(log_dir: Path) -> Iterator[str]:
 
 def save(shot: bytes, name: str, colors: int = 64) -> None:
     """Keep a picture small."""
-    picture = Image.open(io.BytesIO(shot))
-    picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=colors).save(OUT / name, optimize=True)
+    picture = Image.open(io.BytesIO(shot)).convert("RGB")
+    # The colors of few pixels, such as a green sign, stay what they are.
+    few = picture.quantize(colors, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(OUT / name, optimize=True)
 
 
 def stock(page: Page, address: str) -> None:
@@ -85,8 +88,11 @@ VIEWS = {
     "tab-health": {"run": "learning_rate"},
     "tab-layer": {"run": "learning_rate", "statistic": "batch_var", "layer": "backbone.2.1"},
     "tab-compare": {"run": "learning_rate", "compare": "healthy", "statistic": "gamma_update"},
+    "tab-runs": {"view": "runs", "chosen": "learning_rate\nhealthy", "statistic": "batch_var"},
 }
 """Pictures of the tab, and what each looks at."""
+
+HEIGHTS = {"tab-health": 640, "tab-layer": 1000, "tab-compare": 600, "tab-runs": 432}
 
 
 def tab(page: Page, address: str) -> None:
@@ -94,7 +100,7 @@ def tab(page: Page, address: str) -> None:
     for name, words in VIEWS.items():
         for mode in ("light", "dark"):
             view = "".join(f"&p.bnmonitor.{key}={quote(word, safe='')}" for key, word in words.items())
-            page.set_viewport_size({"width": 1280, "height": 1000 if "layer" in words else 620})
+            page.set_viewport_size({"width": 1280, "height": HEIGHTS[name]})
             page.goto("about:blank")
             page.goto(f"{address}?darkMode={'true' if mode == 'dark' else 'false'}#bnmonitor{view}")
             iframe = page.wait_for_selector("iframe")
@@ -121,5 +127,8 @@ if __name__ == "__main__":
     OUT.mkdir(exist_ok=True)
     rich.reconfigure(file=io.StringIO())
     with tempfile.TemporaryDirectory() as folder:
-        train(Path(folder))
-        photograph(Path(folder))
+        # What is printed names the directory of a run.
+        os.chdir(folder)
+        train(Path("logs"))
+        photograph(Path("logs"))
+        os.chdir(OUT)

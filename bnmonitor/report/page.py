@@ -312,6 +312,8 @@ def _link(text: str, url: str) -> str:
 _STYLE = """
 body > header, .words { padding: 16px clamp(12px, 3vw, 24px) 8px; max-width: 1100px; }
 body > header p { margin: 4px 0; overflow-wrap: anywhere; }
+/* The heading of the page has said it. */
+#view .answer { display: none; }
 #view .bn { min-height: 0; } #view .panel { max-height: 720px; }
 h1 { font-size: 20px; margin: 0 0 4px; font-weight: 600; overflow-wrap: anywhere; }
 .said { border-left: 3px solid var(--info); padding: 2px 0 2px 12px; margin: 14px 0; }
@@ -329,7 +331,12 @@ h1 { font-size: 20px; margin: 0 0 4px; font-weight: 600; overflow-wrap: anywhere
 .wide { overflow-x: auto; }
 .words p { overflow-wrap: anywhere; }
 /* On a phone there is no room for the names of the alerts, which the incidents say anyway. */
-@media (max-width: 600px) { .words :is(th, td):last-child { display: none; } }
+@media (max-width: 600px) {
+  .words :is(th, td):last-child { display: none; }
+  .words :is(th, td):first-child { min-width: 12ch; }
+  .words :is(th, td) { padding-right: 8px; }
+  .words td:nth-child(3) { font-size: 6px; }
+}
 @media (max-width: 900px) { #view .panel { max-height: none; } }
 /* What the panel lists, the words below say in full: each incident is printed once. */
 @media print {

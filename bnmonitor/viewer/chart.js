@@ -11,6 +11,7 @@ import { number } from "./text.js";
  * @property {number[]|Float32Array} values
  * @property {"line"|"dots"|"dashed"} style
  * @property {string} color  Name of a color of the page.
+ * @property {string} [missing]  What the legend says where there is no value.
  * @property {Band} [band]
  * @property {Band} [outer]
  *
@@ -136,7 +137,7 @@ export class Chart {
     context.restore();
     this.legend.replaceChildren(
       ...d.lines.flatMap((line) => [
-        h("span", { class: "key" }, h("i", { class: line.style, style: { color: `var(--${line.color})` } }), line.label, at >= 0 ? h("b", {}, `${number(line.values[at])}${d.unit ? " " + d.unit : ""}`) : null),
+        h("span", { class: "key" }, h("i", { class: line.style, style: { color: `var(--${line.color})` } }), line.label, at >= 0 ? h("b", {}, Number.isNaN(line.values[at]) && line.missing ? line.missing : `${number(line.values[at])}${d.unit ? " " + d.unit : ""}`) : null),
         ...[line.band, line.outer].map((band, i) => band && h("span", { class: "key" }, h("i", { class: i ? "band outer" : "band", style: { color: `var(--${line.color})` } }), band.label)),
       ].filter(Boolean)),
       h("span", { class: "key at" }, at >= 0 ? d.axis.say(d.steps[at]) : ""),

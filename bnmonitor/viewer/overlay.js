@@ -6,7 +6,7 @@ import { columnsAt } from "./difference.js";
 import { chooseName, h } from "./dom.js";
 import { ranked } from "./incidents.js";
 import { rowOf } from "./layerview.js";
-import { cut } from "./text.js";
+import { cut, grouped } from "./text.js";
 
 /** @typedef {import("./types.js").Slice} Slice */
 
@@ -39,7 +39,7 @@ export class Overlay {
     const slices = await Promise.all(runs.map((r) => (r.layers.some((l) => l.name === layer) ? this.slice(r, layer) : null)));
     if (this.token !== token) return;
     const grid = gridOf(/** @type {Slice[]} */ (slices.filter(Boolean)));
-    this.drawn = { layer, grid, lines: runs.map((r, i) => ({ run: r.name, values: resample(slices[i], statistic.name, grid) })) };
+    this.drawn = { layer, grid, lines: runs.map((r, i) => ({ run: r.name, missing: slices[i] ? `ended at ${grouped(r.steps[1])}` : undefined, values: resample(slices[i], statistic.name, grid) })) };
     const known = this.drawn.lines.filter((l) => l.values.some((v) => !Number.isNaN(v)));
     const log = statistic.scale === "log" && known.some((l) => l.values.some((v) => v > 0));
     this.chart.caption.replaceChildren(`${statistic.label}${statistic.unit ? `, ${statistic.unit}` : ""} of ${cut(layer, 40)}`);
@@ -47,7 +47,7 @@ export class Overlay {
     this.note.textContent = absent ? `${absent} of the chosen runs ${absent > 1 ? "have" : "has"} no such layer, or did not record the statistic.` : "";
     this.chart.set({
       axis: STEPS, steps: grid, step: null, log, unit: "", view: { from: Math.min(0, grid[0] ?? 0), to: Math.max(1, grid[grid.length - 1] ?? 1) },
-      lines: this.drawn.lines.map((l, i) => ({ label: cut(l.run, 28), values: l.values, style: Math.floor(i / COLORS) % 2 ? "dashed" : "line", color: `run${i % COLORS}` })),
+      lines: this.drawn.lines.map((l, i) => ({ label: cut(l.run, 28), values: l.values, missing: l.missing, style: Math.floor(i / COLORS) % 2 ? "dashed" : "line", color: `run${i % COLORS}` })),
     });
   }
 
