@@ -137,7 +137,7 @@ export class Chart {
     context.restore();
     this.legend.replaceChildren(
       ...d.lines.flatMap((line) => [
-        h("span", { class: "key" }, h("i", { class: line.style, style: { color: `var(--${line.color})` } }), line.label, at >= 0 ? h("b", {}, Number.isNaN(line.values[at]) && line.missing ? line.missing : `${number(line.values[at])}${d.unit ? " " + d.unit : ""}`) : null),
+        h("span", { class: "key" }, h("i", { class: line.style, style: { color: `var(--${line.color})` } }), line.label, at >= 0 ? h("b", {}, Number.isNaN(line.values[at]) ? line.missing ?? "not known" : `${number(line.values[at])}${d.unit ? " " + d.unit : ""}`) : null),
         ...[line.band, line.outer].map((band, i) => band && h("span", { class: "key" }, h("i", { class: i ? "band outer" : "band", style: { color: `var(--${line.color})` } }), band.label)),
       ].filter(Boolean)),
       h("span", { class: "key at" }, at >= 0 ? d.axis.say(d.steps[at]) : ""),

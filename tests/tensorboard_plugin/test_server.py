@@ -482,7 +482,9 @@ def test_the_page_is_small_and_makes_no_markup_of_data() -> None:
     for name, text in sent.items():
         assert "/**" not in text, name
         assert text.count("\n") == sources[name].count("\n"), "an error names the line of the file"
-        assert all(line.count("`") % 2 == 0 for line in text.splitlines()), "a text over lines would lose its indentation"
+        assert all(line.count("`") % 2 == 0 for line in text.splitlines()), (
+            "a text over lines would lose its indentation"
+        )
     for name, text in sources.items():
         for word in (
             "innerHTML",
