@@ -68,7 +68,9 @@ def inner(pytester: pytest.Pytester, text: str, *arguments: str) -> pytest.RunRe
     pytester.makepyfile(text)
     installed = any(each.value == "bnmonitor.pytest_plugin" for each in entry_points(group="pytest11"))
     named = [] if installed else ["-p", "bnmonitor.pytest_plugin"]
-    return pytester.runpytest_inprocess(*named, "-p", "no:randomly", "-p", "no:xdist", "-p", "no:logging", *arguments)
+    quiet = ["-p", "no:randomly", "-p", "no:xdist", "-p", "no:logging"]
+    # In CI the last lines repeat the whole message.
+    return pytester.runpytest_inprocess(*named, *quiet, "-rN", *arguments)
 
 
 def test_a_plain_training_fails_with_the_three_lines_of_its_incident(pytester: pytest.Pytester) -> None:

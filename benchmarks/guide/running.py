@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing import get_context
@@ -18,6 +19,7 @@ def task(given: tuple[str, Key, int]) -> tuple[str, Key, int, dict[str, Any], fl
     """Measure one setting with one seed, in a process of its own."""
     name, key, seed = given
     torch.set_num_threads(1)
+    logging.getLogger("bnmonitor").setLevel(logging.CRITICAL)
     begin = time.perf_counter()
     experiment = next(each for each in EXPERIMENTS if each.name == name)
     return (*given, measured(experiment, key, Context(seed)), time.perf_counter() - begin)

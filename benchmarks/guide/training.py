@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,9 +17,6 @@ from bnmonitor import Monitor
 from bnmonitor.runs import Run
 
 from .data import Data
-
-logging.getLogger("bnmonitor").setLevel(logging.CRITICAL)
-
 
 @dataclass
 class Trained:

@@ -41,13 +41,13 @@ WATCHED: dict[str, dict[str, tuple[tuple[str, ...], int]]] = {
 
 EVERY = "BNMONITOR_EVERY_SCRIPT" in os.environ
 """Each script is started twice, which takes seconds: ``make test`` starts a few, ``make test-integrations`` all."""
-FEW = {"average", "folds", "gan", "lightning_script", "plain"}
+ONLY_WITH_ALL = pytest.mark.skipif(not EVERY, reason="make test-integrations starts every script")
+FEW = {"folds", "lightning_script"}
 
 
 def every(*names: str) -> list[Any]:
     """Names of scripts, of which some are started only where all are."""
-    skip = pytest.mark.skipif(not EVERY, reason="make test-integrations starts every script")
-    return [pytest.param(name, marks=() if name in FEW else skip) for name in names]
+    return [pytest.param(name, marks=() if name in FEW else ONLY_WITH_ALL) for name in names]
 
 
 def start(*command: str, watched: bool, folder: Path, **options: str) -> subprocess.CompletedProcess[str]:
@@ -132,6 +132,7 @@ def test_torchrun_watches_the_first_process(tmp_path: Path) -> None:
     assert serious(tmp_path) == set()
 
 
+@ONLY_WITH_ALL
 def test_processes_that_a_script_spawns_are_watched_and_forked_ones_are_left_alone(tmp_path: Path) -> None:
     done = both(tmp_path, str(PROGRAMS / "spawns.py"))
     assert done.stderr.count("BatchNorm ✓") == 2
@@ -168,7 +169,7 @@ def test_what_a_script_sees_of_its_start_is_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=ONLY_WITH_ALL)])
 def test_a_signal_ends_the_script_as_ever(number: signal.Signals, tmp_path: Path) -> None:
     script = tmp_path / "waits.py"
     script.write_text(
