@@ -18,6 +18,7 @@ from bnmonitor.runs import Run
 
 from .data import Data
 
+
 @dataclass
 class Trained:
     """What is left of a training.
