@@ -72,6 +72,11 @@ MIXED = 2.0
 EVEN = -0.5
 """Alternation above which batches do not take turns."""
 
+HEAVY = 8.0
+"""Kurtosis of the samples' own variances from which on their variances are not judged.
+
+That of 32 values is 32 at most: so large a one says that the next samples will show a larger one."""
+
 SUPPORT = 3.0
 """Excess of the means from which that of the variances is believed before it is known that images have one size."""
 
@@ -278,7 +283,7 @@ def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, st
     var = window.batch_var[:, span].double()
     good = (var.mean(0) > FLAT * layers.eps[layer]) & (uneven > 0) & uneven.isfinite()
     good &= ((var > 0) & var.isfinite()).all(0)
-    if int(good.sum()) < LEAST_CHANNELS or share != share:
+    if int(good.sum()) < LEAST_CHANNELS or share != share or tails > HEAVY:
         return None
     beyond = max(LEAST_BEYOND, share)
     draws = len(samples) * (looked_at(int(samples[-1].size[layer])) - 1)

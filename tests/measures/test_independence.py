@@ -40,6 +40,19 @@ def made(mean: Tensor, loader: Loader | None = EVEN, **given: Any) -> Window:
     return replace(window, sample=make_sample(window.layers, size=int(window.baseline.sizes[0])))
 
 
+@pytest.mark.parametrize(("tails", "fires"), [(3.0, True), (9.0, False)])
+def test_variances_are_not_judged_by_samples_of_which_a_few_vary_far_more_than_all_others(
+    tails: float, fires: bool
+) -> None:
+    wide = (0.6 * torch.randn(64, 8, generator=torch.Generator().manual_seed(1))).exp()
+    window = made(NOISE, batch_var=wide)
+    assert window.sample is not None
+    beyond = torch.tensor([[0.9], [tails]])
+    sample = replace(window.sample, unevenness=torch.ones(8), uneven_beyond=beyond)
+    window = replace(window, sample=sample, earlier=(sample, sample))
+    assert bool(CorrelatedBatches().check(window)) is fires
+
+
 def test_weights_that_jump_with_the_learning_rate_are_no_fault_of_the_data() -> None:
     given = {"train_loader": EVEN, "learning_rates": (0.1,) * 40 + (10.0,) * 24}
     jumping = NOISE.clone()
