@@ -1,0 +1,91 @@
+"""What the samples of a layer show of the batches: how samples are drawn, and how far an update moves them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bnmonitor.measures.batches import samples_normalized
+from bnmonitor.measures.running_lag import LEAST_WARM_UP
+from bnmonitor.window import Sample, Window
+
+LAG = 4
+"""Steps between the batches that are compared to find blocks of similar batches."""
+
+TURNS = 2, 3, 4
+"""Kinds of batches that may take turns."""
+
+DISTANCES = 2, 4, 8, 16, 24
+"""Lags at which blocks of batches are looked for, where it is known how far the weights move."""
+
+ALLOWED = 4.0
+"""How many times the variance that one sampled update of the weights makes is granted to any update."""
+
+LEAST_SHAPES = 3
+"""Samples that must have the same number of values to show that images have one size."""
+
+LEAST_DRAWS = 15
+"""Least degrees of freedom of the variance between samples for a result: those of 16 samples."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one statistic shows of one layer: fields as in :class:`Independence`.
+
+    Attributes:
+        common: Whether what changes from batch to batch is mostly one factor that all channels have in common.
+    """
+
+    excess: float
+    chance: float
+    since: float
+    alternation: float
+    turns: float
+    common: bool = False
+
+
+def samples_after_warm_up(window: Window, layer: int) -> list[Sample]:
+    """The samples of a layer that are from after its warm-up, or the newest if none is."""
+    known = [s for s in (*window.earlier, window.sample) if s is not None]
+    updates = int(window.baseline.updates[layer]) - window.steps[-1]
+    later = [s for s in known if updates + s.step >= LEAST_WARM_UP and int(s.calls[layer]) == 1]
+    return later or known[-1:]
+
+
+def views_together(window: Window, layer: int) -> float:
+    """How many times the variance of independent samples a batch has that holds two views of each sample: 1 to 2."""
+    known = [float(s.paired[layer]) for s in samples_after_warm_up(window, layer) if s.paired is not None]
+    together = sum(r for r in known if r == r) / max(len(known), 1)
+    return 1 + together
+
+
+def of_one_shape(window: Window, layer: int) -> bool:
+    """Whether all samples, of at least three steps, have as many values each: else the size of the images changes."""
+    known = [s for s in (*window.earlier, window.sample) if s is not None and int(s.size[layer]) > 0]
+    return len(known) >= LEAST_SHAPES and len({int(s.values[layer]) / int(s.size[layer]) for s in known}) == 1
+
+
+def stirred_by_update(window: Window, layer: int) -> Tensor:
+    """Variance that one update of the weights gives to mean and log variance in the samples, ``[2]``; NaN if unknown.
+
+    In the units of what independent samples would give for the log variance, and of the layer's variance for the mean.
+    """
+    found = []
+    span, size = window.layers.span(layer), float(samples_normalized(window)[layer])
+    for sample in samples_after_warm_up(window, layer):
+        if sample.stirred is None or sample.unevenness is None:
+            continue
+        mean, var = sample.stirred[:, span].double().square() / 2
+        found.append(torch.stack([mean.nanmedian(), (var / sample.unevenness[span].double() * size).nanmedian()]))
+    found = [pair for pair in found if bool(pair.isfinite().all())]
+    if not found:
+        return torch.full((2,), torch.nan, device="cpu")
+    return torch.stack(found).max(0).values
+
+
+def updates_seen(window: Window, layer: int) -> int:
+    """How many sampled updates show how far the weights before a layer move its statistics."""
+    span, samples = window.layers.span(layer), samples_after_warm_up(window, layer)
+    return sum(s.stirred is not None and bool(s.stirred[0, span].isfinite().any()) for s in samples)

@@ -1,0 +1,111 @@
+"""How much the variances of batches differ, compared with those of independent samples."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from bnmonitor.limits import FLAT
+from bnmonitor.measures.batch_differences import Plan, since_when, steps
+from bnmonitor.measures.batch_samples import (
+    ALLOWED,
+    DISTANCES,
+    LEAST_DRAWS,
+    TURNS,
+    Found,
+    samples_after_warm_up,
+    views_together,
+)
+from bnmonitor.measures.moments import looked_at
+from bnmonitor.window import Window
+
+LEAST_CHANNELS = 6
+"""Channels from which the variances of a layer show more than one factor."""
+
+LEAST_REST = 0.15
+"""Least part of the changes that one common factor must leave."""
+
+LEAST_BEYOND = 0.5
+"""Least part of what is expected of independent samples that one common factor is taken to leave.
+
+One far sample among those that were seen looks like a factor that all channels have in common."""
+
+EVEN = -0.5
+"""Alternation above which batches do not take turns."""
+
+HEAVY = 8.0
+"""Kurtosis of the samples' own variances from which on their variances are not judged.
+
+That of 32 values is 32 at most: so large a one says that the next samples will show a larger one."""
+
+
+def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, stirred: float) -> Found | None:
+    """Judge the logs of the batch variances of a layer; None where too little is known.
+
+    Weights hardly move them, however far the data is from zero. But what changes a batch as a whole does: the share by
+    which its samples are mixed, its exposure. That is a factor that all channels have in common, so the first principal
+    component of the changes is left out, in what is seen and in what is expected. It counts only if it takes turns.
+    """
+    samples = [s for s in samples_after_warm_up(window, layer) if s.unevenness is not None]
+    span, layers = window.layers.span(layer), window.layers
+    if not samples or size < LEAST_DRAWS + 1:
+        return None
+    uneven = torch.stack([s.unevenness[span].double() for s in samples if s.unevenness is not None]).nanmean(0)
+    known = [s.uneven_beyond[:, layer].double() for s in samples if s.uneven_beyond is not None]
+    share = float(torch.stack(known).nanmean(0)[0]) if known else math.nan
+    # Few samples show less of heavy tails than there is.
+    tails = max((float(each[1]) for each in known if not each[1].isnan()), default=math.nan)
+    var = window.batch_var[:, span].double()
+    good = (var.mean(0) > FLAT * layers.eps[layer]) & (uneven > 0) & uneven.isfinite()
+    good &= ((var > 0) & var.isfinite()).all(0)
+    if int(good.sum()) < LEAST_CHANNELS or share != share or not tails <= HEAVY:
+        return None
+    beyond = max(LEAST_BEYOND, share)
+    draws = len(samples) * (looked_at(int(samples[-1].size[layer])) - 1)
+    # A factor that all channels share is left out below, but not that some samples are far from all others.
+    noise, shared = 3 / len(window) + 2 / draws, (max(tails, 3.0) - 3) / draws
+    expected = uneven[good] * views_together(window, layer) / size * plan.factor
+    x = var[:, good].log()
+    scaled = (x - x.mean(0)) / expected.sqrt()
+    turns = plan.ratio(steps(x), expected, 2)
+    alternation = min(plan.ratio(steps(x, lag), expected, 2) for lag in TURNS) / max(turns, 1e-12) - 1
+    best, lag, chance, near = 0.0, 1, math.inf, 0.0
+    for k in (1, *DISTANCES) if stirred == stirred else (1,):
+        rest, ratio, freedom = _beyond_one_factor(scaled, k, plan)
+        by_weights = 0.0 if stirred != stirred else ALLOWED * k * k * stirred
+        excess = rest / (beyond + by_weights) if ratio >= LEAST_REST else 0.0
+        if k == 1:
+            near = rest / max(ratio, 1e-12)
+        else:
+            # What all channels have in common differs from batch to batch where batches are processed as wholes, and
+            # only from block to block where the data comes in blocks.
+            excess = max(excess, (rest / max(ratio, 1e-12) - max(0.0, near - 1)) / (1 + by_weights))
+        if excess > best:
+            best, lag, chance = excess, k, math.exp(3.5 * math.sqrt(noise / freedom + shared))
+    if not best:
+        chance = math.exp(3.5 * math.sqrt(noise + shared))
+    rise = max(best, turns, 3.0)
+    edge = rise * math.log(rise) / (rise - 1)
+    since = since_when(steps(scaled, lag), lag, edge) if rise > chance else 0.0
+    common = turns > chance and alternation > EVEN and _beyond_one_factor(scaled, 1, plan)[1] < LEAST_REST
+    return Found(best, chance, since, min(alternation, 0.0), turns, common)
+
+
+def _beyond_one_factor(scaled: Tensor, lag: int, plan: Plan) -> tuple[float, float, float]:
+    """Variance of the changes of ``[T, C]`` over some steps without their first principal component.
+
+    Returns:
+        The variance, its share of the whole, and its degrees of freedom.
+    """
+    changes = (scaled[lag:] - scaled[:-lag]) / math.sqrt(2)
+    # Always without the largest: with heavy tails the samples seen have no outlier of those that the batches had.
+    keep = len(changes) - max(len(changes) // 8, 2 * (plan.left_out or 0))
+    changes = changes[changes.square().sum(1).argsort()[:keep]]
+    # The squares of the singular values are the eigenvalues of the inner products, and these take a third of the time.
+    inner = changes @ changes.T if len(changes) <= changes.shape[1] else changes.T @ changes
+    strengths = torch.linalg.eigvalsh(inner).flip(0).clamp(min=0) / len(changes) / changes.shape[1]
+    rest = float(strengths[1:].sum())
+    freedom = rest**2 / max(float(strengths[1:].square().sum()), 1e-30)
+    return rest, rest / max(float(strengths.sum()), 1e-30), max(freedom, 1.0)
