@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnmonitor._text import count, printable
+from bnmonitor.cli.answers import FINE, FOUND, USAGE, fail
 from bnmonitor.cli.arguments import NEVER
 from bnmonitor.results import Severity
 
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from bnmonitor.audit import Audit
     from bnmonitor.gates import Target
     from bnmonitor.report.read import Report
-
-FINE, FOUND, USAGE = 0, 1, 2
-"""Exit codes: nothing was found, something was found, the input cannot be used."""
 
 
 def gate(parsed: argparse.Namespace, targets: Sequence[Target]) -> int:
@@ -34,7 +32,7 @@ def gate(parsed: argparse.Namespace, targets: Sequence[Target]) -> int:
     from bnmonitor.gates import update_baseline as update
 
     if parsed.update_baseline and parsed.baseline is None:
-        return _fail("--update-baseline needs --baseline FILE, the file to write")
+        return fail("--update-baseline needs --baseline FILE, the file to write")
     least = None if parsed.fail_on == NEVER else Severity[parsed.fail_on.upper()]
     try:
         suppressions = read_suppressions()
@@ -50,7 +48,7 @@ def gate(parsed: argparse.Namespace, targets: Sequence[Target]) -> int:
         if parsed.junit is not None:
             _write(parsed.junit, junit(found, targets, least))
     except GateError as error:
-        return _fail(str(error))
+        return fail(str(error))
     line = told(found, least)
     if line:
         print(f"bnmonitor: {printable(line)}", file=sys.stderr)
@@ -113,8 +111,3 @@ def _write(file: Path, text: str) -> None:
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise GateError(f"cannot write {file}: {error.strerror or error}") from None
-
-
-def _fail(message: str) -> int:
-    print(f"bnmonitor: {printable(message)}", file=sys.stderr)
-    return USAGE
