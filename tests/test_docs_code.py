@@ -248,7 +248,7 @@ def test_the_blocks_of_a_page_run_in_order(
     names["__name__"] = stem
     monkeypatch.setitem(sys.modules, stem, type(sys)(stem))  # dataclasses look their module up
     _beforehand(page, names, tmp_path)
-    left_out = []
+    left_out, ran = [], 0
     try:
         for block in BLOCKS:
             if block.page != page or block.language != "python" or block.runner == "the list":
@@ -258,9 +258,11 @@ def test_the_blocks_of_a_page_run_in_order(
                 left_out += sorted(missing)
                 continue
             exec(compile(block.body, f"{page} {block.number}", "exec"), names)
+            ran += 1
     finally:
         if torch.distributed.is_initialized() and page == "docs/distributed.md":
             torch.distributed.destroy_process_group()
+    assert ran or left_out, f"no block of {page} is run here"
     if left_out:
         pytest.skip(f"all but the blocks that need {', '.join(dict.fromkeys(left_out))} have run")
 

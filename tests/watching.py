@@ -51,14 +51,14 @@ def window_of(monitor: Monitor) -> Window:
     return window
 
 
-def diverging(sinks: Sequence[Sink] | None, log_dir: Path | None = None, *, steps: int) -> Monitor:
-    """Train two layers, ``1`` and ``4``, at a rate that is far too high, and return the monitor."""
+def diverging(sinks: Sequence[Sink] | None, log_dir: Path | None = None, *, steps: int, rate: float = 30.0) -> Monitor:
+    """Train two layers, ``1`` and ``4``, at a rate that is far too high by default, and return the monitor."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(8, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(),
         nn.Linear(16, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2),
     )  # fmt: skip
-    optimizer = torch.optim.SGD(model.parameters(), 30.0)
+    optimizer = torch.optim.SGD(model.parameters(), rate)
     options: dict[str, Any] = {"log_dir": log_dir, "on_alert": "log", "log_every_n_steps": 10}
     with Monitor(model, optimizer=optimizer, sinks=sinks, **options) as monitor:
         for _ in range(steps):

@@ -107,61 +107,81 @@ def reference_alerts(moved: Sequence[Moved], reference: nn.Module, model: nn.Mod
     """
     old, new = aligned(reference, model)
     order = {name: place for place, name in enumerate(new)}
-    found = []
+    moved = sorted(moved, key=lambda m: order[m.layer])
     still = [m for m in moved if _same_affine(old[m.layer], new[m.layer])]
-    leaked = sorted((m for m in still if _felt(m)), key=lambda m: order[m.layer])
+    leaked = [m for m in still if _felt(m)]
     trained = _others_trained(reference, model) or len(still) < len(moved)
-    if leaked and (trained or len(leaked) < len(moved)):
-        worst = max(leaked, key=lambda m: m.far)
-        by_mean = worst.mean >= LAG_MEAN
-        same = f"gamma and beta are exactly those of the reference, but {_how_far(worst)} in {worst.layer}"
-        only = f"no weight differs from the reference, but {_how_far(worst)} in {worst.layer}"
-        found.append(
-            _alert(
-                "BN402" if trained else "BN306",
-                Severity.WARNING,
-                leaked,
-                worst.mean if by_mean else worst.deviation,
-                LAG_MEAN if by_mean else LAG_LOG_DEVIATION,
-                f"{same}: the layers were frozen without their statistics"
-                if trained
-                else f"{only}, and {len(moved) - len(leaked)} of {count(len(moved), 'layer')} are as they were: "
-                "something other than a training wrote them",
-                "freeze with bnmonitor.remedies.freeze(model), and take the statistics of the reference"
-                if trained
-                else "take the statistics of the reference, or " + RECALIBRATE,
-            )
-        )
+    found = []
+    if leaked and trained:
+        found.append(_leaked(leaked))
     elif leaked:
-        worst = max(leaked, key=lambda m: m.far)
-        found.append(
-            _alert(
-                "BN402",
-                Severity.INFO,
-                leaked,
-                worst.mean,
-                LAG_MEAN,
-                f"no weight differs from the reference, but every layer's statistics do ({_how_far(worst)} in "
-                f"{worst.layer}): they were estimated again",
-                "nothing, if you did that",
-            )
-        )
-    lost = [m for m in moved if m not in leaked and _alone(m, moved)]
-    if lost:
-        worst = max(lost, key=lambda m: m.far)
-        found.append(
-            _alert(
-                "BN304",
-                Severity.WARNING,
-                sorted(lost, key=lambda m: order[m.layer]),
-                worst.far,
-                FAR_MEAN if worst.mean > FAR_MEAN else FAR_DEVIATION,
-                f"{_how_far(worst)} from the reference in {worst.layer}, where the median layer has moved by "
-                f"{number(median(m.mean for m in moved))}σ: no training moves one layer alone",
-                f"compare the file with an earlier checkpoint; if the weights are sound, {RECALIBRATE}",
-            )
-        )
-    return found
+        found.append(_written(leaked, len(moved)) if len(leaked) < len(moved) else _estimated_again(leaked))
+    alone = [m for m in moved if m not in leaked and _alone(m, moved)]
+    return [*found, _moved_alone(alone, moved)] if alone else found
+
+
+def _leaked(hit: Sequence[Moved]) -> Alert:
+    worst = _worst(hit)
+    return _alert(
+        "BN402",
+        Severity.WARNING,
+        hit,
+        *_limited(worst),
+        f"gamma and beta are exactly those of the reference, but {_how_far(worst)} in {worst.layer}: the layers were "
+        "frozen without their statistics",
+        "freeze with bnmonitor.remedies.freeze(model), and take the statistics of the reference",
+    )
+
+
+def _written(hit: Sequence[Moved], of: int) -> Alert:
+    worst = _worst(hit)
+    return _alert(
+        "BN306",
+        Severity.WARNING,
+        hit,
+        *_limited(worst),
+        f"no weight differs from the reference, but {_how_far(worst)} in {worst.layer}, and {of - len(hit)} of "
+        f"{count(of, 'layer')} are as they were: something other than a training wrote them",
+        f"take the statistics of the reference, or {RECALIBRATE}",
+    )
+
+
+def _estimated_again(hit: Sequence[Moved]) -> Alert:
+    worst = _worst(hit)
+    return _alert(
+        "BN402",
+        Severity.INFO,
+        hit,
+        worst.mean,
+        LAG_MEAN,
+        f"no weight differs from the reference, but every layer's statistics do ({_how_far(worst)} in "
+        f"{worst.layer}): they were estimated again",
+        "nothing, if you did that",
+    )
+
+
+def _moved_alone(hit: Sequence[Moved], every: Sequence[Moved]) -> Alert:
+    worst = _worst(hit)
+    return _alert(
+        "BN304",
+        Severity.WARNING,
+        hit,
+        worst.far,
+        FAR_MEAN if worst.mean > FAR_MEAN else FAR_DEVIATION,
+        f"{_how_far(worst)} from the reference in {worst.layer}, where the median layer has moved by "
+        f"{number(median(m.mean for m in every))}σ: no training moves one layer alone",
+        f"compare the file with an earlier checkpoint; if the weights are sound, {RECALIBRATE}",
+    )
+
+
+def _worst(hit: Sequence[Moved]) -> Moved:
+    return max(hit, key=lambda m: m.far)
+
+
+def _limited(moved: Moved) -> tuple[float, float]:
+    """The distance that says more, and its limit."""
+    by_mean = moved.mean >= LAG_MEAN
+    return (moved.mean, LAG_MEAN) if by_mean else (moved.deviation, LAG_LOG_DEVIATION)
 
 
 def _alert(

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bnmonitor import BatchNormMonitor, Monitor
+from tests.watching import diverging
 
 
 class Trial:
@@ -38,18 +39,7 @@ def adapter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def trained(rate: float) -> Monitor:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8))
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    with Monitor(model, optimizer=optimizer, sinks=[], on_alert="log") as monitor:
-        for _ in range(30):
-            x = torch.randn(32, 8)
-            loss = nn.functional.cross_entropy(model(x), (x[:, 0] > 0).long())
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            monitor.step(loss=loss)
-    return monitor
+    return diverging([], steps=30, rate=rate)
 
 
 def test_a_loop_of_its_own(adapter: Any) -> None:

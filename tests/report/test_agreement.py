@@ -132,16 +132,23 @@ def surfaces(log_dir: Path) -> dict[str, dict[str, Severity]]:
     }
 
 
-def check(log_dir: Path) -> None:
+def disagreeing(log_dir: Path) -> list[str]:
+    """The readers that show something else than the open incidents; all but the table show every layer."""
     [report] = read(log_dir)
     expected = truth(report)
-    for name, shown in surfaces(log_dir).items():
-        assert shown == {layer: expected[layer] for layer in shown}, name
+    wrong = [
+        name
+        for name, shown in surfaces(log_dir).items()
+        if shown != {layer: expected[layer] for layer in (shown if name == "table" else expected)}
+    ]
     worst = max((incident.severity for incident in report.open_incidents()), default=None)
-    assert report.headline().split()[1] == ("✓" if worst is None else MARKS[worst])
+    if report.headline().split()[1] != ("✓" if worst is None else MARKS[worst]):
+        wrong.append("headline")
     history = open_history(log_dir)
     same = compare((history, "."), (history, "."))
-    assert [i.index for i in same.stayed] == [i.index for i in report.incidents]
+    if [i.index for i in same.stayed] != [i.index for i in report.incidents]:
+        wrong.append("comparison")
+    return wrong
 
 
 @settings(max_examples=25, deadline=None)
@@ -149,7 +156,7 @@ def check(log_dir: Path) -> None:
 def test_every_reader_shows_the_open_incidents_and_nothing_else(specs: list[Spec], seed: int) -> None:
     with tempfile.TemporaryDirectory() as place:
         write(Path(place), specs, recorded(seed))
-        check(Path(place))
+        assert disagreeing(Path(place)) == []
 
 
 @settings(max_examples=25, deadline=None)
@@ -189,7 +196,7 @@ def train(log_dir: Path, rate: float, *, momentum: float = 0.1, scale: float = 1
 )
 def test_every_reader_agrees_on_a_run_that_was_trained(tmp_path: Path, given: dict[str, float]) -> None:
     train(tmp_path, **given)
-    check(tmp_path)
+    assert disagreeing(tmp_path) == []
 
 
 # -- in a browser ------------------------------------------------------------------------------------------------------

@@ -76,24 +76,22 @@ class ChangedInput(Cause):
         return "the input changed"
 
     def detail(self, case: Case) -> str:
-        """Say by how much, as the step of the change shows it, and that no weight had moved before."""
+        """Say by how much, as the step of the change shows it."""
         window, at = case.window, _place(case)
         if window is None or at is None or case.lead.code not in ("BN105", "BN106"):
             return "" if case.was is not None else case.lead.message
         span = window.layers.span(window.layers.names.index(str(case.lead.layer)))
         batch = variances(window)[:, span]
         grown = float((batch[at] / batch[:at].nanmedian(0).values).nanmedian())
-        step = case.lead.first_step
-        if case.lead.code == "BN105":
-            fell = f"fell ×{number(grown)}" if grown > TRACE else "vanished"
-            return f"the batch variance of the first layer {fell} at step {step}; gamma had not moved"
-        return f"the batch variance of the first layer grew ×{number(grown)} at step {step}; no weight had moved"
+        how = f"grew ×{number(grown)}" if case.lead.code == "BN106" else f"fell ×{number(grown)}"
+        how = how if grown > TRACE else "vanished"
+        return f"the batch variance of the first layer {how} at step {case.lead.first_step}; gamma had not moved"
 
     def advice(self, case: Case) -> str:
         """Point at the data of that step, and say how to go on."""
         step = case.lead.first_step
         look = f"compare a batch of step {step} with an earlier one: its range and its normalization"
-        return f"{look}; then go on from a checkpoint of before" if case.lost else look
+        return f"{look}; then go on from a checkpoint from before it" if case.lost else look
 
     def lasts(self, case: Case) -> bool:
         """Whether the training is lost."""
