@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Hashable
 from functools import partial
 from pathlib import Path
@@ -93,8 +92,9 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
 
     def _first(self, request: wrappers.Request, query: Query) -> Answer:
         """Answer all that the page draws at first: ``/runs``, and ``/run``, ``/slice`` and ``/course`` of a run."""
-        index, _ = self._runs(request, query)
-        runs = {run["name"]: run["wall"] for run in json.loads(index)["runs"]}
+        listed_runs = self._listed(request)
+        index, _ = self._index(listed_runs)
+        runs = {run["name"]: run["wall"] for run in listed_runs}
         if not runs:
             return as_bundle(index)
         asked = query.text("run", "")
@@ -106,15 +106,22 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         return as_bundle(index, *(handle(request, of)[0] for handle in (self._run, self._slice, self._course)))
 
     def _runs(self, request: wrappers.Request, query: Query) -> Answer:
-        history = self._history(request)
+        return self._index(self._listed(request))
+
+    def _listed(self, request: wrappers.Request) -> list[dict[str, Any]]:
+        """The runs, each with what shows whether it has grown."""
         runs = []
-        for name, run in history.all().items():
+        for name, run in self._history(request).all().items():
             schemas = run.schemas
             ends = [tag.last for _, tag in run.state(FRAME)]
             last = max((int(step) for step, _ in ends), default=0)
             wall = max((_time(when) for _, when in ends), default=0.0)
             layers = max((len(schema.layers) for schema in schemas), default=0)
             runs.append({"name": name, "layers": layers, "last": last, "wall": wall})
+        return runs
+
+    @staticmethod
+    def _index(runs: list[dict[str, Any]]) -> Answer:
         statistics = [statistic.to_dict() for statistic in catalogue.LAYER]
         channel = [statistic.to_dict() for statistic in catalogue.CHANNEL]
         return as_json({"runs": runs, "statistics": statistics, "channelStatistics": channel, "columns": MOST_COLUMNS})
