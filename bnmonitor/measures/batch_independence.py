@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bnmonitor.measures.batch_differences import plan_of
 from bnmonitor.measures.batch_means import means_of_batches
-from bnmonitor.measures.batch_samples import LAG, of_one_shape, stirred_by_update
+from bnmonitor.measures.batch_samples import LAG, Found, of_one_shape, stirred_by_update
 from bnmonitor.measures.batch_variances import variances_of_batches
 from bnmonitor.measures.batches import samples_normalized
 from bnmonitor.measures.learning_rate import rises
@@ -22,6 +22,9 @@ MIXED = 2.0
 
 SUPPORT = 3.0
 """Excess of the means from which that of the variances is believed before it is known that images have one size."""
+
+NOTHING = Found(0.0, 1.0, 0.0, 0.0, 0.0)
+"""Stands for the means where they are not known, as of a batch whose variance is far below the running one."""
 
 LEAST_PAIRS = 50
 """Least number of differences of batches for a result."""
@@ -97,9 +100,10 @@ def independence(window: Window) -> Independence:
             continue
         stirred = torch.zeros(2, device="cpu") if still[layer] else stirred_by_update(window, layer)
         mean = means_of_batches(window, layer, plan, size, still=bool(still[layer]), stirred=float(stirred[0]))
-        if mean is None:
-            continue
         variance = variances_of_batches(window, layer, plan, size, float(stirred[1]))
+        if mean is None and variance is None:
+            continue
+        mean = NOTHING if mean is None else mean
         if variance is not None and variance.common:
             # Mixed samples are no longer independent of one another: at most as much as pairs of equal ones.
             mean = replace(mean, excess=mean.excess / MIXED, turns=mean.turns / MIXED)

@@ -19,6 +19,7 @@ from bnmonitor.measures.batch_samples import (
     views_together,
 )
 from bnmonitor.measures.moments import looked_at
+from bnmonitor.measures.small_variances import variances
 from bnmonitor.window import Window
 
 LEAST_CHANNELS = 6
@@ -34,6 +35,9 @@ One far sample among those that were seen looks like a factor that all channels 
 
 EVEN = -0.5
 """Alternation above which batches do not take turns."""
+
+RESOLVED = 1e-6
+"""Part of the largest variance of a channel in the window below which single precision tells no two variances apart."""
 
 HEAVY = 8.0
 """Kurtosis of the samples' own variances from which on their variances are not judged.
@@ -57,7 +61,9 @@ def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, st
     share = float(torch.stack(known).nanmean(0)[0]) if known else math.nan
     # Few samples show less of heavy tails than there is.
     tails = max((float(each[1]) for each in known if not each[1].isnan()), default=math.nan)
-    var = window.batch_var[:, span].double()
+    # What rounding hides beside a variance that is so much larger is about as small as the smallest that it leaves.
+    var, hidden = variances(window, channels=span).double(), window.batch_var[:, span].isnan()
+    var = torch.where(hidden, var.clamp(min=RESOLVED * var.amax(0)), var)
     good = (var.mean(0) > FLAT * layers.eps[layer]) & (uneven > 0) & uneven.isfinite()
     good &= ((var > 0) & var.isfinite()).all(0)
     if int(good.sum()) < LEAST_CHANNELS or share != share or not tails <= HEAVY:

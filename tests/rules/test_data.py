@@ -345,3 +345,11 @@ def test_a_size_that_changes_and_samples_that_are_mixed_are_no_correlation() -> 
 
     for draw in (sized, mixed):
         assert of(fit(net(), draw, steps=240), "BN601", "BN602") == []
+
+
+def test_batches_that_take_turns_are_found_where_rounding_hides_every_other_one() -> None:
+    def pixels(step: int, generator: torch.Generator) -> Batch:
+        x, y = images(32, generator)
+        return (255 * x if step % 2 else x), y
+
+    assert of(fit(net(), pixels, steps=260, lr=0.02), "BN601", "BN602") == [("BN602", "1", Severity.WARNING)]
