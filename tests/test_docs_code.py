@@ -503,7 +503,7 @@ def test_the_message_of_a_failed_test_is_an_incident() -> None:
     assert re.fullmatch(r"✗ .* · since step \d+ · .*", first)
     assert detail.startswith("  batch variance ×")
     assert re.fullmatch(r"  fix: .* · bnmonitor explain BN704", fix)
-    assert last.startswith("bnmonitor report /")
+    assert last.startswith("bnmonitor report ")
 
 
 def test_what_a_webhook_sends_has_the_fields_that_are_shown() -> None:

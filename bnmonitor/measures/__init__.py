@@ -42,6 +42,7 @@ from bnmonitor.measures.reductions import may_exceed, mean, median, once, share
 from bnmonitor.measures.robust import mean_over_steps, middle_over_steps
 from bnmonitor.measures.runaway import (
     GAMMA_STEPS,
+    InputJump,
     changed_at_once,
     fastest_group,
     gamma_run,
@@ -81,6 +82,7 @@ __all__ = [
     "Affine",
     "CallMoments",
     "Independence",
+    "InputJump",
     "Levels",
     "SampledInput",
     "SideUpdates",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bnmonitor.measures.small_variances import variances
 from bnmonitor.window import Window
 
 EDGE_OF_CHANGE = 1.5 * math.log(3.0)
@@ -15,6 +16,12 @@ EDGE_OF_CHANGE = 1.5 * math.log(3.0)
 
 FEW_BATCHES = 8
 """Up to so many batches in an epoch, an incomplete last one is too large a part of all to be left out."""
+
+NEW_LEVEL = math.log(10.0)
+"""How far all logs of the variances after a step are from all those before it, where the level changed for good."""
+
+NEW_PLACE = 3.0
+"""The same of the means, in standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -84,3 +91,28 @@ def rounding(window: Window, layer: int) -> Tensor:
     weight = momentum if momentum > 0 else 1 / max(1, int(window.baseline.updates[layer]))
     span = window.layers.span(layer)
     return (torch.finfo(torch.float32).eps * window.running_mean[-1, span].double() / weight).square()
+
+
+def changed_for_good(window: Window, layer: int) -> bool:
+    """Whether most channels of a layer have another variance or mean from some step on: not a matter of the order.
+
+    Other weights or other data do that. Batches of several kinds come back to where they were.
+    """
+    span = window.layers.span(layer)
+    var = variances(window, channels=span).double()
+    mean = window.batch_mean[:, span].double() / (var + window.layers.eps[layer]).sqrt()
+    return _widest_gap(var.log()) > NEW_LEVEL or _widest_gap(mean) > NEW_PLACE
+
+
+def _widest_gap(x: Tensor) -> float:
+    """How far all rows of ``[T, C]`` after a step are from all rows before it, at the best step, in the middle channel.
+
+    Negative where the rows after overlap with those before.
+    """
+
+    def above(x: Tensor) -> Tensor:
+        after = x.nan_to_num(torch.inf, torch.inf, torch.inf).flip(0).cummin(0).values.flip(0)
+        before = x.nan_to_num(-torch.inf, -torch.inf, -torch.inf).cummax(0).values
+        return after[1:] - before[:-1]
+
+    return float(torch.maximum(above(x), above(-x)).median(1).values.max())

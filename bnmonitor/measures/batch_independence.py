@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from bnmonitor.measures.batch_differences import plan_of
+from bnmonitor.measures.batch_differences import changed_for_good, plan_of
 from bnmonitor.measures.batch_means import means_of_batches
 from bnmonitor.measures.batch_samples import LAG, Found, of_one_shape, stirred_by_update
 from bnmonitor.measures.batch_variances import variances_of_batches
@@ -96,7 +96,7 @@ def independence(window: Window) -> Independence:
     judged &= still | (steady & (updates >= LEAST_WARM_UP))
     for layer in judged.nonzero().flatten().tolist():
         plan, size = plan_of(window, layer), float(sizes[layer])
-        if plan is None:
+        if plan is None or changed_for_good(window, layer):
             continue
         stirred = torch.zeros(2, device="cpu") if still[layer] else stirred_by_update(window, layer)
         mean = means_of_batches(window, layer, plan, size, still=bool(still[layer]), stirred=float(stirred[0]))

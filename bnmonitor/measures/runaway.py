@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from statistics import median
 
 import torch
 from torch import Tensor
 
-from bnmonitor.measures.learning_rate import rise
+from bnmonitor.measures.learning_rate import SOON, rise
 from bnmonitor.window import Window
 
 GAMMA_STEPS = 30
@@ -20,6 +21,12 @@ SETTLED_LOSS = 5
 
 INPUT_JUMP = 30.0
 """Factor by which the batch variance of a layer that sees the data grows at once where the data changes its scale."""
+
+INPUT_SHIFT = 10.0
+"""Standard deviations by which the batch mean of such a layer moves at once where the data lost its center."""
+
+UNUSUAL = 3.0
+"""How many times as far as in all steps before the mean must move."""
 
 CALM_STEPS = 5
 """Steps before such a jump in which gamma must not have moved: weights that jump have moved gamma one step before."""
@@ -86,26 +93,52 @@ def changed_at_once(window: Window, layers: Tensor) -> bool:
     return len(path) > 2 and float(path.max()) > 0.9 * float(path.sum())
 
 
-def input_jump(window: Window) -> int | None:
-    """Return the first step at which the data jumped, and not the weights; None without one.
+@dataclass(frozen=True)
+class InputJump:
+    """A step at which the data changed, and not the weights.
 
-    The batch variance of most channels of a layer that sees the data grew at once, with no rise of the learning rate
-    shortly before, and no gamma had moved until then.
+    Attributes:
+        step: The step.
+        layer: The layer that saw it, which sees the data.
+        by_variance: Whether its batch variance grew; else its batch mean moved.
+        size: The factor by which the variance grew, or the standard deviations by which the mean moved.
+    """
+
+    step: int
+    layer: int
+    by_variance: bool
+    size: float
+
+
+def input_jump(window: Window, began: int) -> InputJump | None:
+    """Return the step at which the data jumped, and not the weights, shortly before something began; None without one.
+
+    The batch variance of most channels of a layer that sees the data grew at once beyond all earlier ones, or their
+    batch means moved at once by far more than before, with no rise of the learning rate shortly before, and no gamma
+    had moved until then. Data that always vary so much do not jump.
+
+    Args:
+        window: The window.
+        began: The step at which something began that the data may have caused.
     """
     structure = window.facts.structure
     if structure is None or len(structure.places) != len(window.layers):
         return None
-    roots = structure.roots().nonzero().flatten().tolist()
-    for layer in roots:
-        log = window.batch_var[:, window.layers.span(layer)].log()
-        grown = log.diff(dim=0).nanmedian(1).values > math.log(INPUT_JUMP)
-        for at in (grown.nonzero().flatten() + 1).tolist():
+    for layer in structure.roots().nonzero().flatten().tolist():
+        span = window.layers.span(layer)
+        mean, var = window.batch_mean[:, span], window.batch_var[:, span]
+        highest = var.nan_to_num(0.0).cummax(0).values[:-1]
+        grown = (var[1:] / highest.where(highest > 0, torch.nan)).nanmedian(1).values
+        moved = (mean.diff(dim=0).abs() / (var[:-1] + window.layers.eps[layer]).sqrt()).nanmedian(1).values
+        usual = torch.cat([torch.zeros(1), moved.nan_to_num(0.0).cummax(0).values[:-1]])
+        shifted = (moved > INPUT_SHIFT) & (moved > UNUSUAL * usual)
+        for at in (((grown > INPUT_JUMP) | shifted).nonzero().flatten() + 1).tolist():
             step = window.steps[at]
-            if at <= CALM_STEPS or rise(window, step) is not None:
+            if at <= CALM_STEPS or not step - 1 <= began <= step + SOON or rise(window, step) is not None:
                 continue
-            moved = gamma_run(window.until(at), CALM_STEPS)
-            if not bool((moved > CALM_RUN).any()):
-                return int(step)
+            if not bool((gamma_run(window.until(at), CALM_STEPS) > CALM_RUN).any()):
+                by_variance = bool(grown[at - 1] > INPUT_JUMP)
+                return InputJump(step, layer, by_variance, float((grown if by_variance else moved)[at - 1]))
     return None
 
 

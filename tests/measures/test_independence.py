@@ -61,6 +61,18 @@ def test_weights_that_jump_with_the_learning_rate_are_no_fault_of_the_data() -> 
     assert not CorrelatedBatches().check(made(jumping, facts=given))
 
 
+@pytest.mark.parametrize("since", [3, 32, 61])
+@pytest.mark.parametrize(("shift", "scale"), [(20.0, 1.0), (0.0, 1e5), (0.0, 1e-3)])
+def test_another_level_from_some_batch_on_is_no_order(since: int, shift: float, scale: float) -> None:
+    mean, var = NOISE + shift, torch.full((64, 8), scale)
+    mean *= scale**0.5
+    mean[:since], var[:since] = NOISE[:since], 1.0
+    window = made(mean, batch_var=var * (0.2 * NOISE).exp())
+    assert window.sample is not None
+    sample = replace(window.sample, unevenness=torch.ones(8), uneven_beyond=torch.tensor([[0.9], [3.0]]))
+    assert not CorrelatedBatches().check(replace(window, sample=sample, earlier=(sample, sample)))
+
+
 def test_weights_that_an_optimizer_with_momentum_carries_along_are_no_fault_of_the_data() -> None:
     speed = torch.zeros(8)
     places = [torch.zeros(8)]
@@ -92,6 +104,7 @@ def walk(step: float) -> Tensor:
         (NOISE * 5, Severity.ERROR),
         (NOISE + runs(1, 0.8), Severity.ERROR),
         (NOISE + runs(4, 1.0), Severity.ERROR),
+        (NOISE + runs(4, 20.0), Severity.ERROR),
     ],
 )
 def test_batches_that_differ_too_much_are_found(mean: Tensor, severity: Severity, loader: Loader | None) -> None:

@@ -261,32 +261,33 @@ def test_bn704_ignores_a_change_of_the_data() -> None:
     assert not of("BN704", train(190, at={150: turn}))
 
 
-@pytest.mark.parametrize(("gamma_first", "root"), [(False, True), (True, True), (False, False)])
-def test_bn704_does_not_blame_the_rate_where_the_data_lost_its_scale(gamma_first: bool, root: bool) -> None:
+@pytest.mark.parametrize("what", ["data", "center", "gamma first", "no root", "always so"])
+def test_bn704_does_not_blame_the_rate_where_the_data_changed(what: str) -> None:
     """Gamma runs away in all layers, but the first layer had changed before any weight did."""
-    var, gamma = torch.ones(64, 6), torch.ones(64, 6)
-    var[50:, :3] = 900.0
-    gamma[49 if gamma_first else 50 :] += 4.0 * torch.arange(1.0, 16 if gamma_first else 15)[:, None]
+    mean, var, gamma = torch.zeros(64, 6), torch.ones(64, 6), torch.ones(64, 6)
+    if what == "center":
+        mean[50:, :3] = 20.0
+    else:
+        var[50:, :3] = 900.0
+    if what == "always so":
+        var[20:45:5, :3] = 900.0
+    run = 49 if what == "gamma first" else 50
+    gamma[run:] += 4.0 * torch.arange(1.0, 65 - run)[:, None]
     structure = make_structure(layers=2)
     first, second = structure.places
-    structure = replace(structure, places=(replace(first, root=root), replace(second, root=False)))
-    window = make_window(channels=(3, 3), batch_var=var, gamma=gamma, facts={"structure": structure})
-    assert bool(findings("BN704", window)) is (gamma_first or not root)
+    places = (replace(first, root=what != "no root"), replace(second, root=False))
+    facts = {"structure": replace(structure, places=places)}
+    window = make_window(channels=(3, 3), batch_mean=mean, batch_var=var, gamma=gamma, facts=facts)
+    assert bool(findings("BN704", window)) is (what not in ("data", "center"))
 
 
-@pytest.mark.parametrize(("raised", "blamed"), [(None, False), (50, True), (55, True)])
-def test_bn704_blames_a_rate_that_was_raised_together_with_the_data_or_after_it(
-    raised: int | None, blamed: bool
-) -> None:
-    var, gamma = torch.ones(64, 6), torch.ones(64, 6)
-    var[50:, :3] = 900.0
-    gamma[56:] += 4.0 * torch.arange(1.0, 9)[:, None]
-    structure = make_structure(layers=2)
-    structure = replace(structure, places=(replace(structure.places[0], root=True), structure.places[1]))
-    rates = tuple(0.1 if raised is None or step < raised else 10.0 for step in range(64))
-    facts = {"structure": structure, "learning_rates": rates}
-    window = make_window(channels=(3, 3), batch_var=var, gamma=gamma, facts=facts)
-    assert bool(findings("BN704", window)) is blamed
+@pytest.mark.parametrize(("grown", "fires"), [(900.0, True), (1.0, False)])
+def test_bn106_counts_a_variance_that_ends_in_infinity_as_one_that_lasts(grown: float, fires: bool) -> None:
+    var, running = torch.ones(64, 3), torch.ones(64, 3)
+    var[61], running[61] = grown, grown / 10
+    var[62:], running[62:] = torch.nan, torch.inf
+    window = make_window(batch_var=var, running_var=running)
+    assert [(f.first_step, f.channels) for f in findings("BN106", window)] == ([(61, (0, 1, 2))] if fires else [])
 
 
 @pytest.mark.parametrize(

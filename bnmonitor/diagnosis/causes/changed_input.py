@@ -46,7 +46,7 @@ class ChangedInput(Cause):
     """
 
     name: ClassVar[str] = "changed-input"
-    leads: ClassVar[tuple[str, ...]] = ("BN106", "BN107", "BN105")
+    leads: ClassVar[tuple[str, ...]] = ("BN106", "BN107", "BN105", "BN101")
     explains: ClassVar[frozenset[str]] = frozenset(
         {"BN101", "BN103", "BN105", "BN106", "BN107", "BN109", "BN304", "BN305"}
         | {"BN601", "BN602", "BN603", "BN702", "BN704"}
@@ -54,21 +54,21 @@ class ChangedInput(Cause):
     everywhere: ClassVar[bool] = True
 
     def fits(self, case: Case) -> bool:
-        """Whether all channels of the first layer changed within a step, and its gamma did not."""
+        """Whether the data jumped shortly before, or all channels of the first layer changed and its gamma did not."""
         window, name = case.window, case.lead.layer
-        if window is None or name is None or not reads_the_input(window, name):
+        if window is None:
             return False
-        at = _place(case)
-        if at is None:
-            return False
-        if input_jump(window) == case.lead.first_step:  # what came of it may have moved gamma since
+        if input_jump(window, case.lead.first_step) is not None:
             return True
+        at = _place(case)
+        if name is None or at is None or case.lead.code == "BN101" or not reads_the_input(window, name):
+            return False
         span = window.layers.span(window.layers.names.index(name))
         gamma = window.gamma[[at - 1, -1], span]
         still = gamma.isnan().all() or torch.allclose(gamma[0], gamma[1], rtol=0.3, atol=0.1)
         batch = variances(window)[:, span]
-        jump = batch[at:].nanmedian(0).values / batch[:at].nanmedian(0).values
-        jumped = jump < 0.1 if case.lead.code == "BN105" else jump > 10
+        jump_of = batch[at:].nanmedian(0).values / batch[:at].nanmedian(0).values
+        jumped = jump_of < 0.1 if case.lead.code == "BN105" else jump_of > 10
         return bool(still) and float(jumped.double().mean()) > 0.5
 
     def title(self, case: Case) -> str:
@@ -78,6 +78,11 @@ class ChangedInput(Cause):
     def detail(self, case: Case) -> str:
         """Say by how much, as the step of the change shows it."""
         window, at = case.window, _place(case)
+        jump = None if window is None else input_jump(window, case.lead.first_step)
+        if jump is not None:
+            what = "variance of the first layer grew ×" if jump.by_variance else "mean of the first layer moved by "
+            unit = "" if jump.by_variance else " standard deviations"
+            return f"the batch {what}{number(jump.size)}{unit} at step {jump.step}; gamma had not moved"
         if window is None or at is None or case.lead.code not in ("BN105", "BN106"):
             return "" if case.was is not None else case.lead.message
         span = window.layers.span(window.layers.names.index(str(case.lead.layer)))
@@ -89,7 +94,10 @@ class ChangedInput(Cause):
 
     def advice(self, case: Case) -> str:
         """Point at the data of that step, and say how to go on."""
-        step = case.lead.first_step
+        jump = None if case.window is None else input_jump(case.window, case.lead.first_step)
+        if jump is None and case.was is not None:
+            return ""
+        step = case.lead.first_step if jump is None else jump.step
         look = f"compare a batch of step {step} with an earlier one: its range and its normalization"
         return f"{look}; then go on from a checkpoint from before it" if case.lost else look
 

@@ -85,7 +85,9 @@ class CorrelatedBatches(Rule):
     an input that is not centered, this effect is far larger than that of the order of the data. What weights can do in
     this way counts as expected. Such data is therefore flagged only if it differs by even more, or comes in blocks of
     batches, in which most neighbors are alike. After a layer with weights, no layer is judged while the window contains
-    a rise of the learning rate, fourfold or more from one step to the next.
+    a rise of the learning rate, fourfold or more from one step to the next. Nor is a layer whose variances are all ten
+    times as large or small from some step on, or whose means are all three deviations away: other weights or other data
+    do that, and BN106, BN105 and BN603 tell of it.
 
     ## References
     Ioffe, Batch Renormalization, 2017; pytorch/pytorch#4741; facebookarchive/C3D#277.

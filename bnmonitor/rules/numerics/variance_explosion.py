@@ -128,7 +128,7 @@ class VarianceExplosion(Rule):
         growth = None
         for back in sorted(set(reach.tolist())):
             past = variances(window, slice(-(new + back), max(0, len(window) - back)))
-            lasting = _floor(variances(window, slice(-(new + row - 1), None)), row)
+            lasting = self._lasting(window, new)
             if len(past) < new or len(lasting) < new:
                 continue
             level = torch.maximum(past.log(), reference)
@@ -136,6 +136,19 @@ class VarianceExplosion(Rule):
             mine = grown.where((reach == back)[window.layers.owner], -torch.inf)
             growth = mine if growth is None else torch.maximum(growth, mine)
         return growth
+
+    def _lasting(self, window: Window, new: int) -> torch.Tensor:
+        """The variances that have lasted up to each new step: ``[T', C]``.
+
+        A variance that is followed by running statistics that are not finite has lasted.
+        """
+        rows = slice(-(new + self.steps_in_a_row - 1), None)
+        recent, lost = variances(window, rows), ~window.running_var[rows].isfinite()
+        if not bool(lost.any()):
+            return _floor(recent, self.steps_in_a_row)
+        low = _floor(recent.where(~lost, torch.inf), self.steps_in_a_row)
+        # What was lost before is not this rule's.
+        return low.where(recent[: len(low)].isfinite(), torch.nan)
 
     def _reference(self, window: Window) -> torch.Tensor:
         """Log of the level that growth is measured from: ``[C]``; higher for a channel that always varies much."""

@@ -114,14 +114,13 @@ class LearningRateTooHigh(Rule):
     networks to .06 to .49 and 2 to 18 times within 20 steps.
 
     ## Look-alikes
-    Data whose scale changes at once, thirtyfold or more in the variance that the first layer sees while no gamma has
-    moved, may make any rate too high: the data is the cause, and this rule is silent, unless the rate was raised at
-    that step or after it. The first steps are not judged.
-    Where layers are unfrozen, by ``requires_grad``, by a new parameter group or by a
-    rate that was 0, they begin to move: their batches are not judged for a window, and their calm times begin anew.
-    Restarts and one-cycle peaks stay below the thresholds. New data in the middle of
-    training moves every layer once. BN106 or BN702 reports a fault of one layer; where all layers jump, their findings
-    count as effects of this alert.
+    Data that changes at once, thirtyfold or more in the variance that the first layer sees or ten standard deviations
+    in its mean, while no gamma has moved, may make any rate too high: the data is the cause, and this rule is silent,
+    unless the rate was raised at that step or after it. The first steps are not judged. Where layers are unfrozen, by
+    ``requires_grad``, by a new parameter group or by a rate that was 0, they begin to move: their batches are not
+    judged for a window, and their calm times begin anew. Restarts and one-cycle peaks stay below the thresholds. New
+    data in the middle of training moves every layer once. BN106 or BN702 reports a fault of one layer; where all layers
+    jump, their findings count as effects of this alert.
 
     ## References
     Ioffe and Szegedy, Batch Normalization, 2015, section 3.3; Bjorck et al., Understanding Batch Normalization, 2018;
@@ -152,11 +151,11 @@ class LearningRateTooHigh(Rule):
         found = self._runaway(window) or self._leaps(window)
         if not found:
             return []
-        jumped = input_jump(window)
-        if jumped is None or jumped - 1 > found[0].first_step:
+        jumped = input_jump(window, found[0].first_step)
+        if jumped is None:
             return found
         # A rate that was raised together with the data, or after it, is a cause of its own.
-        return found if any(step >= jumped for step in rises(window)) else []
+        return found if any(step >= jumped.step for step in rises(window)) else []
 
     def _runaway(self, window: Window) -> list[Finding]:
         """Judge how far gamma has moved, and whether the loss has left its start."""
