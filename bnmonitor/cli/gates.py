@@ -49,12 +49,28 @@ def gate(parsed: argparse.Namespace, targets: Sequence[Target]) -> int:
             _write(parsed.junit, junit(found, targets, least))
     except GateError as error:
         return fail(str(error))
+    for word in suppressions.idle([each.problem for each in found]):
+        _doubt(word)
     line = told(found, least)
     if line:
         print(f"bnmonitor: {printable(line)}", file=sys.stderr)
     if any(target.error for target in targets):
         return USAGE
     return FOUND if counted(found, least) else FINE
+
+
+def _doubt(word: str) -> None:
+    """Say that a word of ``pyproject.toml`` looks like a misspelled one; names of rules of one's own do not."""
+    from bnmonitor.diagnosis import CAUSES
+    from bnmonitor.rules import all_rules, near
+
+    rules, causes = all_rules(), [cause.name for cause in CAUSES]
+    code = word[:2].upper() == "BN"
+    if any(rule.code.startswith(word.upper()) if code else rule.name == word.lower() for rule in rules):
+        return
+    like = "" if word.lower() in causes else near(word, rules, causes)
+    if code or like:
+        print(f"bnmonitor: pyproject.toml ignores {word!r}, which no rule or cause is called{like}", file=sys.stderr)
 
 
 def run_target(report: Report) -> Target:

@@ -33,6 +33,11 @@ class Suppressions:
     in_layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     file: Path | None = None
 
+    def idle(self, problems: Sequence[Problem]) -> tuple[str, ...]:
+        """Return the words, each once, that name none of these problems."""
+        words = dict.fromkeys((*self.ignore, *(w for each in self.in_layers.values() for w in each)))
+        return tuple(word for word in words if not any(_names(word, each) for each in problems))
+
     def reason(self, problem: Problem) -> str:
         """Return why a problem is ignored; empty if it is not.
 

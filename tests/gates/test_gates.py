@@ -200,6 +200,26 @@ def test_pyproject_ignores_by_rule_and_layer(
     assert ("1 problem ignored by pyproject.toml" in capsys.readouterr().err) == passes
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("stale-statistic", "'stale-statistic', which no rule or cause is called; did you mean 'stale-statistics'?"),
+        ("BN399", "'BN399', which no rule or cause is called; did you mean 'BN306'?"),
+        ("BN3", ""),
+        ("stale-statistics", ""),
+        ("learning-rate-too-high", ""),
+        ("qqq-of-our-own", ""),
+    ],
+)
+def test_a_name_that_looks_misspelled_is_doubted(
+    word: str, said: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pyproject(here, f"ignore = [{word!r}]")
+    assert main(["report", "run"]) == 1
+    doubts = [line for line in capsys.readouterr().err.splitlines() if "pyproject" in line]
+    assert doubts == ([f"bnmonitor: pyproject.toml ignores {said}"] if said else [])
+
+
 def test_an_incident_that_reaches_other_layers_is_not_ignored(here: Path) -> None:
     pyproject(here, "[tool.bnmonitor.ignore-in-layers]\n'a.*' = ['BN106']\n'b.*' = ['BN106', 'small-batch']")
     suppressions = read_suppressions(here)
