@@ -163,6 +163,7 @@ class Provider:
         self._provider, self._most = provider, most
         self._ask = {"experiment_id": experiment, "plugin_name": PLUGIN}
         self._context = context
+        self._read: dict[str, dict[str, list[Record]]] = {}
 
     def runs(self) -> Mapping[str, Mapping[str, Tag]]:
         """Return the tags of every run, as they were when first asked for: a provider serves one request."""
@@ -176,22 +177,41 @@ class Provider:
             for run, tags in listed.items()
         }
 
+    def ahead(self, tags: Mapping[str, Sequence[str]]) -> None:
+        """Read the tags of several runs at once, and keep them, until the next call, for :meth:`read`."""
+        self._read = {}
+        if len(tags) < 2:
+            return
+        try:
+            read = self._request(list(tags), list(dict.fromkeys(tag for some in tags.values() for tag in some)))
+        except (ValueError, TypeError, MemoryError, OverflowError):
+            return  # a damaged value: each run is read by itself, and says which
+        self._read = {run: {tag: read.get(run, {}).get(tag, []) for tag in some} for run, some in tags.items()}
+
     def read(self, run: str, tags: Sequence[str]) -> Mapping[str, Sequence[Record]]:
         """Return the values of the tags that TensorBoard kept."""
-        from tensorboard.data.provider import RunTagFilter
-
         if not tags:
             return {}
-        wanted = RunTagFilter(runs=[run], tags=list(tags))
+        known = self._read.get(run, {})
+        if all(tag in known for tag in tags):
+            return {tag: known[tag] for tag in tags if known[tag]}
         try:
-            read = self._provider.read_tensors(self._context, **self._ask, downsample=self._most, run_tag_filter=wanted)
-            return {tag: [_record(datum) for datum in data] for tag, data in read.get(run, {}).items()}
+            return self._request([run], tags).get(run, {})
         except (ValueError, TypeError, MemoryError, OverflowError) as error:
             # TensorBoard decodes all tags of a request at once, and one damaged tensor fails it.
             if len(tags) == 1:
                 logger.warning("%s of the run %r holds a damaged value, so it is left out: %s", tags[0], run, error)
                 return {}
         return {tag: records for each in tags for tag, records in self.read(run, [each]).items()}
+
+    def _request(self, runs: Sequence[str], tags: Sequence[str]) -> dict[str, dict[str, list[Record]]]:
+        from tensorboard.data.provider import RunTagFilter
+
+        wanted = RunTagFilter(runs=list(runs), tags=list(tags))
+        read = self._provider.read_tensors(self._context, **self._ask, downsample=self._most, run_tag_filter=wanted)
+        return {
+            run: {tag: [_record(datum) for datum in data] for tag, data in found.items()} for run, found in read.items()
+        }
 
 
 def _record(datum: Any) -> Record:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import re
 from html import escape
 from typing import Any
 
@@ -34,7 +33,7 @@ CHANNEL_COLUMNS = 96
 _KEPT_BITS = 12
 
 # The page loads nothing, and the browser forbids it to.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data: blob:"
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 def page(history: History, name: str) -> str:
@@ -48,12 +47,12 @@ def page(history: History, name: str) -> str:
     return _TEMPLATE.format(
         policy=_POLICY,
         title=escape(f"BatchNorm: {_called(state)}"),
-        style="".join(_read(name) for name in ("palette.css", "style.css")) + _STYLE,
+        style=viewer.styles() + _STYLE,
         verdict=_verdict(state),
         summary=_summary(state),
         content=_json(content),
         numbers=base64.b64encode(numbers).decode(),
-        modules=_json({"imports": _modules()}),
+        code=viewer.page(),
     )
 
 
@@ -197,31 +196,13 @@ def _size(sheets: _Sheets) -> int:
     return len(sheets.packed()) * 4 // 3
 
 
-# -- the code ----------------------------------------------------------------------------------------------------------
-
-
-def _read(name: str) -> str:
-    return viewer.sent(viewer.DIRECTORY / name)
-
-
-def _modules() -> dict[str, str]:
-    """Return the drawing code by bare module names: relative names need an address, which an inlined module lacks."""
-    found = {}
-    for path in sorted(viewer.DIRECTORY.glob("*.js")):
-        code = re.sub(r'(from|import)(\s*\(?\s*)"\./([\w.]+)"', r'\1\2"bn/\3"', viewer.sent(path))
-        found[f"bn/{path.name}"] = "data:text/javascript;base64," + base64.b64encode(code.encode()).decode()
-    found.pop("bn/index.js", None)
-    found.pop("bn/server.js", None)
-    return found
+# -- the words ---------------------------------------------------------------------------------------------------------
 
 
 def _json(thing: object) -> str:
     """Return JSON that can stand inside a script element."""
     text = json.dumps(thing, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-# -- the words ---------------------------------------------------------------------------------------------------------
 
 
 def _verdict(state: Report) -> str:
@@ -367,8 +348,8 @@ _TEMPLATE = """<!doctype html>
 </section>
 <script type="application/json" id="content">{content}</script>
 <script type="text/plain" id="numbers">{numbers}</script>
-<script type="importmap">{modules}</script>
-<script type="module">import "bn/report.js";</script>
+<script type="module">
+{code}</script>
 </body>
 </html>
 """

@@ -25,6 +25,12 @@ class Cache:
         self._making: dict[Hashable, Lock] = {}
         self._kept: OrderedDict[Hashable, tuple[Hashable, Any, int]] = OrderedDict()
 
+    def holds(self, key: Hashable, state: Hashable) -> bool:
+        """Return whether the value of a key is kept for a state."""
+        with self._lock:
+            found = self._kept.get(key)
+            return found is not None and found[0] == state
+
     def get(self, key: Hashable, state: Hashable, make: Callable[[], Any]) -> Any:
         """Return the value of a key; make it again if the state changed."""
         with self._lock:

@@ -6,20 +6,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import parse_qsl
 
 import numpy as np
 from tensorboard import plugin_util
 from tensorboard.plugins import base_plugin
 from werkzeug import wrappers
+from werkzeug.datastructures import MultiDict
 
 from bnmonitor import viewer
 from bnmonitor.history import black_boxes as boxes
 from bnmonitor.history import statistics as catalogue
 from bnmonitor.history import thin
-from bnmonitor.history.listing import listed
 from bnmonitor.history.run import Channels, Frames, History, Run
 from bnmonitor.history.schema import ALERT, CHANNELS, COURSE, EVERY, FACTS, FRAME, INCIDENT, KEPT, PLUGIN
 from bnmonitor.history.source import Array, Provider
@@ -27,8 +27,19 @@ from bnmonitor.tensorboard_plugin.cache import Cache
 from bnmonitor.tensorboard_plugin.channels import PERCENTILES, ChannelReader, Detail, pooled
 from bnmonitor.tensorboard_plugin.files import box_files, flight_folder
 from bnmonitor.tensorboard_plugin.gradient_norm import NAME, gradient_norm
-from bnmonitor.tensorboard_plugin.hyperparameters import hyperparameters, of_run
-from bnmonitor.tensorboard_plugin.wire import MOST_COLUMNS, NotThereError, Query, answer, as_binary, as_bundle, as_json
+from bnmonitor.tensorboard_plugin.hyperparameters import hyperparameters
+from bnmonitor.tensorboard_plugin.table import rows
+from bnmonitor.tensorboard_plugin.wire import (
+    MOST_COLUMNS,
+    BadRequestError,
+    NotThereError,
+    Query,
+    answer,
+    as_binary,
+    as_bundle,
+    as_json,
+    attempt,
+)
 
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
 _LATEST = 2**53
@@ -41,6 +52,9 @@ MOST_ROWS = 500
 
 COLUMNS = 1500
 """Columns of a slice unless the request asks for another number."""
+
+MOST_ASKED = 64
+"""The most slices in one answer."""
 
 Answer = tuple[Any, str]
 
@@ -57,27 +71,30 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
     def __init__(self, context: Any) -> None:
         self._context = context
         self._cache = Cache()
+        self._slices = {
+            "slice": self._slice,
+            "course": self._course,
+            "layer": self._layer,
+            "channels": self._channels,
+            "bands": self._bands,
+            "at": self._at,
+            "channel": self._channel,
+            "box": self._box,
+        }
 
     def get_plugin_apps(self) -> dict[str, Any]:
         """Return the routes: one for each file of the page, and one for each kind of data."""
         data = {
             "/first": self._first,
+            "/several": self._several,
             "/runs": self._runs,
             "/table": self._table,
             "/manual": self._manual,
             "/run": self._run,
-            "/slice": self._slice,
-            "/course": self._course,
-            "/layer": self._layer,
-            "/channels": self._channels,
-            "/bands": self._bands,
-            "/at": self._at,
-            "/channel": self._channel,
-            "/box": self._box,
+            **{f"/{name}": handle for name, handle in self._slices.items()},
         }
-        # The routes are the files that are there: no path is ever made of what was asked for. Other files have another
-        # address, so that a browser may keep these.
-        files = {f"/{viewer.version()}/{path.name}": _static(path) for path in viewer.files() if path.suffix in _TYPES}
+        # No path is ever made of what was asked for. Other texts have another address, so that a browser may keep these.
+        files = {f"/{viewer.version()}/{name}": _static(name, text) for name, text in viewer.files().items()}
         return {**files, **{route: answer(handle) for route, handle in data.items()}}
 
     def is_active(self) -> bool:
@@ -102,8 +119,17 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         statistic = query.text("statistic", "")
         known = statistic if statistic in catalogue.BY_NAME else "health"
         bins = str(min(MOST_COLUMNS, query.number("bins", 1, _LATEST, COLUMNS)))
-        of = Query({"run": name, "statistic": known, "bins": bins})
+        of = Query(MultiDict({"run": name, "statistic": known, "bins": bins}))
         return as_bundle(index, *(handle(request, of)[0] for handle in (self._run, self._slice, self._course)))
+
+    def _several(self, request: wrappers.Request, query: Query) -> Answer:
+        """Answer several slices at once: the status of each, and then each."""
+        asked = [each.partition("?") for each in query.texts("ask", MOST_ASKED)]
+        if unknown := [route for route, _, _ in asked if route not in self._slices]:
+            raise BadRequestError(f"{unknown[0]!r} is not a route that answers a slice")
+        found = [attempt(self._slices[route], request, Query(MultiDict(parse_qsl(words)))) for route, _, words in asked]
+        states, _ = as_json([code for _, _, code in found])
+        return as_bundle(states, *(content for content, _, _ in found))
 
     def _runs(self, request: wrappers.Request, query: Query) -> Answer:
         return self._index(self._listed(request))
@@ -130,13 +156,17 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         """Answer a part of the table of runs, in the order of their names: reading hundreds takes a while."""
         provider, context = self._context.data_provider, plugin_util.context(request.environ)
         settings = hyperparameters(provider, context, self._experiment(request))
-        every = list(self._history(request).all().items())
+        every = list(self._history(request).all().values())
         first, most = query.number("first", 0, _LATEST, 0), query.number("most", 1, MOST_ROWS, MOST_ROWS)
-        rows = [
-            self._kept(request, run, EVERY, partial(listed, run, of_run(settings, name)), _ROW)
-            for name, run in every[first : first + most]
-        ]
-        return as_json({"runs": rows, "of": len(every)})
+        experiment, history = self._experiment(request), self._history(request)
+        found = rows(
+            every[first : first + most],
+            cast(Provider, history.source),
+            settings,
+            known=lambda run: self._cache.holds((experiment, run.name, EVERY, _ROW), run.state(EVERY)),
+            keep=lambda run, make: self._kept(request, run, EVERY, make, _ROW),
+        )
+        return as_json({"runs": found, "of": len(every)})
 
     def _manual(self, request: wrappers.Request, query: Query) -> Answer:
         """Answer the manual's page of a rule or a cause."""
@@ -303,9 +333,9 @@ def _time(seconds: float) -> float:
     return float(seconds) if np.isfinite(seconds) else 0.0
 
 
-def _static(path: Path) -> Any:
-    kind = _TYPES[path.suffix]
-    return answer(lambda request, query: (viewer.sent(path), kind), seconds=_DAY)
+def _static(name: str, text: str) -> Any:
+    kind = _TYPES[Path(name).suffix]
+    return answer(lambda request, query: (text, kind), seconds=_DAY)
 
 
 def _there(found: Any) -> Any:

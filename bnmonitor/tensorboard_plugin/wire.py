@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tensorboard.backend import http_util
 from werkzeug import wrappers
+from werkzeug.datastructures import MultiDict
 
 from bnmonitor.history.source import Array
 
@@ -42,7 +43,7 @@ class Query:
         given: By name.
     """
 
-    def __init__(self, given: Mapping[str, str]) -> None:
+    def __init__(self, given: MultiDict[str, str]) -> None:
         self._given = given
 
     def text(self, name: str, default: str | None = None) -> str:
@@ -57,6 +58,17 @@ class Query:
         if len(value) > LONGEST:
             raise BadRequestError(f"the parameter {name!r} has {len(value)} characters, at most {LONGEST} are accepted")
         return value
+
+    def texts(self, name: str, most: int) -> list[str]:
+        """Return all parameters of a name.
+
+        Raises:
+            BadRequestError: There are none, or more than ``most``.
+        """
+        found = self._given.getlist(name)
+        if not 0 < len(found) <= most:
+            raise BadRequestError(f"the parameter {name!r} must be there 1 to {most} times, but is {len(found)} times")
+        return found
 
     def number(self, name: str, least: int, most: int, default: int) -> int:
         """Return a parameter as an int.
@@ -74,7 +86,11 @@ class Query:
         return value
 
 
-def answer(handle: Callable[[wrappers.Request, Query], tuple[Any, str]], *, seconds: int = 0) -> App:
+Handle = Callable[[wrappers.Request, Query], tuple[Any, str]]
+"""Answers a request with content and its type."""
+
+
+def answer(handle: Handle, *, seconds: int = 0) -> App:
     """Make a web app from a function that returns content and its type; an error is one sentence of plain text.
 
     Args:
@@ -84,21 +100,26 @@ def answer(handle: Callable[[wrappers.Request, Query], tuple[Any, str]], *, seco
 
     @wrappers.Request.application
     def app(request: wrappers.Request) -> wrappers.Response:
-        try:
-            content, kind = handle(request, Query(request.args))
-        except BadRequestError as error:
-            return _respond(request, str(error), "text/plain", 400)
-        except NotThereError as error:
-            return _respond(request, str(error), "text/plain", 404)
-        except Exception as error:
-            logger.warning("the BatchNorm tab could not answer %s", request.path, exc_info=True)
-            return _respond(request, f"bnmonitor could not answer: {type(error).__name__}: {error}", "text/plain", 500)
+        content, kind, code = attempt(handle, request, Query(request.args))
         if kind == BINARY:
             packed = gzip.compress(content, 1)
-            return _respond(request, packed, kind, 200, content_encoding="gzip")
-        return _respond(request, content, kind, 200, expires=seconds)
+            return _respond(request, packed, kind, code, content_encoding="gzip")
+        return _respond(request, content, kind, code, expires=seconds if code == 200 else 0)
 
     return app
+
+
+def attempt(handle: Handle, request: wrappers.Request, query: Query) -> tuple[Any, str, int]:
+    """Return content, its type and its status; an error is one sentence of plain text."""
+    try:
+        return *handle(request, query), 200
+    except BadRequestError as error:
+        return str(error), "text/plain", 400
+    except NotThereError as error:
+        return str(error), "text/plain", 404
+    except Exception as error:
+        logger.warning("the BatchNorm tab could not answer %s", request.path, exc_info=True)
+        return f"bnmonitor could not answer: {type(error).__name__}: {error}", "text/plain", 500
 
 
 def _respond(request: wrappers.Request, content: Any, kind: str, code: int, **more: Any) -> wrappers.Response:

@@ -81,7 +81,7 @@ export class App {
       });
     this.maps = [overview(window.innerWidth > 1800 ? 280 : 190, () => this.state.run), overview(0, () => this.state.compare)];
     this.panel = new Panel(this.source, { change: (part) => this.change(part), zoom: on.zoom, incident: (i) => on.incident(i, this.focused) });
-    this.table = new RunsView(this.source, { change: (part) => this.change(part) });
+    this.table = new RunsView(this.source, { change: (part) => this.change(part), trouble: (error) => this.trouble(error) });
     this.share = new Share(() => this.given());
     this.toolbar.el.append(this.share.el);
     this.notice = h("div", { class: "notice-place" });
@@ -191,8 +191,13 @@ export class App {
       await this.panel.show(run, this.state, this.view, this.full, this.index.channelStatistics, now);
       if (this.token === token) this.ready();
     } catch (error) {
-      if (this.token === token) this.notice.replaceChildren(trouble(error, () => this.reload()));
+      if (this.token === token) this.trouble(error);
     }
+  }
+
+  /** @param {unknown} error */
+  trouble(error) {
+    this.notice.replaceChildren(trouble(error, () => this.reload()));
   }
 
   /** Take what came with the first answer. */
@@ -292,8 +297,7 @@ export class App {
     this.notice.replaceChildren();
     this.main.hidden = false;
     this.table.el.hidden = true;
-    const scale = (this.scale = scaleOf(statistic, slices.map((s) => s.extent), state.scale));
-    const axis = (this.axis = axisOf(state.axis, courses[0]));
+    const { scale, axis } = this.measures(statistic, slices, courses[0]);
     this.toolbar.set(this.index, state, statistic, scale, view, new Set(runs.flatMap((r) => r.incidents.map((i) => i.severity))));
     const names = [...new Set(runs.flatMap((r) => r.layers.map((l) => l.name)))];
     const about = { all: names.length, shown: names.length, grouped: !state.sort, curves: courses.some((c) => heightOf(c)) };
@@ -312,9 +316,22 @@ export class App {
     this.map = undefined;
     // Room that few layers leave is the loss's.
     const tall = Math.max(0, Math.min(160, (room - MOST * rows.length) / 3));
+    this.place = this.placed();
     if (state.diff && runs.length > 1) return this.showDifference(names, rows, room);
     this.maps[1].el.hidden = runs.length < 2;
     runs.forEach((run, i) => this.maps[i].set({ run, names, rows, slice: slices[i], course: courses[i], statistic, scale, axis, view, full, state, focused: run.name === this.focused, room, tall, titled: runs.length > 1 }));
+  }
+
+  /** The scale and the axis; those of last time if nothing changed. @param {import("./types.js").Statistic} statistic @param {Slice[]} slices @param {Slice|null} course */
+  measures(statistic, slices, course) {
+    const { state } = this;
+    const of = [JSON.stringify([statistic.name, slices.map((s) => s.extent), state.scale, state.axis, document.documentElement.className]), course];
+    if (!this.scale || !this.axis || of.some((part, i) => part !== this.measured?.[i])) {
+      this.measured = of;
+      this.scale = scaleOf(statistic, slices.map((s) => s.extent), state.scale);
+      this.axis = axisOf(state.axis, course);
+    }
+    return { scale: this.scale, axis: this.axis };
   }
 
   /** The lines of the maps; those of last time if nothing changed. @param {string[]} names @param {number} room */
@@ -357,8 +374,13 @@ export class App {
     if (this.index) this.load();
   }
 
+  /** What of the window decides how the maps are laid out. */
+  placed() {
+    return [this.room.clientWidth, this.room.getBoundingClientRect().top + window.scrollY, window.innerHeight].join();
+  }
+
   resized() {
-    if (this.state.view !== "runs") this.show();
+    if (this.state.view !== "runs" && this.place !== this.placed()) this.show();
   }
 
   blank() {

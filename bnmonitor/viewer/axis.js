@@ -38,13 +38,22 @@ export function rowOf(course, name) {
   return course && at >= 0 ? course.values.subarray(at * course.columns, (at + 1) * course.columns) : null;
 }
 
+/** @type {WeakMap<import("./types.js").Slice, {epoch: number, step: number}[]>} */
+const known = new WeakMap();
+
 /** The first step of each epoch that the course knows. @param {import("./types.js").Slice|null} course @returns {{epoch: number, step: number}[]} */
 export function epochs(course) {
+  const found = course ? known.get(course) ?? begins(course) : [];
+  if (course) known.set(course, found);
+  return found;
+}
+
+/** @param {import("./types.js").Slice} course */
+function begins(course) {
   const row = rowOf(course, "epoch");
   /** @type {{epoch: number, step: number}[]} */
   const found = [];
-  if (!row || !course) return found;
-  row.forEach((v, i) => {
+  row?.forEach((v, i) => {
     if (Number.isFinite(v) && v > (found.at(-1)?.epoch ?? -1)) found.push({ epoch: v, step: i ? course.ends[i - 1] + 1 : course.before + 1 });
   });
   return found;

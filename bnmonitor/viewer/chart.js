@@ -43,7 +43,7 @@ export class Chart {
     /** @type {Drawn|null} */
     this.drawn = null;
     this.draw = once(() => this.paint());
-    new ResizeObserver(this.draw).observe(this.el);
+    new ResizeObserver(() => this.el.clientWidth !== this.wide && this.draw()).observe(this.el);
     const step = (/** @type {PointerEvent} */ e) => {
       const d = this.drawn;
       if (!d) return null;
@@ -81,7 +81,7 @@ export class Chart {
 
   paint() {
     const d = this.drawn;
-    const width = this.el.clientWidth;
+    const width = (this.wide = this.el.clientWidth);
     if (!d || !width) return;
     const height = this.options.height ?? 130;
     const colors = theme();

@@ -73,8 +73,17 @@ export function tint(context, color, alpha, x, y, width, height) {
   context.globalAlpha = 1;
 }
 
-/** The page's colors, for canvases. */
+/** @type {{of: string, colors: ReturnType<typeof colorsNow>}|undefined} */
+let known;
+
+/** The page's colors, for canvases; the same object as long as the theme is the same. */
 export function theme() {
+  const of = document.documentElement.className;
+  if (known?.of !== of) known = { of, colors: colorsNow() };
+  return known.colors;
+}
+
+function colorsNow() {
   const style = getComputedStyle(document.documentElement);
   const read = (/** @type {string} */ name) => style.getPropertyValue(`--${name}`).trim();
   return {

@@ -44,10 +44,10 @@ function medians(slice) {
   const out = new Float32Array(rows);
   const every = Math.max(1, Math.floor(columns / 256));
   for (let r = 0; r < rows; r++) {
-    const some = [];
-    for (let c = r * columns; c < (r + 1) * columns; c += every) if (Number.isFinite(values[c])) some.push(values[c]);
-    some.sort((a, b) => a - b);
-    out[r] = some.length ? some[(some.length - 1) >> 1] : 0;
+    const some = new Float32Array(Math.ceil(columns / every));
+    let n = 0;
+    for (let c = r * columns; c < (r + 1) * columns; c += every) if (Number.isFinite(values[c])) some[n++] = values[c];
+    out[r] = n ? some.subarray(0, n).sort()[(n - 1) >> 1] : 0;
   }
   return out;
 }

@@ -60,6 +60,10 @@ export class HeatMap {
     this.usual = undefined;
     /** @type {number|null} */
     this.pointed = null;
+    /** Width of the plot. */
+    this.width = 1;
+    /** What the rows were painted from. @type {unknown[]} */
+    this.painted = [];
     this.base = h("canvas");
     this.over = h("canvas", { class: "over" });
     this.axis = h("canvas", { class: "axis" });
@@ -78,7 +82,7 @@ export class HeatMap {
     this.draw = once(() => this.paint());
     this.redraw = once(() => this.paintOver());
     this.scroll.addEventListener("scroll", () => this.scrolled());
-    new ResizeObserver(this.draw).observe(this.el);
+    new ResizeObserver(() => this.el.clientWidth !== this.wide && this.draw()).observe(this.el);
     // On paper nothing scrolls.
     this.paper = window.matchMedia("print");
     this.paper.addEventListener("change", () => this.paint());
@@ -104,11 +108,6 @@ export class HeatMap {
   /** Whether there are more rows than room. */
   get scrolls() {
     return !this.paper.matches && !!this.placed && !!this.shown && this.placed.total > Math.max(this.shown.room, 60) + 0.5;
-  }
-
-  /** Width of the plot. */
-  get width() {
-    return Math.max(1, Math.floor(this.el.clientWidth - this.options.names - 1 - this.beside));
   }
 
   /** Width that the small map beside it takes. */
@@ -155,16 +154,26 @@ export class HeatMap {
 
   paint() {
     const s = this.shown;
-    if (!s || !this.el.clientWidth) return;
-    const { least = 2, most = 26 } = this.options;
+    const wide = (this.wide = this.el.clientWidth);
+    if (!s || !wide) return;
+    const { least = 2, most = 26, names } = this.options;
+    const colors = theme();
+    // What is selected is drawn over the rows, which stay as they are.
+    const from = [s.rows, s.slice, s.scale, s.axis, s.view.from, s.view.to, s.room, s.flagged, wide, names, most, colors, this.paper.matches, window.devicePixelRatio];
+    if (from.every((part, i) => part === this.painted[i])) {
+      if (this.scrolls) this.mini.paint(s, /** @type {import("./layout.js").Layout} */ (this.placed), this.scroll.clientHeight, packed);
+      return this.paintOver();
+    }
+    this.painted = from;
     this.placed = layout(s.rows, s.room, { least, most });
     this.columns = this.usual = undefined;
+    this.width = Math.max(1, Math.floor(wide - names - 1 - this.beside));
     const height = Math.max(1, Math.min(this.placed.total, this.paper.matches ? PAPER : Math.max(s.room, 60)));
     this.scroll.style.height = `${height}px`;
     this.tall.style.height = `${this.placed.total}px`;
     this.mini.el.hidden = !this.scrolls;
     this.paintRows();
-    this.drawAxis(theme());
+    this.drawAxis(colors);
     this.paintOver();
     if (this.scrolls) this.mini.paint(s, this.placed, height, packed);
   }

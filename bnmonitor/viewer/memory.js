@@ -25,9 +25,8 @@ export function remembering(source) {
   return {
     first: source.first && (() => /** @type {NonNullable<Source["first"]>} */ (source.first).call(source)),
     index: () => source.index(),
-    run: (run) => source.run(run),
     table: (first, most) => source.table(first, most),
-    slice: kept("slice"), course: kept("course"), layer: kept("layer"), channels: kept("channels"), bands: kept("bands"),
+    run: kept("run"), slice: kept("slice"), course: kept("course"), layer: kept("layer"), channels: kept("channels"), bands: kept("bands"),
     at: kept("at"), channel: kept("channel"), box: kept("box"), manual: kept("manual"),
     forget: () => known.clear(),
   };

@@ -37,7 +37,7 @@ function sorting(order) {
 export const namesOf = (/** @type {string} */ words) => words.split("\n").filter(Boolean);
 
 export class RunsView {
-  /** @param {import("./types.js").Source} source @param {{change: (part: Partial<State>) => void}} on */
+  /** @param {import("./types.js").Source} source @param {{change: (part: Partial<State>) => void, trouble: (error: unknown) => void}} on */
   constructor(source, on) {
     this.source = source;
     this.on = on;
@@ -64,26 +64,46 @@ export class RunsView {
 
   /** @param {import("./types.js").Index} index @param {State} state @param {import("./types.js").Statistic} statistic */
   async show(index, state, statistic) {
-    const token = (this.token = {});
     this.state = state;
     this.health = index.statistics.find((s) => s.name === "health");
     const seen = JSON.stringify(index.runs);
     if (seen !== this.seen) {
-      // A part at a time: reading hundreds of runs for the first time takes a while.
-      const rows = [];
-      do {
-        const part = await this.source.table(rows.length, PART);
-        if (this.token !== token) return;
-        rows.push(...part.runs);
-        this.of = part.of;
-        if (!part.runs.length) break;
-        if (!this.rows.length || rows.length >= this.of) this.draw((this.rows = rows.slice()));
-      } while (rows.length < this.of);
       this.seen = seen;
+      this.begun = this.read();
     }
+    if (!this.rows.length) await this.begun;
     this.draw(this.rows);
-    const chosen = this.chosen();
-    await this.overlay.show(chosen, state, statistic);
+    await this.overlay.show(this.chosen(), state, statistic);
+  }
+
+  /**
+   * Read the rows, a part at a time, as hundreds take a while; whatever is sorted, filtered and chosen meanwhile is done
+   * with what has come. @returns {Promise<void>}  Resolved when the first part is there.
+   */
+  async read() {
+    const token = (this.token = {});
+    const fresh = !this.rows.length;
+    /** @type {Row[]} */
+    const rows = [];
+    const next = async () => {
+      const part = await this.source.table(rows.length, PART);
+      if (this.token !== token) return true;
+      rows.push(...part.runs);
+      this.of = part.of;
+      const last = !part.runs.length || rows.length >= part.of;
+      // Rows that are there already stay until all are read again.
+      if (fresh || last) this.draw((this.rows = rows.slice()));
+      return last;
+    };
+    const failed = (/** @type {unknown} */ error) => {
+      // The next view asks again.
+      if (this.token === token) this.seen = undefined;
+      throw error;
+    };
+    const rest = async () => {
+      while (!(await next()));
+    };
+    if (!(await next().catch(failed))) rest().catch(failed).catch(this.on.trouble);
   }
 
   /** Leave the table for one run or two. @param {Partial<State>} part */

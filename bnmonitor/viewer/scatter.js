@@ -25,7 +25,9 @@ class Picture {
     /** @type {{x: number, y: number}|null} */
     this.pointer = null;
     this.draw = once(() => this.paint());
-    new ResizeObserver(this.draw).observe(this.el);
+    /** Width that it was painted at. */
+    this.wide = 0;
+    new ResizeObserver(() => this.el.clientWidth !== this.wide && this.draw()).observe(this.el);
     const move = (/** @type {{x: number, y: number}|null} */ to) => {
       this.pointer = to;
       this.draw();
@@ -57,7 +59,7 @@ function extent(values, log) {
 export class Histogram extends Picture {
   paint() {
     const d = this.drawn;
-    const width = this.el.clientWidth;
+    const width = (this.wide = this.el.clientWidth);
     if (!d || !width) return;
     const colors = /** @type {any} */ (theme());
     const context = surface(this.canvas, width, HEIGHT);
@@ -129,7 +131,7 @@ export class Plane extends Picture {
 
   paint() {
     const d = this.drawn;
-    const width = this.el.clientWidth;
+    const width = (this.wide = this.el.clientWidth);
     if (!d || !d.y || !width) return;
     const colors = /** @type {any} */ (theme());
     const context = surface(this.canvas, width, HEIGHT);

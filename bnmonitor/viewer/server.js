@@ -16,10 +16,30 @@ export class Refused extends Error {
 /** A uint32 length, as many bytes of JSON, then float32, all little endian. @param {ArrayBuffer} buffer @returns {Slice} */
 export function decode(buffer) {
   const length = new DataView(buffer).getUint32(0, true);
-  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
+  const header = JSON.parse(read(new Uint8Array(buffer, 4, length)));
   const [rows, columns] = header.shape;
   return { ...header, rows, columns, values: new Float32Array(buffer, 4 + length) };
 }
+
+const read = (/** @type {BufferSource} */ bytes) => new TextDecoder().decode(bytes);
+
+/** The answers in one: before each a uint32 of its length. @param {ArrayBuffer} buffer */
+function partsOf(buffer) {
+  const view = new DataView(buffer);
+  const parts = [];
+  for (let at = 0; at < buffer.byteLength; at += 4 + view.getUint32(at, true)) parts.push(buffer.slice(at + 4, at + 4 + view.getUint32(at, true)));
+  return parts;
+}
+
+/** @param {URL} url */
+async function fetched(url) {
+  const answer = await fetch(url);
+  if (!answer.ok) throw new Refused((await answer.text()) || answer.statusText, answer.status);
+  return answer;
+}
+
+/** Most slices in one answer. */
+const MOST = 16;
 
 /** @implements {Source} */
 export class Server {
@@ -32,15 +52,15 @@ export class Server {
     this.early = first;
     /** The most columns that the server sends. */
     this.columns = Infinity;
+    /** Slices that were asked for in this turn of the page. @type {{words: string, done: (slice: Slice) => void, failed: (error: unknown) => void}[]} */
+    this.waiting = [];
   }
 
   /** @param {string} route @param {Record<string, string|number|null|undefined>} [query] */
   async ask(route, query = {}) {
     const url = new URL(route, this.base);
     for (const [name, value] of Object.entries(query)) if (value !== null && value !== undefined) url.searchParams.set(name, String(value));
-    const answer = await fetch(url);
-    if (!answer.ok) throw new Refused((await answer.text()) || answer.statusText, answer.status);
-    return answer;
+    return fetched(url);
   }
 
   /** All that is drawn at first, once; null if it did not come: each part can be asked for. @returns {Promise<import("./types.js").First|null>} */
@@ -48,11 +68,8 @@ export class Server {
     const answer = await this.early?.catch(() => null);
     this.early = undefined;
     if (!answer?.ok) return null;
-    const buffer = await answer.arrayBuffer();
-    const view = new DataView(buffer);
-    const parts = [];
-    for (let at = 0; at < buffer.byteLength; at += 4 + view.getUint32(at, true)) parts.push(buffer.slice(at + 4, at + 4 + view.getUint32(at, true)));
-    const [index, run] = parts.slice(0, 2).map((part) => JSON.parse(new TextDecoder().decode(part)));
+    const parts = partsOf(await answer.arrayBuffer());
+    const [index, run] = parts.slice(0, 2).map((part) => JSON.parse(read(part)));
     this.columns = index.columns;
     const [slice, course] = parts.slice(2).map(decode);
     return { index, run: run ?? null, slice: slice ?? null, course: course ?? null };
@@ -80,9 +97,30 @@ export class Server {
   }
 
   /** @param {string} route @param {Record<string, any>} query @param {Range|null} range @param {number} bins */
-  async numbers(route, query, range, bins) {
+  numbers(route, query, range, bins) {
     const part = range ? { from: Math.floor(range.from), to: Math.ceil(range.to) } : {};
-    return decode(await (await this.ask(route, { ...query, ...part, bins: Math.max(1, Math.min(this.columns, Math.round(bins))) })).arrayBuffer());
+    return this.together(route, { ...query, ...part, bins: Math.max(1, Math.min(this.columns, Math.round(bins))) });
+  }
+
+  /** A slice; all that are asked for in one turn of the page come in one answer. @param {string} route @param {Record<string, any>} query @returns {Promise<Slice>} */
+  together(route, query) {
+    if (!this.waiting.length) queueMicrotask(() => this.send());
+    const words = `${route}?${new URLSearchParams(query)}`;
+    return new Promise((done, failed) => this.waiting.push({ words, done, failed }));
+  }
+
+  async send() {
+    const asked = this.waiting.splice(0, MOST);
+    if (this.waiting.length) queueMicrotask(() => this.send());
+    try {
+      const url = new URL("several", this.base);
+      for (const { words } of asked) url.searchParams.append("ask", words);
+      const [states, ...parts] = partsOf(await (await fetched(url)).arrayBuffer());
+      const codes = JSON.parse(read(states));
+      asked.forEach(({ done, failed }, i) => (codes[i] === 200 ? done(decode(parts[i])) : failed(new Refused(read(parts[i]).trim(), codes[i]))));
+    } catch (error) {
+      for (const { failed } of asked) failed(error);
+    }
   }
 
   /** @type {import("./types.js").Source["slice"]} */
@@ -112,7 +150,7 @@ export class Server {
 
   /** @type {import("./types.js").Source["at"]} */
   at(run, layer, step) {
-    return this.maybe(this.ask("at", { run, layer, step }).then((answer) => answer.arrayBuffer()).then(decode));
+    return this.maybe(this.together("at", { run, layer, step }));
   }
 
   /** @type {import("./types.js").Source["channel"]} */

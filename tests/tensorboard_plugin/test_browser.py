@@ -498,7 +498,8 @@ def test_a_truncated_file_and_a_resumed_run_are_shown(tab: Tab) -> None:
 
 
 MODULE = (
-    'const module = (name) => import(new URL(`${name}.js`, document.querySelector("[rel=modulepreload]").href).href);'
+    'const tab = await import(new URL("tab.js", document.querySelector("[rel=stylesheet]").href).href);'
+    " const module = (name) => tab[name];"
 )
 """How a test gets at a module of the page."""
 

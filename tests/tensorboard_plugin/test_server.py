@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import hypothesis
 import numpy as np
@@ -37,7 +37,7 @@ from bnmonitor.tensorboard_plugin.files import box_files
 from bnmonitor.tensorboard_plugin.loader import BatchNormLoader
 from bnmonitor.tensorboard_plugin.plugin import COLUMNS, BatchNormPlugin
 from bnmonitor.tensorboard_plugin.wire import LONGEST, MOST_COLUMNS, Query
-from bnmonitor.viewer import DIRECTORY
+from bnmonitor.viewer import bundle
 from tests import histories
 from tests.histories import HOSTILE, METRICS, STATISTICS, Writer, course, recorded, write
 
@@ -268,13 +268,7 @@ def test_a_layer_a_channel_map_and_a_channel(tab: Asked) -> None:
 
 def test_the_first_answer_is_those_that_the_page_draws_at_first(tab: Asked, tmp_path: Path) -> None:
     def bundle(asked: Asked, **query: Any) -> list[bytes]:
-        data, parts = plain(asked.ask("/first", **query)), []
-        while data:
-            (length,) = struct.unpack("<I", data[:4])
-            assert length % 4 == 0
-            parts.append(data[4 : 4 + length])
-            data = data[4 + length :]
-        return parts
+        return unbundled(asked.ask("/first", **query))
 
     for given, name in (
         ({"run": SICK, "statistic": "gamma"}, SICK),
@@ -289,6 +283,40 @@ def test_the_first_answer_is_those_that_the_page_draws_at_first(tab: Asked, tmp_
     (tmp_path / "empty").mkdir()
     [index] = bundle(Asked(tmp_path))
     assert json.loads(index)["runs"] == []
+
+
+def unbundled(answer: Any) -> list[bytes]:
+    data, parts = plain(answer), []
+    while data:
+        (length,) = struct.unpack("<I", data[:4])
+        assert length % 4 == 0
+        parts.append(data[4 : 4 + length])
+        data = data[4 + length :]
+    return parts
+
+
+def test_several_slices_come_in_one_answer_each_with_its_status(tab: Asked) -> None:
+    layer = {"run": SICK, "layer": "backbone.1", "bins": 50}
+    asks = [
+        "layer?" + urlencode(layer),
+        "channels?" + urlencode({**layer, "statistic": "gamma"}),
+        "bands?" + urlencode({**layer, "layer": "backbone.0", "statistic": "gamma"}),
+        "at?" + urlencode({"run": SICK, "layer": "backbone.1", "step": "x"}),
+    ]
+    provider, listings = tab.plugin._context.data_provider, []
+    real = provider.list_tensors
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(provider, "list_tensors", lambda *a, **k: listings.append(1) or real(*a, **k))
+        client = Client(tab.apps["/several"], Response)
+        states, *parts = unbundled(client.get("/several", query_string={"ask": asks}))
+        assert len(listings) == 1, "the runs are listed once for all of them"
+    assert json.loads(states) == [200, 200, 404, 400]
+    assert parts[0] == plain(tab.ask("/layer", **layer))
+    assert parts[1] == plain(tab.ask("/channels", **layer, statistic="gamma"))
+    assert parts[2].decode().strip() == "no channels of that layer were written yet"
+    assert "must be an int" in parts[3].decode()
+    for wrong in ([], ["run?run=x"], ["several?ask=x"], ["at?x=1"] * 65):
+        assert client.get("/several", query_string={"ask": wrong}).status_code == 400
 
 
 def test_percentiles_of_the_channels_and_all_of_them_at_a_step(tab: Asked) -> None:
@@ -454,38 +482,50 @@ def test_black_boxes_come_from_the_runs_own_folder_only(tmp_path: Path) -> None:
 
 
 def test_every_file_of_the_page_is_served_and_no_other(tab: Asked) -> None:
-    names = {path.name for path in DIRECTORY.iterdir() if path.suffix in (".js", ".css")}
-    served = {route for route in tab.apps if route.endswith((".js", ".css"))}
-    assert served == {f"/{viewer.version()}/{name}" for name in names}
+    served = {route for route in tab.apps if "." in route}
+    assert served == {f"/{viewer.version()}/{name}" for name in ("index.js", "tab.js", "tab.css")}
     answer = tab.ask(f"/{viewer.version()}/index.js")
     assert "max-age=86400" in answer.headers["Cache-Control"], "its address is that of this very text"
     assert "no-cache" in tab.ask("/runs").headers["Cache-Control"]
-    asked = re.search(r'MODULES = "(.*?)"', plain(answer).decode())
-    assert asked is not None
-    modules = {name for name in names if name.endswith(".js")} - {"index.js", "report.js", "types.js"}
-    assert sorted(f"{name}.js" for name in asked[1].split()) == sorted(modules), "all are asked for at once"
     assert answer.mimetype == "text/javascript"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert plain(answer).decode() == viewer.sent(DIRECTORY / "index.js")
-    assert plain(tab.ask(f"/{viewer.version()}/style.css")) == (DIRECTORY / "style.css").read_bytes()
+    assert plain(answer).decode() == bundle.sent(bundle.DIRECTORY / "index.js")
+    colors, rules = (bundle.DIRECTORY / name for name in ("palette.css", "style.css"))
+    assert plain(tab.ask(f"/{viewer.version()}/tab.css")) == colors.read_bytes() + rules.read_bytes()
     assert not any("*" in route for route in tab.apps)
 
 
+def test_each_module_is_in_the_tab_or_the_page_once_after_those_that_it_imports() -> None:
+    names = {path.stem for path in bundle.DIRECTORY.glob("*.js")} - {"index", "types"}
+    scripts = {"tab": viewer.files()["tab.js"], "page": viewer.page()}
+    inside = {name: re.findall(r"^// (\w+)\.js$", text, flags=re.M) for name, text in scripts.items()}
+    assert sorted(inside["tab"]) == sorted(names - {"report"})
+    assert sorted(inside["page"]) == sorted(names - {"server"})
+    for name, text in scripts.items():
+        assert not re.search(r"^(import|export (?!\{))", text, flags=re.M), "nothing is left to load"
+        for module in inside[name]:
+            own = (bundle.DIRECTORY / f"{module}.js").read_text(encoding="utf-8")
+            for other in re.findall(r'from "\./(\w+)\.js"', own):
+                assert inside[name].index(other) < inside[name].index(module)
+            lines = text.split(f"// {module}.js\n")[1].splitlines()
+            begins = [re.match(r"export ((?:async )?\w+ \w+)", line) for line in own.splitlines()]
+            assert all(begin[1] in line for begin, line in zip(begins, lines, strict=False) if begin), (
+                "an error is as many lines below the name as in the file"
+            )
+    assert "</script" not in viewer.page()
+    assert "<!--" not in viewer.page()
+
+
 def test_the_page_is_small_and_makes_no_markup_of_data() -> None:
-    sources = {
-        path.name: path.read_text(encoding="utf-8") for path in DIRECTORY.iterdir() if path.suffix in (".js", ".css")
-    }
-    sent = {
-        path.name: viewer.sent(path) for path in DIRECTORY.glob("*.js") if path.name not in ("types.js", "report.js")
-    }
-    assert sum(len(gzip.compress(text.encode(), 3)) for text in sent.values()) < 70_000
-    for name, text in sent.items():
-        assert "/**" not in text, name
-        assert text.count("\n") == sources[name].count("\n"), "an error names the line of the file"
-        assert all(line.count("`") % 2 == 0 for line in text.splitlines()), (
+    sources = {path: path.read_text(encoding="utf-8") for path in bundle.DIRECTORY.glob("*.[jc]s*")}
+    assert sum(len(gzip.compress(text.encode(), 3)) for text in viewer.files().values()) < 64_000
+    for path, text in sources.items():
+        sent = bundle.sent(path)
+        assert path.suffix == ".css" or "/**" not in sent, path.name
+        assert sent.count("\n") == text.count("\n"), path.name
+        assert path.suffix == ".css" or all(line.count("`") % 2 == 0 for line in sent.splitlines()), (
             "a text over lines would lose its indentation"
         )
-    for name, text in sources.items():
         for word in (
             "innerHTML",
             "outerHTML",
@@ -496,7 +536,7 @@ def test_the_page_is_small_and_makes_no_markup_of_data() -> None:
             "http://",
         ):
             # The name of SVG looks like an address, and nothing is loaded from it.
-            assert word not in text.replace("http://www.w3.org/2000/svg", ""), f"{name} uses {word}"
+            assert word not in text.replace("http://www.w3.org/2000/svg", ""), f"{path.name} uses {word}"
 
 
 # -- the loader --------------------------------------------------------------------------------------------------------
@@ -578,7 +618,8 @@ def test_a_route_takes_the_parameters_and_gives_the_answer_that_are_described(
     file = a_box(tmp_path / "run")
     write(tmp_path / "run", ("layer0", "layer1"), range(5), sick=(1,), channels=4, detailed=(1,))
     tab, asked = Asked(tmp_path), set()
-    text = Query.text
+    text, texts = Query.text, Query.texts
+    monkeypatch.setattr(Query, "texts", lambda query, name, most: asked.add(name) or texts(query, name, most))
 
     def noted(query: Query, name: str, default: str | None = None) -> str:
         asked.add(name)
@@ -590,8 +631,8 @@ def test_a_route_takes_the_parameters_and_gives_the_answer_that_are_described(
     common = {"shape", "ends", "before", "frames"}
     for route, part in described().items():
         asked.clear()
-        if route == "/first":
-            assert tab.ask(route, **given).status_code == 200
+        if route in ("/first", "/several"):
+            assert tab.ask(route, **given, ask="slice?run=run&statistic=health").status_code == 200
         elif route in ("/runs", "/table", "/manual", "/run"):
             assert set(tab.json(route, **given)) == in_tables(part, "key")
         else:
@@ -600,7 +641,8 @@ def test_a_route_takes_the_parameters_and_gives_the_answer_that_are_described(
             assert common < every
             assert all(f"`{key}`" in part for key in header.keys() - common)
             assert values.shape == tuple(header["shape"])
-        inner = {"from", "to"} if route == "/first" else set()  # what the routes within it take
+        # What the routes within it take.
+        inner = {"/first": {"from", "to"}, "/several": asked - {"ask"}}.get(route, set())
         assert asked - inner == in_tables(part, "parameter"), route
 
 
