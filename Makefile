@@ -32,7 +32,7 @@ help:
 	@echo "make power     measure how small a fault the rules find, and what it costs"
 	@echo "make public-faults  play published faults again, and write down what is said"
 	@echo "make guide     measure what is said of batch normalization, and write the pages of the guide"
-	@echo "make pictures  make the pictures of the README anew from a real run (needs chromium)"
+	@echo "make pictures  make the pictures of the README, and those that the tab is compared with, anew (needs chromium)"
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "bnmonitor needs Python 3.10 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
@@ -154,6 +154,7 @@ guide: $(VENV)/dev.stamp
 
 pictures: $(VENV)/dev.stamp
 	@$(BIN)/python docs/gen_pictures.py
+	@PICTURES=write $(BIN)/python -m pytest -q tests/tensorboard_plugin/test_pictures.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-integrations build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bnmonitor_demo

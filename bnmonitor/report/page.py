@@ -234,7 +234,8 @@ def _summary(state: Report) -> str:
         body = "".join(
             "<tr>"
             + "".join(
-                f"<td>{escape(cell)}</td>"
+                # A name that is too long for a phone is broken where its parts end.
+                f"<td>{escape(cell).replace('.', '.<wbr>')}</td>"
                 for cell in (
                     row.name,
                     f"{row.health:.0f}",

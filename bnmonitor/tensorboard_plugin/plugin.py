@@ -93,7 +93,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
             "/run": self._run,
             **{f"/{name}": handle for name, handle in self._slices.items()},
         }
-        # No path is ever made of what was asked for. Other texts have another address, so that a browser may keep these.
+        # No path is made of what was asked for. Other texts have another address, so that a browser may keep these.
         files = {f"/{viewer.version()}/{name}": _static(name, text) for name, text in viewer.files().items()}
         return {**files, **{route: answer(handle) for route, handle in data.items()}}
 

@@ -1,4 +1,4 @@
-"""The table of runs: many runs are read with few requests to TensorBoard's data provider, each of which takes a while."""
+"""The table of runs: many runs are read with few requests to TensorBoard's data provider, as each takes a while."""
 
 from __future__ import annotations
 
