@@ -36,9 +36,5 @@ def _read(tag: Any) -> dict[str, Any]:
     except Exception:  # what another program wrote
         return {}
     kinds = [(name, value, value.WhichOneof("kind")) for name, value in sorted(start.hparams.items())]
-    found = {
-        name: getattr(value, kind)
-        for name, value, kind in kinds
-        if kind in ("bool_value", "number_value", "string_value")
-    }
+    found = {name: getattr(value, kind) for name, value, kind in kinds if kind in _KINDS}
     return dict(list(found.items())[:_MOST])

@@ -27,7 +27,7 @@ export const STEPS = {
 const UNITS = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
 
 /** @param {number} seconds */
-export function duration(seconds) {
+function duration(seconds) {
   const [size, sign] = UNITS.find(([unit]) => Math.abs(seconds) >= unit) ?? [1, "s"];
   return `${Number((seconds / size).toPrecision(3))} ${sign}`;
 }

@@ -30,7 +30,7 @@ const near = (/** @type {number} */ a, /** @type {number} */ b) => Math.abs(a - 
  * The limit, if the statistic is what was compared with it: what was measured lies among what was recorded meanwhile.
  * @param {Alert} alert @param {Statistic} statistic @param {number[]} ends @param {Float32Array} values
  */
-export function limitOf(alert, statistic, ends, values) {
+function limitOf(alert, statistic, ends, values) {
   const [measured, limit] = [Number(alert.value), Number(alert.threshold)];
   if (!statistic.judged?.includes(alert.code) || !Number.isFinite(measured) || !Number.isFinite(limit)) return null;
   const during = [...values].filter((v, i) => Number.isFinite(v) && ends[i] >= alert.first_step - (ends[1] - ends[0] || 1) && ends[i] <= alert.last_step);

@@ -14,7 +14,8 @@ function word(name) {
 
 export async function render() {
   const place = (/** @type {string} */ file) => new URL(file, import.meta.url).href;
-  const bins = Math.max(400, Math.round(window.innerWidth * (window.devicePixelRatio || 1)));
+  // About as many columns as the map has pixels, beside which a wide page has the panel.
+  const bins = Math.max(400, Math.round(window.innerWidth * (window.innerWidth > 900 ? 0.68 : 1) * (window.devicePixelRatio || 1)));
   // The numbers take longest, and are asked for first.
   const first = word("view") ? undefined : fetch(place(`../first?${new URLSearchParams({ run: word("run"), statistic: word("statistic"), bins: String(bins) })}`));
   const sheet = Object.assign(document.createElement("link"), { rel: "stylesheet", href: place("./tab.css") });

@@ -27,7 +27,7 @@ import { followAddress, followTheme, readAddress, writeAddress } from "./tensorb
  */
 
 /** Undo the planes of bytes that numbers are kept in. @param {Uint8Array} planes @returns {Float32Array} */
-export function unplane(planes) {
+function unplane(planes) {
   const count = planes.length / 4;
   const bytes = new Uint8Array(planes.length);
   for (let plane = 0; plane < 4; plane++) for (let i = 0, from = plane * count; i < count; i++) bytes[4 * i + plane] = planes[from + i];

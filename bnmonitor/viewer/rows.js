@@ -30,7 +30,7 @@ const MANY = 24;
  * @param {string[]} names @param {number[]} places
  * @param {boolean} [plain]  No groups within groups.
  */
-export function groups(names, places, plain = false) {
+function groups(names, places, plain = false) {
   return branch(names.map((name) => name.split(".")), places, 0, 0, plain);
 }
 
@@ -84,7 +84,7 @@ const heightOf = (list, open) => list.reduce((sum, one) => sum + (one.under.leng
  * The groups to unfold so that everything fits: those first in which an incident began, then from the top down.
  * @param {Group[]} list @param {number} room @param {Set<number>} wanted  Places of the layers in which incidents began.
  */
-export function fitting(list, room, wanted) {
+function fitting(list, room, wanted) {
   /** @type {Set<string>} */
   const open = new Set();
   let height = heightOf(list, open);
@@ -129,14 +129,14 @@ export function glob(word) {
  * Whether a name fits a filter: a part of it, or a pattern with * and ? for the whole of it; several words: any of them.
  * @param {string} filter @returns {(name: string) => boolean}
  */
-export function matcher(filter) {
+function matcher(filter) {
   const words = filter.trim().toLowerCase().split(/\s+/).filter(Boolean);
   const tests = words.map((word) => (/[*?]/.test(word) ? glob(word) : (/** @type {string} */ name) => name.includes(word)));
   return (name) => !tests.length || tests.some((test) => test(name.toLowerCase()));
 }
 
 /** What the user folded, from the word in the address: `+path` and `-path`, and `+` or `-` alone for all. @param {string} word */
-export function folds(word) {
+function folds(word) {
   /** @type {Map<string, boolean>} */
   const said = new Map();
   for (const part of word.split(",")) {

@@ -34,7 +34,7 @@ function sorting(order) {
 }
 
 /** Names of runs in the address. */
-export const namesOf = (/** @type {string} */ words) => words.split("\n").filter(Boolean);
+const namesOf = (/** @type {string} */ words) => words.split("\n").filter(Boolean);
 
 export class RunsView {
   /** @param {import("./types.js").Source} source @param {{change: (part: Partial<State>) => void, trouble: (error: unknown) => void}} on */
@@ -202,7 +202,7 @@ export class RunsView {
 }
 
 /** Whether a run has all words of a filter; with `*` or `?` a glob over its whole name. @param {string} seek @returns {(row: Row) => boolean} */
-export function matcher(seek) {
+function matcher(seek) {
   const words = seek.trim().toLowerCase();
   if (/[*?]/.test(words)) {
     const fits = glob(words);
@@ -216,7 +216,7 @@ export function matcher(seek) {
 }
 
 /** A number or a word of a setting. @param {any} value */
-export const told = (value) => (value === undefined || value === null ? "–" : typeof value === "number" ? number(value) : cut(String(value), 24));
+const told = (value) => (value === undefined || value === null ? "–" : typeof value === "number" ? number(value) : cut(String(value), 24));
 
 /** @param {number} seconds */
 function date(seconds) {

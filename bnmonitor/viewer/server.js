@@ -5,7 +5,7 @@
 /** @typedef {import("./types.js").Range} Range */
 
 /** An error of the server, in one sentence. */
-export class Refused extends Error {
+class Refused extends Error {
   /** @param {string} message @param {number} code */
   constructor(message, code) {
     super(message);

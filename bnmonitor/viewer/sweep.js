@@ -48,7 +48,7 @@ export class Sweep {
 }
 
 /** Where it breaks, if there is such a place. @param {Row[]} runs @param {string} name */
-export function sentence(runs, name) {
+function sentence(runs, name) {
   const ill = runs.filter((r) => r.first);
   const well = runs.filter((r) => !r.first);
   if (!ill.length) return `No incident in ${count(runs.length, "run")}, whatever the ${name}.`;

@@ -68,7 +68,7 @@ export function unlike(names) {
 }
 
 /** The glyph and the word of a severity: no meaning by color alone. */
-export const SEVERITY = {
+const SEVERITY = {
   error: { glyph: "✗", rank: 2 },
   warning: { glyph: "!", rank: 1 },
   info: { glyph: "·", rank: 0 },

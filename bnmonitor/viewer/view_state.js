@@ -33,7 +33,7 @@
  */
 
 /** @type {State} */
-export const START = { run: "", compare: "", statistic: "health", from: null, to: null, layer: "", incident: "", focus: "", step: null, channels: "batch_var", channel: null, box: "", filter: "", fold: "", group: "", sort: "", least: "", axis: "step", scale: "", smooth: 0, rank: "", view: "", diff: "", chosen: "", seek: "", order: "", against: "", page: "" };
+const START = { run: "", compare: "", statistic: "health", from: null, to: null, layer: "", incident: "", focus: "", step: null, channels: "batch_var", channel: null, box: "", filter: "", fold: "", group: "", sort: "", least: "", axis: "step", scale: "", smooth: 0, rank: "", view: "", diff: "", chosen: "", seek: "", order: "", against: "", page: "" };
 
 const NUMBERS = new Set(["from", "to", "step", "channel", "smooth"]);
 

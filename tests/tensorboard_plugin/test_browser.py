@@ -592,6 +592,71 @@ def test_five_hundred_layers_fit_on_the_screen_or_scroll_beside_a_small_map(tab:
     assert text(frame, ".panel h2") == resnet(500)[200]
 
 
+TABLE = """
+async () => {
+  MODULE
+  const [{ RunsView }, { fromWords }] = [await module("runs"), await module("view_state")];
+  const index = await (await fetch(new URL("../runs", document.querySelector("[rel=stylesheet]").href))).json();
+  const health = index.statistics.find((s) => s.name === "health");
+  const same = { verdict: "", severity: "", open: 0, first: null, health: [90], lowest: 90, layers: 1, steps: [0, 9] };
+  const row = (i) => ({ ...same, name: `run${i}`, loss: (i * 7) % 500, wall: 1e9, settings: {} });
+  const all = Array.from({ length: 500 }, (_, i) => row(i));
+  const [asked, open, others] = [[], [], []];
+  const values = Float32Array.of(90);
+  const slice = { rows: 1, columns: 1, ends: [9], before: 0, frames: 1, values, statistics: ["health"] };
+  const described = { layers: [{ name: "bn", channels: 1 }], steps: [0, 9], incidents: [] };
+  const view = new RunsView({
+    table: (first, most) => {
+      asked.push(first);
+      return new Promise((done) => open.push(() => done({ runs: all.slice(first, first + most), of: 500 })));
+    },
+    run: async (name) => (others.push(name), { ...described, name }),
+    layer: async (name) => (others.push(name), slice),
+  }, { change: () => {}, trouble: () => {} });
+  document.body.append(view.el);
+  view.el.hidden = false;
+  const show = (words) => view.show(index, fromWords({ view: "runs", ...words }), health);
+  const names = () => [...view.body.rows].map((tr) => tr.querySelector(".run").textContent);
+  const turn = () => new Promise((done) => setTimeout(done));
+  const first = show({});
+  open.shift()();
+  await first;
+  const found = [names().length];
+  await show({ seek: "run*9", order: "loss" });
+  found.push(names(), asked.slice());
+  while (open.length) {
+    open.shift()();
+    await turn();
+  }
+  found.push(names(), asked.slice());
+  const element = view.body.rows[0];
+  await show({ seek: "run*9", order: "-loss" });
+  found.push([...view.body.rows].includes(element), asked.length);
+  await show({ chosen: all.map((r) => r.name).join("\\n") });
+  found.push(others.length, view.overlay.note.textContent, view.overlay.el.querySelectorAll(".key b").length);
+  view.el.remove();
+  return found;
+}
+"""
+
+
+def test_five_hundred_runs_are_filtered_and_sorted_while_they_are_read_and_each_is_read_once(tab: Tab) -> None:
+    first, some, before, names, asked, kept, requests, others, note, curves = tab.open(run="five/fixed").evaluate(
+        TABLE.replace("MODULE", MODULE)
+    )
+
+    def expected(count: int) -> list[str]:
+        fitting = [i for i in range(count) if i % 10 == 9]
+        return [f"run{i}" for i in sorted(fitting, key=lambda i: i * 7 % 500)]
+
+    assert first == 100, "drawn before the others are read"
+    assert (some, before) == (expected(100), [0, 100]), "filtering and sorting wait for nothing, and ask for nothing"
+    assert (names, asked) == (expected(500), [0, 100, 200, 300, 400])
+    assert (kept, requests) == (True, 5), "a row that is there already is moved, and not made again"
+    assert (others, curves) == (48, 24), "no more curves are read and drawn than can be told apart"
+    assert note.startswith("The first 24 of 500 chosen runs are drawn.")
+
+
 def test_a_click_on_a_folded_group_leads_to_the_layer_that_stands_out(tab: Tab) -> None:
     frame = tab.open(run="many", fold="-")
     scroll = frame.locator(".maps .map-scroll").first.bounding_box()

@@ -32,6 +32,7 @@ from bnmonitor.history import encode
 from bnmonitor.history.flight.layout import FOLDER
 from bnmonitor.history.schema import FRAME, alert_tag
 from bnmonitor.rules import Docstring, all_rules
+from bnmonitor.tensorboard_plugin import table
 from bnmonitor.tensorboard_plugin.cache import Cache
 from bnmonitor.tensorboard_plugin.files import box_files
 from bnmonitor.tensorboard_plugin.loader import BatchNormLoader
@@ -157,6 +158,41 @@ def test_runs_are_a_table_with_verdict_first_incident_health_loss_and_settings(t
     assert tab.json("/table", first=1, most=1)["runs"] == [well]
     assert tab.json("/table", first=2)["runs"] == []
     assert tab.ask("/table", first=-1).status_code == 400
+
+
+def test_many_runs_of_the_table_are_read_with_few_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(12):
+        write(tmp_path / f"run{i:02d}", NAMES[: 1 + i % 3], range(3 + i), sick=(0,) * (i % 2), channels=2, detailed=())
+    reads: list[int] = []
+
+    def asked() -> Asked:
+        tab = Asked(tmp_path)
+        provider = tab.plugin._context.data_provider
+        real = provider.read_tensors
+
+        def read(*args: Any, run_tag_filter: Any, **more: Any) -> Any:
+            reads.append(len(run_tag_filter.runs))
+            return real(*args, run_tag_filter=run_tag_filter, **more)
+
+        monkeypatch.setattr(provider, "read_tensors", read)
+        return tab
+
+    tab = asked()
+    rows = tab.json("/table")["runs"]
+    assert reads == [12]
+    assert tab.json("/table")["runs"] == rows
+    assert reads == [12], "what was read is kept"
+    reads.clear()
+    monkeypatch.setattr(table, "MOST_BYTES", 1)
+    assert asked().json("/table")["runs"] == rows
+    assert max(reads) == 1, "runs that are too large to be read at once are read one by one"
+    monkeypatch.undo()
+    with Writer(tmp_path / "run03", NAMES[:1], 2) as writer:
+        broken = encode.floats(FRAME + writer.schema.key, np.ones((1, len(METRICS)), np.float32), b"")
+        broken.tensor.tensor_content = b"123"
+        writer.add(99, 1e9, broken)
+    after = {row["name"]: row for row in Asked(tmp_path).json("/table")["runs"]}
+    assert [row["name"] for row in rows if row != after[row["name"]]] == ["run03"], "it costs its own run alone"
 
 
 def test_pages_of_the_manual_come_with_the_package(tab: Asked) -> None:
