@@ -24,10 +24,11 @@ from bnmonitor.history.run import Channels, Frames, History, Run
 from bnmonitor.history.schema import ALERT, CHANNELS, COURSE, EVERY, FACTS, FRAME, INCIDENT, KEPT, PLUGIN
 from bnmonitor.history.source import Array, Provider
 from bnmonitor.tensorboard_plugin.cache import Cache
-from bnmonitor.tensorboard_plugin.channels import PERCENTILES, ChannelReader, Detail, pooled
+from bnmonitor.tensorboard_plugin.channels import PERCENTILES, ChannelReader, Detail
 from bnmonitor.tensorboard_plugin.files import box_files, flight_folder
 from bnmonitor.tensorboard_plugin.gradient_norm import NAME, gradient_norm
 from bnmonitor.tensorboard_plugin.hyperparameters import hyperparameters
+from bnmonitor.tensorboard_plugin.slices import COLUMNS, LATEST, columns, percentile_bins
 from bnmonitor.tensorboard_plugin.table import rows
 from bnmonitor.tensorboard_plugin.wire import (
     MOST_COLUMNS,
@@ -42,16 +43,12 @@ from bnmonitor.tensorboard_plugin.wire import (
 )
 
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
-_LATEST = 2**53
 _DAY = 24 * 60 * 60
 _HISTORY = "bnmonitor.history"
 """Key of a request's history: its runs are listed once for each request."""
 _ROW = "row of the table"
 MOST_ROWS = 500
 """The most rows of the table of runs in one answer."""
-
-COLUMNS = 1500
-"""Columns of a slice unless the request asks for another number."""
 
 MOST_ASKED = 64
 """The most slices in one answer."""
@@ -118,7 +115,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         name = asked if asked in runs else min(runs, key=lambda run: (-runs[run], run))
         statistic = query.text("statistic", "")
         known = statistic if statistic in catalogue.BY_NAME else "health"
-        bins = str(min(MOST_COLUMNS, query.number("bins", 1, _LATEST, COLUMNS)))
+        bins = str(min(MOST_COLUMNS, query.number("bins", 1, LATEST, COLUMNS)))
         of = Query(MultiDict({"run": name, "statistic": known, "bins": bins}))
         return as_bundle(index, *(handle(request, of)[0] for handle in (self._run, self._slice, self._course)))
 
@@ -157,7 +154,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         provider, context = self._context.data_provider, plugin_util.context(request.environ)
         settings = hyperparameters(provider, context, self._experiment(request))
         every = list(self._history(request).all().values())
-        first, most = query.number("first", 0, _LATEST, 0), query.number("most", 1, MOST_ROWS, MOST_ROWS)
+        first, most = query.number("first", 0, LATEST, 0), query.number("most", 1, MOST_ROWS, MOST_ROWS)
         experiment, history = self._experiment(request), self._history(request)
         found = rows(
             every[first : first + most],
@@ -208,7 +205,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         ends = self._kept(
             request, run, EVERY, lambda: thin.extent(values, logarithmic=logarithmic), f"extent of {metric}"
         )  # of the whole run, so that zooming changes no color
-        return _columns(frames.steps, values, query, logarithmic, {"extent": ends}, worst=metric == "health")
+        return columns(frames.steps, values, query, logarithmic, {"extent": ends}, worst=metric == "health")
 
     def _course(self, request: wrappers.Request, query: Query) -> Answer:
         """Answer the course of a training: ``[statistics, columns]``."""
@@ -219,7 +216,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         norm = self._gradient_norm(request, run, course.steps)
         if norm is not None:
             names, values = (*names, NAME), np.vstack([values, norm.astype(np.float32)])
-        return _columns(course.steps, values, query, True, {"statistics": names})
+        return columns(course.steps, values, query, True, {"statistics": names})
 
     def _layer(self, request: wrappers.Request, query: Query) -> Answer:
         """Answer every statistic of one layer: ``[statistics, columns]``."""
@@ -228,7 +225,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         if layer not in frames.layers:
             raise NotThereError("this run does not have a layer of that name")
         values = frames.values[:, frames.layers.index(layer)]
-        return _columns(frames.steps, values, query, False, {"statistics": frames.metrics})
+        return columns(frames.steps, values, query, False, {"statistics": frames.metrics})
 
     def _channels(self, request: wrappers.Request, query: Query) -> Answer:
         """Answer a statistic of a layer's channels: ``[channels, columns]``."""
@@ -236,18 +233,18 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         detail = _there(self._reader(request, run).statistic(layer, statistic))
         logarithmic = catalogue.logarithmic(statistic, catalogue.CHANNEL)
         ends = thin.extent(detail.extreme, logarithmic=logarithmic)
-        return _columns(detail.steps, detail.extreme, query, logarithmic, {"extent": ends})
+        return columns(detail.steps, detail.extreme, query, logarithmic, {"extent": ends})
 
     def _bands(self, request: wrappers.Request, query: Query) -> Answer:
         """Answer percentiles of a statistic over a layer's channels: ``[percentiles, columns]``."""
         run, layer, statistic = self._find(request, query), query.text("layer"), query.text("statistic")
         detail, bands = _there(self._reader(request, run).bands(layer, statistic))
-        return _columns(detail.steps, bands, query, False, {"percentiles": PERCENTILES}, pool=_bins)
+        return columns(detail.steps, bands, query, False, {"percentiles": PERCENTILES}, pool=percentile_bins)
 
     def _at(self, request: wrappers.Request, query: Query) -> Answer:
         """Answer every statistic of every channel of a layer at a step: ``[statistics * channels, 1]``."""
         run, layer = self._find(request, query), query.text("layer")
-        step = query.number("step", -_LATEST, _LATEST, _LATEST)
+        step = query.number("step", -LATEST, LATEST, LATEST)
         names, values, first, last = _there(self._reader(request, run).at(layer, step))
         header = {"ends": [last], "before": first - 1, "frames": 1, "statistics": names, "channels": values.shape[1]}
         return as_binary(header, values.reshape(-1, 1))
@@ -262,7 +259,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         names = [name for name, detail in found.items() if np.array_equal(detail.steps, most.steps)]
         channel = query.number("channel", 0, len(most.mean) - 1, 0)
         table = np.array([found[name].extreme[channel] for name in names])
-        return _columns(most.steps, table, query, False, {"statistics": names})
+        return columns(most.steps, table, query, False, {"statistics": names})
 
     def _box(self, request: wrappers.Request, query: Query) -> Answer:
         """Answer a statistic of one layer in a black box: ``[channels, steps]``, every step of it."""
@@ -278,7 +275,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
             raise NotThereError(f"the black box has no such layer or statistic, or cannot be read: {error}") from None
         ends = thin.extent(values, logarithmic=catalogue.logarithmic(statistic, catalogue.CHANNEL))
         steps = np.asarray(box["steps"])
-        return _columns(steps, values, query, False, {"extent": ends, "layers": box["layers"]})
+        return columns(steps, values, query, False, {"extent": ends, "layers": box["layers"]})
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -342,35 +339,6 @@ def _there(found: Any) -> Any:
     if found is None:
         raise NotThereError("no channels of that layer were written yet")
     return found
-
-
-def _bins(bands: Array, bins: int, **_: Any) -> tuple[Array, Array]:
-    """Thin bands of percentiles, as :func:`thin.pool` thins other rows."""
-    edges = (np.arange(bins + 1) * bands.shape[1]) // bins if bands.shape[1] > bins else np.arange(bands.shape[1] + 1)
-    return pooled(bands, edges), edges
-
-
-def _columns(
-    steps: Array,
-    values: Array,
-    query: Query,
-    logarithmic: bool,
-    header: dict[str, Any],
-    *,
-    worst: bool = False,
-    pool: Callable[..., tuple[Array, Array]] = thin.pool,
-) -> Answer:
-    """Answer a range of steps, thinned: column ``i`` stands for the steps after ``ends[i - 1]`` up to ``ends[i]``."""
-    first, last = query.number("from", -_LATEST, _LATEST, -_LATEST), query.number("to", -_LATEST, _LATEST, _LATEST)
-    lo, hi = int(np.searchsorted(steps, first, "left")), int(np.searchsorted(steps, last, "right"))
-    lo, hi = max(0, lo - 1), min(len(steps), hi + 1)  # a column more on either side, to draw up to the edge
-    thinned, edges = pool(
-        values[:, lo:hi], query.number("bins", 1, MOST_COLUMNS, COLUMNS), logarithmic=logarithmic, lowest=worst
-    )
-    inside = steps[lo:hi]
-    ends = inside[edges[1:] - 1] if len(inside) else inside
-    before = int(steps[lo - 1]) if lo else thin.before(steps)
-    return as_binary({**header, "ends": ends.tolist(), "before": before, "frames": hi - lo}, thinned)
 
 
 def _described(files: dict[str, Path]) -> list[dict[str, Any]]:

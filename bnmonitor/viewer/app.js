@@ -5,7 +5,9 @@ import { difference, differing } from "./difference.js";
 import { h } from "./dom.js";
 import { empty, trouble } from "./notices.js";
 import { verdict } from "./incidents.js";
+import { pressed } from "./keys.js";
 import { remembering } from "./memory.js";
+import { Numbers } from "./numbers.js";
 import { MOST, Overview } from "./overview.js";
 import { linesOf } from "./out.js";
 import { Panel } from "./panel.js";
@@ -47,12 +49,7 @@ export class App {
     this.state = fromWords(options.words);
     /** @type {import("./types.js").Index|null} */
     this.index = null;
-    /** @type {Map<string, Run>} */
-    this.runs = new Map();
-    /** @type {Map<string, Slice>} */
-    this.slices = new Map();
-    /** @type {Map<string, Slice|null>} */
-    this.courses = new Map();
+    this.numbers = new Numbers(this.source);
     /** @type {{runs: Run[], slices: Slice[], courses: (Slice|null)[], sorted: Slice|null}|undefined} */
     this.shown = undefined;
     /** @type {{key: string, rows: import("./rows.js").Row[]}|undefined} */
@@ -91,7 +88,7 @@ export class App {
     this.main = h("main", { class: "split", hidden: true }, this.left, this.panel.el);
     this.el = h("div", { class: "bn" }, this.toolbar.el, this.notice, this.main, this.table.el);
     new ResizeObserver(() => this.resized()).observe(this.room);
-    document.addEventListener("keydown", (e) => this.key(e));
+    document.addEventListener("keydown", (e) => pressed(this, e));
     if (options.live) setInterval(() => this.poll(), POLL);
   }
 
@@ -142,7 +139,7 @@ export class App {
     if (!this.shown) return;
     const { runs, slices } = this.shown;
     this.token = {};
-    this.shown = { ...this.shown, runs, slices: runs.map((run, i) => this.slices.get(JSON.stringify([run.name, this.state.statistic])) ?? slices[i]) };
+    this.shown = { ...this.shown, runs, slices: runs.map((run, i) => this.numbers.known(run.name, this.state.statistic) ?? slices[i]) };
     this.show();
     this.waiting = setTimeout(() => this.change({}), PAUSE);
   }
@@ -150,9 +147,7 @@ export class App {
   /** Read everything again; the view stays. */
   async reload() {
     this.index = null;
-    this.runs.clear();
-    this.slices.clear();
-    this.courses.clear();
+    this.numbers.forget();
     this.source.forget();
     await this.load();
   }
@@ -171,17 +166,19 @@ export class App {
   async load() {
     const token = (this.token = {});
     try {
-      if (!this.index) await this.begin();
-      this.index ??= await this.source.index();
+      const first = this.index ? null : await this.numbers.first(this.state.statistic);
+      this.index ??= first ?? (await this.source.index());
       if (this.token !== token) return;
       if (!this.index.runs.length) return this.blank();
       this.settle(this.index);
       if (this.state.view === "runs") return void (await this.list(token));
       const names = [this.state.run, this.state.compare].filter(Boolean);
-      const { sort, statistic } = this.state;
+      const { sort, statistic, from, to } = this.state;
+      const { numbers, bins } = this;
+      const range = from === null || to === null ? null : { from, to };
       const [runs, slices, courses, sorted] = await Promise.all([
-        Promise.all(names.map((n) => this.run(n))), Promise.all(names.map((n) => this.slice(n))), Promise.all(names.map((n) => this.course(n))),
-        sort && sort !== statistic ? this.whole(names[0], sort) : null,
+        Promise.all(names.map((n) => numbers.run(n))), Promise.all(names.map((n) => numbers.slice(n, statistic, range, bins))), Promise.all(names.map((n) => numbers.course(n, bins))),
+        sort && sort !== statistic ? numbers.slice(names[0], sort, null, bins) : null,
       ]);
       if (this.token !== token) return;
       this.shown = { runs, slices, courses, sorted };
@@ -198,20 +195,6 @@ export class App {
   /** @param {unknown} error */
   trouble(error) {
     this.notice.replaceChildren(trouble(error, () => this.reload()));
-  }
-
-  /** Take what came with the first answer. */
-  async begin() {
-    const first = await this.source.first?.();
-    if (!first || this.index) return;
-    this.index = first.index;
-    if (!first.run || !first.slice) return;
-    const { name } = first.run;
-    const { statistics } = first.index;
-    const shown = statistics.find((s) => s.name === this.state.statistic)?.name ?? "health";
-    this.runs.set(name, first.run);
-    this.slices.set(JSON.stringify([name, shown]), first.slice);
-    this.courses.set(name, first.course);
   }
 
   /** Show the table of runs. @param {object} token */
@@ -240,40 +223,9 @@ export class App {
     this.statistic = /** @type {import("./types.js").Statistic} */ (index.statistics.find((s) => s.name === state.statistic));
   }
 
-  /** @param {string} name */
-  async run(name) {
-    const found = this.runs.get(name) ?? (await this.source.run(name));
-    this.runs.set(name, found);
-    return found;
-  }
-
   /** As many columns as there are pixels. */
   get bins() {
     return Math.min(this.index?.columns ?? 400, Math.max(400, Math.round((this.maps[0].map.el.clientWidth || window.innerWidth) * (window.devicePixelRatio || 1))));
-  }
-
-  /** @param {string} name */
-  async course(name) {
-    const found = this.courses.has(name) ? (this.courses.get(name) ?? null) : await this.source.course(name, this.bins);
-    this.courses.set(name, found);
-    return found;
-  }
-
-  /** @param {string} name */
-  async slice(name) {
-    const { statistic, from, to } = this.state;
-    const known = this.slices.get(JSON.stringify([name, statistic]));
-    // Where nothing was thinned away, a part of it is in what is there already.
-    if (from === null || to === null || (known && known.frames === known.columns)) return this.whole(name, statistic);
-    return this.source.slice(name, statistic, { from, to }, this.bins);
-  }
-
-  /** A statistic of all steps. @param {string} name @param {string} statistic */
-  async whole(name, statistic) {
-    const key = JSON.stringify([name, statistic]);
-    const found = this.slices.get(key) ?? (await this.source.slice(name, statistic, null, this.bins));
-    this.slices.set(key, found);
-    return found;
   }
 
   /** All steps of what is shown. @returns {Range} */
@@ -395,28 +347,5 @@ export class App {
   ready() {
     document.documentElement.dataset.drawn = String(Math.round(performance.now()));
     document.dispatchEvent(new CustomEvent("bnmonitor-drawn"));
-  }
-
-  /** @param {KeyboardEvent} e */
-  key(e) {
-    const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(/** @type {HTMLElement} */ (e.target).tagName);
-    const list = this.state.view === "runs";
-    if (!typing && !e.ctrlKey && !e.metaKey && !e.altKey) {
-      if (e.key === "?") return this.share.keys.showModal();
-      if (e.key === "/") {
-        e.preventDefault();
-        return (list ? this.table : this.bar).filter.focus();
-      }
-      if (this.shown && !list && (e.key === "[" || e.key === "]")) return this.change({ fold: e.key === "[" ? "-" : "+" });
-    }
-    if (e.key !== "Escape" || this.share.keys.open) return;
-    const { state } = this;
-    if (this.share.menu.open) this.share.menu.open = false;
-    else if (list) this.change(state.seek ? { seek: "" } : { chosen: "" });
-    else if (state.page) this.change({ page: "" });
-    else if (state.box) this.change({ box: "" });
-    else if (state.from !== null) this.change({ from: null, to: null });
-    else if (state.layer || state.incident || state.group || state.step !== null) this.change({ layer: "", incident: "", channel: null, step: null, group: "" });
-    else if (state.filter) this.change({ filter: "" });
   }
 }
