@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -18,7 +19,8 @@ from bnmonitor.history.source import Array
 from bnmonitor.history.statistics import CHANNEL, LAYER, Statistic, logarithmic
 from bnmonitor.history.thin import before, extent, pool
 from bnmonitor.report.read import Report, report
-from bnmonitor.results import Alert, Incident, Severity
+from bnmonitor.report.template import STYLE, TEMPLATE
+from bnmonitor.results import Alert, Incident, LayerSummary, Severity
 
 BUDGET = 720_000
 """Bytes of numbers in the page, as encoded; with the drawing code and the text the page stays below a megabyte."""
@@ -44,10 +46,10 @@ def page(history: History, name: str) -> str:
     """
     run, state = history.run(name), report(history, name)
     content, numbers = _content(run, state)
-    return _TEMPLATE.format(
+    return TEMPLATE.format(
         policy=_POLICY,
         title=escape(f"BatchNorm: {_called(state)}"),
-        style=viewer.styles() + _STYLE,
+        style=viewer.styles() + STYLE,
         verdict=_verdict(state),
         summary=_summary(state),
         content=_json(content),
@@ -230,27 +232,7 @@ def _summary(state: Report) -> str:
         lines.append(f"<details><summary>{count(len(notes), 'note')}</summary><ul>{items}</ul></details>")
     ill = state.ill()
     if ill:
-        head = "".join(f"<th>{t}</th>" for t in ("layer", "health", "batch σ²", "", "running gap", "γ min", "alerts"))
-        body = "".join(
-            "<tr>"
-            + "".join(
-                # A name that is too long for a phone is broken where its parts end.
-                f"<td>{escape(cell).replace('.', '.<wbr>')}</td>"
-                for cell in (
-                    row.name,
-                    f"{row.health:.0f}",
-                    sparkline(row.batch_var),
-                    number(row.batch_var[-1]) if row.batch_var else "–",
-                    f"{row.running_gap:.2f}σ" if row.running_gap == row.running_gap else "–",
-                    f"{row.gamma_min:.2f}" if row.gamma_min == row.gamma_min else "–",
-                    ", ".join(row.alerts),
-                )
-            )
-            + "</tr>"
-            for row in ill[:12]
-        )
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        lines.append(f'<div class="wide">{table}</div>')
+        lines.append(f'<div class="wide">{_table(ill[:12])}</div>')
         rest = len(state.rows) - len(ill[:12])
         lines += [f'<p class="quiet">{count(rest, "more layer")}</p>'] if rest else []
     if state.skipped:
@@ -260,6 +242,25 @@ def _summary(state: Report) -> str:
         )
     lines += [f'<p class="quiet">{escape(line)}</p>' for line in state.beside()]
     return "\n".join(lines)
+
+
+def _table(rows: Sequence[LayerSummary]) -> str:
+    head = "".join(f"<th>{t}</th>" for t in ("layer", "health", "", "batch σ²", "running gap", "γ min", "alerts"))
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in _cells(row))}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cells(row: LayerSummary) -> tuple[str, ...]:
+    return (
+        # A name that is too long for a phone is broken where its parts end.
+        escape(row.name).replace(".", ".<wbr>"),
+        f"{row.health:.0f}",
+        sparkline(row.batch_var),
+        number(row.batch_var[-1]) if row.batch_var else "–",
+        f"{row.running_gap:.2f}σ" if row.running_gap == row.running_gap else "–",
+        f"{row.gamma_min:.2f}" if row.gamma_min == row.gamma_min else "–",
+        escape(", ".join(row.alerts)),
+    )
 
 
 def _incident(incident: Incident) -> str:
@@ -289,68 +290,3 @@ def _link(text: str, url: str) -> str:
     if not url.startswith("https://"):
         return escape(text)
     return f'<a href="{escape(url)}" rel="noreferrer">{escape(text)}</a>'
-
-
-_STYLE = """
-body > header, .words { padding: 16px clamp(12px, 3vw, 24px) 8px; max-width: 1100px; }
-body > header p { margin: 4px 0; overflow-wrap: anywhere; }
-/* The heading of the page has said it. */
-#view .answer { display: none; }
-#view .bn { min-height: 0; } #view .panel { max-height: 720px; }
-h1 { font-size: 20px; margin: 0 0 4px; font-weight: 600; overflow-wrap: anywhere; }
-.said { border-left: 3px solid var(--info); padding: 2px 0 2px 12px; margin: 14px 0; }
-.said.error { border-color: var(--error); } .said.warning { border-color: var(--warning); }
-.said p { margin: 3px 0; overflow-wrap: anywhere; }
-.words table { border-collapse: collapse; margin: 16px 0 6px; }
-.words th { text-align: left; font-weight: 400; color: var(--muted); border-bottom: 1px solid var(--line); }
-.words th, .words td { padding: 3px 14px 3px 0; vertical-align: top; white-space: nowrap; }
-.words :is(th, td):is(:first-child, :last-child) { overflow-wrap: anywhere; white-space: normal; min-width: 18ch; }
-.words :is(th, td):is(:nth-child(2), :nth-child(4), :nth-child(5), :nth-child(6)) {
-  text-align: right; font-variant-numeric: tabular-nums; }
-.said.resolved { border-color: var(--info); color: var(--muted); }
-.said details, .words > details { margin: 4px 0; color: var(--muted); }
-.said li, .words li { margin: 2px 0; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; }
-.words p { overflow-wrap: anywhere; }
-/* On a phone there is no room for the names of the alerts, which the incidents say anyway. */
-@media (max-width: 600px) {
-  .words :is(th, td):last-child { display: none; }
-  .words :is(th, td):first-child { min-width: 12ch; }
-  .words :is(th, td) { padding-right: 8px; }
-  .words td:nth-child(3) { font-size: 6px; }
-}
-@media (max-width: 900px) { #view .panel { max-height: none; } }
-/* What the panel lists, the words below say in full: each incident is printed once. */
-@media print {
-  #view .panel, #view .timeline { display: none; }
-  #view .split { grid-template-columns: 1fr; }
-  .said, tr { break-inside: avoid; }
-  html, body { height: auto; }
-}
-"""
-
-_TEMPLATE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<header>
-{verdict}
-</header>
-<div id="view"><p class="quiet" style="padding: 0 24px">The maps need JavaScript.</p></div>
-<section class="words">
-{summary}
-</section>
-<script type="application/json" id="content">{content}</script>
-<script type="text/plain" id="numbers">{numbers}</script>
-<script type="module">
-{code}</script>
-</body>
-</html>
-"""

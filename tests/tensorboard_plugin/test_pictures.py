@@ -103,6 +103,10 @@ def otherwise(name: str, picture: Image.Image) -> float:
 def test_it_looks_as_it_did(browser: Any, places: tuple[str, str], name: str) -> None:
     with opened(browser, places, name) as page:
         picture = drawn(page)
+        wide = page.evaluate(
+            "[...document.querySelectorAll('html, .wide')].map((el) => el.scrollWidth - el.clientWidth)"
+        )
+        assert max(wide) <= 0, "nothing has to be scrolled sideways"
     if os.environ.get("PICTURES") == "write":
         PICTURES.mkdir(exist_ok=True)
         small = picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
