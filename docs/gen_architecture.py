@@ -22,7 +22,7 @@ EVERYWHERE = ("_version", "_text", "_html", "_docstring", "_settings", "_undistu
 """Modules that hold nothing of the design; the picture leaves them out."""
 
 LANES = {
-    "layers": "measuring",
+    "transfer": "measuring",
     "rules": "judging and reporting",
     "limits": "results and display, without torch",
 }

@@ -37,7 +37,7 @@ ORDER = (
         "guide",
     ),
     # Measuring.
-    *("layers", "window", "measures", "graph", "sampling", "distributed", "context", "recording"),
+    *("transfer", "layers", "window", "measures", "graph", "sampling", "distributed", "context", "recording"),
     # Judging, and saying so.
     *(
         "rules",

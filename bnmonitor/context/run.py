@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor.context.loaders import describe
+from bnmonitor.transfer import HostTransfer
 from bnmonitor.window import Loader
 
 _KEPT = 4096
@@ -46,7 +47,8 @@ class RunFacts:
         self.own_forwards: Mapping[str, str] = {}
         self.scaler: Any = None
         self._scales: dict[int, float] = {}
-        self._unread: list[tuple[int, Any]] = []
+        self._unread: dict[int, Tensor] = {}
+        self._transfer: HostTransfer[list[int]] | None = None
         self.update(
             train_loader=train_loader,
             val_loader=val_loader,
@@ -101,26 +103,40 @@ class RunFacts:
         """Record the scale after a training step; a scale on a device is copied there and read later."""
         if self.scaler is None:
             return
-        if not self._scales and not self._unread:
+        if not self._scales and not self._unread and self._transfer is None:
             # The scale before the first update is the one that the scaler was made with.
             self._scales[number - 1] = float(getattr(self.scaler, "_init_scale", "nan"))
         scale = getattr(self.scaler, "_scale", None)
         if isinstance(scale, Tensor):
-            self._unread.append((number, scale.detach().clone()))
+            self._unread[number] = scale.detach().clone()
         elif not (hasattr(self.scaler, "_scale") and scale is None):
             self._scales[number] = float(self.scaler.get_scale())
+
+    def collect(self, *, wait: bool) -> None:
+        """Send the scales that were recorded on their way from the device, and take in those that have arrived.
+
+        Args:
+            wait: Whether to wait for all of them.
+        """
+        if self._unread:
+            sent = torch.stack([scale.float() for scale in self._unread.values()])
+            if self._transfer is None:
+                self._transfer = HostTransfer(sent.device)
+            elif self._transfer.device != sent.device:
+                self._transfer.follow(sent.device)
+            self._transfer.send(list(self._unread), sent)
+            self._unread = {}
+        for numbers, (values,) in () if self._transfer is None else self._transfer.receive(wait=wait):
+            self._scales |= dict(zip(numbers, values.tolist(), strict=True))
+            for old in list(self._scales)[:-_KEPT]:
+                del self._scales[old]
 
     def scales(self, steps: Sequence[int]) -> tuple[tuple[float, ...], tuple[bool, ...]]:
         """Return the scale after each of some steps, and whether the scaler skipped the optimizer there.
 
-        The scaler lowers its scale only when it has skipped a step.
+        The scaler lowers its scale only when it has skipped a step. NaN for a step whose scale has not arrived yet.
         """
-        if self._unread:
-            values = torch.stack([scale.float() for _, scale in self._unread]).tolist()
-            self._scales |= dict(zip((n for n, _ in self._unread), values, strict=True))
-            self._unread = []
-            for old in list(self._scales)[:-_KEPT]:
-                del self._scales[old]
+        self.collect(wait=False)
         if not self._scales:
             return (), ()
         nan = float("nan")

@@ -52,7 +52,7 @@ def reduce(x: Tensor) -> Tensor:
     second, fourth = powers.sum(1), torch.linalg.vector_norm(powers, dim=1).square_()
     # A finite sum has only finite terms: counting costs a pass, and is seldom needed.
     suspect = ~second.isfinite()
-    bad = suspect if x.is_cuda or not bool(suspect.any()) else (~x.isfinite()).sum((0, 2))
+    bad = suspect if x.device.type == "cpu" and not bool(suspect.any()) else (~x.isfinite()).sum((0, 2))
     third = values.mul_(powers).sum(1)
     count = torch.full_like(second, values.shape[1])
     mean = (mean + origin).flatten()
@@ -252,13 +252,14 @@ def padding(x: Tensor) -> Tensor:
         spread, level = torch.var_mean(x, (0, 2), correction=0, keepdim=True)
         same = STILL * spread.sqrt_() + 8 * torch.finfo(x.dtype).eps * level.abs_()
         still = (x.diff(dim=-1).abs_() <= same).all(1)
-        found, offset = (torch.stack(each) for each in zip(_run(still), _run(still.flip(-1)), strict=True))
+        run, offset = (torch.stack(each) for each in zip(_run(still), _run(still.flip(-1)), strict=True))
         # Where both sides come to the same run, it belongs to the end that it is nearer to.
-        shared = (found + offset).sum(0) > still.shape[-1]
-        ends = found + 1
+        shared = (run + offset).sum(0) > still.shape[-1]
+        ends = run + 1
         ends = ends.where((ends >= LEAST_RUN) & (~shared | (offset < offset.flip(0))), 0)
         ends = ends.where((ends != ends[:, :1]).any(1, keepdim=True), 0)
-    return torch.stack([ends.sum(), ends.new_tensor(x.shape[0] * x.shape[2])])
+    found = ends.sum()
+    return torch.stack([found, torch.full_like(found, x.shape[0] * x.shape[2])])
 
 
 def _run(still: Tensor) -> tuple[Tensor, Tensor]:

@@ -264,7 +264,7 @@ class Session:
         judged = None
         if due and self._spares(count):
             if not self._renewed():
-                self.recorder.collect(wait=False)
+                self._collect(wait=False)
         elif due:
             judged = self.check()
         if self._log_every and (count == 1 or count % self._log_every == 0) and self.recorder.steps:
@@ -298,8 +298,12 @@ class Session:
         Args:
             wait: Whether to wait for steps whose copy from an accelerator is not complete.
         """
-        self.recorder.collect(wait=wait)
+        self._collect(wait=wait)
         return self.recorder.window(self.optimizers, self.facts)
+
+    def _collect(self, *, wait: bool) -> None:
+        self.facts.collect(wait=False)  # what is sent before the steps arrives before them
+        self.recorder.collect(wait=wait)
 
     def _summarize(self, window: Window | None, epoch: int | None = None) -> Summary:
         if window is None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bnmonitor.recording.transfer import HostTransfer
+from bnmonitor.transfer import HostTransfer
 
 LEVEL = 10
 """Steps over which the median of the loss is its level: a single batch says little."""

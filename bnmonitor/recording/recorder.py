@@ -72,6 +72,8 @@ class Recorder:
         self.number = 0
         """Number of the step after the last, unless it is given one."""
         self._epoch_steps = 0
+        self._begun = False
+        """Whether there was a step since the layers were found."""
         self._compilations = compilations()
         self._restored: Mapping[str, Any] | None = None
         self._baseline: Baseline | None = None
@@ -183,13 +185,15 @@ class Recorder:
         if self._woke() or not len(self.layers):
             return
         self._reorder()
-        sample = self.sampling.latest
         self.sampling.collect(number, self.count, self.layers, self._tape.modules)
-        if self._baseline is None or self.sampling.latest is not sample:
-            self._baseline = baseline.sampled(self._baseline or self._first_baseline(), self.sampling.samples)
+        if not self._begun:
+            self._begun = True
+            self._tape.send_origin()
+        if not self._tape.away:
+            self._receive(until=number)
         try:
             self._tape.writes.compiled |= self.sampling.unseen
-            self._tape.calls = None if self.sampling.latest is None else self.sampling.latest.calls
+            self._tape.calls = self.sampling.calls
             seen, witness = self._observer.collect(), self.sampling.witness
             self._tape.step(number, rate, seen, foreign=self.peers.foreign, witness=witness)
         except ResizedError:
@@ -226,6 +230,7 @@ class Recorder:
         """
         self._tape.writes_doubtful = self._watched.compiled_since
         came, rewritten = self._tape.drain(self._ring, wait=wait)
+        self._receive(wait=wait, until=self.steps[-1] if self.steps else -1, begin=came > 0)
         self._fresh += came
         self.course.collect(wait=wait)
         if rewritten is not None and self._baseline is not None:
@@ -252,7 +257,9 @@ class Recorder:
         Args:
             moment: When that is.
         """
+        moment.run.collect(wait=False)  # sent before the steps, so that it arrives before them
         self.collect(wait=moment.wait)
+        moment.run.collect(wait=moment.wait)
         window = self._window(moment)
         if window is not None:
             return window.against(baseline.counted(window))
@@ -301,6 +308,8 @@ class Recorder:
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters, baseline and, if it is not too large, the window, as plain types and tensors."""
+        if self._begun:
+            self._receive(wait=True)
         if self._baseline is None and self._restored is not None:
             return {**self._restored, "count": self.count, "number": self.number}
         self.collect()
@@ -342,8 +351,10 @@ class Recorder:
         other = Recorder(self._models, self._settings)
         other.load_state_dict(state)
         other._tape.mark()
-        fresh = baseline.begin(other.layers, *other._tape.origin())
-        began = other._baseline = other._first_baseline()
+        other._tape.send_origin()
+        origin = other._tape.origin() or ()
+        fresh = baseline.begin(other.layers, *origin)
+        began = other._baseline = other._first_baseline(origin)
         for name, tensor in fresh.save().items():
             kept = began.save()[name]
             if (kept.dtype, kept.shape) != (tensor.dtype, tensor.shape):
@@ -352,8 +363,26 @@ class Recorder:
         window = other.window()
         return None if window is None else window.against(baseline.counted(window))
 
-    def _first_baseline(self) -> Baseline:
-        fresh = baseline.begin(self.layers, *self._tape.origin())
+    def _receive(self, *, wait: bool = False, until: int = -1, begin: bool = False) -> None:
+        """Take in what has arrived from the device besides the steps: how the layers began, and samples.
+
+        On a CPU both are there in the step that they belong to. From a device they come with the check that this step
+        comes with, as they were sent before it.
+
+        Args:
+            wait: Whether to wait for all of it.
+            until: The newest step that has arrived: a later sample has to wait for its step.
+            begin: Whether a step has arrived, and so how the layers began.
+        """
+        new = self.sampling.receive(wait=wait, until=until)
+        origin = self._tape.origin(wait=wait or begin) if self._baseline is None and self._begun else None
+        if origin is not None:
+            self._baseline = self._first_baseline(origin)
+        if self._baseline is not None and (new or origin is not None):
+            self._baseline = baseline.sampled(self._baseline, self.sampling.samples)
+
+    def _first_baseline(self, origin: tuple[Tensor, ...]) -> Baseline:
+        fresh = baseline.begin(self.layers, *origin)
         saved, self._restored = self._restored, None
         if saved is None:
             return fresh
@@ -367,6 +396,8 @@ class Recorder:
 
     def _adopt(self, found: Discovery) -> None:
         """Make everything that depends on the layers again, and keep what is known of those that stay."""
+        if self._begun:
+            self._receive(wait=True)
         if self._baseline is not None:
             stay = self._watched.staying(found)
             self._restored = {**self.state_dict(), "layers": [n if n in stay else "" for n in self.layers.names]}
@@ -377,7 +408,7 @@ class Recorder:
         self._tape: Tape = Tape(found.table, found.modules, self._settings.check_every_n_steps)
         self._ring = self._empty_ring(found.table)
         self._baseline = self.peers.latest = None
-        self._fresh = 0
+        self._fresh, self._begun = 0, False
 
     def _empty_ring(self, layers: LayerTable) -> Ring:
         size = max(self._settings.window, self._settings.check_every_n_steps)
@@ -415,7 +446,7 @@ class Recorder:
     def _reorder(self) -> None:
         """Put the layers into the order of their execution, once, before the first step is in the window."""
         order = self.sampling.sampler.order
-        if not self.steps and order:
+        if not self._begun and not self.steps and order:
             found = self._watched.find(order)
             if set(found.modules) == set(self._tape.modules):
                 self._watched.adopt(found)

@@ -320,7 +320,7 @@ def fill_seen(
         layers: The table of the layers.
         rows: The rows, which are changed.
         keys: Of each layer, its key in ``steps``.
-        steps: What each step showed; None where nothing could be seen.
+        steps: What each step showed, on the CPU; None where nothing could be seen.
     """
     for layer in (i for i, tracking in enumerate(layers.tracking) if not tracking):
         shown = [(t, step[keys[layer]]) for t, step in enumerate(steps) if step is not None and keys[layer] in step]
@@ -329,7 +329,7 @@ def fill_seen(
         if not shown:
             continue
         at, span = torch.tensor([t for t, _ in shown], device="cpu"), layers.span(layer)
-        mean, var = torch.stack([torch.stack([getattr(s, n) for _, s in shown]) for n in ("mean", "var")]).cpu()
+        mean, var = torch.stack([torch.stack([getattr(s, n) for _, s in shown]) for n in ("mean", "var")])
         dtype = rows["batch_mean"].dtype
         rows["batch_mean"][at, span], rows["batch_var"][at, span] = mean.to(dtype), var.to(dtype)
         rows["variance"][at, layer] = var.mean(1).to(rows["variance"].dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, cycle, repeat
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -13,35 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from bnmonitor.layers import LayerTable, is_split, writes_pairwise
+from bnmonitor.recording.concatenation import Concatenation
 from bnmonitor.recording.recovery import Seen, fill_seen, recover_rows
 from bnmonitor.recording.ring import Ring
 from bnmonitor.recording.rounding import as_written
+from bnmonitor.recording.row import Row, Sent
 from bnmonitor.recording.traces import ForeignWrites, Traces, TraceTable
-from bnmonitor.recording.transfer import HostTransfer
 from bnmonitor.recording.witnesses import Witnesses, withhold
+from bnmonitor.transfer import HostTransfer, pack
 from bnmonitor.window import Recovery
 
 _READ = ("running_mean", "running_var", "gamma", "beta", "gamma_grad", "beta_grad")
-_GRAD = attrgetter("grad")
+_DTYPE, _GRAD = attrgetter("dtype"), attrgetter("grad")
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _Row:
-    """What goes with a row of the tape: a training step, or None for a state that a later step is compared with.
-
-    Rows that are alike share one object for it, so that it is turned into a tensor once.
-    """
-
-    step: int | None
-    rate: float
-    training: bytes
-    momentum: list[float | None]
-    traces: Traces
-    seen: Mapping[int, Seen] | None
-    foreign: bool = False
-    witness: Tensor | None = None
 
 
 class ResizedError(ValueError):
@@ -68,7 +53,7 @@ class Tape:
         layers: LayerTable,
         modules: Sequence[nn.Module],
         length: int,
-        transfer: Callable[[torch.device], HostTransfer[list[_Row]]] = HostTransfer,
+        transfer: Callable[[torch.device], HostTransfer[Any]] = HostTransfer,
     ) -> None:
         self.layers = layers
         self.modules = tuple(modules)
@@ -78,24 +63,14 @@ class Tape:
         self._parameters: list[dict[str, Any]] = [
             m._buffers if there else m._parameters for m, there in zip(self.modules, in_buffers, strict=True)
         ]
-        first = next((t for m in self.modules for t in (*m.buffers(False), *m.parameters(False))), None)
-        self._device = first.device if first is not None else torch.device("cpu")
+        self._device = next(iter(self._devices()), torch.device("cpu"))
         self.dtype = torch.float64 if torch.float64 in self._dtypes() else torch.float32
         self._length = length + 2
         shape = (self._length, len(_READ), layers.total)
-        self._tape = torch.empty(shape, dtype=self.dtype, device=self._device)
-        self._slots = list(self._tape.view(self._length, -1).unbind(0))
-        self._counts = torch.zeros(self._length, len(layers), dtype=torch.int64, device=self._device)
-        self._fill = {
-            value: [torch.full((c,), value, dtype=self.dtype, device=self._device) for c in layers.channels]
-            for value in (torch.nan, 0.0, 1.0)
-        }
-        unknown = self._fill[torch.nan]
-        for i in layers.split:
-            self._parameters[i] = {"weight": unknown[i], "bias": unknown[i]}
-        # A gamma that pruning or a parametrization computes is no parameter, and not known.
-        which = zip(layers.affine, self._fill[torch.nan], self._fill[1.0], strict=True)
-        self._no_gamma = [unknown if affine else one for affine, unknown, one in which]
+        self._hold(
+            torch.empty(shape, dtype=self.dtype, device=self._device),
+            torch.zeros(self._length, len(layers), dtype=torch.int64, device=self._device),
+        )
         self._sizes = [*layers.channels, *layers.channels]
         self._native = torch.tensor([writes_pairwise(m) for m in self.modules], dtype=torch.bool, device="cpu")
         synced = torch.zeros_like(self._native)
@@ -113,12 +88,54 @@ class Tape:
         """How often the last sampled step called each layer: ``[L]``; None without a sample."""
         self._moved: Tensor | None = None
         self._converted: dict[str, tuple[object, Tensor]] = {}
-        self._no_count = [torch.zeros((), dtype=torch.int64, device=self._device)] * len(layers)
-        self._meta: list[_Row] = []
-        self._transfer = transfer(self._device)
+        self._concatenation = Concatenation()
+        self._meta: list[Row] = []
+        self._transfer: HostTransfer[Sent] = transfer(self._device)
+        self._origin_transfer: HostTransfer[None] = transfer(self._device)
+        self._origin: tuple[Tensor, ...] | None = None
+
+    def _hold(self, tape: Tensor, counts: Tensor) -> None:
+        """Take these as the tape, and make on its device what stands for the tensors that a layer does not have."""
+        self._tape, self._counts = tape, counts
+        self._slots = list(tape.view(self._length, -1).unbind(0))
+        layers, device = self.layers, tape.device
+        self._fill = {
+            value: [torch.full((c,), value, dtype=self.dtype, device=device) for c in layers.channels]
+            for value in (torch.nan, 0.0, 1.0)
+        }
+        unknown = self._fill[torch.nan]
+        for i in layers.split:
+            self._parameters[i] = {"weight": unknown[i], "bias": unknown[i]}
+        # A gamma that pruning or a parametrization computes is no parameter, and not known.
+        which = zip(layers.affine, unknown, self._fill[1.0], strict=True)
+        self._no_gamma = [unknown if affine else one for affine, unknown, one in which]
+        self._no_count = [torch.zeros((), dtype=torch.int64, device=device)] * len(layers)
+
+    def _devices(self) -> list[torch.device]:
+        """Where the layers' own tensors are: each device once, in the order of the layers."""
+        return list(dict.fromkeys(t.device for m in self.modules for t in (*m.buffers(False), *m.parameters(False))))
+
+    def _followed(self) -> bool:
+        """Move the tape to where all layers are now, such as after ``.cuda()``; return whether they had moved."""
+        devices = self._devices()
+        if len(devices) != 1 or devices[0] == self._device:
+            return False
+        [self._device] = devices
+        # A copy to a device is staged by PyTorch; one from a device must be complete before it is read.
+        tape, counts = (t.to(self._device, non_blocking=self.away) for t in (self._tape, self._counts))
+        self._hold(tape, counts)
+        self._moved = None if self._moved is None else self._moved.to(self._device)
+        for transfer in (self._transfer, self._origin_transfer):
+            transfer.follow(self._device)
+        return True
 
     def _dtypes(self) -> list[torch.dtype]:
         return [t.dtype for b in self._buffers if (t := b.get("running_mean")) is not None]
+
+    @property
+    def away(self) -> bool:
+        """Whether the layers are on another device than a CPU, from which everything arrives later."""
+        return self._device.type != "cpu"
 
     @property
     def full(self) -> bool:
@@ -132,7 +149,7 @@ class Tape:
             self._meta.pop()
         self._read(None, torch.nan)
         if before is not None:
-            moved = (self._tape[len(self._meta) - 1, :2] != before).any(0)
+            moved = (self._tape[len(self._meta) - 1, :2] != before.to(self._device)).any(0)
             self._moved = moved if self._moved is None else self._moved | moved
 
     def step(
@@ -151,13 +168,11 @@ class Tape:
             rate: The learning rate in force.
             seen: Statistics of layers without buffers, by ``id(module)``; None if nothing could be seen.
             foreign: Whether it began with the buffers of another process, which are not on the tape.
-            witness: Mean and variance of the batch in the forward of a sampled step, ``[2, C]`` on the CPU.
+            witness: Mean and variance of the batch in the forward of a sampled step, ``[2, C]``.
         """
         self._read(step, rate, seen)
         if foreign or witness is not None:
             self._meta[-1] = replace(self._meta[-1], foreign=foreign, witness=witness)
-        if witness is not None:
-            self.writes.ran_eagerly(self.layers.segments.any(~witness[0].isnan()))
 
     @torch.no_grad()
     def _read(self, step: int | None, rate: float, seen: Mapping[int, Seen] | None = None) -> None:
@@ -181,6 +196,9 @@ class Tape:
         except (RuntimeError, TypeError):
             if any(map(is_split, (*gammas, *betas))):
                 raise ResizedError("gamma and beta have been split over the processes") from None
+            if self._followed():
+                self._read(step, rate, seen)
+                return
             # Layers on several devices, or counts that an average of the weights has turned into floats.
             try:
                 here = [t.to(self._device) for t in source]
@@ -190,7 +208,7 @@ class Tape:
         training, momentum = self._training(), self._momenta()
         if last is not None and (last.training, last.momentum) == (training, momentum):
             training, momentum = last.training, last.momentum
-        self._meta.append(_Row(step, rate, training, momentum, traces, seen))
+        self._meta.append(Row(step, rate, training, momentum, traces, seen))
 
     def _training(self) -> bytes:
         found = map(dict.get, self._attributes, repeat("training"))
@@ -226,7 +244,10 @@ class Tape:
     def _copy(self, source: list[Tensor], counts: list[Tensor]) -> None:
         row = len(self._meta)
         slot = self._slots[row]
-        torch.cat(source, out=slot)
+        if self.away and set(map(_DTYPE, source)) != {self.dtype}:
+            self._concatenation.into(slot, source)
+        else:
+            torch.cat(source, out=slot)
         torch.stack(counts, out=self._counts[row])
 
     def rewritten(self) -> Tensor:
@@ -240,27 +261,40 @@ class Tape:
         now = Traces.read(means, variances, last.tensors[2 * len(means) :], last)
         return ~now.same(last) | now.written_since(last)
 
-    def origin(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The oldest state on the tape: gamma, running mean and variance, ``[C]``, and updates so far, ``[L]``."""
-        gamma, mean, var = (self._tape[0, _READ.index(n)].cpu() for n in ("gamma", "running_mean", "running_var"))
-        return gamma, mean, var, self._counts[0].cpu()
+    def send_origin(self) -> None:
+        """Send the oldest state on the tape on its way from the device."""
+        rows = [self._tape[0, _READ.index(name)] for name in ("gamma", "running_mean", "running_var")]
+        self._origin = None
+        self._origin_transfer.send(None, *rows, self._counts[0])
+
+    def origin(self, *, wait: bool = True) -> tuple[Tensor, ...] | None:
+        """The state that was sent: gamma, running mean and variance, ``[C]``, and updates so far, ``[L]``.
+
+        Args:
+            wait: Whether to wait for it; else None as long as it is on its way, or was not sent.
+        """
+        for _, state in self._origin_transfer.receive(wait=wait):
+            self._origin = state
+        return self._origin
 
     def reordered(self, layers: LayerTable, modules: Sequence[nn.Module]) -> Tape:
         """Return a recorder of the same layers in another order, which goes on from the same state.
 
         Before the first step only: what was sent and has not arrived is lost.
         """
+        self._followed()
         other = Tape(layers, modules, self._length - 2)
         position = {id(m): i for i, m in enumerate(self.modules)}
         order = [position[id(m)] for m in modules]
-        spans = [torch.arange(*self.layers.offsets[i : i + 2], device=self._device) for i in order]
+        spans = [slice(*self.layers.offsets[i : i + 2]) for i in order]
         other.writes_count, other._transfer = self.writes_count, self._transfer
         other.writes = self.writes.reordered(order)
         other.compiled, other.writes_doubtful = self.compiled, self.writes_doubtful
         other.calls = None if self.calls is None else self.calls[list(order)]
         used = len(self._meta)
-        other._tape[:used] = self._tape[:used, :, torch.cat(spans)]
-        other._counts[:used] = self._counts[:used, torch.tensor(order, device=self._device)]
+        # Positions in a list would be copied to the device, which waits for it.
+        torch.cat([self._tape[:used, :, span] for span in spans], 2, out=other._tape[:used])
+        torch.cat([self._counts[:used, i : i + 1] for i in order], 1, out=other._counts[:used])
         other._meta = [
             replace(
                 r,
@@ -288,12 +322,15 @@ class Tape:
         used = len(self._meta)
         steps = any(row.step is not None for row in self._meta)
         if steps:
-            sent = [self._tape[:used], self._counts[:used]]
-            self._transfer.send(self._meta, *sent, *([] if self._moved is None else [self._moved]))
+            loose, unpack = pack([t for row in self._meta for t in row.loose])
+            moved = [] if self._moved is None else [self._moved]
+            label = Sent(self._meta, self._moved is not None, unpack)
+            self._transfer.send(label, self._tape[:used], self._counts[:used], *moved, *loose)
             self._moved = None
-        for meta, (tape, counts, *moved) in self._transfer.receive(wait=wait):
-            came += self._recover(meta, tape, counts, ring)
-            for mask in map(self.layers.segments.any, moved):
+        for sent, (tape, counts, *more) in self._transfer.receive(wait=wait):
+            packed = iter(sent.unpack(more[sent.moved :]))
+            came += self._recover([row.arrived(packed) if row.loose else row for row in sent.rows], tape, counts, ring)
+            for mask in map(self.layers.segments.any, more[: sent.moved]):
                 rewritten = mask if rewritten is None else rewritten | mask
         if steps:
             self._tape[0].copy_(self._tape[used - 1])
@@ -301,13 +338,17 @@ class Tape:
             self._meta = [replace(self._meta[-1], step=None, seen=None, witness=None)]
         return came, rewritten
 
-    def _recover(self, rows: list[_Row], tape: Tensor, counts: Tensor, ring: Ring) -> int:
+    def _recover(self, rows: list[Row], tape: Tensor, counts: Tensor, ring: Ring) -> int:
         at = [i for i, row in enumerate(rows) if row.step is not None]
         # Nearly always every row but the first is a step: then these are views, and nothing is copied.
         run = at == list(range(at[0], at[0] + len(at)))
         now: slice | list[int] = slice(at[0], at[-1] + 1) if run else at
         old: slice | list[int] = slice(at[0] - 1, at[-1]) if run else [i - 1 for i in at]
         meta = [rows[i] for i in at]
+        for row in rows:
+            if row.witness is not None:
+                ran = self.layers.segments.any(~row.witness[0].isnan())
+                self.writes.ran_eagerly(ran, row.traces.compilations)
         out = ring.room([row.step for row in meta if row.step is not None], [row.rate for row in meta])
         after = dict(zip(_READ, tape[now].unbind(1), strict=True))
         mean, var, *_ = tape[old].unbind(1)

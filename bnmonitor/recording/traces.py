@@ -130,9 +130,9 @@ class ForeignWrites:
         other._traceless = self._traceless[list(order)]
         return other
 
-    def ran_eagerly(self, layers: Tensor) -> None:
-        """Note which layers, ``[L]`` bool, a hook saw run: no compiled graph calls one."""
-        self._begin(compilations())
+    def ran_eagerly(self, layers: Tensor, compiled: int) -> None:
+        """Note which layers, ``[L]`` bool, a hook saw run after so many compilations: no compiled graph calls one."""
+        self._begin(compiled)
         self._eager |= layers
 
     def _begin(self, compiled: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,11 +14,7 @@ from bnmonitor.measures import (
     MOST_CALLS,
     CallMoments,
     between,
-    call_distances,
     carried,
-    finish,
-    merge,
-    merge_between,
     padding,
     paired,
     reduce,
@@ -30,58 +25,9 @@ from bnmonitor.measures import (
 )
 from bnmonitor.sampling.autograd import affine_of, agrees, batch_of, data_of
 from bnmonitor.sampling.probe import Probe
+from bnmonitor.sampling.seen import SampleTransfer, Seen, flat
 from bnmonitor.sampling.stirring import Stirring
-from bnmonitor.window import Moments, Sample, Structure
-
-
-@dataclass
-class _Seen:
-    """What the hook of one layer has recorded in a step."""
-
-    calls: int = 0
-    eval_calls: int = 0
-    idle: int = 0
-    recomputed: int = 0
-    size: int = 0
-    values: int = 0
-    dtype: torch.dtype | None = None
-    reduced: dict[str, Tensor] = field(default_factory=dict)
-    between: Tensor | None = None
-    inputs: list[CallMoments] = field(default_factory=list)
-    unevenness: tuple[Tensor, Tensor] | None = None
-    paired: Tensor | None = None
-    stirring: Stirring | None = None
-    padding: Tensor | None = None
-    data: Tensor | None = None
-    looked: int = 0
-    witness: Tensor | None = None
-
-    def add(self, side: str, new: Tensor) -> None:
-        """Add the moments of one call; of calls with fewer channels than others only the others count."""
-        old = self.reduced.get(side)
-        if old is None or old.shape[1] < new.shape[1]:
-            self.reduced[side] = new
-        elif old.shape[1] == new.shape[1]:
-            self.reduced[side] = merge(old, new)
-
-    def spread(self, new: Tensor) -> None:
-        """Add the spread of the samples of one call, likewise."""
-        if self.between is None or self.between.shape[1] < new.shape[1]:
-            self.between = new
-        elif self.between.shape[1] == new.shape[1]:
-            self.between = merge_between(self.between, new)
-
-    def forget(self) -> None:
-        """Drop all but the counts."""
-        self.reduced, self.inputs = {}, []
-        self.between = self.witness = self.unevenness = self.paired = self.stirring = self.data = self.padding = None
-
-    def pooled(self) -> list[CallMoments]:
-        """The inputs of all calls as one."""
-        reduced = self.reduced.get("input")
-        if reduced is None or self.between is None or not self.inputs:
-            return []
-        return [CallMoments(sum(call.samples for call in self.inputs), reduced, self.between)]
+from bnmonitor.window import Structure
 
 
 class Sampler:
@@ -90,8 +36,8 @@ class Sampler:
     def __init__(self, unregistered: UnregisteredNorms | None = None, probe: Probe | None = None) -> None:
         self.unregistered, self.probe = unregistered, probe
         self._hooks = Hooks(on_compilation=self._interrupt)
-        self._seen: dict[int, _Seen] = {}
-        self._aside: dict[int, _Seen] = {}
+        self._seen: dict[int, Seen] = {}
+        self._aside: dict[int, Seen] = {}
         self._momentum: dict[int, Any] = {}
         self._first: set[int] = set()
         self._tracer = Tracer()
@@ -105,7 +51,11 @@ class Sampler:
         """The error that reducing an activation of a layer raised, by ``id(module)``: of it only calls are counted."""
         self.witness: Tensor | None = None
         """Mean and variance of the batch in the last sampled step, ``[2, C]``, as the forward of a layer that was
-        called once has them; NaN for others. None without a sample."""
+        called once has them; NaN for others. On the layers' device. None without a sample."""
+        self.calls: Tensor | None = None
+        """How often the last sampled step called each layer, ``[L]``; None without a sample."""
+        self.underway = SampleTransfer()
+        """Brings the samples from the device."""
 
     @property
     def attached(self) -> bool:
@@ -177,7 +127,7 @@ class Sampler:
     def _reduce(self, module: nn.Module, args: tuple[Any, ...], output: Any, *, graded: bool) -> None:
         if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
             return
-        seen = self._seen.setdefault(id(module), _Seen())
+        seen = self._seen.setdefault(id(module), Seen())
         if recomputing():
             seen.recomputed += module.training
             return
@@ -188,7 +138,7 @@ class Sampler:
         if not graded and module.training:
             if getattr(module, "momentum", None) != self._momentum.get(id(module)):
                 return  # the statistics are estimated anew
-            seen = self._aside.setdefault(id(module), _Seen())
+            seen = self._aside.setdefault(id(module), Seen())
         seen.calls += 1
         seen.eval_calls += not module.training
         seen.size, seen.dtype = x.shape[0], x.dtype
@@ -203,7 +153,7 @@ class Sampler:
             ends = padding(x)
             seen.padding = ends if seen.padding is None else seen.padding + ends
 
-    def _moments(self, seen: _Seen, module: nn.Module, x: Tensor, output: Tensor) -> None:
+    def _moments(self, seen: Seen, module: nn.Module, x: Tensor, output: Tensor) -> None:
         reduced, through, spread = reduce(x), affine_of(module, x, output), between(x)
         if through is None:
             passed = reduce(output)
@@ -239,54 +189,31 @@ class Sampler:
         if self.unregistered is not None:
             self.unregistered.walk(output)
 
-    def collect(self, step: int, layers: LayerTable, modules: Sequence[nn.Module]) -> Sample | None:
-        """Remove the hooks and return the sample, in the order of ``modules``.
+    def collect(self, step: int, layers: LayerTable, modules: Sequence[nn.Module]) -> bool:
+        """Remove the hooks, and send the sample on its way, in the order of ``modules``.
 
-        None if no layer was called, or if a compilation or an error ended the sample before its end.
+        Returns:
+            Whether there is one: not if no layer was called, or if a compilation or an error ended it before its end.
         """
         if not self.interrupted:
             self._tracer.collect(modules, layers.names)
         self.detach()
-        pairs = [_divided(self._seen.get(id(m), _Seen()), self._aside.get(id(m), _Seen())) for m in modules]
-        seen, aside = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        pairs = [_divided(self._seen.get(id(m), Seen()), self._aside.get(id(m), Seen())) for m in modules]
         cut, self.interrupted, self._seen, self._aside = self.interrupted, False, {}, {}
-        self.witness = None
-        if cut or not any(s.calls for s in seen):
-            return None
-        self.witness = _flat(layers, [s.witness for s in seen], 2)
-        spread = _flat(layers, [s.between for s in seen], 3)
-        return Sample(
-            step=step,
-            calls=torch.tensor([s.calls for s in seen], device="cpu"),
-            eval_calls=torch.tensor([s.eval_calls for s in seen], device="cpu"),
-            idle=torch.tensor([s.idle for s in seen], device="cpu"),
-            recomputed=torch.tensor([s.recomputed for s in seen], device="cpu"),
-            size=torch.tensor([s.size for s in seen], device="cpu"),
-            values=torch.tensor([s.values for s in seen], device="cpu"),
-            input=Moments(**finish(_flat(layers, [s.reduced.get("input") for s in seen], 11))),
-            output=Moments(**finish(_flat(layers, [s.reduced.get("output") for s in seen], 11))),
-            between=_unbiased(spread),
-            level=spread[1].clone(),
-            unevenness=_flat(layers, [None if s.unevenness is None else s.unevenness[0][None] for s in seen], 1)[0],
-            uneven_beyond=_columns([None if s.unevenness is None else s.unevenness[1] for s in seen]),
-            paired=torch.tensor([torch.nan if s.paired is None else float(s.paired) for s in seen], device="cpu"),
-            stirred=_flat(layers, [None if s.stirring is None else s.stirring.measure() for s in seen], 2),
-            looked=torch.tensor([s.looked for s in seen], device="cpu"),
-            padding=_shares([s.padding for s in seen]),
-            data=_columns([s.data for s in seen]),
-            input_dtypes=tuple(s.dtype for s in seen),
-            distance=_distances([s.inputs for s in seen]),
-            side_calls=torch.tensor([s.calls for s in aside], device="cpu"),
-            side_size=torch.tensor([s.size for s in aside], device="cpu"),
-            side_distance=_distances([[*s.pooled(), *a.pooled()] for s, a in pairs]),
-        )
+        self.witness = self.calls = None
+        if cut or not any(seen.calls for seen, _ in pairs):
+            return False
+        self.calls = torch.tensor([seen.calls for seen, _ in pairs], device="cpu")
+        self.witness = flat(layers, [seen.witness for seen, _ in pairs], 2)
+        self.underway.send(step, layers, pairs)
+        return True
 
 
 def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
-def _divided(seen: _Seen, aside: _Seen) -> tuple[_Seen, _Seen]:
+def _divided(seen: Seen, aside: Seen) -> tuple[Seen, Seen]:
     """Divide the calls of a layer into those that train it, and those without a gradient beside them.
 
     Without a gradient runs a reentrant checkpoint as well, or a part that is not trained: such calls are all there are.
@@ -294,34 +221,4 @@ def _divided(seen: _Seen, aside: _Seen) -> tuple[_Seen, _Seen]:
     if seen.calls or not aside.calls:
         return seen, aside
     aside.idle, aside.recomputed = seen.idle, seen.recomputed
-    return aside, _Seen()
-
-
-def _distances(inputs: Sequence[Sequence[CallMoments]]) -> Tensor:
-    return torch.tensor([call_distances(calls) for calls in inputs], dtype=torch.float64, device="cpu").T
-
-
-def _flat(layers: LayerTable, parts: Sequence[Tensor | None], rows: int) -> Tensor:
-    """Lay the numbers of all layers end to end on the CPU, ``[rows, C]``; NaN for a layer without a call."""
-    blank = {c: torch.full((rows, c), torch.nan, device="cpu") for c in set(layers.channels)}
-    # Without buffers and parameters PyTorch accepts any number of channels, whatever num_features says.
-    known = [
-        blank[c] if r is None or r.shape[1] != c else r.float().cpu()
-        for r, c in zip(parts, layers.channels, strict=True)
-    ]
-    return torch.cat(known, 1)
-
-
-def _shares(counts: Sequence[Tensor | None]) -> Tensor:
-    """The first of each two numbers over the second, NaN for None: ``[L]``."""
-    return torch.tensor([torch.nan if c is None else float(c[0] / c[1]) for c in counts], device="cpu")
-
-
-def _columns(pairs: Sequence[Tensor | None]) -> Tensor:
-    """The two numbers of each layer, NaN for None: ``[2, L]``."""
-    return torch.tensor([[torch.nan] * 2 if pair is None else pair.tolist() for pair in pairs], device="cpu").T
-
-
-def _unbiased(spread: Tensor) -> Tensor:
-    """Variance of what :func:`bnmonitor.measures.between` reduced; NaN for a single sample."""
-    return spread[2] / (spread[0] - 1).where(spread[0] > 1, torch.nan)
+    return aside, Seen()

@@ -100,6 +100,7 @@ class Probe:
                             precision.enter_context(torch.autocast(entry.autocast[0], entry.autocast[1]))
                         sampler.walk(entry.module(*_copied(entry.args), **_copied(entry.kwargs)))
                 sampler.collect(step, table, layers)
+                sampler.underway.drop()  # only the graph is wanted: these are no numbers of the training
         except Exception as error:
             self.failed = _why(error)
         finally:

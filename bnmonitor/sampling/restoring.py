@@ -158,7 +158,7 @@ def _keep_tensor(value: Tensor) -> Restore | None:
         with torch.inference_mode(value.is_inference()), torch.no_grad():
             if value.shape != copy.shape or value.dtype != copy.dtype:
                 value.data = copy
-            elif not _equal(value, copy):
+            elif value.device.type != "cpu" or not _equal(value, copy):  # to compare would wait for the device
                 value.copy_(copy)
         if version is not None and value._version != version:
             _set_version(value, version)

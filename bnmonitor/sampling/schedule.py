@@ -114,7 +114,11 @@ class SampleSchedule:
         self._seconds = self.seconds
         self.sampler = Sampler(self.unregistered, self.probe)
         self.samples: list[Sample] = list(samples)
+        """The newest samples that have arrived from the device, in their order."""
+        self._early: list[Sample] = []
         self._resumed = bool(samples)
+        self.calls = self.samples[-1].calls if samples else None
+        """How often the last sampled step called each layer, ``[L]``; known before the sample has arrived."""
         self._again = self._paused = False
         self._named: set[int] = set()
         self._witness: Tensor | None = None
@@ -152,13 +156,28 @@ class SampleSchedule:
             return
         self._judge(layers, modules)
         self._again = self.sampler.interrupted and not self._failure
-        sample = self.sampler.collect(step, layers, modules)
+        taken = self.sampler.collect(step, layers, modules)
         self._witness = self.sampler.witness
         # The first step of a resumed run is sampled for the graph, which no checkpoint keeps: its numbers are not due.
-        extra, self._resumed = self._resumed and (count - 1) % self._every != 0, False
-        if sample is not None and not extra:
-            self.samples = [*self.samples, sample][-KEPT:]
-        self._unseen = not self.samples and not self._again
+        if taken and self._resumed and (count - 1) % self._every != 0:
+            self.sampler.underway.drop()
+        elif taken:
+            self.calls = self.sampler.calls
+        self._resumed = False
+        self._unseen = not self.samples and not (self._early or self.sampler.underway.coming) and not self._again
+
+    def receive(self, *, wait: bool, until: int) -> bool:
+        """Keep the samples that have arrived from the device; return whether there is a new one.
+
+        Args:
+            wait: Whether to wait for all that were sent, and to keep them.
+            until: Else only those of steps up to this one are kept, and later ones left for a later call.
+        """
+        self._early += self.sampler.underway.receive(wait=wait)
+        new = [sample for sample in self._early if wait or sample.step <= until]
+        self._early = [sample for sample in self._early if not wait and sample.step > until]
+        self.samples = [*self.samples, *new][-KEPT:]
+        return bool(new)
 
     def _judge(self, layers: LayerTable, modules: Sequence[nn.Module]) -> None:
         """End the samples if the graph cannot be followed, or no layer looked at; name the layers that cannot be."""

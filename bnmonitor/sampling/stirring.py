@@ -49,17 +49,20 @@ class Stirring:
         """Return what the update since then changes, by channel; None if there was none, or another weight is there.
 
         Returns:
-            ``[2, C]``: change of the mean in deviations, and of the log variance.
+            ``[2, C]``: change of the mean in deviations, and of the log variance. On another device than a CPU, which
+            nothing waits for, NaN stands for no update.
         """
         weight = self._weight.detach()
         if modes_active() or weight.shape != self._before.shape or weight.device != self._before.device:
             return None
-        if torch.equal(weight, self._before):
+        there = weight.device.type != "cpu"
+        if not there and torch.equal(weight, self._before):
             return None
         old, new = (self._applied(w).transpose(0, 1).flatten(1) for w in (self._before, weight))
         tiny = torch.finfo(old.dtype).tiny
         (var, mean), (other_var, other) = (torch.var_mean(y, 1) for y in (old, new))
-        return torch.stack([(other - mean) / var.clamp(min=tiny).sqrt(), (other_var / var.clamp(min=tiny)).log()])
+        made = torch.stack([(other - mean) / var.clamp(min=tiny).sqrt(), (other_var / var.clamp(min=tiny)).log()])
+        return made.where((weight != self._before).any(), torch.nan) if there else made
 
     def _applied(self, weight: Tensor) -> Tensor:
         data, weight = self._data.float(), weight.float()

@@ -12,7 +12,7 @@ from torch import Tensor
 from bnmonitor import Monitor
 from bnmonitor.recording import recorder
 from bnmonitor.recording.tape import Tape
-from bnmonitor.recording.transfer import HostTransfer
+from bnmonitor.transfer import HostTransfer
 from bnmonitor.sinks import Sink
 from bnmonitor.window import SERIES
 from tests.models import ARCHITECTURES, train
