@@ -12,7 +12,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 
 TSC := --allowJs --checkJs --noEmit --strict --skipLibCheck --target es2022 --module esnext --moduleResolution bundler --lib es2023,dom,dom.iterable
 
-.PHONY: help demo test test-integrations fuzz inject lint format bench detection power public-faults guide docs test-docs test-package test-versions golden pictures clean profile
+.PHONY: help demo test test-integrations fuzz inject lint format bench gpu detection power public-faults guide docs test-docs test-package test-versions golden pictures clean profile
 
 help:
 	@echo "make demo      install, then train three small networks and see what is found"
@@ -27,6 +27,7 @@ help:
 	@echo "make test-versions  use bnmonitor with the oldest and the newest of what it needs, as far as it installs here"
 	@echo "make golden    write the expected texts of the terminal anew, and show what changed"
 	@echo "make bench     measure what bnmonitor costs"
+	@echo "make gpu       what holds on a GPU: exactness, waits, launches, graphs, streams, cost (in at most 12 minutes)"
 	@echo "make profile   show where the time of a check goes, by rule, operation and function"
 	@echo "make detection inject faults, train sound networks, and write down what was found"
 	@echo "make power     measure how small a fault the rules find, and what it costs"
@@ -136,6 +137,9 @@ bench: $(VENV)/bench.stamp
 	@$(BIN)/python benchmarks/rules.py
 	@$(BIN)/python benchmarks/recalibrate.py
 	@$(BIN)/python benchmarks/report.py
+
+gpu: $(VENV)/dev.stamp
+	@$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 profile: $(VENV)/dev.stamp
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/check_profile.py $(ARGS)

@@ -2,6 +2,7 @@
 
 from bnmonitor.layers.compiled import compiled_parts, freezes_graphs, graphs_compiled, is_compiled
 from bnmonitor.layers.discovery import ROOT, Discovery, discover, norms
+from bnmonitor.layers.graphs import captures
 from bnmonitor.layers.hooks import Hooks, recomputing, when_compiling
 from bnmonitor.layers.kinds import (
     ANY_NORM,
@@ -36,6 +37,7 @@ __all__ = [
     "Layer",
     "LayerTable",
     "Segments",
+    "captures",
     "channels_of",
     "compiled_parts",
     "discover",

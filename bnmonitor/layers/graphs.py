@@ -21,6 +21,11 @@ def becomes_graph() -> bool:
     recorders = (type(_mode_at(i)).__module__ for i in range(_modes())) if _mode_at is not None else ()
     if any(module.startswith(_RECORDERS) for module in recorders) or _infra_modes():
         return True
+    return captures()
+
+
+def captures() -> bool:
+    """Whether a CUDA graph is captured: it records operations, and what asks whether one is complete ends it."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
 
 

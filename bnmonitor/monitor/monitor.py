@@ -18,7 +18,7 @@ from bnmonitor import runs
 from bnmonitor._text import count, nearest, public
 from bnmonitor.context import RunFacts
 from bnmonitor.distributed import RankExchange
-from bnmonitor.layers import LayerTable
+from bnmonitor.layers import LayerTable, captures
 from bnmonitor.limits import FLIGHT_BYTES
 from bnmonitor.monitor.actions import AlertError, warn
 from bnmonitor.monitor.batches import BatchKeeper
@@ -482,6 +482,9 @@ class Monitor:
             if global_step < 0:
                 raise ValueError(f"global_step must be at least 0, or None to count calls, got {global_step!r}")
         check_loss(loss)
+        if captures():
+            self._session.refuse_capture()
+            return
         number = self._recorder.number if global_step is None else global_step
         if self._keeper is not None:
             self._keeper.step(number)

@@ -84,7 +84,7 @@ class Session:
         self.failure = ""
         """Why bnmonitor has stopped watching; empty if it has not failed."""
         self._log_every = _LOG_EVERY if settings.log_every_n_steps is None else settings.log_every_n_steps
-        self._shown = False
+        self._shown = self._refused = False
         """Whether the state is what the last frame shows."""
 
     @property
@@ -152,6 +152,15 @@ class Session:
             self.recorder.end()
         logger.debug("bnmonitor stopped watching", exc_info=error)
         warn(self.failure)
+
+    def refuse_capture(self) -> None:
+        """Say once why a step is not looked at."""
+        if not self._refused:
+            self._refused = True
+            warn(
+                "bnmonitor does not look at a step while a CUDA graph is captured, as it would become a part of the "
+                "graph: call monitor.step() after each replay of the graph instead"
+            )
 
     def begin(self) -> None:
         """Start to watch, or start again."""

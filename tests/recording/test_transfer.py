@@ -12,8 +12,8 @@ from torch import Tensor
 from bnmonitor import Monitor
 from bnmonitor.recording import recorder
 from bnmonitor.recording.tape import Tape
-from bnmonitor.transfer import HostTransfer
 from bnmonitor.sinks import Sink
+from bnmonitor.transfer import HostTransfer
 from bnmonitor.window import SERIES
 from tests.models import ARCHITECTURES, train
 from tests.watching import Windows, window_of
