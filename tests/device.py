@@ -33,10 +33,11 @@ _KEY = "PrivateUse1"
 """What PyTorch calls a device that it does not know."""
 
 _WAITS = {
-    *("_local_scalar_dense", "equal", "nonzero", "masked_select", "allclose", "bincount", "linalg_eig"),
+    *("_local_scalar_dense", "equal", "nonzero", "masked_select", "allclose", "bincount"),
     *("_unique2", "unique_dim", "unique_consecutive", "repeat_interleave"),
 }
-"""Operations of whose result the host must know the value, or the size."""
+"""Operations of whose result the host must know the value, or the size; those of ``torch.linalg`` that factorize, too,
+whose success it asks for."""
 
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 """Operations that take positions of the CPU as well."""
@@ -131,7 +132,7 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
         indices = args[1] if name in _INDEXING else ()
         # A mask becomes positions, whose number the host must know; indices of the CPU are copied to the device.
         slow = any(isinstance(i, Tensor) and (i.dtype == torch.bool or i.device.type == "cpu") for i in indices)
-        if name in _WAITS or slow:
+        if name in _WAITS or slow or (name.lstrip("_").startswith("linalg_") and name != "linalg_vector_norm"):
             found.wait(name)
     originals: dict[int, Tensor] = {}
     kept: list[tuple[Tensor, Tensor]] = []

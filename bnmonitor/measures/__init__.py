@@ -35,6 +35,7 @@ from bnmonitor.measures.moments import (
     samples_reduced,
     scale,
     spread,
+    uneven_beyond,
     unevenness,
     unevenness_beyond,
 )
@@ -152,6 +153,7 @@ __all__ = [
     "trunk",
     "twins",
     "typical_variance",
+    "uneven_beyond",
     "unevenness",
     "unevenness_beyond",
     "update_weight",

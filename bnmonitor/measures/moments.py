@@ -176,21 +176,33 @@ def unevenness(x: Tensor) -> Tensor | None:
     return torch.div(own.var(0), own.mean(0).square())
 
 
-def unevenness_beyond(x: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return the same, also for samples of one value, and the part of it that no common factor explains.
+def unevenness_beyond(x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return the same, also for samples of one value, and what :func:`uneven_beyond` makes the rest of.
 
     Returns:
-        ``[C]``; and ``[2]``: share of the correlations between channels beyond their first principal component, and
-        kurtosis of the samples' variances, in the middle channel. None for few samples.
+        ``[C]``; ``[n, n]``, the products of the samples' variances over the channels; and ``[]``, the kurtosis of these
+        variances in the middle channel. None for few samples.
     """
     if x.shape[0] < LEAST_SAMPLES or x.shape[1] < 2:
         return None
     own = _own_variances(x)
     mean, deviation = own.mean(0), own.std(0)
     scaled = ((own - mean) / deviation).where(deviation > 0, 0.0).double()
-    strengths = torch.linalg.eigvalsh(scaled @ scaled.T)
-    beyond = 1 - strengths[-1] / strengths.sum().clamp(min=1e-30)
-    return (deviation / mean).square(), torch.stack([beyond, scaled.pow(4).mean(0).median()])
+    return (deviation / mean).square(), scaled @ scaled.T, scaled.pow(4).mean(0).median()
+
+
+def uneven_beyond(products: Tensor, kurtosis: Tensor) -> Tensor:
+    """Return the part of the unevenness that no common factor explains, on the CPU: a GPU is waited for eigenvalues.
+
+    Args:
+        products: As :func:`unevenness_beyond` returns them.
+        kurtosis: Likewise.
+
+    Returns:
+        ``[2]``: share of the correlations between channels beyond their first principal component, and the kurtosis.
+    """
+    strengths = torch.linalg.eigvalsh(products)
+    return torch.stack([1 - strengths[-1] / strengths.sum().clamp(min=1e-30), kurtosis])
 
 
 PAIRED = 4.5

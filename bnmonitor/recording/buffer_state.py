@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bnmonitor.layers import LayerTable
 from bnmonitor.measures import initial_statistics
 from bnmonitor.recording.snapshot import Snapshot, read, tensors
+from bnmonitor.transfer import pack
 
 _ROUNDING = 1e-3
 
@@ -59,7 +60,7 @@ class BufferState:
         counters: Identity of each counter.
         writes: How often autograd saw each counter written to in place; None where it does not know.
         mean_writes: The same of each running mean.
-        copies: Running mean and variance of the layers without a counter, by position.
+        copies: Running mean and variance of the layers without a counter, by position, on the CPU.
     """
 
     counts: Tensor
@@ -78,13 +79,15 @@ class BufferState:
             counting: Whether each layer has a counter of its updates.
         """
         counters = [m._buffers.get("num_batches_tracked") for m in modules]
-        copied = {i: _copy(modules[i]) for i, counts in enumerate(counting) if not counts}
+        copied = {i: copy for i, counts in enumerate(counting) if not counts and (copy := _copy(modules[i]))}
+        sent, unpack = pack([t for copy in copied.values() for t in copy])  # a single copy waits for the device
+        here = iter(unpack([t.cpu() for t in sent]))
         return cls(
             counts=_stacked(counters),
             counters=tuple(map(id, counters)),
             writes=tuple(map(_writes, counters)),
             mean_writes=tuple(_writes(m._buffers.get("running_mean")) for m in modules),
-            copies={i: copy for i, copy in copied.items() if copy is not None},
+            copies={i: (next(here), next(here)) for i in copied},
         )
 
     def updates_until(

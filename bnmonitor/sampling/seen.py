@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor.layers import LayerTable
-from bnmonitor.measures import CallMoments, call_distances, finish, merge, merge_between
+from bnmonitor.measures import CallMoments, call_distances, finish, merge, merge_between, uneven_beyond
 from bnmonitor.sampling.stirring import Stirring
 from bnmonitor.transfer import HostTransfer, Unpack, pack
 from bnmonitor.window import Moments, Sample
@@ -30,7 +30,7 @@ class Seen:
     reduced: dict[str, Tensor] = field(default_factory=dict)
     between: Tensor | None = None
     inputs: list[CallMoments] = field(default_factory=list)
-    unevenness: tuple[Tensor, Tensor] | None = None
+    unevenness: tuple[Tensor, Tensor, Tensor] | None = None
     paired: Tensor | None = None
     stirring: Stirring | None = None
     stirred: Tensor | None = None
@@ -153,7 +153,7 @@ def _sample(taken: _Taken, values: Sequence[Tensor]) -> Sample:
         between=_unbiased(spread),
         level=spread[1].clone(),
         unevenness=flat(layers, [None if s.unevenness is None else s.unevenness[0][None] for s in seen], 1)[0],
-        uneven_beyond=_columns([None if s.unevenness is None else s.unevenness[1] for s in seen]),
+        uneven_beyond=_columns([None if s.unevenness is None else uneven_beyond(*s.unevenness[1:]) for s in seen]),
         paired=torch.tensor([torch.nan if s.paired is None else float(s.paired) for s in seen], device="cpu"),
         stirred=flat(layers, [s.stirred for s in seen], 2),
         looked=torch.tensor([s.looked for s in seen], device="cpu"),

@@ -18,7 +18,7 @@ from tests.processes import GUARD
 MOST_LAUNCHES = 12
 """Operations that a step may start, however many layers there are."""
 
-HARMLESS = {"where", "slice", "device"}
+HARMLESS = {"norm", "where", "slice", "device"}
 
 SOUND = ("every kind", "made", "residual", "half")
 
