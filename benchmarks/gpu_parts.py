@@ -102,11 +102,9 @@ def waits(place: Place) -> Iterator[Result]:
         samples = list(monitor._session.recorder.sampling.sampler.failures.values())
         blocked = monitor._session.recorder.sampling.blocked
     how = "set_sync_debug_mode('error')" if place.cuda else "no GPU: only run"
-    yield (
-        "35 steps, 4 checks, 4 samples",
-        samples[0] if samples else blocked or f"no wait ({how})",
-        not samples and not blocked,
-    )
+    good = not samples and not blocked
+    said = samples[0] if samples else blocked or f"no wait ({how})"
+    yield "35 steps, 4 checks, 4 samples", said, good if place.cuda or not good else None
     yield "samples that arrived", str(len(monitor.samples)), len(monitor.samples) == 4
 
 
@@ -144,7 +142,7 @@ def launches(place: Place) -> Iterator[Result]:
                 else:
                     monitor.step(loss=loss)
         unit = "kernels and copies" if place.cuda else "operations on the CPU, rules included"
-        yield f"{name}: a step", f"{found[15]} {unit}", found[15] <= 12
+        yield f"{name}: a step", f"{found[15]} {unit}", found[15] <= 12 if place.cuda else None
         yield f"{name}: a check", f"{found[19]} {unit}", None
         yield f"{name}: the end of a sampled step", f"{found[20]} {unit}", None
 
