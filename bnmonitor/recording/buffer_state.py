@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bnmonitor.layers import LayerTable
 from bnmonitor.measures import initial_statistics
 from bnmonitor.recording.snapshot import Snapshot, read, tensors
+from bnmonitor.window import Baseline
 
 _ROUNDING = 1e-3
 
@@ -136,13 +137,16 @@ class BufferState:
 
 
 @torch.no_grad()
-def are_initial(layers: LayerTable, modules: Sequence[nn.Module], updated: Tensor) -> Tensor:
+def are_initial(
+    layers: LayerTable, modules: Sequence[nn.Module], updated: Tensor, start: Baseline | None = None
+) -> Tensor:
     """Return which layers have the initial running statistics, or these after a few probe forwards: ``[L]`` bool.
 
     Args:
         layers: The table of the layers.
         modules: The layers, in the same order.
         updated: ``[L]`` bool, layers whose statistics the training has updated: their forwards were no probes.
+        start: How the layers began: statistics that were set since, as a young average's are, are not of probes either.
     """
     now = read(layers, [tensors(m) for m in modules])
     counts = _stacked([m._buffers.get("num_batches_tracked") for m in modules])
@@ -150,6 +154,8 @@ def are_initial(layers: LayerTable, modules: Sequence[nn.Module], updated: Tenso
     momentum = torch.tensor([1.0 if m is None else float(m) for m in momenta], dtype=torch.float64, device="cpu")
     left = (1 - momentum).clamp(0, 1).pow(counts).where(counts > 0, 0.0)
     exact, mixed = initial_statistics(layers, now.mean, now.var, left)
+    if start is not None:
+        mixed &= ~layers.segments.any((now.mean != start.mean) | (now.var != start.var))
     return exact | (mixed & ~updated)
 
 
