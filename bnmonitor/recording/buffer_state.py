@@ -138,15 +138,19 @@ class BufferState:
 
 @torch.no_grad()
 def are_initial(
-    layers: LayerTable, modules: Sequence[nn.Module], updated: Tensor, start: Baseline | None = None
+    layers: LayerTable, modules: Sequence[nn.Module], updated: Tensor, *, start: Baseline | None, trained: bool
 ) -> Tensor:
     """Return which layers have the initial running statistics, or these after a few probe forwards: ``[L]`` bool.
+
+    Statistics that were set since the layers began, or may have been, are not of probes: a young average of the weights
+    is mostly 0 and 1 as well.
 
     Args:
         layers: The table of the layers.
         modules: The layers, in the same order.
         updated: ``[L]`` bool, layers whose statistics the training has updated: their forwards were no probes.
-        start: How the layers began: statistics that were set since, as a young average's are, are not of probes either.
+        start: How the layers began; None: unknown, if there were training steps.
+        trained: Whether there were.
     """
     now = read(layers, [tensors(m) for m in modules])
     counts = _stacked([m._buffers.get("num_batches_tracked") for m in modules])
@@ -156,6 +160,8 @@ def are_initial(
     exact, mixed = initial_statistics(layers, now.mean, now.var, left)
     if start is not None:
         mixed &= ~layers.segments.any((now.mean != start.mean) | (now.var != start.var))
+    elif trained:
+        return exact
     return exact | (mixed & ~updated)
 
 

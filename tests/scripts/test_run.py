@@ -36,6 +36,7 @@ WATCHED: dict[str, dict[str, tuple[tuple[str, ...], int]]] = {
     "siamese": {".": (("1", "4"), 95), "Sequential-2": (("1",), 95)},
     "stochastic_weights": {".": ((*BODY, "ema.module.body.1", "ema.module.body.4"), 119)},
     "wasserstein": {".": (("1",), 31)},
+    "young_average": {".": ((*BODY, "ema.body.1", "ema.body.4"), 39)},
 }
 """Layers and last step of the models that are found in each sound program; the first step of a compiled one is not."""
 

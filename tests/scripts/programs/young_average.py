@@ -34,7 +34,5 @@ for epoch in range(4):
     net.eval()
     with torch.no_grad():
         for i in torch.arange(len(vx)).split(128):
-            print(
-                epoch, (net(vx[i]).argmax(1) == vy[i]).sum().item(), (ema.module(vx[i]).argmax(1) == vy[i]).sum().item()
-            )
+            print(epoch, *((each(vx[i]).argmax(1) == vy[i]).sum().item() for each in (net, ema.module)))
 digest(net, ema)
