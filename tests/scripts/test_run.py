@@ -35,6 +35,7 @@ WATCHED: dict[str, dict[str, tuple[tuple[str, ...], int]]] = {
     "plain": {".": (BODY, 119)},
     "siamese": {".": (("1", "4"), 95), "Sequential-2": (("1",), 95)},
     "stochastic_weights": {".": ((*BODY, "ema.module.body.1", "ema.module.body.4"), 119)},
+    "time_first": {".": (("1",), 79)},
     "wasserstein": {".": (("1",), 31)},
     "young_average": {".": ((*BODY, "ema.body.1", "ema.body.4"), 39)},
 }

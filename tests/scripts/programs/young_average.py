@@ -1,4 +1,5 @@
-"""An average of weights, buffers and counters that is updated once an epoch, and evaluated beside the network."""
+"""An average of weights, buffers and counters that is updated once an epoch, and evaluated
+beside the network in inference mode."""
 
 import copy
 
@@ -32,7 +33,7 @@ for epoch in range(4):
         optimizer.step()
     ema.update(net)
     net.eval()
-    with torch.no_grad():
+    with torch.inference_mode():
         for i in torch.arange(len(vx)).split(128):
             print(epoch, *((each(vx[i]).argmax(1) == vy[i]).sum().item() for each in (net, ema.module)))
 digest(net, ema)
