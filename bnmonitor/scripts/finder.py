@@ -166,6 +166,7 @@ class Finder:
 
         if _rank() != 0:
             self._others[id(module)] = ref(module)
+            self._left = True
             return
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             self._inner.add(id(module))

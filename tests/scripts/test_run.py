@@ -140,6 +140,13 @@ def test_processes_that_a_script_spawns_are_watched_and_forked_ones_are_left_alo
     assert done.stderr.count("BatchNorm ✓") == 2
 
 
+@ONLY_WITH_ALL
+def test_of_processes_that_train_together_the_first_speaks(tmp_path: Path) -> None:
+    done = both(tmp_path, str(PROGRAMS / "spawns_group.py"))
+    assert found(tmp_path) == {".": (BODY, 19)}
+    assert done.stderr.count("bnmonitor") == 1  # the command that shows the rest
+
+
 def test_the_entry_does_the_same_without_the_command(tmp_path: Path) -> None:
     from bnmonitor.scripts import ENTRY
 
