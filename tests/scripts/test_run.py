@@ -163,7 +163,8 @@ def test_the_entry_does_the_same_without_the_command(tmp_path: Path) -> None:
 def test_what_a_script_sees_of_its_start_is_the_same(tmp_path: Path) -> None:
     script = tmp_path / "looks.py"
     script.write_text(
-        "import sys, os, torch, signal\n"
+        "import sys; print('bnmonitor' in sys.modules)\n"
+        "import os, torch, signal\n"
         "print(sys.argv, __name__, __file__, sys.path[0], len(sys.path), 'sitecustomize' in sys.modules)\n"
         "print(type(torch.__spec__.loader).__name__, signal.getsignal(signal.SIGINT), sys.flags)\n"
         "print([m for m in sys.modules if m.startswith('rich') or m == 'tensorboard'])\n"
