@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -135,6 +135,31 @@ def writes_pairwise(module: nn.Module) -> bool:
 def own_forwards(named: Iterable[tuple[str, nn.Module]]) -> dict[str, str]:
     """Return the class of every BatchNorm, by name, that has a forward of its own."""
     return {name: type(m).__name__ for name, m in named if isinstance(m, _BatchNorm) and not writes_pairwise(m)}
+
+
+_MOST_AXES = ((nn.BatchNorm1d, 3), (nn.BatchNorm2d, 4), (nn.BatchNorm3d, 5))
+
+
+def as_normalized(module: nn.Module, x: Tensor) -> Tensor:
+    """Return a layer's input or output as PyTorch normalizes it, ``[N, C, ...]``.
+
+    A class with a forward of its own may take another layout: that of spiking networks, ``[T, N, C, ...]``, becomes
+    ``[T * N, C, ...]``, and channels that come last come second: ``[N, L, C]`` may be either, and becomes
+    ``[N * L, C]``. Any other layout is returned as it is.
+
+    Args:
+        module: The layer.
+        x: What it was given, or what it returned.
+    """
+    if not isinstance(module, _BatchNorm) or x.dim() < 3:
+        return x
+    channels = channels_of(module)
+    most = next((axes for kind, axes in _MOST_AXES if isinstance(module, kind)), x.dim())
+    if x.shape[1] == channels and x.dim() <= most:
+        return x
+    if x.shape[2] == channels:
+        return x.flatten(0, 1)
+    return x.movedim(-1, 1) if x.shape[-1] == channels else x
 
 
 def channels_of(module: nn.Module) -> int:

@@ -356,10 +356,11 @@ class Session:
 
     def add_model(self, name: str, model: nn.Module) -> None:
         """Watch a further model, after the rules have seen what there is; one in an evaluation is for the next."""
-        judged = self.check(wait=True)
-        if self._log_every and not self._shown and self.recorder.steps:
-            self._frame(judged)
-        self.recorder.add_model(name, model)
+        with torch.inference_mode(False):  # tensors that are made here are written to in training
+            judged = self.check(wait=True)
+            if self._log_every and not self._shown and self.recorder.steps:
+                self._frame(judged)
+            self.recorder.add_model(name, model)
 
     def begin_evaluation(self, phase: str) -> None:
         """Run the rules on the state at the start of an evaluation."""

@@ -12,6 +12,7 @@ from bnmonitor.layers import LayerTable
 from bnmonitor.measures import initial_statistics
 from bnmonitor.recording.snapshot import Snapshot, read, tensors
 from bnmonitor.transfer import pack
+from bnmonitor.window import Baseline
 
 _ROUNDING = 1e-3
 
@@ -139,13 +140,20 @@ class BufferState:
 
 
 @torch.no_grad()
-def are_initial(layers: LayerTable, modules: Sequence[nn.Module], updated: Tensor) -> Tensor:
+def are_initial(
+    layers: LayerTable, modules: Sequence[nn.Module], updated: Tensor, *, start: Baseline | None, trained: bool
+) -> Tensor:
     """Return which layers have the initial running statistics, or these after a few probe forwards: ``[L]`` bool.
+
+    Statistics that were set since the layers began, or may have been, are not of probes: a young average of the weights
+    is mostly 0 and 1 as well.
 
     Args:
         layers: The table of the layers.
         modules: The layers, in the same order.
         updated: ``[L]`` bool, layers whose statistics the training has updated: their forwards were no probes.
+        start: How the layers began; None: unknown, if there were training steps.
+        trained: Whether there were.
     """
     now = read(layers, [tensors(m) for m in modules])
     counts = _stacked([m._buffers.get("num_batches_tracked") for m in modules])
@@ -153,6 +161,10 @@ def are_initial(layers: LayerTable, modules: Sequence[nn.Module], updated: Tenso
     momentum = torch.tensor([1.0 if m is None else float(m) for m in momenta], dtype=torch.float64, device="cpu")
     left = (1 - momentum).clamp(0, 1).pow(counts).where(counts > 0, 0.0)
     exact, mixed = initial_statistics(layers, now.mean, now.var, left)
+    if start is not None:
+        mixed &= ~layers.segments.any((now.mean != start.mean) | (now.var != start.var))
+    elif trained:
+        return exact
     return exact | (mixed & ~updated)
 
 

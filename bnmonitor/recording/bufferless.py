@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnmonitor.layers import Hooks, recomputing
+from bnmonitor.layers import Hooks, as_normalized, recomputing
 from bnmonitor.recording.recovery import Seen
 from bnmonitor.sampling import kept_by_autograd
 
@@ -64,6 +64,7 @@ class Observer:
             return
         if recomputing() or (not module.training and output.grad_fn is None):
             return
+        x = as_normalized(module, x)
         try:
             mean, var = _from_graph(module, x, output.grad_fn) or _reduced(x)
         except RuntimeError:  # a training must not stop for it: the statistics are marked as missing

@@ -136,7 +136,8 @@ class UpdateLedger:
         if PHASES[phase] != "sanity" and trained:
             ledger.missed[phase] = self._hooked and not ran and not compiled and graphs == self._graphs
         evaluated = torch.tensor(in_eval, dtype=torch.bool, device="cpu")
-        initial = are_initial(self._layers, self._modules, ledger.updated) & evaluated
+        initial = are_initial(self._layers, self._modules, ledger.updated, start=start, trained=trained)
+        initial &= evaluated
         if initial.any():
             initial &= ~self._awaits_copy(self._copies(auxiliary), rows)
         if PHASES[phase] != "sanity" and (trained or (initial.any() and self._weighted())):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bnmonitor.graph import Tracer, UnregisteredNorms
-from bnmonitor.layers import Hooks, LayerTable, recomputing
+from bnmonitor.layers import Hooks, LayerTable, as_normalized, recomputing
 from bnmonitor.measures import (
     MOST_CALLS,
     CallMoments,
@@ -134,7 +134,7 @@ class Sampler:
         if not module.training and output.grad_fn is None:
             seen.idle += 1  # an evaluation, or a network that is not trained
             return
-        x = args[0]
+        data, x = data_of(args[0]), as_normalized(module, args[0])
         if not graded and module.training:
             if getattr(module, "momentum", None) != self._momentum.get(id(module)):
                 return  # the statistics are estimated anew
@@ -146,8 +146,7 @@ class Sampler:
         if id(module) in self.failures:
             return
         if x.numel() and output.numel():
-            self._moments(seen, module, x, output)
-        data = data_of(x)
+            self._moments(seen, module, x, as_normalized(module, output))
         seen.data = None if data is None or not data.is_floating_point() or not data.numel() else scale(data)
         if x.dim() == 3 and x.numel():
             ends = padding(x)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnmonitor.layers import Hooks, LayerTable
+from bnmonitor.layers import Hooks, LayerTable, as_normalized
 from bnmonitor.measures import merge, reduce, samples_reduced, spread
 from bnmonitor.window import HeldOut
 
@@ -44,6 +44,7 @@ class _Seen:
             self.calls += not module.training
             return
         self.calls += 1
+        x = as_normalized(module, x)
         if self.running is None:
             # The statistics of this evaluation: averaged weights may be evaluated with others than are trained.
             mean, var = module._buffers.get("running_mean"), module._buffers.get("running_var")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bnmonitor.layers import Hooks, is_synced, kind_of, recomputing
+from bnmonitor.layers import Hooks, as_normalized, is_synced, kind_of, recomputing
 from bnmonitor.sampling.reach import Reach, global_hooks, modes_active
 from bnmonitor.sampling.restoring import keep_generators
 from bnmonitor.window import EvaluationGap
@@ -171,7 +171,7 @@ class Probe:
                 still = module.forward(*args)
             finally:
                 flags["training"], flags["track_running_stats"] = True, False
-            sizes[at] = args[0].shape[0]
+            sizes[at] = as_normalized(module, args[0]).shape[0]
             found[at] = (output - still).double().norm() / output.double().norm()
 
         try:

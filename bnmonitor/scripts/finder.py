@@ -114,10 +114,14 @@ class Finder:
         self._end_of_compiling = when_compiling(self._compiles)
 
     def _guarded(self, call: Callable[..., None], *args: Any) -> None:
-        """Call a function that lets no error through, and within which no hook does anything."""
+        """Call a function that lets no error through, and within which no hook does anything.
+
+        A script may evaluate in inference mode: what is made there could not be written to in training.
+        """
         self._busy = True
         try:
-            call(*args)
+            with torch.inference_mode(False):
+                call(*args)
         except Exception as error:
             self._fail(error)
         finally:
@@ -162,6 +166,7 @@ class Finder:
 
         if _rank() != 0:
             self._others[id(module)] = ref(module)
+            self._left = True
             return
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             self._inner.add(id(module))

@@ -175,7 +175,8 @@ class Watched:
         self._hooks.remove()
         self._trains()
         with undisturbed():
-            if self._console is not None and self._before is not None and not self.monitor.steps:
+            ended = self.monitor.failure or self.monitor.steps
+            if self._console is not None and self._before is not None and not ended:
                 self._console.close(self._before)  # nothing was trained since the last model was added
             self.monitor.close()
 

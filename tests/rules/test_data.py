@@ -272,6 +272,8 @@ def test_a_validation_is_judged_by_its_own_noise_and_by_the_training_batches() -
     def says(window: Window) -> list[Severity]:
         return [finding.severity for finding in ValidationShift().check(window)]
 
+    for mean, severity in ((0.3, Severity.INFO), (0.5, Severity.WARNING)):  # padded crops move the mean by .3
+        assert says(held_out_window(mean=mean, evaluations=3)) == [severity]
     window = held_out_window(mean=0.6)
     [seen] = window.facts.held_out
     assert says(window) == [Severity.INFO]

@@ -130,6 +130,22 @@ def test_bn404_a_copy_without_its_buffers_is_evaluated() -> None:
         assert_only(trial, "BN404", ("average.1", "average.4"), Severity.ERROR)
 
 
+def test_bn404_is_not_said_of_an_average_that_is_mostly_its_first_state() -> None:
+    """Averaged with its buffers and its counter once in ten steps, as timm does: nine tenths are still 0 and 1."""
+    model = net()
+    average = copy.deepcopy(model).eval().requires_grad_(False)
+    trial = Trial({"net": model, "average": average}, torch.optim.SGD(model.parameters(), lr=0.05))
+    trial.model = model
+    with trial.monitor:
+        trial.steps(10)
+        for ours, its in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+            ours.copy_(0.9 * ours + 0.1 * its)
+        with trial.monitor.evaluation():
+            average(data()[0])
+        trial.steps(1)
+        assert not any(a.code.startswith(MINE) for a in trial.monitor.alerts)
+
+
 def test_bn405_unfrozen_on_other_data() -> None:
     model = net()
     trial = Trial(model)

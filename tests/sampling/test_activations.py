@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from bnmonitor import Monitor
-from bnmonitor.layers import discover
+from bnmonitor.layers import as_normalized, discover
 from bnmonitor.measures import reduce
 from bnmonitor.sampling.activations import Sampler
 from bnmonitor.window import Moments, Sample, Structure
@@ -92,6 +92,35 @@ def test_a_sample_is_what_a_naive_count_gives(shape: tuple[int, ...]) -> None:
     assert sample.calls.tolist() == [1]
     assert sample.eval_calls.tolist() == [0]
     assert sample.size.tolist() == [shape[0]]
+    assert sample.values.tolist() == [x.numel() // 3]
+
+
+class TimeFirst(nn.BatchNorm2d):
+    """Takes ``[T, N, C, H, W]``, as the layers of spiking networks do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class ChannelsLast(nn.BatchNorm2d):
+    """Takes ``[N, H, W, C]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(-1, 1)).movedim(1, -1)
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [(TimeFirst(3), (2, 8, 3, 4, 4)), (TimeFirst(3), (2, 3, 3, 4, 4)), (ChannelsLast(3), (8, 5, 4, 3))],
+)
+def test_a_layer_of_another_layout_is_sampled_as_it_normalizes(norm: nn.Module, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    sample = sampled(norm, lambda: norm(x))
+    batch = x.flatten(0, 1) if isinstance(norm, TimeFirst) else x.movedim(-1, 1)
+    assert_moments(sample.input, [batch])
+    assert_moments(sample.output, [as_normalized(norm, norm(x)).detach()])
+    assert sample.size.tolist() == [len(batch)]
     assert sample.values.tolist() == [x.numel() // 3]
 
 

@@ -35,7 +35,9 @@ WATCHED: dict[str, dict[str, tuple[tuple[str, ...], int]]] = {
     "plain": {".": (BODY, 119)},
     "siamese": {".": (("1", "4"), 95), "Sequential-2": (("1",), 95)},
     "stochastic_weights": {".": ((*BODY, "ema.module.body.1", "ema.module.body.4"), 119)},
+    "time_first": {".": (("1",), 79)},
     "wasserstein": {".": (("1",), 31)},
+    "young_average": {".": ((*BODY, "ema.body.1", "ema.body.4"), 39)},
 }
 """Layers and last step of the models that are found in each sound program; the first step of a compiled one is not."""
 
@@ -138,6 +140,13 @@ def test_processes_that_a_script_spawns_are_watched_and_forked_ones_are_left_alo
     assert done.stderr.count("BatchNorm ✓") == 2
 
 
+@ONLY_WITH_ALL
+def test_of_processes_that_train_together_the_first_speaks(tmp_path: Path) -> None:
+    done = both(tmp_path, str(PROGRAMS / "spawns_group.py"))
+    assert found(tmp_path) == {".": (BODY, 19)}
+    assert done.stderr.count("bnmonitor") == 1  # the command that shows the rest
+
+
 def test_the_entry_does_the_same_without_the_command(tmp_path: Path) -> None:
     from bnmonitor.scripts import ENTRY
 
@@ -154,7 +163,8 @@ def test_the_entry_does_the_same_without_the_command(tmp_path: Path) -> None:
 def test_what_a_script_sees_of_its_start_is_the_same(tmp_path: Path) -> None:
     script = tmp_path / "looks.py"
     script.write_text(
-        "import sys, os, torch, signal\n"
+        "import sys; print('bnmonitor' in sys.modules)\n"
+        "import os, torch, signal\n"
         "print(sys.argv, __name__, __file__, sys.path[0], len(sys.path), 'sitecustomize' in sys.modules)\n"
         "print(type(torch.__spec__.loader).__name__, signal.getsignal(signal.SIGINT), sys.flags)\n"
         "print([m for m in sys.modules if m.startswith('rich') or m == 'tensorboard'])\n"

@@ -27,7 +27,7 @@ class ValidationShift(Rule):
     At the layers with no other layer before them, the rule measures the mean and variance of the input over a
     validation. It compares them with the running statistics and with the training batches themselves: the data is to
     blame only if it differs from both. The first finding is an info; it is a warning in the next validation, or at once
-    if the shift is large.
+    if the shift is large. A small shift of the mean stays an info.
 
     ## Why is this bad?
     In evaluation the layer subtracts and divides by the statistics of the training data. Validation images that were
@@ -64,18 +64,20 @@ class ValidationShift(Rule):
 
     ## Thresholds
     ``shift = .25`` standard deviations in the median channel, or ``log_ratio = .5`` in the log of the ratio of the
-    variances. Beyond ``warn_shift = 1`` and ``warn_log_ratio = 1.4`` a single validation is enough for a warning. The
-    distance must exceed ``errors = 4`` standard errors as well, over at least ``least_samples = 64`` samples. The error
-    follows from how much the validation batches differ from one another, and from the noise of the training batches:
-    samples that belong together, as the frames of a video or the nodes of a graph, count for less than their number.
-    Both the average of the validation and its median batch must be so far off.
+    variances. For a warning, the mean has to be off by ``augmented_shift = .4``. Beyond ``warn_shift = 1`` and
+    ``warn_log_ratio = 1.4`` a single validation is enough for one. The distance must exceed ``errors = 4`` standard
+    errors as well, over at least ``least_samples = 64`` samples. The error follows from how much the validation batches
+    differ from one another, and from the noise of the training batches: samples that belong together, as the frames of
+    a video or the nodes of a graph, count for less than their number. Both the average of the validation and its median
+    batch must be so far off.
 
     ## Look-alikes
     Augmentation changes the training data and not the validation data: mixing images takes up to a third off the
-    variance, a log ratio of .4. Running statistics that are not those of the training data are the subject of other
-    rules: BN303 if they are cold, BN304 if they lag behind, BN406 if an evaluation has changed them, BN601 if the
-    batches come in blocks. While the sampled training batches differ from one another by half of the distance, and
-    where the training loader does not shuffle, there is an info at most.
+    variance, a log ratio of .4; cropping images of 32 pixels at random after padding them with 4 black ones moves the
+    mean by .3. Running statistics that are not those of the training data are the subject of other rules: BN303 if they
+    are cold, BN304 if they lag behind, BN406 if an evaluation has changed them, BN601 if the batches come in blocks.
+    While the sampled training batches differ from one another by half of the distance, and where the training loader
+    does not shuffle, there is an info at most.
 
     ## References
     Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021; Li et al., Revisiting batch normalization for practical
@@ -92,6 +94,7 @@ class ValidationShift(Rule):
 
     shift: float = 0.25
     log_ratio: float = 0.5
+    augmented_shift: float = 0.4
     warn_shift: float = 1.0
     warn_log_ratio: float = 1.4
     errors: float = 4.0
@@ -135,7 +138,8 @@ class ValidationShift(Rule):
         )
         loader = window.facts.train_loader
         ordered = loader is not None and loader.shuffled is False
-        sure = (large or again) and not ordered and not (by_mean and shift < 2 * float(_wandering(window)[layer]))
+        slight = by_mean and shift < max(self.augmented_shift, 2 * float(_wandering(window)[layer]))
+        sure = (large or again) and not ordered and not slight
         return Finding(
             severity=Severity.WARNING if sure else Severity.INFO,
             layer=layer,
