@@ -63,7 +63,7 @@ $(INTEGRATIONS)/stamp: pyproject.toml constraints.txt
 	@echo "installing the libraries whose trainers bnmonitor has adapters for into $(INTEGRATIONS) ..."
 	@$(PYTHON) -m venv $(INTEGRATIONS)
 	@$(INTEGRATIONS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[integrations,demo]' pytest pytest-randomly
+		--editable '.[integrations,dev]'
 	@touch $@
 
 test-integrations: $(INTEGRATIONS)/stamp
