@@ -140,7 +140,7 @@ class ColdStatistics(Rule):
         keeps = torch.log1p(-window.momentum[-1].double().clamp(max=1 - 1e-9))
         since = ((initial_weight(window) / weight).log() / keeps).nan_to_num(0.0, 0.0, 0.0).round().long().clamp(min=0)
         updates = window.baseline.updates
-        return (updates - since).where(since < updates, updates).tolist()  # type: ignore[no-any-return]
+        return (updates - since).where(since < updates, updates).tolist()
 
     def _finding(self, window: Window, weight: Tensor, cold: list[int]) -> Finding:
         layer, coldest = cold[0], int(weight.argmax())
