@@ -98,6 +98,14 @@ def test_a_change_of_the_data_is_told_with_the_step_since_which_it_lasts() -> No
     assert incident.advice.startswith("compare a batch of step 80 ")
 
 
+def test_a_mean_that_runs_off_soon_after_the_data_jumped_is_the_data_s() -> None:
+    mean = torch.zeros(64, 8)
+    mean[30:, :2] = 25.0
+    [incident] = told(alert("BN107", "0", first=83), at=window(batch_mean=mean, chain=True))
+    says = "the batch mean of the first layer moved by 25 standard deviations at step 80; gamma had not moved"
+    assert (incident.cause, incident.detail) == ("changed-input", says)
+
+
 @pytest.mark.parametrize(("power", "says"), [(2e4, "mend it; normalize the input too, whose mean"), (1.0, "mend it")])
 def test_a_rate_that_is_too_high_for_raw_data_names_the_data_in_its_advice(power: float, says: str) -> None:
     at = window()

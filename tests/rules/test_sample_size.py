@@ -460,3 +460,14 @@ def test_bn201_begins_with_the_first_sample_that_is_small() -> None:
     [finding] = found("BN201", replace(window, sample=samples[-1], earlier=tuple(samples[:-1])))
     [always] = found("BN201", replace(window, sample=samples[-1], earlier=(samples[1],)))
     assert (finding.first_step, always.first_step) == (30, 0)
+
+
+def test_bn108_begins_with_the_first_sample_of_raw_data() -> None:
+    window = make_window(chain=True)
+    samples = [
+        replace(make_sample(window.layers, step=step), data=torch.tensor([[power], [0.0]]))
+        for step, power in ((10, 1.0), (30, 1e5), (50, 1e5))
+    ]
+    [finding] = found("BN108", replace(window, sample=samples[-1], earlier=tuple(samples[:-1])))
+    [always] = found("BN108", replace(window, sample=samples[-1], earlier=(samples[1],)))
+    assert (finding.first_step, always.first_step) == (30, 0)

@@ -111,11 +111,11 @@ class ChangedInput(Cause):
 
 
 def _jump(case: Case) -> InputJump | None:
-    """The jump of the data that the evidence began with; a layer's own statistics jump at that very step."""
+    """The jump of the data that the evidence began with; a layer's own variance jumps at that very step."""
     if case.window is None:
         return None
     jump = input_jump(case.window, case.lead.first_step)
-    if jump is not None and case.lead.code != "BN101" and jump.step != case.lead.first_step:
+    if jump is not None and case.lead.code in ("BN105", "BN106") and jump.step != case.lead.first_step:
         return None
     return jump
 
