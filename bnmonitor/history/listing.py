@@ -60,7 +60,7 @@ def _course(health: Array) -> list[float | None]:
     """Return the health of the worst layer over the run, in whole numbers."""
     worst = np.fmin.reduce(health, axis=0)[None]
     thin, _ = pool(worst, HEALTHS, lowest=True)
-    return [None if math.isnan(value) else float(round(value)) for value in thin[0].tolist()]
+    return [float(round(value)) if math.isfinite(value) else None for value in thin[0].tolist()]
 
 
 def _plain(value: Any) -> Any:

@@ -147,19 +147,23 @@ def as_normalized(module: nn.Module, x: Tensor) -> Tensor:
     ``[T * N, C, ...]``, and channels that come last come second: ``[N, L, C]`` may be either, and becomes
     ``[N * L, C]``. Any other layout is returned as it is.
 
+    Where sizes are alike by chance, the layout that PyTorch's own class takes is meant.
+
     Args:
         module: The layer.
         x: What it was given, or what it returned.
     """
-    if not isinstance(module, _BatchNorm) or x.dim() < 3:
+    if not isinstance(module, _BatchNorm) or x.dim() < 3 or writes_pairwise(module):
         return x
     channels = channels_of(module)
     most = next((axes for kind, axes in _MOST_AXES if isinstance(module, kind)), x.dim())
-    if x.shape[1] == channels and x.dim() <= most:
-        return x
-    if x.shape[2] == channels:
+    if x.dim() > most and x.shape[2] == channels:
         return x.flatten(0, 1)
-    return x.movedim(-1, 1) if x.shape[-1] == channels else x
+    if x.shape[1] == channels:
+        return x
+    if x.dim() > 3 and x.shape[-1] == channels:
+        return x.movedim(-1, 1)
+    return x.flatten(0, 1) if x.shape[2] == channels else x
 
 
 def channels_of(module: nn.Module) -> int:

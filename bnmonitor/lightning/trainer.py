@@ -110,7 +110,7 @@ class TrainerActions:
             values = trainer.strategy.broadcast(values)
         if _HEALTH in values:
             values = {**values, "bn_health": values[_HEALTH]}
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+        trainer.callback_metrics.update({name: torch.tensor(value, device="cpu") for name, value in values.items()})
 
 
 _HEALTH = "bnmonitor/health"

@@ -113,6 +113,7 @@ def _widest_gap(x: Tensor) -> float:
     def above(x: Tensor) -> Tensor:
         after = x.nan_to_num(torch.inf, torch.inf, torch.inf).flip(0).cummin(0).values.flip(0)
         before = x.nan_to_num(-torch.inf, -torch.inf, -torch.inf).cummax(0).values
-        return after[1:] - before[:-1]
+        # Infinite where nothing is known on one side.
+        return (after[1:] - before[:-1]).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
 
     return float(torch.maximum(above(x), above(-x)).median(1).values.max())

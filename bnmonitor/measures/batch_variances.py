@@ -94,7 +94,8 @@ def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, st
         chance = math.exp(3.5 * math.sqrt(noise + shared))
     rise = max(best, turns, 3.0)
     edge = rise * math.log(rise) / (rise - 1)
-    since = since_when(steps(scaled, lag), lag, edge) if rise > chance else 0.0
+    dated = 1 if turns > best else lag  # batches that take turns are alike at the lag of a turn
+    since = since_when(steps(scaled, dated), dated, edge) if rise > chance else 0.0
     common = turns > chance and alternation > EVEN and _beyond_one_factor(scaled, 1, plan)[1] < LEAST_REST
     return Found(best, chance, since, min(alternation, 0.0), turns, common)
 

@@ -60,11 +60,11 @@ def gamma_run(window: Window, steps: int = GAMMA_STEPS) -> Tensor:
     before = window.baseline.gamma if begin < 0 and whole else gamma[max(0, begin)]
     before = before.to(gamma.dtype)
     scale = layers.segments.mean(before.square()).sqrt()
-    usual = scale[scale.isfinite()].median() if scale.isfinite().any() else torch.tensor(1.0)
+    usual = scale[scale.isfinite()].median() if scale.isfinite().any() else torch.tensor(1.0, device="cpu")
     scale = torch.maximum(scale, usual).where(torch.maximum(scale, usual) > 0, 1.0)
     moved = layers.segments.max((gamma[now] - before).abs().nan_to_num(nan=0.0)) / scale
     judged = window.facts.affine_trains & layers.segments.any(known)
-    return moved.where(judged & torch.tensor(layers.affine), torch.nan)
+    return moved.where(judged & torch.tensor(layers.affine, device="cpu"), torch.nan)
 
 
 def loss_level(window: Window, steps: int = SETTLED_LOSS) -> float:
@@ -130,7 +130,7 @@ def input_jump(window: Window, began: int) -> InputJump | None:
         highest = var.nan_to_num(0.0).cummax(0).values[:-1]
         grown = (var[1:] / highest.where(highest > 0, torch.nan)).nanmedian(1).values
         moved = (mean.diff(dim=0).abs() / (var[:-1] + window.layers.eps[layer]).sqrt()).nanmedian(1).values
-        usual = torch.cat([torch.zeros(1), moved.nan_to_num(0.0).cummax(0).values[:-1]])
+        usual = torch.cat([torch.zeros(1, device="cpu"), moved.nan_to_num(0.0).cummax(0).values[:-1]])
         shifted = (moved > INPUT_SHIFT) & (moved > UNUSUAL * usual)
         for at in (((grown > INPUT_JUMP) | shifted).nonzero().flatten() + 1).tolist():
             step = window.steps[at]
@@ -170,7 +170,7 @@ def fastest_group(window: Window, moved: Tensor) -> Tensor | None:
     facts, known = window.facts, ~moved.isnan()
     if facts.group is None or not known.any():
         return None
-    rates = torch.tensor([*facts.group_rates, torch.nan])[facts.group]
+    rates = torch.tensor([*facts.group_rates, torch.nan], device="cpu")[facts.group]
     fast = rates == rates[known].nan_to_num(0.0).max()
     others = known & (rates < rates[known].nan_to_num(0.0).max())
     if not others.any() or not (known & fast).any():

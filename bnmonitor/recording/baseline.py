@@ -115,6 +115,7 @@ def followed(window: Window, held: Tensor) -> Baseline:
         # How calm a layer was while it, or what feeds it, stood still says nothing of how calm it is in training.
         unknown = torch.full_like(base.batch_distance, torch.nan)
         base = replace(base, batch_distance=unknown, jump=unknown.clone())
+    highest = max(window.facts.learning_rates[:-RECENT], default=math.nan)
     return replace(
         base,
         log_var=_follow(base.log_var, middle.log().float(), by_channel, rate),
@@ -122,7 +123,7 @@ def followed(window: Window, held: Tensor) -> Baseline:
         offset=_follow(base.offset, offset(window).float(), moving, rate),
         batch_distance=_calm(base.batch_distance, batch_distance(window).float(), moving, window),
         jump=_calm(base.jump, jump(window).float(), moving, window),
-        rate=torch.fmax(base.rate, torch.tensor(max(window.facts.learning_rates[:-RECENT], default=math.nan))),
+        rate=base.rate.fmax(torch.tensor(highest, device="cpu")),
     )
 
 

@@ -146,7 +146,7 @@ def are_initial(
     """Return which layers have the initial running statistics, or these after a few probe forwards: ``[L]`` bool.
 
     Statistics that were set since the layers began, or may have been, are not of probes: a young average of the weights
-    is mostly 0 and 1 as well.
+    is mostly 0 and 1 as well. Nor are those of layers with a gradient: their training step has not been told of yet.
 
     Args:
         layers: The table of the layers.
@@ -163,7 +163,7 @@ def are_initial(
     exact, mixed = initial_statistics(layers, now.mean, now.var, left)
     if start is not None:
         mixed &= ~layers.segments.any((now.mean != start.mean) | (now.var != start.var))
-    elif trained:
+    elif trained or any(p is not None and p.grad is not None for m in modules for p in m._parameters.values()):
         return exact
     return exact | (mixed & ~updated)
 

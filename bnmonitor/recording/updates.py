@@ -55,7 +55,8 @@ class UpdateLedger:
         self._ledger = Ledger.blank(len(layers))
         averages = [m for model in self._models for m in model.modules() if _is_average(m)]
         within = {id(m): k for k, average in enumerate(averages) for m in average.modules()}
-        self._ledger.averaged.copy_(torch.tensor([id(m) in within for m in self._modules], dtype=torch.bool))
+        averaged = [id(m) in within for m in self._modules]
+        self._ledger.averaged.copy_(torch.tensor(averaged, dtype=torch.bool, device="cpu"))
         roots = {id(m): k - len(self._models) for k, model in enumerate(self._models) for m in model.modules()}
         self._averages = AveragedWeights(
             layers, self._modules, [within.get(id(m), roots.get(id(m), -1)) + len(self._models) for m in self._modules]

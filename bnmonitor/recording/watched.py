@@ -73,10 +73,13 @@ class WatchedLayers:
 
     @property
     def changed(self) -> bool:
-        """Whether a layer was added, removed, replaced or resized since the layers were found."""
+        """Whether a layer was added, removed, replaced or resized, or keeps other statistics, since they were found."""
         now, known = norms(self._models.values()), self._norms
         same = len(now) == len(known) and all(map(is_, now, known)) and not any(map(_mended, self.found.odd))
-        return not same or tuple(map(channels_of, self.found.modules)) != self.found.table.channels
+        modules, table = self.found.modules, self.found.table
+        if not same or tuple(map(channels_of, modules)) != table.channels:
+            return True
+        return tuple(m._buffers.get("running_mean") is not None for m in modules) != table.tracking
 
     def find(self, order: Mapping[int, int] | None = None, names: Sequence[str] | None = None) -> Discovery:
         """Find the layers again.

@@ -72,7 +72,7 @@ class Population:
             owner = torch.arange(len(layers), device=self._device).repeat_interleave(widths)
             self._where[layers] = torch.cat([self._parts[at] for at in layers]), owner
         index, owner = self._where[layers]
-        count, divisor = torch.tensor(sizes, dtype=torch.float64).to(self._device)[owner].unbind(1)
+        count, divisor = torch.tensor(sizes, dtype=torch.float64, device="cpu").to(self._device)[owner].unbind(1)
         mean = torch.cat([self._buffer(at, "running_mean").to(self._device) for at in layers]).double()
         var = torch.cat([self._buffer(at, "running_var").to(self._device) for at in layers]).double()
         merged = merge((self._count[index], self._mean[index], self._squares[index]), (count, mean, var * divisor))

@@ -160,5 +160,5 @@ def _rows(window: Window, new: int, statistics: Sequence[str]) -> dict[str, Arra
 def _noise(window: Window) -> torch.Tensor:
     """``[L]`` by how many standard deviations a batch's mean is uncertain; the most where it is unknown."""
     if window.sample is None:
-        return torch.full((len(window.layers),), 1.0)
+        return torch.full((len(window.layers),), 1.0, device="cpu")
     return window.sample.values.clamp_min(1).float().rsqrt()

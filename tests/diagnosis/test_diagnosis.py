@@ -83,6 +83,29 @@ def test_data_that_loses_its_scale_is_the_cause_of_a_first_layer_that_no_longer_
     assert later.cause == "variance-collapse", "only the first layer sees the data"
 
 
+def test_a_scale_that_grows_from_step_to_step_is_not_told_as_a_jump() -> None:
+    batch = torch.ones(64, 8)
+    batch[20:, :2] = 2.0 ** torch.arange(44)[:, None]
+    [incident] = told(alert("BN106", "0", first=80), at=window(batch_var=batch, chain=True))
+    assert incident.detail == "the batch variance of the first layer grew ×1.02e+03 by step 80; gamma had not moved"
+
+
+def test_a_change_of_the_data_is_told_with_the_step_since_which_it_lasts() -> None:
+    batch = torch.ones(64, 8)
+    batch[20:24, :2] = batch[30:, :2] = 400.0  # an earlier jump, which was over soon
+    [incident] = told(alert("BN106", "0", first=80), at=window(batch_var=batch, chain=True))
+    assert incident.detail == "the batch variance of the first layer grew ×400 at step 80; gamma had not moved"
+    assert incident.advice.startswith("compare a batch of step 80 ")
+
+
+def test_a_mean_that_runs_off_soon_after_the_data_jumped_is_the_data_s() -> None:
+    mean = torch.zeros(64, 8)
+    mean[30:, :2] = 25.0
+    [incident] = told(alert("BN107", "0", first=83), at=window(batch_mean=mean, chain=True))
+    says = "the batch mean of the first layer moved by 25 standard deviations at step 80; gamma had not moved"
+    assert (incident.cause, incident.detail) == ("changed-input", says)
+
+
 @pytest.mark.parametrize(("power", "says"), [(2e4, "mend it; normalize the input too, whose mean"), (1.0, "mend it")])
 def test_a_rate_that_is_too_high_for_raw_data_names_the_data_in_its_advice(power: float, says: str) -> None:
     at = window()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bnmonitor import Monitor, remedies
-from bnmonitor.layers import KINDS, Family, Kind, discover, kind_of
+from bnmonitor.layers import KINDS, Family, Kind, as_normalized, discover, kind_of
 from tests.models import FrozenBatchNorm2d
 
 CHANNELS, MOMENTUM, STEPS = 4, 0.25, 5
@@ -184,3 +184,46 @@ class TestFrozen(KindContract):
 
 def test_every_kind_keeps_the_contract() -> None:
     assert sorted(contract.family for contract in KindContract.__subclasses__()) == sorted(kind.name for kind in KINDS)
+
+
+class _Spiking(nn.BatchNorm2d):
+    """Takes ``[T, N, C, H, W]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flatten(0, 1)).view(x.shape)
+
+
+class _ChannelsLast(nn.BatchNorm2d):
+    """Takes ``[N, H, W, C]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(-1, 1)).movedim(1, -1)
+
+
+class _AnyAxes(nn.BatchNorm2d):
+    """Takes ``[N, C, ...]``, whatever follows."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "axis"),
+    [
+        (nn.BatchNorm1d(6), (4, 6, 6), 1),
+        (nn.BatchNorm2d(6), (6, 6, 6, 6), 1),
+        (nn.BatchNorm1d(5, affine=False, track_running_stats=False), (4, 6, 5), 1),
+        (_AnyAxes(6), (4, 6, 6, 5, 5), 1),
+        (_AnyAxes(6), (4, 6, 5, 5, 6), 1),
+        (_Spiking(6), (6, 6, 6, 6, 6), 2),
+        (_Spiking(6), (3, 6, 6, 5, 5), 2),
+        (_ChannelsLast(6), (4, 5, 6, 6), 3),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),
+)
+def test_sizes_that_are_alike_by_chance_do_not_move_the_channels(
+    layer: nn.Module, shape: tuple[int, ...], axis: int
+) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    channels_first = as_normalized(layer, x).movedim(1, 0).flatten(1)
+    torch.testing.assert_close(channels_first.mean(1), x.movedim(axis, 0).flatten(1).mean(1))

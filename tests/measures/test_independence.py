@@ -53,6 +53,15 @@ def test_variances_are_not_judged_by_samples_of_which_a_few_vary_far_more_than_a
     assert bool(CorrelatedBatches().check(window)) is fires
 
 
+def test_variances_that_take_turns_do_so_since_the_first_batch() -> None:
+    var = (1 + NOISE) * torch.tensor([[1.0], [2.0]]).repeat(32, 1)
+    window = made(NOISE, batch_var=var)
+    assert window.sample is not None
+    sample = replace(window.sample, unevenness=2 * torch.ones(8), uneven_beyond=torch.tensor([[0.9], [3.0]]))
+    [finding] = AlternatingDomains().check(replace(window, sample=sample, earlier=(sample, sample)))
+    assert ("the variances" in finding.message, finding.first_step) == (True, 0)
+
+
 def test_weights_that_jump_with_the_learning_rate_are_no_fault_of_the_data() -> None:
     given = {"train_loader": EVEN, "learning_rates": (0.1,) * 40 + (10.0,) * 24}
     jumping = NOISE.clone()

@@ -235,3 +235,17 @@ def test_what_was_carried_along_is_of_this_window_only() -> None:
     assert with_sums.against(window.baseline).averages is carried
     assert replace(with_sums, fresh=1).averages is None
     assert averages(with_sums.last(8))[1].tolist() == [2.0] * 3
+
+
+def test_a_layer_that_stops_keeping_statistics_is_recorded_as_one_without() -> None:
+    torch.manual_seed(0)
+    model = small()
+    with Monitor(model, sinks=[], on_alert="log", ignore=("BN803",)) as monitor:
+        for step in range(40):
+            if step == 13:
+                model[1].running_mean = model[1].running_var = None  # normalizes by the batch in evaluation as well
+            model(torch.randn(16, 4)).square().mean().backward()
+            monitor.step()
+        assert monitor.layers["1"].tracking is False
+        assert monitor.history("1", "batch_mean").isfinite().all()
+    assert not monitor.alerts

@@ -117,6 +117,18 @@ def test_bn404_frozen_on_a_network_that_was_never_trained() -> None:
         assert_only(trial, "BN404", ("1", "4"), Severity.ERROR, 0)
 
 
+def test_bn404_is_not_said_of_a_first_training_step_that_is_told_of_after_the_evaluation() -> None:
+    model = net()
+    trial = Trial(model)
+    with trial.monitor:
+        model(data()[0]).square().mean().backward()
+        with trial.monitor.evaluation(), in_eval(model):
+            model(data()[0])
+        trial.monitor.step()
+        trial.steps(5)
+    assert not [alert for alert in trial.monitor.alerts if alert.code == "BN404"]
+
+
 def test_bn404_a_copy_without_its_buffers_is_evaluated() -> None:
     model, average = net(), net().eval().requires_grad_(False)
     trial = Trial({"net": model, "average": average}, torch.optim.SGD(model.parameters(), lr=0.05))

@@ -273,6 +273,11 @@ def test_bn106_ends_once_the_level_has_lasted_as_long_as_the_average_remembers()
     assert rule("BN106").check(make_window(batch_var=risen([500.0] * 3, at=40))) == []
 
 
+def test_bn106_dates_growth_back_that_could_not_be_judged_before() -> None:
+    window = replace(make_window(batch_var=risen([500.0, 400.0, 1.0], at=50)), fresh=10)
+    assert (one("BN106", window).first_step, one("BN106", replace(window, fresh=20)).first_step) == (50, 50)
+
+
 def test_bn106_remembers_longer_where_momentum_is_small() -> None:
     window = make_window(batch_var=risen([500.0] * 3, at=40), momentum=0.05)
     assert one("BN106", window).channels == (0, 1, 2)

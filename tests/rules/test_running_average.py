@@ -181,6 +181,11 @@ def test_bn303_is_an_info_where_the_next_evaluation_is_warm() -> None:
     assert (alert.severity, alert.state, alert.first_step) == (INFO, "cleared", 14)
 
 
+def test_bn303_tells_how_often_the_layer_had_been_updated_when_it_was_evaluated() -> None:
+    [finding] = findings("BN303", make_window(seen=26, evaluation="test", ledger={"cold": 0.9**20}))
+    assert finding.message.startswith("evaluated after 20 updates at momentum 0.1: the initial mean 0 and variance 1 ")
+
+
 @pytest.mark.parametrize(("decay", "steps", "says"), [(0.99, 60, True), (0.9, 80, False)])
 def test_bn303_counts_the_memory_of_an_average(decay: float, steps: int, says: bool) -> None:
     net = a_net(scale=3.0)

@@ -176,7 +176,9 @@ def test_bn203_finds_a_small_batch_far_from_the_running_statistics(
     size: int, shift: float, says: Severity | None
 ) -> None:
     window = make_window(shift=at60(shift, 0.1), sizes=64, facts={"train_loader": Loader(batch_size=64)})
-    assert severity("BN203", replace(window, sample=make_sample(window.layers, step=60, size=size))) is says
+    sample = make_sample(window.layers, step=60, size=size)
+    assert severity("BN203", replace(window, sample=sample)) is says
+    assert severity("BN203", replace(window, sample=sample, earlier=(replace(sample, step=50),))) is None, "no last one"
 
 
 @pytest.mark.parametrize(
@@ -450,3 +452,22 @@ def test_bn108_finds_raw_pixels_once() -> None:
     monitor, alerts = train(a_model(), 20, before=lambda step, x: (x * 64 + 128).clamp(0, 255))
     assert alerts == []
     assert [(a.code, a.layer) for a in monitor.alerts if a.code == "BN108"] == [("BN108", "1")]
+
+
+def test_bn201_begins_with_the_first_sample_that_is_small() -> None:
+    window = make_window(sizes=4, values=4)
+    samples = [make_sample(window.layers, step=step, size=size) for step, size in ((10, 32), (30, 4), (50, 4))]
+    [finding] = found("BN201", replace(window, sample=samples[-1], earlier=tuple(samples[:-1])))
+    [always] = found("BN201", replace(window, sample=samples[-1], earlier=(samples[1],)))
+    assert (finding.first_step, always.first_step) == (30, 0)
+
+
+def test_bn108_begins_with_the_first_sample_of_raw_data() -> None:
+    window = make_window(chain=True)
+    samples = [
+        replace(make_sample(window.layers, step=step), data=torch.tensor([[power], [0.0]]))
+        for step, power in ((10, 1.0), (30, 1e5), (50, 1e5))
+    ]
+    [finding] = found("BN108", replace(window, sample=samples[-1], earlier=tuple(samples[:-1])))
+    [always] = found("BN108", replace(window, sample=samples[-1], earlier=(samples[1],)))
+    assert (finding.first_step, always.first_step) == (30, 0)

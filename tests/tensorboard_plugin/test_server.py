@@ -771,3 +771,12 @@ def test_damaged_times_and_tensors_hide_neither_their_run_nor_another(tmp_path: 
     assert {run["name"]: run["layers"] for run in tab.json("/runs")["runs"]} == {"healthy": len(NAMES), "damaged": 1}
     run = tab.json("/run", run="damaged")
     assert (run["frames"], run["walls"], run["alerts"]) == (2, [0, 0], [])
+
+
+def test_a_damaged_run_does_not_hide_the_table_of_the_others(tmp_path: Path) -> None:
+    write(tmp_path / "healthy", NAMES, range(5))
+    with Writer(tmp_path / "damaged", NAMES) as writer:
+        writer.frames(range(5), np.full((5, len(NAMES), len(writer.schema.metrics)), np.inf, np.float32))
+    found = {row["name"]: row["health"] for row in Asked(tmp_path).json("/table")["runs"]}
+    assert found["damaged"] == [None] * 5
+    assert None not in found["healthy"]

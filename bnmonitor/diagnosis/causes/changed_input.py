@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 
 from bnmonitor._text import number
 from bnmonitor.diagnosis.base import Case, Cause, reads_the_input
-from bnmonitor.measures import input_jump, variances
+from bnmonitor.measures import InputJump, input_jump, variances
 
 TRACE = 1e-7
 """Part of a variance that single precision no longer resolves beside it."""
@@ -58,7 +59,7 @@ class ChangedInput(Cause):
         window, name = case.window, case.lead.layer
         if window is None:
             return False
-        if input_jump(window, case.lead.first_step) is not None:
+        if _jump(case) is not None:
             return True
         at = _place(case)
         if name is None or at is None or case.lead.code == "BN101" or not reads_the_input(window, name):
@@ -78,7 +79,7 @@ class ChangedInput(Cause):
     def detail(self, case: Case) -> str:
         """Say by how much, as the step of the change shows it."""
         window, at = case.window, _place(case)
-        jump = None if window is None else input_jump(window, case.lead.first_step)
+        jump = _jump(case)
         if jump is not None:
             what = "variance of the first layer grew ×" if jump.by_variance else "mean of the first layer moved by "
             unit = "" if jump.by_variance else " standard deviations"
@@ -88,13 +89,16 @@ class ChangedInput(Cause):
         span = window.layers.span(window.layers.names.index(str(case.lead.layer)))
         batch = variances(window)[:, span]
         grown = float((batch[at] / batch[:at].nanmedian(0).values).nanmedian())
+        last = float((batch[at] / batch[at - 1]).nanmedian())
         how = f"grew ×{number(grown)}" if case.lead.code == "BN106" else f"fell ×{number(grown)}"
         how = how if grown > TRACE else "vanished"
-        return f"the batch variance of the first layer {how} at step {case.lead.first_step}; gamma had not moved"
+        # Where the last step is less than half of the way, in the log, the scale moves on from step to step.
+        when = "by" if grown > TRACE and last > 0 and abs(math.log(last)) < abs(math.log(grown)) / 2 else "at"
+        return f"the batch variance of the first layer {how} {when} step {case.lead.first_step}; gamma had not moved"
 
     def advice(self, case: Case) -> str:
         """Point at the data of that step, and say how to go on."""
-        jump = None if case.window is None else input_jump(case.window, case.lead.first_step)
+        jump = _jump(case)
         if jump is None and case.was is not None:
             return ""
         step = case.lead.first_step if jump is None else jump.step
@@ -104,6 +108,16 @@ class ChangedInput(Cause):
     def lasts(self, case: Case) -> bool:
         """Whether the training is lost."""
         return case.lost
+
+
+def _jump(case: Case) -> InputJump | None:
+    """The jump of the data that the evidence began with; a layer's own variance jumps at that very step."""
+    if case.window is None:
+        return None
+    jump = input_jump(case.window, case.lead.first_step)
+    if jump is not None and case.lead.code in ("BN105", "BN106") and jump.step != case.lead.first_step:
+        return None
+    return jump
 
 
 def _place(case: Case) -> int | None:

@@ -129,7 +129,8 @@ class HalfPrecisionBuffers(Rule):
         """Layers with unchanged running statistics far from the sampled batch, and their distance: ``[L]`` each."""
         sample = window.sample
         if sample is None:
-            return torch.zeros(len(window.layers), dtype=torch.bool), torch.full((len(window.layers),), torch.nan)
+            unknown = torch.full((len(window.layers),), torch.nan, device="cpu")
+            return torch.zeros_like(unknown, dtype=torch.bool), unknown
         updated = window.updates.clamp(min=0).sum(0) >= self.least_steps
         moved = median((window.running_mean != window.running_mean[-1]).any(0).float(), window) > 0
         scale = (window.running_var[-1] + window.layers.eps_by_channel).sqrt()

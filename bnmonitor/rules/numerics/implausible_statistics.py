@@ -94,7 +94,7 @@ class ImplausibleStatistics(Rule):
 
     def _limits(self, window: Window, tracked: Tensor) -> Tensor:
         """The largest plausible size of each channel: ``[C]``."""
-        usual = tracked.median() if tracked.numel() else torch.tensor(1.0)
+        usual = tracked.median() if tracked.numel() else torch.tensor(1.0, device="cpu")
         inner = float((usual * self.ratio).clamp(self.floor, self.limit))
         limits = torch.full_like(window.running_var[-1], inner)
         reads_input = _reads_input(window)[window.layers.owner]
@@ -136,8 +136,8 @@ def _size(mean: Tensor, var: Tensor) -> Tensor:
 def _reads_input(window: Window) -> Tensor:
     """Layers that no other layer is in front of: ``[L]``; where the connections are unknown, the first."""
     structure = window.facts.structure
-    first = torch.arange(len(window.layers)) == 0
+    first = torch.arange(len(window.layers), device="cpu") == 0
     if structure is None:
         return first
     known = [place.root for place in structure.places]
-    return torch.tensor(known, dtype=torch.bool) if any(known) else first
+    return torch.tensor(known, dtype=torch.bool, device="cpu") if any(known) else first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -110,7 +111,7 @@ class SkippedStepPoisoning(Rule):
         """Distance of each warm layer's median channel from its running statistics, over the limit: ``[L]``."""
         segments = window.layers.segments
         mean = segments.median(window.shift[t].abs()) / self.limit_shift
-        scale = segments.median(window.ratio[t].log().abs()) / torch.tensor(self.limit_ratio).log()
+        scale = segments.median(window.ratio[t].log().abs()) / math.log(self.limit_ratio)
         return torch.fmax(mean, scale).where(warm(window)[t], 0.0).nan_to_num(0.0, 0.0)
 
     def _finding(self, window: Window, t: int, hit: torch.Tensor, worst: torch.Tensor | None) -> Finding:

@@ -118,12 +118,25 @@ class UnnormalizedInput(Rule):
 
     def _data(self, window: Window) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean square, and distance of the mean from zero, of the data that each layer reads: the middle sample."""
-        samples = [*window.earlier, *([] if window.sample is None else [window.sample])]
-        rows = [s.data for s in samples if s.data is not None and s.data.shape[-1] == len(window.layers)]
+        rows = [data for _, data in self._samples(window)]
         if not rows:
             return (torch.full((len(window.layers),), torch.nan, device="cpu"),) * 2
         power, distance = torch.stack(rows).nanmedian(0).values
         return power, distance
+
+    def _samples(self, window: Window) -> list[tuple[int, torch.Tensor]]:
+        """Step, and mean square and distance of the data, of each sample that is kept."""
+        samples = [*window.earlier, *([] if window.sample is None else [window.sample])]
+        return [(s.step, s.data) for s in samples if s.data is not None and s.data.shape[-1] == len(window.layers)]
+
+    def _began(self, window: Window, layer: int, row: int, limit: float) -> int:
+        """The first sampled step after the last one with less; the window's first if there was none."""
+        since = window.steps[0]
+        for step, data in reversed(self._samples(window)):
+            if float(data[row, layer]) <= limit:
+                return max(since, window.steps[0])
+            since = step
+        return window.steps[0]
 
     def _suspicious(self, window: Window, first: torch.Tensor) -> bool:
         """Whether any channel of the first layers has a large variance or mean: a cheap test before the full one."""
@@ -166,7 +179,7 @@ class UnnormalizedInput(Rule):
         return Finding(
             severity=Severity.WARNING if half or frozen else Severity.INFO,
             layer=layer,
-            first_step=window.steps[0],
+            first_step=self._began(window, layer, 0 if large else 1, limit) if seen else window.steps[0],
             value=round(size if large else offset, 6),
             threshold=limit,
             message=f"the input of the network looks unnormalized: {what} in the median channel "

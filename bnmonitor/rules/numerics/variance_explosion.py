@@ -163,8 +163,7 @@ class VarianceExplosion(Rule):
     def _finding(self, window: Window, growth: torch.Tensor, layer: int) -> Finding:
         mine = growth[:, window.layers.span(layer)]
         over = mine > math.log(self.warn_factor)
-        at = len(window) - len(mine) + int(over.any(1).long().argmax()) - self.steps_in_a_row + 1
-        step = window.steps[max(0, at)]
+        step = window.steps[self._began(window, mine, layer)]
         channels = tuple(over.any(0).nonzero().flatten().tolist())
         factor = math.exp(min(80.0, float(mine.max())))
         error = factor > self.error_factor
@@ -182,6 +181,23 @@ class VarianceExplosion(Rule):
             "Trainer(gradient_clip_val=1.0); "
             "if only the first layer is affected, check the data of that step",
         )
+
+    def _began(self, window: Window, growth: torch.Tensor, layer: int) -> int:
+        """Position of the step since which a layer's variances are so large; ``growth`` is ``[T', C]`` of its channels.
+
+        It lies before the new steps where it could not be judged until now.
+        """
+        over = growth > math.log(self.warn_factor)
+        first = int(over.any(1).long().argmax())
+        at = max(0, len(window) - len(growth) + first - self.steps_in_a_row + 1)
+        if first == 0:
+            grown = over[0] & growth[0].isfinite()
+            logs = variances(window, slice(len(window) - len(growth) + 1))[:, window.layers.span(layer)][:, grown].log()
+            # Growth is how far the least of the last steps is from the level before.
+            level = logs[-self.steps_in_a_row :].amin(0) - growth[0, grown]
+            while at and 2 * int((logs[at - 1] - level > math.log(self.warn_factor)).sum()) > int(grown.sum()):
+                at -= 1
+        return at
 
 
 def _floor(rows: torch.Tensor, length: int) -> torch.Tensor:

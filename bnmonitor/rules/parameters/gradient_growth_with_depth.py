@@ -100,7 +100,7 @@ class GradientGrowthWithDepth(Rule):
 
     def _finding(self, window: Window, chain: list[int], logs: Tensor) -> Finding | None:
         there = logs.isfinite()
-        position, logs = torch.arange(len(chain), dtype=torch.float64)[there], logs[there]
+        position, logs = torch.arange(len(chain), dtype=torch.float64, device="cpu")[there], logs[there]
         if len(logs) < self.least_layers:
             return None
         x, y = position - position.mean(), logs - logs.mean()

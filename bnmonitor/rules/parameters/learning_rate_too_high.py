@@ -252,7 +252,7 @@ class LearningRateTooHigh(Rule):
         value, calm = (float(values[wild].median()) for values in (now, window.baseline.batch_distance))
         before = float(window.baseline.rate[lead])
         if raised:
-            rates = torch.tensor(window.facts.learning_rates)
+            rates = torch.tensor(window.facts.learning_rates, device="cpu")
             step = first(rates >= self.sudden_from * before, window)
             advice = f"go back to a learning rate of {number(before)}, or raise it step by step"
         elif (risen := rise(window, window.steps[-1])) is not None:

@@ -131,7 +131,7 @@ class LearningRateTooLow(Rule):
         spread = (window.running_var[-1] + window.layers.eps_by_channel).sqrt()
         drift = (halves[1] - halves[0]).abs() / spread
         noise = mean_over_steps(window.batch_mean.diff(dim=0).square_()).sqrt() / spread * (2 / half) ** 0.5
-        allowed = torch.maximum(3 * median(noise, window), torch.tensor(self.least_drift * half))
+        allowed = torch.maximum(3 * median(noise, window), torch.tensor(self.least_drift * half, device="cpu"))
         return median(drift, window) > allowed
 
     def _finding(self, window: Window, judged: Tensor, ratio: Tensor) -> Finding:

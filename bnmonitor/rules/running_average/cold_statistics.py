@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from bnmonitor._text import count, number
 from bnmonitor.limits import INITIAL_WEIGHT, LAG_LOG_DEVIATION, LAG_MEAN
-from bnmonitor.measures import averaged, median
+from bnmonitor.measures import averaged, initial_weight, median
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import Window
@@ -134,10 +135,17 @@ class ColdStatistics(Rule):
         felt = bool((self._felt(window, weight) & (weight > self.warn_weight)).any())
         return Severity.WARNING if felt else Severity.INFO
 
+    def _updates(self, window: Window, weight: Tensor) -> list[int]:
+        """Updates of each layer when it was evaluated: those until now, but for as many as have forgotten since."""
+        keeps = torch.log1p(-window.momentum[-1].double().clamp(max=1 - 1e-9))
+        since = ((initial_weight(window) / weight).log() / keeps).nan_to_num(0.0, 0.0, 0.0).round().long().clamp(min=0)
+        updates = window.baseline.updates
+        return (updates - since).where(since < updates, updates).tolist()
+
     def _finding(self, window: Window, weight: Tensor, cold: list[int]) -> Finding:
         layer, coldest = cold[0], int(weight.argmax())
         worst, severity = float(weight.max()), self._severity(window, weight, coldest)
-        updates, momentum = window.baseline.updates.tolist(), window.momentum[-1].tolist()
+        updates, momentum = self._updates(window, weight), window.momentum[-1].tolist()
         average = averaged(window).tolist()
         left = f"the initial mean 0 and variance 1 still weigh {number(100 * float(weight[layer]))} % in"
         if average[layer]:

@@ -191,7 +191,7 @@ def _shown(window: Window, layer: int) -> tuple[float, bool]:
 
 def _of_correlation(value: float) -> float:
     """The momentum at which second differences of an average of independent batches are correlated like this."""
-    kept = torch.linspace(0.999, 0, 200, dtype=torch.float64)  # of the old value: 1 - momentum
+    kept = torch.linspace(0.999, 0, 200, dtype=torch.float64, device="cpu")  # of the old value: 1 - momentum
     same = 6 - 8 * kept + 2 * kept**2
     next_ = -4 + 7 * kept - 4 * kept**2 + kept**3
     return float(1 - kept[int((next_ / same - value).abs().argmin())])

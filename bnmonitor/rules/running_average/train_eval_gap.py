@@ -105,7 +105,7 @@ class TrainEvalGap(Rule):
         gamma, beta = (rows[-1, span].double() for rows in (window.gamma, window.beta))
         weight = (gamma.square() / (gamma.square() + beta.square()).nansum()).nan_to_num(0.0)
         steps = (rows[:, span].double().diff(dim=0).square() / 2 for rows in (window.shift, window.ratio))
-        gaps = (sum(steps, torch.zeros(())) * weight).sum(1)
+        gaps = (sum(steps, torch.zeros((), device="cpu")) * weight).sum(1)
         gaps = gaps[gaps.isfinite()]
         return gaps.amax().sqrt().item() if len(gaps) else 0.0
 

@@ -82,7 +82,7 @@ class BiasedVarianceChain(Rule):
         if not shrunk:
             return []
         layers = min(shrunk, key=lambda chain: shrunk[chain])
-        left = float(torch.tensor(shrunk[layers]).exp())
+        left = float(torch.tensor(shrunk[layers], device="cpu").exp())
         if not left < self.warn_below:
             return []
         error = left < self.error_below

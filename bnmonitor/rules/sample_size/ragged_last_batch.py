@@ -71,7 +71,8 @@ class RaggedLastBatch(Rule):
     ## Look-alikes
     Batches that differ in size by design (graphs, packed sequences): their statistics are not far from the running
     statistics. One batch of odd data is far in the first layers, and less so in later ones; weights that jump go on to
-    be elsewhere. In a network of few and narrow layers the noise of a step says too little.
+    be elsewhere. Two sampled steps in a row with few samples are no last batch: BN201 judges them. In a network of few
+    and narrow layers the noise of a step says too little.
 
     ## References
     braindecode/braindecode#411; open-mmlab/mmsegmentation#272; scverse/scvi-tools#2314; fastai/fastai#1352.
@@ -123,6 +124,8 @@ class RaggedLastBatch(Rule):
         if sample is None or sample.step not in window.steps or len(window) < 8:
             return []
         small = (sample.size > 0) & (sample.size < self.seen_share * usual)
+        for before in window.earlier[-1:]:  # two in a row are the size of the batches from now on
+            small &= (before.size == 0) | (before.size >= self.seen_share * usual)
         if not small.any():
             return []
         t = window.steps.index(sample.step)

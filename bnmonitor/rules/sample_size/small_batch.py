@@ -9,7 +9,7 @@ import torch
 
 from bnmonitor._text import number
 from bnmonitor.limits import SMALL_BATCH, TINY_BATCH
-from bnmonitor.measures import median, normalizing, samples_by_noise, samples_normalized, trunk, warm
+from bnmonitor.measures import median, normalizing, processes, samples_by_noise, samples_normalized, trunk, warm
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import Window
@@ -110,7 +110,7 @@ class SmallBatch(Rule):
                 severity=severity,
                 layer=at[0],
                 layers=tuple(at),
-                first_step=window.steps[0],
+                first_step=self._began(window, at, limit),
                 value=typical,
                 threshold=float(limit),
                 message=f"{number(typical)} samples are normalized together (fewer than {limit}): the mean of a batch "
@@ -119,6 +119,15 @@ class SmallBatch(Rule):
                 "bnmonitor.remedies.convert_sync), or GroupNorm; accumulating gradients does not help",
             )
         ]
+
+    def _began(self, window: Window, layers: list[int], limit: int) -> int:
+        """The first sampled step after the last one with more samples; the window's first if there was none."""
+        since, count = window.steps[0], processes(window)
+        for sample in [*window.earlier, *([] if window.sample is None else [window.sample])][::-1]:
+            if float((sample.size * count)[layers].float().median()) >= limit:
+                return max(since, window.steps[0])
+            since = sample.step
+        return window.steps[0]
 
     def _by_noise(self, window: Window) -> list[Finding]:
         """Judge how much the means of the batches differ, where nothing tells their size."""
