@@ -66,8 +66,9 @@ $(INTEGRATIONS)/stamp: pyproject.toml constraints.txt
 		--editable '.[integrations,dev]'
 	@touch $@
 
-test-integrations: $(INTEGRATIONS)/stamp
-	@OMP_NUM_THREADS=1 BNMONITOR_EVERY_SCRIPT=1 $(INTEGRATIONS)/bin/python -m pytest tests/integrations tests/scripts --randomly-seed=$(SEED)
+test-integrations: $(INTEGRATIONS)/stamp $(VENV)/dev.stamp
+	@OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest tests/integrations --randomly-seed=$(SEED)
+	@OMP_NUM_THREADS=1 BNMONITOR_EVERY_SCRIPT=1 $(BIN)/python -m pytest tests/scripts --randomly-seed=$(SEED)
 
 fuzz: $(VENV)/dev.stamp
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seconds=$(SECONDS) --first=$(SEED)

@@ -1,4 +1,4 @@
-"""Lets libraries import a torchvision that was built for another PyTorch than the one that is installed."""
+"""Lets libraries import where torchvision and torchaudio were built for another PyTorch than the one installed."""
 
 from __future__ import annotations
 
@@ -34,3 +34,12 @@ except RuntimeError:  # a build for CUDA beside a PyTorch for CPUs: its operator
     for name in ("nms", "qnms"):
         _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _library.impl("nms", _nms, "CPU")
+
+try:
+    import torchaudio  # noqa: F401
+except ImportError:
+    pass
+except OSError:  # likewise; whoever looks for it finds none
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
+        del sys.modules[name]
+    sys.modules["torchaudio"] = None  # type: ignore[assignment]
