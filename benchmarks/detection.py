@@ -14,12 +14,14 @@ import hashlib
 import json
 import logging
 import os
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +191,17 @@ def unfinished(counts: dict[str, tuple[int, int]]) -> str:
     return f"Not everything has been run in this state of the code: {', '.join(parts)}." if parts else ""
 
 
+def measured() -> str:
+    """Return a sentence on when and at which commit this is measured; empty without git."""
+    try:
+        asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return ""
+    if asked.returncode:
+        return ""
+    return f"Measured on {date.today()} at commit {asked.stdout.strip()}: later changes are in the changelog."
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", default=",".join(PARTS), help="faults, sound, power, or several with commas")
@@ -216,7 +229,7 @@ def main() -> int:
         [(task.size, outcome) for task, outcome in found["power"] if len(found["power"]) == len(wanted["power"])],
     )
     counts = {part: (len(found[part]), len(wanted[part])) for part in PARTS}
-    text = page(*results, unfinished=unfinished(counts) if args.known else "")
+    text = page(*results, unfinished=unfinished(counts) if args.known else "", measured=measured())
     print(text)
     missing = 0 if args.known else sum(total - known for known, total in counts.values())
     if crashed:

@@ -79,8 +79,8 @@ QUIET = """\
 """
 
 
-def page(faults: Sequence[Outcome], sound: Sound, graded: Graded = (), unfinished: str = "") -> str:
-    """Return docs/detection.md; ``unfinished`` says what has not been run."""
+def page(faults: Sequence[Outcome], sound: Sound, graded: Graded = (), unfinished: str = "", measured: str = "") -> str:
+    """Return docs/detection.md; ``unfinished`` says what has not been run, ``measured`` when and at which commit."""
     steps = sum(outcome.steps for _, outcome in sound)
     alarms = [(key, alert) for key, outcome in sound for alert in outcome.alarms()]
     valid = [outcome for outcome in faults if outcome.took_place]
@@ -91,6 +91,7 @@ def page(faults: Sequence[Outcome], sound: Sound, graded: Graded = (), unfinishe
         f"{_share(found, 'right_layer')} in the right layer. {len(sound)} sound trainings, {steps:,} steps: "
         f"{len(alarms)} false alarms.",
         "",
+        *([measured, ""] if measured else []),
         f"Each fault was put into up to {_most(faults, 'network')} of the networks that it fits, with "
         f"{_most(faults, 'seed')} seed{'s' * (_most(faults, 'seed') != 1)} each (0 to {_most(faults, 'seed') - 1}, "
         "none chosen by its result).",
