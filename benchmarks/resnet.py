@@ -1,4 +1,4 @@
-"""The network of the benchmarks: ResNet-18 for 32x32 images."""
+"""The networks of the benchmarks: ResNet-18 for 32x32 images, and ResNet-50."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+
+
+def skip(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """What is added to the end of a block: its input, or that in the shape of its output."""
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 class Block(nn.Module):
@@ -17,12 +24,7 @@ class Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        plain = stride == 1 and inputs == outputs
-        self.skip = (
-            nn.Identity()
-            if plain
-            else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-        )
+        self.skip = skip(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output."""
@@ -54,12 +56,7 @@ class Bottleneck(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
         self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-        plain = stride == 1 and inputs == outputs
-        self.skip = (
-            nn.Identity()
-            if plain
-            else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-        )
+        self.skip = skip(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output."""

@@ -9,7 +9,6 @@ from functools import partial
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakSet
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -26,6 +25,7 @@ from bnmonitor.monitor.live import Live, recorded
 from bnmonitor.monitor.rollback import Rollback
 from bnmonitor.monitor.session import Session
 from bnmonitor.monitor.settings import Action, Settings, as_folder, as_models, as_optimizers, check_loss
+from bnmonitor.monitor.started import Running
 from bnmonitor.recording import Recorder
 from bnmonitor.results import Alert, Incident, RateSuggestion, worst_of
 from bnmonitor.rules import Rule, Thresholds, check_patterns
@@ -39,41 +39,6 @@ if TYPE_CHECKING:
 
 Phase = Literal["validation", "test", "predict", "sanity"]
 _PHASES = ("validation", "test", "predict", "sanity")
-
-
-class Running:
-    """The monitors of this process that were started and not yet closed."""
-
-    def __init__(self) -> None:
-        self._known: WeakSet[Monitor] = WeakSet()
-        self._kept: list[list[Monitor]] = []
-        self.started = 0
-        """How many were started so far."""
-
-    def note(self, monitor: Monitor) -> None:
-        """Note that a monitor was started."""
-        self._known.add(monitor)
-        self.started += 1
-        for kept in self._kept:
-            if all(monitor is not each for each in kept):
-                kept.append(monitor)
-
-    @contextmanager
-    def kept(self) -> Iterator[list[Monitor]]:
-        """Keep every monitor that is started within, also those that are closed and forgotten by whoever made them."""
-        found: list[Monitor] = []
-        self._kept.append(found)
-        try:
-            yield found
-        finally:
-            self._kept = [each for each in self._kept if each is not found]
-
-    def __iter__(self) -> Iterator[Monitor]:
-        return iter([monitor for monitor in self._known if monitor.running])
-
-
-running = Running()
-"""For what watches a process from outside: it leaves alone what a monitor watches already."""
 
 
 class Monitor:
@@ -650,6 +615,10 @@ class Monitor:
             if self.rollback is not None:
                 self.rollback.resume(state.get("rollbacks"))
                 self.keep_state()
+
+
+running: Running[Monitor] = Running()
+"""For what watches a process from outside: it leaves alone what a monitor watches already."""
 
 
 def _default_sinks(log_dir: Path | None) -> list[Sink]:
