@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import median
 from typing import Any, ClassVar
 
 import torch
@@ -43,7 +44,9 @@ class RepeatedBlock(Injection):
         trial.blame(trial.site.name)
 
     def took_place(self, trial: Trial) -> bool:
-        shift, ratio = distance(trial.notes["spy"], -self.times, -1)
+        # One batch is noisy: the middle of the last twenty.
+        last = [distance(trial.notes["spy"], -at - self.times, -at - 1) for at in range(0, 20 * self.times, self.times)]
+        shift, ratio = map(median, zip(*last, strict=True))
         return shift > 0.3 or ratio > 0.6
 
 
