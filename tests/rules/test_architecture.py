@@ -141,6 +141,19 @@ def test_bn802_does_not_mistake_a_variance_that_falls_in_training_for_dropout() 
     assert finding.value == pytest.approx(1.0, rel=1e-4)
 
 
+@pytest.mark.parametrize(("of_data", "share", "severity"), [(0.4, 0.4, INFO), (0.4, 0.28, WARNING), (0.77, 0.2, ERROR)])
+def test_bn802_counts_what_goes_beyond_the_data(of_data: float, share: float, severity: Severity) -> None:
+    ones, shares = torch.ones(8), torch.tensor([of_data, share]).repeat_interleave(4)
+    seen = HeldOut(
+        step=63, size=torch.tensor([64, 64]), mean=0 * ones, var=shares, running_mean=0 * ones, running_var=ones
+    )
+    behind = replace(DROPPED, predecessors=(0,))
+    [finding] = judged("BN802", Place(root=True), behind, facts={"held_out": (seen,)})
+    assert (finding.layer, finding.severity) == (1, severity)
+    assert finding.value == pytest.approx(share / of_data, rel=1e-4)
+    assert f"{share} times the running variance, of which the data explains {of_data}" in finding.message
+
+
 def test_bn802_is_quiet_in_evaluation_mode_without_dropout_and_with_none_that_drops() -> None:
     assert judged("BN802", DROPPED, training=False) == []
     assert judged("BN802", fed()) == []

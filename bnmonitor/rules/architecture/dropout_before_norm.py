@@ -25,7 +25,7 @@ class DropoutBeforeNorm(Rule):
     ## What it does
     Flags layers with dropout upstream and only linear operations between. Once a validation has run, the ratio of the
     variance measured there to the running variance decides the severity. If layers upstream that no dropout reaches are
-    off as well, the rule attributes the difference to the data.
+    off as well, the rule attributes as much to the data, and only what goes beyond it counts.
 
     ## Why is this bad?
     Dropout with probability ``p`` keeps the mean and adds variance: a value with mean ``c`` and variance ``v`` gets the
@@ -84,28 +84,31 @@ class DropoutBeforeNorm(Rule):
         if not at:
             return []
         ratio = _variance_ratio(window).tolist()
-        return [self._finding(window, i, torch.nan if self._of_data(places, i, ratio) else ratio[i]) for i in at]
+        return [self._finding(window, i, ratio[i], self._of_data(places, i, ratio)) for i in at]
 
-    def _of_data(self, places: tuple[Place, ...], layer: int, ratio: list[float]) -> bool:
-        """Whether an upstream layer that no dropout reaches is off as well."""
+    def _of_data(self, places: tuple[Place, ...], layer: int, ratio: list[float]) -> float:
+        """The ratio of an upstream layer that no dropout reaches, if it is off as well; else 1."""
         stack, seen = list(places[layer].predecessors), set()
         while stack:
             at = stack.pop()
             if at not in seen:
                 seen.add(at)
                 stack += places[at].predecessors
-        return any(places[i].root and not places[i].dropouts and ratio[i] < self.warn_below for i in seen)
+        roots = (ratio[i] for i in seen if places[i].root and not places[i].dropouts)
+        return min([1.0, *(r for r in roots if 0 < r < self.warn_below)])
 
-    def _finding(self, window: Window, layer: int, ratio: float) -> Finding:
+    def _finding(self, window: Window, layer: int, found: float, of_data: float) -> Finding:
         assert window.facts.structure is not None
         place = window.facts.structure.places[layer]
-        severity, limit = Severity.INFO, self.warn_below
+        severity, limit, ratio = Severity.INFO, self.warn_below, found / of_data
         if ratio < self.warn_below:
             severity = Severity.WARNING
         if ratio < self.error_below:
             severity, limit = Severity.ERROR, self.error_below
         measured = ratio == ratio
-        seen = f"; in validation the input has {number(ratio)} times the running variance" if measured else ""
+        seen = f"; in validation the input has {number(found)} times the running variance" if measured else ""
+        if measured and of_data < 1:
+            seen += f", of which the data explains {number(of_data)}"
         amount = f" of {number(place.dropout)}" if place.dropout else ""
         return Finding(
             severity=severity,
