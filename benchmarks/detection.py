@@ -45,6 +45,9 @@ CACHE = ROOT / "build" / "detection.jsonl"
 PAGE, PICTURES = ROOT / "docs" / "detection.md", ROOT / "docs" / "pictures"
 PARTS = ("faults", "sound", "power")
 
+POWER_SEEDS = 5
+"""Seeds of each size and network at least: of three, the loss of accuracy is too uncertain."""
+
 logging.getLogger("bnmonitor").setLevel(logging.CRITICAL)
 
 
@@ -118,7 +121,7 @@ def power(args: argparse.Namespace) -> Iterator[Task]:
         if args.only and args.only not in curve.name:
             continue
         for network in curve.networks[: args.networks or None]:
-            for seed in range(args.seeds):
+            for seed in range(args.seeds if args.quick else max(args.seeds, POWER_SEEDS)):
                 for size in (None, *curve.sizes):
                     yield Task("power", curve.name, network, seed, size)
 

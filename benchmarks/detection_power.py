@@ -26,9 +26,10 @@ How small a fault the statistical rules find. Each fault is injected in graded s
 harmful; beside each training runs the same one, with the same seed, without the fault. Found: the rule spoke after the
 injection, with Wilson's 95 % interval. Cost: points of accuracy in evaluation, on average over the evaluations from
 the injection on, that the training with the fault has less than the one without, with the standard error of the mean;
-a loss below zero is a gain, by chance or because the fault does good in a training so short. Harm begins at the
-smallest size from which on every size costs at least {HARM:g} points and twice its standard error. A fault that costs
-nothing here can cost much elsewhere (half precision, longer trainings, folding): the networks are tiny.
+a loss below zero is a gain, by chance or because the fault does good in a training so short. Harm begins, in each
+network for itself, at the smallest size from which on every size costs at least {HARM:g} points and twice its standard
+error; the share that is found there is of the trainings of these networks at these sizes. A fault that costs nothing
+here can cost much elsewhere (half precision, longer trainings, folding): the networks are tiny.
 
 ![Share of trainings in which each rule spoke, by the size of the fault, with the loss of accuracy](pictures/power.svg)
 
@@ -67,9 +68,9 @@ class Grade:
         return self.loss >= max(HARM, 2 * self.error)
 
 
-def grades(curve: Curve, graded: Graded) -> list[Grade]:
-    """Return the grades of a curve from weak to strong, the one without a fault first."""
-    mine = [(size, o) for size, o in graded if o.name == curve.name]
+def grades(curve: Curve, graded: Graded, network: str = "") -> list[Grade]:
+    """Return the grades of a curve from weak to strong, the one without a fault first; of all networks, or of one."""
+    mine = [(size, o) for size, o in graded if o.name == curve.name and network in ("", o.network)]
     without = {(o.network, o.seed): o.score for size, o in mine if size is None}
     found = []
     for size in (None, *curve.sizes):
@@ -119,12 +120,14 @@ def section(graded: Graded) -> Iterator[str]:
     curves = [curve for curve in CURVES if curve.name in known]
     for curve in curves:
         found = grades(curve, graded)
-        begins, surely, without = harm(found), sure(found), found[0]
+        networks = sorted({o.network for _, o in graded if o.name == curve.name})
+        begins = {network: grade for network in networks if (grade := harm(grades(curve, graded, network)))}
+        surely, without = sure(found), found[0]
         cells = (
             f"[{curve.code}](rules/{curve.code}.md) {find(curve.code).name}",
             curve.what,
-            f"{begins.size:g}" if begins else "none of these",
-            share(begins.found, begins.runs) if begins else "–",
+            ", ".join(f"{network} {grade.size:g}" for network, grade in begins.items()) or "none of these",
+            share(sum(g.found for g in begins.values()), sum(g.runs for g in begins.values())),
             f"{surely.size:g}" if surely else "none of these",
             f"{without.found} of {without.runs}",
         )

@@ -58,9 +58,9 @@ class Independence:
     turns_by_variance: Tensor
     since: Tensor
 
-    def beyond(self, limit: float, share: float) -> Tensor:
-        """``[L]`` bool: the excess is above a limit and above chance, and batches explain more than a share."""
-        return (self.excess > self.chance.clamp(min=limit)) & (self.share > share)
+    def beyond(self, limits: Tensor, share: float) -> Tensor:
+        """``[L]`` bool: the excess is above limits ``[L]`` and above chance, and batches explain more than a share."""
+        return (self.excess > torch.maximum(self.chance, limits)) & (self.share > share)
 
 
 @once

@@ -17,7 +17,7 @@ from bnmonitor.measures.batch_samples import (
     TURNS,
     Found,
     samples_after_warm_up,
-    updates_seen,
+    updates_are_typical,
     views_together,
 )
 from bnmonitor.measures.moments import looked_at
@@ -98,8 +98,7 @@ def means_of_batches(
     if max(near, far) > chance and not still:
         near, far = _without_drift(x, expected, moved, plan, near, far)
     if not still and stirred == stirred:
-        # One update may have been a small one.
-        turn = 0.0 if updates_seen(window, layer) > 1 else _stirred(x)
+        turn = 0.0 if updates_are_typical(window, layer) else _stirred(x)
         distant, at, by_neighbors = _of_blocks(x, expected, plan, turn, stirred, channels)
         if distant > far:
             far, lag, blocks_chance = distant, at, by_neighbors or chance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -85,7 +86,11 @@ def stirred_by_update(window: Window, layer: int) -> Tensor:
     return torch.stack(found).max(0).values
 
 
-def updates_seen(window: Window, layer: int) -> int:
-    """How many sampled updates show how far the weights before a layer move its statistics."""
-    span, samples = window.layers.span(layer), samples_after_warm_up(window, layer)
-    return sum(s.stirred is not None and bool(s.stirred[0, span].isfinite().any()) for s in samples)
+def updates_are_typical(window: Window, layer: int) -> bool:
+    """Whether sampled updates show how far any update moves the weights before a layer.
+
+    Two do. One may have been a small one, unless its learning rate was no less than half of any in the window.
+    """
+    span, seen = window.layers.span(layer), samples_after_warm_up(window, layer)
+    rates = [s.rate for s in seen if s.stirred is not None and bool(s.stirred[0, span].isfinite().any())]
+    return len(rates) > 1 or (len(rates) == 1 and rates[0] >= max(window.facts.learning_rates, default=math.inf) / 2)

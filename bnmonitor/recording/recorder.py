@@ -185,7 +185,7 @@ class Recorder:
         if self._woke() or not len(self.layers):
             return
         self._reorder()
-        self.sampling.collect(number, self.count, self.layers, self._tape.modules)
+        self.sampling.collect(number, rate, self.count, self.layers, self._tape.modules)
         if not self._begun:
             self._begun = True
             self._tape.send_origin()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -188,7 +189,7 @@ class Sampler:
         if self.unregistered is not None:
             self.unregistered.walk(output)
 
-    def collect(self, step: int, layers: LayerTable, modules: Sequence[nn.Module]) -> bool:
+    def collect(self, step: int, layers: LayerTable, modules: Sequence[nn.Module], rate: float = math.nan) -> bool:
         """Remove the hooks, and send the sample on its way, in the order of ``modules``.
 
         Returns:
@@ -204,7 +205,7 @@ class Sampler:
             return False
         self.calls = torch.tensor([seen.calls for seen, _ in pairs], device="cpu")
         self.witness = flat(layers, [seen.witness for seen, _ in pairs], 2)
-        self.underway.send(step, layers, pairs)
+        self.underway.send(step, rate, layers, pairs)
         return True
 
 

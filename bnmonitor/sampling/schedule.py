@@ -147,8 +147,16 @@ class SampleSchedule:
         if probe is not None and self.blocked and self.sampler.structure is None and probe.kept and not probe.failed:
             probe.trace(self.sampler, step, layers, modules, trained)
 
-    def collect(self, step: int, count: int, layers: LayerTable, modules: Sequence[nn.Module]) -> None:
-        """Collect the sample of the step that has just ended, the ``count``-th, if it was due for one."""
+    def collect(self, step: int, rate: float, count: int, layers: LayerTable, modules: Sequence[nn.Module]) -> None:
+        """Collect the sample of the step that has just ended, the ``count``-th, if it was due for one.
+
+        Args:
+            step: The step's number.
+            rate: The learning rate in force.
+            count: How many steps there have been.
+            layers: The table of the layers.
+            modules: The layers.
+        """
         self._again, self._witness = False, None
         if self.blocked and self.probe is not None:
             self.probe.detach()
@@ -156,7 +164,7 @@ class SampleSchedule:
             return
         self._judge(layers, modules)
         self._again = self.sampler.interrupted and not self._failure
-        taken = self.sampler.collect(step, layers, modules)
+        taken = self.sampler.collect(step, layers, modules, rate)
         self._witness = self.sampler.witness
         # The first step of a resumed run is sampled for the graph, which no checkpoint keeps: its numbers are not due.
         if taken and self._resumed and (count - 1) % self._every != 0:

@@ -78,6 +78,7 @@ class _Taken:
 
     Attributes:
         step: The step's number.
+        rate: The learning rate in force.
         layers: The table of the layers.
         pairs: What the hooks of each layer have recorded, and beside that what they have without a gradient.
         tensors: The tensors therein, by ``id``; each goes on its way once.
@@ -85,6 +86,7 @@ class _Taken:
     """
 
     step: int
+    rate: float
     layers: LayerTable
     pairs: Sequence[tuple[Seen, Seen]]
     tensors: Mapping[int, Tensor]
@@ -99,11 +101,12 @@ class SampleTransfer:
         self.coming = 0
         """Samples that are on their way."""
 
-    def send(self, step: int, layers: LayerTable, pairs: Sequence[tuple[Seen, Seen]]) -> None:
+    def send(self, step: int, rate: float, layers: LayerTable, pairs: Sequence[tuple[Seen, Seen]]) -> None:
         """Send a sample on its way.
 
         Args:
             step: The step's number.
+            rate: The learning rate in force.
             layers: The table of the layers.
             pairs: Of each layer what was recorded, and what was recorded beside that without a gradient.
         """
@@ -115,7 +118,7 @@ class SampleTransfer:
         elif self._transfer.device != device:
             self._transfer.follow(device)
         sent, unpack = pack(list(tensors.values()))
-        self._transfer.send(_Taken(step, layers, pairs, tensors, unpack), *sent)
+        self._transfer.send(_Taken(step, rate, layers, pairs, tensors, unpack), *sent)
         self.coming += 1
 
     def receive(self, *, wait: bool) -> list[Sample]:
@@ -142,6 +145,7 @@ def _sample(taken: _Taken, values: Sequence[Tensor]) -> Sample:
     spread = flat(layers, [s.between for s in seen], 3)
     return Sample(
         step=taken.step,
+        rate=taken.rate,
         calls=torch.tensor([s.calls for s in seen], device="cpu"),
         eval_calls=torch.tensor([s.eval_calls for s in seen], device="cpu"),
         idle=torch.tensor([s.idle for s in seen], device="cpu"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -83,6 +84,7 @@ class Sample:
         data: ``[2, L]`` scale of the data that the layer reads, itself or through one operation with weights: mean
             square, and distance of the mean from zero in deviations, in the middle channel. NaN for a layer that reads
             something else, and where it is not known.
+        rate: The learning rate in force, the largest of all parameter groups; NaN where it is not known.
         input_dtypes: Type of each layer's input in that call; None for a layer not called, empty where unknown.
         side_calls: ``[L]`` int64, calls besides, in training mode and under ``no_grad``, of a layer that was called
             with gradients as well: ``calls`` and the moments are without them.
@@ -116,6 +118,7 @@ class Sample:
     paired: Tensor | None = None
     stirred: Tensor | None = None
     data: Tensor | None = None
+    rate: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)

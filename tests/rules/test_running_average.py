@@ -371,14 +371,17 @@ def test_bn306_allows_code_to_copy_its_first_batches() -> None:
 
 
 def test_a_slight_lag_must_last_longer() -> None:
-    def opened(lag: float) -> int:
+    def opened(lag: float, log: float = 0.0) -> int:
         book = AlertBook([find("BN304")])
         for step in range(0, 500, 10):
-            window = make_window(batch_mean=lag)
+            window = make_window(batch_mean=lag, batch_var=math.exp(2 * log), running_var=1.0)
             window = replace(window, steps=tuple(range(step - 54, step + 10)), fresh=10)
             if book.check(window, {}):
                 return step
         return -1
 
-    assert opened(0.16) < 100
-    assert 250 <= opened(0.12) < 300
+    assert opened(0.55) < 100
+    assert opened(0.12, 0.25) < 100
+    assert 120 <= opened(0.3) < 200
+    for lag in (0.12, 0.24):
+        assert 250 <= opened(lag) < 300
