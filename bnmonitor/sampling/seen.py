@@ -26,6 +26,7 @@ class Seen:
     recomputed: int = 0
     size: int = 0
     values: int = 0
+    version: int | None = None
     dtype: torch.dtype | None = None
     reduced: dict[str, Tensor] = field(default_factory=dict)
     between: Tensor | None = None

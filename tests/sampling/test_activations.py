@@ -35,6 +35,22 @@ def sampled(model: nn.Module, step: Callable[[], Any]) -> Sample:
     return sample
 
 
+@pytest.mark.parametrize(("updated", "again", "apart"), [(True, True, False), (True, False, True), (False, True, True)])
+def test_the_same_tensor_behind_an_update_is_no_other_input(updated: bool, again: bool, apart: bool) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), torch.randn(256, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+
+    def step() -> None:
+        model(x).pow(3).mean().backward()
+        if updated:
+            optimizer.step()
+        model(x if again else x.clone()).mean().backward()
+
+    distance = sampled(model, step).distance
+    assert bool(distance[2].isfinite().all()) is apart
+
+
 def structure(model: nn.Module, *inputs: Tensor) -> Structure:
     found, sampler = discover({"": model}), Sampler()
     sampler.attach(found.modules, {"": model})
