@@ -237,7 +237,43 @@ class Recorder:
             self._baseline = replace(self._baseline, initial=self._baseline.initial.where(~rewritten, 0.0))
         if came:
             self.evaluations.ledger.stepped(self.steps, self._ring.view(), came, self.sampling.latest)
-        self.peers.listen(self.steps)
+        self.listen()
+
+    def listen(self) -> None:
+        """Receive what other processes have sent by now."""
+        affine = self.peers.listen(self.steps)
+        if affine is None or affine.step not in self.steps:
+            return
+        row = len(self.steps) - 1 - self.steps[::-1].index(affine.step)
+        rows = self._ring.view()
+        for name, values in (("gamma", affine.gamma), ("beta", affine.beta)):
+            now = rows[name][row]
+            now.copy_(values.where(now.isnan(), now))
+        if self._baseline is not None:
+            start = self._baseline.gamma
+            self._baseline = replace(self._baseline, gamma=affine.gamma_start.to(start).where(start.isnan(), start))
+
+    def tell(self, window: Window) -> None:
+        """Send the last step of a window to the other processes."""
+        held = self._tape.held
+        self.peers.offer(window, None if held is None else held.told(window.steps[-1]))
+
+    @property
+    def untold(self) -> str:
+        """Why gamma and beta are not known of all layers that are split over the processes; empty if they are."""
+        held, ranks = self._tape.held, self.peers.latest
+        if not self.layers.split:
+            return ""
+        if held is None:
+            return "pass gather_affine=True to have them at log steps, under FSDP2 (fully_shard)"
+        if not held.complete:
+            return "gather_affine=True gathers what FSDP2 (fully_shard) splits by channels, and nothing else"
+        if self.peers.failure:
+            return self.peers.failure
+        if not self.peers.shared:
+            return "call monitor.share_ranks() in each of them"
+        told = ranks is not None and ranks.affine is not None and bool(ranks.affine.known.all())
+        return "" if told else "they have not told each other all of them yet"
 
     def window(self, optimizers: Sequence[Optimizer] = (), run: RunFacts | None = None) -> Window | None:
         """Return the steps collected so far as they are, and change nothing; None before the first step.
@@ -405,7 +441,8 @@ class Recorder:
         self.sampling.renew()
         self._gatherer.renew(zip(found.table.names, found.modules, strict=True))
         self.evaluations.renew(found)
-        self._tape: Tape = Tape(found.table, found.modules, self._settings.check_every_n_steps)
+        each, gather = self._settings.check_every_n_steps, self._settings.gather_affine
+        self._tape: Tape = Tape(found.table, found.modules, each, gather=gather)
         self._ring = self._empty_ring(found.table)
         self._baseline = self.peers.latest = None
         self._fresh, self._begun = 0, False

@@ -1,0 +1,119 @@
+"""The part of gamma and beta that this process holds where they are split over the processes, to tell the others."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bnmonitor.distributed import OwnAffine
+from bnmonitor.layers import LayerTable, local_part, own_part
+
+LEAST_GRADIENTS, GRADIENTS = 10, 30
+"""The largest gradient of so many newest steps is told, if it is known of so many of them at least."""
+
+_NAMES = ("weight", "bias")
+_NEUTRAL = {"weight": 1.0, "bias": 0.0}
+AFFINE = ("gamma", "beta", "gamma_grad", "beta_grad")
+"""The rows of a tape that hold what is split, in its order."""
+
+
+class _Part(NamedTuple):
+    """A layer of which this process tells some channels: its position, its parameters, and which channels."""
+
+    layer: int
+    parameters: Mapping[str, Any]
+    span: slice
+
+
+class HeldAffine:
+    """Puts the channels that this process holds on the tape, and keeps the newest state of them for the exchange.
+
+    On the tape the other channels of these layers are NaN. In a window all of them are: a median over a part of the
+    channels is not that of the layer.
+
+    Args:
+        layers: The table of the layers; those of ``layers.split`` are looked at.
+        modules: The layers, in the same order.
+    """
+
+    def __init__(self, layers: LayerTable, modules: Sequence[nn.Module]) -> None:
+        self._layers = layers
+        self.complete = True
+        """Whether it is known of each of these layers how it is split."""
+        self._parts: list[_Part] = []
+        for i in layers.split:
+            parameters = modules[i]._parameters
+            spans = [own_part(p) for name in _NAMES if (p := parameters.get(name)) is not None]
+            if not spans or spans[0] is None or any(span != spans[0] for span in spans):
+                self.complete = False
+            elif spans[0].start < spans[0].stop:
+                self._parts.append(_Part(i, parameters, spans[0]))
+        self._own = torch.zeros(layers.total, dtype=torch.bool, device="cpu")
+        for part in self._parts:
+            self._own[layers.span(part.layer)][part.span] = True
+        self._newest: tuple[int, Tensor, Tensor] | None = None
+        self._gradients: deque[tuple[int, Tensor, Tensor]] = deque()
+
+    def fill(self, source: list[Tensor], unknown: Sequence[Tensor]) -> list[Tensor]:
+        """Return the tensors of a row of the tape with the own channels of the split layers in their places.
+
+        Args:
+            source: Running mean, running variance, gamma, beta and the gradients of these two of each layer.
+            unknown: For each layer as many NaN as it has channels.
+        """
+        count = len(self._layers)
+        pieces: dict[int, tuple[Tensor, ...]] = {}
+        for layer, parameters, span in self._parts:
+            nan = unknown[layer]
+            before, none, after = nan[: span.start], nan[span], nan[span.stop :]
+            for row, name in enumerate(_NAMES, start=2):
+                parameter = parameters.get(name)
+                if parameter is None:
+                    found, gradient = torch.full_like(none, _NEUTRAL[name]), none
+                else:
+                    found, gradient = (_of_span(t, span, nan) for t in (parameter, parameter.grad))
+                pieces[row * count + layer] = before, found, after
+                pieces[(row + 2) * count + layer] = before, gradient, after
+        return [piece for i, tensor in enumerate(source) for piece in pieces.get(i, (tensor,))]
+
+    def take(self, rows: Mapping[str, Tensor], step: int) -> None:
+        """Take in what has been recorded.
+
+        Args:
+            rows: Rows of the tape by name, ``[T, C]`` each, the newest last.
+            step: The step of the newest row.
+        """
+        self._newest = step, rows["gamma"][-1].clone(), rows["beta"][-1].clone()
+        gradient = rows["gamma_grad"].abs()
+        known = ~gradient.isnan()
+        self._gradients.append((len(known), gradient.where(known, 0.0).amax(0), known.sum(0)))
+        while sum(steps for steps, *_ in self._gradients) - self._gradients[0][0] >= GRADIENTS:
+            self._gradients.popleft()
+
+    def told(self, step: int) -> OwnAffine | None:
+        """Return what this process tells the others of a step; None if it is not the newest.
+
+        Args:
+            step: The step.
+        """
+        if self._newest is None or self._newest[0] != step:
+            return None
+        largest = torch.stack([each for _, each, _ in self._gradients]).amax(0)
+        known = torch.stack([count for *_, count in self._gradients]).sum(0) >= LEAST_GRADIENTS
+        return OwnAffine(
+            own=self._own, gamma=self._newest[1], beta=self._newest[2], gradient=largest.where(known, torch.nan)
+        )
+
+
+def _of_span(tensor: Tensor | None, span: slice, unknown: Tensor) -> Tensor:
+    """The own channels of a parameter, which FSDP makes whole for a forward, or of its gradient; NaN without one."""
+    if tensor is None:
+        return unknown[span]
+    local = local_part(tensor)
+    if local.numel() == span.stop - span.start:
+        return local
+    return local[span] if local.numel() == unknown.numel() else unknown[span]
