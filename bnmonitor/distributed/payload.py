@@ -39,7 +39,29 @@ class OwnAffine:
     gradient: Tensor
 
 
-def pack(window: Window, *, overwritten: bool, gather: bool = False, affine: OwnAffine | None = None) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class OwnDistance:
+    """How far one process is from the others, as it knows from the exchange before.
+
+    Attributes:
+        rank: Its number.
+        world_size: Number of processes.
+        value: The distance of its running statistics from the mean of all; NaN where unknown.
+    """
+
+    rank: int
+    world_size: int
+    value: float
+
+
+def pack(
+    window: Window,
+    *,
+    overwritten: bool,
+    gather: bool = False,
+    affine: OwnAffine | None = None,
+    distance: OwnDistance | None = None,
+) -> Tensor:
     """Return the numbers of one process for the last step of its window: float64, one axis.
 
     If the buffers of a process were overwritten before the forward, it cannot recover its own batch: it does not know
@@ -50,6 +72,7 @@ def pack(window: Window, *, overwritten: bool, gather: bool = False, affine: Own
         overwritten: Whether its buffers were overwritten before the last forward.
         gather: Whether the processes tell each other gamma and beta.
         affine: Which this one tells; None: none.
+        distance: How far this process is from the others; None: nobody tells.
     """
     layers = window.layers
     owner = layers.owner
@@ -77,7 +100,10 @@ def pack(window: Window, *, overwritten: bool, gather: bool = False, affine: Own
     known = ~values.isnan()
     by_layer = [known.double(), values.where(known, 0.0)]
     head = torch.tensor([1.0, window.steps[-1], _mark(layers)], dtype=torch.float64, device="cpu")
-    return torch.cat([head, *by_channel, *(_affine_rows(window, affine) if gather else ()), *by_layer])
+    told = torch.zeros(0 if distance is None else distance.world_size, dtype=torch.float64, device="cpu")
+    if distance is not None and distance.value == distance.value:
+        told[distance.rank] = 1 + distance.value  # 0 is unknown
+    return torch.cat([head, *by_channel, *(_affine_rows(window, affine) if gather else ()), *by_layer, told])
 
 
 def _affine_rows(window: Window, affine: OwnAffine | None) -> list[Tensor]:
@@ -106,7 +132,9 @@ def unpack(
     if total[:_HEAD].tolist() != [world_size, step * world_size, _mark(layers) * world_size]:
         return None
     channels, count = layers.total, len(layers)
-    total = total[: _length(layers, gather=gather)]
+    length = _length(layers, gather=gather)
+    distances = total[length : length + world_size] - 1
+    total = total[:length]
     rows = total[_HEAD : len(total) - _LAYER_ROWS * count].view(-1, channels)
     by_channel, affine = rows[:_CHANNEL_ROWS], rows[_CHANNEL_ROWS:]
     known, size = total[len(total) - _LAYER_ROWS * count :].view(_LAYER_ROWS, count)
@@ -146,8 +174,31 @@ def unpack(
         batch_spread=spread,
         mean_spread=(of_means / level).where(complete, torch.nan),
         var_spread=of_logs.where(complete, torch.nan),
+        distance=distances.where(distances >= 0, torch.nan),
         affine=_gathered(affine, window) if gather else None,
     )
+
+
+def distance_from_all(total: Tensor, window: Window) -> float:
+    """How far the running statistics of this process are from the mean of all, where they are furthest.
+
+    The larger of the distances of the means, in standard deviations, and of the deviations, as a log, in the middle
+    channel of a layer.
+
+    Args:
+        total: The sum that :func:`unpack` reads.
+        window: This process's own last steps, as they were when it sent its part.
+    """
+    layers = window.layers
+    rows = total[_HEAD : _HEAD + _CHANNEL_ROWS * layers.total].view(_CHANNEL_ROWS, layers.total)
+    count, mean, log_var = rows[4], rows[5] / rows[4], rows[7] / rows[4]
+    own_log = (window.running_var[-1].double().clamp(min=0) + layers.eps_by_channel.double()).log()
+    apart = torch.maximum(
+        layers.segments.median((window.running_mean[-1].double() - mean).abs() / (log_var / 2).exp()),
+        layers.segments.median((own_log - log_var).abs() / 2),
+    )
+    known = apart[apart.isfinite()]
+    return float(known.max()) if len(known) and bool((count > 0).any()) else float("nan")
 
 
 def _gathered(rows: Tensor, window: Window) -> GatheredAffine | None:
@@ -177,9 +228,9 @@ def _gathered(rows: Tensor, window: Window) -> GatheredAffine | None:
     )
 
 
-def _length(layers: LayerTable, *, gather: bool = False) -> int:
-    """How many numbers one process sends."""
-    return _HEAD + (_CHANNEL_ROWS + _AFFINE_ROWS * gather) * layers.total + _LAYER_ROWS * len(layers)
+def _length(layers: LayerTable, *, gather: bool = False, world_size: int = 0) -> int:
+    """How many numbers one process sends, with one for each process that tells its distance from the others."""
+    return _HEAD + (_CHANNEL_ROWS + _AFFINE_ROWS * gather) * layers.total + _LAYER_ROWS * len(layers) + world_size
 
 
 def _mark(layers: LayerTable) -> int:

@@ -223,7 +223,9 @@ class BatchNormMonitor(CallbackBase):
         monitor = self._ready(trainer, pl_module, fresh=self._state is not None)
         monitor.should_stop = False
         monitor.watch_optimizers(trainer.optimizers)
-        if trainer.world_size > 1:
+        grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+        # FSDP2 splits parameters for a single process as well, which then holds all of them.
+        if trainer.world_size > 1 or (self.settings.gather_affine and grouped):
             monitor.share_ranks(getattr(trainer.model, "will_sync_module_buffers", None))
         monitor.start()
 

@@ -29,6 +29,47 @@ class _Part(NamedTuple):
     span: slice
 
 
+class _Frame(NamedTuple):
+    """What does not change from step to step of a layer: what stands in the place of the channels of others.
+
+    Attributes:
+        layer: Its position.
+        parameters: Its parameters.
+        span: The own channels.
+        before: NaN for the channels before them, if there are any.
+        none: NaN for the own channels.
+        after: NaN for the channels after them, if there are any.
+        neutral: What stands for a parameter that the layer does not have.
+    """
+
+    layer: int
+    parameters: Mapping[str, Any]
+    span: slice
+    before: tuple[Tensor, ...]
+    none: Tensor
+    after: tuple[Tensor, ...]
+    neutral: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, part: _Part, nan: Tensor) -> _Frame:
+        before, none, after = nan[: part.span.start], nan[part.span], nan[part.span.stop :]
+        neutral = {name: torch.full_like(none, value) for name, value in _NEUTRAL.items()}
+        there = [(each,) * bool(each.numel()) for each in (before, after)]
+        return cls(*part, before=there[0], none=none, after=there[1], neutral=neutral)
+
+    def own(self, tensor: Tensor | None) -> Tensor:
+        """The own channels of a parameter, which FSDP makes whole for a forward, or of its gradient; NaN without."""
+        if tensor is None:
+            return self.none
+        local = local_part(tensor)
+        count = local.numel()
+        if count == self.none.numel():
+            return local
+        return (
+            local[self.span] if count == sum(t.numel() for t in (*self.before, self.none, *self.after)) else self.none
+        )
+
+
 class HeldAffine:
     """Puts the channels that this process holds on the tape, and keeps the newest state of them for the exchange.
 
@@ -55,6 +96,8 @@ class HeldAffine:
         self._own = torch.zeros(layers.total, dtype=torch.bool, device="cpu")
         for part in self._parts:
             self._own[layers.span(part.layer)][part.span] = True
+        self._unknown: Sequence[Tensor] | None = None
+        self._frames: list[_Frame] = []
         self._newest: tuple[int, Tensor, Tensor] | None = None
         self._gradients: deque[tuple[int, Tensor, Tensor]] = deque()
 
@@ -65,20 +108,28 @@ class HeldAffine:
             source: Running mean, running variance, gamma, beta and the gradients of these two of each layer.
             unknown: For each layer as many NaN as it has channels.
         """
+        if self._unknown is not unknown:
+            self._unknown, self._frames = unknown, [_Frame.of(part, unknown[part.layer]) for part in self._parts]
         count = len(self._layers)
-        pieces: dict[int, tuple[Tensor, ...]] = {}
-        for layer, parameters, span in self._parts:
-            nan = unknown[layer]
-            before, none, after = nan[: span.start], nan[span], nan[span.stop :]
-            for row, name in enumerate(_NAMES, start=2):
-                parameter = parameters.get(name)
+        rows: list[list[Tensor]] = [[], [], [], []]
+        ends = [0, 0, 0, 0]
+        for frame in self._frames:
+            for row, name in enumerate(_NAMES):
+                parameter = frame.parameters.get(name)
                 if parameter is None:
-                    found, gradient = torch.full_like(none, _NEUTRAL[name]), none
+                    values, gradient = frame.neutral[name], frame.none
                 else:
-                    found, gradient = (_of_span(t, span, nan) for t in (parameter, parameter.grad))
-                pieces[row * count + layer] = before, found, after
-                pieces[(row + 2) * count + layer] = before, gradient, after
-        return [piece for i, tensor in enumerate(source) for piece in pieces.get(i, (tensor,))]
+                    values, gradient = frame.own(parameter), frame.own(parameter.grad)
+                for at, own in ((row, values), (row + 2, gradient)):
+                    begin = (at + 2) * count
+                    rows[at] += source[begin + ends[at] : begin + frame.layer]
+                    rows[at] += (*frame.before, own, *frame.after)
+                    ends[at] = frame.layer + 1
+        filled = source[: 2 * count]
+        for at, (made, end) in enumerate(zip(rows, ends, strict=True)):
+            filled += made
+            filled += source[(at + 2) * count + end : (at + 3) * count]
+        return filled
 
     def take(self, rows: Mapping[str, Tensor], step: int) -> None:
         """Take in what has been recorded.
@@ -107,13 +158,3 @@ class HeldAffine:
         return OwnAffine(
             own=self._own, gamma=self._newest[1], beta=self._newest[2], gradient=largest.where(known, torch.nan)
         )
-
-
-def _of_span(tensor: Tensor | None, span: slice, unknown: Tensor) -> Tensor:
-    """The own channels of a parameter, which FSDP makes whole for a forward, or of its gradient; NaN without one."""
-    if tensor is None:
-        return unknown[span]
-    local = local_part(tensor)
-    if local.numel() == span.stop - span.start:
-        return local
-    return local[span] if local.numel() == unknown.numel() else unknown[span]

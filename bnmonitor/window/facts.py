@@ -78,6 +78,8 @@ class RankStatistics:
         batch_spread: ``[C]`` how far the batch means of two processes are apart, as a root mean square in deviations.
         mean_spread: ``[C]`` the same of their running means.
         var_spread: ``[C]`` the same of the logs of their running variances.
+        distance: ``[W]`` how far the running statistics of each process were from the mean of all in an exchange
+            before, in standard deviations, in the layer where they were furthest; NaN where unknown.
         affine: Gamma and beta as they came last, with ``gather_affine=True`` where they are split over the processes;
             else None.
     """
@@ -90,6 +92,7 @@ class RankStatistics:
     batch_spread: Tensor
     mean_spread: Tensor
     var_spread: Tensor
+    distance: Tensor | None = None
     affine: GatheredAffine | None = None
 
 

@@ -135,7 +135,7 @@ def _plain(
     world = prod(mesh)
     dist.init_process_group("gloo", store=dist.FileStore(str(directory / "store"), world), rank=rank, world_size=world)
     before, gathers = more.pop("before", False), more.get("gather_affine", False)
-    faulty = more.pop("faulty", None)
+    faulty, apart = more.pop("faulty", None), more.pop("apart", None)
     model = network(more.pop("last", 4))
     kept = keep_inputs(model)
     monitor = None
@@ -146,7 +146,7 @@ def _plain(
     start = whole(model) if gathers else {}
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     if watched:
-        select = () if faulty is not None and rank else ("all",)
+        select = () if rank and (faulty is not None or apart is not None) else ("all",)
         settings = {"check_every_n_steps": 4, "log_every_n_steps": LOG_EVERY, "select": select, **more}
         where = directory / "log" if rank == 0 else None
         monitor = monitor or Monitor(
@@ -158,7 +158,7 @@ def _plain(
     make = torch.Generator().manual_seed(rank)
     seen: dict[str, Any] = {"inputs": {}, "start": start, "whole": {}}
     for step in range(STEPS):
-        x = torch.randn(16, 3, 5, 5, generator=make)
+        x = torch.randn(16, 3, 5, 5, generator=make) + 3.0 * (rank == apart)
         loss = nn.functional.cross_entropy(model(x), (x[:, 0, 0, 0] > 0).long())
         loss.backward()
         optimizer.step()
@@ -253,11 +253,13 @@ class Keep(pl.Callback):
 
 
 def lightning(
-    directory: Path, strategy: Callable[[], Any], *, shard: bool, watched: bool = True, **settings: Any
+    directory: Path, strategy: Callable[[], Any], *, shard: bool, watched: bool = True, world: int = 2, **settings: Any
 ) -> None:
     """A fit; with ``shard`` another one goes on from its checkpoint, which the older FSDP cannot write on a CPU."""
     directory.mkdir(parents=True, exist_ok=True)
-    start_processes(_lightning, args=(directory, strategy, shard, watched, settings), nprocs=2, start_method="fork")
+    start_processes(
+        _lightning, args=(directory, strategy, shard, watched, world, settings), nprocs=world, start_method="fork"
+    )
 
 
 def join(rank: int, directory: Path, world: int = 2) -> None:
@@ -268,15 +270,21 @@ def join(rank: int, directory: Path, world: int = 2) -> None:
 
 
 def _lightning(
-    rank: int, directory: Path, strategy: Callable[[], Any], shard: bool, watched: bool, more: dict[str, Any]
+    rank: int,
+    directory: Path,
+    strategy: Callable[[], Any],
+    shard: bool,
+    watched: bool,
+    world: int,
+    more: dict[str, Any],
 ) -> None:
-    join(rank, directory)
+    join(rank, directory, world)
     settings = {"check_every_n_steps": 4, "select": ("all",), "on_alert": "log", **more}
     for epochs, checkpoint in ((1, None), (2, str(directory / "half.ckpt")))[: 1 + shard]:
         watch = BatchNormMonitor(**settings) if watched else None
         trainer = pl.Trainer(
             accelerator="cpu",
-            devices=2,
+            devices=world,
             strategy=strategy(),
             max_epochs=epochs,
             log_every_n_steps=LOG_EVERY,
@@ -349,8 +357,8 @@ def _fsdp() -> Any:
     return OnCpu(process_group_backend="gloo")
 
 
-def _parallel() -> Any:
-    return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
+def _parallel(world: int = 2) -> Any:
+    return ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1, process_group_backend="gloo")
 
 
 WAYS: dict[str, Callable[[nn.Module, Any], nn.Module]] = {
@@ -386,7 +394,9 @@ CASES: dict[str, Callable[[Path], None]] = {
     "gathered-fabric": fabric,
     "incident-of-two": partial(plain, wrap=WAYS["fsdp2"], gather_affine=True, faulty=10),
     "incident-of-four": partial(plain, wrap=WAYS["fsdp2-blocks"], gather_affine=True, faulty=10, mesh=(4,)),
+    "incident-of-a-rank": partial(plain, wrap=WAYS["fsdp2-blocks"], apart=2, mesh=(4,)),
     "gathered-lightning": partial(lightning, strategy=_parallel, shard=True, gather_affine=True),
+    "gathered-alone": partial(lightning, strategy=partial(_parallel, 1), shard=True, world=1, gather_affine=True),
     "lightning-fsdp1-unwatched": partial(lightning, strategy=_fsdp, shard=False, watched=False),
     "lightning-fsdp2-unwatched": partial(lightning, strategy=_parallel, shard=True, watched=False),
 }
