@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from bnmonitor.distributed import OwnAffine
 from bnmonitor.layers import LayerTable, local_part, own_part
+from bnmonitor.recording.peers import Peers
+from bnmonitor.window import GatheredAffine
 
 LEAST_GRADIENTS, GRADIENTS = 10, 30
 """The largest gradient of so many newest steps is told, if it is known of so many of them at least."""
@@ -158,3 +160,41 @@ class HeldAffine:
         return OwnAffine(
             own=self._own, gamma=self._newest[1], beta=self._newest[2], gradient=largest.where(known, torch.nan)
         )
+
+
+def enter(affine: GatheredAffine, steps: Sequence[int], rows: Mapping[str, Tensor]) -> None:
+    """Write what the processes have told each other into the row of its step, if that is still there.
+
+    Args:
+        affine: Gamma and beta of all channels.
+        steps: The steps of the rows.
+        rows: The statistics, ``[T, C]`` by name; what is known there stays.
+    """
+    if affine.step not in steps:
+        return
+    row = len(steps) - 1 - list(reversed(steps)).index(affine.step)
+    for name, values in (("gamma", affine.gamma), ("beta", affine.beta)):
+        now = rows[name][row]
+        now.copy_(values.where(now.isnan(), now))
+
+
+def why_untold(layers: LayerTable, held: HeldAffine | None, peers: Peers) -> str:
+    """Why gamma and beta are not known of all layers that are split over the processes; empty if they are.
+
+    Args:
+        layers: The table of the layers.
+        held: What this process holds; None if it is not to be told.
+        peers: The other processes.
+    """
+    if not layers.split:
+        return ""
+    if held is None:
+        return "pass gather_affine=True to have them at log steps, under FSDP2 (fully_shard)"
+    if not held.complete:
+        return "gather_affine=True gathers what FSDP2 (fully_shard) splits by channels, and nothing else"
+    if peers.failure:
+        return peers.failure
+    if not peers.shared:
+        return "call monitor.share_ranks() in each of them"
+    affine = None if peers.latest is None else peers.latest.affine
+    return "" if affine is not None and bool(affine.known.all()) else "they have not told each other all of them yet"

@@ -16,6 +16,7 @@ from bnmonitor.recording import baseline
 from bnmonitor.recording.bufferless import Observer
 from bnmonitor.recording.course import Course
 from bnmonitor.recording.evaluation import Evaluations
+from bnmonitor.recording.held import enter, why_untold
 from bnmonitor.recording.moment import Moment, RecorderSettings
 from bnmonitor.recording.peers import Peers
 from bnmonitor.recording.ring import Ring
@@ -242,16 +243,11 @@ class Recorder:
     def listen(self) -> None:
         """Receive what other processes have sent by now."""
         affine = self.peers.listen(self.steps)
-        if affine is None or affine.step not in self.steps:
-            return
-        row = len(self.steps) - 1 - self.steps[::-1].index(affine.step)
-        rows = self._ring.view()
-        for name, values in (("gamma", affine.gamma), ("beta", affine.beta)):
-            now = rows[name][row]
-            now.copy_(values.where(now.isnan(), now))
-        if self._baseline is not None:
-            start = self._baseline.gamma
-            self._baseline = replace(self._baseline, gamma=affine.gamma_start.to(start).where(start.isnan(), start))
+        if affine is not None:
+            enter(affine, self.steps, self._ring.view())
+            if self._baseline is not None:
+                start = self._baseline.gamma
+                self._baseline = replace(self._baseline, gamma=affine.gamma_start.to(start).where(start.isnan(), start))
 
     def tell(self, window: Window) -> None:
         """Send the last step of a window to the other processes."""
@@ -261,19 +257,7 @@ class Recorder:
     @property
     def untold(self) -> str:
         """Why gamma and beta are not known of all layers that are split over the processes; empty if they are."""
-        held, ranks = self._tape.held, self.peers.latest
-        if not self.layers.split:
-            return ""
-        if held is None:
-            return "pass gather_affine=True to have them at log steps, under FSDP2 (fully_shard)"
-        if not held.complete:
-            return "gather_affine=True gathers what FSDP2 (fully_shard) splits by channels, and nothing else"
-        if self.peers.failure:
-            return self.peers.failure
-        if not self.peers.shared:
-            return "call monitor.share_ranks() in each of them"
-        told = ranks is not None and ranks.affine is not None and bool(ranks.affine.known.all())
-        return "" if told else "they have not told each other all of them yet"
+        return why_untold(self.layers, self._tape.held, self.peers)
 
     def window(self, optimizers: Sequence[Optimizer] = (), run: RunFacts | None = None) -> Window | None:
         """Return the steps collected so far as they are, and change nothing; None before the first step.
