@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from bnmonitor._text import number
-from bnmonitor.measures import loss_level
+from bnmonitor.measures import loss_level, with_affine
 from bnmonitor.window import Window
 
 LEVEL = 10
@@ -57,6 +57,7 @@ def loss_course(window: Window, since: int) -> str:
 
 def weights_are_lost(window: Window) -> bool | None:
     """Return whether weights are not finite, by gamma, beta and the loss; None where nothing is known of them."""
+    window = with_affine(window)
     now = [window.gamma[-1], window.beta[-1]]
     if any(
         bool(each.isnan().any()) and bool(before.isfinite().all())
@@ -65,7 +66,8 @@ def weights_are_lost(window: Window) -> bool | None:
         return True
     if window.facts.known_losses:
         return not math.isfinite(window.facts.known_losses[-1])
-    return None if bool(now[0].isnan().all()) else False
+    # What is split over the processes was told some steps ago.
+    return None if window.layers.split or bool(now[0].isnan().all()) else False
 
 
 def repair(window: Window | None, otherwise: str) -> str:

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from bnmonitor.distributed.group import DIFFERENT, make_group
 from bnmonitor.distributed.keepalive import KeptAlive
-from bnmonitor.distributed.payload import _HEAD, _length, _mark, pack, unpack
+from bnmonitor.distributed.payload import (
+    _HEAD,
+    OwnAffine,
+    OwnDistance,
+    _length,
+    _mark,
+    distance_from_all,
+    pack,
+    unpack,
+)
 from bnmonitor.layers import LayerTable
 from bnmonitor.window import RankStatistics, Window
 
@@ -57,9 +66,10 @@ class _Offer:
 class RankExchange:
     """Sums the statistics of a step over all processes, in the background.
 
-    The sum has ``8 * (9 C + 2 L)`` bytes whatever the number of processes. It has a process group of its own over the
-    CPU, so that neither the exchange nor the training's collectives wait for the other. A later check collects the
-    result. If another process never joins, the training goes on without the result.
+    The sum of ``W`` processes has ``8 * (9 C + 2 L + W)`` bytes. With gamma and beta it has ``8 * (14 C + 2 L + W)``:
+    each process adds its own channels of those that are split, and zeros in the place of the others. It has a process
+    group of its own over the CPU, so that neither the exchange nor the training's collectives wait for the other. A
+    later check collects the result. If another process never joins, the training goes on without the result.
 
     Every process has to make an exchange, in the same order as every other collective of a group.
 
@@ -68,6 +78,7 @@ class RankExchange:
             it expects.
         overwrites: Returns whether the coming forward takes over the buffers of the first process, as
             ``DistributedDataParallel`` does by default; or a module that is or contains one.
+        gather: Whether the processes tell each other gamma and beta.
         timeout: After how long an exchange has failed.
     """
 
@@ -76,17 +87,22 @@ class RankExchange:
         layers: LayerTable,
         overwrites: Callable[[], bool] | nn.Module | None = None,
         *,
+        gather: bool = False,
         timeout: timedelta = TIMEOUT,
     ) -> None:
         self.failure = ""
         """Why the exchanges have ended; empty if they go on."""
-        self._length = _length(layers)
+        self.gather = gather
+        """Whether the processes tell each other gamma and beta."""
+        self._world, self._rank = dist.get_world_size(), dist.get_rank()
+        self._first = self._rank == 0
+        self._distance = float("nan")
+        self._length = _length(layers, gather=gather, world_size=self._world)
         self._group, reason = make_group(self._length, timeout)
         if reason:
             self._fail(reason)
         self._overwrites = broadcast_of(overwrites) if isinstance(overwrites, nn.Module) else overwrites
         self._parallel = getattr(self._overwrites, "__self__", None)
-        self._world, self._first = dist.get_world_size(), dist.get_rank() == 0
         self._pending: deque[_Offer] = deque()
         self._coming = self._will_overwrite()
         self.overwritten = False
@@ -100,11 +116,15 @@ class RankExchange:
         self.foreign = self.overwritten and not (self._first and self._from_first())
 
     @torch.no_grad()
-    def offer(self, window: Window) -> None:
+    def offer(self, window: Window, affine: OwnAffine | None = None) -> None:
         """Send the statistics of the last step of a window.
 
         A process never waits with this for the last result. The others may have that result already, and would send
         the statistics of another step.
+
+        Args:
+            window: The window.
+            affine: What this process tells of gamma and beta at that step; None: nothing.
         """
         if self.failure:
             return
@@ -113,7 +133,8 @@ class RankExchange:
         if len(self._pending) == UNANSWERED:
             self._fail(f"they have not answered the last {UNANSWERED} times")
             return
-        own = pack(window, overwritten=self.overwritten)
+        distance = OwnDistance(rank=self._rank, world_size=self._world, value=self._distance)
+        own = pack(window, overwritten=self.overwritten, gather=self.gather, affine=affine, distance=distance)
         payload = torch.zeros(self._length, dtype=own.dtype, device="cpu")
         if len(own) <= self._length:
             payload[: len(own)] = own  # zeros otherwise: they show the others that it did not fit
@@ -145,9 +166,17 @@ class RankExchange:
         except RuntimeError as error:
             self._fail(error)
             return None
-        found = unpack(offer.payload, offer.window, world_size=self._world, overwritten=offer.overwritten)
+        found = unpack(
+            offer.payload,
+            offer.window,
+            world_size=self._world,
+            overwritten=offer.overwritten,
+            gather=self.gather,
+        )
         if found is None:
             self._fail(_difference(offer.payload, offer.window, self._world))
+        else:
+            self._distance = distance_from_all(offer.payload, offer.window)
         return found
 
     def close(self, *, wait: bool = True) -> None:

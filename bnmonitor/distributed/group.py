@@ -11,7 +11,7 @@ import torch.distributed as dist
 GATHERING = 30.0
 """Seconds that a process waits at the beginning for the others: one that never calls must not hold up the rest."""
 
-DIFFERENT = "they watch different layers"
+DIFFERENT = "they watch different layers, or not all with the same gather_affine"
 
 _made = 0
 

@@ -3,26 +3,76 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bnmonitor.layers import LayerTable
 from bnmonitor.measures import update_weight
-from bnmonitor.window import RankStatistics, Window
+from bnmonitor.window import GatheredAffine, RankStatistics, Window
 
 _CHANNEL_ROWS = 9
+
+_AFFINE_ROWS = 5
+"""Of these every process fills its own channels, the first one with ones, and leaves zeros in the others."""
 
 _LAYER_ROWS = 2
 
 _HEAD = 3
 
 
-def pack(window: Window, *, overwritten: bool) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class OwnAffine:
+    """What one process tells of gamma and beta, where these are split over the processes.
+
+    Attributes:
+        own: ``[C]`` bool, the channels that it tells; no other process tells them.
+        gamma: ``[C]`` gamma, which counts where ``own`` is set; so do the others.
+        beta: ``[C]`` beta.
+        gradient: ``[C]`` largest size of gamma's gradient in the newest steps; NaN where unknown.
+    """
+
+    own: Tensor
+    gamma: Tensor
+    beta: Tensor
+    gradient: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnDistance:
+    """How far one process is from the others, as it knows from the exchange before.
+
+    Attributes:
+        rank: Its number.
+        world_size: Number of processes.
+        value: The distance of its running statistics from the mean of all; NaN where unknown.
+    """
+
+    rank: int
+    world_size: int
+    value: float
+
+
+def pack(
+    window: Window,
+    *,
+    overwritten: bool,
+    gather: bool = False,
+    affine: OwnAffine | None = None,
+    distance: OwnDistance | None = None,
+) -> Tensor:
     """Return the numbers of one process for the last step of its window: float64, one axis.
 
     If the buffers of a process were overwritten before the forward, it cannot recover its own batch: it does not know
     the values before the update. It sends the running statistics instead; their sum shows all batches together.
+
+    Args:
+        window: The steps of this process.
+        overwritten: Whether its buffers were overwritten before the last forward.
+        gather: Whether the processes tell each other gamma and beta.
+        affine: Which this one tells; None: none.
+        distance: How far this process is from the others; None: nobody tells.
     """
     layers = window.layers
     owner = layers.owner
@@ -50,10 +100,22 @@ def pack(window: Window, *, overwritten: bool) -> Tensor:
     known = ~values.isnan()
     by_layer = [known.double(), values.where(known, 0.0)]
     head = torch.tensor([1.0, window.steps[-1], _mark(layers)], dtype=torch.float64, device="cpu")
-    return torch.cat([head, *by_channel, *by_layer])
+    told = torch.zeros(0 if distance is None else distance.world_size, dtype=torch.float64, device="cpu")
+    if distance is not None and distance.value == distance.value:
+        told[distance.rank] = 1 + distance.value  # 0 is unknown
+    return torch.cat([head, *by_channel, *(_affine_rows(window, affine) if gather else ()), *by_layer, told])
 
 
-def unpack(total: Tensor, window: Window, *, world_size: int, overwritten: bool) -> RankStatistics | None:
+def _affine_rows(window: Window, affine: OwnAffine | None) -> list[Tensor]:
+    if affine is None:
+        return [torch.zeros(window.layers.total, dtype=torch.float64, device="cpu")] * _AFFINE_ROWS
+    told = affine.gamma, affine.beta, window.baseline.gamma, affine.gradient
+    return [affine.own.double(), *(each.double().where(affine.own, 0.0) for each in told)]
+
+
+def unpack(
+    total: Tensor, window: Window, *, world_size: int, overwritten: bool, gather: bool = False
+) -> RankStatistics | None:
     """Return the statistics over all processes.
 
     Args:
@@ -61,6 +123,7 @@ def unpack(total: Tensor, window: Window, *, world_size: int, overwritten: bool)
         window: This process's own last steps, as they were when it sent its part.
         world_size: Number of processes.
         overwritten: Whether the buffers were overwritten before the forward.
+        gather: Whether the processes told each other gamma and beta.
 
     Returns:
         The statistics; None if the parts are of different steps or layers.
@@ -69,9 +132,12 @@ def unpack(total: Tensor, window: Window, *, world_size: int, overwritten: bool)
     if total[:_HEAD].tolist() != [world_size, step * world_size, _mark(layers) * world_size]:
         return None
     channels, count = layers.total, len(layers)
-    total = total[: _length(layers)]
-    by_channel = total[_HEAD : _HEAD + _CHANNEL_ROWS * channels].view(_CHANNEL_ROWS, channels)
-    known, size = total[-_LAYER_ROWS * count :].view(_LAYER_ROWS, count)
+    length = _length(layers, gather=gather)
+    distances = total[length : length + world_size] - 1
+    total = total[:length]
+    rows = total[_HEAD : len(total) - _LAYER_ROWS * count].view(-1, channels)
+    by_channel, affine = rows[:_CHANNEL_ROWS], rows[_CHANNEL_ROWS:]
+    known, size = total[len(total) - _LAYER_ROWS * count :].view(_LAYER_ROWS, count)
     weight, first, second, variance, sound, *running = by_channel
     values = (size / known).where(known > 0, torch.nan)
 
@@ -108,12 +174,63 @@ def unpack(total: Tensor, window: Window, *, world_size: int, overwritten: bool)
         batch_spread=spread,
         mean_spread=(of_means / level).where(complete, torch.nan),
         var_spread=of_logs.where(complete, torch.nan),
+        distance=distances.where(distances >= 0, torch.nan),
+        affine=_gathered(affine, window) if gather else None,
     )
 
 
-def _length(layers: LayerTable) -> int:
-    """How many numbers one process sends."""
-    return _HEAD + _CHANNEL_ROWS * layers.total + _LAYER_ROWS * len(layers)
+def distance_from_all(total: Tensor, window: Window) -> float:
+    """How far the running statistics of this process are from the mean of all, where they are furthest.
+
+    The larger of the distances of the means, in standard deviations, and of the deviations, as a log, in the middle
+    channel of a layer.
+
+    Args:
+        total: The sum that :func:`unpack` reads.
+        window: This process's own last steps, as they were when it sent its part.
+    """
+    layers = window.layers
+    rows = total[_HEAD : _HEAD + _CHANNEL_ROWS * layers.total].view(_CHANNEL_ROWS, layers.total)
+    count, mean, log_var = rows[4], rows[5] / rows[4], rows[7] / rows[4]
+    own_log = (window.running_var[-1].double().clamp(min=0) + layers.eps_by_channel.double()).log()
+    apart = torch.maximum(
+        layers.segments.median((window.running_mean[-1].double() - mean).abs() / (log_var / 2).exp()),
+        layers.segments.median((own_log - log_var).abs() / 2),
+    )
+    known = apart[apart.isfinite()]
+    return float(known.max()) if len(known) and bool((count > 0).any()) else float("nan")
+
+
+def _gathered(rows: Tensor, window: Window) -> GatheredAffine | None:
+    """Gamma and beta of all processes together; None if nobody has told any.
+
+    What several processes told is of trainings that do not share it, or of none.
+    """
+    count, *told = rows
+    if not bool((count > 0).any()):
+        return None
+    layers = window.layers
+    split = torch.zeros(len(layers), dtype=torch.bool, device="cpu")
+    split[list(layers.split)] = True
+    split = split[layers.owner]
+    own = window.gamma[-1], window.beta[-1], window.baseline.gamma, torch.full_like(window.gamma[-1], torch.nan)
+    gamma, beta, start, gradient = (
+        torch.where(split, each.where(count == 1, torch.nan), mine.double())
+        for each, mine in zip(told, own, strict=True)
+    )
+    return GatheredAffine(
+        step=window.steps[-1],
+        known=~split | (count == 1),
+        gamma=gamma,
+        beta=beta,
+        gamma_start=start,
+        gamma_grad=gradient,
+    )
+
+
+def _length(layers: LayerTable, *, gather: bool = False, world_size: int = 0) -> int:
+    """How many numbers one process sends, with one for each process that tells its distance from the others."""
+    return _HEAD + (_CHANNEL_ROWS + _AFFINE_ROWS * gather) * layers.total + _LAYER_ROWS * len(layers) + world_size
 
 
 def _mark(layers: LayerTable) -> int:

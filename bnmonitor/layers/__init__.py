@@ -22,7 +22,7 @@ from bnmonitor.layers.kinds import (
 )
 from bnmonitor.layers.oddities import reason_against
 from bnmonitor.layers.segments import Segments
-from bnmonitor.layers.sharding import is_split, unwrapped
+from bnmonitor.layers.sharding import is_split, local_part, own_part, unwrapped
 from bnmonitor.layers.table import Layer, LayerTable
 
 __all__ = [
@@ -49,8 +49,10 @@ __all__ = [
     "is_split",
     "is_synced",
     "kind_of",
+    "local_part",
     "norms",
     "own_forwards",
+    "own_part",
     "reason_against",
     "recomputing",
     "runs_torch_forward",

@@ -57,6 +57,8 @@ class BatchNormMonitor(CallbackBase):
         sample_every_n_steps: Take activation statistics on the first step and then every so many steps; 0: never.
         window: Steps kept at full resolution.
         probe: Allow rules that need an extra forward on a kept batch at the start of a validation.
+        gather_affine: Under FSDP2 (fully_shard), where each process holds a part of gamma and beta, gather them at log
+            steps, for the rules and tables that need them whole.
         flight_bytes: Most bytes of the flight record, which keeps every channel of the whole run beside the history;
             0: none is written.
         max_overhead: Part of the training's time that the monitor may take, such as 0.01 for 1 %; beyond that, and ten
@@ -90,6 +92,7 @@ class BatchNormMonitor(CallbackBase):
         sample_every_n_steps: int = 100,
         window: int = 64,
         probe: bool = False,
+        gather_affine: bool = False,
         flight_bytes: int = FLIGHT_BYTES,
         max_overhead: float | None = 0.01,
         include: Sequence[str] = ("*",),
@@ -220,7 +223,9 @@ class BatchNormMonitor(CallbackBase):
         monitor = self._ready(trainer, pl_module, fresh=self._state is not None)
         monitor.should_stop = False
         monitor.watch_optimizers(trainer.optimizers)
-        if trainer.world_size > 1:
+        grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+        # FSDP2 splits parameters for a single process as well, which then holds all of them.
+        if trainer.world_size > 1 or (self.settings.gather_affine and grouped):
             monitor.share_ranks(getattr(trainer.model, "will_sync_module_buffers", None))
         monitor.start()
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor.limits import ALWAYS_ZERO, DEAD_BETA, DEAD_GAMMA, FLAT
+from bnmonitor.measures.gathered import split_channels, with_affine
 from bnmonitor.measures.reductions import median, once, share
 from bnmonitor.window import Window
 
@@ -58,13 +59,19 @@ def dead(window: Window) -> Tensor:
 
     Gamma is below :data:`bnmonitor.limits.DEAD_GAMMA` of its start, or beta is below
     :data:`bnmonitor.limits.DEAD_BETA` gammas where a ReLU alone reads the output, so that it lets nothing through. A
-    gamma that starts at zero is not dead.
+    gamma that starts at zero is not dead. NaN where gamma or beta is not known of every channel.
     """
+    window = with_affine(window)
     gamma, beta = window.gamma[-1].abs(), window.beta[-1]
     off = gamma < DEAD_GAMMA * window.baseline.gamma.abs()
     if window.facts.structure is not None:
         off |= window.facts.structure.relu_only()[window.layers.owner] & (beta < DEAD_BETA * gamma)
-    return share(off, window)
+    return share(off, window).where(~window.layers.segments.any(_untold(window)), torch.nan)
+
+
+def _untold(window: Window) -> Tensor:
+    """Channels that no process has told this one of: ``[C]`` bool."""
+    return split_channels(window) & (window.gamma[-1].isnan() | window.beta[-1].isnan())
 
 
 def silent(window: Window) -> Tensor:

@@ -10,17 +10,18 @@ from torch import Tensor
 
 from bnmonitor.measures.batches import noise, variance_noise
 from bnmonitor.measures.channels import batch_offset, covariate_shift, dead, gamma_update, offset, silent
+from bnmonitor.measures.gathered import with_affine
 from bnmonitor.measures.reductions import mean, median
 from bnmonitor.measures.running_lag import lag, variance_gap
 from bnmonitor.window import Window
 
 
 def _smallest(window: Window) -> Tensor:
-    return -window.layers.segments.max(-window.gamma[-1].abs())
+    return -window.layers.segments.max(-with_affine(window).gamma[-1].abs())
 
 
 def _largest(window: Window) -> Tensor:
-    return window.layers.segments.max(window.gamma[-1].abs())
+    return window.layers.segments.max(with_affine(window).gamma[-1].abs())
 
 
 BY_LAYER: Mapping[str, Callable[[Window], Tensor]] = {
@@ -34,10 +35,10 @@ BY_LAYER: Mapping[str, Callable[[Window], Tensor]] = {
     "noise": noise,
     "var_noise": variance_noise,
     "covariate_shift": covariate_shift,
-    "gamma": lambda window: median(window.gamma[-1].abs(), window),
+    "gamma": lambda window: median(with_affine(window).gamma[-1].abs(), window),
     "gamma_min": _smallest,
     "gamma_max": _largest,
-    "beta": lambda window: median(window.beta[-1], window),
+    "beta": lambda window: median(with_affine(window).beta[-1], window),
     "dead": dead,
     "silent": silent,
     "gamma_grad": lambda window: median(window.gamma_grad[-1].abs(), window),
@@ -51,7 +52,7 @@ BY_LAYER: Mapping[str, Callable[[Window], Tensor]] = {
 
 
 def _last(name: str, window: Window, span: slice) -> Tensor:
-    rows: Tensor = getattr(window, name)
+    rows: Tensor = getattr(with_affine(window), name)
     return rows[-1, span]
 
 

@@ -9,6 +9,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from bnmonitor.measures.gathered import split_channels
 from bnmonitor.measures.learning_rate import SOON, rise
 from bnmonitor.window import Window
 
@@ -55,10 +56,12 @@ def gamma_run(window: Window, steps: int = GAMMA_STEPS) -> Tensor:
     whole = is_young(window)
     if now is None or not (whole or len(window) > 2):
         return torch.full((len(layers),), torch.nan, device="cpu")
-    known = ~gamma[now].isnan()
     begin = now - steps
     before = window.baseline.gamma if begin < 0 and whole else gamma[max(0, begin)]
     before = before.to(gamma.dtype)
+    # What is split over the processes may be known of one step only.
+    same = now == 0 and not whole
+    known = ~(gamma[now].isnan() | (split_channels(window) & (before.isnan() | same)))
     scale = layers.segments.mean(before.square()).sqrt()
     usual = scale[scale.isfinite()].median() if scale.isfinite().any() else torch.tensor(1.0, device="cpu")
     scale = torch.maximum(scale, usual).where(torch.maximum(scale, usual) > 0, 1.0)

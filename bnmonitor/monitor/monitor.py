@@ -66,6 +66,8 @@ class Monitor:
         sample_every_n_steps: Take activation statistics on the first step and then every so many steps; 0: never.
         window: Steps kept at full resolution.
         probe: Allow rules that need an extra forward on a kept batch at the start of a validation.
+        gather_affine: Under FSDP2 (``fully_shard``), where each process holds a part of gamma and beta, gather them at
+            log steps, for the rules and tables that need them whole; the same in every process.
         flight_bytes: Most bytes of the flight record, which keeps every channel of the whole run beside the history;
             0: none is written.
         max_overhead: Part of the training's time that the monitor may take, such as 0.01 for 1 %; beyond that, and ten
@@ -104,6 +106,7 @@ class Monitor:
         sample_every_n_steps: int = 100,
         window: int = 64,
         probe: bool = False,
+        gather_affine: bool = False,
         flight_bytes: int = FLIGHT_BYTES,
         max_overhead: float | None = 0.01,
         include: Sequence[str] = ("*",),
@@ -564,7 +567,8 @@ class Monitor:
             overwrites: The ``DistributedDataParallel``, or a module that contains it, as Fabric's does; or a function
                 that returns whether the next forward copies the buffers of the first process; None: it never does.
         """
-        self._recorder.peers.join(RankExchange(self.layers, overwrites))
+        gather = self.settings.gather_affine
+        self._recorder.peers.join(RankExchange(self.layers, overwrites, gather=gather))
 
     def saw_batch(self, batch: Any) -> None:
         """Take what the training step got, before :meth:`step`, for ``on_alert="save-batch"``.

@@ -102,6 +102,7 @@ class Session:
                 untraced=self.recorder.sampling.untraced,
                 unprobed=self.recorder.evaluations.unprobed,
                 exchange_failure=peers.failure,
+                untold=self.recorder.untold,
                 optimizers=bool(self.optimizers),
                 copies=self.recorder.copies,
                 loader=None if self.facts.unreadable else self.facts.train_loader is not None,
@@ -336,8 +337,8 @@ class Session:
         window = judged or self.window(wait=False)
         self.actions.notify("frame", self._summarize(window))
         if window is not None and not last:
-            self.recorder.peers.listen(self.recorder.steps)  # receives what other processes sent while the rules ran
-            self.recorder.peers.offer(window)
+            self.recorder.listen()  # receives what other processes sent while the rules ran
+            self.recorder.tell(window)
 
     def check(self, evaluation: str = "", *, wait: bool = False) -> Window | None:
         """Run the rules on the steps since the last check, unless the layers have changed; return the window.

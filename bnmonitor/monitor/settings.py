@@ -42,6 +42,7 @@ class Settings:
     sample_every_n_steps: int = 100
     window: int = 64
     probe: bool = False
+    gather_affine: bool = False
     flight_bytes: int = FLIGHT_BYTES
     max_overhead: float | None = 0.01
     include: Sequence[str] = ("*",)
@@ -71,8 +72,9 @@ class Settings:
                 "max_overhead must be a part of the training's time, such as 0.01 for 1 %, or None for no limit, "
                 f"got {share!r}"
             )
-        if not isinstance(self.probe, bool):
-            raise TypeError(f"probe must be True or False, got {self.probe!r}")
+        for name in ("probe", "gather_affine"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name in ("include", "exclude", "select", "ignore"):
             value = getattr(self, name)
             if isinstance(value, str):

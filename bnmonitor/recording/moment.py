@@ -31,6 +31,10 @@ class RecorderSettings(Protocol):
         """Whether an extra forward may be run at the start of an evaluation."""
 
     @property
+    def gather_affine(self) -> bool:
+        """Whether the processes tell each other gamma and beta where these are split over them."""
+
+    @property
     def include(self) -> Sequence[str]:
         """Glob patterns over layer names."""
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from bnmonitor.distributed import RankExchange
-from bnmonitor.window import RankStatistics, Window
+from bnmonitor.distributed import OwnAffine, RankExchange
+from bnmonitor.window import GatheredAffine, RankStatistics, Window
 
 
 class Peers:
@@ -45,17 +46,24 @@ class Peers:
         if self._exchange is not None:
             self._exchange.stepped()
 
-    def offer(self, window: Window) -> None:
-        """Send the last step of a window to the others."""
+    def offer(self, window: Window, affine: OwnAffine | None = None) -> None:
+        """Send the last step of a window to the others, and what this process holds of gamma and beta."""
         if self._exchange is not None:
-            self._exchange.offer(window)
+            self._exchange.offer(window, affine)
 
-    def listen(self, steps: Sequence[int]) -> None:
-        """Receive what the others have sent by now, if it belongs to the steps in the window."""
+    def listen(self, steps: Sequence[int]) -> GatheredAffine | None:
+        """Receive what the others have sent by now, if it belongs to the steps in the window.
+
+        Returns:
+            Gamma and beta, if they came with it.
+        """
         came = self._exchange.result() if self._exchange is not None else None
         # What was sent before the layers changed is of other channels.
-        if came is not None and steps and came.step >= steps[0]:
-            self.latest = came
+        if came is None or not steps or came.step < steps[0]:
+            return None
+        before = None if self.latest is None else self.latest.affine
+        self.latest = came if came.affine is not None else replace(came, affine=before)
+        return came.affine
 
     def leave(self, *, wait: bool) -> None:
         """Send nothing more, and wait for what the others still send, or not."""

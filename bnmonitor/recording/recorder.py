@@ -16,6 +16,7 @@ from bnmonitor.recording import baseline
 from bnmonitor.recording.bufferless import Observer
 from bnmonitor.recording.course import Course
 from bnmonitor.recording.evaluation import Evaluations
+from bnmonitor.recording.held import enter, why_untold
 from bnmonitor.recording.moment import Moment, RecorderSettings
 from bnmonitor.recording.peers import Peers
 from bnmonitor.recording.ring import Ring
@@ -237,7 +238,26 @@ class Recorder:
             self._baseline = replace(self._baseline, initial=self._baseline.initial.where(~rewritten, 0.0))
         if came:
             self.evaluations.ledger.stepped(self.steps, self._ring.view(), came, self.sampling.latest)
-        self.peers.listen(self.steps)
+        self.listen()
+
+    def listen(self) -> None:
+        """Receive what other processes have sent by now."""
+        affine = self.peers.listen(self.steps)
+        if affine is not None:
+            enter(affine, self.steps, self._ring.view())
+            if self._baseline is not None:
+                start = self._baseline.gamma
+                self._baseline = replace(self._baseline, gamma=affine.gamma_start.to(start).where(start.isnan(), start))
+
+    def tell(self, window: Window) -> None:
+        """Send the last step of a window to the other processes."""
+        held = self._tape.held
+        self.peers.offer(window, None if held is None else held.told(window.steps[-1]))
+
+    @property
+    def untold(self) -> str:
+        """Why gamma and beta are not known of all layers that are split over the processes; empty if they are."""
+        return why_untold(self.layers, self._tape.held, self.peers)
 
     def window(self, optimizers: Sequence[Optimizer] = (), run: RunFacts | None = None) -> Window | None:
         """Return the steps collected so far as they are, and change nothing; None before the first step.
@@ -405,7 +425,8 @@ class Recorder:
         self.sampling.renew()
         self._gatherer.renew(zip(found.table.names, found.modules, strict=True))
         self.evaluations.renew(found)
-        self._tape: Tape = Tape(found.table, found.modules, self._settings.check_every_n_steps)
+        each, gather = self._settings.check_every_n_steps, self._settings.gather_affine
+        self._tape: Tape = Tape(found.table, found.modules, each, gather=gather)
         self._ring = self._empty_ring(found.table)
         self._baseline = self.peers.latest = None
         self._fresh, self._begun = 0, False

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bnmonitor.layers import LayerTable, is_split, writes_pairwise
 from bnmonitor.recording.concatenation import Concatenation
+from bnmonitor.recording.held import AFFINE, HeldAffine
 from bnmonitor.recording.recovery import Seen, fill_seen, recover_rows
 from bnmonitor.recording.ring import Ring
 from bnmonitor.recording.rounding import as_written
@@ -23,7 +24,7 @@ from bnmonitor.recording.witnesses import Witnesses, withhold
 from bnmonitor.transfer import HostTransfer, pack
 from bnmonitor.window import Recovery
 
-_READ = ("running_mean", "running_var", "gamma", "beta", "gamma_grad", "beta_grad")
+_READ = ("running_mean", "running_var", *AFFINE)
 _DTYPE, _GRAD = attrgetter("dtype"), attrgetter("grad")
 
 T = TypeVar("T")
@@ -46,6 +47,7 @@ class Tape:
         modules: The modules behind it, in the same order.
         length: Steps that the tape holds between two drains.
         transfer: Makes what brings the tape from its device to the CPU.
+        gather: Whether to keep the own part of what is split over the processes, for the exchange between them.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class Tape:
         modules: Sequence[nn.Module],
         length: int,
         transfer: Callable[[torch.device], HostTransfer[Any]] = HostTransfer,
+        *,
+        gather: bool = False,
     ) -> None:
         self.layers = layers
         self.modules = tuple(modules)
@@ -71,6 +75,11 @@ class Tape:
             torch.empty(shape, dtype=self.dtype, device=self._device),
             torch.zeros(self._length, len(layers), dtype=torch.int64, device=self._device),
         )
+        self._split = torch.zeros(len(layers), dtype=torch.bool, device="cpu")
+        self._split[list(layers.split)] = True
+        self._split = self._split[layers.owner]
+        self.held = HeldAffine(layers, self.modules) if gather and layers.split else None
+        """The own part of what is split over the processes; None if nothing is, or nobody wants it."""
         self._sizes = [*layers.channels, *layers.channels]
         self._native = torch.tensor([writes_pairwise(m) for m in self.modules], dtype=torch.bool, device="cpu")
         synced = torch.zeros_like(self._native)
@@ -184,6 +193,8 @@ class Tape:
         grads = [_filled(list(map(_GRAD, column)), self._fill[torch.nan]) for column in (gammas, betas)]
         columns = [means, variances, gammas, betas, *grads]
         source = list(chain.from_iterable(columns))
+        if self.held is not None:
+            source = self.held.fill(source, self._fill[torch.nan])
         counts = _column(self._buffers, "num_batches_tracked", self._no_count)
         last = self._meta[-1] if self._meta else None
         traces = Traces.read(means, variances, counts, last.traces if last is not None else None)
@@ -283,7 +294,7 @@ class Tape:
         Before the first step only: what was sent and has not arrived is lost.
         """
         self._followed()
-        other = Tape(layers, modules, self._length - 2)
+        other = Tape(layers, modules, self._length - 2, gather=self.held is not None)
         position = {id(m): i for i, m in enumerate(self.modules)}
         order = [position[id(m)] for m in modules]
         spans = [slice(*self.layers.offsets[i : i + 2]) for i in order]
@@ -394,6 +405,10 @@ class Tape:
         fill_seen(self.layers, out, [id(m) for m in self.modules], [row.seen for row in meta])
         for name in _READ:
             out[name].copy_(after[name])
+        if self.held is not None:
+            self.held.take(after, ring.steps[-1])
+            for name in AFFINE:
+                out[name].masked_fill_(self._split, torch.nan)
         contradicted = None if impossible is None else impossible & self._native
         self._witnesses.judge(out, [row.witness for row in meta], contradicted, half_ulp, ring)
         self._witnesses.judge_jumps(ring, len(at))

@@ -18,6 +18,8 @@ class Conditions:
         untraced: Why no autograd graph is known; empty if one is.
         unprobed: Why no extra forward is possible; empty if it is.
         exchange_failure: Why the processes cannot exchange statistics; empty if nothing has failed.
+        untold: Why gamma and beta are not known of layers that are split over the processes; empty if they are, or none
+            is split.
         optimizers: Whether the optimizers are known.
         copies: Whether the optimizers train copies of the parameters, which cannot be matched with the layers.
         loader: Whether the training loader is known; None if one was given whose batch size and length are not.
@@ -33,6 +35,7 @@ class Conditions:
     untraced: str
     unprobed: str
     exchange_failure: str
+    untold: str = ""
     optimizers: bool
     copies: bool
     loader: bool | None
@@ -73,10 +76,16 @@ def _buffers(now: Conditions) -> str:
 
 
 def _affine(now: Conditions) -> str:
-    if now.split:
-        return "needs gamma and beta, and FSDP or ZeRO-3 splits them over the processes: bnmonitor does not gather them"
+    if now.untold:
+        return f"needs gamma and beta, and FSDP or ZeRO-3 splits them over the processes: {now.untold}"
     there = not len(now.layers) or any(now.layers.affine)
     return "" if there else "needs gamma and beta, and no layer has any"
+
+
+def _gradients(now: Conditions) -> str:
+    if now.split:
+        return "needs gamma and its gradient at each step, and FSDP or ZeRO-3 splits them over the processes"
+    return ""
 
 
 def _whole(now: Conditions) -> str:
@@ -137,7 +146,12 @@ def _exchange(now: Conditions) -> str:
 
 NEEDS: tuple[Need, ...] = (
     Need("buffers", "running statistics", _buffers),
-    Need("affine", "gamma and beta, whole in each process (no FSDP, no ZeRO-3)", _affine),
+    Need(
+        "affine",
+        "gamma and beta, whole in each process (no FSDP, no ZeRO-3) or gathered (FSDP2 with gather_affine=True)",
+        _affine,
+    ),
+    Need("gradients", "gradients of gamma at each step, whole in each process (no FSDP, no ZeRO-3)", _gradients),
     Need("whole", "parameters that are whole in each process (no FSDP, no ZeRO-3)", _whole),
     Need("ledger", "the count of who called each layer", _never),
     Need(

@@ -55,6 +55,8 @@ class Stirring:
         weight = self._weight.detach()
         if modes_active() or weight.shape != self._before.shape or weight.device != self._before.device:
             return None
+        if weight.untyped_storage().size() == 0:
+            return None  # FSDP2 frees the whole weight after the backward; to read it would end the process
         there = weight.device.type != "cpu"
         if not there and torch.equal(weight, self._before):
             return None

@@ -13,6 +13,7 @@ from bnmonitor.history.flight.budget import EACH_STEP
 from bnmonitor.history.flight.layout import FOLDER, STATISTICS, Array, columns
 from bnmonitor.history.flight.writer import FlightWriter
 from bnmonitor.limits import FLIGHT_BYTES
+from bnmonitor.measures import with_affine
 from bnmonitor.results import Alert, Incident
 from bnmonitor.window import Window
 
@@ -154,6 +155,7 @@ class FlightRecord:
 
 
 def _rows(window: Window, new: int, statistics: Sequence[str]) -> dict[str, Array]:
+    window = with_affine(window)
     return {name: getattr(window, name)[-new:].float().numpy() for name in statistics}
 
 

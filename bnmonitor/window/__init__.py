@@ -1,7 +1,7 @@
 """The immutable records that a rule judges: no computing, no modules."""
 
 from bnmonitor.window.baseline import Baseline
-from bnmonitor.window.facts import Facts, Loader, RankStatistics
+from bnmonitor.window.facts import Facts, GatheredAffine, Loader, RankStatistics
 from bnmonitor.window.ledger import EVALUATIONS, PHASES, Ledger
 from bnmonitor.window.lookup import SERIES, series
 from bnmonitor.window.recovery import Recovery
@@ -21,6 +21,7 @@ __all__ = [
     "Baseline",
     "EvaluationGap",
     "Facts",
+    "GatheredAffine",
     "HeldOut",
     "Ledger",
     "Loader",

@@ -44,6 +44,28 @@ class Loader:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GatheredAffine:
+    """Gamma and beta of all channels at one step, of which each process holds a part: ``[C]`` float64 each.
+
+    Attributes:
+        step: The step's number.
+        known: ``[C]`` bool, the processes know this channel's gamma and beta; NaN stands for those they do not.
+        gamma: Gamma.
+        beta: Beta.
+        gamma_start: Gamma at the start.
+        gamma_grad: Largest size of gamma's gradient in the newest steps, ten at least; NaN where it is not known of so
+            many, and in layers that are not split.
+    """
+
+    step: int
+    known: Tensor
+    gamma: Tensor
+    beta: Tensor
+    gamma_start: Tensor
+    gamma_grad: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankStatistics:
     """What all processes that train together had at one step.
 
@@ -56,6 +78,10 @@ class RankStatistics:
         batch_spread: ``[C]`` how far the batch means of two processes are apart, as a root mean square in deviations.
         mean_spread: ``[C]`` the same of their running means.
         var_spread: ``[C]`` the same of the logs of their running variances.
+        distance: ``[W]`` how far the running statistics of each process were from the mean of all in an exchange
+            before, in standard deviations, in the layer where they were furthest; NaN where unknown.
+        affine: Gamma and beta as they came last, with ``gather_affine=True`` where they are split over the processes;
+            else None.
     """
 
     step: int
@@ -66,6 +92,8 @@ class RankStatistics:
     batch_spread: Tensor
     mean_spread: Tensor
     var_spread: Tensor
+    distance: Tensor | None = None
+    affine: GatheredAffine | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ class Window:
         running_mean: ``[T, C]`` after the step.
         running_var: ``[T, C]`` after the step (PyTorch keeps the unbiased variance).
         gamma: ``[T, C]`` the layer's ``weight``; 1 for a layer without, NaN where it is computed of something else, as
-            by pruning or a parametrization.
+            by pruning or a parametrization, or is split over the processes, which did not tell it at the step.
         beta: ``[T, C]`` the layer's ``bias``; 0 for a layer without.
         gamma_grad: ``[T, C]`` gradient of gamma; NaN where there was none.
         beta_grad: ``[T, C]`` gradient of beta, alike.

@@ -38,7 +38,14 @@ STEPS, LOG_EVERY = 24, 4
 class Net(pl.LightningModule):
     """A small network that keeps what each normalization layer was given in the last training step, in float64."""
 
-    def __init__(self, batch: int = 16, apart: float = 0.0, idle: bool = False, poison: int | None = None) -> None:
+    def __init__(
+        self,
+        batch: int = 16,
+        apart: float = 0.0,
+        idle: bool = False,
+        poison: int | None = None,
+        odd: int | None = None,
+    ) -> None:
         super().__init__()
         self.net = nn.Sequential(
             nn.Linear(6, 8),
@@ -50,7 +57,7 @@ class Net(pl.LightningModule):
             nn.Linear(5, 2),
         )
         self.idle = nn.Linear(2, 2) if idle else nn.Identity()
-        self.batch, self.apart, self.poison = batch, apart, poison
+        self.batch, self.apart, self.poison, self.odd = batch, apart, poison, odd
         self.inputs: dict[str, Tensor] = {}
         self.at: dict[int, dict[str, Tensor]] = {}
 
@@ -76,7 +83,8 @@ class Net(pl.LightningModule):
     def train_dataloader(self) -> DataLoader[Any]:
         rank = self.trainer.global_rank
         make = torch.Generator().manual_seed(rank)
-        x = torch.randn(STEPS * self.batch, 6, generator=make) + self.apart * rank
+        by = rank if self.odd is None else rank == self.odd
+        x = torch.randn(STEPS * self.batch, 6, generator=make) + self.apart * by
         return DataLoader(TensorDataset(x, (x[:, 0] > x[:, 1]).long()), batch_size=self.batch)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -113,6 +121,7 @@ class Keep(pl.Callback):
             seen["layers"] = monitor.layers.kinds
             seen["batch_var"] = {n: monitor.history(n, "batch_var") for n in monitor.layers.names}
             seen["alerts"] = [a.to_dict() for a in monitor.alerts]
+            seen["incidents"] = [i.to_dict() for i in monitor.incidents]
             seen["recorded"] = monitor.steps
             seen["skipped"] = monitor.skipped
             seen["batch_mean"] = {n: monitor.history(n, "batch_mean") for n in monitor.layers.names}
@@ -322,6 +331,8 @@ CASES: dict[str, Callable[[Path], None]] = {
     "validated": lambda d: case(d, strategy=BROADCAST, limit_val_batches=2, val_check_interval=6),
     "apart": lambda d: case(d, strategy=OWN, net={"apart": 3.0}),
     "apart-broadcast": lambda d: case(d, strategy=BROADCAST, net={"apart": 30.0}),
+    "odd": lambda d: case(d, devices=4, strategy=OWN, net={"apart": 3.0, "odd": 2}),
+    "odd-broadcast": lambda d: case(d, devices=4, strategy=BROADCAST, net={"apart": 30.0, "odd": 3}),
     "stop": lambda d: case(d, net={"poison": 9}, monitor={"on_alert": "stop"}),
     "answers": lambda d: case(
         d,

@@ -6,10 +6,12 @@ Every process writes what it saw to ``DIRECTORY/CASE/RANK.pt``, as in :mod:`test
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ from torch.multiprocessing.spawn import start_processes
 from torch.utils.data import DataLoader, TensorDataset
 
 from bnmonitor import BatchNormMonitor, Monitor
-from bnmonitor.layers import norms
+from bnmonitor.layers import local_part, norms
+from tests.processes import arrived
 
 STEPS, LOG_EVERY = 24, 4
 
@@ -38,10 +41,10 @@ class Block(nn.Sequential):
         super().__init__(nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU())
 
 
-def network() -> nn.Sequential:
-    """Channels that two and three processes cannot share evenly."""
+def network(last: int = 4) -> nn.Sequential:
+    """Channels that two and three processes cannot share evenly; with a ``last`` of 3, four have one without any."""
     torch.manual_seed(0)
-    return nn.Sequential(Block(3, 7), Block(7, 4), nn.Flatten(), nn.Linear(4 * 25, 2))
+    return nn.Sequential(Block(3, 7), Block(7, last), nn.Flatten(), nn.Linear(last * 25, 2))
 
 
 def keep_inputs(model: nn.Module) -> dict[str, Tensor]:
@@ -67,6 +70,22 @@ def with_fsdp1(model: nn.Module, mesh: Any, *, each: tuple[type[nn.Module], ...]
     return FullyShardedDataParallel(model, auto_wrap_policy=policy, use_orig_params=orig, device_id=device)
 
 
+def with_others_whole(model: nn.Module, mesh: Any) -> nn.Module:
+    """The parameters of the first normalization are left out: each process has them whole."""
+    fully_shard(model, mesh=mesh, ignored_params=set(next(iter(norms([model]))).parameters()))
+    return model
+
+
+def whole(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Gamma and beta of each normalization, gathered by PyTorch: every process has to ask."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    return {name: (_full(m.weight), _full(m.bias)) for name, m in layers.items()}
+
+
+def _full(parameter: Tensor) -> Tensor:
+    return (parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter).detach().clone()
+
+
 def digest(model: nn.Module) -> str:
     found = hashlib.sha256()
     for name, tensor in sorted(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)).items()):
@@ -82,34 +101,53 @@ def _seen(monitor: Monitor) -> dict[str, Any]:
         "failed": monitor.failure,
         "skipped": monitor.skipped,
         "alerts": [a.to_dict() for a in monitor.alerts],
+        "incidents": [i.to_dict() for i in monitor.incidents],
         "structure": str(monitor.structure()),
         "history": {layer: {n: monitor.history(layer, n) for n in names} for layer in monitor.layers.names},
         "ranks": None if monitor.ranks is None else vars(monitor.ranks),
         "summary": str(monitor.summary()),
+        "table": monitor.summary().table,
     }
 
 
-def plain(directory: Path, wrap: Callable[[nn.Module, Any], nn.Module], *, watched: bool = True, **more: Any) -> None:
+def plain(
+    directory: Path,
+    wrap: Callable[[nn.Module, Any], nn.Module],
+    *,
+    mesh: tuple[int, ...] = (2,),
+    watched: bool = True,
+    **more: Any,
+) -> None:
     """A loop of one's own."""
     directory.mkdir(parents=True, exist_ok=True)
-    start_processes(_plain, args=(directory, wrap, watched, more), nprocs=2, start_method="fork")
+    start_processes(_plain, args=(directory, wrap, mesh, watched, more), nprocs=prod(mesh), start_method="fork")
 
 
 def _plain(
-    rank: int, directory: Path, wrap: Callable[[nn.Module, Any], nn.Module], watched: bool, more: dict[str, Any]
+    rank: int,
+    directory: Path,
+    wrap: Callable[[nn.Module, Any], nn.Module],
+    mesh: tuple[int, ...],
+    watched: bool,
+    more: dict[str, Any],
 ) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.FileStore(str(directory / "store"), 2), rank=rank, world_size=2)
-    before = more.pop("before", False)
-    model = network()
+    world = prod(mesh)
+    dist.init_process_group("gloo", store=dist.FileStore(str(directory / "store"), world), rank=rank, world_size=world)
+    before, gathers = more.pop("before", False), more.get("gather_affine", False)
+    faulty, apart = more.pop("faulty", None), more.pop("apart", None)
+    model = network(more.pop("last", 4))
     kept = keep_inputs(model)
     monitor = None
     if before and watched:
-        monitor = Monitor(model, sinks=[], on_alert="log", check_every_n_steps=4, log_every_n_steps=LOG_EVERY)
-    model = wrap(model, init_device_mesh("cpu", (2,)))
+        settings = {"check_every_n_steps": 4, "log_every_n_steps": LOG_EVERY, "gather_affine": gathers}
+        monitor = Monitor(model, sinks=[], on_alert="log", **settings)
+    model = wrap(model, init_device_mesh("cpu", mesh, mesh_dim_names=("replicas", "shards")[-len(mesh) :]))
+    start = whole(model) if gathers else {}
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     if watched:
-        settings = {"check_every_n_steps": 4, "log_every_n_steps": LOG_EVERY, "select": ("all",), **more}
+        select = () if rank and (faulty is not None or apart is not None) else ("all",)
+        settings = {"check_every_n_steps": 4, "log_every_n_steps": LOG_EVERY, "select": select, **more}
         where = directory / "log" if rank == 0 else None
         monitor = monitor or Monitor(
             model, optimizer=optimizer, log_dir=where, sinks=None if where else [], on_alert="log", **settings
@@ -118,16 +156,23 @@ def _plain(
         monitor.share_ranks()
         monitor.start()
     make = torch.Generator().manual_seed(rank)
-    seen: dict[str, Any] = {"inputs": {}}
+    seen: dict[str, Any] = {"inputs": {}, "start": start, "whole": {}}
     for step in range(STEPS):
-        x = torch.randn(16, 3, 5, 5, generator=make)
+        x = torch.randn(16, 3, 5, 5, generator=make) + 3.0 * (rank == apart)
         loss = nn.functional.cross_entropy(model(x), (x[:, 0, 0, 0] > 0).long())
         loss.backward()
         optimizer.step()
-        optimizer.zero_grad()
+        if not gathers:
+            optimizer.zero_grad()
+        if step == faulty and rank == world - 1:
+            local_part(model[1][1].weight)[-1] = 200.0
         seen["inputs"][step] = dict(kept)
         if monitor is not None:
             monitor.step()
+            arrived(monitor)
+        if gathers:
+            optimizer.zero_grad()
+            seen["whole"][step] = whole(model)
         if step % 10 == 9:
             if monitor is not None:
                 monitor.begin_evaluation()
@@ -193,32 +238,53 @@ class Keep(pl.Callback):
 
     def __init__(self, directory: Path, watch: BatchNormMonitor | None) -> None:
         self.directory, self.watch = directory, watch
+        self.whole: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}
+
+    def on_train_batch_end(self, trainer: Any, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.watch is not None and self.watch.settings.gather_affine:
+            arrived(self.watch.monitor)
+            self.whole[self.watch.monitor.steps[-1]] = whole(module)
 
     def on_train_end(self, trainer: Any, module: Module) -> None:
-        seen: dict[str, Any] = {"inputs": module.at, "digest": digest(trainer.strategy.model)}
+        seen: dict[str, Any] = {"inputs": module.at, "digest": digest(trainer.strategy.model), "whole": self.whole}
         if self.watch is not None:
             seen |= _seen(self.watch.monitor)
         torch.save(seen, self.directory / f"{trainer.global_rank}.pt")
 
 
-def lightning(directory: Path, strategy: Callable[[], Any], *, shard: bool, watched: bool = True) -> None:
+def lightning(
+    directory: Path, strategy: Callable[[], Any], *, shard: bool, watched: bool = True, world: int = 2, **settings: Any
+) -> None:
     """A fit; with ``shard`` another one goes on from its checkpoint, which the older FSDP cannot write on a CPU."""
     directory.mkdir(parents=True, exist_ok=True)
-    start_processes(_lightning, args=(directory, strategy, shard, watched), nprocs=2, start_method="fork")
+    start_processes(
+        _lightning, args=(directory, strategy, shard, watched, world, settings), nprocs=world, start_method="fork"
+    )
 
 
-def _lightning(rank: int, directory: Path, strategy: Callable[[], Any], shard: bool, watched: bool) -> None:
-    import os
-
+def join(rank: int, directory: Path, world: int = 2) -> None:
+    """Set what a launcher tells a process."""
     torch.set_num_threads(1)
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": "2", "RANK": str(rank)}
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(world), "RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": (directory / "port").read_text()}
-    settings = {"check_every_n_steps": 4, "select": ("all",), "on_alert": "log"}
+
+
+def _lightning(
+    rank: int,
+    directory: Path,
+    strategy: Callable[[], Any],
+    shard: bool,
+    watched: bool,
+    world: int,
+    more: dict[str, Any],
+) -> None:
+    join(rank, directory, world)
+    settings = {"check_every_n_steps": 4, "select": ("all",), "on_alert": "log", **more}
     for epochs, checkpoint in ((1, None), (2, str(directory / "half.ckpt")))[: 1 + shard]:
         watch = BatchNormMonitor(**settings) if watched else None
         trainer = pl.Trainer(
             accelerator="cpu",
-            devices=2,
+            devices=world,
             strategy=strategy(),
             max_epochs=epochs,
             log_every_n_steps=LOG_EVERY,
@@ -234,6 +300,50 @@ def _lightning(rank: int, directory: Path, strategy: Callable[[], Any], shard: b
             trainer.save_checkpoint(directory / "half.ckpt")
 
 
+def fabric(directory: Path) -> None:
+    """A loop with Lightning Fabric."""
+    directory.mkdir(parents=True, exist_ok=True)
+    start_processes(_fabric, args=(directory,), nprocs=2, start_method="fork")
+
+
+def _fabric(rank: int, directory: Path) -> None:
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies import ModelParallelStrategy as Parallel
+
+    join(rank, directory)
+    shard = partial(with_fsdp2, each=(Block,))
+    strategy = Parallel(
+        lambda model, mesh: shard(model, mesh["data_parallel"]),
+        data_parallel_size=2,
+        tensor_parallel_size=1,
+        process_group_backend="gloo",
+    )
+    launched = Fabric(accelerator="cpu", devices=2, strategy=strategy)
+    launched.launch()
+    net = network()
+    kept = keep_inputs(net)
+    model = launched.setup_module(net)
+    optimizer = launched.setup_optimizers(torch.optim.AdamW(model.parameters(), lr=0.01))
+    judges: dict[str, Any] = {"log_dir": directory / "log"} if launched.is_global_zero else {"sinks": [], "select": ()}
+    settings = {"check_every_n_steps": 4, "log_every_n_steps": LOG_EVERY, "gather_affine": True, "on_alert": "log"}
+    monitor = Monitor(net, optimizer=optimizer, **settings, **judges)
+    monitor.share_ranks(model)
+    make = torch.Generator().manual_seed(rank)
+    seen: dict[str, Any] = {"inputs": {}, "whole": {}}
+    with monitor:
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            x = torch.randn(16, 3, 5, 5, generator=make)
+            launched.backward(nn.functional.cross_entropy(model(x), (x[:, 0, 0, 0] > 0).long()))
+            optimizer.step()
+            seen["inputs"][step] = dict(kept)
+            monitor.step()
+            arrived(monitor)
+            seen["whole"][step] = whole(net)
+        seen |= _seen(monitor)
+    torch.save({**seen, "digest": ""}, directory / f"{rank}.pt")
+
+
 def _port(directory: Path) -> None:
     import socket
 
@@ -247,8 +357,8 @@ def _fsdp() -> Any:
     return OnCpu(process_group_backend="gloo")
 
 
-def _parallel() -> Any:
-    return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
+def _parallel(world: int = 2) -> Any:
+    return ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1, process_group_backend="gloo")
 
 
 WAYS: dict[str, Callable[[nn.Module, Any], nn.Module]] = {
@@ -260,12 +370,33 @@ WAYS: dict[str, Callable[[nn.Module, Any], nn.Module]] = {
     "fsdp1-flat": partial(with_fsdp1, orig=False),
     "fsdp1-flat-blocks": partial(with_fsdp1, orig=False, each=(Block,)),
 }
+GATHERED: dict[str, dict[str, Any]] = {
+    **{f"gathered-{name}": {"wrap": WAYS[name]} for name in ("fsdp2", "fsdp2-layers")},
+    "gathered-before": {"wrap": WAYS["fsdp2"], "before": True},
+    "gathered-some": {"wrap": with_others_whole},
+    "gathered-of-four": {"wrap": WAYS["fsdp2-blocks"], "mesh": (4,), "last": 3},
+    "gathered-of-replicas": {"wrap": WAYS["fsdp2"], "mesh": (2, 2), "last": 1},
+    "gathered-fsdp1": {"wrap": WAYS["fsdp1"]},
+}
+"""Gamma and beta are gathered, where that is possible."""
 CASES: dict[str, Callable[[Path], None]] = {
     **{name: partial(plain, wrap=wrap, probe=True) for name, wrap in WAYS.items()},
     **{f"{name}-unwatched": partial(plain, wrap=wrap, watched=False) for name, wrap in WAYS.items()},
+    **{name: partial(plain, gather_affine=True, **way) for name, way in GATHERED.items()},
+    **{
+        f"{name}-unwatched": partial(plain, watched=False, **way)
+        for name, way in GATHERED.items()
+        if name != "gathered-fsdp1"
+    },
     "before": partial(plain, wrap=WAYS["fsdp2-blocks"], before=True),
     "lightning-fsdp1": partial(lightning, strategy=_fsdp, shard=False),
     "lightning-fsdp2": partial(lightning, strategy=_parallel, shard=True),
+    "gathered-fabric": fabric,
+    "incident-of-two": partial(plain, wrap=WAYS["fsdp2"], gather_affine=True, faulty=10),
+    "incident-of-four": partial(plain, wrap=WAYS["fsdp2-blocks"], gather_affine=True, faulty=10, mesh=(4,)),
+    "incident-of-a-rank": partial(plain, wrap=WAYS["fsdp2-blocks"], apart=2, mesh=(4,)),
+    "gathered-lightning": partial(lightning, strategy=_parallel, shard=True, gather_affine=True),
+    "gathered-alone": partial(lightning, strategy=partial(_parallel, 1), shard=True, world=1, gather_affine=True),
     "lightning-fsdp1-unwatched": partial(lightning, strategy=_fsdp, shard=False, watched=False),
     "lightning-fsdp2-unwatched": partial(lightning, strategy=_parallel, shard=True, watched=False),
 }

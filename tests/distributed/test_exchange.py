@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bnmonitor.distributed.group import _why_not
-from bnmonitor.distributed.payload import pack, unpack
+from bnmonitor.distributed.group import DIFFERENT, _why_not
+from bnmonitor.distributed.payload import OwnDistance, distance_from_all, pack, unpack
 from bnmonitor.testing import make_window
 from bnmonitor.window import Window
 
@@ -79,9 +79,35 @@ def test_the_spreads_are_those_of_every_two_processes(world: int, shared: bool) 
     torch.testing.assert_close(found.var_spread, spreads(logs), rtol=1e-4, atol=1e-6)
 
 
-def test_the_bytes_of_an_exchange_do_not_depend_on_the_number_of_processes() -> None:
+def test_each_process_tells_how_far_it_was_from_the_mean_of_all() -> None:
+    windows, _ = simulate(4, 5, apart=2.0, shared=False)
+    total = torch.stack([pack(w, overwritten=False) for w in windows]).sum(0)
+    found = [distance_from_all(total, w) for w in windows]
+    means = torch.stack([w.running_mean[-1] for w in windows])
+    logs = torch.stack([(w.running_var[-1] + 1e-5).log() for w in windows])
+    level = (logs.mean(0) / 2).exp()
+    for rank, distance in enumerate(found):
+        by_mean = ((means[rank] - means.mean(0)).abs() / level).split(CHANNELS)
+        by_log = ((logs[rank] - logs.mean(0)).abs() / 2).split(CHANNELS)
+        furthest = max(float(each.median()) for each in (*by_mean, *by_log))
+        assert distance == pytest.approx(furthest, rel=1e-4)
+    told = [
+        pack(w, overwritten=False, distance=OwnDistance(rank=r, world_size=4, value=found[r] if r != 2 else torch.nan))
+        for r, w in enumerate(windows)
+    ]
+    ranks = unpack(torch.stack(told).sum(0), windows[0], world_size=4, overwritten=False)
+    assert ranks is not None
+    assert ranks.distance is not None
+    expected = torch.tensor([*found[:2], torch.nan, found[3]], dtype=torch.float64)
+    torch.testing.assert_close(ranks.distance, expected, equal_nan=True)
+
+
+def test_the_bytes_of_an_exchange_grow_by_one_number_a_process() -> None:
     window = rank_window(torch.randn(4, TOTAL).double(), (torch.zeros(TOTAL), torch.ones(TOTAL)), 4)
     assert pack(window, overwritten=True).numel() == 3 + 9 * TOTAL + 2 * len(CHANNELS)
+    distance = OwnDistance(rank=1, world_size=7, value=0.5)
+    more = pack(window, overwritten=True, distance=distance, gather=True)
+    assert more.numel() == 3 + (9 + 5) * TOTAL + 2 * len(CHANNELS) + 7
 
 
 def test_parts_of_different_steps_are_not_mixed() -> None:
@@ -125,7 +151,7 @@ class _Interleaved:
         return self.decision
 
 
-@pytest.mark.parametrize(("lengths", "why"), [((40, 40), ""), ((40, 41), "they watch different layers")])
+@pytest.mark.parametrize(("lengths", "why"), [((40, 40), ""), ((40, 41), DIFFERENT)])
 def test_processes_that_come_at_the_same_time_agree(
     lengths: tuple[int, int], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,20 @@ def test_bn503_hears_processes_with_different_data(runs: Path, case: str, fires:
     assert [(a["layer"], a["severity"]) for a in alerts] == ([("net.1", "warning")] if fires else [])
 
 
+@pytest.mark.parametrize(("case", "rank"), [("odd", 2), ("odd-broadcast", 3)])
+def test_an_incident_names_the_rank_with_other_data_and_one_process_reports_it(
+    runs: Path, case: str, rank: int
+) -> None:
+    first, *others = seen(runs, case)
+    assert len(others) == 3
+    [alert] = [a for a in first["alerts"] if a["code"] == "BN503"]
+    assert f"between 4 processes (furthest from the rest: rank {rank}): " in alert["message"]
+    [incident] = [i for i in first["incidents"] if i["code"] == "BN503"]
+    assert incident["evidence"][0]["message"] == alert["message"]
+    assert len(first["files"]) == 1
+    assert all(other["alerts"] == [] and other["incidents"] == [] for other in others)
+
+
 def test_only_the_first_process_judges_and_writes(runs: Path) -> None:
     for case in ("broadcast", "apart", "three"):
         first, *others = seen(runs, case)

@@ -26,7 +26,7 @@ from torch import nn
 from torch.multiprocessing.spawn import start_processes
 
 from bnmonitor import BatchNormMonitor, Monitor
-from tests.distributed.sharded import LOG_EVERY, STEPS, Module, _port, _seen, keep_inputs, network
+from tests.distributed.sharded import LOG_EVERY, STEPS, Module, _port, _seen, join, keep_inputs, network
 
 import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # would be compiled, and is faster only
 SETTINGS = {"check_every_n_steps": 4, "select": ("all",), "on_alert": "log"}
@@ -58,14 +58,8 @@ def plain(
     start_processes(_plain, args=(directory, settings, world, watched, inner), nprocs=world, start_method="fork")
 
 
-def _join(rank: int, directory: Path, world: int) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(world), "RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": (directory / "port").read_text()}
-
-
 def _plain(rank: int, directory: Path, settings: dict[str, Any], world: int, watched: bool, inner: bool) -> None:
-    _join(rank, directory, world)
+    join(rank, directory, world)
     deepspeed.init_distributed("gloo")
     net = network()
     kept = keep_inputs(net)
@@ -141,7 +135,7 @@ def lightning(directory: Path, settings: dict[str, Any], *, world: int = 2, watc
 
 
 def _lightning(rank: int, directory: Path, settings: dict[str, Any], world: int, watched: bool) -> None:
-    _join(rank, directory, world)
+    join(rank, directory, world)
     for epochs, checkpoint in ((1, None), (2, str(directory / "half.ckpt"))):
         watch = BatchNormMonitor(**SETTINGS) if watched else None
         trainer = pl.Trainer(

@@ -22,6 +22,7 @@ SHARED: dict[str, Any] = {
     "sample_every_n_steps": 100,
     "window": 64,
     "probe": False,
+    "gather_affine": False,
     "flight_bytes": 256 * 2**20,
     "max_overhead": 0.01,
     "include": ("*",),
@@ -115,9 +116,10 @@ def test_smallest_numbers_of_steps_are_taken(door: Door, good: dict[str, int]) -
 
 @both_doors
 @pytest.mark.parametrize("bad", ["yes", 1, None])
-def test_probe_is_true_or_false(door: Door, bad: object) -> None:
-    with pytest.raises(TypeError, match=rf"^probe must be True or False, got {bad!r}$"):
-        door(probe=bad)
+@pytest.mark.parametrize("name", ["probe", "gather_affine"])
+def test_a_switch_is_true_or_false(door: Door, bad: object, name: str) -> None:
+    with pytest.raises(TypeError, match=rf"^{name} must be True or False, got {bad!r}$"):
+        door(**{name: bad})
 
 
 # -- words -------------------------------------------------------------------------------------------------------------

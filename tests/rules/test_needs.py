@@ -108,9 +108,10 @@ def test_each_missing_need_is_reported_with_the_way_to_meet_it(absent: dict[str,
     [
         ({"unsampled": "no samples", "loader": False}, {"samples", "loader", "batch_size"}),
         ({"copies": True}, {"whole", "optimizer"}),
-        ({"layers": replace(LAYERS, split=(0,))}, {"affine", "whole"}),
+        ({"layers": replace(LAYERS, split=(0,))}, {"gradients", "whole"}),
+        ({"layers": replace(LAYERS, split=(0,)), "untold": "not yet"}, {"affine", "gradients", "whole"}),
     ],
-    ids=["no batch size", "copies", "split"],
+    ids=["no batch size", "copies", "split and told", "split"],
 )
 def test_condition_that_several_needs_depend_on(absent: dict[str, Any], needs: set[str]) -> None:
     reasons = absent_needs(replace(ALL_THERE, **absent))

@@ -64,9 +64,15 @@ class ChangedInput(Cause):
         at = _place(case)
         if name is None or at is None or case.lead.code == "BN101" or not reads_the_input(window, name):
             return False
-        span = window.layers.span(window.layers.names.index(name))
+        layer = window.layers.names.index(name)
+        span = window.layers.span(layer)
         gamma = window.gamma[[at - 1, -1], span]
-        still = gamma.isnan().all() or torch.allclose(gamma[0], gamma[1], rtol=0.3, atol=0.1)
+        unknown = gamma.isnan()
+        still = (
+            unknown.all()
+            or (layer in window.layers.split and unknown.any())
+            or torch.allclose(gamma[0], gamma[1], rtol=0.3, atol=0.1)
+        )
         batch = variances(window)[:, span]
         jump_of = batch[at:].nanmedian(0).values / batch[:at].nanmedian(0).values
         jumped = jump_of < 0.1 if case.lead.code == "BN105" else jump_of > 10

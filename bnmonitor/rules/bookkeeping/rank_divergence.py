@@ -8,12 +8,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bnmonitor._text import number
+from bnmonitor._text import listing, number
 from bnmonitor.limits import LAG_LOG_DEVIATION, LAG_MEAN
 from bnmonitor.measures import median
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import RankStatistics, Window
+
+FURTHEST = 0.6
+"""Processes at so large a part of the largest distance from the mean of all are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,8 @@ class RankDivergence(Rule):
     Compares the running statistics of all processes at every logged step, before the next forward broadcasts those of
     rank 0 and hides the difference. It judges the median channel of a layer by two root mean square differences between
     two processes: that of the running means, in standard deviations, and that of the logs of the running variances. The
-    difference that processes on the same data have by chance is subtracted first.
+    difference that processes on the same data have by chance is subtracted first. The message names the ranks that are
+    furthest from the rest; of more than two processes that is known from the second logged step on, and judged then.
 
     ## Why is this bad?
     Only the running statistics of one process reach the checkpoint and the evaluation. If the processes see different
@@ -81,6 +85,8 @@ class RankDivergence(Rule):
         ranks = window.facts.ranks
         if ranks is None or ranks.step not in window.steps:
             return []
+        if ranks.world_size > 2 and ranks.distance is not None and bool(ranks.distance.isnan().all()):
+            return []  # the next exchange tells which of them differ
         chance = _chance(window)
         mean = _beyond(median(ranks.mean_spread, window), chance)
         log = _beyond(median(ranks.var_spread, window), 2 * chance)
@@ -100,11 +106,24 @@ class RankDivergence(Rule):
             first_step=ranks.step,
             value=mean if by_mean else log,
             threshold=self.warn_mean if by_mean else self.warn_log_variance,
-            message=f"the {what} between {ranks.world_size} processes: the processes see different data, and only the "
-            "statistics of one are saved",
+            message=f"the {what} between {ranks.world_size} processes{_furthest(ranks)}: the processes see different "
+            "data, and only the statistics of one are saved",
             advice="let every process draw from all data (DistributedSampler(shuffle=True)), or normalize over all of "
             "them: Trainer(sync_batchnorm=True)",
         )
+
+
+def _furthest(ranks: RankStatistics) -> str:
+    """The processes that are furthest from the rest, in words; empty where they are no fewer than the rest."""
+    if ranks.world_size == 2:
+        return " (rank 0 and rank 1)"
+    if ranks.distance is None or not bool((ranks.distance > 0).any()):
+        return ""
+    far = ranks.distance.nan_to_num(0.0)
+    named = (far > FURTHEST * far.max()).nonzero().flatten().tolist()
+    if 2 * len(named) > ranks.world_size:
+        return ""
+    return f" (furthest from the rest: rank{'s' * (len(named) > 1)} {listing(named)})"
 
 
 def _chance(window: Window) -> Tensor:

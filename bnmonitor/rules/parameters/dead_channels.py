@@ -9,7 +9,7 @@ import torch
 
 from bnmonitor._text import number
 from bnmonitor.limits import ALWAYS_ZERO, DEAD_BETA, DEAD_GAMMA, MANY_DEAD
-from bnmonitor.measures import median, share
+from bnmonitor.measures import median, share, split_channels, with_affine
 from bnmonitor.results import Severity
 from bnmonitor.rules.advice import restart, retreat
 from bnmonitor.rules.base import Finding, Rule, first, rate_note
@@ -92,6 +92,7 @@ class DeadChannels(Rule):
         """Find the layers with many dead channels."""
         if len(window) < self.least_steps:
             return []
+        window = with_affine(window)
         dead = self._closed(window) | self._vanished(window)
         # A layer that is not trained has not died in this training, and has what its weights were loaded with.
         dead &= window.facts.affine_trains[window.layers.owner]
@@ -129,10 +130,15 @@ class DeadChannels(Rule):
         if not small.any():
             return small
         gradient = window.gamma_grad.abs()
-        usual = median(gradient.nanmedian(0).values, window)
+        usual = gradient.nanmedian(0).values
         most = gradient.nan_to_num(0.0).amax(0)
         known = (~gradient.isnan()).sum(0) >= self.least_steps
-        return small & known & (most <= self.vanished * usual[window.layers.owner])
+        ranks, split = window.facts.ranks, split_channels(window)
+        if ranks is not None and ranks.affine is not None and split.any():
+            told = ranks.affine.gamma_grad.to(most.dtype)  # of ten steps at least
+            usual, most = torch.where(split, told, usual), torch.where(split, told, most)
+            known = known | (split & ~told.isnan())
+        return small & known & (most <= self.vanished * median(usual, window)[window.layers.owner])
 
     def _finding(self, window: Window, dead: torch.Tensor, layer: int, part: float) -> Finding:
         channels = window.layers.locate(dead, layer)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import count, number
-from bnmonitor.measures import median
+from bnmonitor.measures import median, with_affine
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Moment, Rule
 from bnmonitor.window import Window
@@ -73,7 +73,7 @@ class FoldingHazard(Rule):
 
     def check(self, window: Window) -> list[Finding]:
         """Find the layers with scales that differ too much."""
-        scale = window.gamma[-1].abs() / (window.running_var[-1] + window.layers.eps_by_channel).sqrt()
+        scale = with_affine(window).gamma[-1].abs() / (window.running_var[-1] + window.layers.eps_by_channel).sqrt()
         ratio = scale / median(scale, window)[window.layers.owner]
         ratio = ratio.where(ratio.isfinite() & self._foldable(window)[window.layers.owner], 0.0)
         over = window.layers.segments.any(ratio > self.info_ratio)

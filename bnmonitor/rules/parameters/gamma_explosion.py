@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import count, number
-from bnmonitor.measures import median
+from bnmonitor.measures import median, with_affine
 from bnmonitor.results import Severity
 from bnmonitor.rules.advice import restart, retreat
 from bnmonitor.rules.base import Finding, Rule, onset, rate_note
@@ -93,6 +93,7 @@ class GammaExplosion(Rule):
 
     def check(self, window: Window) -> list[Finding]:
         """Find the layers with an exploded gamma."""
+        window = with_affine(window)
         now, segments = window.gamma[-1].abs(), window.layers.segments
         # Nearly always no gamma is that large, and the rest need not be computed.
         if not (now > min(self.growth, self.outlier_growth) * self.least_start).any():
@@ -113,7 +114,10 @@ class GammaExplosion(Rule):
         owner = window.layers.owner
         spread = 1.4826 * median((now - middle[owner]).abs(), window)
         spread = torch.maximum(spread, self.least_spread * middle.clamp(min=1.0))
-        grows = now > (1 + self.growing) * window.gamma[0].abs()
+        before = window.gamma[0]
+        if window.layers.split:  # told later than at the first step
+            before = window.gamma.gather(0, (~window.gamma.isnan()).long().argmax(0, keepdim=True))[0]
+        grows = now > (1 + self.growing) * before.abs()
         return ((now - middle[owner]) / spread[owner]).where(grows & (len(window) >= self.least_steps), 0.0)
 
     def _finding(self, window: Window, layer: int, over: Tensor, grown: Tensor, outside: Tensor) -> Finding:

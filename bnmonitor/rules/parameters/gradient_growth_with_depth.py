@@ -69,7 +69,7 @@ class GradientGrowthWithDepth(Rule):
     code: ClassVar[str] = "BN706"
     name: ClassVar[str] = "gradient-growth-with-depth"
     severity: ClassVar[Severity] = Severity.WARNING
-    needs: ClassVar[frozenset[str]] = frozenset({"affine", "dataflow"})
+    needs: ClassVar[frozenset[str]] = frozenset({"affine", "gradients", "dataflow"})
     confirm: ClassVar[int] = 20
 
     growth: float = 1.15

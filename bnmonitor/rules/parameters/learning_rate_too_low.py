@@ -63,7 +63,7 @@ class LearningRateTooLow(Rule):
     code: ClassVar[str] = "BN705"
     name: ClassVar[str] = "learning-rate-too-low"
     severity: ClassVar[Severity] = Severity.INFO
-    needs: ClassVar[frozenset[str]] = frozenset({"affine"})
+    needs: ClassVar[frozenset[str]] = frozenset({"affine", "gradients"})
 
     least_ratio: float = 1e-6
     least_drift: float = 1e-4

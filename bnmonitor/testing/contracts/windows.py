@@ -127,11 +127,12 @@ def random_window(seed: int, steps: int, channels: list[int], *, wild: bool = Tr
         data=torch.rand(2, count, generator=torch.Generator().manual_seed(seed + 2)) * 10,
     )
     distance = sprinkled(signed(0.5, 1.0)[0].abs())
+    of_ranks: dict[str, Any] = dict.fromkeys(OF_RANKS, distance)
     ranks = RankStatistics(
         step=sampled_at,
         world_size=2,
         size=torch.full((count,), 64.0),
-        **dict.fromkeys(OF_RANKS, distance),
+        **of_ranks,
     )
     sizes = torch.randint(1, 20, (count,), generator=rng).float()
     return Window(
