@@ -55,8 +55,8 @@ def _harsh() -> list[Case]:
     plain, long = Injection(steps=STEPS), Injection(steps=500, evaluate_every=400)
     kept = replace(PLAIN, drop_last=False)
     # At .05 the statistics of a residual network lag, and the probe rightly says so: estimated anew, they classify up
-    # to 21 points more of the validation set, and at .1 up to 50. At .01 no seed of 0 to 4 is warned of; nor are vectors
-    # at .05, rightly.
+    # to 21 points more of the validation set, and at .1 up to 50. At .01 no seed of 0 to 4 is warned of; nor are
+    # vectors at .05, rightly.
     gentle = replace(PLAIN, lr=0.01)
     return [
         *each("high-rate", "residual chain squeeze mlp conv1d", plain, replace(PLAIN, lr=0.4, schedule="cosine")),
