@@ -27,7 +27,7 @@ import torch
 from long import resident
 
 import bnmonitor
-from bnmonitor.history.flight.budget import steps_per_block
+from bnmonitor.history.flight.budget import block_at
 from bnmonitor.history.flight.layout import STATISTICS, Array
 from bnmonitor.history.flight.reader import Flight
 from bnmonitor.history.flight.writer import size_of
@@ -142,7 +142,7 @@ def write(directory: Path, truth: Path, steps: int, budget: int) -> dict[str, An
     variance = METRICS.index("batch_var")
     taken = frames = 0.0
     early, largest, most = 0, 0, 0
-    other = time.process_time() - time.thread_time()
+    writing = 0.0
     with truth.open("wb") as kept:
         for step in range(0, steps, CHECK):
             training.advance(step)
@@ -159,14 +159,13 @@ def write(directory: Path, truth: Path, steps: int, budget: int) -> dict[str, An
                 board.frame(replace(summary, step=step, table=table))
                 frames += 1
             if step % 1000 == 0:
+                writing = thread_time(flight)
                 largest, most = max(largest, size_of(flight.folder)), max(most, resident())
                 early = early or (most if step >= steps // 5 else 0)
             while flight._writer is not None and flight._writer.waiting > 32 << 20:
                 time.sleep(0.01)  # a training takes a day for what is made up here in minutes
-        begin = time.thread_time()
         flight.close()
         board.close(replace(summary, step=steps - 1))
-    other = time.process_time() - time.thread_time() - other
     return {
         "steps": steps,
         "channels": sum(channels),
@@ -175,7 +174,7 @@ def write(directory: Path, truth: Path, steps: int, budget: int) -> dict[str, An
         "most_bytes": largest,
         "failures": [str(error) for error in flight.failures()],
         "training_thread_ms_a_step": round(1e3 * taken / steps, 4),
-        "other_threads_ms_a_step": round(1e3 * other / steps, 4),
+        "writers_thread_ms_a_step": round(1e3 * writing / (steps - steps % 1000), 4),
         "memory_at_a_fifth": early,
         "memory_growth_after": most - early,
         "frames": int(frames),
@@ -183,14 +182,22 @@ def write(directory: Path, truth: Path, steps: int, budget: int) -> dict[str, An
     }
 
 
+def thread_time(flight: FlightRecord) -> float:
+    """Processor time of the thread that writes the record, in seconds."""
+    thread = None if flight._writer is None else flight._writer._thread
+    clock = None if thread is None else time.pthread_getcpuclockid(thread.ident or 0)
+    return 0.0 if clock is None else time.clock_gettime(clock)
+
+
 def looked_at(steps: int) -> Array:
-    """Whether averages and parameters are looked at: on the last step of each part of a check, and five before it."""
-    first = steps_per_block(sum(resnet50()[0]))
-    ends = np.unique(np.concatenate([np.arange(CHECK, steps + 1, CHECK), np.arange(first, steps, first), [steps]]))
-    starts = np.concatenate([[0], ends[:-1]])
+    """Whether averages and parameters are looked at: on the last step of each check, and of each block."""
+    total, ends = sum(resnet50()[0]), list(range(CHECK, steps + 1, CHECK))
+    end = 0
+    while end < steps:
+        end += block_at(total, end)
+        ends.append(min(end, steps))
     found = np.zeros(steps, bool)
-    found[ends - 1] = True
-    found[(ends - 6)[ends - 6 >= starts]] = True
+    found[np.array(ends) - 1] = True
     return found
 
 

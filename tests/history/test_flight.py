@@ -20,7 +20,8 @@ from bnmonitor.history.flight.codes import decode, encode
 from bnmonitor.history.flight.layout import COURSE, FOLDER, STATISTICS, Blocks, Part, columns
 from bnmonitor.history.flight.notes import Notes, notes_name
 from bnmonitor.history.flight.notes import read as read_notes
-from bnmonitor.history.flight.reader import Flight, Series
+from bnmonitor.history.flight.reader import Flight
+from bnmonitor.history.flight.series import Series
 from bnmonitor.history.flight.writer import FlightWriter, size_of
 
 Array = np.ndarray[Any, Any]
@@ -82,7 +83,7 @@ def check(found: Series, rows: Array, steps: range, statistic: str, error: float
         found.first, found.last, found.minimum, found.mean, found.maximum, strict=True
     ):
         some = rows[index[first] : index[last] + 1].astype(np.float64)
-        slow = some[::-1][::5][::-1] if statistic not in ("batch_mean", "batch_var") and first < last else some
+        slow = some[::-1][::10][::-1] if statistic not in ("batch_mean", "batch_var") and first < last else some
         for got, want in ((low, slow.min(0)), (mean, slow.mean(0)), (high, slow.max(0))):
             # The slow statistics are read on some of the steps, between which they hardly move.
             between = np.abs(some[-1] - some[0]) if slow is not some else 0.0
@@ -150,7 +151,7 @@ def test_what_was_before_a_divergence_stays_exact(tmp_path: Path, layers: dict[s
     for name, grown in rows.items():
         grown[40:] *= factor**2 if "var" in name else factor
     writer = begin(tmp_path, layers, error=error)
-    add(writer, rows, steps)
+    add(writer, rows, steps, every=8)
     writer.close()
     flight, start = Flight(tmp_path), 0
     for layer, count in layers.items():
@@ -162,7 +163,7 @@ def test_what_was_before_a_divergence_stays_exact(tmp_path: Path, layers: dict[s
             assert calm.any()
             for first, last, mean in zip(found.first[calm], found.last[calm], found.mean[calm], strict=True):
                 exact = rows[name][first : last + 1, span].astype(np.float64)
-                wanted = exact.mean(0) if name.startswith("batch") else exact[::-1][::5].mean(0)
+                wanted = exact.mean(0) if name.startswith("batch") else exact[::-1][::10].mean(0)
                 scale = wanted if "var" in name else sigma[span] if "mean" in name else 0.1
                 assert (np.abs(mean - wanted) <= 1.2 * error * scale).all(), (layer, name, first)
 
@@ -339,13 +340,13 @@ def test_only_a_part_of_the_run_is_read(tmp_path: Path, monkeypatch: pytest.Monk
     for start in range(0, 10_000, 1000):
         add(writer, rows, range(start, start + 1000))
     writer.close()
-    real = Page.read
+    real = Page.chunk
 
-    def noted(page: Page, *asked: Any) -> Array:
+    def noted(page: Page, *asked: Any) -> bytes:
         read.append(page.path.name)
         return real(page, *asked)
 
-    monkeypatch.setattr(Page, "read", noted)
+    monkeypatch.setattr(Page, "chunk", noted)
     found = Flight(tmp_path).series("net.bn2", "gamma", 6100, 6120)
     assert found.last.tolist() == list(range(6100, 6121))
     assert len(read) == 1
