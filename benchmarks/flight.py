@@ -250,9 +250,10 @@ def spikes(directory: Path, steps: int) -> dict[str, int]:
     names, starts = list(run.layers), np.cumsum([0, *channels[:-1]]).tolist()
     seen = exact = 0
     for step, channel in expected.items():
-        series = run.series(names[starts.index(channel)], "batch_mean", step, step)
-        height = (series.maximum - np.median(series.minimum))[:, 0]
-        seen += bool((height > 0).any())
+        layer = names[starts.index(channel)]
+        series = run.series(layer, "batch_mean", step, step)
+        sigma = np.sqrt(run.series(layer, "batch_var", step, step).mean[0, 0])
+        seen += bool(series.maximum[:, 0].max() - series.minimum[:, 0].min() > SPIKE / 2 * sigma)
         exact += bool(((series.first == step) & (series.last == step)).any())
     return {"spikes": len(expected), "in_the_record": seen, "at_their_step": exact}
 
