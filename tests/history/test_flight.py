@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from bnmonitor.history.flight import budget as sizes
 from bnmonitor.history.flight.codes import decode, encode
-from bnmonitor.history.flight.layout import COURSE, FOLDER, STATISTICS, Blocks, Part, columns
+from bnmonitor.history.flight.layout import COURSE, FOLDER, STATISTICS, Blocks, Layout, Part, columns
 from bnmonitor.history.flight.notes import Notes, notes_name
 from bnmonitor.history.flight.notes import read as read_notes
+from bnmonitor.history.flight.pages import Page
 from bnmonitor.history.flight.reader import Flight
 from bnmonitor.history.flight.series import Series
 from bnmonitor.history.flight.writer import FlightWriter, size_of
@@ -133,6 +134,8 @@ def test_a_chunk_of_any_values_comes_back(
         given = np.stack([mean, mean / 2, mean * 1.5], axis=1) if three else mean[:, None]
     grid = np.full(channels, step, np.float32)
     found = decode(encode(given, grid, logarithmic=logarithmic), given.shape, logarithmic=logarithmic)
+    means = decode(encode(given, grid, logarithmic=logarithmic), given.shape, logarithmic=logarithmic, parts=1)
+    np.testing.assert_array_equal(means, found[:, :1])
     np.testing.assert_array_equal(np.isnan(found), np.isnan(given))
     known = np.isfinite(given)
     np.testing.assert_array_equal(found[~known], given[~known])
@@ -210,6 +213,50 @@ def test_the_budget_is_kept_at_all_times_and_the_oldest_blocks_are_the_longest(t
     allowed = 2 * 0.05 * np.sqrt(rows["batch_var"][:, 300:].max(0))
     np.testing.assert_array_less(np.abs(found.minimum[0] - low), allowed)
     np.testing.assert_array_less(np.abs(found.maximum[0] - high), allowed)
+
+
+def test_in_a_long_run_new_blocks_have_twice_as_many_steps(tmp_path: Path) -> None:
+    steps = range(2500)
+    rows = truth(WIDE, steps)
+    writer = begin(tmp_path, WIDE)
+    add(writer, rows, steps)
+    writer.close()
+    found = Flight(tmp_path).series("net.bn1", "batch_var")
+    lengths = (found.last - found.first + 1)[:-1].tolist()
+    assert lengths == [8] * 256 + [16] * ((2500 - 2048) // 16)
+    assert (found.first[1:] == found.last[:-1] + 1).all()
+    check(found, rows["batch_var"][:, :300], steps, "batch_var", 0.05, np.ones(300))
+
+
+def test_pages_with_shorter_blocks_than_newer_ones_are_joined_first() -> None:
+    layout = Layout(1, 0, ("bn",), (500,), block=8, page=16)
+    pages = [
+        Part(1, 0, number << level, level, "page", Path("p"))
+        for level, number in [(1, 0), *((0, n) for n in range(2, 24))]
+    ]
+    lengths = {page: sizes.length_of(page, layout) for page in pages}
+    assert [lengths[page] for page in pages] == [16] + [8] * 14 + [16] * 8
+    while len(set(lengths.values())) > 1:
+        one, two = sizes.to_join(lengths)
+        assert lengths.pop(one) == lengths.pop(two) == 8
+        lengths[Part(1, 0, one.number, one.level + 1, "page", Path("p"))] = 16
+    assert len(lengths) == 1 + 7 + 8
+    assert [page.number for page in sizes.to_join(lengths)] == [0, 2]
+
+
+@pytest.mark.parametrize("unknown", [[], [(3, 7)], [(0, 7), (9, 7)]])
+def test_adding_steps_returns_the_range_of_each_batch_mean(tmp_path: Path, unknown: list[tuple[int, int]]) -> None:
+    rows = {name: value.copy() for name, value in truth(WIDE, range(40)).items()}
+    for row, channel in unknown:
+        rows["batch_mean"][row::10, channel] = np.nan
+    writer = begin(tmp_path, WIDE)  # with blocks of 8 steps, so that each check is split between two
+    for start in range(0, 40, 10):
+        some = {name: value[start : start + 10] for name, value in rows.items()}
+        found = writer.add(list(range(start, start + 10)), some, a_course(range(start, start + 10)))
+        means = some["batch_mean"].astype(np.float64)
+        assert found is not None
+        np.testing.assert_allclose(found, np.nanmax(means, axis=0) - np.nanmin(means, axis=0), rtol=1e-4)
+    writer.close()
 
 
 def test_joined_blocks_have_the_extremes_of_both_and_the_mean_of_all_steps() -> None:
@@ -331,9 +378,51 @@ def test_a_damaged_file_is_left_out_and_named(tmp_path: Path, kind: str, caplog:
         assert file.name in caplog.text
 
 
-def test_only_a_part_of_the_run_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bnmonitor.history.flight.pages import Page
+def test_a_damaged_chunk_costs_its_blocks_and_no_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = truth(SMALL, range(10_000))
+    writer = begin(tmp_path, SMALL)
+    add(writer, rows, range(10_000), every=1000)
+    writer.close()
+    second = sorted(tmp_path.glob("*.page"))[1]
+    layout = next(iter(Flight(tmp_path)._layouts.values()))
+    with Page(second, layout) as page:
+        chunk, first, last = page.chunk(0, "gamma"), int(page.header.first[0]), int(page.header.last[-1])
+    whole = second.read_bytes()
+    second.write_bytes(whole.replace(chunk, chunk[:-1] + bytes([chunk[-1] ^ 1])))
+    with caplog.at_level(logging.WARNING, logger="bnmonitor"):
+        found = Flight(tmp_path).series("net.bn1", "gamma")
+    assert second.name in caplog.text
+    assert found.last.tolist() == [*range(first), *range(last + 1, 10_000)]
+    exact = np.concatenate([rows["gamma"][:first, :5], rows["gamma"][last + 1 :, :5]])
+    assert np.abs(found.mean - exact).max() < 0.01
+    assert len(Flight(tmp_path).series("net.bn1", "beta")) == len(Flight(tmp_path).series("net.bn2", "gamma")) == 10_000
 
+
+@pytest.mark.parametrize("layers", [SMALL, WIDE])
+@pytest.mark.parametrize("span", [(None, None), (700, None), (130, 2990), (145, 146), (9000, 9100)])
+def test_the_history_is_the_mean_of_the_series(
+    tmp_path: Path, layers: dict[str, int], span: tuple[int | None, int | None]
+) -> None:
+    rows = truth(layers, range(3000))
+    writer = begin(tmp_path, layers, budget=max(2**22, sizes.least(sum(layers.values()))))
+    add(writer, rows, range(3000))
+    writer.detail([1], list(range(140, 150)), {n: rows[n][140:150] for n in STATISTICS}, a_course(range(140, 150)))
+    settled(writer)
+    flight = Flight(tmp_path)
+    for layer in layers:
+        for statistic in ("batch_mean", "batch_var"):
+            series = flight.series(layer, statistic, *span)
+            last, mean = flight.history(layer, statistic, *span)
+            assert last.tolist() == series.last.tolist() == sorted(last.tolist())
+            np.testing.assert_array_equal(mean, series.mean)
+            kept = (series.last >= (span[0] or 0)) & (series.first <= (3000 if span[1] is None else span[1]))
+            assert kept.all()
+            assert len(series) == 0 or series.last[-1] >= min(2999, span[1] or 2999) - 16
+            assert (len(series) == 0) == (span[0] == 9000)
+    writer.close()
+
+
+def test_only_a_part_of_the_run_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = truth(SMALL, range(1000))
     read: list[str] = []
     writer = begin(tmp_path, SMALL)
