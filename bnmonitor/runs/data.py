@@ -139,6 +139,8 @@ class RunData:
     def _of(self, statistic: str) -> Flight:
         """The flight record, which a statistic is asked of."""
         if self._flight is not None:
+            if statistic not in STATISTICS and statistic in self.metrics:
+                raise KeyError(f"{statistic!r} is a statistic of whole layers: read it with table({statistic!r})")
             return self._flight
         known = (*STATISTICS, *self._recorded.frames.metrics)
         if statistic not in known:
@@ -164,9 +166,11 @@ class RunData:
         """
         metrics = self._recorded.frames.metrics
         if statistic not in metrics:
+            if statistic in STATISTICS:
+                raise KeyError(f"{statistic!r} is a statistic of channels: read it with history(layer, {statistic!r})")
             raise KeyError(
-                f"the run has no statistic {statistic!r} of layers{nearest(statistic, metrics)}; "
-                f"it has {listing(metrics, len(metrics))}"
+                f"the run has no statistic {statistic!r} of layers, only {listing(metrics, len(metrics))}"
+                f"{nearest(statistic, metrics)}"
             )
         found: Array = self._recorded.frames.of(statistic).T
         return found

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bnmonitor.history.percentiles import percentiles
 from bnmonitor.history.source import Array
 from bnmonitor.history.statistics import BY_NAME
 from bnmonitor.runs.colors import HEALTH_STOPS, HEALTH_TICKS, LINE, SEVERITY, SIGNED, UNKNOWN
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-_BANDS = ((5, 95, 0.15), (25, 75, 0.3))
+_PERCENTS = (5, 25, 50, 75, 95)
 _COLUMNS = 1000
 _MOST_LABELS = 60
 _LOGARITHMIC = ("batch_var", "running_var")
@@ -36,14 +37,14 @@ def plot(run: RunData, layer: str | None, statistic: str | None, ax: Axes | None
     else:
         [name] = matching(run, layer)[:1]
         chosen = statistic or "batch_var"
-        series = run.series(name, chosen)
-        with np.errstate(all="ignore"):
-            for low, high, alpha in _BANDS:
-                below, above = np.nanpercentile(series.mean, [low, high], axis=1)
-                ax.fill_between(series.last, below, above, color=LINE, alpha=alpha, linewidth=0)
-            ax.plot(series.last, np.nanmedian(series.mean, axis=1), color=LINE, linewidth=1.2)
-        if chosen in _LOGARITHMIC and np.nanmin(series.mean, initial=1.0) > 0:
+        steps, values = run.history(name, chosen)
+        lowest, low, middle, high, highest = percentiles(values.T, _PERCENTS)
+        ax.fill_between(steps, lowest, highest, color=LINE, alpha=0.15, linewidth=0)
+        ax.fill_between(steps, low, high, color=LINE, alpha=0.3, linewidth=0)
+        ax.plot(steps, middle, color=LINE, linewidth=1.2)
+        if chosen in _LOGARITHMIC and np.nanmin(values, initial=1.0) > 0:
             ax.set_yscale("log")
+        ax.set_title("median, middle 50 % and 90 % of its channels", loc="right", fontsize="small", color="gray")
         ax.set_ylabel(_label(chosen))
         ax.set_title(name, loc="left", fontsize="medium")
     _marks(run, ax, layer)

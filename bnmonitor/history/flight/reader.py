@@ -143,8 +143,8 @@ class Flight:
     def _check(self, layer: str, statistic: str) -> int:
         if statistic not in STATISTICS:
             raise KeyError(
-                f"there is no statistic {statistic!r} in a flight record{nearest(statistic, STATISTICS)}; "
-                f"there are {', '.join(STATISTICS)}"
+                f"a flight record has no statistic {statistic!r}, only {', '.join(STATISTICS)}"
+                f"{nearest(statistic, STATISTICS)}"
             )
         if layer not in self.layers:
             raise KeyError(f"the run has no layer {layer!r}{nearest(layer, tuple(self.layers))}")
