@@ -3,7 +3,8 @@
 The benchmark makes up the batch statistics of 53 layers with 26,560 channels at each of 450,000 steps, with drifts,
 steps of the learning rate and single-step spikes, and passes them to the sinks as a monitor does. It keeps the truth of
 one channel of each layer beside the record, and compares them at the end. Prints JSON. Run
-``python benchmarks/flight.py [STEPS] [BUDGET_IN_BYTES] [DIRECTORY]``; with a directory the run is kept there.
+``python benchmarks/flight.py [STEPS] [BUDGET_IN_BYTES] [DIRECTORY] [resnet50 | resnet18]``; with a directory the run
+is kept there.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from bnmonitor.sinks.flight_record import FlightRecord
 from bnmonitor.summary import METRICS, summarize
 from bnmonitor.testing import make_sample, make_window
 
+Model = tuple[list[int], list[int]]
+
 CHECK, FRAME = 10, 50
 STAGES = ((64, 256, 3, 56), (128, 512, 4, 28), (256, 1024, 6, 14), (512, 2048, 3, 7))
 BATCH, MOMENTUM = 32, 0.1
@@ -44,13 +47,26 @@ SPIKE = 50.0
 
 
 def resnet50() -> tuple[list[int], list[int]]:
-    """Channels of each normalization layer of ResNet-50, and values per channel in a batch."""
+    """Channels of each normalization layer of ResNet-50 on ImageNet, and values per channel in a batch."""
     channels, values = [64], [BATCH * 112**2]
     for width, wide, blocks, side in STAGES:
         for block in range(blocks):
             channels += [width, width, wide] + ([wide] if block == 0 else [])
             values += [BATCH * side**2] * (4 if block == 0 else 3)
     return channels, values
+
+
+def resnet18() -> tuple[list[int], list[int]]:
+    """The same of ResNet-18 on CIFAR-10."""
+    channels, values = [64], [4 * BATCH * 32**2]
+    for width, side in ((64, 32), (128, 16), (256, 8), (512, 4)):
+        count = 4 if width == 64 else 5
+        channels += [width] * count
+        values += [4 * BATCH * side**2] * count
+    return channels, values
+
+
+MODELS = {"resnet50": resnet50, "resnet18": resnet18}
 
 
 class Training:
@@ -123,9 +139,9 @@ def milliseconds(call: Callable[[], object], times: int = 1) -> list[float]:
     return taken
 
 
-def write(directory: Path, truth: Path, steps: int, budget: int) -> dict[str, Any]:
+def write(directory: Path, truth: Path, model: Model, steps: int, budget: int) -> dict[str, Any]:
     """Write the run, and the truth of each layer's first channel."""
-    channels, values = resnet50()
+    channels, values = model
     training = Training(channels, values, steps)
     firsts = np.cumsum([0, *channels[:-1]])
     window = make_window(channels=channels, steps=CHECK)
@@ -189,10 +205,9 @@ def thread_time(flight: FlightRecord) -> float:
     return 0.0 if clock is None else time.clock_gettime(clock)
 
 
-def looked_at(steps: int) -> Array:
+def looked_at(total: int, steps: int) -> Array:
     """Whether averages and parameters are looked at: on the last step of each check, and of each block."""
-    total, ends = sum(resnet50()[0]), list(range(CHECK, steps + 1, CHECK))
-    end = 0
+    ends, end = list(range(CHECK, steps + 1, CHECK)), 0
     while end < steps:
         end += block_at(total, end)
         ends.append(min(end, steps))
@@ -205,11 +220,11 @@ def compare(directory: Path, truth: Path) -> dict[str, Any]:
     """The largest errors of every block's mean, minimum and maximum, against the truth."""
     run, flight = bnmonitor.open(directory).only, Flight.of(directory)
     assert flight is not None
-    true = np.memmap(truth, np.float32, "r").reshape(-1, len(STATISTICS), len(resnet50()[0]))
+    true = np.memmap(truth, np.float32, "r").reshape(-1, len(STATISTICS), len(run.layers))
     worst = dict.fromkeys(STATISTICS, 0.0)
     typical: dict[str, list[float]] = {name: [] for name in STATISTICS}
     sigma_at = STATISTICS.index("batch_var")
-    looked = looked_at(len(true))
+    looked = looked_at(sum(flight.layers.values()), len(true))
     lengths: set[int] = set()
     for place, layer in enumerate(run.layers):
         sigma = np.sqrt(np.asarray(true[:, sigma_at, place], np.float64))
@@ -242,9 +257,9 @@ def compare(directory: Path, truth: Path) -> dict[str, Any]:
     }
 
 
-def spikes(directory: Path, steps: int) -> dict[str, int]:
+def spikes(directory: Path, model: Model, steps: int) -> dict[str, int]:
     """How many spikes of a single step are in the record, and how many of them at their very step."""
-    channels, values = resnet50()
+    channels, values = model
     expected = Training(channels, values, steps).spikes
     run = bnmonitor.open(directory).only
     names, starts = list(run.layers), np.cumsum([0, *channels[:-1]]).tolist()
@@ -292,16 +307,17 @@ def export(directory: Path, *arguments: str) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def main(steps: int, budget: int, place: str | None = None) -> None:
+def main(steps: int, budget: int, place: str | None = None, name: str = "resnet50") -> None:
     """Write, compare and read."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         directory, truth = Path(place or Path(temporary) / "run"), Path(temporary) / "truth"
         directory.mkdir(parents=True, exist_ok=True)
-        result = {"write": write(directory, truth, steps, budget)}
+        model = MODELS[name]()
+        result = {"write": write(directory, truth, model, steps, budget)}
         print(json.dumps(result, indent=1), flush=True)
         print(json.dumps({"read": reading(directory, steps)}, indent=1), flush=True)
-        print(json.dumps({**compare(directory, truth), **spikes(directory, steps)}, indent=1), flush=True)
+        print(json.dumps({**compare(directory, truth), **spikes(directory, model, steps)}, indent=1), flush=True)
         print(json.dumps({"peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "pid": os.getpid()}))
 
 
@@ -310,5 +326,5 @@ if __name__ == "__main__":
     main(
         int(given[0]) if given else 450_000,
         int(given[1]) if len(given) > 1 else 2 * 10**9,
-        given[2] if len(given) > 2 else None,
+        *given[2:4],
     )
