@@ -120,9 +120,11 @@ class FlightRecord:
     def _course(self, window: Window, count: int, new: int) -> Array:
         """``[count, N]`` of the last steps, ``new`` of them new: the time, the loss, the epoch, the learning rates."""
         rates = window.facts.group_rates
-        course = np.full((count, len(COURSE) + len(rates)), np.nan)
+        course = np.empty((count, len(COURSE) + len(rates)))
+        course.fill(np.nan)
         before, self._wall = self._wall, time.time()
-        course[-new:, _WALL_TIME] = before + (self._wall - before) / new * np.arange(1, new + 1)
+        each = (self._wall - before) / new
+        course[-new:, _WALL_TIME] = [before + each * number for number in range(1, new + 1)]
         losses = window.facts.losses
         if len(losses) == len(window):
             course[:, _LOSS] = [np.nan if loss is None else loss for loss in losses[-count:]]
@@ -156,7 +158,11 @@ class FlightRecord:
 
 
 def _rows(window: Window, new: int) -> dict[str, Array]:
-    return {name: getattr(window, name).float().numpy()[-new:] for name in STATISTICS}
+    found = {}
+    for name in STATISTICS:
+        rows = getattr(window, name)
+        found[name] = (rows if rows.dtype is torch.float32 else rows.float()).numpy()[-new:]
+    return found
 
 
 def _noise(window: Window) -> torch.Tensor:
