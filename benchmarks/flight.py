@@ -4,7 +4,7 @@ The benchmark makes up the batch statistics of 53 layers with 26,560 channels at
 steps of the learning rate and single-step spikes, and passes them to the sinks as a monitor does. It keeps the truth of
 one channel of each layer beside the record, and compares them at the end. Prints JSON. Run
 ``python benchmarks/flight.py [STEPS] [BUDGET_IN_BYTES] [DIRECTORY] [resnet50 | resnet18]``; with a directory the run
-is kept there.
+is kept there, and ``python benchmarks/flight.py read DIRECTORY`` times its reading again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from long import resident
 
 import bnmonitor
 from bnmonitor.history.flight.budget import block_at
-from bnmonitor.history.flight.layout import STATISTICS, Array
+from bnmonitor.history.flight.layout import FOLDER, STATISTICS, Array
 from bnmonitor.history.flight.reader import Flight
 from bnmonitor.history.flight.writer import size_of
 from bnmonitor.sinks import Run, TensorBoard
@@ -129,14 +129,22 @@ class Training:
         self.rows["gamma"][:], self.rows["beta"][:] = self._gamma, self._beta
 
 
-def milliseconds(call: Callable[[], object], times: int = 1) -> list[float]:
-    """How long each of some calls takes."""
+def milliseconds(call: Callable[[], object], times: int = 1) -> list[tuple[float, float]]:
+    """How long each of some calls takes by the clock, and of the processor."""
     taken = []
     for _ in range(times):
-        begin = time.perf_counter()
+        begin, worked = time.perf_counter(), time.process_time()
         call()
-        taken.append(1e3 * (time.perf_counter() - begin))
+        taken.append((1e3 * (time.perf_counter() - begin), 1e3 * (time.process_time() - worked)))
     return taken
+
+
+def forget(directory: Path) -> None:
+    """Drop what the system keeps of the record in memory."""
+    os.sync()
+    for path in (directory / FOLDER).iterdir():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def write(directory: Path, truth: Path, model: Model, steps: int, budget: int) -> dict[str, Any]:
@@ -273,32 +281,44 @@ def spikes(directory: Path, model: Model, steps: int) -> dict[str, int]:
     return {"spikes": len(expected), "in_the_record": seen, "at_their_step": exact}
 
 
-def reading(directory: Path, steps: int) -> dict[str, Any]:
+def reading(directory: Path) -> dict[str, Any]:
     """Times of opening, reading, exporting and drawing."""
-    opened = milliseconds(lambda: bnmonitor.open(directory).only.verdict, 3)
+    times = {"open": milliseconds(lambda: bnmonitor.open(directory).only.verdict, 3)}
     run = bnmonitor.open(directory).only
-    whole: list[float] = []
-    parts: list[float] = []
-    generator = np.random.default_rng(1)
+    parts: list[tuple[float, float]] = []
+    generator, end = np.random.default_rng(1), int(run.steps[-1])
     for layer, name in product(run.layers, ("batch_mean", "running_var")):
-        first = int(generator.integers(steps))
-        last = int(generator.integers(first, steps))
-        whole += milliseconds(partial(run.series, layer, name))
-        parts += milliseconds(partial(run.series, layer, name, first, last))
+        first = int(generator.integers(end))
+        parts += milliseconds(partial(run.series, layer, name, first, int(generator.integers(first, end))))
+    times["any_span_of_any_layer"] = parts
+    for width in sorted(set(run.channels.values())):
+        layer = next(name for name, count in run.channels.items() if count == width)
+        whole = partial(run.series, layer, "batch_mean")
+        times[f"series_{width}"] = milliseconds(whole, 9)
+        times[f"history_{width}"] = milliseconds(partial(run.history, layer, "batch_mean"), 9)
+        cold = times[f"series_{width}_cold"] = list[tuple[float, float]]()
+        for _ in range(9):
+            forget(directory)
+            cold += milliseconds(whole)
     layer = run.layers[-1]
-    times = {
-        "open": opened,
-        "series_of_the_whole_run": whole,
-        "series_of_any_span": parts,
-        "history": milliseconds(partial(run.history, layer, "batch_var"), 3),
+    times |= {
         "plot_layer": milliseconds(partial(run.plot, layer, "batch_var"), 3),
         "plot_map": milliseconds(partial(run.plot_map, "health"), 3),
+        "to_frame_layer": milliseconds(partial(run.to_frame, layer, "batch_var"), 3),
         "export_layers_csv": milliseconds(partial(export, directory, "--csv")),
         "export_channels_json": milliseconds(
             partial(export, directory, "--json", "--layer", layer, "--statistic", "batch_var")
         ),
     }
-    return {f"{k}_ms": {"median": round(float(np.median(v)), 1), "most": round(max(v), 1)} for k, v in times.items()}
+    found = {}
+    for name, each in times.items():
+        clock, processor = np.array(each).T
+        found[f"{name}_ms"] = {
+            "median": round(float(np.median(clock)), 1),
+            "most": round(float(clock.max()), 1),
+            "processor_median": round(float(np.median(processor)), 1),
+        }
+    return found
 
 
 def export(directory: Path, *arguments: str) -> None:
@@ -316,13 +336,16 @@ def main(steps: int, budget: int, place: str | None = None, name: str = "resnet5
         model = MODELS[name]()
         result = {"write": write(directory, truth, model, steps, budget)}
         print(json.dumps(result, indent=1), flush=True)
-        print(json.dumps({"read": reading(directory, steps)}, indent=1), flush=True)
+        print(json.dumps({"read": reading(directory)}, indent=1), flush=True)
         print(json.dumps({**compare(directory, truth), **spikes(directory, model, steps)}, indent=1), flush=True)
         print(json.dumps({"peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "pid": os.getpid()}))
 
 
 if __name__ == "__main__":
     given = sys.argv[1:]
+    if given[:1] == ["read"]:
+        print(json.dumps({"read": reading(Path(given[1]))}, indent=1))
+        sys.exit()
     main(
         int(given[0]) if given else 450_000,
         int(given[1]) if len(given) > 1 else 2 * 10**9,

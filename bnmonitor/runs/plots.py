@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 _PERCENTS = (5, 25, 50, 75, 95)
 _COLUMNS = 1000
-_MOST_LABELS = 60
+_LABEL_INCHES = 0.15
+_MOST_STEPS = 7
 _LOGARITHMIC = ("batch_var", "running_var")
 
 
@@ -65,8 +67,10 @@ def plot_map(run: RunData, statistic: str, ax: Axes | None) -> Axes:
         extent=(ends[0], max(ends[1], ends[0] + 1), len(run.layers) - 0.5, -0.5),
         **_scale(kind, table),
     )
-    every = max(1, -(-len(run.layers) // _MOST_LABELS))
+    room = ax.get_window_extent().height / ax.figure.dpi / _LABEL_INCHES
+    every = max(1, math.ceil(len(run.layers) / max(room, 1)))
     ax.set_yticks(range(0, len(run.layers), every), run.layers[::every], fontsize="small")
+    ax.locator_params(axis="x", nbins=_MOST_STEPS)
     ax.set_xlabel("step")
     bar = ax.figure.colorbar(picture, ax=ax, label=_label(statistic))
     if kind == "health":

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +308,18 @@ def test_a_statistic_of_the_other_kind_says_how_it_is_read(tmp_path: Path) -> No
     run = bnmonitor.open(tmp_path).only
     with pytest.raises(KeyError, match=r"'batch_mean' is a statistic of channels: read it with history\(layer, "):
         run.table("batch_mean")
+
+
+def test_the_names_of_many_layers_do_not_overlap_on_a_map(tmp_path: Path) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    write(tmp_path, [f"layer{number}" for number in range(60)], range(0, 450_000, 50_000))
+    axes = bnmonitor.open(tmp_path).only.plot_map()
+    axes.figure.canvas.draw()
+    for labels in (axes.get_yticklabels(), axes.get_xticklabels()):
+        boxes = [label.get_window_extent() for label in labels if label.get_text()]
+        assert len(boxes) >= 4
+        assert not any(one.overlaps(two) for one, two in pairwise(boxes))
+    plt.close(axes.figure)

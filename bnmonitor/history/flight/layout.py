@@ -15,7 +15,7 @@ from bnmonitor.history.schema import BOXES
 
 Array = np.ndarray[Any, Any]
 
-VERSION = 1
+VERSION = 2
 FOLDER = BOXES / "flight"
 """The place of a flight record in a run's directory."""
 
