@@ -3,7 +3,8 @@
 The benchmark makes up the batch statistics of 53 layers with 26,560 channels at each of 450,000 steps, with drifts,
 steps of the learning rate and single-step spikes, and passes them to the sinks as a monitor does. It keeps the truth of
 one channel of each layer beside the record, and compares them at the end. Prints JSON. Run
-``python benchmarks/flight.py [STEPS] [BUDGET_IN_BYTES] [DIRECTORY]``; with a directory the run is kept there.
+``python benchmarks/flight.py [STEPS] [BUDGET_IN_BYTES] [DIRECTORY] [resnet50 | resnet18]``; with a directory the run
+is kept there, and ``python benchmarks/flight.py read DIRECTORY`` times its reading again.
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ import torch
 from long import resident
 
 import bnmonitor
-from bnmonitor.history.flight.budget import steps_per_block
-from bnmonitor.history.flight.layout import STATISTICS, Array
+from bnmonitor.history.flight.budget import block_at
+from bnmonitor.history.flight.layout import FOLDER, STATISTICS, Array
 from bnmonitor.history.flight.reader import Flight
 from bnmonitor.history.flight.writer import size_of
 from bnmonitor.sinks import Run, TensorBoard
 from bnmonitor.sinks.flight_record import FlightRecord
 from bnmonitor.summary import METRICS, summarize
 from bnmonitor.testing import make_sample, make_window
+
+Model = tuple[list[int], list[int]]
 
 CHECK, FRAME = 10, 50
 STAGES = ((64, 256, 3, 56), (128, 512, 4, 28), (256, 1024, 6, 14), (512, 2048, 3, 7))
@@ -44,13 +47,26 @@ SPIKE = 50.0
 
 
 def resnet50() -> tuple[list[int], list[int]]:
-    """Channels of each normalization layer of ResNet-50, and values per channel in a batch."""
+    """Channels of each normalization layer of ResNet-50 on ImageNet, and values per channel in a batch."""
     channels, values = [64], [BATCH * 112**2]
     for width, wide, blocks, side in STAGES:
         for block in range(blocks):
             channels += [width, width, wide] + ([wide] if block == 0 else [])
             values += [BATCH * side**2] * (4 if block == 0 else 3)
     return channels, values
+
+
+def resnet18() -> tuple[list[int], list[int]]:
+    """The same of ResNet-18 on CIFAR-10."""
+    channels, values = [64], [4 * BATCH * 32**2]
+    for width, side in ((64, 32), (128, 16), (256, 8), (512, 4)):
+        count = 4 if width == 64 else 5
+        channels += [width] * count
+        values += [4 * BATCH * side**2] * count
+    return channels, values
+
+
+MODELS = {"resnet50": resnet50, "resnet18": resnet18}
 
 
 class Training:
@@ -113,19 +129,27 @@ class Training:
         self.rows["gamma"][:], self.rows["beta"][:] = self._gamma, self._beta
 
 
-def milliseconds(call: Callable[[], object], times: int = 1) -> list[float]:
-    """How long each of some calls takes."""
+def milliseconds(call: Callable[[], object], times: int = 1) -> list[tuple[float, float]]:
+    """How long each of some calls takes by the clock, and of the processor."""
     taken = []
     for _ in range(times):
-        begin = time.perf_counter()
+        begin, worked = time.perf_counter(), time.process_time()
         call()
-        taken.append(1e3 * (time.perf_counter() - begin))
+        taken.append((1e3 * (time.perf_counter() - begin), 1e3 * (time.process_time() - worked)))
     return taken
 
 
-def write(directory: Path, truth: Path, steps: int, budget: int) -> dict[str, Any]:
+def forget(directory: Path) -> None:
+    """Drop what the system keeps of the record in memory."""
+    os.sync()
+    for path in (directory / FOLDER).iterdir():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def write(directory: Path, truth: Path, model: Model, steps: int, budget: int) -> dict[str, Any]:
     """Write the run, and the truth of each layer's first channel."""
-    channels, values = resnet50()
+    channels, values = model
     training = Training(channels, values, steps)
     firsts = np.cumsum([0, *channels[:-1]])
     window = make_window(channels=channels, steps=CHECK)
@@ -142,7 +166,7 @@ def write(directory: Path, truth: Path, steps: int, budget: int) -> dict[str, An
     variance = METRICS.index("batch_var")
     taken = frames = 0.0
     early, largest, most = 0, 0, 0
-    other = time.process_time() - time.thread_time()
+    writing = 0.0
     with truth.open("wb") as kept:
         for step in range(0, steps, CHECK):
             training.advance(step)
@@ -159,14 +183,13 @@ def write(directory: Path, truth: Path, steps: int, budget: int) -> dict[str, An
                 board.frame(replace(summary, step=step, table=table))
                 frames += 1
             if step % 1000 == 0:
+                writing = thread_time(flight)
                 largest, most = max(largest, size_of(flight.folder)), max(most, resident())
                 early = early or (most if step >= steps // 5 else 0)
             while flight._writer is not None and flight._writer.waiting > 32 << 20:
                 time.sleep(0.01)  # a training takes a day for what is made up here in minutes
-        begin = time.thread_time()
         flight.close()
         board.close(replace(summary, step=steps - 1))
-    other = time.process_time() - time.thread_time() - other
     return {
         "steps": steps,
         "channels": sum(channels),
@@ -175,7 +198,7 @@ def write(directory: Path, truth: Path, steps: int, budget: int) -> dict[str, An
         "most_bytes": largest,
         "failures": [str(error) for error in flight.failures()],
         "training_thread_ms_a_step": round(1e3 * taken / steps, 4),
-        "other_threads_ms_a_step": round(1e3 * other / steps, 4),
+        "writers_thread_ms_a_step": round(1e3 * writing / (steps - steps % 1000), 4),
         "memory_at_a_fifth": early,
         "memory_growth_after": most - early,
         "frames": int(frames),
@@ -183,14 +206,21 @@ def write(directory: Path, truth: Path, steps: int, budget: int) -> dict[str, An
     }
 
 
-def looked_at(steps: int) -> Array:
-    """Whether averages and parameters are looked at: on the last step of each part of a check, and five before it."""
-    first = steps_per_block(sum(resnet50()[0]))
-    ends = np.unique(np.concatenate([np.arange(CHECK, steps + 1, CHECK), np.arange(first, steps, first), [steps]]))
-    starts = np.concatenate([[0], ends[:-1]])
+def thread_time(flight: FlightRecord) -> float:
+    """Processor time of the thread that writes the record, in seconds."""
+    thread = None if flight._writer is None else flight._writer._thread
+    clock = None if thread is None else time.pthread_getcpuclockid(thread.ident or 0)
+    return 0.0 if clock is None else time.clock_gettime(clock)
+
+
+def looked_at(total: int, steps: int) -> Array:
+    """Whether averages and parameters are looked at: on the last step of each check, and of each block."""
+    ends, end = list(range(CHECK, steps + 1, CHECK)), 0
+    while end < steps:
+        end += block_at(total, end)
+        ends.append(min(end, steps))
     found = np.zeros(steps, bool)
-    found[ends - 1] = True
-    found[(ends - 6)[ends - 6 >= starts]] = True
+    found[np.array(ends) - 1] = True
     return found
 
 
@@ -198,11 +228,11 @@ def compare(directory: Path, truth: Path) -> dict[str, Any]:
     """The largest errors of every block's mean, minimum and maximum, against the truth."""
     run, flight = bnmonitor.open(directory).only, Flight.of(directory)
     assert flight is not None
-    true = np.memmap(truth, np.float32, "r").reshape(-1, len(STATISTICS), len(resnet50()[0]))
+    true = np.memmap(truth, np.float32, "r").reshape(-1, len(STATISTICS), len(run.layers))
     worst = dict.fromkeys(STATISTICS, 0.0)
     typical: dict[str, list[float]] = {name: [] for name in STATISTICS}
     sigma_at = STATISTICS.index("batch_var")
-    looked = looked_at(len(true))
+    looked = looked_at(sum(flight.layers.values()), len(true))
     lengths: set[int] = set()
     for place, layer in enumerate(run.layers):
         sigma = np.sqrt(np.asarray(true[:, sigma_at, place], np.float64))
@@ -235,47 +265,60 @@ def compare(directory: Path, truth: Path) -> dict[str, Any]:
     }
 
 
-def spikes(directory: Path, steps: int) -> dict[str, int]:
+def spikes(directory: Path, model: Model, steps: int) -> dict[str, int]:
     """How many spikes of a single step are in the record, and how many of them at their very step."""
-    channels, values = resnet50()
+    channels, values = model
     expected = Training(channels, values, steps).spikes
     run = bnmonitor.open(directory).only
     names, starts = list(run.layers), np.cumsum([0, *channels[:-1]]).tolist()
     seen = exact = 0
     for step, channel in expected.items():
-        series = run.series(names[starts.index(channel)], "batch_mean", step, step)
-        height = (series.maximum - np.median(series.minimum))[:, 0]
-        seen += bool((height > 0).any())
+        layer = names[starts.index(channel)]
+        series = run.series(layer, "batch_mean", step, step)
+        sigma = np.sqrt(run.series(layer, "batch_var", step, step).mean[0, 0])
+        seen += bool(series.maximum[:, 0].max() - series.minimum[:, 0].min() > SPIKE / 2 * sigma)
         exact += bool(((series.first == step) & (series.last == step)).any())
     return {"spikes": len(expected), "in_the_record": seen, "at_their_step": exact}
 
 
-def reading(directory: Path, steps: int) -> dict[str, Any]:
+def reading(directory: Path) -> dict[str, Any]:
     """Times of opening, reading, exporting and drawing."""
-    opened = milliseconds(lambda: bnmonitor.open(directory).only.verdict, 3)
+    times = {"open": milliseconds(lambda: bnmonitor.open(directory).only.verdict, 3)}
     run = bnmonitor.open(directory).only
-    whole: list[float] = []
-    parts: list[float] = []
-    generator = np.random.default_rng(1)
+    parts: list[tuple[float, float]] = []
+    generator, end = np.random.default_rng(1), int(run.steps[-1])
     for layer, name in product(run.layers, ("batch_mean", "running_var")):
-        first = int(generator.integers(steps))
-        last = int(generator.integers(first, steps))
-        whole += milliseconds(partial(run.series, layer, name))
-        parts += milliseconds(partial(run.series, layer, name, first, last))
+        first = int(generator.integers(end))
+        parts += milliseconds(partial(run.series, layer, name, first, int(generator.integers(first, end))))
+    times["any_span_of_any_layer"] = parts
+    for width in sorted(set(run.channels.values())):
+        layer = next(name for name, count in run.channels.items() if count == width)
+        whole = partial(run.series, layer, "batch_mean")
+        times[f"series_{width}"] = milliseconds(whole, 9)
+        times[f"history_{width}"] = milliseconds(partial(run.history, layer, "batch_mean"), 9)
+        cold = times[f"series_{width}_cold"] = list[tuple[float, float]]()
+        for _ in range(9):
+            forget(directory)
+            cold += milliseconds(whole)
     layer = run.layers[-1]
-    times = {
-        "open": opened,
-        "series_of_the_whole_run": whole,
-        "series_of_any_span": parts,
-        "history": milliseconds(partial(run.history, layer, "batch_var"), 3),
+    times |= {
         "plot_layer": milliseconds(partial(run.plot, layer, "batch_var"), 3),
         "plot_map": milliseconds(partial(run.plot_map, "health"), 3),
+        "to_frame_layer": milliseconds(partial(run.to_frame, layer, "batch_var"), 3),
         "export_layers_csv": milliseconds(partial(export, directory, "--csv")),
         "export_channels_json": milliseconds(
             partial(export, directory, "--json", "--layer", layer, "--statistic", "batch_var")
         ),
     }
-    return {f"{k}_ms": {"median": round(float(np.median(v)), 1), "most": round(max(v), 1)} for k, v in times.items()}
+    found = {}
+    for name, each in times.items():
+        clock, processor = np.array(each).T
+        found[f"{name}_ms"] = {
+            "median": round(float(np.median(clock)), 1),
+            "most": round(float(clock.max()), 1),
+            "processor_median": round(float(np.median(processor)), 1),
+        }
+    return found
 
 
 def export(directory: Path, *arguments: str) -> None:
@@ -284,23 +327,27 @@ def export(directory: Path, *arguments: str) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def main(steps: int, budget: int, place: str | None = None) -> None:
+def main(steps: int, budget: int, place: str | None = None, name: str = "resnet50") -> None:
     """Write, compare and read."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         directory, truth = Path(place or Path(temporary) / "run"), Path(temporary) / "truth"
         directory.mkdir(parents=True, exist_ok=True)
-        result = {"write": write(directory, truth, steps, budget)}
+        model = MODELS[name]()
+        result = {"write": write(directory, truth, model, steps, budget)}
         print(json.dumps(result, indent=1), flush=True)
-        print(json.dumps({"read": reading(directory, steps)}, indent=1), flush=True)
-        print(json.dumps({**compare(directory, truth), **spikes(directory, steps)}, indent=1), flush=True)
+        print(json.dumps({"read": reading(directory)}, indent=1), flush=True)
+        print(json.dumps({**compare(directory, truth), **spikes(directory, model, steps)}, indent=1), flush=True)
         print(json.dumps({"peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "pid": os.getpid()}))
 
 
 if __name__ == "__main__":
     given = sys.argv[1:]
+    if given[:1] == ["read"]:
+        print(json.dumps({"read": reading(Path(given[1]))}, indent=1))
+        sys.exit()
     main(
         int(given[0]) if given else 450_000,
         int(given[1]) if len(given) > 1 else 2 * 10**9,
-        given[2] if len(given) > 2 else None,
+        *given[2:4],
     )

@@ -129,7 +129,7 @@ def fault(log_dir: Path, expected: Frames) -> str:
         return "there is a gap in its frames"
     # Readers lower the health of steps before an incident was noticed, so it depends on when the run was killed.
     kept = [i for i, metric in enumerate(found.metrics) if metric != "health"]
-    if not np.array_equal(found.values[kept, :, :count], expected.values[kept, :, :count], equal_nan=True):
+    if count and not np.array_equal(found.values[kept, :, :count], expected.values[kept, :, :count], equal_nan=True):
         return "its numbers are not those of an uninterrupted run"
     if loaded(log_dir) != len(found):
         return "TensorBoard reads other frames"

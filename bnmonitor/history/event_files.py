@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from bnmonitor.history.flight.layout import FOLDER
-from bnmonitor.history.schema import ABOUT, PLUGIN
+from bnmonitor.history.schema import ABOUT, EVERY, PLUGIN
 
 STDIN = Path("-")
 """Stands for an event file that comes through a pipe."""
@@ -25,6 +25,7 @@ STDIN = Path("-")
 _MOST_BYTES = 2**31
 """The most bytes of a record that is read: Protocol Buffers cannot hold more."""
 
+_OURS = EVERY.encode()
 _MOST_PIPED = 2**32
 _PATIENCE = 5.0
 
@@ -97,17 +98,15 @@ def values(path: Path, given: bool = False) -> Iterator[Found]:
 
     damaged = ""
     for data in _records(path, given):
-        if PLUGIN.encode() not in data:
+        if _OURS not in data:
             continue
         try:
             event = Event.FromString(data)
         except Exception:  # protobuf's DecodeError, which moved between versions of protobuf
             continue
-        for value in event.summary.value:
+        for value in _ours(event.summary.value, data.count(_OURS)):
             plugin = value.metadata.plugin_data
-            if not value.HasField("tensor") or not value.tag.startswith(f"{PLUGIN}/"):
-                continue
-            if plugin.plugin_name not in (PLUGIN, ""):
+            if not value.HasField("tensor") or plugin.plugin_name not in (PLUGIN, ""):
                 continue
             read = _value(value.tensor)
             if read is not None:
@@ -116,6 +115,22 @@ def values(path: Path, given: bool = False) -> Iterator[Found]:
                 damaged = damaged or f"the value of {value.tag} at step {event.step} is damaged"
     if damaged:
         raise DamagedError(errno.EIO, damaged, str(path))
+
+
+def _ours(summary: Any, most: int) -> list[Any]:
+    """Return the values of a summary whose tags are bnmonitor's, in their order, if there are so many at most.
+
+    They are the first and the last ones of a frame, and to look at the hundreds of scalars between them takes as long
+    as to decode it.
+    """
+    first, last, end = list[Any](), list[Any](), len(summary)
+    while len(first) < end and summary[len(first)].tag.startswith(EVERY):
+        first.append(summary[len(first)])
+    while len(first) + len(last) < most and end > len(first):
+        end -= 1
+        if summary[end].tag.startswith(EVERY):
+            last.append(summary[end])
+    return first + last[::-1]
 
 
 def session_of(found: Found) -> int | None:

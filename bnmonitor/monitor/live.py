@@ -96,6 +96,10 @@ class Live(RunData):
         columns = [self._rows(layer, statistic).nanmean(1).numpy() for layer in self.layers]
         return np.stack(columns, 1) if columns else np.zeros((len(self._steps), 0), np.float32)
 
+    def history(self, layer: str, statistic: str) -> tuple[Array, Array]:
+        series = self.series(layer, statistic)
+        return series.last, series.mean
+
     def series(self, layer: str, statistic: str, first: int | None = None, last: int | None = None) -> Series:
         if statistic not in STATISTICS:
             raise KeyError(f"there is no statistic {statistic!r} of channels{nearest(statistic, STATISTICS)}")

@@ -1,7 +1,7 @@
 """Recorded runs in Python: read, tabulated and drawn. Free of torch."""
 
 from bnmonitor.history.flight.layout import STATISTICS
-from bnmonitor.history.flight.reader import Series
+from bnmonitor.history.flight.series import Series
 from bnmonitor.runs.data import RunData
 from bnmonitor.runs.notebook import of_incidents, of_run
 from bnmonitor.runs.plots import plot

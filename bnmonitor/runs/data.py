@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
 from bnmonitor._text import listing, nearest
 from bnmonitor.history.entry import verdict
 from bnmonitor.history.flight.layout import FOLDER, STATISTICS
-from bnmonitor.history.flight.reader import Flight, Series
+from bnmonitor.history.flight.reader import Flight
+from bnmonitor.history.flight.series import Series
 from bnmonitor.history.source import Array
 from bnmonitor.results import Alert, Incident, RateSuggestion, suggest_rate
 from bnmonitor.runs.flight_only import Recorded
@@ -119,8 +119,7 @@ class RunData:
             KeyError: There is no such layer or statistic; the message names the nearest one.
             LookupError: The run has no flight record.
         """
-        series = self.series(layer, statistic)
-        return series.last, series.mean
+        return self._of(statistic).history(layer, statistic)
 
     def series(self, layer: str, statistic: str, first: int | None = None, last: int | None = None) -> Series:
         """Return a statistic of every channel of a layer, with the extremes within each block of steps.
@@ -135,12 +134,14 @@ class RunData:
             KeyError: There is no such layer or statistic; the message names the nearest one.
             LookupError: The run has no flight record.
         """
-        if self._flight is None:
-            self._no_record(statistic)
-        assert self._flight is not None
-        return self._flight.series(layer, statistic, first, last)
+        return self._of(statistic).series(layer, statistic, first, last)
 
-    def _no_record(self, statistic: str) -> NoReturn:
+    def _of(self, statistic: str) -> Flight:
+        """The flight record, which a statistic is asked of."""
+        if self._flight is not None:
+            if statistic not in STATISTICS and statistic in self.metrics:
+                raise KeyError(f"{statistic!r} is a statistic of whole layers: read it with table({statistic!r})")
+            return self._flight
         known = (*STATISTICS, *self._recorded.frames.metrics)
         if statistic not in known:
             raise KeyError(f"there is no statistic {statistic!r}{nearest(statistic, known)}")
@@ -165,9 +166,11 @@ class RunData:
         """
         metrics = self._recorded.frames.metrics
         if statistic not in metrics:
+            if statistic in STATISTICS:
+                raise KeyError(f"{statistic!r} is a statistic of channels: read it with history(layer, {statistic!r})")
             raise KeyError(
-                f"the run has no statistic {statistic!r} of layers{nearest(statistic, metrics)}; "
-                f"it has {listing(metrics, len(metrics))}"
+                f"the run has no statistic {statistic!r} of layers, only {listing(metrics, len(metrics))}"
+                f"{nearest(statistic, metrics)}"
             )
         found: Array = self._recorded.frames.of(statistic).T
         return found

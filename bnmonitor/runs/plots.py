@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bnmonitor.history.percentiles import percentiles
 from bnmonitor.history.source import Array
 from bnmonitor.history.statistics import BY_NAME
 from bnmonitor.runs.colors import HEALTH_STOPS, HEALTH_TICKS, LINE, SEVERITY, SIGNED, UNKNOWN
@@ -16,9 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-_BANDS = ((5, 95, 0.15), (25, 75, 0.3))
+_PERCENTS = (5, 25, 50, 75, 95)
 _COLUMNS = 1000
-_MOST_LABELS = 60
+_LABEL_INCHES = 0.15
+_MOST_STEPS = 7
 _LOGARITHMIC = ("batch_var", "running_var")
 
 
@@ -36,14 +39,14 @@ def plot(run: RunData, layer: str | None, statistic: str | None, ax: Axes | None
     else:
         [name] = matching(run, layer)[:1]
         chosen = statistic or "batch_var"
-        series = run.series(name, chosen)
-        with np.errstate(all="ignore"):
-            for low, high, alpha in _BANDS:
-                below, above = np.nanpercentile(series.mean, [low, high], axis=1)
-                ax.fill_between(series.last, below, above, color=LINE, alpha=alpha, linewidth=0)
-            ax.plot(series.last, np.nanmedian(series.mean, axis=1), color=LINE, linewidth=1.2)
-        if chosen in _LOGARITHMIC and np.nanmin(series.mean, initial=1.0) > 0:
+        steps, values = run.history(name, chosen)
+        lowest, low, middle, high, highest = percentiles(values.T, _PERCENTS)
+        ax.fill_between(steps, lowest, highest, color=LINE, alpha=0.15, linewidth=0)
+        ax.fill_between(steps, low, high, color=LINE, alpha=0.3, linewidth=0)
+        ax.plot(steps, middle, color=LINE, linewidth=1.2)
+        if chosen in _LOGARITHMIC and np.nanmin(values, initial=1.0) > 0:
             ax.set_yscale("log")
+        ax.set_title("median, middle 50 % and 90 % of its channels", loc="right", fontsize="small", color="gray")
         ax.set_ylabel(_label(chosen))
         ax.set_title(name, loc="left", fontsize="medium")
     _marks(run, ax, layer)
@@ -64,8 +67,10 @@ def plot_map(run: RunData, statistic: str, ax: Axes | None) -> Axes:
         extent=(ends[0], max(ends[1], ends[0] + 1), len(run.layers) - 0.5, -0.5),
         **_scale(kind, table),
     )
-    every = max(1, -(-len(run.layers) // _MOST_LABELS))
+    room = ax.get_window_extent().height / ax.figure.dpi / _LABEL_INCHES
+    every = max(1, math.ceil(len(run.layers) / max(room, 1)))
     ax.set_yticks(range(0, len(run.layers), every), run.layers[::every], fontsize="small")
+    ax.locator_params(axis="x", nbins=_MOST_STEPS)
     ax.set_xlabel("step")
     bar = ax.figure.colorbar(picture, ax=ax, label=_label(statistic))
     if kind == "health":

@@ -91,15 +91,15 @@ def frame(run: RunData, layer: str | None, statistic: str | None) -> pandas.Data
     pandas = needed("pandas", "to_frame()")
     if statistic not in STATISTICS:
         return pandas.DataFrame(list(rows(run, layer, statistic)))
-    columns: dict[tuple[str, int], Any] = {}
+    parts = []
     for name in matching(run, layer):
-        series = run.series(name, statistic)
-        index = pandas.Index(series.last, name="step")
-        for channel in range(series.mean.shape[1]):
-            columns[name, channel] = pandas.Series(series.mean[:, channel], index=index)
-    found = pandas.DataFrame(columns)
-    found.columns = pandas.MultiIndex.from_tuples(columns, names=["layer", "channel"])
-    return found
+        last, values = run.history(name, statistic)
+        index = pandas.Index(last, name="step")
+        names = pandas.MultiIndex.from_product([[name], range(values.shape[1])], names=["layer", "channel"])
+        found = pandas.DataFrame(values, index=index, columns=names)
+        # A step that was kept by itself counts, and not the mean of the block that ends with it.
+        parts.append(found[~index.duplicated(keep="last")])
+    return pandas.concat(parts, axis=1, sort=True)
 
 
 @contextmanager

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from bnmonitor.history.flight.budget import EACH_STEP
-from bnmonitor.history.flight.layout import FOLDER, STATISTICS, Array, columns
+from bnmonitor.history.flight.layout import COURSE, FOLDER, STATISTICS, Array
 from bnmonitor.history.flight.writer import FlightWriter
 from bnmonitor.limits import FLIGHT_BYTES
 from bnmonitor.measures import with_affine
 from bnmonitor.results import Alert, Incident
 from bnmonitor.window import Window
+
+_WALL_TIME, _LOSS, _EPOCH = (COURSE.index(name) for name in ("wall_time", "loss", "epoch"))
 
 _FINEST, _COARSEST = 0.005, 0.05
 """Bounds of the errors: of a mean in standard deviations, of a variance relative to it."""
@@ -71,10 +72,10 @@ class FlightRecord:
         if not new:
             return
         writer = self._begun(window)
-        course = self._course(window, new)
-        writer.add(window.steps[-new:], _rows(window, new, STATISTICS), course[-new:])
+        rows = _rows(window, new)
+        spans = writer.add(window.steps[-new:], rows, self._course(window, new, new))
         layers = {window.layers.names.index(n) for a in alerts for n in a.layers if n in window.layers.names}
-        self._keep_steps(writer, window, sorted(layers | self._spikes(window, new)))
+        self._keep_steps(writer, window, sorted(layers | self._spikes(rows, spans)))
 
     def note(self, alerts: Iterable[Alert], incidents: Iterable[Incident]) -> None:
         """Keep the state of alerts and incidents that have changed; nothing before the first step."""
@@ -117,28 +118,31 @@ class FlightRecord:
         self._starts = np.array(window.layers.offsets[:-1])
         return writer
 
-    def _course(self, window: Window, new: int) -> Array:
-        """``[T, N]`` of the window's steps: the time, the loss, the epoch and the learning rates."""
-        names = columns(len(window.facts.group_rates))
-        course = np.full((len(window), len(names)), np.nan)
+    def _course(self, window: Window, count: int, new: int) -> Array:
+        """``[count, N]`` of the last steps, ``new`` of them new: the time, the loss, the epoch, the learning rates."""
+        rates = window.facts.group_rates
+        course = np.empty((count, len(COURSE) + len(rates)))
+        course.fill(np.nan)
         before, self._wall = self._wall, time.time()
-        course[-new:, names.index("wall_time")] = before + (self._wall - before) * np.arange(1, new + 1) / new
+        each = (self._wall - before) / new
+        course[-new:, _WALL_TIME] = [before + each * number for number in range(1, new + 1)]
         losses = window.facts.losses
         if len(losses) == len(window):
-            course[:, names.index("loss")] = [np.nan if loss is None else loss for loss in losses]
-        course[:, names.index("epoch")] = self._epoch
-        course[:, len(names) - len(window.facts.group_rates) :] = window.facts.group_rates
+            course[:, _LOSS] = [np.nan if loss is None else loss for loss in losses[-count:]]
+        course[:, _EPOCH] = self._epoch
+        course[:, len(COURSE) :] = rates
         return course
 
-    def _spikes(self, window: Window, new: int) -> set[int]:
-        """Layers whose batch statistics have a range within the new steps that is unusual for them."""
-        if new < 2 or window.layers.total < EACH_STEP:
+    def _spikes(self, rows: Mapping[str, Array], spans: Array | None) -> set[int]:
+        """Layers whose batch means have a range within the new steps that is unusual for them."""
+        if spans is None or len(rows["batch_mean"]) < 2:
             return set()
-        rows = window.batch_mean[-new:].numpy()
-        scale = np.sqrt(np.maximum(window.running_var[-1].numpy() + 1e-5, 1e-12))
-        with np.errstate(invalid="ignore"):
-            span = (np.maximum.reduce(rows) - np.minimum.reduce(rows)) / scale
-        now = np.maximum.reduceat(np.where(np.isfinite(span), span, 0.0), self._starts)
+        scale = rows["running_var"][-1] + np.float32(1e-5)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            spans /= np.sqrt(scale, out=scale)
+        now = np.maximum.reduceat(spans, self._starts)
+        if not np.isfinite(now).all():
+            now = np.maximum.reduceat(np.where(np.isfinite(spans), spans, 0.0), self._starts)
         usual, self._checks = self._usual, self._checks + 1
         self._usual = now if usual is None else usual + 0.1 * (np.minimum(now, 2 * usual) - usual)
         if usual is None or self._checks <= _CALM:
@@ -150,13 +154,16 @@ class FlightRecord:
         due = [layer for layer in layers if self._detailed.get(layer, -1) < window.steps[0]]
         if due:
             self._detailed.update(dict.fromkeys(due, window.steps[-1]))
-            rows = _rows(window, len(window), STATISTICS)
-            writer.detail(due, window.steps, rows, self._course(window, 1))
+            rows = _rows(window, len(window))
+            writer.detail(due, window.steps, rows, self._course(window, len(window), 1))
 
 
-def _rows(window: Window, new: int, statistics: Sequence[str]) -> dict[str, Array]:
-    window = with_affine(window)
-    return {name: getattr(window, name)[-new:].float().numpy() for name in statistics}
+def _rows(window: Window, new: int) -> dict[str, Array]:
+    window, found = with_affine(window), {}
+    for name in STATISTICS:
+        rows = getattr(window, name)
+        found[name] = (rows if rows.dtype is torch.float32 else rows.float()).numpy()[-new:]
+    return found
 
 
 def _noise(window: Window) -> torch.Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 from bnmonitor.history import statistics as catalogue
 from bnmonitor.history.flight.layout import STATISTICS
 from bnmonitor.history.flight.reader import Flight
+from bnmonitor.history.percentiles import percentiles
 from bnmonitor.history.run import Channels
 from bnmonitor.history.source import Array
 
@@ -76,7 +77,9 @@ class ChannelReader:
         if found is None:
             return None
         state = (len(found.steps), int(found.steps[-1]) if len(found.steps) else -1)
-        bands: Array = self._keep(("bands", layer, statistic), (self._state, state), lambda: _percentiles(found.mean))
+        bands: Array = self._keep(
+            ("bands", layer, statistic), (self._state, state), lambda: percentiles(found.mean, PERCENTILES)
+        )
         return found, bands
 
     def at(self, layer: str, step: int) -> tuple[tuple[str, ...], Array, int, int] | None:
@@ -97,7 +100,7 @@ class ChannelReader:
             if len(course["last"]):
                 place = min(int(np.searchsorted(course["last"], step, "left")), len(course["last"]) - 1)
                 span = int(course["first"][place]), int(course["last"][place])
-                read = {name: flight.series(layer, name, *span).mean for name in STATISTICS}
+                read = {name: flight.history(layer, name, *span)[1] for name in STATISTICS}
                 rows |= {name: mean[-1] for name, mean in read.items() if len(mean)}
         if span is None or not rows:
             return None
@@ -134,20 +137,6 @@ def _of(flight: Flight, layer: str, statistic: str) -> Detail:
         extreme = np.where(above >= below, high, low)
     extreme = np.where(np.isnan(extreme), mean, extreme)
     return Detail(series.first, series.last, np.ascontiguousarray(mean), np.ascontiguousarray(extreme))
-
-
-def _percentiles(values: Array) -> Array:
-    """Return ``[5, B]`` percentiles over the channels that are known; NaN where none is."""
-    ordered = np.sort(np.where(np.isfinite(values), values, np.nan), axis=0)  # NaN last
-    known = (~np.isnan(ordered)).sum(0)
-    rows = []
-    for percent in PERCENTILES:
-        place = np.maximum(known - 1, 0) * (percent / 100)
-        low = np.floor(place).astype(int)
-        high = np.minimum(low + 1, np.maximum(known - 1, 0))
-        a, b = (np.take_along_axis(ordered, each[None], 0)[0] for each in (low, high))
-        rows.append(a + (b - a) * (place - low))
-    return np.array(rows, np.float32)
 
 
 def pooled(bands: Array, edges: Sequence[int] | Array) -> Array:

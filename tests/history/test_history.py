@@ -10,15 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
+from tensorboard.compat.proto.summary_pb2 import Summary as SummaryProto
 from torch import nn
 
 from bnmonitor import Monitor, Summary
 from bnmonitor.history import black_boxes as boxes
+from bnmonitor.history.event_files import _ours
 from bnmonitor.history.run import Frames, Run, merge, open_history
-from bnmonitor.history.schema import Schema
+from bnmonitor.history.schema import ABOUT, Schema
 from bnmonitor.history.source import Record
 from bnmonitor.history.thin import extent, pool
 from bnmonitor.sinks import Run as Opened
@@ -297,3 +301,13 @@ def test_a_black_box_is_read_layer_by_layer(tmp_path: Path) -> None:
     path.write_bytes(b"PK\x03\x04 no zip")
     with pytest.raises(ValueError, match="is not a black box"):
         boxes.about(path)
+
+
+@hypothesis.given(
+    st.lists(st.sampled_from([ABOUT, "bnmonitor/frame/1", "bn_health/a", "other/bnmonitor/x"]), max_size=9)
+)
+def test_bnmonitors_values_are_found_in_their_order_wherever_they_are_in_an_event(tags: list[str]) -> None:
+    summary = SummaryProto(value=[SummaryProto.Value(tag=tag, simple_value=at) for at, tag in enumerate(tags)])
+    expected = [(at, tag) for at, tag in enumerate(tags) if tag.startswith("bnmonitor/")]
+    most = summary.SerializeToString().count(b"bnmonitor/")
+    assert [(value.simple_value, value.tag) for value in _ours(summary.value, most)] == expected

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -280,3 +281,45 @@ def test_the_colors_are_those_of_the_tab() -> None:
         assert f"--{name}: {' '.join(colors)};" in palette
     for name, color in {**SEVERITY, "gap": UNKNOWN, "accent": LINE}.items():
         assert f"--{name}: {color};" in palette
+
+
+def test_a_table_of_a_large_model_has_the_single_steps_of_layers_that_differ(tmp_path: Path) -> None:
+    random, layers, steps = np.random.default_rng(0), {"a": 300, "b": 40, "c": 60}, 64
+    rows = {name: random.uniform(0.5, 1.5, (steps, 400)).astype(np.float32) for name in STATISTICS}
+    writer = FlightWriter(tmp_path / FOLDER)
+    writer.begin(list(layers), list(layers.values()), groups=1, mean_error=[0.01] * 3, variance_error=[0.01] * 3)
+    course = np.zeros((steps, len(columns(1))))
+    writer.add(list(range(steps)), rows, course)
+    for layer, some in ((1, slice(7, 10)), (2, slice(20, 22))):
+        writer.detail([layer], list(range(steps))[some], {n: row[some] for n, row in rows.items()}, course[some])
+    writer.close()
+    run = bnmonitor.open(tmp_path).only
+    found = run.to_frame("[bc]", "batch_mean")
+    assert found.index.tolist() == sorted({*range(3, 64, 4), 7, 8, 9, 20, 21})
+    exact = rows["batch_mean"]
+    np.testing.assert_allclose(found["b"].loc[7:9], exact[7:10, 300:340], atol=0.02)
+    np.testing.assert_allclose(found["c"].loc[20:21], exact[20:22, 340:], atol=0.02)
+    assert found["b"].loc[[20, 21]].isna().all(axis=None)
+    np.testing.assert_allclose(found["c"].loc[7], exact[4:8, 340:].mean(0), atol=0.02)
+
+
+def test_a_statistic_of_the_other_kind_says_how_it_is_read(tmp_path: Path) -> None:
+    write(tmp_path, ["bn"], [0, 50])
+    run = bnmonitor.open(tmp_path).only
+    with pytest.raises(KeyError, match=r"'batch_mean' is a statistic of channels: read it with history\(layer, "):
+        run.table("batch_mean")
+
+
+def test_the_names_of_many_layers_do_not_overlap_on_a_map(tmp_path: Path) -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    write(tmp_path, [f"layer{number}" for number in range(60)], range(0, 450_000, 50_000))
+    axes = bnmonitor.open(tmp_path).only.plot_map()
+    axes.figure.canvas.draw()
+    for labels in (axes.get_yticklabels(), axes.get_xticklabels()):
+        boxes = [label.get_window_extent() for label in labels if label.get_text()]
+        assert len(boxes) >= 4
+        assert not any(one.overlaps(two) for one, two in pairwise(boxes))
+    plt.close(axes.figure)

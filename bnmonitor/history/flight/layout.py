@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from bnmonitor.history.schema import BOXES
 
 Array = np.ndarray[Any, Any]
 
-VERSION = 1
+VERSION = 2
 FOLDER = BOXES / "flight"
 """The place of a flight record in a run's directory."""
 
@@ -28,6 +28,8 @@ PARTS = ("mean", "minimum", "maximum")
 
 COURSE = ("wall_time", "loss", "loss_minimum", "loss_maximum", "epoch")
 """What a block holds of the run, before the learning rate of each parameter group."""
+
+_LOSS, _LOW, _HIGH = (COURSE.index(name) for name in ("loss", "loss_minimum", "loss_maximum"))
 
 
 @dataclass(frozen=True)
@@ -200,15 +202,41 @@ class Blocks:
 
     def halved(self) -> Blocks:
         """Join each two blocks that follow each other into one."""
-        steps = (self.last - self.first + 1).astype(np.float64)
-        values = np.stack([_mean(self.values[:, 0], steps), *_extremes(self.values)], axis=1)
-        low, high = (COURSE.index(f"loss_{name}") for name in ("minimum", "maximum"))
+        steps, pairs = self.last - self.first + 1, len(self) // 2
+        count, parts, _, channels = self.values.shape
+        values = empty_values(-(-count // 2), len(PARTS), channels)
+        low, high = (1, 2) if parts == len(PARTS) else (0, 0)
+        before, after = self.values[: 2 * pairs : 2], self.values[1::2]
+        _mean(before[:, 0], after[:, 0], steps[: 2 * pairs : 2], steps[1::2], out=values[:pairs, 0])
+        np.fmin(before[:, low], after[:, low], out=values[:pairs, 1])
+        np.fmax(before[:, high], after[:, high], out=values[:pairs, 2])
+        if count % 2:
+            values[pairs] = self.values[-1]
+        return Blocks(self.first[::2], _last(self.last), values, self._course_halved(steps))
+
+    def _course_halved(self, steps: Array) -> Array:
         course = _last(self.course)
-        loss = COURSE.index("loss")
-        course[:, loss] = _mean(self.course[:, loss, None, None], steps)[:, 0, 0]
-        course[:, low] = np.fmin.reduceat(self.course[:, low], np.arange(0, len(self), 2))
-        course[:, high] = np.fmax.reduceat(self.course[:, high], np.arange(0, len(self), 2))
-        return Blocks(self.first[::2], _last(self.last), values, course)
+        known, at = ~np.isnan(self.course[:, _LOSS]), np.arange(0, len(self), 2)
+        weight = np.where(known, steps, 0)
+        total = np.add.reduceat(np.where(known, self.course[:, _LOSS] * weight, 0.0), at)
+        with np.errstate(invalid="ignore"):
+            course[:, _LOSS] = total / np.add.reduceat(weight, at)
+        course[:, _LOW] = np.fmin.reduceat(self.course[:, _LOW], at)
+        course[:, _HIGH] = np.fmax.reduceat(self.course[:, _HIGH], at)
+        return course
+
+
+def by_layer(layout: Layout, blocks: Blocks, layers: Sequence[int]) -> Iterator[tuple[int, Blocks]]:
+    """Yield the position of each of some layers, whose channels blocks have one after the other, and its part."""
+    end = 0
+    for layer in layers:
+        start, end = end, end + layout.channels[layer]
+        yield layer, Blocks(blocks.first, blocks.last, blocks.values[..., start:end], blocks.course)
+
+
+def empty_values(blocks: int, parts: int, channels: int) -> Array:
+    """Return ``[B, K, S, C]`` of undefined values, in whose memory each statistic comes by itself, as in a tail."""
+    return np.moveaxis(np.empty((len(STATISTICS), blocks, parts, channels), np.float32), 0, 2)
 
 
 def _last(rows: Array) -> Array:
@@ -217,16 +245,17 @@ def _last(rows: Array) -> Array:
     return np.concatenate([pairs, rows[-1:]]) if len(rows) % 2 else pairs
 
 
-def _mean(rows: Array, steps: Array) -> Array:
-    """The mean of each pair of ``[B, S, C]`` rows over their steps; one that is unknown does not count."""
-    weight = np.where(np.isnan(rows), 0.0, steps[:, None, None]).astype(np.float32)
-    at = np.arange(0, len(rows), 2)
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        total = np.add.reduceat(np.where(weight > 0, rows * weight, 0), at)
-        return np.asarray(total / np.add.reduceat(weight, at), rows.dtype)
-
-
-def _extremes(values: Array) -> tuple[Array, Array]:
-    at = np.arange(0, len(values), 2)
-    low, high = (values[:, 1], values[:, 2]) if values.shape[1] == len(PARTS) else (values[:, 0], values[:, 0])
-    return np.fmin.reduceat(low, at), np.fmax.reduceat(high, at)
+def _mean(before: Array, after: Array, steps: Array, later: Array, out: Array) -> None:
+    """The mean of two ``[B, S, C]`` over their ``[B]`` steps; where one is unknown, the other."""
+    share = (steps / (steps + later)).astype(np.float32)[:, None, None]
+    with np.errstate(invalid="ignore", over="ignore"):
+        np.subtract(before, after, out=out)
+        out *= share
+        out += after
+    if not np.isfinite(out).all():
+        wrong = ~np.isfinite(out)
+        one, two = before[wrong], after[wrong]
+        first = np.broadcast_to(share, out.shape)[wrong].astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            both = first * one + (1 - first) * two
+        out[wrong] = np.where(np.isnan(one), two, np.where(np.isnan(two), one, both))

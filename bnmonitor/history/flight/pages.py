@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bnmonitor.history.flight.codes import decode, encode
-from bnmonitor.history.flight.layout import LOGARITHMIC, PARTS, STATISTICS, Array, Blocks, Layout, columns
+from bnmonitor.history.flight.codes import decode_into, encode
+from bnmonitor.history.flight.layout import LOGARITHMIC, PARTS, STATISTICS, Array, Blocks, Layout, columns, empty_values
 
 MAGIC = b"BNFLIGHT"
 _START = struct.Struct("<8sII")
@@ -85,34 +85,35 @@ def _smallest(batch: Array, running: Array) -> Array:
 
 def _typical(gamma: Array) -> float:
     """The layer's typical gamma, where it is smallest over the blocks; those that are 0, as at a start, don't count."""
-    found = np.abs(gamma)
-    found = np.where(np.isfinite(found) & (found > 0), found, np.nan)
-    some = found[~np.isnan(found).all(1)]
+    size = np.abs(gamma)
+    if 0 < size.min() <= size.max() < np.inf:
+        middle = (size.shape[1] - 1) // 2, size.shape[1] // 2
+        size.partition(middle, axis=1)
+        return max(float(size[:, middle].mean(1).min()), _LEAST_GAMMA)
+    size[~(np.isfinite(size) & (size > 0))] = np.nan
+    some = size[~np.isnan(size).all(1)]
     return max(float(np.nanmedian(some, axis=1).min()), _LEAST_GAMMA) if len(some) else 1.0
 
 
-def write(path: Path, layout: Layout, blocks: Blocks, layers: Sequence[int] | None = None) -> int:
-    """Write a page, and return its size in bytes.
+def write(path: Path, layout: Layout, layers: Iterable[tuple[int, Blocks]]) -> int:
+    """Write a page, a layer at a time, and return its size in bytes.
 
     Args:
         path: The file.
         layout: Its layout.
-        blocks: Its blocks, with the channels of ``layers`` one after the other.
-        layers: Positions of the layers; None: all.
+        layers: Position of each layer, and its part of the same blocks; at least one.
     """
-    which = range(len(layout.layers)) if layers is None else layers
-    chunks, bodies, start, offset = np.zeros((len(which), len(STATISTICS)), _CHUNK), [], 0, 0
-    for row, layer in enumerate(which):
-        values = blocks.values[..., start : start + layout.channels[layer]]
-        start += layout.channels[layer]
-        steps = grids(values[:, 0], layout.mean_error[layer], layout.variance_error[layer])
+    bodies, offset, which = list[bytes](), 0, list[int]()
+    places: list[tuple[int, int, int]] = []
+    for layer, blocks in layers:
+        which.append(layer)
+        steps = grids(blocks.values[:, 0], layout.mean_error[layer], layout.variance_error[layer])
         for column, (name, grid) in enumerate(zip(STATISTICS, steps, strict=True)):
-            body = encode(values[:, :, column], grid, logarithmic=name in LOGARITHMIC)
-            chunks[row, column] = (offset, len(body), zlib.crc32(body))
-            bodies.append(body)
-            offset += len(body)
+            bodies.append(encode(blocks.values[:, :, column], grid, logarithmic=name in LOGARITHMIC))
+            places.append((offset, len(bodies[-1]), zlib.crc32(bodies[-1])))
+            offset += len(bodies[-1])
     counts = _COUNTS.pack(len(blocks), blocks.values.shape[1], len(which), blocks.course.shape[1])
-    arrays = [blocks.first.astype("<i8"), blocks.last.astype("<i8"), np.asarray(which, "<i8"), chunks]
+    arrays = [blocks.first.astype("<i8"), blocks.last.astype("<i8"), np.asarray(which, "<i8"), np.array(places, _CHUNK)]
     header = counts + b"".join(each.tobytes() for each in (*arrays, blocks.course.astype("<f8")))
     part = path.with_suffix(".part")
     with part.open("wb") as file:
@@ -180,8 +181,8 @@ class Page:
             raise ValueError("it does not fit to its layout")
         return Header(first, last, parts, which, chunks, course), _START.size + length
 
-    def read(self, layer: int, statistic: str) -> Array:
-        """Return a statistic of a layer, by its position in the layout: ``[B, K, C]`` float32.
+    def chunk(self, layer: int, statistic: str) -> bytes:
+        """Return a statistic of a layer, by its position in the layout, as :func:`encode` wrote it.
 
         Raises:
             KeyError: The page does not have the layer.
@@ -194,24 +195,24 @@ class Page:
         body = _pread(self._file, length, self._body + offset)
         if zlib.crc32(body) != checksum:
             raise ValueError(f"{self.path.name}: {statistic} of {self.layout.layers[layer]} is damaged")
-        shape = (len(self.header.first), self.header.parts, self.layout.channels[layer])
-        return decode(body, shape, logarithmic=statistic in LOGARITHMIC)
+        return body
 
-    def blocks(self) -> Blocks:
-        """Return everything; a damaged chunk is unknown."""
-        header = self.header
-        total = sum(self.layout.channels[layer] for layer in header.layers)
-        values = np.full((len(header.first), header.parts, len(STATISTICS), total), np.nan, np.float32)
-        start = 0
-        for layer in header.layers.tolist():
-            end = start + self.layout.channels[layer]
-            for column, name in enumerate(STATISTICS):
-                try:
-                    values[:, :, column, start:end] = self.read(layer, name)
-                except ValueError:
-                    continue
-            start = end
-        return Blocks(header.first, header.last, values, header.course)
+    def blocks(self, layer: int) -> Blocks:
+        """Return everything of a layer, by its position in the layout; a damaged chunk is unknown."""
+        shape = self.shape(layer)
+        values = empty_values(*shape)
+        for column, name in enumerate(STATISTICS):
+            found = values[:, :, column]
+            try:
+                parts = tuple(found[:, part] for part in range(shape[1]))
+                decode_into(parts, self.chunk(layer, name), shape, logarithmic=name in LOGARITHMIC)
+            except ValueError:
+                found.fill(np.nan)
+        return Blocks(self.header.first, self.header.last, values, self.header.course)
+
+    def shape(self, layer: int) -> tuple[int, int, int]:
+        """Return ``(B, K, C)`` of each statistic of a layer, by its position in the layout."""
+        return len(self.header.first), self.header.parts, self.layout.channels[layer]
 
 
 def _pread(file: int, length: int, offset: int) -> bytes:

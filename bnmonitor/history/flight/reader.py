@@ -3,51 +3,23 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bnmonitor._text import nearest
-from bnmonitor.history.flight.layout import FOLDER, LAYOUT, STATISTICS, Array, Layout, Part, columns
+from bnmonitor.history.flight.layout import FOLDER, LAYOUT, PARTS, STATISTICS, Array, Layout, Part, columns
 from bnmonitor.history.flight.notes import read as read_notes
 from bnmonitor.history.flight.pages import GAMMA_ERROR, Page
-from bnmonitor.history.flight.tail import read_layer, read_steps
+from bnmonitor.history.flight.series import Series, Wanted, gather
+from bnmonitor.history.flight.tail import read_steps
 from bnmonitor.history.incidents import described, replay
 from bnmonitor.results import Alert, Incident
 
 logger = logging.getLogger("bnmonitor")
-
-_MANY = 16
-"""Parts of a record from which on they are read by several threads."""
-
-
-@dataclass(frozen=True)
-class Series:
-    """A statistic of a layer over a run, a block of steps a row.
-
-    Attributes:
-        first: ``[B]`` int64, the first step of each block.
-        last: ``[B]`` int64, its last step; rising.
-        minimum: ``[B, C]`` float32, the smallest value of each channel within the block.
-        mean: ``[B, C]`` float32.
-        maximum: ``[B, C]`` float32.
-    """
-
-    first: Array
-    last: Array
-    minimum: Array
-    mean: Array
-    maximum: Array
-
-    def __len__(self) -> int:
-        return len(self.first)
 
 
 class Flight:
@@ -106,25 +78,23 @@ class Flight:
         Raises:
             KeyError: There is no such layer or statistic; the message names the nearest one.
         """
+        starts, ends, (mean, minimum, maximum) = self._gathered(layer, statistic, first, last, len(PARTS))
+        return Series(starts, ends, minimum, mean, maximum)
+
+    def history(
+        self, layer: str, statistic: str, first: int | None = None, last: int | None = None
+    ) -> tuple[Array, Array]:
+        """Return the last step of each block, and its mean, as :meth:`series` does in more than twice the time."""
+        _, ends, (mean,) = self._gathered(layer, statistic, first, last, 1)
+        return ends, mean
+
+    def _gathered(
+        self, layer: str, statistic: str, first: int | None, last: int | None, parts: int
+    ) -> tuple[Array, Array, tuple[Array, ...]]:
         channels = self._check(layer, statistic)
-        found: list[tuple[Array, Array, Array]] = []
         low, high = -np.inf if first is None else first, np.inf if last is None else last
-        for starts, ends, values in self._read(layer, statistic, low, high):
-            keep = (starts <= high) & (ends >= low)
-            if keep.any() and values.shape[2] == channels:
-                found.append((starts[keep], ends[keep], values[keep]))
-        if not found:
-            nothing = np.zeros((0, channels), np.float32)
-            return Series(np.zeros(0, np.int64), np.zeros(0, np.int64), nothing, nothing, nothing)
-        starts, ends = (np.concatenate([each[i] for each in found]) for i in (0, 1))
-        low_part, mean, high_part = (
-            np.concatenate([values[:, part if values.shape[1] > 1 else 0] for _, _, values in found])
-            for part in (1, 0, 2)
-        )
-        if (ends[1:] > ends[:-1]).all():
-            return Series(starts, ends, low_part, mean, high_part)
-        order = np.lexsort((starts, ends))
-        return Series(starts[order], ends[order], low_part[order], mean[order], high_part[order])
+        wanted = Wanted(layer, channels, statistic, parts, low, high)
+        return gather(self._spans(details=True), wanted)
 
     def course(self) -> dict[str, Array]:
         """Return ``first``, ``last`` and the columns of the course, ``[B]`` each, of the whole run."""
@@ -173,8 +143,8 @@ class Flight:
     def _check(self, layer: str, statistic: str) -> int:
         if statistic not in STATISTICS:
             raise KeyError(
-                f"there is no statistic {statistic!r} in a flight record{nearest(statistic, STATISTICS)}; "
-                f"there are {', '.join(STATISTICS)}"
+                f"a flight record has no statistic {statistic!r}, only {', '.join(STATISTICS)}"
+                f"{nearest(statistic, STATISTICS)}"
             )
         if layer not in self.layers:
             raise KeyError(f"the run has no layer {layer!r}{nearest(layer, tuple(self.layers))}")
@@ -208,39 +178,6 @@ class Flight:
         except (OSError, ValueError) as error:
             logger.warning("a part of the flight record is left out: %s", error)
             return None
-
-    def _read(self, layer: str, statistic: str, low: float, high: float) -> Iterable[tuple[Array, Array, Array]]:
-        """First steps, last steps and ``[B, K, C]`` values of each part that has the layer."""
-
-        def read(span: tuple[Part, Layout, float]) -> list[tuple[Array, Array, Array]]:
-            part, layout, until = span
-            try:
-                found = _values(part, layout, layout.layers.index(layer), statistic, low, high)
-            except (OSError, ValueError) as error:
-                logger.warning("a part of the flight record is left out: %s", error)
-                return []
-            kept = [(each, each[0] < until) for each in found]
-            return [(first[keep], last[keep], values[keep]) for (first, last, values), keep in kept]
-
-        spans = [span for span in self._spans(details=True) if layer in span[1].layers]
-        if len(spans) < _MANY:
-            return chain.from_iterable(map(read, spans))
-        # Unpacking and NumPy let other threads run.
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "bnmonitor-read") as pool:
-            return chain.from_iterable(list(pool.map(read, spans)))
-
-
-def _values(
-    part: Part, layout: Layout, place: int, statistic: str, low: float, high: float
-) -> list[tuple[Array, Array, Array]]:
-    """First steps, last steps and ``[B, K, C]`` of the layer with a position, as far as a part has steps in a range."""
-    if part.kind == "tail":
-        return list(read_layer(part.path, layout, place, statistic))
-    with Page(part.path, layout) as page:
-        first, last = page.header.first, page.header.last
-        if not len(first) or first[0] > high or last[-1] < low or place not in page.header.layers:
-            return []
-        return [(first, last, page.read(place, statistic))]
 
 
 def _layouts(folder: Path) -> dict[tuple[int, int], Layout]:

@@ -26,9 +26,9 @@ _START = struct.Struct(f"<4sIII{len(STATISTICS)}II")
 def record(blocks: Blocks) -> bytes:
     """Return blocks as a record of the tail: steps and course, then each statistic's ``[B, K, C]``."""
     head = b"".join(each.astype(kind).tobytes() for each, kind in _about(blocks))
-    rows = [np.ascontiguousarray(blocks.values[:, :, s], "<f4").tobytes() for s in range(len(STATISTICS))]
-    start = _START.pack(MAGIC, len(blocks), blocks.values.shape[1], *map(zlib.crc32, (head, *rows)), 0)
-    return b"".join([start[:-4], zlib.crc32(start[:-4]).to_bytes(4, "little"), head, *rows])
+    rows = np.ascontiguousarray(blocks.values.transpose(2, 0, 1, 3), "<f4")
+    start = _START.pack(MAGIC, len(blocks), rows.shape[2], zlib.crc32(head), *map(zlib.crc32, rows), 0)
+    return b"".join([start[:-4], zlib.crc32(start[:-4]).to_bytes(4, "little"), head, rows.data])
 
 
 def _about(blocks: Blocks) -> tuple[tuple[Array, str], ...]:
@@ -120,8 +120,8 @@ def _records(file: BinaryIO, layout: Layout) -> Iterator[_Record]:
         yield _Record(first, last, course, parts, tuple(checksums), body)
 
 
-def read(path: Path, layout: Layout) -> Blocks | None:
-    """Return the blocks of a tail; None if there is none. Reading ends at the first damaged record.
+def read(path: Path, layout: Layout) -> list[Blocks]:
+    """Return the blocks of each record of a tail. Reading ends at the first damaged record.
 
     Raises:
         OSError: The file can't be read.
@@ -134,7 +134,7 @@ def read(path: Path, layout: Layout) -> Blocks | None:
             if len(known) < len(rows):
                 break
             found.append(Blocks(each.first, each.last, np.stack(known, axis=2), each.course))
-    return Blocks.joined(found) if found else None
+    return found
 
 
 def read_steps(path: Path, layout: Layout) -> tuple[Array, Array, Array] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,17 @@ import numpy as np
 
 from bnmonitor.history.flight import budget as sizes
 from bnmonitor.history.flight import pages
-from bnmonitor.history.flight.layout import LAYOUT, PARTS, Blocks, Layout, Part, detail_name, page_name, tail_name
+from bnmonitor.history.flight.layout import (
+    LAYOUT,
+    PARTS,
+    Blocks,
+    Layout,
+    Part,
+    by_layer,
+    detail_name,
+    page_name,
+    tail_name,
+)
 from bnmonitor.history.flight.notes import Notes, notes_name
 from bnmonitor.history.flight.tail import Tail, is_left, read
 
@@ -57,6 +68,7 @@ class Worker:
         self.folder, self.budget = folder, budget
         self.layout: Layout | None = None
         self.tail: Tail | None = None
+        self._blocks: list[Blocks] = []
         self._pages: dict[Part, int] = {}
         self._details: dict[Part, int] = {}
         self._other = 0
@@ -86,7 +98,7 @@ class Worker:
             if layout is None or not is_left(part.path):
                 self._other += part.path.stat().st_size
                 continue
-            self._make_page_of(part.path, layout, part.number)
+            self._make_page_of(part.path, layout, part.number, read(part.path, layout))
 
     def take(self, item: Item) -> None:
         """Write an item.
@@ -112,6 +124,7 @@ class Worker:
         if self.tail is None:
             self.tail = Tail(self.folder / tail_name(self.layout.stem, self._number))
         self.tail.append(blocks)
+        self._blocks.append(blocks)
         if self.tail.count >= self.layout.page:
             self._make_page()
 
@@ -120,23 +133,25 @@ class Worker:
         assert self.layout is not None
         assert self.tail is not None
         tail, self.tail = self.tail, None
+        blocks, self._blocks = self._blocks, []
         tail.close()
-        self._make_page_of(tail.path, self.layout, self._number)
+        self._make_page_of(tail.path, self.layout, self._number, blocks)
         self._number += 1
         self._shrink()
 
-    def _make_page_of(self, tail: Path, layout: Layout, number: int) -> None:
-        blocks = read(tail, layout)
-        if blocks is not None:
+    def _make_page_of(self, tail: Path, layout: Layout, number: int, blocks: Sequence[Blocks]) -> None:
+        if blocks:
             path = self.folder / page_name(layout.stem, 0, number)
-            self._note(self._pages, path, pages.write(path, layout, blocks))
+            each = (by_layer(layout, some, range(len(layout.layers))) for some in blocks)
+            self._note(self._pages, path, pages.write(path, layout, map(_joined, zip(*each, strict=True))))
         tail.unlink()
 
     def _keep(self, detail: Detail) -> None:
         assert self.layout is not None
         path = self.folder / detail_name(self.layout.stem, self._detail)
         self._detail += 1
-        self._note(self._details, path, pages.write(path, self.layout, detail.blocks, detail.layers))
+        each = by_layer(self.layout, detail.blocks, detail.layers)
+        self._note(self._details, path, pages.write(path, self.layout, each))
         while sum(self._details.values()) > self.budget // 8 and len(self._details) > 1:
             oldest = min(self._details)
             oldest.path.unlink(missing_ok=True)
@@ -151,9 +166,14 @@ class Worker:
     def _shrink(self) -> None:
         """Make the oldest pages coarser until all fit."""
         while self._occupied() > sizes.limit(self.budget):
-            chosen = sizes.to_join(self._pages)
+            chosen = sizes.to_join({part: self._length(part) for part in self._pages})
             if not chosen or not self._join(chosen):
                 return
+
+    def _length(self, part: Part) -> int:
+        """Steps in a block of a page; 0 if that is not known, and the page is of no use."""
+        layout = self._layouts.get((part.session, part.layout))
+        return 0 if layout is None else sizes.length_of(part, layout)
 
     def _occupied(self) -> int:
         notes = 0 if self._notes is None else self._notes.size
@@ -163,17 +183,17 @@ class Worker:
         """Put pages into one with half as many blocks; return whether that changed anything."""
         first = chosen[0]
         layout = self._layouts.get((first.session, first.layout))
-        blocks = [] if layout is None else [b for part in chosen if (b := _read(part.path, layout)) is not None]
-        if layout is None or not blocks:  # nothing can be read of them
-            for part in chosen:
-                self._drop(part)
-            return True
-        whole = Blocks.joined(blocks if len({b.values.shape[1] for b in blocks}) == 1 else [*map(_three, blocks)])
-        if len(whole) == 1:
-            return False
-        level = first.level + len(chosen) - 1
-        path = self.folder / page_name(layout.stem, level, first.number >> level)
-        size = pages.write(path, layout, whole.halved())
+        with ExitStack() as opened:
+            found = [] if layout is None else [p for part in chosen if (p := _opened(opened, part.path, layout))]
+            if layout is None or not found:  # nothing can be read of them
+                for part in chosen:
+                    self._drop(part)
+                return True
+            if sum(len(page.header.first) for page in found) == 1:
+                return False
+            level = first.level + len(chosen) - 1
+            path = self.folder / page_name(layout.stem, level, first.number >> level)
+            size = pages.write(path, layout, _halved(found))
         for part in chosen:
             if part.path != path:
                 self._drop(part)
@@ -190,15 +210,29 @@ class Worker:
             self._make_page()
 
 
+def _joined(parts: Sequence[tuple[int, Blocks]]) -> tuple[int, Blocks]:
+    """Put the blocks of a layer one after the other."""
+    return parts[0][0], Blocks.joined([blocks for _, blocks in parts])
+
+
+def _halved(found: Sequence[pages.Page]) -> Iterator[tuple[int, Blocks]]:
+    """Yield each layer of some pages with each two blocks joined: one at a time, so that memory holds one."""
+    for layer in found[0].header.layers.tolist():
+        parts = [page.blocks(layer) for page in found]
+        yield (
+            layer,
+            Blocks.joined([*map(_three, parts)] if len({page.header.parts for page in found}) > 1 else parts).halved(),
+        )
+
+
 def _three(blocks: Blocks) -> Blocks:
     """Single steps as blocks with a minimum and a maximum."""
     full = blocks.values.shape[1] == len(PARTS)
     return blocks if full else replace(blocks, values=np.repeat(blocks.values, len(PARTS), axis=1))
 
 
-def _read(path: Path, layout: Layout) -> Blocks | None:
+def _opened(opened: ExitStack, path: Path, layout: Layout) -> pages.Page | None:
     try:
-        with pages.Page(path, layout) as page:
-            return page.blocks()
+        return opened.enter_context(pages.Page(path, layout))
     except (OSError, ValueError):
         return None

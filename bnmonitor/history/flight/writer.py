@@ -14,7 +14,17 @@ from typing import Any
 import numpy as np
 
 from bnmonitor.history.flight import budget as sizes
-from bnmonitor.history.flight.layout import COURSE, LAYOUT, PARTS, STATISTICS, Array, Blocks, Layout, columns
+from bnmonitor.history.flight.layout import (
+    COURSE,
+    LAYOUT,
+    PARTS,
+    STATISTICS,
+    Array,
+    Blocks,
+    Layout,
+    columns,
+    empty_values,
+)
 from bnmonitor.history.flight.worker import Detail, Item, Note, Worker, size_of_item
 from bnmonitor.limits import FLIGHT_BYTES
 
@@ -22,8 +32,8 @@ _WAITING = 64 * 2**20
 """Most bytes of blocks that wait to be written."""
 
 _SLOW = tuple(STATISTICS.index(name) for name in ("running_mean", "running_var", "gamma", "beta"))
-_STRIDE = 5
-"""In blocks of many steps, averages and parameters are looked at on every 5th: they move slowly by their nature."""
+_STRIDE = 10
+"""In blocks of many steps, averages and parameters are looked at on every 10th: they move slowly by their nature."""
 
 _LOSS, _LOW, _HIGH = (COURSE.index(name) for name in ("loss", "loss_minimum", "loss_maximum"))
 
@@ -32,9 +42,10 @@ class _Block:
     """A block that steps are still added to: minimum, maximum and sum of each channel."""
 
     def __init__(self, total: int, width: int) -> None:
-        self.low = np.empty((len(STATISTICS), total), np.float32)
-        self.high, self.sum = np.empty_like(self.low), np.empty_like(self.low)
-        self._now = np.empty(total, np.float32)
+        self.sum = np.empty((len(STATISTICS), total), np.float32)
+        self.low, self.high = np.empty_like(self.sum), np.empty_like(self.sum)
+        self._of = list(zip(self.sum, self.low, self.high, strict=True))
+        self._now = np.empty((len(PARTS), total), np.float32)
         self.counts: list[Any] = []
         self.begin(width)
 
@@ -45,52 +56,73 @@ class _Block:
         self.counts = [0] * len(STATISTICS)
         self.steps, self.first, self.last = 0, -1, -1
         self.course = np.full(width, np.nan)
-        self.losses = 0
+        self._losses = 0
 
-    def add(self, steps: Sequence[int], rows: Sequence[Array], course: Array) -> None:
+    def add(self, steps: Sequence[int], rows: Sequence[Array], course: Array) -> tuple[Array, Array]:
+        """Take in steps, and return the smallest and the largest batch mean of each channel in them."""
         self.first = self.first if self.steps else steps[0]
         self.last, self.steps = steps[-1], self.steps + len(steps)
-        for which, each in enumerate(rows):
-            each = each[::-_STRIDE] if which in _SLOW else each
-            self._reduce(which, each)
+        for which in range(1, len(STATISTICS)):
+            each = rows[which]
+            if which not in _SLOW:
+                self._reduce(which, each)
+            else:
+                for at in range(len(each) - 1, -1, -_STRIDE):
+                    self._add_row(which, each[at])
+        self._reduce(0, rows[0])
         self._follow(course)
+        return self._now[1], self._now[2]
+
+    def _add_row(self, which: int, row: Array) -> None:
+        if np.isnan(row.min()):
+            self._reduce(which, row[None])
+            return
+        total, low, high = self._of[which]
+        np.add(total, row, out=total)
+        np.minimum(low, row, out=low)
+        np.maximum(high, row, out=high)
+        self.counts[which] = self.counts[which] + 1
 
     def _reduce(self, which: int, rows: Array) -> None:
         count: Any = len(rows)
-        total = np.add.reduce(rows, axis=0, out=self._now)
-        if np.isnan(np.add.reduce(total)):
+        now, least, most = self._now
+        np.add.reduce(rows, axis=0, out=now)
+        np.minimum.reduce(rows, axis=0, out=least)
+        np.maximum.reduce(rows, axis=0, out=most)
+        if np.isnan(least.min()):
             known = ~np.isnan(rows)
             count = known.sum(0)
-            self.sum[which] += np.add.reduce(np.where(known, rows, 0), axis=0)
-        else:
-            self.sum[which] += total
+            np.add.reduce(np.where(known, rows, 0), axis=0, out=now)
+            np.fmin.reduce(rows, axis=0, out=least)
+            np.fmax.reduce(rows, axis=0, out=most)
+        total, low, high = self._of[which]
+        np.add(total, now, out=total)
+        np.fmin(low, least, out=low)
+        np.fmax(high, most, out=high)
         self.counts[which] = self.counts[which] + count
-        np.fmin(self.low[which], np.fmin.reduce(rows, axis=0, out=self._now), out=self.low[which])
-        np.fmax(self.high[which], np.fmax.reduce(rows, axis=0, out=self._now), out=self.high[which])
 
     def _follow(self, course: Array) -> None:
         """Take in the ``[n, N]`` course of the new steps."""
-        losses = course[:, _LOSS]
-        losses = losses[~np.isnan(losses)]
-        before = self.course[[_LOSS, _LOW, _HIGH]]
-        self.course = course[-1].copy()
-        self.course[[_LOSS, _LOW, _HIGH]] = before
-        if len(losses):
-            total = self.losses + len(losses)
-            mean = before[0] * self.losses if self.losses else 0.0
-            self.course[_LOSS] = (mean + losses.sum()) / total
-            self.course[_LOW] = np.fmin(before[1], losses.min())
-            self.course[_HIGH] = np.fmax(before[2], losses.max())
-            self.losses = total
+        losses = [loss for loss in course[:, _LOSS].tolist() if loss == loss]
+        before = self.course[_LOSS : _HIGH + 1].tolist()
+        self.course[:] = course[-1]
+        if losses:
+            mean = before[0] * self._losses if self._losses else 0.0
+            self._losses += len(losses)
+            before = [(mean + sum(losses)) / self._losses, min(*losses, before[1]), max(*losses, before[2])]
+        self.course[_LOSS : _HIGH + 1] = before
 
     def done(self) -> Blocks:
-        values = np.empty((1, len(PARTS), *self.sum.shape), np.float32)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            for which, count in enumerate(self.counts):
-                values[0, 0, which] = self.sum[which] / count
-                nothing = np.asarray(count) == 0
-                values[0, 1, which] = np.where(nothing, np.nan, self.low[which])
-                values[0, 2, which] = np.where(nothing, np.nan, self.high[which])
+        values = empty_values(1, len(PARTS), self.sum.shape[1])
+        for which, count in enumerate(self.counts):
+            mean, low, high = values[0, :, which]
+            with np.errstate(invalid="ignore", divide="ignore"):
+                np.divide(self.sum[which], count, out=mean)
+            low[:], high[:] = self.low[which], self.high[which]
+            nothing = np.asarray(count) == 0
+            if nothing.any():
+                np.copyto(low, np.nan, where=nothing)
+                np.copyto(high, np.nan, where=nothing)
         return Blocks(np.array([self.first]), np.array([self.last]), values, self.course[None])
 
 
@@ -110,7 +142,7 @@ class FlightWriter:
         self.layout: Layout | None = None
         self._session = 0
         self._block: _Block | None = None
-        self._last = -1
+        self._last, self._steps, self._length = -1, 0, 1
         self._queue: Queue[Item | None] = Queue()
         # Each is changed on one thread only: bytes that were handed over, and bytes that have been written.
         self._given = self._written = 0
@@ -167,7 +199,7 @@ class FlightWriter:
         self.layout = self._claim(layout)
         self._session = self.layout.session
         self._block = _Block(total, len(columns(groups))) if block > 1 else None
-        self._last = -1
+        self._last, self._steps, self._length = -1, 0, block
         self._put(self.layout)
 
     def _claim(self, layout: Layout) -> Layout:
@@ -184,17 +216,21 @@ class FlightWriter:
             except FileExistsError:
                 layout = replace(layout, session=layout.session + 1, number=0)
 
-    def add(self, steps: Sequence[int], rows: Mapping[str, Array], course: Array) -> None:
+    def add(self, steps: Sequence[int], rows: Mapping[str, Array], course: Array) -> Array | None:
         """Take in steps, oldest first.
 
         Args:
             steps: Their numbers; one that is not above the last begins the record anew from there.
             rows: ``[n, C]`` float32 of each of ``STATISTICS``; they may be views, and are read at once.
             course: ``[n, N]`` float64, the columns that :func:`columns` names.
+
+        Returns:
+            ``[C]``, from the smallest to the largest batch mean of each channel in these steps; None where each step is
+            kept by itself.
         """
         layout = self.layout
         if layout is None or not steps:
-            return
+            return None
         if steps[0] <= self._last:
             self.begin(
                 layout.layers,
@@ -212,14 +248,21 @@ class FlightWriter:
             single = course.copy()
             single[:, _LOW] = single[:, _HIGH] = course[:, _LOSS]
             self._put(Blocks(np.array(steps), np.array(steps), values, single))
-            return
-        at = 0
+            return None
+        at, found = 0, list[tuple[Array, Array]]()
         while at < len(steps):
-            some = slice(at, at + layout.block - self._block.steps)
-            self._block.add(steps[some], [each[some] for each in arrays], course[some])
+            some = slice(at, at + self._length - self._block.steps)
+            low, high = self._block.add(steps[some], [each[some] for each in arrays], course[some])
             at += len(steps[some])
-            if self._block.steps >= layout.block:
+            if at < len(steps) or found:
+                found.append((low.copy(), high.copy()))
+                low, high = np.fmin.reduce([each for each, _ in found]), np.fmax.reduce([each for _, each in found])
+            if self._block.steps >= self._length:
+                self._steps += self._block.steps
                 self.end_block()
+                self._length = sizes.block_at(layout.total, self._steps)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(high - low)
 
     def detail(self, layers: Sequence[int], steps: Sequence[int], rows: Mapping[str, Array], course: Array) -> None:
         """Keep single steps of some layers as they are.
