@@ -44,6 +44,11 @@ QUIET = 0.25
 In blocks of two, half of all neighbors are of one block; weights that jump do so in every step.
 """
 
+ONE_SAMPLE = 4.5 / 3.5
+"""4.5 standard errors instead of 3.5 where one sample tells the spread of samples, and distant batches are compared.
+
+The largest of the ratios at several distances counts, and all are off alike where that sample shows too little."""
+
 OUTDATED = 1.25
 """How many times more is due to chance where no sample is from the window itself.
 
@@ -101,7 +106,8 @@ def means_of_batches(
         turn = 0.0 if updates_are_typical(window, layer) else _stirred(x)
         distant, at, by_neighbors = _of_blocks(x, expected, plan, turn, stirred, channels)
         if distant > far:
-            far, lag, blocks_chance = distant, at, by_neighbors or chance
+            alone = not one_value and len(ratios) == 1
+            far, lag, blocks_chance = distant, at, by_neighbors or (chance**ONE_SAMPLE if alone else chance)
     chance = blocks_chance if far > near else chance
     excess = max(near, far)
     if excess <= chance:
