@@ -365,7 +365,7 @@ def test_domains_in_turn_are_found_and_not_called_correlated(given: dict[str, An
 
 @pytest.mark.parametrize(("alike", "fires"), [(None, True), (0.0, True), (0.9, False)])
 def test_two_views_of_each_sample_in_a_batch_count_as_expected(alike: float | None, fires: bool) -> None:
-    window = drawn_window(spread=4.0)
+    window = drawn_window(spread=3.5)
     assert window.sample is not None
     paired = None if alike is None else torch.full((1,), alike, dtype=torch.float64)
     found = CorrelatedBatches().check(replace(window, sample=replace(window.sample, paired=paired)))
