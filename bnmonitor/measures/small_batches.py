@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from bnmonitor.layers import Segments
 from bnmonitor.measures.reductions import _some
-from bnmonitor.measures.robust import median_over_steps
 from bnmonitor.window import Window
 
 LEAST_STEPS = 24
@@ -19,8 +21,8 @@ LEAST_STEPS = 24
 LEAST_NOISE = 0.1
 """Smallest standard deviation of the log of a step's noise that is believed."""
 
-SCREENED = 3
-"""Layers that are looked at first, to rule out that any step was noisy in all."""
+SCREENED = 1, 3, 8
+"""Layers that are looked at first, and then, to rule out that any step was noisy in all."""
 
 ISOLATED = 1.5
 """How many times as noisy as the steps two before and two after a step must be to stand alone."""
@@ -74,14 +76,10 @@ def step_noise(window: Window, layers: Tensor, least: float = 0.0) -> StepNoise:
     result = StepNoise(unknown, unknown.clone(), unknown.clone())
     if len(window) < LEAST_STEPS or not bool((window.updates[:, layers] == 1).all()):
         return result
-    if least > 0 and not _may_exceed(window, layers, least):
+    noise = _noise(window, layers, least)
+    if noise is None:
         return result
-    some = window.layers.some
-    segments = window.layers.segments if some is None else some[1]
-    logs = []
-    for rows in (_some(window.batch_mean, window), _log(_some(window.batch_var, window))):
-        by_layer = segments.mean(_distances(rows))[:, layers].double()
-        logs.append(_beside_usual(by_layer))
+    logs = [_beside_usual(by_layer) for by_layer in noise]
     together = torch.minimum(*(each.nanmean(1) for each in logs))
     calmest = torch.minimum(*(each.where(each.isfinite(), torch.inf).amin(1) for each in logs))
     deviation = max(LEAST_NOISE, 1.4826 * float((together - together.nanmedian()).abs().nanmedian()))
@@ -90,41 +88,59 @@ def step_noise(window: Window, layers: Tensor, least: float = 0.0) -> StepNoise:
     return result
 
 
-def _log(variances: Tensor) -> Tensor:
-    return variances.clamp(min=1e-30).log()
-
-
-def _distances(rows: Tensor) -> Tensor:
-    """Square of each step's distance from the steps before and after, over the usual one of the channel: ``[T-2, C]``.
-
-    NaN where the usual one is 0.
-    """
-    away = (rows[1:-1] - (rows[:-2] + rows[2:]) / 2).square_()
-    usual = median_over_steps(away)
-    return (away / usual).where(usual > 0, torch.nan).clamp_(max=1e3)
-
-
 def _beside_usual(by_layer: Tensor) -> Tensor:
     """Log of the noise of each step, ``[T-2, L]`` in float64, over that of the layer's usual step."""
     return 0.5 * (by_layer / by_layer.median(0).values).clamp(min=1e-12).log()
 
 
-def _may_exceed(window: Window, layers: Tensor, least: float) -> bool:
-    """Whether the calmest layer of a step may have a factor above a limit: False is certain, and reads a few layers.
+def _noise(window: Window, layers: Tensor, least: float) -> Tensor | None:
+    """Noise of each step in some layers, by the means and by the variances: ``[2, T - 2, l]`` in float64.
 
-    No layer is calmer than the calmest, so that each one rules out all steps in which it is calm itself.
+    No layer is calmer than the calmest, so that each one rules out all steps in which it is calm itself: a few layers
+    nearly always rule out all of them.
+
+    Returns:
+        None where the calmest layer of no step can have a factor above a limit.
     """
     found = layers.nonzero().flatten().tolist()
+    rest = dict.fromkeys(layer for layer in found if window.layers.channels[layer])
+    noise = torch.full((2, len(window) - 2, len(window.layers)), torch.nan, dtype=torch.float64, device="cpu")
     left = torch.ones(len(window) - 2, dtype=torch.bool, device="cpu")
-    for layer in dict.fromkeys(found[len(found) * k // SCREENED] for k in range(SCREENED)) if found else ():
-        some = window.layers.some_of(layer)
-        for rows in (window.batch_mean[:, some], _log(window.batch_var[:, some])):
-            noise = _beside_usual(_distances(rows).nanmean(1, keepdim=True).double())[:, 0]
-            # The order of a sum over channels must not decide.
-            left &= ~noise.isfinite() | (noise > math.log(least) - 1e-3)
-            if not left.any():
-                return False
-    return True
+    limit = math.log(least) - 1e-3 if least > 0 else -math.inf
+    for many in SCREENED if least > 0 and rest else ():
+        some = [layer for layer in sorted({found[len(found) * k // many] for k in range(many)}) if layer in rest]
+        if some:
+            noise[:, :, some] = _distances(window, some)
+            beside = torch.cat([_beside_usual(each) for each in noise[:, :, some]], 1)
+            left &= (~beside.isfinite() | (beside > limit)).all(1)
+        if not left.any():
+            return None
+        for layer in some:
+            del rest[layer]
+    if rest:
+        noise[:, :, list(rest)] = _distances(window, list(rest))
+    return noise[:, :, layers]
+
+
+@np.errstate(all="ignore")
+def _distances(window: Window, layers: Sequence[int]) -> Tensor:
+    """Square of each step's distance from the steps before and after, over the usual one: ``[2, T - 2, l]`` in float64.
+
+    The usual one is the median over the steps, of each channel; where it is 0, the channel is left out. In NumPy, with
+    the steps of a channel in one piece: PyTorch takes longer to begin so many small operations than to compute them.
+    """
+    spans = [window.layers.some_of(layer) for layer in layers]
+    sizes = [len(range(s.start, s.stop, s.step)) for s in spans]
+    at = torch.cat([torch.arange(s.start, s.stop, s.step, device="cpu") for s in spans])
+    mean, var = (rows.detach().index_select(1, at) for rows in (window.batch_mean, window.batch_var))
+    rows = np.ascontiguousarray(torch.cat([mean, var.clamp_(min=1e-30).log_()], 1).numpy().T)
+    away = np.square(rows[:, 1:-1] - (rows[:, :-2] + rows[:, 2:]) / 2)
+    middle = (away.shape[1] - 1) // 2
+    usual = np.partition(away, middle, -1)[:, middle]
+    usual[np.isnan(away.sum(-1)) | ~(usual > 0)] = np.nan
+    away /= usual[:, None]
+    by_layer = Segments([*sizes, *sizes]).mean(torch.from_numpy(np.minimum(away, 1e3, out=away).T))
+    return by_layer.double().view(len(by_layer), 2, len(layers)).transpose(0, 1)
 
 
 def samples_by_noise(window: Window, layers: Tensor) -> float:
