@@ -146,6 +146,18 @@ class LayerTable:
         start, channels = self.offsets[layer], self.channels[layer]
         return slice(start, start + channels, -(-channels // FEW) or 1)
 
+    def some_in(self, layers: tuple[int, ...], times: int = 1) -> tuple[Tensor, Segments]:
+        """Return the channels of :attr:`some` in some layers, and the reductions over them, so many times in a row."""
+        key = layers, times
+        if key not in self._known_some:
+            at = [torch.arange(s.start, s.stop, s.step, device="cpu") for s in map(self.some_of, layers)]
+            self._known_some[key] = torch.cat(at), Segments([len(each) for each in at] * times)
+        return self._known_some[key]
+
+    @cached_property
+    def _known_some(self) -> dict[tuple[tuple[int, ...], int], tuple[Tensor, Segments]]:
+        return {}
+
     @cached_property
     def owner(self) -> Tensor:
         """Index of the layer that owns each channel: ``[C]`` int64 on the CPU."""

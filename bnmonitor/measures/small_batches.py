@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from bnmonitor.layers import Segments
+from bnmonitor.measures.clusters import Array
 from bnmonitor.measures.reductions import _some
 from bnmonitor.window import Window
 
@@ -122,25 +122,31 @@ def _noise(window: Window, layers: Tensor, least: float) -> Tensor | None:
     return noise[:, :, layers]
 
 
-@np.errstate(all="ignore")
 def _distances(window: Window, layers: Sequence[int]) -> Tensor:
     """Square of each step's distance from the steps before and after, over the usual one: ``[2, T - 2, l]`` in float64.
 
-    The usual one is the median over the steps, of each channel; where it is 0, the channel is left out. In NumPy, with
-    the steps of a channel in one piece: PyTorch takes longer to begin so many small operations than to compute them.
+    The usual one is the median over the steps, of each channel; where it is 0, the channel is left out.
     """
-    spans = [window.layers.some_of(layer) for layer in layers]
-    sizes = [len(range(s.start, s.stop, s.step)) for s in spans]
-    at = torch.cat([torch.arange(s.start, s.stop, s.step, device="cpu") for s in spans])
+    at, segments = window.layers.some_in(tuple(layers), times=2)
     mean, var = (rows.detach().index_select(1, at) for rows in (window.batch_mean, window.batch_var))
-    rows = np.ascontiguousarray(torch.cat([mean, var.clamp_(min=1e-30).log_()], 1).numpy().T)
-    away = np.square(rows[:, 1:-1] - (rows[:, :-2] + rows[:, 2:]) / 2)
-    middle = (away.shape[1] - 1) // 2
-    usual = np.partition(away, middle, -1)[:, middle]
-    usual[np.isnan(away.sum(-1)) | ~(usual > 0)] = np.nan
-    away /= usual[:, None]
-    by_layer = Segments([*sizes, *sizes]).mean(torch.from_numpy(np.minimum(away, 1e3, out=away).T))
+    rows = torch.cat([mean, var.clamp_(min=1e-30).log_()], 1)
+    away = (rows[:-2] + rows[2:]).div_(2)
+    away = torch.sub(rows[1:-1], away, out=away).square_()
+    usual = torch.from_numpy(_middle(away.numpy()))
+    away.div_(usual.where((usual > 0) & ~away.sum(0).isnan(), torch.nan)).clamp_(max=1e3)
+    by_layer = segments.mean(away)
     return by_layer.double().view(len(by_layer), 2, len(layers)).transpose(0, 1)
+
+
+def _middle(squares: Array) -> Array:
+    """The median over the steps of numbers that are not negative, the lower of two: ``[T, C]`` to ``[C]``.
+
+    As integers they have the same order, in which NumPy finds it in half the time; any number where one is NaN.
+    """
+    columns = np.ascontiguousarray(squares.T).view(f"i{squares.itemsize}")
+    middle = (columns.shape[1] - 1) // 2
+    found: Array = np.partition(columns, middle, -1)[:, middle].view(squares.dtype)
+    return found
 
 
 def samples_by_noise(window: Window, layers: Tensor) -> float:
