@@ -1,8 +1,8 @@
 """Cost of a step by number of layers and channels, on layers that the benchmark updates without a network.
 
 For each size: the bare multi-tensor copy of the same tensors, a step without a check, one with a check, the average
-with a check every 10 (the mean over some checks), and the memory of the record. All on one thread, and in processor time, which other work on the
-machine disturbs less. Prints Markdown. Run ``python benchmarks/scaling.py``.
+with a check every 10 (the mean over some checks), and the memory of the record. All on one thread, and in processor
+time, which other work on the machine disturbs less. Prints Markdown. Run ``python benchmarks/scaling.py``.
 """
 
 from __future__ import annotations
