@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -150,8 +151,8 @@ class LayerTable:
         """Return the channels of :attr:`some` in some layers, and the reductions over them, so many times in a row."""
         key = layers, times
         if key not in self._known_some:
-            at = [torch.arange(s.start, s.stop, s.step, device="cpu") for s in map(self.some_of, layers)]
-            self._known_some[key] = torch.cat(at), Segments([len(each) for each in at] * times)
+            at = [np.arange(s.start, s.stop, s.step) for s in map(self.some_of, layers)]
+            self._known_some[key] = torch.from_numpy(np.concatenate(at)), Segments([len(each) for each in at] * times)
         return self._known_some[key]
 
     @cached_property

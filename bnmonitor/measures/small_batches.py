@@ -12,7 +12,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from bnmonitor.measures.clusters import Array
-from bnmonitor.measures.reductions import _some
 from bnmonitor.window import Window
 
 LEAST_STEPS = 24
@@ -21,8 +20,8 @@ LEAST_STEPS = 24
 LEAST_NOISE = 0.1
 """Smallest standard deviation of the log of a step's noise that is believed."""
 
-SCREENED = 1, 3, 8
-"""Layers that are looked at first, and then, to rule out that any step was noisy in all."""
+SCREENED = 7
+"""Layers that are looked at after the first one, to rule out that any step was noisy in all."""
 
 ISOLATED = 1.5
 """How many times as noisy as the steps two before and two after a step must be to stand alone."""
@@ -102,20 +101,22 @@ def _noise(window: Window, layers: Tensor, least: float) -> Tensor | None:
     Returns:
         None where the calmest layer of no step can have a factor above a limit.
     """
-    found = layers.nonzero().flatten().tolist()
-    rest = dict.fromkeys(layer for layer in found if window.layers.channels[layer])
+    found = [layer for layer in layers.nonzero().flatten().tolist() if window.layers.channels[layer]]
+    rest = dict.fromkeys(found)
     noise = torch.full((2, len(window) - 2, len(window.layers)), torch.nan, dtype=torch.float64, device="cpu")
     left = torch.ones(len(window) - 2, dtype=torch.bool, device="cpu")
-    limit = math.log(least) - 1e-3 if least > 0 else -math.inf
-    for many in SCREENED if least > 0 and rest else ():
-        some = [layer for layer in sorted({found[len(found) * k // many] for k in range(many)}) if layer in rest]
-        if some:
-            noise[:, :, some] = _distances(window, some)
-            beside = torch.cat([_beside_usual(each) for each in noise[:, :, some]], 1)
-            left &= (~beside.isfinite() | (beside > limit)).all(1)
+    limit = math.log(least) - 1e-3 if least > 0 else -math.inf  # the order of a sum over channels must not decide
+    more = min(SCREENED, len(found) // 2)
+    spread = [found[len(found) * (k + 1) // (more + 1)] for k in range(more)]
+    for stage in (found[:1], [layer for layer in spread if layer != found[0]]) if least > 0 else ():
+        if not stage:
+            continue
+        noise[:, :, stage] = _distances(window, stage)
+        beside = torch.cat([_beside_usual(each) for each in noise[:, :, stage]], 1)
+        left &= (~beside.isfinite() | (beside > limit)).all(1)
         if not left.any():
             return None
-        for layer in some:
+        for layer in stage:
             del rest[layer]
     if rest:
         noise[:, :, list(rest)] = _distances(window, list(rest))
@@ -149,18 +150,33 @@ def _middle(squares: Array) -> Array:
     return found
 
 
-def samples_by_noise(window: Window, layers: Tensor) -> float:
+def samples_by_noise(window: Window, layers: Tensor, enough: float = math.inf) -> float:
     """Number of independent values whose means would be as noisy as those of the batches, in the middle layer.
 
-    ``layers`` is ``[L]`` bool. At most about the number of samples where a layer has one value of each, and the more
-    above it, the less the samples differ. NaN where it is not known.
+    At most about the number of samples where a layer has one value of each, and the more above it, the less the samples
+    differ.
+
+    Args:
+        window: The window.
+        layers: The layers, ``[L]`` bool.
+        enough: A number that need not be told from larger ones: if half of the layers, which are looked at first, show
+            as many, it is infinity.
+
+    Returns:
+        The number; NaN where it is not known.
     """
-    if len(window) < LEAST_STEPS:
+    found = layers.nonzero().flatten().tolist()
+    if len(window) < LEAST_STEPS or not found:
         return math.nan
-    rows = _some(window.batch_mean, window)
-    var = _some(window.batch_var, window).mean(0)
-    noise = rows.diff(dim=0).square().mean(0) / 2 / var
-    some = window.layers.some
-    by_layer = (window.layers.segments if some is None else some[1]).median(noise)[layers]
-    middle = float(by_layer.nanmedian()) if len(by_layer) else math.nan
+    if enough < math.inf and bool((_noise_of_means(window, found[::2]) * enough <= 1).all()):
+        return math.inf
+    middle = float(_noise_of_means(window, found).nanmedian())
     return 1 / middle if middle > 0 else math.nan
+
+
+def _noise_of_means(window: Window, layers: Sequence[int]) -> Tensor:
+    """Variance of the batch means from step to step over that within a batch, in the middle channel of some layers."""
+    at, segments = window.layers.some_in(tuple(layers))
+    rows = window.batch_mean.index_select(1, at)
+    var = window.batch_var.index_select(1, at).mean(0)
+    return segments.median(rows.diff(dim=0).square_().mean(0).div_(2).div_(var))
