@@ -168,9 +168,12 @@ def samples_by_noise(window: Window, layers: Tensor, enough: float = math.inf) -
     found = layers.nonzero().flatten().tolist()
     if len(window) < LEAST_STEPS or not found:
         return math.nan
-    if enough < math.inf and bool((_noise_of_means(window, found[::2]) * enough <= 1).all()):
+    noise = _noise_of_means(window, found[::2])
+    if enough < math.inf and bool((noise * enough <= 1).all()):
         return math.inf
-    middle = float(_noise_of_means(window, found).nanmedian())
+    if len(found) > 1:
+        noise = torch.cat([noise, _noise_of_means(window, found[1::2])])
+    middle = float(noise.nanmedian())
     return 1 / middle if middle > 0 else math.nan
 
 
