@@ -412,7 +412,7 @@ class Recorder:
 
     def _empty_ring(self, layers: LayerTable) -> Ring:
         size = max(self._settings.window, self._settings.check_every_n_steps)
-        return Ring(layers, size, self._tape.dtype, ahead=self._settings.check_every_n_steps)
+        return Ring(layers, size, self._tape.dtype)
 
     def _renew(self) -> None:
         self._adopt(self._watched.find())

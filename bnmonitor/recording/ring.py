@@ -12,9 +12,6 @@ from torch import Tensor
 from bnmonitor.layers import LayerTable
 from bnmonitor.window import STATISTICS
 
-READ = ("running_mean", "running_var", "gamma", "beta", "gamma_grad", "beta_grad")
-"""What is read of the layers after each step; everything else follows from it."""
-
 
 @dataclass(frozen=True)
 class _Block:
@@ -37,35 +34,29 @@ class _Block:
 class Ring:
     """Keeps the newest ``size`` rows of every statistic.
 
-    Rows are appended to tensors that are half as long again as the window; when they are full, the newest window moves
-    to their front. The window is therefore always one view, and a row moves twice at most. What is read of the layers
-    themselves, :data:`READ`, lies in one tensor, so that the state of all layers after a step is one piece of memory: a
-    tape on the CPU writes it there, and it is kept once.
+    Each statistic lives in one tensor half as long again as the window. Rows are appended; when the tensor is full, the
+    newest window moves to its front. The window is therefore always one contiguous view, and a row moves twice at most.
 
     Args:
         layers: Whose statistics these are.
         size: Number of steps kept.
         dtype: Of the statistics per channel.
-        ahead: How many rows a tape writes before they are taken in; see :meth:`ahead`.
     """
 
-    def __init__(self, layers: LayerTable, size: int, dtype: torch.dtype, ahead: int = 0) -> None:
+    def __init__(self, layers: LayerTable, size: int, dtype: torch.dtype) -> None:
         self.size = size
-        self._ahead = ahead
-        self._length = size + max(size // 2, 2 * ahead + 2)
+        self._length = size + (size + 1) // 2
         self._end = 0
         self.steps: list[int] = []
         self.rates: list[float] = []
         self._view: dict[str, Tensor] | None = None
         self._blocks: deque[_Block] = deque()
         self._unsummed = 0
-        self._states = torch.empty(self._length, len(READ), layers.total, dtype=dtype, device="cpu")
         self._rows = {
             each.name: torch.empty(self._length, layers.total, dtype=dtype, device="cpu")
             if each.per == "channel"
             else torch.empty(self._length, len(layers), dtype=each.dtype, device="cpu")
             for each in STATISTICS
-            if each.name not in READ
         }
 
     def room(self, steps: Sequence[int], rates: Sequence[float]) -> dict[str, Tensor]:
@@ -77,34 +68,16 @@ class Ring:
         """
         new = len(steps)
         self._view = None
-        self._make_room(new, keep=self.size - new)
+        if self._end + new > self._length:
+            start = max(0, self._end - (self.size - new))
+            for store in self._rows.values():
+                _move(store, start, self._end)
+            self._end -= start
         self._end += new
         self._unsummed += new
         self.steps = [*self.steps, *steps][-self.size :]
         self.rates = [*self.rates, *rates][-self.size :]
-        return self._between(self._end - new, self._end)
-
-    def ahead(self) -> Tensor:
-        """Return the newest state and the place of those to come, ``[ahead + 3, len(READ), C]``; there is a newest one.
-
-        The next rows that :meth:`room` returns begin with the second one.
-        """
-        self._make_room(self._ahead + 2, keep=self.size)
-        return self._states[self._end - 1 : self._end + self._ahead + 2]
-
-    def _make_room(self, new: int, keep: int) -> None:
-        """Move the newest rows to the front if there is no room for new ones behind them."""
-        if self._end + new > self._length:
-            start = max(0, self._end - keep)
-            for store in (self._states, *self._rows.values()):
-                _move(store, start, self._end)
-            self._end -= start
-            self._view = None
-
-    def _between(self, start: int, end: int) -> dict[str, Tensor]:
-        states = dict(zip(READ, self._states[start:end].unbind(1), strict=True))
-        names = (each.name for each in STATISTICS)
-        return {name: states[name] if name in states else self._rows[name][start:end] for name in names}
+        return {name: store[self._end - new : self._end] for name, store in self._rows.items()}
 
     def averages(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """What :func:`bnmonitor.measures.averages` says of the window, from sums that are carried along.
@@ -142,7 +115,8 @@ class Ring:
     def view(self) -> dict[str, Tensor]:
         """Return the window of every statistic, oldest step first, as views."""
         if self._view is None:
-            self._view = self._between(max(0, self._end - self.size), self._end)
+            start = max(0, self._end - self.size)
+            self._view = {name: store[start : self._end] for name, store in self._rows.items()}
         return dict(self._view)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bnmonitor.layers import LayerTable, is_split, writes_pairwise
 from bnmonitor.recording.concatenation import Concatenation
 from bnmonitor.recording.recovery import Seen, fill_seen, recover_rows
-from bnmonitor.recording.ring import READ, Ring
+from bnmonitor.recording.ring import Ring
 from bnmonitor.recording.rounding import as_written
 from bnmonitor.recording.row import Row, Sent
 from bnmonitor.recording.traces import ForeignWrites, Traces, TraceTable
@@ -23,6 +23,7 @@ from bnmonitor.recording.witnesses import Witnesses, withhold
 from bnmonitor.transfer import HostTransfer, pack
 from bnmonitor.window import Recovery
 
+_READ = ("running_mean", "running_var", "gamma", "beta", "gamma_grad", "beta_grad")
 _DTYPE, _GRAD = attrgetter("dtype"), attrgetter("grad")
 
 T = TypeVar("T")
@@ -65,7 +66,7 @@ class Tape:
         self._device = next(iter(self._devices()), torch.device("cpu"))
         self.dtype = torch.float64 if torch.float64 in self._dtypes() else torch.float32
         self._length = length + 2
-        shape = (self._length, len(READ), layers.total)
+        shape = (self._length, len(_READ), layers.total)
         self._hold(
             torch.empty(shape, dtype=self.dtype, device=self._device),
             torch.zeros(self._length, len(layers), dtype=torch.int64, device=self._device),
@@ -95,8 +96,8 @@ class Tape:
 
     def _hold(self, tape: Tensor, counts: Tensor) -> None:
         """Take these as the tape, and make on its device what stands for the tensors that a layer does not have."""
-        self._counts = counts
-        self._lie(tape)
+        self._tape, self._counts = tape, counts
+        self._slots = list(tape.view(self._length, -1).unbind(0))
         layers, device = self.layers, tape.device
         self._fill = {
             value: [torch.full((c,), value, dtype=self.dtype, device=device) for c in layers.channels]
@@ -109,16 +110,6 @@ class Tape:
         which = zip(layers.affine, unknown, self._fill[1.0], strict=True)
         self._no_gamma = [unknown if affine else one for affine, unknown, one in which]
         self._no_count = [torch.zeros((), dtype=torch.int64, device=device)] * len(layers)
-
-    def _lie(self, tape: Tensor, *, ring: Tensor | None = None) -> None:
-        """Write the states into these rows from now on.
-
-        Args:
-            tape: The rows.
-            ring: The rows of a ring, from its newest on, if they are among them.
-        """
-        self._tape, self._ring = tape, ring
-        self._slots = list(tape.view(self._length, -1).unbind(0))
 
     def _devices(self) -> list[torch.device]:
         """Where the layers' own tensors are: each device once, in the order of the layers."""
@@ -156,8 +147,6 @@ class Tape:
         before = self._tape[len(self._meta) - 1, :2].clone() if self._meta else None
         if self._meta and self._meta[-1].step is None:
             self._meta.pop()
-            if not self._meta and self._ring is not None:  # a step has left the first state, which the ring keeps
-                self._lie(self._ring[1:], ring=self._ring)
         self._read(None, torch.nan)
         if before is not None:
             moved = (self._tape[len(self._meta) - 1, :2] != before.to(self._device)).any(0)
@@ -274,7 +263,7 @@ class Tape:
 
     def send_origin(self) -> None:
         """Send the oldest state on the tape on its way from the device."""
-        rows = [self._tape[0, READ.index(name)] for name in ("gamma", "running_mean", "running_var")]
+        rows = [self._tape[0, _READ.index(name)] for name in ("gamma", "running_mean", "running_var")]
         self._origin = None
         self._origin_transfer.send(None, *rows, self._counts[0])
 
@@ -329,41 +318,25 @@ class Tape:
             The number of steps that came, and which layers' running statistics something else has given other values
             between steps: ``[L]`` bool, or None if none can have been.
         """
-        came, rewritten, newest = 0, None, None
+        came, rewritten = 0, None
         used = len(self._meta)
         steps = any(row.step is not None for row in self._meta)
         if steps:
             loose, unpack = pack([t for row in self._meta for t in row.loose])
             moved = [] if self._moved is None else [self._moved]
-            newest = Sent(self._meta, self._moved is not None, unpack)
-            self._transfer.send(newest, self._tape[:used], self._counts[:used], *moved, *loose)
+            label = Sent(self._meta, self._moved is not None, unpack)
+            self._transfer.send(label, self._tape[:used], self._counts[:used], *moved, *loose)
             self._moved = None
-        arrived = None
         for sent, (tape, counts, *more) in self._transfer.receive(wait=wait):
-            arrived = sent
             packed = iter(sent.unpack(more[sent.moved :]))
             came += self._recover([row.arrived(packed) if row.loose else row for row in sent.rows], tape, counts, ring)
             for mask in map(self.layers.segments.any, more[: sent.moved]):
                 rewritten = mask if rewritten is None else rewritten | mask
         if steps:
-            self._go_on_from(self._tape[used - 1], ring if arrived is newest else None)
+            self._tape[0].copy_(self._tape[used - 1])
             self._counts[0].copy_(self._counts[used - 1])
             self._meta = [replace(self._meta[-1], step=None, seen=None, witness=None)]
         return came, rewritten
-
-    def _go_on_from(self, newest: Tensor, ring: Ring | None) -> None:
-        """Make a state the first on the tape; with a ring that has everything already, the tape lies in it."""
-        if ring is None or self.away:
-            if self._ring is not None:
-                self._lie(torch.empty_like(self._tape))
-            self._tape[0].copy_(newest)
-        elif self._meta[-1].step is not None:
-            states = ring.ahead()
-            self._lie(states[:-1], ring=states)
-        else:
-            newest, states = newest.clone(), ring.ahead()
-            self._lie(states[1:], ring=states)
-            self._tape[0].copy_(newest)
 
     def _recover(self, rows: list[Row], tape: Tensor, counts: Tensor, ring: Ring) -> int:
         at = [i for i, row in enumerate(rows) if row.step is not None]
@@ -377,10 +350,7 @@ class Tape:
                 ran = self.layers.segments.any(~row.witness[0].isnan())
                 self.writes.ran_eagerly(ran, row.traces.compilations)
         out = ring.room([row.step for row in meta if row.step is not None], [row.rate for row in meta])
-        there = run and tape[now].data_ptr() == out[READ[0]].data_ptr()
-        if not there:
-            tape = tape.clone()  # it may lie in the rows that are written now
-        after = dict(zip(READ, tape[now].unbind(1), strict=True))
+        after = dict(zip(_READ, tape[now].unbind(1), strict=True))
         mean, var, *_ = tape[old].unbind(1)
         counts_updates, cumulative = (self.layers.which(f) for f in ("counts_updates", "averages_cumulatively"))
         counter = self._counted()
@@ -428,9 +398,8 @@ class Tape:
             chained=run,
         )
         fill_seen(self.layers, out, [id(m) for m in self.modules], [row.seen for row in meta])
-        if not there:
-            for name in READ:
-                out[name].copy_(after[name])
+        for name in _READ:
+            out[name].copy_(after[name])
         contradicted = None if impossible is None else impossible & self._native
         self._witnesses.judge(out, [row.witness for row in meta], contradicted, half_ulp, ring)
         self._witnesses.judge_jumps(ring, len(at))

@@ -253,7 +253,6 @@ def test_a_layer_that_stops_keeping_statistics_is_recorded_as_one_without() -> N
 
 @pytest.mark.parametrize("check_every", [4, 5])
 def test_what_an_evaluation_changes_is_in_no_step_before_or_after_it(check_every: int) -> None:
-    """On a CPU the states are written where the window lies: one that follows a check is no step's."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     norm, true = model[1], []
