@@ -101,10 +101,11 @@ def call_gaps(
         where that is not beyond noise, or a sample has no two calls.
     """
     nothing = torch.zeros(layers, dtype=torch.float64, device="cpu")
-    apart = [s.side_distance if side else s.distance for s in samples]
-    if not apart or any(bool(each.isnan().all()) for each in apart):
+    if not samples:
         return nothing, nothing
-    rows = torch.stack([each.expand(4, layers).double() for each in apart])
+    rows = torch.stack([(s.side_distance if side else s.distance).expand(4, layers).double() for s in samples])
+    if not (rows[:, 1::2] > max(least_noise, 0.0) / len(samples)).any():  # no layer is called twice
+        return nothing, nothing
     shift, shift_noise, ratio, ratio_noise = rows.unbind(1)
     root = len(samples) ** 0.5
 
