@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -145,6 +146,18 @@ class LayerTable:
         """Return the channels of :attr:`some` that stand for a layer."""
         start, channels = self.offsets[layer], self.channels[layer]
         return slice(start, start + channels, -(-channels // FEW) or 1)
+
+    def some_in(self, layers: tuple[int, ...], times: int = 1) -> tuple[Tensor, Segments]:
+        """Return the channels of :attr:`some` in some layers, and the reductions over them, so many times in a row."""
+        key = layers, times
+        if key not in self._known_some:
+            at = [np.arange(s.start, s.stop, s.step) for s in map(self.some_of, layers)]
+            self._known_some[key] = torch.from_numpy(np.concatenate(at)), Segments([len(each) for each in at] * times)
+        return self._known_some[key]
+
+    @cached_property
+    def _known_some(self) -> dict[tuple[tuple[int, ...], int], tuple[Tensor, Segments]]:
+        return {}
 
     @cached_property
     def owner(self) -> Tensor:

@@ -39,6 +39,8 @@ def weight_in_averages(window: Window) -> Tensor | None:
     Returns:
         None if there is no average.
     """
+    if not window.auxiliary.any():
+        return None
     which = averaged(window)
     if not which.any() or not window.fresh:
         return None

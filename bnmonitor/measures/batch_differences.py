@@ -1,13 +1,18 @@
-"""Differences between the batches of a window, and how to treat those that are smaller than the others."""
+"""Differences between the batches of a window, and how to treat those that are smaller than the others.
+
+In NumPy: of a layer's window PyTorch takes longer to begin an operation than to compute it.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from bnmonitor.measures.clusters import Array, lower_median
 from bnmonitor.measures.small_variances import variances
 from bnmonitor.window import Window
 
@@ -36,15 +41,15 @@ class Plan:
     factor: float
     left_out: int | None
 
-    def ratio(self, squares: Tensor, expected: Tensor, each: int) -> float:
+    def ratio(self, squares: Array, expected: Array, each: int) -> float:
         """Return ``[T, C]`` over its expectation; ``each`` is the number of rows that one step is part of."""
         if self.left_out is None:
             # The median over the steps is not moved by a small batch at the end of each epoch.
-            return float((squares.sum(1) / expected.sum()).median())
+            return float(lower_median(squares.sum(1) / expected.sum()))
         ratios = squares / expected
         if self.left_out:
-            ratios = ratios[ratios.mean(1).argsort()[: max(1, len(ratios) - each * self.left_out)]]
-        return float(ratios.mean(0).median())
+            ratios = ratios[ratios.mean(1).argsort(kind="stable")[: max(1, len(ratios) - each * self.left_out)]]
+        return float(lower_median(ratios.mean(0)))
 
 
 def plan_of(window: Window, layer: int) -> Plan | None:
@@ -67,20 +72,22 @@ def plan_of(window: Window, layer: int) -> Plan | None:
     return Plan(1 + (loader.batch_size / left - 1) / loader.batches, 0)
 
 
-def bends(x: Tensor, lag: int) -> Tensor:
+def bends(x: Array, lag: int) -> Array:
     """Squares of the second differences of ``[T, C]``, which have the variance of independent rows as their mean."""
-    return (x[2 * lag :] - 2 * x[lag:-lag] + x[: -2 * lag]).square() / 6
+    squares: Array = np.square(x[2 * lag :] - 2 * x[lag:-lag] + x[: -2 * lag]) / 6
+    return squares
 
 
-def steps(x: Tensor, lag: int = 1) -> Tensor:
+def steps(x: Array, lag: int = 1) -> Array:
     """Squares of the first differences of ``[T, C]``, which have the variance of independent rows as their mean."""
-    return (x[lag:] - x[:-lag]).square() / 2
+    squares: Array = np.square(x[lag:] - x[:-lag]) / 2
+    return squares
 
 
-def since_when(ratios: Tensor, lag: int, edge: float = EDGE_OF_CHANGE) -> float:
+def since_when(ratios: Array, lag: int, edge: float = EDGE_OF_CHANGE) -> float:
     """Position at which ``[T, C]`` ratios of variances rose, by the sum from there to the end (Page 1954)."""
     # A single wild batch is no beginning.
-    gain = (ratios.mean(1).clamp(max=3 * edge) - edge).flip(0).cumsum(0).flip(0)
+    gain = (np.minimum(ratios.mean(1), 3 * edge) - edge)[::-1].cumsum()[::-1]
     at = int(gain.argmax())
     return float(at + lag if at else 0)
 
@@ -101,19 +108,21 @@ def changed_for_good(window: Window, layer: int) -> bool:
     span = window.layers.span(layer)
     var = variances(window, channels=span).double()
     mean = window.batch_mean[:, span].double() / (var + window.layers.eps[layer]).sqrt()
-    return _widest_gap(var.log()) > NEW_LEVEL or _widest_gap(mean) > NEW_PLACE
+    return _widest_gap(var.log().numpy()) > NEW_LEVEL or _widest_gap(mean.numpy()) > NEW_PLACE
 
 
-def _widest_gap(x: Tensor) -> float:
+@np.errstate(invalid="ignore")
+def _widest_gap(x: Array) -> float:
     """How far all rows of ``[T, C]`` after a step are from all rows before it, at the best step, in the middle channel.
 
     Negative where the rows after overlap with those before.
     """
+    finite = np.isfinite(x)
 
-    def above(x: Tensor) -> Tensor:
-        after = x.nan_to_num(torch.inf, torch.inf, torch.inf).flip(0).cummin(0).values.flip(0)
-        before = x.nan_to_num(-torch.inf, -torch.inf, -torch.inf).cummax(0).values
+    def above(x: Array) -> Array:
+        after, before = (x, x) if finite.all() else (np.where(finite, x, np.inf), np.where(finite, x, -np.inf))
+        gap = np.minimum.accumulate(after[::-1])[::-1][1:] - np.maximum.accumulate(before)[:-1]
         # Infinite where nothing is known on one side.
-        return (after[1:] - before[:-1]).nan_to_num(-torch.inf, -torch.inf, -torch.inf)
+        return np.where(np.isfinite(gap), gap, -np.inf)
 
-    return float(torch.maximum(above(x), above(-x)).median(1).values.max())
+    return float(lower_median(np.maximum(above(x), above(-x))).max())

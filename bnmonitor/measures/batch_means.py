@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from bnmonitor.measures.batch_samples import (
     updates_are_typical,
     views_together,
 )
+from bnmonitor.measures.clusters import Array, lower_median
 from bnmonitor.measures.moments import looked_at
 from bnmonitor.window import Window
 
@@ -81,19 +83,38 @@ def means_of_batches(
         between = torch.stack(ratios).nanmean(0)
         draws *= len(ratios)
     expected = between * views_together(window, layer) / size * plan.factor + rounding(window, layer) / var
-    x = window.batch_mean[:, span].double() / var.sqrt()
-    good = (var > FLAT * layers.eps[layer]) & expected.isfinite() & (expected > 0) & x.isfinite().all(0)
+    rows = window.batch_mean[:, span].double() / var.sqrt()
+    good = (var > FLAT * layers.eps[layer]) & expected.isfinite() & (expected > 0) & rows.isfinite().all(0)
     if not good.any():
         return None
     # A variance over n values is off by (kurtosis - 1) / n, relative and squared; successive differences have two
     # thirds of the degrees of freedom of as many independent values.
     tails = float(sample.input.kurtosis[span].double()[good].nan_to_num(3.0).clamp(min=3.0).median())
     # Channels that vary independently share out the noise; samples that are far from zero are so in all channels.
-    channels = _independent_channels(x[:, good] / expected[good].sqrt())
+    whole = bool(good.all())
+    x, usual = (rows, expected) if whole else (rows[:, good], expected[good])
+    return _found(window, layer, plan, x.numpy(), usual.numpy(), tails, draws, still=still, stirred=stirred)
+
+
+def _found(
+    window: Window,
+    layer: int,
+    plan: Plan,
+    x: Array,
+    expected: Array,
+    tails: float,
+    draws: float,
+    *,
+    still: bool,
+    stirred: float,
+) -> Found:
+    """Judge the batch means ``[T, C]`` of some channels, in deviations, by the variance that is expected of them."""
+    sample = window.sample
+    assert sample is not None
+    channels = _independent_channels(x / np.sqrt(expected))
     chance = math.exp(3.5 * math.sqrt((3 / len(window) + 2 / draws) / channels + (tails - 3) / draws))
     if not still and sample.step < window.steps[0]:
         chance *= OUTDATED
-    x, expected = x[:, good], expected[good]
     moved = expected if still else expected + _stirred(x)
     near = plan.ratio(steps(x), moved, 2)
     alternation = min(plan.ratio(steps(x, lag), moved, 2) for lag in TURNS) / max(near, 1e-12) - 1
@@ -118,7 +139,7 @@ def means_of_batches(
 
 
 def _of_blocks(
-    x: Tensor, expected: Tensor, plan: Plan, turn: float | Tensor, stirred: float, channels: float
+    x: Array, expected: Array, plan: Plan, turn: float, stirred: float, channels: float
 ) -> tuple[float, int, float | None]:
     """Compare distant batches ``[T, C]``, which differ from block to block where the data comes in blocks.
 
@@ -137,22 +158,20 @@ def _of_blocks(
     return found[lag], lag, by_neighbors
 
 
-def _independent_channels(scaled: Tensor) -> float:
+def _independent_channels(scaled: Array) -> float:
     """How many independent channels change as much from batch to batch as the median of these: ``[T, C]``.
 
     The number is that of the eigenvalues of their covariance, weighted by size; a median needs 1.57 times as many
     values as a mean to be as exact.
     """
-    changes = scaled.diff(dim=0)
+    changes = np.diff(scaled, axis=0)
     # The eigenvalues' sum is the trace, and that of their squares the sum of all squares.
     products = changes @ changes.T
-    number = float(products.trace().square() / products.square().sum().clamp(min=1e-30))
+    number = float(products.trace() ** 2 / max(np.square(products).sum(), 1e-30))
     return max(1.0, number / 1.57)
 
 
-def _without_drift(
-    x: Tensor, expected: Tensor, moved: Tensor, plan: Plan, near: float, far: float
-) -> tuple[float, float]:
+def _without_drift(x: Array, expected: Array, moved: Array, plan: Plan, near: float, far: float) -> tuple[float, float]:
     """Subtract the drift of the weights from the excess of ``[T, C]`` at lags of one and of four steps.
 
     Second differences of neighbors are free of constant speed; their growth from one step to two is that of a random
@@ -160,13 +179,13 @@ def _without_drift(
     differ like independent batches, and batches at a larger lag differ no more than those at four.
     """
     near_by, turned = steps(x), bends(x, 1)
-    bent, quiet = plan.ratio(turned, moved, 3), float((near_by.sum(1) / expected.sum()).quantile(QUIET))
-    walk = float(((moved - expected) / moved).median()) * 2 / 3
+    bent, quiet = plan.ratio(turned, moved, 3), float(np.quantile(near_by.sum(1) / expected.sum(), QUIET))
+    walk = float(lower_median((moved - expected) / moved)) * 2 / 3
     near = min(near, bent) - min(walk, max(0.0, plan.ratio(bends(x, 2), moved, 3) - bent))
     if quiet > 1:
         return near, near
     if plan.left_out is None:  # a median over the steps would lose the edges of blocks
-        edges, turns = (float((d.mean(0) / expected).median()) for d in (near_by, turned))
+        edges, turns = (float(lower_median(d.mean(0) / expected)) for d in (near_by, turned))
     else:
         edges, turns = (plan.ratio(d, expected, n) for d, n in ((near_by, 2), (turned, 3)))
     distant = sum(plan.ratio(steps(x, lag), expected, 2) for lag in DISTANT_LAGS) / len(DISTANT_LAGS)
@@ -174,11 +193,11 @@ def _without_drift(
     return near, min(far, 1 + LAG * (min(edges, EDGES_BENT * turns) - 1))
 
 
-def _stirred(x: Tensor) -> Tensor:
+def _stirred(x: Array) -> float:
     """Variance that weights may give to successive batch means ``[T, C]`` by turning.
 
     Weights move within the span of their inputs; the mean has a part ``a / (1 + a)`` of it, where ``a`` is the square
     of its distance from zero in deviations.
     """
-    away = x.mean(0).square().mean()
+    away = float(np.square(x.mean(0)).mean())
     return TURN**2 / 2 * away * away / (1 + away)

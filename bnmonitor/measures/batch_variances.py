@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from bnmonitor.limits import FLAT
 from bnmonitor.measures.batch_differences import Plan, since_when, steps
@@ -18,6 +18,7 @@ from bnmonitor.measures.batch_samples import (
     samples_after_warm_up,
     views_together,
 )
+from bnmonitor.measures.clusters import Array
 from bnmonitor.measures.moments import looked_at
 from bnmonitor.measures.small_variances import variances
 from bnmonitor.window import Window
@@ -72,9 +73,9 @@ def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, st
     draws = len(samples) * (looked_at(int(samples[-1].size[layer])) - 1)
     # A factor that all channels share is left out below, but not that some samples are far from all others.
     noise, shared = 3 / len(window) + 2 / draws, (max(tails, 3.0) - 3) / draws
-    expected = uneven[good] * views_together(window, layer) / size * plan.factor
-    x = var[:, good].log()
-    scaled = (x - x.mean(0)) / expected.sqrt()
+    expected = (uneven[good] * views_together(window, layer) / size * plan.factor).numpy()
+    x = var[:, good].log_().numpy()
+    scaled = (x - x.mean(0)) / np.sqrt(expected)
     turns = plan.ratio(steps(x), expected, 2)
     alternation = min(plan.ratio(steps(x, lag), expected, 2) for lag in TURNS) / max(turns, 1e-12) - 1
     best, lag, chance, near = 0.0, 1, math.inf, 0.0
@@ -100,7 +101,7 @@ def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, st
     return Found(best, chance, since, min(alternation, 0.0), turns, common)
 
 
-def _beyond_one_factor(scaled: Tensor, lag: int, plan: Plan) -> tuple[float, float, float]:
+def _beyond_one_factor(scaled: Array, lag: int, plan: Plan) -> tuple[float, float, float]:
     """Variance of the changes of ``[T, C]`` over some steps without their first principal component.
 
     Returns:
@@ -109,10 +110,10 @@ def _beyond_one_factor(scaled: Tensor, lag: int, plan: Plan) -> tuple[float, flo
     changes = (scaled[lag:] - scaled[:-lag]) / math.sqrt(2)
     # Always without the largest: with heavy tails the samples seen have no outlier of those that the batches had.
     keep = len(changes) - max(len(changes) // 8, 2 * (plan.left_out or 0))
-    changes = changes[changes.square().sum(1).argsort()[:keep]]
+    changes = changes[np.square(changes).sum(1).argsort(kind="stable")[:keep]]
     # The squares of the singular values are the eigenvalues of the inner products, and these take a third of the time.
     inner = changes @ changes.T if len(changes) <= changes.shape[1] else changes.T @ changes
-    strengths = torch.linalg.eigvalsh(inner).flip(0).clamp(min=0) / len(changes) / changes.shape[1]
+    strengths = np.linalg.eigvalsh(inner)[::-1].clip(0) / len(changes) / changes.shape[1]
     rest = float(strengths[1:].sum())
-    freedom = rest**2 / max(float(strengths[1:].square().sum()), 1e-30)
+    freedom = rest**2 / max(float(np.square(strengths[1:]).sum()), 1e-30)
     return rest, rest / max(float(strengths.sum()), 1e-30), max(freedom, 1.0)

@@ -104,6 +104,8 @@ def call_gaps(
     if not samples:
         return nothing, nothing
     rows = torch.stack([(s.side_distance if side else s.distance).expand(4, layers).double() for s in samples])
+    if not (rows[:, 1::2] > max(least_noise, 0.0) / len(samples)).any():  # no layer is called twice
+        return nothing, nothing
     shift, shift_noise, ratio, ratio_noise = rows.unbind(1)
     root = len(samples) ** 0.5
 

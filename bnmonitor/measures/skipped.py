@@ -18,6 +18,9 @@ def skipped_steps(window: Window, most: float = MOST_SKIPPED) -> list[int]:
     trains = window.facts.affine_trains & torch.tensor(window.layers.affine, dtype=torch.bool, device="cpu")
     if len(window) < 2 or not trains.any():
         return []
+    one = window.gamma[:, window.layers.offsets[int(trains.long().argmax())]]  # a single channel nearly always decides
+    if not (one[1:] == one[:-1]).any():
+        return []
     starts = torch.tensor(window.layers.offsets[:-1], dtype=torch.int64, device="cpu")[trains]
     first = [rows[:, starts] for rows in (window.gamma, window.beta)]  # one channel of each layer rules most out
     still = torch.stack([(rows[1:] == rows[:-1]).all(1) for rows in first]).all(0)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from bnmonitor.measures.reductions import _some
-from bnmonitor.measures.robust import median_over_steps
+from bnmonitor.measures.clusters import Array
 from bnmonitor.window import Window
 
 LEAST_STEPS = 24
@@ -19,8 +20,8 @@ LEAST_STEPS = 24
 LEAST_NOISE = 0.1
 """Smallest standard deviation of the log of a step's noise that is believed."""
 
-SCREENED = 3
-"""Layers that are looked at first, to rule out that any step was noisy in all."""
+SCREENED = 7
+"""Layers that are looked at after the first one, to rule out that any step was noisy in all."""
 
 ISOLATED = 1.5
 """How many times as noisy as the steps two before and two after a step must be to stand alone."""
@@ -74,14 +75,10 @@ def step_noise(window: Window, layers: Tensor, least: float = 0.0) -> StepNoise:
     result = StepNoise(unknown, unknown.clone(), unknown.clone())
     if len(window) < LEAST_STEPS or not bool((window.updates[:, layers] == 1).all()):
         return result
-    if least > 0 and not _may_exceed(window, layers, least):
+    noise = _noise(window, layers, least)
+    if noise is None:
         return result
-    some = window.layers.some
-    segments = window.layers.segments if some is None else some[1]
-    logs = []
-    for rows in (_some(window.batch_mean, window), _log(_some(window.batch_var, window))):
-        by_layer = segments.mean(_distances(rows))[:, layers].double()
-        logs.append(_beside_usual(by_layer))
+    logs = [_beside_usual(by_layer) for by_layer in noise]
     together = torch.minimum(*(each.nanmean(1) for each in logs))
     calmest = torch.minimum(*(each.where(each.isfinite(), torch.inf).amin(1) for each in logs))
     deviation = max(LEAST_NOISE, 1.4826 * float((together - together.nanmedian()).abs().nanmedian()))
@@ -90,55 +87,99 @@ def step_noise(window: Window, layers: Tensor, least: float = 0.0) -> StepNoise:
     return result
 
 
-def _log(variances: Tensor) -> Tensor:
-    return variances.clamp(min=1e-30).log()
-
-
-def _distances(rows: Tensor) -> Tensor:
-    """Square of each step's distance from the steps before and after, over the usual one of the channel: ``[T-2, C]``.
-
-    NaN where the usual one is 0.
-    """
-    away = (rows[1:-1] - (rows[:-2] + rows[2:]) / 2).square_()
-    usual = median_over_steps(away)
-    return (away / usual).where(usual > 0, torch.nan).clamp_(max=1e3)
-
-
 def _beside_usual(by_layer: Tensor) -> Tensor:
     """Log of the noise of each step, ``[T-2, L]`` in float64, over that of the layer's usual step."""
     return 0.5 * (by_layer / by_layer.median(0).values).clamp(min=1e-12).log()
 
 
-def _may_exceed(window: Window, layers: Tensor, least: float) -> bool:
-    """Whether the calmest layer of a step may have a factor above a limit: False is certain, and reads a few layers.
+def _noise(window: Window, layers: Tensor, least: float) -> Tensor | None:
+    """Noise of each step in some layers, by the means and by the variances: ``[2, T - 2, l]`` in float64.
 
-    No layer is calmer than the calmest, so that each one rules out all steps in which it is calm itself.
+    No layer is calmer than the calmest, so that each one rules out all steps in which it is calm itself: a few layers
+    nearly always rule out all of them.
+
+    Returns:
+        None where the calmest layer of no step can have a factor above a limit.
     """
-    found = layers.nonzero().flatten().tolist()
+    found = [layer for layer in layers.nonzero().flatten().tolist() if window.layers.channels[layer]]
+    rest = dict.fromkeys(found)
+    noise = torch.full((2, len(window) - 2, len(window.layers)), torch.nan, dtype=torch.float64, device="cpu")
     left = torch.ones(len(window) - 2, dtype=torch.bool, device="cpu")
-    for layer in dict.fromkeys(found[len(found) * k // SCREENED] for k in range(SCREENED)) if found else ():
-        some = window.layers.some_of(layer)
-        for rows in (window.batch_mean[:, some], _log(window.batch_var[:, some])):
-            noise = _beside_usual(_distances(rows).nanmean(1, keepdim=True).double())[:, 0]
-            # The order of a sum over channels must not decide.
-            left &= ~noise.isfinite() | (noise > math.log(least) - 1e-3)
-            if not left.any():
-                return False
-    return True
+    limit = math.log(least) - 1e-3 if least > 0 else -math.inf  # the order of a sum over channels must not decide
+    more = min(SCREENED, len(found) // 2)
+    spread = [found[len(found) * (k + 1) // (more + 1)] for k in range(more)]
+    for stage in (found[:1], [layer for layer in spread if layer != found[0]]) if least > 0 else ():
+        if not stage:
+            continue
+        noise[:, :, stage] = _distances(window, stage)
+        beside = torch.cat([_beside_usual(each) for each in noise[:, :, stage]], 1)
+        left &= (~beside.isfinite() | (beside > limit)).all(1)
+        if not left.any():
+            return None
+        for layer in stage:
+            del rest[layer]
+    if rest:
+        noise[:, :, list(rest)] = _distances(window, list(rest))
+    return noise[:, :, layers]
 
 
-def samples_by_noise(window: Window, layers: Tensor) -> float:
+def _distances(window: Window, layers: Sequence[int]) -> Tensor:
+    """Square of each step's distance from the steps before and after, over the usual one: ``[2, T - 2, l]`` in float64.
+
+    The usual one is the median over the steps, of each channel; where it is 0, the channel is left out.
+    """
+    at, segments = window.layers.some_in(tuple(layers), times=2)
+    mean, var = (rows.detach().index_select(1, at) for rows in (window.batch_mean, window.batch_var))
+    rows = torch.cat([mean, var.clamp_(min=1e-30).log_()], 1)
+    away = (rows[:-2] + rows[2:]).div_(2)
+    away = torch.sub(rows[1:-1], away, out=away).square_()
+    usual = torch.from_numpy(_middle(away.numpy()))
+    away.div_(usual.where((usual > 0) & ~away.sum(0).isnan(), torch.nan)).clamp_(max=1e3)
+    by_layer = segments.mean(away)
+    return by_layer.double().view(len(by_layer), 2, len(layers)).transpose(0, 1)
+
+
+def _middle(squares: Array) -> Array:
+    """The median over the steps of numbers that are not negative, the lower of two: ``[T, C]`` to ``[C]``.
+
+    As integers they have the same order, in which NumPy finds it in half the time; any number where one is NaN.
+    """
+    columns = np.ascontiguousarray(squares.T).view(f"i{squares.itemsize}")
+    middle = (columns.shape[1] - 1) // 2
+    found: Array = np.partition(columns, middle, -1)[:, middle].view(squares.dtype)
+    return found
+
+
+def samples_by_noise(window: Window, layers: Tensor, enough: float = math.inf) -> float:
     """Number of independent values whose means would be as noisy as those of the batches, in the middle layer.
 
-    ``layers`` is ``[L]`` bool. At most about the number of samples where a layer has one value of each, and the more
-    above it, the less the samples differ. NaN where it is not known.
+    At most about the number of samples where a layer has one value of each, and the more above it, the less the samples
+    differ.
+
+    Args:
+        window: The window.
+        layers: The layers, ``[L]`` bool.
+        enough: A number that need not be told from larger ones: if half of the layers, which are looked at first, show
+            as many, it is infinity.
+
+    Returns:
+        The number; NaN where it is not known.
     """
-    if len(window) < LEAST_STEPS:
+    found = layers.nonzero().flatten().tolist()
+    if len(window) < LEAST_STEPS or not found:
         return math.nan
-    rows = _some(window.batch_mean, window)
-    var = _some(window.batch_var, window).mean(0)
-    noise = rows.diff(dim=0).square().mean(0) / 2 / var
-    some = window.layers.some
-    by_layer = (window.layers.segments if some is None else some[1]).median(noise)[layers]
-    middle = float(by_layer.nanmedian()) if len(by_layer) else math.nan
+    noise = _noise_of_means(window, found[::2])
+    if enough < math.inf and bool((noise * enough <= 1).all()):
+        return math.inf
+    if len(found) > 1:
+        noise = torch.cat([noise, _noise_of_means(window, found[1::2])])
+    middle = float(noise.nanmedian())
     return 1 / middle if middle > 0 else math.nan
+
+
+def _noise_of_means(window: Window, layers: Sequence[int]) -> Tensor:
+    """Variance of the batch means from step to step over that within a batch, in the middle channel of some layers."""
+    at, segments = window.layers.some_in(tuple(layers))
+    rows = window.batch_mean.index_select(1, at)
+    var = window.batch_var.index_select(1, at).mean(0)
+    return segments.median(rows.diff(dim=0).square_().mean(0).div_(2).div_(var))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,9 @@ _ROUNDINGS = 3
 
 _NOTHING = 1e-5
 """A variance off by less than this part of eps is known, whatever it is: the layer adds eps to it."""
+
+_SURELY = 1 - 1e-5
+"""Part of a limit within which the rounding of the comparison itself does not matter."""
 
 HALF = 1e-4
 """Relative rounding above which running statistics are in half precision."""
@@ -234,6 +238,7 @@ class _Channels:
         (old_mean, old_var), (new_mean, new_var) = before, after
         mean, var, shift, ratio = (out[name] for name in ("batch_mean", "batch_var", "shift", "ratio"))
         self.eps = layers.eps_by_channel.to(mean.dtype)
+        self._least_eps = min(layers.eps, default=0.0)
         alike = bool((weight == weight[0, 0]).all())
         share = (weight[:1, :1] if alike else weight[:, layers.owner]).to(mean.dtype)
         recover(old_mean, new_mean, share, moved=shift, out=mean)
@@ -292,9 +297,12 @@ class _Channels:
 
         Running statistics are averages: they lie between what they were at first and the extremes of the batches.
         """
-        if not self._chained or bool(part.max() > MATERIAL):
+        most_part, most_single = float(part.max()), float(single.max())
+        if not self._chained or most_part > MATERIAL:
             return False
         (old_mean, old_var), (low, high, least, most) = (t[0] for t in self._before), self._extremes
+        if self._surely_exact(most_part, most_single, old_mean, old_var):
+            return True
         far = torch.maximum(torch.maximum(high, -low), old_mean.abs())
         peak, floor = torch.maximum(most, old_var), torch.minimum(least, old_var).clamp(min=0)
         deviation = (floor + self.eps).sqrt_()
@@ -306,6 +314,17 @@ class _Channels:
             if exact.all():
                 return True
         return False
+
+    def _surely_exact(self, part: float, single: float, old_mean: Tensor, old_var: Tensor) -> bool:
+        """The same for all channels at once, as if one channel had the worst of each value."""
+        if not self._least_eps > 0:
+            return False
+        (low, _, least, _), (_, high, _, most) = self._extremes.amin(1).tolist(), self._extremes.amax(1).tolist()
+        far = max(high, -low, float(old_mean.abs().max()))
+        floor, peak = min(least, float(old_var.min())), max(most, float(old_var.max()))
+        deviation = math.sqrt(max(floor, 0.0) + self._least_eps)
+        known: bool = single * peak <= max(EXACT * least, _NOTHING * self._least_eps) * _SURELY
+        return known and part * far <= TOLERANCE * deviation * _SURELY and single * far <= EXACT * deviation * _SURELY
 
 
 def fill_seen(

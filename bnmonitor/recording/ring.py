@@ -34,8 +34,8 @@ class _Block:
 class Ring:
     """Keeps the newest ``size`` rows of every statistic.
 
-    Each statistic lives in one tensor twice as long as the window. Rows are appended; when the tensor is full, the
-    newest window moves to its front. The window is therefore always one contiguous view, and a row moves once.
+    Each statistic lives in one tensor half as long again as the window. Rows are appended; when the tensor is full, the
+    newest window moves to its front. The window is therefore always one contiguous view, and a row moves twice at most.
 
     Args:
         layers: Whose statistics these are.
@@ -45,7 +45,7 @@ class Ring:
 
     def __init__(self, layers: LayerTable, size: int, dtype: torch.dtype) -> None:
         self.size = size
-        self._length = 2 * size
+        self._length = size + (size + 1) // 2
         self._end = 0
         self.steps: list[int] = []
         self.rates: list[float] = []

@@ -365,12 +365,16 @@ class Tape:
         mean, var, *_ = tape[old].unbind(1)
         counts_updates, cumulative = (self.layers.which(f) for f in ("counts_updates", "averages_cumulatively"))
         counter = self._counted()
-        momentum = self._stacked("momentum", [row.momentum for row in meta], _momentum)
-        momentum_before = self._stacked("momentum", [rows[i - 1].momentum for i in at], _momentum)
+        # A layer without a momentum averages cumulatively if it is of a kind that does, and else not at all.
+        momenta = [self._stacked("momentum", [row.momentum for row in meta], _momentum)]
+        if any(rows[i - 1].momentum is not rows[i].momentum for i in at):
+            momenta.append(self._stacked("momentum", [rows[i - 1].momentum for i in at], _momentum))
+        momentum, *before = [each.where(cumulative | ~each.isnan(), 0.0) for each in momenta]
         traces = TraceTable([row.traces for row in rows], at)
         # Each forward of a layer that does not count its updates is one write to its buffers, if no other code writes.
         written = traces.versions[:, 0]
-        counts = torch.where(counts_updates, counts, written)
+        all_count = bool(counts_updates.all())
+        counts = counts if all_count else torch.where(counts_updates, counts, written)
         foreign = self.writes.found(traces, counts[now] - counts[old], counts_updates & counter)
         eager = torch.tensor([self.writes_count and id(m) not in self.compiled for m in self.modules], device="cpu")
         writes_count = eager
@@ -379,9 +383,11 @@ class Tape:
             # Nobody knows what other tensors held before the forward wrote to them.
             changed = self.layers.segments.any((mean != after["running_mean"]) | (var != after["running_var"]))
             foreign |= ~traces.same & (changed | (counts[now] != counts[old]))
-        # Without a counter, only a sample tells whether several writes were several forwards.
-        calls = torch.ones_like(counts[now]) if self.writes_doubtful or self.calls is None else self.calls.clamp(min=1)
-        foreign |= ~counts_updates & writes_count & (written[now] - written[old] > calls)
+        if not all_count:
+            # Without a counter, only a sample tells whether several writes were several forwards.
+            known = None if self.writes_doubtful else self.calls
+            calls = torch.ones_like(counts[now]) if known is None else known.clamp(min=1)
+            foreign |= ~counts_updates & writes_count & (written[now] - written[old] > calls)
         if any(row.foreign for row in meta):
             unsynced = torch.ones(len(self.layers), dtype=torch.bool, device="cpu")
             unsynced[list(self.layers.synced)] = False  # these have the same statistics in all processes
@@ -396,10 +402,10 @@ class Tape:
             counts=(counts[old], counts[now]),
             counted=torch.where(counts_updates, counter, writes_count).expand_as(foreign),
             foreign=foreign,
-            momentum=momentum.where(cumulative | ~momentum.isnan(), 0.0),
+            momentum=momentum,
             half_ulp=half_ulp,
             out=out,
-            momentum_before=momentum_before.where(cumulative | ~momentum_before.isnan(), 0.0),
+            momentum_before=before[0] if before else None,
             chained=run,
         )
         fill_seen(self.layers, out, [id(m) for m in self.modules], [row.seen for row in meta])
@@ -414,8 +420,9 @@ class Tape:
         self._witnesses.judge_jumps(ring, len(at))
         training = self._stacked("training", [row.training for row in meta], _modes)
         torch.logical_and(training, self.layers.which("has_modes"), out=out["training"])
-        # Only a counter tells an update from a write of other code, and no update is expected in evaluation mode.
-        withhold(out, ~counts_updates & ~out["training"], slice(None), self.layers, Recovery.DOUBTFUL)
+        if not all_count:
+            # Only a counter tells an update from a write of other code, and no update is expected in evaluation mode.
+            withhold(out, ~counts_updates & ~out["training"], slice(None), self.layers, Recovery.DOUBTFUL)
         return len(at)
 
     def _stacked(self, what: str, values: Sequence[T], convert: Callable[[T], Tensor]) -> Tensor:

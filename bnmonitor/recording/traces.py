@@ -155,6 +155,11 @@ class ForeignWrites:
         updates = updates.clamp(min=0)
         own, eager = _writes_of_a_forward(), None
         self._begin(rows.compilations[1])
+        if not (rows.written or own or self.compiled or self._compilations > self.started_at):
+            # As nearly always: no forward has left a trace but on its counter, and nothing else has.
+            if not self._native.all():
+                self._traceless |= (~self._native & counted & (updates > 0)).any(0)
+            return counted & (counters > updates) & judged
         if self.compiled or self._compilations > self.started_at:
             if rows.compilations[0] == self._compilations:
                 once = judged & (updates > 0)
@@ -192,8 +197,11 @@ class TraceTable:
         numbers = array("q", chain.from_iterable(row.versions for row in rows))
         self.versions = torch.frombuffer(numbers, dtype=torch.int64).view(len(rows), 3, -1)
         """How often each tensor had been written to at each reading: ``[R, 3, L]``."""
-        self.writes = (self.versions[list(at)] - self.versions[[i - 1 for i in at]]).unbind(1)
+        more = self.versions[list(at)] - self.versions[[i - 1 for i in at]]
+        self.writes = more.unbind(1)
         """Counted writes to means, variances and counters in each step: ``[T, L]`` each."""
+        self.written = bool(more[:, :2].any())
+        """Whether there were any to a mean or a variance."""
 
     @property
     def same(self) -> Tensor:

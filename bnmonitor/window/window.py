@@ -146,8 +146,11 @@ class Window:
     @property
     def auxiliary(self) -> Tensor:
         """``[L]`` bool: the layer belongs to an average of the weights, or to another network that is not trained."""
-        named = torch.tensor([*map(bool, self.facts.auxiliary)] or False, dtype=torch.bool, device="cpu")
-        return self.ledger.averaged | named
+        if "auxiliary" not in self.memo:
+            named = torch.tensor([*map(bool, self.facts.auxiliary)] or False, dtype=torch.bool, device="cpu")
+            self.memo["auxiliary"] = self.ledger.averaged | named
+        known: Tensor = self.memo["auxiliary"]
+        return known
 
     @property
     def copied(self) -> Tensor:

@@ -249,3 +249,28 @@ def test_a_layer_that_stops_keeping_statistics_is_recorded_as_one_without() -> N
         assert monitor.layers["1"].tracking is False
         assert monitor.history("1", "batch_mean").isfinite().all()
     assert not monitor.alerts
+
+
+@pytest.mark.parametrize("check_every", [4, 5])
+def test_what_an_evaluation_changes_is_in_no_step_before_or_after_it(check_every: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    norm, true = model[1], []
+    with Monitor(model, sinks=[], window=8, check_every_n_steps=check_every, sample_every_n_steps=0) as monitor:
+        for step in range(40):
+            before = norm.running_mean.clone()
+            model(torch.randn(6, 3)).sum().backward()
+            true.append((before, norm.running_mean.clone()))
+            monitor.step()
+            if step % 5 == 3:  # with 4 steps to a check behind one, with 5 between two
+                with monitor.evaluation():
+                    norm.running_mean.add_(100.0)
+            if step % 5 == 1:
+                with monitor.evaluation(), monitor.evaluation("test"):
+                    norm.running_mean.sub_(10.0)
+            first = monitor.steps[0]
+            rows = monitor.history("1", "running_mean")
+            batches = monitor.history("1", "batch_mean")
+            for at, (old, new) in enumerate(true[first : step + 1]):
+                assert torch.equal(rows[at], new), (step, at)
+                torch.testing.assert_close(batches[at], old + (new - old) / 0.1, rtol=1e-4, atol=1e-4)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from bnmonitor import Monitor
+from bnmonitor.layers import LayerTable
 from bnmonitor.measures import variances
+from bnmonitor.recording.recovery import recover_rows
 from bnmonitor.window import Recovery
 from tests.models import ARCHITECTURES, train
 
@@ -570,3 +572,57 @@ def report() -> str:
 
 if __name__ == "__main__":
     print(report())
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.001])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0, 6.0])
+@pytest.mark.parametrize("far", [0.0, 30.0, 1e5])
+def test_what_the_extremes_rule_out_is_in_no_channel(momentum: float, spread: float, far: float) -> None:
+    """Rows that follow each other are looked at by their extremes first, others channel by channel."""
+    layers = LayerTable(
+        names=("a", "b", "c"),
+        channels=(5, 1, 20),
+        kinds=("BatchNorm1d",) * 3,
+        eps=(1e-5, 1e-3, 1e-5),
+        momentum=(momentum,) * 3,
+        affine=(True,) * 3,
+        tracking=(True,) * 3,
+        family=("batch",) * 3,
+    )
+    hidden = 0
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        level = 10 ** (spread * (torch.rand(26, generator=generator) - 0.5))
+        states = [(far * torch.randn(26, generator=generator) * level.sqrt(), level)]
+        for _ in range(10):
+            batch = level * 10 ** (-spread * torch.rand(26, generator=generator))
+            mean = states[-1][0] + level.sqrt() * torch.randn(26, generator=generator)
+            old = states[-1]
+            states.append((old[0] + momentum * (mean - old[0]), old[1] + momentum * (batch - old[1])))
+        rows = [torch.stack(part) for part in zip(*states, strict=True)]
+        found = []
+        for chained in (True, False):
+            out = {name: torch.empty(10, 26) for name in ("batch_mean", "batch_var", "shift", "ratio")}
+            out |= {name: torch.empty(10, 3, dtype=torch.int64) for name in ("updates", "recovery")}
+            out |= {name: torch.empty(10, 3) for name in ("momentum", "variance")}
+            counts = torch.arange(11)[:, None].expand(11, 3)
+            recover_rows(
+                layers,
+                before=(rows[0][:-1], rows[1][:-1]),
+                after=(rows[0][1:], rows[1][1:]),
+                counts=(counts[:-1], counts[1:]),
+                counted=torch.ones(10, 3, dtype=torch.bool),
+                foreign=torch.zeros(10, 3, dtype=torch.bool),
+                momentum=torch.full((10, 3), momentum, dtype=torch.float64),
+                half_ulp=torch.full((10, 3), torch.finfo(torch.float32).eps / 2, dtype=torch.float64),
+                out=out,
+                chained=chained,
+            )
+            found.append(out)
+        for name, values in found[0].items():
+            torch.testing.assert_close(values, found[1][name], rtol=0, atol=0, equal_nan=True, msg=name)
+        hidden += int(found[0]["batch_var"].isnan().sum() + found[0]["batch_mean"].isnan().sum())
+    if momentum == 0.1 and spread <= 1.0 and far <= 30.0:
+        assert not hidden
+    if spread == 6.0:
+        assert hidden

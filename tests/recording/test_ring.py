@@ -83,7 +83,7 @@ def test_the_window_is_one_contiguous_view_and_the_memory_is_bounded() -> None:
         view = ring.view()["gamma"]
         assert view.is_contiguous()
         storages.add(view.untyped_storage().data_ptr())
-        assert view.untyped_storage().nbytes() == 16 * LAYERS.total * 4
+        assert view.untyped_storage().nbytes() == 12 * LAYERS.total * 4
     assert len(storages) == 1
 
 

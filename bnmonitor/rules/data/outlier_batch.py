@@ -117,11 +117,15 @@ class OutlierBatch(Rule):
         span = window.layers.span(layer)
         mean, var = window.batch_mean[:, span], window.batch_var[:, span] + window.layers.eps[layer]
         log, scale = var.log() / 2, var[:-2].sqrt()
+        wider = (log[1:-1] - log[:-2]).nanmedian(1).values
+        shift = ((mean[1:-1] - mean[:-2]).abs() / scale).nanmedian(1).values
+        limit, more = math.log(self.limit_ratio), _allowance(window, layer)
+        if not ((wider > limit + math.log(more)) | (shift > self.limit_shift * more)).any():
+            return None
         known = (window.updates[:, layer] == 1) & (window.recovery[:, layer] <= Recovery.OBSERVED)
         known = known[:-2] & known[1:-1] & known[2:] & warm(window)[1 : len(window) - 1, layer]
-        wider, after = ((rows - log[:-2]).nanmedian(1).values for rows in (log[1:-1], log[2:]))
-        shift, home = (((rows - mean[:-2]).abs() / scale).nanmedian(1).values for rows in (mean[1:-1], mean[2:]))
-        limit, more = math.log(self.limit_ratio), _allowance(window, layer)
+        after = (log[2:] - log[:-2]).nanmedian(1).values
+        home = ((mean[2:] - mean[:-2]).abs() / scale).nanmedian(1).values
         usual, usually = (float(rows[known].nanmedian()) if known.any() else 0.0 for rows in (wider.abs(), shift))
         odd = wider > max(limit + math.log(more), self.wild * MAD * usual)
         odd |= shift > max(self.limit_shift * more, self.wild * usually)

@@ -116,8 +116,10 @@ class IdenticalChannels(Rule):
         """Layers in which all channels have one variance now: ``[L]`` bool."""
         now, segments = window.batch_var[-1], window.layers.segments
         top, low = segments.max(now), -segments.max(-now)
-        eps = torch.tensor(window.layers.eps, device="cpu")
-        return (segments.sizes > 1) & (top - low <= self.tolerance * top) & (low > FLAT * eps)
+        alike = (segments.sizes > 1) & (top - low <= self.tolerance * top)
+        if alike.any():
+            alike &= low > FLAT * torch.tensor(window.layers.eps, device="cpu")
+        return alike
 
     def _alike(self, window: Window, order: Tensor, rows: slice) -> Tensor:
         """Whether each channel agrees with the one before it in the order, in every one of some steps: ``[C - 1]``."""

@@ -159,14 +159,14 @@ class LearningRateTooHigh(Rule):
 
     def _runaway(self, window: Window) -> list[Finding]:
         """Judge how far gamma has moved, and whether the loss has left its start."""
-        moved = gamma_run(window)
-        judged = ~moved.isnan() & window.training[-1]
-        if not judged.any():
-            return []
         level, start = loss_level(window), window.facts.loss_start
         known = start > 0 and level == level
         lost = known and level > self.lost_loss * start
         if known and not lost and level < self.better_loss * start:
+            return []
+        moved = gamma_run(window)
+        judged = ~moved.isnan() & window.training[-1]
+        if not judged.any():
             return []
         limit = self.lost_gamma_run if lost else self.gamma_run if known else self.blind_gamma_run
         group = fastest_group(window, moved)

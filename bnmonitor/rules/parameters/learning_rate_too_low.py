@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,12 +98,15 @@ class LearningRateTooLow(Rule):
         """Whether the first trained layer has clearly moved, so that the others need no check."""
         layer = int(window.facts.affine_trains.long().argmax())
         span = window.layers.span(layer)
-        gradient, gamma = window.gamma_grad[-1, span], window.gamma[:, span]
-        if not bool(window.facts.affine_trains[layer]) or not bool((gradient.abs() > 0).any()):
+        gradient, gamma, beta = (
+            rows.detach()[:, span].numpy() for rows in (window.gamma_grad, window.gamma, window.beta)
+        )
+        if not bool(window.facts.affine_trains[layer]) or not (np.abs(gradient[-1]) > 0).any():
             return False
-        size = gamma[-1].abs().where(window.baseline.gamma[span] != 0, gamma[-1].abs().clamp(min=1.0)).norm()
-        gone = torch.maximum((gamma[-1] - gamma[0]).norm(), (window.beta[-1, span] - window.beta[0, span]).norm())
-        return bool(gone > 2 * self.least_ratio * (len(window) - 1) * size.clamp(min=1e-12))
+        size, began = np.abs(gamma[-1]), window.baseline.gamma[span].numpy() != 0
+        least = max(float(np.linalg.norm(np.where(began, size, np.maximum(size, 1.0)))), 1e-12)
+        gone = max(float(np.linalg.norm(rows[-1] - rows[0])) for rows in (gamma, beta))
+        return gone > 2 * self.least_ratio * (len(window) - 1) * least
 
     def _ratio(self, window: Window) -> Tensor:
         """Change of gamma and beta per step, relative to the size of gamma: ``[L]``."""

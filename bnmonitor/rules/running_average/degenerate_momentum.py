@@ -74,6 +74,8 @@ class DegenerateMomentum(Rule):
 
     def check(self, window: Window) -> list[Finding]:
         """Judge the momentum of all layers that train on their batches, and report the worst value."""
+        if bool(((window.momentum[-1] > 0) & (window.momentum[-1] < 1)).all()):
+            return []
         trained = ((window.updates > 0) & window.training).any(0).tolist()
         # SAM sets momentum to 0 for its second pass; another momentum moved the statistics before.
         moved = (window.recovery == Recovery.MOMENTUM_CHANGED).any(0).tolist()

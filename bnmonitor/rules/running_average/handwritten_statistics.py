@@ -102,7 +102,7 @@ class HandwrittenStatistics(Rule):
     def check(self, window: Window) -> list[Finding]:
         """Find the layers whose statistics something else writes at every step."""
         foreign = window.recovery == Recovery.FOREIGN
-        if len(window) < self.least_steps:
+        if len(window) < self.least_steps or not (self.least_share <= 0 or foreign.any()):
             return []
         written = (foreign.double().mean(0) >= self.least_share) & window.training[-1] & ~window.auxiliary
         written &= window.layers.tracked

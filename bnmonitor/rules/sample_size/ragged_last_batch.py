@@ -161,6 +161,8 @@ class RaggedLastBatch(Rule):
             return []
         recent = window if past == len(window) else window.last(past)
         noise = step_noise(recent, mask, self.least_layer)
+        if noise.factor.isnan().all():
+            return []
         small = (noise.times_smaller > 1 / self.warn_share) & (noise.least > self.least_layer)
         hits = small & (noise.errors > self.errors)
         again = small & (noise.errors > self.errors_again)

@@ -135,7 +135,7 @@ class SmallBatch(Rule):
         past = self._after_warm_up(window, judged) if judged.any() else 0
         if past < self.least_steps:
             return []
-        values = samples_by_noise(window.last(past), judged)
+        values = samples_by_noise(window.last(past), judged, enough=max(self.warn_below, self.error_below))
         limit = self.error_below if values < self.error_below else self.warn_below
         if not values < limit:
             return []
