@@ -127,7 +127,8 @@ def _found(
         turn = 0.0 if updates_are_typical(window, layer) else _stirred(x)
         distant, at, by_neighbors = _of_blocks(x, expected, plan, turn, stirred, channels)
         if distant > far:
-            alone = not one_value and len(ratios) == 1
+            spread = bool(sample.values[layer] > sample.size[layer])
+            alone = spread and len(samples_after_warm_up(window, layer)) == 1
             far, lag, blocks_chance = distant, at, by_neighbors or (chance**ONE_SAMPLE if alone else chance)
     chance = blocks_chance if far > near else chance
     excess = max(near, far)
