@@ -10,6 +10,7 @@ import pytest
 
 from bnmonitor import Alert, Severity
 from bnmonitor.alerts import AlertBook
+from bnmonitor.rules import ForLayers
 from bnmonitor.testing import make_window
 from tests.alerts.test_alerts import Another, Following, Patient, Scripted, Story, finding, resumed
 
@@ -110,6 +111,18 @@ def test_a_rule_that_needs_training_is_not_asked_about_an_evaluation_without_any
     untrained = replace(window, facts=replace(window.facts, untrained=True))
     assert [a.code for a in AlertBook(asked).check(untrained)] == ["XY300"]
     assert [a.code for a in AlertBook(asked).check(window)] == ["XY100", "XY300"]
+
+
+def test_layers_with_thresholds_of_their_own_are_judged_by_them() -> None:
+    usual = Scripted(answers=[finding(0, message="usual"), finding(1, message="usual")])
+    other = Scripted(answers=[finding(0, message="special"), finding(1, message="special")])
+    book = AlertBook([usual, Another()], {"XY100": [ForLayers("layer1", other)]})
+    [alert] = book.check(make_window(channels=(2, 2)))
+    assert (alert.layer, alert.message) == ("layer0", "usual; 1 more layer affected")
+    usual.answers.pop(0)
+    other.answers.pop(0)
+    [alert] = AlertBook([usual], {"XY100": [ForLayers("layer1", other)]}).check(make_window(channels=(2, 2)))
+    assert (alert.layer, alert.message) == ("layer1", "special")
 
 
 # -- states that do not load -------------------------------------------------------------------------------------------
