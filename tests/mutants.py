@@ -21,7 +21,10 @@ WORK = ROOT / "build/mutants"
 PARTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "recovery": (
         ("bnmonitor/measures/running_average.py", "bnmonitor/recording/recovery.py"),
-        ("tests/measures/test_statistics.py", *(f"tests/recording/test_{n}.py" for n in ("momentum", "recovery"))),
+        (
+            "tests/measures/test_statistics.py",
+            *(f"tests/recording/test_{n}.py" for n in ("momentum", "recovered_rows", "recovery")),
+        ),
     ),
     "alerts": (
         ("bnmonitor/alerts/book.py", "bnmonitor/alerts/candidates.py", "bnmonitor/alerts/log.py"),
@@ -31,7 +34,7 @@ PARTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "recorder": (
         ("bnmonitor/recording/recorder.py",),
         (
-            *(f"tests/recording/test_{n}.py" for n in ("recorder", "course", "updates")),
+            *(f"tests/recording/test_{n}.py" for n in ("recorder", "recorder_state", "course", "updates")),
             *(f"tests/monitor/test_{n}.py" for n in ("checkpoints", "rollback")),
         ),
     ),

@@ -128,6 +128,35 @@ def test_a_state_of_other_layers_leaves_the_window_and_begins_with_the_counters(
     assert window.baseline.updates.tolist() == [6, 2], "the layer that stayed goes on, the new one begins"
 
 
+def test_a_layer_that_was_replaced_or_changed_before_the_beginning_is_found() -> None:
+    model = small()
+    recorder = Recorder({"": model}, Settings(check_every_n_steps=20))
+    model[1] = nn.BatchNorm1d(8)
+    recorder.begin()
+    assert list(recorder.modules) == [model[1]]
+    stepped(recorder, model, range(2))
+    assert advanced(recorder).batch_var.isfinite().all()
+    model[1].eps = 0.5
+    recorder.begin()
+    assert (list(recorder.modules), recorder.layers.eps) == ([model[1]], (0.5,))
+
+
+def test_a_layer_that_is_replaced_in_the_training_begins_anew_and_the_others_go_on() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.BatchNorm1d(8))
+    recorder = made(model)
+    stepped(recorder, model, range(5))
+    judged = advanced(recorder)
+    recorder.settle(judged, held=none_held(judged))
+    assert not recorder.renewed()
+    model[2] = nn.BatchNorm1d(8)
+    assert recorder.renewed()
+    assert list(recorder.modules) == [model[1], model[2]]
+    stepped(recorder, model, range(5, 6))
+    window = advanced(recorder)
+    assert window.steps == (5,)
+    assert window.baseline.updates.tolist() == [6, 1]
+
+
 @pytest.mark.parametrize("name", ["count", "number", "epoch_steps", "fresh"])
 @pytest.mark.parametrize("value", [-1, True, "3", 1.5, None])
 def test_a_rehearsal_refuses_a_counter_that_is_none(name: str, value: object) -> None:
