@@ -7,12 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pytest
+import torch
+from torch import nn
 
 from bnmonitor import Alert, Severity
 from bnmonitor.alerts import AlertBook
+from bnmonitor.layers import discover
 from bnmonitor.rules import ForLayers
 from bnmonitor.testing import make_window
-from tests.alerts.test_alerts import Another, Following, Patient, Scripted, Story, finding, resumed
+from tests.alerts.test_alerts import Another, Following, Patient, Scripted, Seldom, Story, _checks, finding, resumed
 
 WARNING, ERROR = Severity.WARNING, Severity.ERROR
 
@@ -83,6 +86,22 @@ def test_an_alert_explains_others_up_to_the_step_at_which_it_leaves_the_window()
     assert opened.code == "XY050"
 
 
+def test_a_finding_of_no_layer_that_an_alert_explains_adds_no_layer_to_it() -> None:
+    follower = Following()
+    story = Story(Scripted(), follower)
+    story.check(finding(1, 5))
+    follower.answers[:] = [finding(None, 6)]
+    assert story.check(finding(1, 5)) == []
+    [alert] = story.book.alerts
+    assert (alert.layers, alert.message) == (("layer1",), "it is ill; with following")
+
+
+def test_a_rule_of_the_whole_window_first_judges_once_so_many_steps_were_checked() -> None:
+    rule = Seldom()
+    _checks(AlertBook([rule]), range(40), fresh=1)
+    assert rule.judged == [29]
+
+
 @pytest.mark.parametrize("first", [Scripted, Returning])
 def test_rules_run_after_those_that_they_follow_and_a_circle_keeps_their_order(first: type[Scripted]) -> None:
     ran: list[str] = []
@@ -147,6 +166,18 @@ def test_a_state_with_the_names_of_an_older_version_goes_on_with_the_same_alerts
     del state["told"]
     older.load_state_dict(state)
     assert older.state_dict() == {**story.book.state_dict(), "announced": []}
+
+
+def test_a_state_holds_what_was_announced_of_the_whole_model_and_of_a_layer() -> None:
+    story = Story()
+    story.check(finding(None, 5), finding(1, 5))
+    assert sorted(story.book.state_dict()["announced"], key=str) == [["XY100", "layer1"], ["XY100", None]]
+    assert resumed(story).book.state_dict() == story.book.state_dict()
+
+
+def test_without_layers_none_is_held() -> None:
+    held = AlertBook([Scripted()]).held(discover({"": nn.Linear(2, 2)}).table)
+    assert (held.dtype, held.tolist()) == (torch.bool, [])
 
 
 def _no_step(state: dict[str, Any]) -> None:
