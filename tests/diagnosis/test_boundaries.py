@@ -96,6 +96,22 @@ def test_the_severity_of_an_incident_is_its_causes_and_never_falls() -> None:
     assert len(diagnosis.incidents[0].evidence) == 3
 
 
+def test_an_incident_is_a_warning_at_least() -> None:
+    class Mild(Batch):
+        def severity(self, case: Case) -> Severity:
+            return Severity.INFO
+
+    diagnosis = Diagnosis([Mild()])
+    diagnosis.update([alert("BN201", "0")], window())
+    assert [each.severity for each in diagnosis.incidents] == [WARNING]
+
+
+def test_of_what_came_up_in_one_check_the_worse_incident_is_the_first() -> None:
+    diagnosis = Diagnosis([])
+    diagnosis.update([alert("BN804", "0"), alert("BN502", "3", severity=ERROR)], window())
+    assert [each.code for each in diagnosis.incidents] == ["BN502", "BN804"]
+
+
 def test_a_cause_is_told_what_the_incident_was_and_whether_the_training_is_lost() -> None:
     diagnosis, one = Diagnosis([Batch()]), [alert("BN201", "0")]
     seen = []
