@@ -5,21 +5,23 @@ VENV ?= .venv
 SEED ?= 289434586
 # How long `make fuzz` begins new programs.
 SECONDS ?= 3600
-# What `make detection`, `make power` and `make guide` are called with, such as --seeds 5 --networks 3 --jobs 4.
+# What `make detection`, `make power`, `make guide` and `make mutants` are called with, such as --seeds 5 --networks 3 --jobs 4.
 ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 TSC := --allowJs --checkJs --noEmit --strict --skipLibCheck --target es2022 --module esnext --moduleResolution bundler --lib es2023,dom,dom.iterable
 
-.PHONY: help demo test test-integrations fuzz inject lint format bench gpu detection power public-faults guide docs test-docs test-package test-versions golden pictures clean profile
+.PHONY: help demo test test-integrations coverage fuzz inject mutants lint format bench gpu detection power public-faults guide docs test-docs test-package test-versions golden pictures clean profile
 
 help:
 	@echo "make demo      install, then train three small networks and see what is found"
 	@echo "make test      install, then run the whole test suite"
 	@echo "make test-integrations  install the libraries of docs/integrations.md beside, and test their adapters"
+	@echo "make coverage  run the test suite, and fail if it passes less than 95 % of the lines or of the branches"
 	@echo "make fuzz      compose random trainings, and compare them with and without bnmonitor (SECONDS=3600, SEED=...)"
 	@echo "make inject    raise an error at every line of bnmonitor that a short training passes"
+	@echo "make mutants   change the code that matters most at one place after the other: does a test fail each time?"
 	@echo "make lint      ruff and mypy, and tsc for the types of the viewer where it is installed"
 	@echo "make docs      write the generated pages (rules, kinds of layers, rooms, symptoms) and build the site"
 	@echo "make test-docs  run what the documentation shows, the recipes and the site too, which need more packages"
@@ -70,11 +72,33 @@ test-integrations: $(INTEGRATIONS)/stamp $(VENV)/dev.stamp
 	@OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest tests/integrations --randomly-seed=$(SEED)
 	@OMP_NUM_THREADS=1 BNMONITOR_EVERY_SCRIPT=1 $(BIN)/python -m pytest tests/scripts --randomly-seed=$(SEED)
 
+$(VENV)/coverage.stamp: $(VENV)/dev.stamp
+	@echo "installing what measures coverage into $(VENV) ..."
+	@$(PIP) --editable '.[coverage]'
+	@touch $@
+
+# coverage starts the tests, not the other way around: the plugin of pytest is imported before any other could measure it.
+coverage: $(VENV)/coverage.stamp
+	@rm -rf build/coverage
+	@$(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile --randomly-seed=$(SEED)
+	@$(BIN)/python -m coverage combine -q
+	@$(BIN)/python -m coverage report
+	@$(BIN)/python -m coverage json -q -o build/coverage/report.json
+	@$(BIN)/python -m tests.coverage_totals build/coverage/report.json --least 95
+
 fuzz: $(VENV)/dev.stamp
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seconds=$(SECONDS) --first=$(SEED)
 
 inject: $(VENV)/dev.stamp
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.inject
+
+$(VENV)/mutants.stamp: $(VENV)/dev.stamp
+	@echo "installing what makes mutants into $(VENV) ..."
+	@$(PIP) --editable '.[mutants]'
+	@touch $@
+
+mutants: $(VENV)/mutants.stamp
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	@$(BIN)/ruff check .

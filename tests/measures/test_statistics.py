@@ -159,6 +159,17 @@ def test_recover_says_nan_where_nothing_was_updated() -> None:
     got = recover(values, values, torch.tensor([0.0, 0.5], dtype=torch.float64))
     assert math.isnan(got[0])
     assert got[1] == 2.0
+    assert math.isnan(recover(values, values + 1, torch.tensor([0.0, 0.5], dtype=torch.float64))[0])
+
+
+def test_recover_writes_the_batch_and_its_distance_where_it_is_asked_to() -> None:
+    before, after = torch.tensor([1.0, 4.0]), torch.tensor([2.0, 3.0])
+    moved, out = torch.zeros(2), torch.zeros(2)
+    got = recover(before, after, torch.tensor([0.5, 0.25], dtype=torch.float64), moved=moved, out=out)
+    assert got is out
+    assert out.tolist() == [3.0, 0.0]
+    assert moved.tolist() == [2.0, -4.0]
+    assert (before.tolist(), after.tolist()) == ([1.0, 4.0], [2.0, 3.0])
 
 
 @pytest.mark.parametrize("momentum", MOMENTA)
