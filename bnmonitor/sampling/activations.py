@@ -42,7 +42,7 @@ class Sampler:
         self._momentum: dict[int, Any] = {}
         self._first: set[int] = set()
         self._fed: list[Tensor] = []
-        self._repeats = False
+        self._updated: list[tuple[Seen, CallMoments]] = []
         self._tracer = Tracer()
         self.interrupted = False
         """Whether a compilation or an error ended the sample while the hooks were in place."""
@@ -83,7 +83,7 @@ class Sampler:
             models: The models by prefix of the layers' names; their autograd graph is described.
         """
         self.detach()
-        self._seen, self._aside, self.interrupted, self._repeats = {}, {}, False, False
+        self._seen, self._aside, self.interrupted = {}, {}, False
         self._momentum = {id(module): getattr(module, "momentum", None) for module in modules}
         structure = self._tracer.structure
         places = () if structure is None or len(structure.places) != len(modules) else structure.places
@@ -91,7 +91,6 @@ class Sampler:
         for module in modules:
             self._hooks.on_forward(module, self._saw)
         for root in models.values():
-            self._hooks.on_call(root, self._begins)
             self._hooks.on_forward(root, self._ended)
         if self.probe is not None:
             self.probe.attach(modules)
@@ -107,6 +106,7 @@ class Sampler:
             self.probe.detach()
         self._tracer.detach()
         self._fed.clear()
+        self._updated.clear()
 
     def _interrupt(self) -> None:
         self.interrupted = True
@@ -169,15 +169,17 @@ class Sampler:
         seen.add("input", reduced)
         seen.add("output", passed)
         seen.spread(spread)
-        seen.version = _version(module) if seen.calls == 1 else seen.version
-        evaluated_again = self._repeats and seen.version != _version(module)
-        if module.training and len(seen.inputs) < MOST_CALLS and not evaluated_again:
+        version = _version(module)
+        seen.version = version if seen.calls == 1 else seen.version
+        if module.training and len(seen.inputs) < MOST_CALLS:
             first = id(module) in self._first and not seen.inputs
             seen.unevenness = unevenness_beyond(x) if first else None
             seen.paired = paired(x) if first else None
             seen.stirring = Stirring.before(x) if first else None
             uneven = unevenness(x) if seen.inputs else None
             seen.inputs.append(CallMoments(x.shape[0], reduced, spread, uneven))
+            if version != seen.version:
+                self._updated.append((seen, seen.inputs[-1]))
 
     @property
     def structure(self) -> Structure | None:
@@ -191,17 +193,14 @@ class Sampler:
             if self.unregistered is not None:
                 self.unregistered.walk(outputs)
 
-    def _begins(self, root: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        """Note whether the same tensors go through the network again.
-
-        After an update of the weights, as in a closure of L-BFGS, what a layer gets then differs by these weights.
-        """
-        tensors = [each for each in (*args, *named.values()) if isinstance(each, Tensor)]
-        self._repeats = bool(tensors) and all(any(each is fed for fed in self._fed) for each in tensors)
-        self._fed += tensors
-
     def _ended(self, root: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._repeats = False
+        tensors = [each for each in args if isinstance(each, Tensor)]
+        if tensors and all(any(each is fed for fed in self._fed) for each in tensors):
+            # The same input again behind an update, as in a closure of L-BFGS: only the weights make it another.
+            for seen, call in self._updated:
+                seen.inputs = [each for each in seen.inputs if each is not call]
+        self._fed += tensors
+        self._updated.clear()
         if self.unregistered is not None:
             self.unregistered.walk(output)
 
@@ -226,8 +225,8 @@ class Sampler:
 
 
 def _version(module: nn.Module) -> int | None:
-    gamma = getattr(module, "weight", None)
-    return gamma._version if isinstance(gamma, Tensor) and not gamma.is_inference() else None
+    gamma = module._parameters.get("weight")
+    return gamma._version if gamma is not None and not gamma.is_inference() else None
 
 
 def _said(error: Exception) -> str:

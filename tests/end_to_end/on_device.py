@@ -155,7 +155,7 @@ def differences(one: Any, other: Any, at: str = "") -> list[str]:
         return [d for name, a, b in pairs for d in differences(a, b, f"{at}.{name}")]
     if isinstance(one, list | tuple) and len(one) == len(other):
         return [d for i, (a, b) in enumerate(zip(one, other, strict=True)) for d in differences(a, b, f"{at}[{i}]")]
-    return [] if one == other else [at]
+    return [] if one == other or (one != one and other != other) else [at]
 
 
 def compared(build: Callable[[], nn.Module], where: torch.device, **settings: Any) -> dict[str, Any]:
