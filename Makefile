@@ -12,13 +12,14 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 
 TSC := --allowJs --checkJs --noEmit --strict --skipLibCheck --target es2022 --module esnext --moduleResolution bundler --lib es2023,dom,dom.iterable
 
-.PHONY: help demo test test-integrations coverage fuzz inject mutants lint format bench gpu detection power public-faults guide docs test-docs test-package test-versions golden pictures clean profile
+.PHONY: help demo test test-trainers test-integrations coverage fuzz inject mutants lint format bench gpu detection power public-faults guide docs test-docs test-package test-versions golden pictures clean profile
 
 help:
 	@echo "make demo      install, then train three small networks and see what is found"
 	@echo "make test      install, then run the whole test suite"
 	@echo "make test-integrations  install the libraries of docs/integrations.md beside, and test their adapters"
 	@echo "make coverage  run the test suite, and fail if it passes less than 95 % of the lines or of the branches"
+	@echo "make test-trainers  the same of Transformers, Ignite and fastai only, as continuous integration does"
 	@echo "make fuzz      compose random trainings, and compare them with and without bnmonitor (SECONDS=3600, SEED=...)"
 	@echo "make inject    raise an error at every line of bnmonitor that a short training passes"
 	@echo "make mutants   change the code that matters most at one place after the other: does a test fail each time?"
@@ -67,6 +68,20 @@ $(INTEGRATIONS)/stamp: pyproject.toml constraints.txt
 	@$(INTEGRATIONS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--editable '.[integrations,dev]'
 	@touch $@
+
+# The environment of the suite, and beside it the three libraries that are quick to install.
+TRAINERS := $(VENV)-trainers
+$(TRAINERS)/stamp: $(VENV)/dev.stamp
+	@echo "installing Transformers, Ignite and fastai into $(TRAINERS) ..."
+	@$(PYTHON) -m venv $(TRAINERS)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(TRAINERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/suite.pth"
+	@$(TRAINERS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[trainers]'
+	@touch $@
+
+test-trainers: $(TRAINERS)/stamp
+	@OMP_NUM_THREADS=1 $(TRAINERS)/bin/python -m pytest --randomly-seed=$(SEED) \
+		tests/integrations/test_huggingface.py tests/integrations/test_ignite.py tests/integrations/test_fastai.py
 
 test-integrations: $(INTEGRATIONS)/stamp $(VENV)/dev.stamp
 	@OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest tests/integrations --randomly-seed=$(SEED)
@@ -186,4 +201,4 @@ pictures: $(VENV)/dev.stamp
 	@PICTURES=write $(BIN)/python -m pytest -q tests/tensorboard_plugin/test_pictures.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-integrations build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bnmonitor_demo
+	rm -rf $(VENV) $(VENV)-integrations $(VENV)-trainers build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bnmonitor_demo
