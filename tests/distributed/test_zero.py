@@ -19,7 +19,8 @@ from tests.processes import assert_exact, run_cases, seen
 
 STEPS = 24
 WAYS = [
-    *(f"{how}-{what}" for how in ("plain", "lightning") for what in ("zero1", "zero2", "zero3", "zero3-small")),
+    *(f"plain-{what}" for what in ("zero1", "zero2", "zero3", "zero3-small")),
+    *(f"lightning-{what}" for what in ("zero1", "zero3")),
     "alone-zero1",
     "alone-zero3",
     "inner",
