@@ -154,9 +154,8 @@ def unpack(
     n = values[layers.owner]
     count_of_all = n * world_size
     var = (within * (n - 1) / n + between) * count_of_all / (count_of_all - 1)
-    synced = torch.zeros(count, dtype=torch.bool, device="cpu")
-    synced[list(layers.synced)] = True
-    var = torch.where(synced[layers.owner], within, var)  # SyncBatchNorm already has that of all processes
+    # SyncBatchNorm already has that of all processes.
+    var = torch.where(layers.synced_layers[layers.owner], within, var)
     scale = (within.clamp(min=0) + layers.eps_by_channel.double()).sqrt()
     spread = _pairwise(between, world_size).sqrt() / scale
     of_means, of_logs = (
@@ -210,9 +209,7 @@ def _gathered(rows: Tensor, window: Window) -> GatheredAffine | None:
     if not bool((count > 0).any()):
         return None
     layers = window.layers
-    split = torch.zeros(len(layers), dtype=torch.bool, device="cpu")
-    split[list(layers.split)] = True
-    split = split[layers.owner]
+    split = layers.split_channels
     own = window.gamma[-1], window.beta[-1], window.baseline.gamma, torch.full_like(window.gamma[-1], torch.nan)
     gamma, beta, start, gradient = (
         torch.where(split, each.where(count == 1, torch.nan), mine.double())

@@ -166,6 +166,21 @@ class LayerTable:
         return torch.repeat_interleave(torch.arange(len(self), device="cpu"), counts)
 
     @cached_property
+    def synced_layers(self) -> Tensor:
+        """Whether each layer normalizes over all processes: ``[L]`` bool on the CPU."""
+        return self._at(self.synced)
+
+    @cached_property
+    def split_channels(self) -> Tensor:
+        """Whether gamma and beta of each channel are split over the processes: ``[C]`` bool on the CPU."""
+        return self._at(self.split)[self.owner]
+
+    def _at(self, positions: tuple[int, ...]) -> Tensor:
+        found = torch.zeros(len(self), dtype=torch.bool, device="cpu")
+        found[list(positions)] = True
+        return found
+
+    @cached_property
     def eps_by_channel(self) -> Tensor:
         """The eps of each channel's layer: ``[C]`` float32 on the CPU."""
         return torch.tensor(self.eps, dtype=torch.float32, device="cpu")[self.owner]

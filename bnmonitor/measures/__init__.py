@@ -12,7 +12,6 @@ from bnmonitor.measures.batches import (
     normalizing,
     processes,
     samples_normalized,
-    synced,
     trunk,
     variance_noise,
 )
@@ -20,7 +19,7 @@ from bnmonitor.measures.calls import MOST_CALLS, CallMoments, call_distances, ca
 from bnmonitor.measures.channels import batch_offset, covariate_shift, dead, gamma_update, offset, offsets, silent
 from bnmonitor.measures.columns import BY_CHANNEL, BY_LAYER
 from bnmonitor.measures.extra_updates import SideUpdates, side_updates
-from bnmonitor.measures.gathered import split_channels, with_affine
+from bnmonitor.measures.gathered import with_affine
 from bnmonitor.measures.learning_rate import rise, rises
 from bnmonitor.measures.levels import Levels, path_levels
 from bnmonitor.measures.moments import (
@@ -148,10 +147,8 @@ __all__ = [
     "side_updates",
     "silent",
     "skipped_steps",
-    "split_channels",
     "spread",
     "step_noise",
-    "synced",
     "trunk",
     "twins",
     "typical_variance",

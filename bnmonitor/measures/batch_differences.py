@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bnmonitor.measures.clusters import Array, lower_median
+from bnmonitor.measures.robust import Array, lower_median
 from bnmonitor.measures.small_variances import variances
 from bnmonitor.window import Window
 

@@ -21,8 +21,8 @@ from bnmonitor.measures.batch_samples import (
     updates_are_typical,
     views_together,
 )
-from bnmonitor.measures.clusters import Array, lower_median
 from bnmonitor.measures.moments import looked_at
+from bnmonitor.measures.robust import Array, lower_median
 from bnmonitor.window import Window
 
 EDGES_BENT = 1.5

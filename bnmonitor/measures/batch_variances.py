@@ -18,8 +18,8 @@ from bnmonitor.measures.batch_samples import (
     samples_after_warm_up,
     views_together,
 )
-from bnmonitor.measures.clusters import Array
 from bnmonitor.measures.moments import looked_at
+from bnmonitor.measures.robust import Array
 from bnmonitor.measures.small_variances import variances
 from bnmonitor.window import Window
 

@@ -35,14 +35,7 @@ def samples_normalized(window: Window) -> Tensor:
 
 def processes(window: Window) -> Tensor | int:
     """Number of processes that each layer normalizes the batches of as one: ``[L]``, or one number for all."""
-    return torch.where(synced(window), window.facts.world_size, 1) if window.facts.world_size > 1 else 1
-
-
-def synced(window: Window) -> Tensor:
-    """Layers that normalize over all processes: ``[L]`` bool."""
-    mask = torch.zeros(len(window.layers), dtype=torch.bool, device="cpu")
-    mask[list(window.layers.synced)] = True
-    return mask
+    return torch.where(window.layers.synced_layers, window.facts.world_size, 1) if window.facts.world_size > 1 else 1
 
 
 def trunk(window: Window, judged: Tensor) -> Tensor:

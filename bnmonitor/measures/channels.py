@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor.limits import ALWAYS_ZERO, DEAD_BETA, DEAD_GAMMA, FLAT
-from bnmonitor.measures.gathered import split_channels, with_affine
+from bnmonitor.measures.gathered import with_affine
 from bnmonitor.measures.reductions import median, once, share
 from bnmonitor.window import Window
 
@@ -71,7 +71,7 @@ def dead(window: Window) -> Tensor:
 
 def _untold(window: Window) -> Tensor:
     """Channels that no process has told this one of: ``[C]`` bool."""
-    return split_channels(window) & (window.gamma[-1].isnan() | window.beta[-1].isnan())
+    return window.layers.split_channels & (window.gamma[-1].isnan() | window.beta[-1].isnan())
 
 
 def silent(window: Window) -> Tensor:

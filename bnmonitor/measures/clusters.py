@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import combinations
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from bnmonitor.measures.robust import Array, lower_median
 
 LEAST_MEMBERS = 4
 """Least number of points of a cluster."""
@@ -64,12 +62,6 @@ def clusters(products: Array) -> Array | None:
         if away > most:
             best, most = level, away
     return best
-
-
-def lower_median(values: Array) -> Any:
-    """Median along the last axis, the lower of two."""
-    middle = (values.shape[-1] - 1) // 2
-    return np.partition(values, middle, -1)[..., middle]
 
 
 def without_trend(products: Array) -> Array:

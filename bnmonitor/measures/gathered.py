@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bnmonitor.measures.reductions import once
 from bnmonitor.window import Window
@@ -25,7 +24,7 @@ def with_affine(window: Window) -> Window:
     newest = None if ranks is None or ranks.affine is None else ranks.affine
     if newest is not None and newest.gamma.numel() != window.layers.total:
         newest = None
-    split = split_channels(window)
+    split = window.layers.split_channels
     steps = torch.tensor(window.steps, device="cpu")
     told = (~window.gamma.isnan() & split).any(1)
     if newest is not None:
@@ -40,11 +39,3 @@ def with_affine(window: Window) -> Window:
             held = getattr(newest, name).to(own.dtype).expand_as(own)
         rows[name] = torch.where(split, held, own)
     return replace(window, carried=window.averages, **rows)
-
-
-def split_channels(window: Window) -> Tensor:
-    """``[C]`` bool: the channel's gamma and beta are split over the processes, so that this one has a part of them."""
-    layers = window.layers
-    split = torch.zeros(len(layers), dtype=torch.bool, device="cpu")
-    split[list(layers.split)] = True
-    return split[layers.owner]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from bnmonitor.measures.batches import normalizing
-from bnmonitor.measures.clusters import OUTLIERS, clusters, lower_median, without_trend
+from bnmonitor.measures.clusters import OUTLIERS, clusters, without_trend
 from bnmonitor.measures.reductions import _some, once
-from bnmonitor.measures.robust import mean_over_steps
+from bnmonitor.measures.robust import lower_median, mean_over_steps
 from bnmonitor.measures.running_lag import settled
 from bnmonitor.window import Structure, Window
 

@@ -1,9 +1,15 @@
-"""Robust reductions over steps that leave NaN out."""
+"""Robust reductions: over steps, which leave NaN out, and the lower median of NumPy's arrays."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+Array = npt.NDArray[Any]
 
 
 def mean_over_steps(rows: Tensor) -> Tensor:
@@ -30,3 +36,9 @@ def middle_over_steps(rows: Tensor) -> Tensor:
         if third == 1:
             return rows[0]
     return low(rows[0], rows[-1])
+
+
+def lower_median(values: Array) -> Any:
+    """Median along the last axis, the lower of two."""
+    middle = (values.shape[-1] - 1) // 2
+    return np.partition(values, middle, -1)[..., middle]

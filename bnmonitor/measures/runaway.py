@@ -9,7 +9,6 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from bnmonitor.measures.gathered import split_channels
 from bnmonitor.measures.learning_rate import SOON, rise
 from bnmonitor.window import Window
 
@@ -61,7 +60,7 @@ def gamma_run(window: Window, steps: int = GAMMA_STEPS) -> Tensor:
     before = before.to(gamma.dtype)
     # What is split over the processes may be known of one step only.
     same = now == 0 and not whole
-    known = ~(gamma[now].isnan() | (split_channels(window) & (before.isnan() | same)))
+    known = ~(gamma[now].isnan() | (window.layers.split_channels & (before.isnan() | same)))
     scale = layers.segments.mean(before.square()).sqrt()
     usual = scale[scale.isfinite()].median() if scale.isfinite().any() else torch.tensor(1.0, device="cpu")
     scale = torch.maximum(scale, usual).where(torch.maximum(scale, usual) > 0, 1.0)

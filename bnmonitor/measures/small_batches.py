@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from bnmonitor.measures.clusters import Array
+from bnmonitor.measures.robust import Array
 from bnmonitor.window import Window
 
 LEAST_STEPS = 24

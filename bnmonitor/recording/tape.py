@@ -75,16 +75,11 @@ class Tape:
             torch.empty(shape, dtype=self.dtype, device=self._device),
             torch.zeros(self._length, len(layers), dtype=torch.int64, device=self._device),
         )
-        self._split = torch.zeros(len(layers), dtype=torch.bool, device="cpu")
-        self._split[list(layers.split)] = True
-        self._split = self._split[layers.owner]
         self.held = HeldAffine(layers, self.modules) if gather and layers.split else None
         """The own part of what is split over the processes; None if nothing is, or nobody wants it."""
         self._sizes = [*layers.channels, *layers.channels]
         self._native = torch.tensor([writes_pairwise(m) for m in self.modules], dtype=torch.bool, device="cpu")
-        synced = torch.zeros_like(self._native)
-        synced[list(layers.synced)] = True
-        self.writes = ForeignWrites(self._native, synced)
+        self.writes = ForeignWrites(self._native, layers.synced_layers)
         """Finds what other code writes."""
         self._witnesses = Witnesses(layers)
         self.writes_count = True
@@ -389,8 +384,7 @@ class Tape:
             calls = torch.ones_like(counts[now]) if known is None else known.clamp(min=1)
             foreign |= ~counts_updates & writes_count & (written[now] - written[old] > calls)
         if any(row.foreign for row in meta):
-            unsynced = torch.ones(len(self.layers), dtype=torch.bool, device="cpu")
-            unsynced[list(self.layers.synced)] = False  # these have the same statistics in all processes
+            unsynced = ~self.layers.synced_layers  # the others have the same statistics in all processes
             updated = (counts[now] != counts[old]) | ~counter
             foreign |= torch.tensor([row.foreign for row in meta], device="cpu")[:, None] & unsynced & updated
         by_dtype = self._stacked("dtypes", [row.traces.dtypes for row in meta], self._half_ulp)
@@ -414,7 +408,7 @@ class Tape:
         if self.held is not None:
             self.held.take(after, ring.steps[-1])
             for name in AFFINE:
-                out[name].masked_fill_(self._split, torch.nan)
+                out[name].masked_fill_(self.layers.split_channels, torch.nan)
         contradicted = None if impossible is None else impossible & self._native
         self._witnesses.judge(out, [row.witness for row in meta], contradicted, half_ulp, ring)
         self._witnesses.judge_jumps(ring, len(at))

@@ -9,7 +9,7 @@ import torch
 
 from bnmonitor._text import number
 from bnmonitor.limits import ALWAYS_ZERO, DEAD_BETA, DEAD_GAMMA, MANY_DEAD
-from bnmonitor.measures import median, share, split_channels, with_affine
+from bnmonitor.measures import median, share, with_affine
 from bnmonitor.results import Severity
 from bnmonitor.rules.advice import restart, retreat
 from bnmonitor.rules.base import Finding, Rule, first, rate_note
@@ -133,7 +133,7 @@ class DeadChannels(Rule):
         usual = gradient.nanmedian(0).values
         most = gradient.nan_to_num(0.0).amax(0)
         known = (~gradient.isnan()).sum(0) >= self.least_steps
-        ranks, split = window.facts.ranks, split_channels(window)
+        ranks, split = window.facts.ranks, window.layers.split_channels
         if ranks is not None and ranks.affine is not None and split.any():
             told = ranks.affine.gamma_grad.to(most.dtype)  # of ten steps at least
             usual, most = torch.where(split, told, usual), torch.where(split, told, most)

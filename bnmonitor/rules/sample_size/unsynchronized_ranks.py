@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from bnmonitor._text import number
 from bnmonitor.limits import SMALL_BATCH, TINY_BATCH
-from bnmonitor.measures import normalizing, samples_normalized, synced
+from bnmonitor.measures import normalizing, samples_normalized
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import Window
@@ -65,7 +65,7 @@ class UnsynchronizedRanks(Rule):
     def check(self, window: Window) -> list[Finding]:
         """Judge the part of the batch that one process normalizes."""
         ranks, size = window.facts.world_size, samples_normalized(window)
-        judged = normalizing(window) & ~synced(window) & size.isfinite()
+        judged = normalizing(window) & ~window.layers.synced_layers & size.isfinite()
         if ranks < 2 or not judged.any():
             return []
         samples = float(size[judged].median())
