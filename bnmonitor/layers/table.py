@@ -138,25 +138,23 @@ class LayerTable:
         """
         if max(self.channels, default=0) <= FEW:
             return None
-        spans = map(self.some_of, range(len(self)))
-        at = [torch.arange(s.start, s.stop, s.step, device="cpu") for s in spans]
-        return torch.cat(at), Segments([len(each) for each in at])
+        return self.some_in(tuple(range(len(self))))
 
-    def some_of(self, layer: int) -> slice:
-        """Return the channels of :attr:`some` that stand for a layer."""
+    def some_of(self, layer: int, most: int = FEW) -> slice:
+        """Return channels that stand for a layer, at most so many, evenly spread."""
         start, channels = self.offsets[layer], self.channels[layer]
-        return slice(start, start + channels, -(-channels // FEW) or 1)
+        return slice(start, start + channels, -(-channels // most) or 1)
 
-    def some_in(self, layers: tuple[int, ...], times: int = 1) -> tuple[Tensor, Segments]:
-        """Return the channels of :attr:`some` in some layers, and the reductions over them, so many times in a row."""
-        key = layers, times
+    def some_in(self, layers: tuple[int, ...], times: int = 1, most: int = FEW) -> tuple[Tensor, Segments]:
+        """Return channels that stand for some layers, and the reductions over them, so many times in a row."""
+        key = layers, times, most
         if key not in self._known_some:
-            at = [np.arange(s.start, s.stop, s.step) for s in map(self.some_of, layers)]
+            at = [np.arange(s.start, s.stop, s.step) for s in (self.some_of(layer, most) for layer in layers)]
             self._known_some[key] = torch.from_numpy(np.concatenate(at)), Segments([len(each) for each in at] * times)
         return self._known_some[key]
 
     @cached_property
-    def _known_some(self) -> dict[tuple[tuple[int, ...], int], tuple[Tensor, Segments]]:
+    def _known_some(self) -> dict[tuple[tuple[int, ...], int, int], tuple[Tensor, Segments]]:
         return {}
 
     @cached_property

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bnmonitor.measures.batches import normalizing
 from bnmonitor.measures.clusters import OUTLIERS, clusters, without_trend
-from bnmonitor.measures.reductions import _some, once
+from bnmonitor.measures.reductions import once
 from bnmonitor.measures.robust import lower_median, mean_over_steps
 from bnmonitor.measures.running_lag import settled
 from bnmonitor.window import Structure, Window
@@ -22,6 +22,9 @@ LEAST_SPREAD = 0.1
 
 CALM = 0.5
 """The part of the distance of two levels by which the layers before may differ between the same steps."""
+
+CHANNELS = 32
+"""Most channels of a layer that tell whether it gets a closer look, which takes more of them."""
 
 MOST_LAYERS = 8
 """Most layers that get a closer look."""
@@ -112,10 +115,10 @@ def path_levels(window: Window) -> Levels:
 
 def _spread(window: Window) -> Tensor:
     """How far the batches of each layer vary from step to step: ``[L]``, in deviations or as a log of them."""
-    segments = window.layers.segments if window.layers.some is None else window.layers.some[1]
-    scale = _some(window.ratio, window)
+    at, segments = window.layers.some_in(tuple(range(len(window.layers))), most=CHANNELS)
+    scale = window.ratio.index_select(1, at)
     log = (scale - scale.reciprocal()).div_(2).clamp_(-3, 3).square_()
-    shift = _some(window.shift, window).clamp(-3, 3)
+    shift = window.shift.index_select(1, at).clamp_(-3, 3)
     lag = mean_over_steps(shift)  # a layer that is seldom called lags behind
     return torch.maximum(
         segments.mean(mean_over_steps(shift.square_()) - lag.square_()), segments.mean(mean_over_steps(log))
@@ -125,10 +128,11 @@ def _spread(window: Window) -> Tensor:
 def _grouped(window: Window, layer: int) -> tuple[Tensor, Tensor] | None:
     """The level of each step, numbered from 0 and -1 for a step at no level, and the positions of the steps: ``[t]``.
 
-    Of each step count the means, in deviations, and the halved logs of the variances. None where there are no levels.
+    Of each step count the means, in deviations, and the halved logs of the variances, of some channels. None where there
+    are no levels.
     """
-    span = window.layers.span(layer)
-    mean, var = (rows[:, span].numpy() for rows in (window.batch_mean, window.batch_var))
+    some = window.layers.some_of(layer)
+    mean, var = (rows[:, some].numpy() for rows in (window.batch_mean, window.batch_var))
     known = (window.updates[:, layer] == 1).numpy() & np.isfinite(mean).any(1) & np.isfinite(var).any(1)
     at = known.nonzero()[0]
     if len(at) < LEAST_STEPS:
