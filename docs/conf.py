@@ -166,7 +166,7 @@ def framed(found: re.Match[str]) -> str:
 
 
 def both(found: re.Match[str]) -> str:
-    """Return a picture of the guide as it is in the light and in the dark."""
+    """Return a picture of the guide or of a symptom as it is in the light and in the dark."""
     return "\n\n".join(
         f"```{{image}} {found[2]}-{mode}.svg\n:alt: {found[1]}\n:class: only-{mode}\n```" for mode in ("light", "dark")
     )
@@ -177,9 +177,9 @@ def read(app: Any, name: str, content: list[str]) -> None:
     text = content[0]
     if name in COPIES:
         text = re.sub(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)", link, COPIES[name].read_text(encoding="utf-8"))
-    if name.startswith("guide/"):
+    if name.startswith(("guide/", "symptoms/")):
         text = re.sub(r"^!\[([^\]]*)\]\((\S+)-light\.svg\)$", both, text, flags=re.MULTILINE)
-    else:
+    if not name.startswith("guide/"):
         text = re.sub(r"\]\(\.\./(?!rules/|causes/|symptoms/)([^)#\s]+)(#[^)\s]*)?\)", link, text)
     text = re.sub(r"^(?:Wrong|Right|bnmonitor says)\b[^\n]*:\n\n```\w+\n.*?^```\n", framed, text, flags=re.M | re.S)
     if name == "examples":

@@ -1,6 +1,7 @@
 """Write the pages of the symptoms from the texts in the package: ``python docs/gen_symptoms.py [--check | --run]``.
 
-With ``--run`` the wrong programs are run first, and what bnmonitor says of them is written into the texts.
+With ``--run`` the wrong programs are run first: what bnmonitor says of them is written into the texts, and the maps
+that it shows are drawn.
 """
 
 from __future__ import annotations
@@ -11,19 +12,37 @@ import sys
 import textwrap
 from pathlib import Path
 
-from bnmonitor.symptoms import all_symptoms, code_of, symptom_index, symptom_page
+from bnmonitor.symptoms import Symptom, all_symptoms, code_of, symptom_index, symptom_page
+
+sys.path.insert(0, str(Path(__file__).parent))
+from symptom_maps import draw, link
 
 DOCS = Path(__file__).parent
-ROOT = DOCS.parent
-TEXTS = ROOT / "bnmonitor" / "symptoms" / "texts"
+TEXTS = DOCS.parent / "bnmonitor" / "symptoms" / "texts"
 WIDTH = 86
 """Columns at which what is printed is wrapped."""
+
+SETUP = "The programs begin with [the same setup](#the-setup-of-the-programs)."
+ABOUT_MAPS = (
+    "Below what is said is the map that the tab shows: a row is a layer, a column a step, red where an error is open, "
+    "amber where a warning is. The dashed line is where the incident begins."
+)
 
 
 def pages() -> dict[Path, str]:
     """Return the text of every page by its path under ``docs``."""
-    found = {Path("symptoms", f"{symptom.name}.md"): symptom_page(symptom) for symptom in all_symptoms()}
+    found = {Path("symptoms", f"{symptom.name}.md"): with_maps(symptom) for symptom in all_symptoms()}
     return {Path("symptoms.md"): symptom_index(), **found}
+
+
+def with_maps(symptom: Symptom) -> str:
+    """Return the page of a symptom with the map of each wrong program below what is said of it."""
+    head, *parts = re.split(r"(?<=\n)(?=## )", symptom_page(symptom))
+    for at, reason in enumerate(symptom.reasons):
+        said, end, right = parts[at].partition(f"```text\n{reason.says}```\n\n")
+        parts[at] = f"{said}{end}{link(symptom.name, at + 1, reason.title)}{right}"
+    head = head.replace(SETUP, textwrap.fill(f"{SETUP} {ABOUT_MAPS}", 120))
+    return "".join([head, *parts])
 
 
 def stale(docs: Path = DOCS) -> list[Path]:
@@ -34,12 +53,9 @@ def stale(docs: Path = DOCS) -> list[Path]:
     return changed + [path for path in there if path not in wanted]
 
 
-def said(code: str) -> str:
-    """Run a program, and return what bnmonitor says of it, wrapped."""
-    sys.path.insert(0, str(ROOT))
-    from tests.symptoms.running import incidents_of
-
-    lines = [line for incident in incidents_of(code) for line in str(incident).splitlines()]
+def said(symptom: str, number: int, code: str) -> str:
+    """Run a program, draw its map, and return what bnmonitor says of it, wrapped."""
+    lines = draw(symptom, number, code).splitlines()
     if not lines:
         raise SystemExit(f"nothing is said of this program:\n{code}")
     return "".join(f"{part}\n" for line in lines for part in _wrap(line))
@@ -56,10 +72,10 @@ def run() -> None:
     """Write into the texts what bnmonitor says of the wrong programs."""
     for symptom in all_symptoms():
         text = re.sub(r"```text\n.*?```\n\n", "", symptom.source, flags=re.DOTALL)
-        for reason in symptom.reasons:
+        for number, reason in enumerate(symptom.reasons, 1):
             block = f"```python\n{reason.wrong}```\n"
             at = text.index(block, text.index(f"## {reason.title}\n")) + len(block)
-            text = f"{text[:at]}\n```text\n{said(code_of(reason, right=False))}```\n{text[at:]}"
+            text = f"{text[:at]}\n```text\n{said(symptom.name, number, code_of(reason, right=False))}```\n{text[at:]}"
         (TEXTS / f"{symptom.name}.md").write_text(text, encoding="utf-8", newline="\n")
         print(f"bnmonitor/symptoms/texts/{symptom.name}.md")
     all_symptoms.cache_clear()

@@ -61,6 +61,9 @@ def test_what_only_the_site_has_is_added_to_a_page(conf: dict[str, Any]) -> None
     assert read("x", "[a](../examples/fabric.py)") == "[a](examples.md#fabricpy)"
     assert read("x", "[a](../bnmonitor/rules)").endswith("/tree/main/bnmonitor/rules)")
     assert read("x", "[a](../rules/BN101.md)") == "[a](../rules/BN101.md)"
+    for page in ("guide/x", "symptoms/x"):
+        shown = read(page, "![Map: it](../pictures/x-light.svg)")
+        assert all(f"{{image}} ../pictures/x-{mode}.svg\n:alt: Map: it\n" in shown for mode in ("light", "dark"))
     assert "## fabric.py" in read("examples", "")
     assert "[the rules](architecture.md)" not in read("contributing", "")
     assert "(architecture.md)" in read("contributing", "")

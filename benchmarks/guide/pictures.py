@@ -118,8 +118,15 @@ def draw(experiment: Experiment, results: Results, mode: str, path: Path) -> Non
         shape = (len(maps), 1) if wide else (1, len(maps))
         for key, ax in zip(maps, lower.subplots(*shape, squeeze=False).flat if maps else (), strict=True):
             _map(results, key, ax, mode)
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
-        plt.close(figure)
+        save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as SVG: the same bytes each time."""
+    import matplotlib.pyplot as plt
+
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
+    plt.close(figure)
     path.write_text(_smaller(path.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
 
 
@@ -237,10 +244,14 @@ def _axes(ax: Any, panel: Panel, label: str, lines: int) -> None:
 
 
 def _map(results: Results, key: Key, ax: Any, mode: str) -> None:
-    kept = results.setting(key)["map"]
-    plots.plot_map(Kept(kept), kept["statistic"], ax)  # type: ignore[arg-type]
+    draw_map(results.setting(key)["map"], ax, mode)
     x = key[1] if isinstance(key[1], str) else f"{key[1]:g}"
     ax.set_title(f"bnmonitor: {', '.join(part for part in (key[0], x) if part)}")
+
+
+def draw_map(kept: Mapping[str, Any], ax: Any, mode: str) -> None:
+    """Draw the map of a run of which something was kept, as bnmonitor draws it, in the light or in the dark."""
+    plots.plot_map(Kept(kept), kept["statistic"], ax)  # type: ignore[arg-type]
     ax.grid(visible=False)
     if mode == "dark" and kept["statistic"] == "health":
         colors = re.findall(r"#[0-9a-f]{6}", PALETTE.split(":root.dark")[1].split("--health:")[1])[:5]

@@ -128,8 +128,8 @@ def _spread(window: Window) -> Tensor:
 def _grouped(window: Window, layer: int) -> tuple[Tensor, Tensor] | None:
     """The level of each step, numbered from 0 and -1 for a step at no level, and the positions of the steps: ``[t]``.
 
-    Of each step count the means, in deviations, and the halved logs of the variances, of some channels. None where there
-    are no levels.
+    Of each step count the means of some channels, in deviations, and the halved logs of their variances. None where
+    there are no levels.
     """
     some = window.layers.some_of(layer)
     mean, var = (rows[:, some].numpy() for rows in (window.batch_mean, window.batch_var))

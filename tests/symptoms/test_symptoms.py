@@ -139,6 +139,18 @@ def test_the_pages_of_the_documentation_are_what_the_texts_say(tmp_path: Path) -
     assert stale(tmp_path) == [Path("symptoms.md"), Path("symptoms/gone.md")]
 
 
+def test_the_map_of_each_program_that_trains_is_shown_in_light_and_dark() -> None:
+    shown = set()
+    for symptom in all_symptoms():
+        page = (ROOT / "docs" / "symptoms" / f"{symptom.name}.md").read_text(encoding="utf-8")
+        maps = dict(re.findall(r"^!\[Map: (.*)\]\(\.\./(\S+)-light\.svg\)$", page, re.MULTILINE))
+        only_evaluates = "with Monitor(model) as monitor:\n    evaluate(monitor, model)\n"
+        trains = [reason.title for reason in symptom.reasons if not reason.wrong.endswith(only_evaluates)]
+        assert list(maps) == trains, "run `python docs/gen_symptoms.py --run`"
+        shown |= {ROOT / "docs" / f"{path}-{mode}.svg" for path in maps.values() for mode in ("light", "dark")}
+    assert shown == set((ROOT / "docs" / "pictures" / "symptoms").iterdir())
+
+
 def test_symptoms_are_found_without_torch() -> None:
     code = "import sys; from bnmonitor.symptoms import search_symptoms; search_symptoms('nan'); "
     command = [sys.executable, "-c", code + "print('torch' in sys.modules)"]
