@@ -36,6 +36,15 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def weight(value: float) -> str:
+    """Write a weight between 0 and 1, such as a momentum, so that it shows how near to either it is.
+
+    >>> weight(0.1), weight(0.99), weight(0.9997), weight(1.0)
+    ('0.1', '0.99', '0.9997', '1')
+    """
+    return number(value) if not 0.5 < value < 1 else f"{1 - float(number(1 - value)):.9g}"
+
+
 def thousands(whole: int) -> str:
     """Write a whole number, such as a step, thousands apart.
 

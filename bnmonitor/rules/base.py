@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from bnmonitor._text import number
+from bnmonitor._text import number, weight
 from bnmonitor.results import Severity as Severity
 from bnmonitor.window import EVALUATIONS, Window
 
@@ -172,7 +172,7 @@ def run_note(window: Window, layer: int, step: int) -> str:
     """Return the learning rate, batch size and momentum at a step as text, as far as they are known."""
     samples, momentum = window.baseline.sizes[layer].item(), window.momentum[-1, layer].item()
     batches = f"; batches of {number(samples)}" if samples == samples else ""
-    average = f"; momentum {number(momentum)}" if momentum == momentum else "; a cumulative average"
+    average = f"; momentum {weight(momentum)}" if momentum == momentum else "; a cumulative average"
     return f"{rate_note(window, step)}{batches}{average}"
 
 

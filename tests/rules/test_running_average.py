@@ -385,3 +385,18 @@ def test_a_slight_lag_must_last_longer() -> None:
     assert 120 <= opened(0.3) < 200
     for lag in (0.12, 0.24):
         assert 250 <= opened(lag) < 300
+
+
+@pytest.mark.parametrize(
+    ("momentum", "told"),
+    [
+        (0.99, "momentum 0.99 is"),
+        (0.9997, "momentum 0.9997 is"),
+        (0.5, "remember 3 batches"),
+        (0.9997, "remember 1 batch"),
+    ],
+)
+def test_a_momentum_near_1_is_not_told_as_1(momentum: float, told: str) -> None:
+    [finding] = findings("BN301", make_window(momentum=momentum))
+    assert told in finding.message
+    assert finding.message.endswith(("batch", "batches"))

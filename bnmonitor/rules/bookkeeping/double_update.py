@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bnmonitor._text import count, number
+from bnmonitor._text import count, number, weight
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import Window
@@ -69,8 +69,8 @@ class DoubleUpdate(Rule):
 
     def _finding(self, window: Window, layer: int, again: int, step: int) -> Finding:
         momentum = float(window.momentum[-1, layer])
-        acts = "" if not 0 < momentum < 1 else f", so momentum {number(momentum)} acts like "
-        acts += number(1 - (1 - momentum) ** (1 + again)) if acts else ""
+        acts = "" if not 0 < momentum < 1 else f", so momentum {weight(momentum)} acts like "
+        acts += weight(1 - (1 - momentum) ** (1 + again)) if acts else ""
         advice = "leave normalization out of the checkpointed part"
         if acts:
             equal = number(1 - (1 - momentum) ** (1 / (1 + again)))

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from bnmonitor._text import listing, number
+from bnmonitor._text import listing, number, weight
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule, first
 from bnmonitor.window import Window
@@ -86,6 +86,7 @@ class InvertedMomentum(Rule):
         layer = max(found, key=lambda i: found[i])
         worst = found[layer]
         error = worst >= self.error_from
+        remembered = number((2 - worst) / worst)
         return Finding(
             severity=Severity.ERROR if error else Severity.WARNING,
             layer=layer,
@@ -93,8 +94,8 @@ class InvertedMomentum(Rule):
             first_step=first((window.momentum[:, layer] - worst).abs() < 1e-6, window),
             value=worst,
             threshold=self.error_from if error else self.warn_from,
-            message=f"momentum {number(worst)} is the weight of the newest batch in PyTorch: the running statistics "
-            f"remember {number((2 - worst) / worst)} batches",
+            message=f"momentum {weight(worst)} is the weight of the newest batch in PyTorch: the running statistics "
+            f"remember {remembered} {'batch' if remembered == '1' else 'batches'}",
             advice=f"call bnmonitor.remedies.set_momentum(model, momentum={number(max(0.01, 1 - worst))}): PyTorch's "
             "momentum is one minus Keras's",
         )
@@ -111,8 +112,8 @@ class InvertedMomentum(Rule):
             first_step=window.steps[0],
             value=ratio,
             threshold=self.mixed_ratio,
-            message=f"momentum differs {number(ratio)}-fold within the model: {listing(number(v) for v in values)}",
-            advice=f"call bnmonitor.remedies.set_momentum(model, momentum={number(usual)}), the value of most layers",
+            message=f"momentum differs {number(ratio)}-fold within the model: {listing(map(weight, values))}",
+            advice=f"call bnmonitor.remedies.set_momentum(model, momentum={weight(usual)}), the value of most layers",
         )
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from bnmonitor._text import number
+from bnmonitor._text import number, weight
 from bnmonitor.limits import FLAT, LAG_LOG_DEVIATION, LAG_MEAN, SEVERE_LAG_LOG_DEVIATION, SEVERE_LAG_MEAN
 from bnmonitor.measures import lag, may_lag, settled, variances
 from bnmonitor.results import Severity
@@ -145,7 +145,7 @@ class StaleStatistics(Rule):
             first_step=_since(shift if by_mean else log_ratio, limits[0 if by_mean else 1], window),
             value=mean if by_mean else log,
             threshold=limits[0] if by_mean else limits[1],
-            message=f"{what}; momentum {number(momentum) if momentum == momentum else None}"
+            message=f"{what}; momentum {weight(momentum) if momentum == momentum else None}"
             f"{rate_note(window, window.steps[-1])}",
             lasting=self._lasting(mean) if log <= self.warn_log_deviation else 0,
             advice="call bnmonitor.remedies.recalibrate(model, loader) before each evaluation; "
