@@ -86,6 +86,38 @@ def test_values_of_an_onnx_file_may_be_fields_of_their_own(tmp_path: Path, state
     assert torch.equal(norms(tmp_path / "m.onnx")["a.bn"].running_var, state["head.0.running_var"])
 
 
+def test_an_onnx_file_of_an_exporter_that_shares_renames_and_computes(tmp_path: Path) -> None:
+    """Tensors are constants, or the same under two names; a node is the only one that names the layer."""
+    part, tensor = onnx_bytes.part, onnx_bytes.tensor
+    scale, half = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0], dtype=torch.float16)
+    packed = b"".join(map(onnx_bytes.varint, half.view(torch.uint16).tolist()))
+
+    def norm(*inputs: str, name: str = "", output: str = "") -> bytes:
+        node = b"".join(part(1, each) for each in ("x", *inputs)) + part(4, "BatchNormalization") + part(7, "ai.onnx")
+        return part(1, node + (part(3, name) if name else b"") + (part(2, output) if output else b"") + part(15, 1))
+
+    constant = part(5, part(1, "value") + part(5, tensor("", scale)))
+    graph = part(1, part(2, "gamma") + part(4, "Constant") + constant)
+    graph += part(1, part(1, "gamma") + part(2, "beta") + part(4, "Identity"))
+    graph += part(1, part(1, "x") + part(2, "y") + part(4, "Identity"))
+    graph += norm("gamma", "beta", "m", "v", name="/net/bn/BatchNormalization")
+    graph += norm("gamma", "beta", "m", "v", output="out")
+    graph += norm("gamma", "beta", "m", "v")
+    graph += norm("gamma", "beta", "y", "v", name="computed") + norm("gamma")
+    graph += part(5, part(1, onnx_bytes.varint(2)) + part(2, 10) + part(8, "m") + part(5, packed))
+    graph += part(5, tensor("v", scale.abs())) + part(5, tensor("w", torch.ones(3, 2)))
+    graph += part(5, part(1, 2) + part(1, 1) + part(2, 8) + part(8, "names") + part(6, "a") + part(6, "b"))
+    (tmp_path / "m.onnx").write_bytes(part(7, graph))
+    found = norms(tmp_path / "m.onnx")
+    assert set(found) == {"net.bn", "out", "norm2"}
+    for layer in found.values():
+        assert torch.equal(layer.weight, scale)
+        assert torch.equal(layer.bias, scale)
+        assert torch.equal(layer.running_mean, half)
+        assert torch.equal(layer.running_var, scale.abs())
+        assert (layer.eps, layer.momentum) == (1e-5, pytest.approx(0.1))
+
+
 def test_a_pruned_gamma_is_multiplied_by_its_mask(tmp_path: Path) -> None:
     layer = nn.BatchNorm1d(3)
     nn.utils.prune.l1_unstructured(layer, "weight", 1)  # type: ignore[no-untyped-call]
@@ -196,6 +228,35 @@ def test_a_file_cut_anywhere_gives_a_sentence_or_layers(tmp_path: Path, write: W
             assert "\n" not in str(error)  # noqa: PT017
         else:
             assert write is onnx or not found, part
+
+
+def mean_of(*fields: bytes) -> bytes:
+    """An ONNX file of a layer whose mean is an initializer of these fields."""
+    part = onnx_bytes.part
+    node = b"".join(part(1, each) for each in ("x", *onnx_bytes.ROLES)) + part(4, "BatchNormalization")
+    rest = (onnx_bytes.tensor(role, torch.ones(2)) for role in onnx_bytes.ROLES if role != "running_mean")
+    mean = b"".join(fields) + part(8, "running_mean")
+    return part(7, part(1, node) + b"".join(part(5, each) for each in (mean, *rest)))
+
+
+@pytest.mark.parametrize(
+    ("whole", "why"),
+    [
+        (onnx_bytes.part(1, 8), "it has no graph"),
+        (onnx_bytes.part(7, 8), "it has no graph"),
+        (b"\x0b", "it is no protocol buffer"),
+        (b"\x3a" + b"\xff" * 11, "no protocol buffer"),
+        (mean_of(onnx_bytes.part(1, 2), onnx_bytes.part(2, 8)), "of a type that no layer has"),
+        (mean_of(onnx_bytes.part(1, 2), onnx_bytes.part(2, 1), onnx_bytes.part(9, b"1234")), "has 4 bytes, which is"),
+        (mean_of(onnx_bytes.part(1, 2), onnx_bytes.part(2, 1), onnx_bytes.part(4, b"1234")), "has 1 values, which is"),
+        (mean_of(onnx_bytes.part(1, 1 << 50), onnx_bytes.part(2, 1)), "a shape is damaged"),
+    ],
+)
+def test_damaged_onnx_gives_a_sentence(whole: bytes, why: str, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(whole)
+    with pytest.raises(UnreadableError, match=why) as caught:
+        read_checkpoint(tmp_path / "m.onnx")
+    assert "\n" not in str(caught.value)
 
 
 def test_weights_of_an_onnx_file_are_not_sought_elsewhere(tmp_path: Path, state: State) -> None:
