@@ -93,6 +93,8 @@ def keep_cell(cell: Any) -> Restore:
     def restore() -> None:
         if before is not _NOTHING:
             cell.cell_contents = before
+        else:
+            del cell.cell_contents
 
     return restore
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -196,6 +200,93 @@ def test_damaged_safetensors_give_a_sentence(tmp_path: Path, state: State, damag
     with pytest.raises(UnreadableError, match=why) as caught:
         read_checkpoint(change(tmp_path / "m.safetensors"))
     assert "\n" not in str(caught.value)
+
+
+EXPORTED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "a size": (lambda meta: meta["sizes"][0].update(as_int=-1), "-1 is no size"),
+    "a size of text": (lambda meta: meta["sizes"][0].update(as_int="4"), "'4' is no size"),
+    "a length": (lambda meta: meta["sizes"][0].update(as_int=4000), "not as long as it claims"),
+    "nothing": (lambda meta: meta.clear(), "damaged export: KeyError"),
+}
+
+
+def change_export(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Write an export again whose first weight is described otherwise."""
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    name = next(name for name in records if name.endswith("model_weights_config.json"))
+    weights = json.loads(records[name])
+    change(weights["config"]["0.weight"]["tensor_meta"])
+    records[name] = json.dumps(weights).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, held in records.items():
+            archive.writestr(name, held)
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "m.pt2"
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    torch.export.save(torch.export.export(model, (torch.randn(2, 3, 5, 5),)), path)
+    return path
+
+
+@pytest.mark.parametrize("damage", EXPORTED)
+def test_a_damaged_export_gives_a_sentence(damage: str, export: Path, tmp_path: Path) -> None:
+    change, why = EXPORTED[damage]
+    path = Path(shutil.copy(export, tmp_path))
+    change_export(path, change)
+    with pytest.raises(UnreadableError, match=why) as caught:
+        read_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_weight_of_an_export_of_an_unknown_type_or_without_values_leaves_the_layers(
+    export: Path, tmp_path: Path
+) -> None:
+    for change in (lambda meta: meta.update(dtype=99), lambda meta: meta["sizes"][0].update(as_int=0)):
+        path = Path(shutil.copy(export, tmp_path))
+        change_export(path, change)
+        assert set(norms(path)) == {"1"}
+
+
+def test_an_export_as_older_versions_of_pytorch_wrote_it(tmp_path: Path, state: State) -> None:
+    """The tensors are a file of ``torch.save``, and the graph has a name of its own."""
+    saved = io.BytesIO()
+    torch.save(state, saved)
+    names = {"p_mean": "head.0.running_mean"}
+    inputs = [{"buffer": {"arg": {"name": "p_mean"}, "buffer_name": "head.0.running_mean"}}, {"user_input": {}}]
+    call = [{"name": "running_mean", "arg": {"as_tensor": {"name": next(iter(names))}}}]
+    call += [{"name": name, "arg": {"as_float": value}} for name, value in (("eps", 0.01), ("momentum", 0.2))]
+    other = [{"name": "running_mean", "arg": {"as_none": True}}]
+    nodes = [{"target": "torch.ops.aten.batch_norm.default", "inputs": each} for each in (call, other)]
+    program = {"graph_module": {"graph": {"nodes": nodes}, "signature": {"input_specs": inputs}}}
+    with zipfile.ZipFile(tmp_path / "m.pt2", "w") as archive:
+        archive.writestr("serialized_state_dict.pt", saved.getvalue())
+        archive.writestr("serialized_exported_program.json", json.dumps(program))
+    found = norms(tmp_path / "m.pt2")
+    assert set(found) == LAYERS
+    assert torch.equal(found["stem.1"].running_var, state["stem.1.running_var"])
+    assert (found["head.0"].eps, found["head.0"].momentum) == (0.01, 0.2)
+    assert found["stem.1"].eps == 1e-5
+
+
+def test_torchscript_whose_code_is_gone_keeps_its_layers_and_no_settings(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=0.002, momentum=0.03), nn.BatchNorm2d(4)).eval()
+    torch.jit.save(torch.jit.script(model), tmp_path / "whole.pt")
+    assert [layer.eps for layer in norms(tmp_path / "whole.pt").values()] == [0.002, 1e-5]
+    with zipfile.ZipFile(tmp_path / "whole.pt") as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    for name, change in (
+        ("gone.pt", lambda name, held: None if "batchnorm" in name and name.endswith(".py") else held),
+        ("no_text.pt", lambda name, held: b"\xff\xfe" if "batchnorm" in name and name.endswith(".py") else held),
+        ("no_number.pt", lambda name, held: held.replace(b"0.002", b"1e--5") if name.endswith(".py") else held),
+    ):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for record, held in records.items():
+                if (changed := change(record, held)) is not None:
+                    archive.writestr(record, changed)
+        assert [layer.eps for layer in norms(tmp_path / name).values()] == [1e-5, 1e-5], name
 
 
 def test_a_damaged_index_gives_a_sentence(tmp_path: Path, state: State) -> None:
