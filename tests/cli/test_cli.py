@@ -119,6 +119,7 @@ def test_rules_without_a_terminal_are_whole_sentences_a_line_each(capsys: pytest
 
 def test_rules_in_a_terminal_are_a_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert main(["rules", "BN3"]) == 0
     lines = capsys.readouterr().out.splitlines()
