@@ -326,6 +326,11 @@ def test_what_may_not_be_read_is_said(
     monkeypatch.setattr(Path, "open", refusing)  # the tests may run as root, who may read everything
     assert main(["report", str(tmp_path / "closed")]) == 2
     assert "Permission denied" in capsys.readouterr().err
+    shutil.copytree(tmp_path / "free", tmp_path / "another")
+    main(["compare", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert "Permission denied" in said
+    assert said.endswith("so it is left out\n")
     assert main(["report", str(tmp_path)]) == 1
     said = capsys.readouterr()
     assert "Permission denied, so it is left out" in said.err

@@ -15,7 +15,7 @@ from torch.optim import LBFGS, SGD, Adam, Optimizer, lr_scheduler
 from bnmonitor import Alert, BatchNormMonitor, BatchNormWarning, Monitor
 from bnmonitor import open as open_runs
 from bnmonitor.cli import main
-from bnmonitor.monitor.rollback import MOST, _lower
+from bnmonitor.monitor.rollback import MOST, Plan, _lower
 from bnmonitor.monitor.snapshots import restore, scale_rates, take
 from bnmonitor.sinks import Console, TensorBoard
 from tests.histories import an_alert
@@ -339,6 +339,22 @@ def test_an_optimizer_with_lists_and_a_scaler_go_back_whole() -> None:
     restore(kept, [model], [optimizer], scaler)
     assert state() == before
     assert scaler.get_scale() == 8.0
+
+
+def test_a_state_that_is_not_kept_is_not_gone_back_to() -> None:
+    """Of several processes each keeps its own states; an alert of bnmonitor itself belongs to no incident."""
+    model = network()
+    with Monitor(model, optimizer=SGD(model.parameters(), lr=0.1), sinks=[], on_alert="rollback") as monitor:
+        model(batch(torch.Generator().manual_seed(0))[0]).square().mean().backward()
+        monitor.step()
+        rollback, before = monitor.rollback, [p.clone() for p in model.parameters()]
+        assert rollback is not None
+        rollback(Alert.from_dict(an_alert(None, 0)))
+        assert not rollback.wanted
+        assert rollback.plan() is None
+        assert not rollback.go(Plan(0, "learning-rate-too-high", 77, 0.5, "gone back", "lower it"))
+        assert all(map(torch.equal, before, model.parameters()))
+        assert not rollback.done
 
 
 def test_groups_stay_the_same_objects_and_a_rate_that_they_share_is_lowered_once() -> None:

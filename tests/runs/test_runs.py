@@ -123,6 +123,8 @@ def test_a_run_without_a_flight_record_says_so(tmp_path: Path) -> None:
     run = bnmonitor.open(tmp_path).only
     with pytest.raises(LookupError, match="has no flight record"):
         run.history("1", "gamma")
+    with pytest.raises(KeyError, match="there is no statistic 'gama'; did you mean 'gamma'"):
+        run.history("1", "gama")
     assert run.table("gamma").shape == (len(run.steps), 1)
 
 
