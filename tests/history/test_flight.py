@@ -334,8 +334,8 @@ def test_pages_that_cannot_be_read_make_room_first(tmp_path: Path) -> None:
     rows, budget = truth(WIDE, range(1000)), sizes.least(500)
     for session in range(2):
         writer = begin(tmp_path, WIDE, budget)
-        for start in range(0, 6000, 1000):
-            add(writer, rows, range(6000 * session + start, 6000 * session + start + 1000), every=250)
+        for start in range(0, 5000, 1000):
+            add(writer, rows, range(5000 * session + start, 5000 * session + start + 1000), every=250)
             settled(writer)
         writer.close()
         assert writer.failures() == []
@@ -344,7 +344,7 @@ def test_pages_that_cannot_be_read_make_room_first(tmp_path: Path) -> None:
                 if (part := Part.of(path)) and part.kind == "page":
                     path.write_bytes(b"no page" + path.read_bytes()[7:])
     assert size_of(tmp_path) <= budget
-    assert Flight(tmp_path).series("net.bn1", "gamma").last[-1] == 11_999
+    assert Flight(tmp_path).series("net.bn1", "gamma").last[-1] == 9_999
 
 
 def test_a_disk_that_is_too_slow_costs_blocks_and_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

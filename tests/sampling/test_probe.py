@@ -203,7 +203,7 @@ def test_it_runs_under_the_autocast_of_the_training_and_compares_few_of_many_cal
             return torch.stack([model(x) for _ in range(12)]).mean(0).float()
 
     with watched(model) as monitor:
-        trained(model, monitor, 30, forward)
+        trained(model, monitor, 11, forward)
         before = state(model)
         found = gaps(monitor)
         assert str(before) == str(state(model))

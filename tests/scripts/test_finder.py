@@ -198,17 +198,15 @@ def test_a_traced_model_and_modules_without_layers_are_passed_over(
     assert capfd.readouterr().err.splitlines()[-1] == "bnmonitor: no model with a BatchNorm layer was trained here"
 
 
-@pytest.mark.parametrize("quiet", [False, True])
-def test_a_history_that_cannot_be_written_is_said_in_a_line_and_the_training_goes_on(
-    quiet: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_a_history_that_cannot_be_written_is_said_and_the_training_goes_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "history").write_text("a file")
     model = network()
-    with finding(tmp_path, quiet=quiet):
+    with finding(tmp_path, quiet=False):
         train(model, sgd(model), 3)
     assert model[1].num_batches_tracked == 3
-    said = capfd.readouterr().err
-    assert ("bnmonitor failed" in said) is not quiet
+    assert "a sink of bnmonitor failed" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("quiet", [False, True])
