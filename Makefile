@@ -18,7 +18,7 @@ help:
 	@echo "make demo      install, then train three small networks and see what is found"
 	@echo "make test      install, then run the whole test suite"
 	@echo "make test-integrations  install the libraries of docs/integrations.md beside, and test their adapters"
-	@echo "make coverage  run the test suite, and fail if it passes less than 95 % of the lines or of the branches"
+	@echo "make coverage  run the suite and the tests of test-trainers, and fail below 95 % of the lines or of the branches"
 	@echo "make test-trainers  the same of Transformers, Ignite and fastai only, as continuous integration does"
 	@echo "make fuzz      compose random trainings, and compare them with and without bnmonitor (SECONDS=3600, SEED=...)"
 	@echo "make inject    raise an error at every line of bnmonitor that a short training passes"
@@ -79,9 +79,9 @@ $(TRAINERS)/stamp: $(VENV)/dev.stamp
 	@$(TRAINERS)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[trainers]'
 	@touch $@
 
+TRAINERS_TESTS := $(patsubst %,tests/integrations/test_%.py,huggingface ignite fastai)
 test-trainers: $(TRAINERS)/stamp
-	@OMP_NUM_THREADS=1 $(TRAINERS)/bin/python -m pytest --randomly-seed=$(SEED) \
-		tests/integrations/test_huggingface.py tests/integrations/test_ignite.py tests/integrations/test_fastai.py
+	@OMP_NUM_THREADS=1 $(TRAINERS)/bin/python -m pytest --randomly-seed=$(SEED) $(TRAINERS_TESTS)
 
 test-integrations: $(INTEGRATIONS)/stamp $(VENV)/dev.stamp
 	@OMP_NUM_THREADS=1 $(INTEGRATIONS)/bin/python -m pytest tests/integrations --randomly-seed=$(SEED)
@@ -93,9 +93,11 @@ $(VENV)/coverage.stamp: $(VENV)/dev.stamp
 	@touch $@
 
 # coverage starts the tests, not the other way around: the plugin of pytest is imported before any other could measure it.
-coverage: $(VENV)/coverage.stamp
+# The environment of the trainers has coverage from that of the suite.
+coverage: $(VENV)/coverage.stamp $(TRAINERS)/stamp
 	@rm -rf build/coverage
 	@$(BIN)/python -m coverage run -m pytest -n 2 --dist loadfile --randomly-seed=$(SEED)
+	@OMP_NUM_THREADS=1 $(TRAINERS)/bin/python -m coverage run -m pytest --randomly-seed=$(SEED) $(TRAINERS_TESTS)
 	@$(BIN)/python -m coverage combine -q
 	@$(BIN)/python -m coverage report
 	@$(BIN)/python -m coverage json -q -o build/coverage/report.json

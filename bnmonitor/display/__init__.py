@@ -1,6 +1,6 @@
 """How results look in a terminal; free of torch."""
 
-from bnmonitor.display.alerts import alert_block, alert_brief, finding_block, finding_brief
+from bnmonitor.display.alerts import alert_brief, finding_block, finding_brief
 from bnmonitor.display.incidents import incident_block, incident_change, incident_line, incident_rest
 from bnmonitor.display.layers import sparkline
 from bnmonitor.display.printing import drawn, plainly, prepare, say, show
@@ -13,7 +13,6 @@ __all__ = [
     "QUIET",
     "STRONG",
     "WORSE",
-    "alert_block",
     "alert_brief",
     "aside",
     "done",

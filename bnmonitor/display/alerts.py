@@ -1,4 +1,4 @@
-"""How an alert looks in a terminal, in full and in brief."""
+"""How the evidence of an incident, a note and a finding of an audit look in a terminal."""
 
 from __future__ import annotations
 
@@ -11,11 +11,6 @@ from bnmonitor.results import Alert
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
-
-
-def alert_block(alert: Alert) -> RenderableType:
-    """Return an alert in full: what, where and since when; the message; the fix; where to read more."""
-    return _block(alert, _what(alert) + _when(alert), _message(alert), *_fix(alert))
 
 
 def alert_brief(alert: Alert) -> RenderableType:
@@ -52,12 +47,11 @@ def _block(alert: Alert, *lines: Text) -> RenderableType:
 
 
 def _what(alert: Alert) -> Text:
-    """Return the severity (unless the alert was cleared), the rule, the layer and its channels."""
+    """Return the severity, the rule, the layer and its channels."""
     from rich.text import Text
 
     head = Text()
-    if alert.state == "open":
-        head.append(f"{alert.severity} ", style=styles.strong(styles.OF_SEVERITY[alert.severity]))
+    head.append(f"{alert.severity} ", style=styles.strong(styles.OF_SEVERITY[alert.severity]))
     head.append(printable(f"{alert.code} {alert.rule}"), style=styles.STRONG)
     if alert.layer is not None:
         head.append(f" · {printable(alert.layer)}")
@@ -70,11 +64,7 @@ def _what(alert: Alert) -> Text:
 def _when(alert: Alert) -> Text:
     from rich.text import Text
 
-    if alert.state == "open":
-        return Text(f" · since step {thousands(alert.first_step)}")
-    if alert.last_step > alert.first_step:
-        return Text(f" · cleared: steps {alert.first_step} to {alert.last_step}")
-    return Text(f" · cleared: step {alert.first_step}")
+    return Text(f" · since step {thousands(alert.first_step)}")
 
 
 def _cleared(alert: Alert) -> Text:
@@ -96,7 +86,7 @@ def _message(alert: Alert) -> Text:
 def _fix(alert: Alert) -> list[Text]:
     from rich.text import Text
 
-    lines = [Text.assemble(("fix: ", styles.STRONG), printable(alert.advice))]
-    if alert.url:
-        lines.append(Text(printable(f"more: bnmonitor explain {alert.code}"), style=styles.QUIET))
-    return lines
+    return [
+        Text.assemble(("fix: ", styles.STRONG), printable(alert.advice)),
+        Text(printable(f"more: bnmonitor explain {alert.code}"), style=styles.QUIET),
+    ]

@@ -93,6 +93,8 @@ def keep_cell(cell: Any) -> Restore:
     def restore() -> None:
         if before is not _NOTHING:
             cell.cell_contents = before
+        else:
+            del cell.cell_contents
 
     return restore
 
@@ -101,7 +103,7 @@ def keep_generators() -> list[Restore]:
     """Return functions that set every random generator of the process back to its present state."""
     state, python = torch.get_rng_state(), random.getstate()
     found: list[Restore] = [lambda: torch.set_rng_state(state), lambda: random.setstate(python)]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # pragma: no cover (GPU)
         devices = torch.cuda.get_rng_state_all()
         found.append(lambda: torch.cuda.set_rng_state_all(devices))
     numpy = sys.modules.get("numpy")
@@ -124,7 +126,7 @@ def lack_of_memory(tensors: Iterable[Tensor]) -> str:
 
 
 def _free(device: torch.device) -> int | None:
-    if device.type == "cuda":
+    if device.type == "cuda":  # pragma: no cover (needs a GPU)
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + held
     if device.type == "cpu":

@@ -116,11 +116,12 @@ class Finder:
     def _guarded(self, call: Callable[..., None], *args: Any) -> None:
         """Call a function that lets no error through, and within which no hook does anything.
 
-        A script may evaluate in inference mode: what is made there could not be written to in training.
+        A script may evaluate in inference mode: what is made there could not be written to in training. To leave it
+        would also turn the gradients on, by whose absence an evaluation is known.
         """
-        self._busy = True
+        self._busy, gradients = True, torch.is_grad_enabled()
         try:
-            with torch.inference_mode(False):
+            with torch.inference_mode(False), torch.set_grad_enabled(gradients):
                 call(*args)
         except Exception as error:
             self._fail(error)
@@ -312,7 +313,7 @@ def _quiet_log() -> None:
     logging.getLogger("bnmonitor").propagate = False
 
 
-def _directory() -> Path:
+def new_directory() -> Path:
     """Where the history goes: what the user named, or a new directory by script and time."""
     given = os.environ.get("BNMONITOR_LOG_DIR")
     if given:
@@ -336,7 +337,7 @@ def begin() -> None:
     """Begin to look for models in this process; once."""
     global _finder
     if _finder is None:
-        _finder = Finder(_directory(), quiet=os.environ.get("BNMONITOR_QUIET", "0") not in ("", "0"))
+        _finder = Finder(new_directory(), quiet=os.environ.get("BNMONITOR_QUIET", "0") not in ("", "0"))
         atexit.register(_finder.close)
         if parent_process() is not None:  # a process of multiprocessing ends without the functions of atexit
             util.Finalize(None, _finder.close, exitpriority=1000)

@@ -136,10 +136,8 @@ class EvaluationGap:
     gap: Tensor
     size: Tensor
 
-    def joined(self, other: EvaluationGap | None) -> EvaluationGap:
+    def joined(self, other: EvaluationGap) -> EvaluationGap:
         """Return both results in one; of a layer that the other one compared, the other one's."""
-        if other is None:
-            return self
         new = ~other.gap.isnan()
         return replace(self, gap=other.gap.where(new, self.gap), size=other.size.where(new, self.size))
 

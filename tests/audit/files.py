@@ -49,6 +49,11 @@ class Net(nn.Module):
         return y
 
 
+def unnormalized() -> nn.Module:
+    """A model whose only layer has no running statistics."""
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False, affine=False))
+
+
 def batch(seed: int, size: int = 16) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(seed)
     target = torch.randint(4, (size,), generator=draw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from bnmonitor.audit import Audit, Question, UnreadableError, audit, estimate, examine
+from bnmonitor.audit.images import estimate_alerts
 from bnmonitor.cli import main
 from bnmonitor.results import Severity
 from tests.audit.files import State, batch, keras, lightning, network, plain, put, reset, state_of, train, trained
@@ -77,6 +79,26 @@ def test_layers_that_cannot_be_compared_are_listed(tmp_path: Path) -> None:
     )
 
 
+def test_a_reference_of_a_wrapped_model_and_one_of_another_are_told_apart(tmp_path: Path) -> None:
+    asked = Question(reference=str(lightning(trained(0), tmp_path)))
+    ((_, found),) = examine(str(plain(trained(1), tmp_path)), asked)
+    assert {m.layer for m in found.moved} == {"stem.1", "block.bn1", "block.bn2", "head.0"}
+    other = {n.replace("stem", "body"): t for n, t in trained(0).items()}
+    ((_, found),) = examine(str(plain(other, tmp_path)), asked)
+    assert not found.moved
+    assert found.skipped["comparison of body.1"] == "the reference has no such layer"
+    assert found.skipped["comparison of model.stem.1"] == "only the reference has it"
+
+
+def test_layers_of_another_width_and_two_alone_are_not_compared(tmp_path: Path) -> None:
+    wider = {n: t.repeat(2) if n.startswith("head.0") and t.dim() else t for n, t in trained(0).items()}
+    few = {n: t for n, t in trained(0).items() if n.startswith(("stem.1", "head.0"))}
+    found = compared({n: t * 3000 if n == "stem.1.running_var" else t for n, t in wider.items()}, few, tmp_path)
+    assert found.skipped["comparison of model.head.0"] == "the reference has 16 channels there, not 32"
+    assert [m.layer for m in found.moved] == ["model.stem.1"]
+    assert "BN304" not in {a.code for a in found.alerts}, "far from what the other layers do, of which there are none"
+
+
 # -- images ------------------------------------------------------------------------------------------------------------
 
 
@@ -137,16 +159,49 @@ def test_a_directory_of_images_goes_through_the_model(tmp_path: Path, capsys: py
     assert "32 images, as they are, 0 to 255" in said
     assert "the layers behind it fit" in said.replace("\n  ", " ")
     assert main(command) == 0  # nobody said how the images are to be prepared
+    capsys.readouterr()
+    assert main([*command, "--json"]) == 0
+    (plain_types,) = json.loads(capsys.readouterr().out)["audits"]
+    assert plain_types["images"]["images"] == 32
+    assert [row["layer"] for row in plain_types["images"]["layers"]] == ["stem.1", "block.bn1", "block.bn2", "head.0"]
+    torch.save({"weight": torch.ones(2)}, tmp_path / "other.pt")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.png").write_text("no pixels")
     for arguments, why in (
         (["audit", str(checkpoint), "--images", str(there)], "takes the model"),
         ([*command[:4], "--images", str(tmp_path / "none")], "not a directory of images"),
+        ([*command[:4], "--images", str(checkpoint.parent / "empty")], "no image in"),
+        ([*command[:4], "--images", str(checkpoint.parent / "text")], "is not an image that can be read"),
+        ([*command[:4], "--images", str(there), "--input", "2,3,2,2"], "does not take images of shape [32, 3, 2, 2]"),
         ([*command[:3], "tests.audit.files:Block"], "could not be called"),
         ([*command[:3], "no_such_model"], "timm"),
+        ([*command[:3], "no such:model"], "must be package.module:factory"),
+        ([*command[:2], "--reference", str(tmp_path / "other.pt")], "holds no normalization layer"),
     ):
         assert main(arguments) == 2
         failed = capsys.readouterr().err
         assert why in failed
         assert failed.count("\n") == 1
+
+
+def test_layers_that_images_do_not_reach_or_that_all_are_off_are_said() -> None:
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unused, self.fresh = nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.fresh(x)
+            return y
+
+    found = estimate(Split(), batch(0)[0])
+    assert found.layers == ()
+    assert found.sentence() == "16 images: no layer ran on them"
+    assert "unused" in found.not_run
+    stale = {n: t + 5 if n.endswith("running_mean") else t for n, t in trained(0).items()}
+    (alert,) = estimate_alerts(estimate(network(stale), batch(7, 48)[0]))
+    assert "4 of 4 layers are off: all are stale" in alert.message
 
 
 def test_a_checkpoint_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
@@ -185,6 +240,42 @@ def test_a_card_and_a_badge_name_the_worst(tmp_path: Path) -> None:
     assert "✗ **[BN101](" in card
     assert badge.attrib["aria-label"] == "BatchNorm: ✗ non finite statistics"
     assert {"#b3261e"} < {each.attrib.get("fill") for each in badge.iter()}
+
+
+def test_a_card_says_what_was_asked_besides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    later = train(network(trained(0)), 1, steps=10).state_dict()
+    later["head.0.num_batches_tracked"] -= 7
+    (tmp_path / "old").mkdir()
+    command = ["audit", str(lightning(later, tmp_path)), "--reference", str(plain(trained(0), tmp_path / "old"))]
+    command += ["--model", MAKE, "--images", str(images(32, tmp_path / "images")), "--pixels", "raw"]
+    main([*command, "--input", "2,3,8,8", "--card", str(tmp_path / "CARD.md")])
+    card = (tmp_path / "CARD.md").read_text()
+    assert "| updates counted | 43 to 50 |" in card
+    assert "| against the reference | means moved by" in card
+    assert "| on images | 32 images, as they are, 0 to 255" in card
+    assert "The layers were judged as they are, without training" in card
+    assert main([*command[:4], "--rows", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "3 more layers" in said
+    assert "since the reference, means have moved by" in said
+
+
+def test_a_card_and_a_badge_of_what_has_nothing_to_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare, worth, badge = tmp_path / "bare.md", tmp_path / "worth.md", tmp_path / "badge.svg"
+    main(["audit", "torch.nn:Identity", "--card", str(bare), "--badge", str(badge)])
+    assert "| layers | 0 with 0 channels |" in bare.read_text()
+    assert "## Layers" not in bare.read_text()
+    assert "no layer to judge" in badge.read_text()
+    main(["audit", "tests.audit.files:unnormalized", "--card", str(bare)])  # its only layer has no statistics
+    capsys.readouterr()
+    assert bare.read_text().startswith("# BatchNorm card: tests.audit.files:unnormalized")
+    assert "SHA-256" not in bare.read_text()
+    assert "furthest mean" not in bare.read_text()
+    notes = {n: t + 1 if n.endswith("running_mean") else t for n, t in trained(0).items()}
+    (tmp_path / "old").mkdir()
+    reference = ["--reference", str(plain(trained(0), tmp_path / "old"))]
+    assert main(["audit", str(plain(notes, tmp_path)), *reference, "--card", str(worth)]) == 0
+    assert "## Worth knowing" in worth.read_text()
 
 
 def test_names_of_a_file_do_not_break_a_card(tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ DAMAGE: dict[str, tuple[str, Any]] = {
     "an opcode of the registry": ("data.pkl", lambda data: data[:2] + b"\x82\x01" + data[2:]),
     "a short storage": ("data/0", lambda data: data[:-4]),
     "another byte order": ("byteorder", lambda data: b"big"),
+    "another kind of reference": ("data.pkl", lambda data: data.replace(b"storage", b"stowage")),
     "a cut pickle": ("data.pkl", lambda data: data[: len(data) // 2]),
 }
 
@@ -92,6 +93,17 @@ def test_anything_else_is_left_to_torch_load(tmp_path: Path, how: str) -> None:
     record, change = DAMAGE[how]
     rewritten(tmp_path / "a.pt", lambda name, data: change(data) if name.endswith(f"/{record}") else data)
     with pytest.raises(NotPlainError):
+        plain(tmp_path / "a.pt")
+
+
+def test_an_archive_that_was_packed_again_is_left_to_torch_load(tmp_path: Path) -> None:
+    torch.save(nn.BatchNorm1d(4).state_dict(), tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in records.items():
+            archive.writestr(name, data)
+    with pytest.raises(NotPlainError, match="is compressed"):
         plain(tmp_path / "a.pt")
 
 

@@ -7,11 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import bnmonitor
 from bnmonitor.cli import main
 from bnmonitor.cli.commands import _COMMANDS
 from bnmonitor.rules import all_rules
@@ -67,6 +69,8 @@ def test_help_imports_nothing_heavy() -> None:
         (["report", "x", "--rows", "0"], "'0' must be a whole number, 1 or more"),
         (["report", "x", "--rows", "x"], "'x' must be a whole number, 1 or more"),
         (["explain"], "the following arguments are required: rule"),
+        (["audit", "x.pt", "--input", "2,0,8"], "'2,0,8' must be sizes such as 2,3,224,224"),
+        (["audit", "x.pt", "--input", "2x3"], "'2x3' must be sizes such as 2,3,224,224"),
     ],
 )
 def test_a_mistake_is_one_line(given: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,6 +115,17 @@ def test_rules_without_a_terminal_are_whole_sentences_a_line_each(capsys: pytest
     assert found.split("  ")[-1] == (
         "The running statistics lag behind the batches, in the same direction, step after step."
     )
+
+
+def test_rules_in_a_terminal_are_a_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["rules", "BN3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["code", "name", "severity", "what", "it", "finds"]
+    assert [line[:5] for line in lines if line.startswith("BN")] == [f"BN30{number}" for number in range(1, 7)]
+    assert max(map(len, lines)) <= 100
 
 
 def test_rules_are_chosen_by_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,6 +197,59 @@ def test_a_name_of_a_rule_and_a_cause_explains_the_cause_and_names_the_rule(
 def test_without_a_word_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "examples:" in capsys.readouterr().out
+
+
+# -- the demo and what is started --------------------------------------------------------------------------------------
+
+
+def test_the_demo_names_what_was_planted_and_says_where_it_did_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bnmonitor.cli import demo
+
+    healthy, fast, leaking = demo.RUNS
+    monkeypatch.setattr(demo, "RUNS", (fast, replace(leaking, epochs=2)))
+    assert main(["demo", "--log-dir", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().out
+    assert "✗" not in said.rpartition("What was planted")[2]
+    assert said.rpartition("What was planted")[2].count("✓") == 2
+    assert set(bnmonitor.open(tmp_path / "runs")) == {"learning_rate", "frozen_backbone"}
+    monkeypatch.setattr(demo, "RUNS", (replace(healthy, epochs=1, planted="BN704"),))
+    assert main(["demo", "--log-dir", str(tmp_path / "runs")]) == 1
+    assert "✗ not as planted: no alert" in capsys.readouterr().out
+    (tmp_path / "file").write_text("")
+    assert main(["demo", "--log-dir", str(tmp_path / "file")]) == 2
+    assert "cannot write to" in capsys.readouterr().err
+
+
+def test_the_demo_says_what_it_needs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delitem(sys.modules, "bnmonitor.cli.demo", raising=False)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert main(["demo"]) == 2
+    assert "pip install 'bnmonitor[demo]'" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", None)
+    with pytest.raises(ModuleNotFoundError):
+        main(["demo"])
+
+
+def test_what_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from bnmonitor.scripts import ENTRY, environment, program
+
+    assert main(["run", "--entry"]) == 0
+    assert capsys.readouterr().out == f"{ENTRY}\n"
+    tool = tmp_path / "tool"
+    tool.write_text("#!/bin/sh\n")
+    assert program([str(tool)]) == [sys.executable, str(tool)], "it could not be started by itself"
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program(["tool", "--lr", "1"]) == [str(tool), "--lr", "1"]
+    assert program(["-m", "tool"]) == [sys.executable, "-m", "tool"]
+    with pytest.raises(FileNotFoundError, match="nothing is neither a file nor a command"):
+        program(["nothing"])
+    around = environment({"PYTHONPATH": f"{ENTRY}{os.pathsep}other", "HOME": "here"})
+    assert around == {"PYTHONPATH": f"{ENTRY}{os.pathsep}other", "HOME": "here", "BNMONITOR": "1"}
+    quiet = environment({}, log_dir=tmp_path, quiet=True)
+    assert (quiet["BNMONITOR_LOG_DIR"], quiet["BNMONITOR_QUIET"]) == (str(tmp_path), "1")
 
 
 # -- pipes, disks, encodings -------------------------------------------------------------------------------------------
@@ -258,6 +326,11 @@ def test_what_may_not_be_read_is_said(
     monkeypatch.setattr(Path, "open", refusing)  # the tests may run as root, who may read everything
     assert main(["report", str(tmp_path / "closed")]) == 2
     assert "Permission denied" in capsys.readouterr().err
+    shutil.copytree(tmp_path / "free", tmp_path / "another")
+    main(["compare", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert "Permission denied" in said
+    assert said.endswith("so it is left out\n")
     assert main(["report", str(tmp_path)]) == 1
     said = capsys.readouterr()
     assert "Permission denied, so it is left out" in said.err

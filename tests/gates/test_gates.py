@@ -28,7 +28,7 @@ from bnmonitor.gates import (
 )
 from bnmonitor.gates.baseline import Known
 from bnmonitor.results import Alert, Incident, Severity
-from tests.histories import an_alert, an_incident, write
+from tests.histories import Writer, an_alert, an_incident, course, write
 
 SICK = "block.bn"
 
@@ -135,6 +135,10 @@ def test_a_baseline_keeps_what_was_not_looked_at(here: Path) -> None:
         ('{"schema": 2, "problems": []}', "known.json is a baseline of version 2, and this bnmonitor reads 1"),
         ('{"known": {}, "schema": 9}', "known.json is a baseline of version 9, and this bnmonitor reads 1"),
         ('{"known": {"a": {}}, "schema": 1}', "known.json is damaged: write it again with --update-baseline"),
+        (
+            '{"known": {"a": {"severity": "error", "layers": [], "in": 3}}, "schema": 1}',
+            "known.json is damaged: write it again with --update-baseline",
+        ),
     ],
 )
 def test_a_baseline_that_cannot_be_used_is_one_line(
@@ -239,12 +243,15 @@ def test_an_incident_that_reaches_other_layers_is_not_ignored(here: Path) -> Non
         ("ignore = ['*']", "ignore has '*', which is neither a code nor the name of a rule"),
         ("ignore-in-layers = ['a']", 'must map patterns to lists, such as "head.*" = ["dead-channels"]'),
         ("ignore = [", "is not valid TOML"),
+        ("[[tool.bnmonitor]]", "tool.bnmonitor must be a section, with ignore and ignore-in-layers"),
     ],
 )
 def test_a_section_that_cannot_be_used_is_one_line(
     here: Path, capsys: pytest.CaptureFixture[str], text: str, says: str
 ) -> None:
     pyproject(here, text)
+    if text.startswith("[["):
+        (here / "pyproject.toml").write_text(text)
     assert main(["report", "run"]) == 2
     said = capsys.readouterr().err
     assert says in said
@@ -259,6 +266,9 @@ def test_the_file_is_searched_upward_and_other_projects_are_left_alone(
     inner.mkdir()
     (inner / "pyproject.toml").write_text("[project]\nname = 'uses-bnmonitor'\n")
     assert read_suppressions(inner).ignore == ("BN106",)
+    (inner / "pyproject.toml").write_text("[project]\nname = 'another'\n")
+    assert read_suppressions(inner).ignore == ("BN106",)
+    (inner / "pyproject.toml").write_text("[project]\nname = 'uses-bnmonitor'\n")
     # Python 3.10 has no TOML: a file that has no section is nothing to it, one that has is said.
     monkeypatch.setitem(sys.modules, "tomllib", None)
     monkeypatch.setitem(sys.modules, "tomli", None)
@@ -353,6 +363,15 @@ def test_sarif_and_junit_of_a_directory_of_checkpoints(here: Path) -> None:
     (failure,) = top.findall(".//failure")
     assert "non finite statistics · 1" in failure.get("message", "")
     assert "nothing found in 4 layers" in [case.get("name") for case in top.findall(".//testcase")]
+
+
+def test_a_problem_of_a_whole_run_has_no_logical_location(here: Path) -> None:
+    with Writer(here / "whole", ("stem.bn",)) as writer:
+        writer.frames(range(3), course(1, 3))
+        writer.incident(an_incident(an_alert(None, 1)))
+    main(["report", "whole", "--sarif", "whole.sarif"])
+    [result] = is_sarif(json.loads((here / "whole.sarif").read_text()))
+    assert "logicalLocations" not in result["locations"][0]
 
 
 def test_junit_skips_what_does_not_count_with_the_reason(here: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import strategies as st
 
 from bnmonitor.history.flight import budget as sizes
+from bnmonitor.history.flight import writer as writing
 from bnmonitor.history.flight.codes import decode, encode
 from bnmonitor.history.flight.layout import STATISTICS, Blocks, Layout, Part
 from bnmonitor.history.flight.reader import Flight
@@ -275,3 +277,86 @@ def test_a_killed_process_loses_the_block_that_was_not_full_and_nothing_else(tmp
         reached = int(found.last[-1]) + 1
     assert size_of(tmp_path) <= 2**23
     assert reached > 100
+    before = Flight(tmp_path).series("net.bn1", "batch_var")
+    assert tails(tmp_path)
+    begin(tmp_path, WIDE, budget=2**23).close()
+    assert not tails(tmp_path)
+    after = Flight(tmp_path).series("net.bn1", "batch_var")
+    assert after.last.tolist() == before.last.tolist()
+    np.testing.assert_allclose(after.mean, before.mean, rtol=0.06)
+
+
+def tails(folder: Path) -> list[Path]:
+    return [part.path for path in folder.iterdir() if (part := Part.of(path)) and part.kind == "tail"]
+
+
+@pytest.mark.parametrize("damage", ["a value", "everything"])
+def test_a_later_session_keeps_what_is_sound_of_the_tail_of_a_killed_one(tmp_path: Path, damage: str) -> None:
+    rows = truth(SMALL, range(50))
+    writer = begin(tmp_path / "alive", SMALL)
+    add(writer, rows, range(50))
+    settled(writer)
+    shutil.copytree(tmp_path / "alive", tmp_path / "killed")
+    writer.close()
+    [tail] = tails(tmp_path / "killed")
+    data = bytearray(tail.read_bytes())
+    data[-1 if damage == "a value" else 0] ^= 255
+    tail.write_bytes(data)
+    begin(tmp_path / "killed", SMALL).close()
+    assert not tails(tmp_path / "killed")
+    flight = Flight(tmp_path / "killed")
+    if damage == "everything":
+        assert not len(flight.course()["last"])
+    else:
+        assert flight.series("net.bn1", "gamma").last.tolist() == list(range(40)), "the last ten are one record"
+
+
+def test_single_steps_take_an_eighth_of_the_budget_and_the_newest_stay(tmp_path: Path) -> None:
+    rows, budget = truth(WIDE, range(1000)), sizes.least(500)
+    writer = begin(tmp_path, WIDE, budget)
+    for start in range(0, 1000, 20):
+        steps = range(start, start + 20)
+        some = {name: rows[name][start : start + 20] for name in STATISTICS}
+        writer.add(list(steps), some, a_course(steps))
+        writer.detail([1], list(steps), some, a_course(steps))
+    writer.close()
+    assert writer.failures() == []
+    details = [part.path for path in tmp_path.iterdir() if (part := Part.of(path)) and part.kind == "detail"]
+    assert 1 < len(details) < 50
+    assert sum(path.stat().st_size for path in details) <= budget // 8
+    found = Flight(tmp_path).series("net.bn2", "batch_mean")
+    single = found.last[found.first == found.last]
+    assert single[-1] == 999
+    assert len(single) == 20 * len(details)
+
+
+def test_pages_that_cannot_be_read_make_room_first(tmp_path: Path) -> None:
+    rows, budget = truth(WIDE, range(1000)), sizes.least(500)
+    for session in range(2):
+        writer = begin(tmp_path, WIDE, budget)
+        for start in range(0, 5000, 1000):
+            add(writer, rows, range(5000 * session + start, 5000 * session + start + 1000), every=250)
+            settled(writer)
+        writer.close()
+        assert writer.failures() == []
+        if not session:
+            for path in tmp_path.iterdir():
+                if (part := Part.of(path)) and part.kind == "page":
+                    path.write_bytes(b"no page" + path.read_bytes()[7:])
+    assert size_of(tmp_path) <= budget
+    assert Flight(tmp_path).series("net.bn1", "gamma").last[-1] == 9_999
+
+
+def test_a_disk_that_is_too_slow_costs_blocks_and_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = truth(SMALL, range(50))
+    writer = begin(tmp_path, SMALL)
+    add(writer, rows, range(10))
+    settled(writer)
+    with monkeypatch.context() as patched:
+        patched.setattr(writing, "_WAITING", 0)
+        add(writer, rows, range(10, 30), at=10)
+    add(writer, rows, range(30, 50), at=30)
+    writer.close()
+    assert writer.left_out == 2
+    assert writer.failures() == []
+    assert Flight(tmp_path).series("net.bn1", "gamma").last.tolist() == [*range(10), *range(30, 50)]

@@ -94,6 +94,45 @@ def test_a_compilation_removes_the_hooks_unless_they_outlast_it() -> None:
     assert hooks(third) == 0
 
 
+@pytest.mark.parametrize("place", ["register_forward_hook", "register_forward_pre_hook"])
+def test_ctrl_c_between_placing_a_hook_and_noting_it_leaves_none_behind(place: str) -> None:
+    class Interrupted(nn.ReLU):
+        def __getattribute__(self, name: str) -> Any:
+            found = super().__getattribute__(name)
+            if name != place:
+                return found
+
+            def register(*args: Any, **how: Any) -> None:
+                found(*args, **how)
+                raise KeyboardInterrupt
+
+            return register
+
+    model, theirs = Interrupted(), Calls()
+    nn.Module.register_forward_hook(model, theirs)
+    ours = Hooks()
+    with pytest.raises(KeyboardInterrupt):
+        (ours.on_forward if place == "register_forward_hook" else ours.on_call)(model, Calls())
+    ours.remove()
+    assert list(model._forward_hooks.values()) == [theirs]
+    assert not model._forward_pre_hooks
+    assert not any(vars(model)[name] for name in vars(model) if name.endswith(("with_kwargs", "always_called")))
+
+
+def test_a_scripted_module_takes_no_hook() -> None:
+    scripted, ours = torch.jit.script(net()), Hooks()
+    ours.on_call(scripted, Calls())
+    ours.on_forward(scripted, Calls())
+    assert not ours.placed
+
+
+def test_a_hook_alone_is_copied_as_an_inert_one() -> None:
+    model = net()
+    placed(model)
+    [hook, *_] = model[1]._forward_hooks.values()
+    assert copy.deepcopy(hook)(model[1], (), None) is None
+
+
 def test_a_hook_gets_the_call_and_changes_nothing() -> None:
     layer, calls, ours = nn.BatchNorm1d(2), Calls(), Hooks()
     ours.on_call(layer, calls)

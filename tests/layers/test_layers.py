@@ -136,6 +136,13 @@ def test_a_mapping_of_models_prefixes_the_names() -> None:
     assert found.table.names == ("generator.stem.1", "generator.head.0", "generator.head.1", "critic")
 
 
+def test_two_models_whose_layers_would_have_one_name_are_refused() -> None:
+    inner = nn.Sequential(nn.BatchNorm1d(3))
+    outer = nn.ModuleDict({"b": nn.Sequential(nn.BatchNorm1d(3))})
+    with pytest.raises(ValueError, match=r"two BatchNorm layers would both be named 'a\.b\.0': give the models"):
+        discover({"a": outer, "a.b": inner})
+
+
 def test_a_root_that_is_itself_a_batchnorm_has_a_name_and_is_watched() -> None:
     bn = nn.BatchNorm1d(3)
     with Monitor(bn, sinks=[], on_alert="log", sample_every_n_steps=1) as monitor:

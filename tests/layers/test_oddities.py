@@ -49,7 +49,14 @@ def with_attribute(name: str, value: object) -> nn.Module:
     return odd
 
 
+def with_half_of_the_statistics() -> nn.Module:
+    odd = Skipped(8)
+    odd.running_mean = None
+    return odd
+
+
 ODD = {
+    "it has one of running_mean and running_var only": with_half_of_the_statistics,
     "its running_mean has the shape [1, 8]": lambda: with_statistics(lambda t: t[None]),
     "its running_mean has the shape [2, 4]": lambda: with_statistics(lambda t: t.view(2, 4)),
     "its running_mean has the dtype int64": lambda: with_statistics(torch.Tensor.long),

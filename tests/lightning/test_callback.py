@@ -244,6 +244,13 @@ def test_fast_dev_run_is_watched_and_leaves_no_file(
     assert "BatchNorm ✓" in capsys.readouterr().out
 
 
+def test_a_checkpoint_that_an_alert_asks_for_is_not_saved_in_a_fast_dev_run(lightning: Any, tmp_path: Path) -> None:
+    ill_fit(lightning, "checkpoint", fast_dev_run=2, default_root_dir=str(tmp_path))
+    assert list(tmp_path.rglob("*.ckpt")) == []
+    ill_fit(lightning, "checkpoint", default_root_dir=str(tmp_path))
+    assert len(list(tmp_path.rglob("bnmonitor-step=*.ckpt"))) == 1
+
+
 def test_two_fits_on_one_callback_continue_one_history(lightning: Any) -> None:
     callback, module = BatchNormMonitor(sinks=[], on_alert="log"), a_module(lightning, a_body(momentum=0.99))
     for _ in range(2):

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, Optimizer, lr_scheduler
+from torch.optim import LBFGS, SGD, Adam, Optimizer, lr_scheduler
 
 from bnmonitor import Alert, BatchNormMonitor, BatchNormWarning, Monitor
 from bnmonitor import open as open_runs
 from bnmonitor.cli import main
-from bnmonitor.monitor.rollback import MOST, _lower
+from bnmonitor.monitor.rollback import MOST, Plan, _lower
 from bnmonitor.monitor.snapshots import restore, scale_rates, take
 from bnmonitor.sinks import Console, TensorBoard
 from tests.histories import an_alert
@@ -303,6 +303,58 @@ def test_only_what_is_learned_must_be_finite_and_only_what_can_be_written_is_kep
         tensor[0] = value
         assert not take(4, [model], [optimizer], None, {}).is_finite
         tensor.copy_(before)
+
+
+def test_an_optimizer_with_lists_and_a_scaler_go_back_whole() -> None:
+    """LBFGS keeps lists of tensors, numbers and None."""
+    model, scaler = network(), torch.amp.GradScaler("cpu", init_scale=8.0)
+    optimizer = LBFGS(model.parameters(), lr=0.1, max_iter=3)
+
+    def train(seed: int) -> None:
+        x, y = batch(torch.Generator().manual_seed(seed))
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+    def state() -> list[Any]:
+        held = optimizer.state_dict()["state"][0]
+        return [
+            *map(torch.Tensor.tolist, model.parameters()),
+            held["func_evals"],
+            *map(torch.Tensor.tolist, held["old_dirs"]),
+        ]
+
+    train(0)
+    scaler.scale(torch.ones(()))
+    before = state()
+    kept = take(3, [model], [optimizer], scaler, {})
+    train(1)
+    scaler.update(2.0)
+    assert state() != before
+    restore(kept, [model], [optimizer], scaler)
+    assert state() == before
+    assert scaler.get_scale() == 8.0
+
+
+def test_a_state_that_is_not_kept_is_not_gone_back_to() -> None:
+    """Of several processes each keeps its own states; an alert of bnmonitor itself belongs to no incident."""
+    model = network()
+    with Monitor(model, optimizer=SGD(model.parameters(), lr=0.1), sinks=[], on_alert="rollback") as monitor:
+        model(batch(torch.Generator().manual_seed(0))[0]).square().mean().backward()
+        monitor.step()
+        rollback, before = monitor.rollback, [p.clone() for p in model.parameters()]
+        assert rollback is not None
+        rollback(Alert.from_dict(an_alert(None, 0)))
+        assert not rollback.wanted
+        assert rollback.plan() is None
+        assert not rollback.go(Plan(0, "learning-rate-too-high", 77, 0.5, "gone back", "lower it"))
+        assert all(map(torch.equal, before, model.parameters()))
+        assert not rollback.done
 
 
 def test_groups_stay_the_same_objects_and_a_rate_that_they_share_is_lowered_once() -> None:

@@ -67,6 +67,18 @@ def test_a_late_parcel_holds_what_was_sent_and_comes_in_order() -> None:
     assert came == [(i, float(i)) for i in range(5)]
 
 
+def test_what_is_on_its_way_arrives_when_the_tensors_move_to_another_device() -> None:
+    transfer = HostTransfer[str](CPU)
+    transfer.send("before", torch.ones(2))
+    transfer.follow(torch.device("cpu", 0))
+    transfer.send("after", torch.zeros(2))
+    assert transfer.device == torch.device("cpu", 0)
+    assert [(label, here.tolist()) for label, (here,) in transfer.receive(wait=True)] == [
+        ("before", [1.0, 1.0]),
+        ("after", [0.0, 0.0]),
+    ]
+
+
 def watched(**settings: Any) -> tuple[Monitor, list[int]]:
     """Train a while; return the monitor and how far it had judged after each step."""
     architecture = ARCHITECTURES["residual"]

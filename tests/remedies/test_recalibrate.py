@@ -262,6 +262,17 @@ def test_compiled_model_is_run_as_it_is_written(in_place: bool) -> None:
     assert_equal_to_truth(model, expected)
 
 
+def test_a_batch_of_names_goes_to_a_forward_that_takes_any() -> None:
+    class AnyNames(Net):
+        def forward(self, **batch: Tensor) -> Tensor:
+            return super().forward(batch["images"] + batch["shift"])
+
+    one, other = Net(), AnyNames()
+    recalibrate(one, [b + 1 for b in batches()], progress=False)
+    recalibrate(other, [{"images": b, "shift": torch.ones(())} for b in batches()], progress=False)
+    assert_same_state(state_of(other), state_of(one))
+
+
 # -- what it refuses ---------------------------------------------------------------------------------------------------
 
 
@@ -291,6 +302,16 @@ def test_bad_input_gets_one_clear_sentence_and_changes_nothing(
     with pytest.raises(error, match=words):
         recalibrate(**given)
     assert_same_state(state_of(model), before)
+
+
+def test_frozen_layers_alone_and_a_batch_of_another_shape_later_are_refused() -> None:
+    model = Net()
+    with pytest.raises(TypeError) as raised:
+        recalibrate(model, [batches()[0], {"pictures": batches()[0]}], progress=False)
+    assert "pass forward=" not in str(raised.value), "the first batch went through as it is"
+    freeze(model)
+    with pytest.raises(ValueError, match="every BatchNorm layer is frozen or keeps no running statistics"):
+        recalibrate(model, batches(), progress=False)
 
 
 @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])

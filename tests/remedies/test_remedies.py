@@ -202,6 +202,9 @@ def test_callback_freezes_for_the_first_epochs_and_leaves_everything_as_it_was()
         def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
             return self.net(batch).square().mean()  # type: ignore[no-any-return]
 
+        def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+            self.net(batch)
+
         def on_train_epoch_end(self) -> None:
             self.seen.append(running(self.net))
 
@@ -215,7 +218,10 @@ def test_callback_freezes_for_the_first_epochs_and_leaves_everything_as_it_was()
             enable_progress_bar=False, enable_model_summary=False, **more,
         )  # fmt: skip
         trainer.fit(module, DataLoader(torch.randn(48, 6), 16))  # type: ignore[arg-type]
+        fit_of.append(trainer)
         return module
+
+    fit_of: list[Any] = []
 
     start = running(Module().net)
     for more in ({}, {"sync_batchnorm": True}):
@@ -228,6 +234,9 @@ def test_callback_freezes_for_the_first_epochs_and_leaves_everything_as_it_was()
             assert not torch.equal(module.seen[0][1], start[1])
         assert all(p.requires_grad for p in module.parameters())
         assert not any(m._forward_pre_hooks for m in module.modules())
+        trainer = fit_of[-1]
+        trainer.validate(module, DataLoader(torch.randn(16, 6), 16), verbose=False)  # type: ignore[arg-type]
+        assert not any(m._forward_pre_hooks for m in module.modules()), "an evaluation freezes nothing"
     with pytest.raises(ValueError, match="until_epoch='two'"):
         Freeze(until_epoch="two")  # type: ignore[arg-type]
 
@@ -420,6 +429,19 @@ def test_without_a_finite_record_nothing_is_changed_and_it_says_so() -> None:
         restore_last_finite(model, 3)  # type: ignore[arg-type]
 
 
+def test_a_record_of_another_model_has_nothing_for_a_layer(tmp_path: Path) -> None:
+    other = a_model()
+    broken = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
+    broken[1].running_mean.fill_(math.nan)
+    with watching(other, log_dir=tmp_path) as monitor:
+        train(monitor, other, 5)
+        poisoned(other, monitor)
+    for source in (monitor, *monitor.black_boxes):
+        with pytest.raises(ValueError, match=r"no finite record of 1: go back to a checkpoint"):
+            restore_last_finite(broken, source)
+    assert monitor.black_boxes
+
+
 def ruined(model: nn.Sequential, monitor: Monitor) -> None:
     """A batch with an infinity, and the step of the optimizer that it leads to."""
     poisoned(model, monitor)
@@ -574,6 +596,11 @@ class ByItself(nn.BatchNorm2d):
 def a_sync_model() -> nn.Sequential:
     shared = nn.BatchNorm2d(3)
     return nn.Sequential(shared, WithRelu(3), Deeper(3), shared, nn.Sequential(nn.BatchNorm2d(3)))
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, got list"):
+        convert_sync([nn.BatchNorm1d(3)])  # type: ignore[arg-type]
 
 
 def test_subclasses_keep_their_forward_and_torchs_own_conversion_loses_it() -> None:

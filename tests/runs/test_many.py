@@ -114,6 +114,9 @@ def test_a_run_elsewhere_is_read_as_one_here(tmp_path: Path, cache: Path) -> Non
     np.testing.assert_array_equal(there.loss, here.loss)
     assert not list((there.directory).rglob("*.page"))
     assert "'one': 2 layers" in repr(bnmonitor.open("memory://logs"))
+    [file] = (tmp_path / "one").glob("*tfevents*")
+    alone = bnmonitor.open(f"memory://logs/one/{file.name}").only
+    np.testing.assert_array_equal(alone.loss, here.loss)
     assert not list(cache.iterdir())
     for got, want in zip(there.history("1", "gamma"), here.history("1", "gamma"), strict=True):
         np.testing.assert_array_equal(got, want)
@@ -150,6 +153,25 @@ def test_a_run_that_has_ended_is_listed_without_reading_its_history(
     shutil.rmtree(cache)
     assert bnmonitor.open(tmp_path)._entries() == listed
     assert read == ["one"]
+
+
+def test_numbers_that_others_add_at_the_end_leave_the_entry_and_those_of_bnmonitor_do_not(
+    tmp_path: Path, read: list[str], cache: Path
+) -> None:
+    trained(tmp_path / "one")
+    [file] = (tmp_path / "one").glob("*tfevents*")
+    whole = file.read_bytes()
+    for written, again in (
+        (whole, False),
+        (whole + b"a number", False),
+        (whole + b"bnmonitor", True),
+        (whole[:-9], True),
+    ):
+        file.write_bytes(written)
+        read.clear()
+        assert "one" in bnmonitor.open(tmp_path)._entries()
+        assert bool(read) is again, written[-20:]
+        shutil.rmtree(cache, ignore_errors=True)
 
 
 def test_a_run_of_lightning_is_listed_without_reading_it_until_it_goes_on(tmp_path: Path, read: list[str]) -> None:

@@ -62,6 +62,15 @@ def test_an_unknown_name_is_answered_by_the_nearest(diverged: Monitor) -> None:
         diverged.to_frame("1", "gama")
 
 
+def test_before_anything_is_written_there_is_nothing_to_draw(tmp_path: Path) -> None:
+    from bnmonitor.monitor.live import recorded
+
+    assert recorded(None) is None
+    assert recorded(tmp_path / "nothing") is None
+    (tmp_path / "empty").mkdir()
+    assert recorded(tmp_path / "empty") is None
+
+
 @pytest.mark.parametrize("what", ["to_frame", "plot"])
 def test_a_missing_library_is_one_sentence(diverged: Monitor, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("pandas", "matplotlib", "matplotlib.pyplot"):

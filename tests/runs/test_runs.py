@@ -123,6 +123,8 @@ def test_a_run_without_a_flight_record_says_so(tmp_path: Path) -> None:
     run = bnmonitor.open(tmp_path).only
     with pytest.raises(LookupError, match="has no flight record"):
         run.history("1", "gamma")
+    with pytest.raises(KeyError, match="there is no statistic 'gama'; did you mean 'gamma'"):
+        run.history("1", "gama")
     assert run.table("gamma").shape == (len(run.steps), 1)
 
 
@@ -180,6 +182,27 @@ def test_pictures_take_axes_and_return_them(trained: Any) -> None:
     assert run.plot("4", "batch_var", ax=axes[0, 1]).get_yscale() == "log"
     assert [text.get_text() for text in run.plot_map(ax=axes[1, 0]).get_yticklabels()] == list(LAYERS)
     assert run.plot("1").get_title(loc="left") == "1"
+    assert run.plot_map("gamma").get_figure().axes[1].get_ylabel() == "gamma"
+    plt.close("all")
+
+
+def test_maps_are_scaled_by_what_they_show(tmp_path: Path) -> None:
+    """Numbers of both signs around 0, large ones by their logarithm, health from 0 to 100; one step is a map too."""
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import LogNorm
+
+    write(tmp_path / "many", [f"layer{number}" for number in range(12)], range(0, 60, 10))
+    run = bnmonitor.open(tmp_path)["many"]
+    signed = run.plot_map("beta").images[0].norm
+    assert signed.vmin == -signed.vmax
+    assert signed.vmax == pytest.approx(np.nanmax(np.abs(run.table("beta"))))
+    assert isinstance(run.plot_map("batch_var").images[0].norm, LogNorm)
+    assert run.plot_map("health").get_figure().axes[1].get_yticks()[0] == 0
+    assert run.plot().get_legend() is None, "twelve names would hide the lines"
+    write(tmp_path / "one", ["bn"], [7])
+    assert bnmonitor.open(tmp_path)["one"].plot_map().images[0].get_extent()[:2] == [7, 8]
     plt.close("all")
 
 
@@ -236,6 +259,8 @@ def test_channels_are_written_block_by_block_as_row_by_row(form: str, tmp_path: 
         (["--csv", "--layer", "nothing"], "no layer 'nothing'"),
         (["--csv", "--statistic", "gama"], "did you mean 'gamma'"),
         (["--csv", "/nowhere/x.csv"], "cannot write"),
+        (["--csv", "--run", "two"], "'two'"),
+        (["--parquet", "x.parquet", "--statistic", "gamma"], "pip install"),
     ],
 )
 def test_export_refuses_in_one_line(
@@ -245,6 +270,34 @@ def test_export_refuses_in_one_line(
     captured = capsys.readouterr().err
     assert said in captured
     assert captured.count("\n") == 1
+
+
+def test_of_several_runs_export_takes_the_one_that_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / name, [f"{name}.bn"], [0, 50])
+    assert main(["export", str(tmp_path), "--csv"]) == 2
+    assert "holds 2 runs: choose one by --run, such as --run a" in capsys.readouterr().err
+    assert main(["export", str(tmp_path), "--csv", "--run", "b"]) == 0
+    assert {row["layer"] for row in csv.DictReader(io.StringIO(capsys.readouterr().out))} == {"b.bn"}
+    assert main(["export", str(tmp_path / "nothing"), "--csv"]) == 2
+    assert "no file or directory" in capsys.readouterr().err
+    with pytest.raises(LookupError, match="there are 2 runs: a, b"):
+        _ = bnmonitor.open(tmp_path).only
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LookupError, match="there is no run"):
+        _ = bnmonitor.open(tmp_path / "empty").only
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_an_export_into_a_full_pipe_is_one_line(trained: Any) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "bnmonitor", "export", str(trained[0] / "one"), "--csv"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=300,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("bnmonitor: cannot write")
+    assert done.stderr.count("\n") == 1
 
 
 def test_rows_name_the_extremes_of_each_block(trained: Any) -> None:

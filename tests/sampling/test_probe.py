@@ -189,6 +189,28 @@ def test_it_works_where_the_model_is_not_called_as_a_whole() -> None:
     }
 
 
+def test_it_runs_under_the_autocast_of_the_training_and_compares_few_of_many_calls() -> None:
+    torch.manual_seed(0)
+    model = net()
+
+    def demand(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert args[0].dtype == torch.bfloat16, "an error ends the extra forward"
+
+    model[1].register_forward_pre_hook(demand)
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return torch.stack([model(x) for _ in range(12)]).mean(0).float()
+
+    with watched(model) as monitor:
+        trained(model, monitor, 11, forward)
+        before = state(model)
+        found = gaps(monitor)
+        assert str(before) == str(state(model))
+    assert found is not None
+    assert found.gap.isfinite().any()
+
+
 def test_frozen_layers_are_left_alone_and_without_the_wish_nothing_runs() -> None:
     model = net()
     model[1].eval()
