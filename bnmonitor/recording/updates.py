@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bnmonitor.layers import Hooks, LayerTable, freezes_graphs, graphs_compiled
+from bnmonitor.limits import LEAST_INITIAL_WEIGHT
 from bnmonitor.recording.averaged_weights import AveragedWeights
 from bnmonitor.recording.buffer_state import BufferState, Moves, are_initial
 from bnmonitor.recording.snapshot import Snapshot, read, tensors
@@ -159,7 +160,7 @@ class UpdateLedger:
             (moved > 0).any()
             or (evaluated & ~ledger.evaluated[phase]).any()
             or initial.any()
-            or (ledger.cold > 0.01).any()
+            or (ledger.cold > LEAST_INITIAL_WEIGHT).any()
             or ledger.missed[phase].any()
             or ledger.folded.any()
         )

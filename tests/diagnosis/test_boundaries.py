@@ -146,3 +146,11 @@ def test_most_running_variances_that_are_not_finite_lose_a_training_and_half_of_
         running[-1, :columns] = torch.inf
         at = window(running_var=running)
         assert len(told(alert("BN101", "0"), alert("BN502", "3", first=112), at=at)) == incidents
+
+
+@pytest.mark.parametrize("code", ["BN303", "BN305"])
+def test_a_chain_that_shrinks_its_output_a_little_hides_no_other_fault(code: str) -> None:
+    mild, severe = (alert("BN206", "1", severity=severity) for severity in (WARNING, ERROR))
+    assert [each.code for each in told(mild, alert(code, "2", severity=ERROR))] == ["BN206", code]
+    [incident] = told(severe, alert(code, "2", severity=ERROR))
+    assert (incident.code, incident.cause) == ("BN206", "small-batch")

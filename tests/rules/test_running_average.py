@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -385,6 +386,46 @@ def test_a_slight_lag_must_last_longer() -> None:
     assert 120 <= opened(0.3) < 200
     for lag in (0.12, 0.24):
         assert 250 <= opened(lag) < 300
+
+
+@pytest.mark.parametrize(
+    ("weight", "variance", "mean", "severity"),
+    [
+        (0.04, 0.1, 0.0, None),
+        (0.04, 0.03, 0.0, WARNING),
+        (0.01, 0.01, 0.0, WARNING),
+        (0.04, 0.01, 0.0, ERROR),
+        (0.002, 1e-4, 0.0, ERROR),
+        (0.0009, 1e-4, 0.0, None),  # too little weight for anything
+        (0.04, 0.0, 0.0, None),  # channels that never vary put out their mean, whatever the variance is
+        (0.04, 1.0, 2.0, None),
+        (0.04, 1.0, 4.0, WARNING),
+        (0.04, 1.0, 16.0, ERROR),
+    ],
+)
+def test_bn303_judges_a_small_weight_by_what_it_moves(
+    weight: float, variance: float, mean: float, severity: Severity | None
+) -> None:
+    window = make_window(
+        momentum=0.1,
+        running_mean=(1 - weight) * mean,
+        running_var=(1 - weight) * variance + weight,
+        evaluation="test",
+        ledger={"cold": weight, "times": 1, "tested": True},
+    )
+    forgotten = torch.full_like(window.baseline.forgotten, -math.log(weight))
+    window = replace(window, baseline=replace(window.baseline, forgotten=forgotten))
+    found = findings("BN303", window)
+    assert [f.severity for f in found] == ([] if severity is None else [severity])
+    for finding in found:
+        assert finding.value > finding.threshold
+        used = weight + (1 - weight) * variance
+        off, log_ratio = weight * mean / math.sqrt(used + 1e-5), 0.5 * math.log((used + 1e-5) / (variance + 1e-5))
+        assert math.isclose(finding.value, off or log_ratio, rel_tol=1e-4)
+        enough = int(re.findall(r"evaluate after (\d+) update", finding.advice)[0])
+        left = 0.9**enough
+        assert 0.5 * math.log(((left + (1 - left) * variance) + 1e-5) / (variance + 1e-5)) <= 0.051 or left <= 1e-3
+        assert left * mean <= 0.026 or left <= 1e-3
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bnmonitor.diagnosis.base import Cause
+from bnmonitor.diagnosis.base import Case, Cause
+from bnmonitor.results import Severity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +52,7 @@ class SmallBatch(Cause):
     explains: ClassVar[frozenset[str]] = frozenset({"BN304", "BN305", "BN601", "BN603", "BN707", "BN303"})
     everywhere: ClassVar[bool] = True
     belated: ClassVar[bool] = True
+
+    def fits(self, case: Case) -> bool:
+        """Return whether it is about the size of the batch: a chain that shrinks a little hides no other fault."""
+        return case.lead.code != "BN206" or case.lead.severity is Severity.ERROR
