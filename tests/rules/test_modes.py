@@ -555,6 +555,24 @@ def test_bn407_such_a_teacher_is_a_warning_once_it_is_evaluated() -> None:
         assert finding.severity is severity
 
 
+def test_bn402_says_that_no_optimizer_has_any_parameter_of_the_model() -> None:
+    """The model was copied after the optimizer had been made; a head alone in the optimizer is another matter."""
+    old = net()
+    model = copy.deepcopy(old)
+    for optimizer, what in (
+        (torch.optim.SGD(old.parameters(), lr=0.05), "no optimizer has any parameter of the model"),
+        (torch.optim.SGD(model[8].parameters(), lr=0.05), "gamma and beta are frozen"),
+    ):
+        trial = Trial(model, optimizer)
+        with trial.monitor:
+            trial.steps(40)
+        alert = trial.reported["BN402"]
+        assert alert.message.startswith(what)
+        assert ("parameters() after it was copied" in alert.advice) is (what.startswith("no optimizer"))
+        [incident] = trial.monitor.incidents
+        assert ("no optimizer trains the model" in incident.title) is (what.startswith("no optimizer"))
+
+
 def test_bn407_leaves_a_teacher_with_constant_parameters_to_bn402() -> None:
     model = Distilled()
     trial = Trial(model, torch.optim.SGD(model.student.parameters(), lr=0.05))
