@@ -91,8 +91,9 @@ def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, st
     turns = plan.ratio(steps(x), expected, 2)
     alternation = _alternation(x, expected, plan, turns)
     best, lag, chance, near = 0.0, 1, math.inf, 0.0
+    level = _without_trend(scaled)
     for k in (1, *DISTANCES) if stirred == stirred else (1,):
-        rest, ratio, freedom = _beyond_one_factor(scaled, k, plan)
+        rest, ratio, freedom = _beyond_one_factor(level, k, plan)
         by_weights = 0.0 if stirred != stirred else ALLOWED * k * k * stirred
         excess = rest / (beyond + by_weights) if ratio >= LEAST_REST else 0.0
         if k == 1:
@@ -111,6 +112,13 @@ def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, st
     since = since_when(steps(scaled, dated), dated, edge) if rise > chance else 0.0
     common = turns > chance and alternation > EVEN and _beyond_one_factor(scaled, 1, plan)[1] < LEAST_REST
     return Found(best, chance, since, min(alternation, 0.0), turns, common)
+
+
+def _without_trend(x: Array) -> Array:
+    """``[T, C]`` without each channel's linear trend: data that becomes harder or noisier comes in no blocks."""
+    at = np.arange(len(x)) - (len(x) - 1) / 2
+    trend: Array = at[:, None] * (at @ x) / (at @ at)
+    return x - trend
 
 
 def _alternation(x: Array, expected: Array, plan: Plan, turns: float) -> float:

@@ -74,6 +74,18 @@ def test_what_all_channels_share_takes_no_turns_by_chance() -> None:
         assert not AlternatingDomains().check(replace(window, sample=sample, earlier=(sample, sample))), seed
 
 
+def test_data_that_becomes_noisier_comes_in_no_blocks() -> None:
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        rise = torch.linspace(0, 0.75, 64)[:, None] * (1 + 0.3 * torch.randn(1, 8, generator=generator))
+        var = rise.exp() * (1 + torch.randn(64, 8, generator=generator) / 10)
+        window = made(torch.randn(64, 8, generator=generator) / 8, None, batch_var=var)
+        assert window.sample is not None
+        told = {"unevenness": 0.64 * torch.ones(8), "uneven_beyond": torch.tensor([[0.9], [3.0]])}
+        sample = replace(window.sample, **told, stirred=torch.full((2, 8), 0.003))
+        assert not CorrelatedBatches().check(replace(window, sample=sample, earlier=(sample, sample))), seed
+
+
 @pytest.mark.parametrize(("samples", "fires"), [(1, False), (2, True)])
 def test_one_sampled_update_may_have_been_a_small_one(samples: int, fires: bool) -> None:
     window = made(NOISE + walk(0.3), Loader(), facts={"train_loader": None, "learning_rates": (0.1,) * 64})

@@ -179,6 +179,28 @@ def test_bn406_evaluation_in_training_mode(phase: Any) -> None:
         assert_only(trial, "BN406", ("1", "4"), Severity.WARNING, 19)
 
 
+@pytest.mark.parametrize("counts", [True, False])
+def test_bn406_does_not_take_statistics_that_stay_nan_for_updated_ones(counts: bool) -> None:
+    model = net()
+    if not counts:
+        for layer in (model[1], model[4]):
+            layer.num_batches_tracked = None
+    trial = Trial(model)
+    with trial.monitor:
+        trial.steps(20)
+        model(torch.full((8, 3, 8, 8), torch.nan))
+        trial.steps(10)
+        for _ in range(2):
+            trial.evaluate()
+        for layer in (model[1], model[4]):
+            layer.running_mean.zero_()
+            layer.running_var.fill_(1.0)
+        trial.steps(40)
+        trial.evaluate()
+        trial.steps(20)
+    assert "BN406" not in trial.reported
+
+
 def test_bn406_is_an_error_once_the_statistics_have_moved_far() -> None:
     trial = Trial(net())
     with trial.monitor:
