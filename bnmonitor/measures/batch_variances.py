@@ -130,11 +130,14 @@ def _alternation(x: Array, expected: Array, plan: Plan, turns: float) -> float:
     """
     same = {lag: plan.ratio(steps(x, lag), expected, 2) for lag in TURNS}
     lag = min(same, key=lambda k: same[k])
+    less = same[lag] / max(turns, 1e-12) - 1
+    if less > EVEN:  # as nearly always: that is no taking of turns
+        return less
     near, turn = ((steps(x, k) / expected).sum(1) for k in (1, lag))
     alike = float((turn < near[lag - 1 :]).mean())
     if alike < 0.5 + BY_CHANCE * math.sqrt(0.25 / len(turn)):
         return 0.0
-    return same[lag] / max(turns, 1e-12) - 1
+    return less
 
 
 def _beyond_one_factor(scaled: Array, lag: int, plan: Plan) -> tuple[float, float, float]:

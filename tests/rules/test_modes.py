@@ -117,6 +117,25 @@ def test_bn404_frozen_on_a_network_that_was_never_trained() -> None:
         assert_only(trial, "BN404", ("1", "4"), Severity.ERROR, 0)
 
 
+class AlwaysEvaluating(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
+
+
+def test_bn404_names_a_forward_of_its_own_that_updates_nothing() -> None:
+    model = net()
+    model[1], model[4] = AlwaysEvaluating(8), AlwaysEvaluating(8)
+    trial = Trial(model)
+    with trial.monitor:
+        trial.steps(30)
+        trial.evaluate()
+        trial.steps(20)
+    alert = trial.reported["BN404"]
+    assert alert.layers == ("1", "4")
+    assert "AlwaysEvaluating" in alert.advice
+    assert "training=self.training" in alert.advice
+
+
 def test_bn404_is_not_said_of_a_first_training_step_that_is_told_of_after_the_evaluation() -> None:
     model = net()
     trial = Trial(model)
