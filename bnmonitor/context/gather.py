@@ -73,6 +73,7 @@ class FactsGatherer:
         self._groups: object = None
         self._trained: set[int] = set()
         self._auxiliary: tuple[str, ...] = ()
+        self._untouched = False
         self._parameters = [p for model in self._models.values() for p in model.parameters()]
         self._quantized = quantizes(self._models.values())
 
@@ -102,6 +103,7 @@ class FactsGatherer:
             group_rates=tuple(group.rate for group in groups),
             optimizers=bool(optimizers),
             optimizer_count=len(optimizers),
+            untouched=self._untouched,
             learning_rates=tuple(recorded.rates),
             world_size=world_size(),
             structure=recorded.structure,
@@ -136,6 +138,7 @@ class FactsGatherer:
             self.copies = trains_copies(self._models.values(), optimizers, groups)
             known = groups and not split and not self.copies
             self._auxiliary = auxiliary(self._models, modules, self._trained) if known else ()
+            self._untouched = bool(known) and not any(id(p) in self._trained for p in self._parameters)
 
     def _see_trained(self, groups: Sequence[Group], steps: Sequence[int]) -> None:
         """Notice that more parameters are trained than ever before, by the model or by the optimizers."""

@@ -37,8 +37,17 @@ One far sample among those that were seen looks like a factor that all channels 
 EVEN = -0.5
 """Alternation above which batches do not take turns."""
 
+BY_CHANCE = 3.0
+"""Standard errors from one half by which more batches must be like that of their turn than like their neighbor."""
+
 RESOLVED = 1e-6
 """Part of the largest variance of a channel in the window below which single precision tells no two variances apart."""
+
+VALID = 0.25
+"""Largest variance that is expected of the log of a channel's variance.
+
+The expectation is that of small relative changes. A feature that few samples have, such as a rare category, has none in
+some batches, and its variance changes manifold by chance: ten samples with it in a batch make a variance of .1."""
 
 HEAVY = 8.0
 """Kurtosis of the samples' own variances from which on their variances are not judged.
@@ -67,6 +76,9 @@ def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, st
     var = torch.where(hidden, var.clamp(min=RESOLVED * var.amax(0)), var)
     good = (var.mean(0) > FLAT * layers.eps[layer]) & (uneven > 0) & uneven.isfinite()
     good &= ((var > 0) & var.isfinite()).all(0)
+    # A channel that is constant in batches in which most others vary is a feature that these batches lack.
+    good &= ~(hidden & ~(hidden.float().mean(1, keepdim=True) > 0.5)).any(0)
+    good &= uneven / size <= VALID
     if int(good.sum()) < LEAST_CHANNELS or share != share or not tails <= HEAVY:
         return None
     beyond = max(LEAST_BEYOND, share)
@@ -77,10 +89,11 @@ def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, st
     x = var[:, good].log_().numpy()
     scaled = (x - x.mean(0)) / np.sqrt(expected)
     turns = plan.ratio(steps(x), expected, 2)
-    alternation = min(plan.ratio(steps(x, lag), expected, 2) for lag in TURNS) / max(turns, 1e-12) - 1
+    alternation = _alternation(x, expected, plan, turns)
     best, lag, chance, near = 0.0, 1, math.inf, 0.0
+    level = _without_trend(scaled)
     for k in (1, *DISTANCES) if stirred == stirred else (1,):
-        rest, ratio, freedom = _beyond_one_factor(scaled, k, plan)
+        rest, ratio, freedom = _beyond_one_factor(level, k, plan)
         by_weights = 0.0 if stirred != stirred else ALLOWED * k * k * stirred
         excess = rest / (beyond + by_weights) if ratio >= LEAST_REST else 0.0
         if k == 1:
@@ -99,6 +112,32 @@ def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, st
     since = since_when(steps(scaled, dated), dated, edge) if rise > chance else 0.0
     common = turns > chance and alternation > EVEN and _beyond_one_factor(scaled, 1, plan)[1] < LEAST_REST
     return Found(best, chance, since, min(alternation, 0.0), turns, common)
+
+
+def _without_trend(x: Array) -> Array:
+    """``[T, C]`` without each channel's linear trend: data that becomes harder or noisier comes in no blocks."""
+    at = np.arange(len(x)) - (len(x) - 1) / 2
+    trend: Array = at[:, None] * (at @ x) / (at @ at)
+    return x - trend
+
+
+def _alternation(x: Array, expected: Array, plan: Plan, turns: float) -> float:
+    """How much less batches ``[T, C]`` of the same turn differ than successive ones; 0 where that may be chance.
+
+    What all channels have in common, as the share by which a batch is mixed, is one number a step: the middle of some
+    sixty of its changes is at one lag half of what it is at another by chance. Where batches take turns, most are more
+    like the one of their turn than like their neighbor; of others half are.
+    """
+    same = {lag: plan.ratio(steps(x, lag), expected, 2) for lag in TURNS}
+    lag = min(same, key=lambda k: same[k])
+    less = same[lag] / max(turns, 1e-12) - 1
+    if less > EVEN:  # as nearly always: that is no taking of turns
+        return less
+    near, turn = ((steps(x, k) / expected).sum(1) for k in (1, lag))
+    alike = float((turn < near[lag - 1 :]).mean())
+    if alike < 0.5 + BY_CHANCE * math.sqrt(0.25 / len(turn)):
+        return 0.0
+    return less
 
 
 def _beyond_one_factor(scaled: Array, lag: int, plan: Plan) -> tuple[float, float, float]:

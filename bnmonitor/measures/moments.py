@@ -188,7 +188,8 @@ def unevenness_beyond(x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     own = _own_variances(x)
     mean, deviation = own.mean(0), own.std(0)
     scaled = ((own - mean) / deviation).where(deviation > 0, 0.0).double()
-    return (deviation / mean).square(), scaled @ scaled.T, scaled.pow(4).mean(0).median()
+    tails = scaled.pow(4).mean(0).where(deviation > 0, torch.nan)
+    return (deviation / mean).square(), scaled @ scaled.T, tails.nanmedian()
 
 
 def uneven_beyond(products: Tensor, kurtosis: Tensor) -> Tensor:

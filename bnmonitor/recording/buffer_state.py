@@ -22,7 +22,7 @@ class Moves:
     """How an evaluation has changed the running statistics of each layer.
 
     Attributes:
-        changed: ``[L]`` bool, they have other values.
+        changed: ``[L]`` bool, they have other values; a NaN that stays is none.
         possible: ``[L]`` bool, batches can have made the new values of the old: no variance of a batch is negative.
         drift: ``[2, L]`` how far they moved in the middle channel: the mean in deviations, the deviation as a log.
     """
@@ -48,7 +48,7 @@ class Moves:
             segments.median((after.mean - before.mean).abs() / (before.var + eps).sqrt()),
             segments.median(0.5 * ((after.var + eps) / (before.var + eps)).log().abs()),
         ]
-        changed = segments.any((after.mean != before.mean) | (after.var != before.var))
+        changed = segments.any(_differ(before.mean, after.mean) | _differ(before.var, after.var))
         return cls(changed & layers.tracked, ~segments.any(lower), torch.stack(drift))
 
 
@@ -121,7 +121,9 @@ class BufferState:
         for i, (count, counts) in enumerate(zip(grown, counting, strict=True)):
             if not counts:
                 a, b = self.copies.get(i), after.copies.get(i)
-                grown[i] = int(a is not None and b is not None and not all(map(torch.equal, a, b)))
+                grown[i] = int(
+                    a is not None and b is not None and any(bool(_differ(*t).any()) for t in zip(a, b, strict=True))
+                )
                 continue
             old, new = self.writes[i], after.writes[i]
             writes = None if old is None or new is None or compiled else new - old
@@ -137,6 +139,10 @@ class BufferState:
             elif writes not in (None, 0, count, 2 * count) or not possible[i]:
                 grown[i] = 0
         return torch.tensor(grown, dtype=torch.int64, device="cpu")
+
+
+def _differ(before: Tensor, after: Tensor) -> Tensor:
+    return (before != after) & ~(before.isnan() & after.isnan())
 
 
 @torch.no_grad()

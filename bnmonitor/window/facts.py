@@ -133,6 +133,7 @@ class Facts:
         converts: Whether the Trainer converts the model to SyncBatchNorm.
         averages_without_buffers: Whether the Trainer evaluates averaged weights whose buffers are not averaged.
         optimizer_count: Number of optimizers that are known.
+        untouched: Whether the optimizers are known to have no parameter of the models, such as those of other copies.
         held_out: The latest validations and tests, two at most, the newest last.
         untrained: Whether there was no training step, but an evaluation only.
         thawed: The step after which more parameters were trained than ever before, as where layers are unfrozen; None
@@ -170,6 +171,7 @@ class Facts:
     unregistered: tuple[str, ...] = ()
     unwatched: Mapping[str, str] = field(default_factory=dict)
     optimizer_count: int = 0
+    untouched: bool = False
     gaps: EvaluationGap | None = None
     averaged_gaps: EvaluationGap | None = None
     own_forward: tuple[str, ...] = ()

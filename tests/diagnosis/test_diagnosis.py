@@ -321,3 +321,13 @@ def test_an_incident_links_to_the_page_of_its_cause_or_of_its_rule() -> None:
     assert momentum.url.endswith("/docs/causes/momentum.md")
     (other,) = diagnose(make_window(momentum=0.01, facts={"buffer_dtypes": (torch.bfloat16,)}))
     assert other.url.endswith("/docs/rules/BN104.md")
+
+
+def test_a_layer_that_returns_from_a_forgotten_evaluation_mode_was_not_unfrozen() -> None:
+    everywhere = ("0", "1", "2", "3")
+    forgotten = alert("BN401", "0", first=60, layers=everywhere)
+    [incident] = told(forgotten, alert("BN405", "0", first=100, layers=everywhere), alert("BN303", "0", first=110))
+    assert incident.cause == "eval-mode-in-training"
+    assert [each.code for each in incident.evidence] == ["BN401", "BN405", "BN303"]
+    [shock] = told(alert("BN405", "0", first=100, layers=everywhere))
+    assert shock.cause == "unfreeze-shock"

@@ -62,6 +62,39 @@ def test_variances_that_take_turns_do_so_since_the_first_batch() -> None:
     assert ("the variances" in finding.message, finding.first_step) == (True, 0)
 
 
+def test_what_all_channels_share_takes_no_turns_by_chance() -> None:
+    """Mixup mixes each batch by one share, which is near 0 or 1 in most batches and far from it in some."""
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        one, other = torch._sample_dirichlet(torch.full((64, 2), 0.4), generator).unbind(1)
+        var = (one.square() + other.square())[:, None] * (1 + torch.randn(64, 8, generator=generator) / 10)
+        window = made(torch.randn(64, 8, generator=generator) / 8, None, batch_var=var)
+        assert window.sample is not None
+        sample = replace(window.sample, unevenness=torch.ones(8) / 2, uneven_beyond=torch.tensor([[0.9], [3.0]]))
+        assert not AlternatingDomains().check(replace(window, sample=sample, earlier=(sample, sample))), seed
+
+
+def test_data_that_becomes_noisier_comes_in_no_blocks() -> None:
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        rise = torch.linspace(0, 0.75, 64)[:, None] * (1 + 0.3 * torch.randn(1, 8, generator=generator))
+        var = rise.exp() * (1 + torch.randn(64, 8, generator=generator) / 10)
+        window = made(torch.randn(64, 8, generator=generator) / 8, None, batch_var=var)
+        assert window.sample is not None
+        told = {"unevenness": 0.64 * torch.ones(8), "uneven_beyond": torch.tensor([[0.9], [3.0]])}
+        sample = replace(window.sample, **told, stirred=torch.full((2, 8), 0.003))
+        assert not CorrelatedBatches().check(replace(window, sample=sample, earlier=(sample, sample))), seed
+
+
+@pytest.mark.parametrize(("samples", "fires"), [(1, False), (2, True)])
+def test_one_sampled_update_may_have_been_a_small_one(samples: int, fires: bool) -> None:
+    window = made(NOISE + walk(0.3), Loader(), facts={"train_loader": None, "learning_rates": (0.1,) * 64})
+    assert window.sample is not None
+    sample = replace(window.sample, stirred=torch.full((2, 8), 0.3 / 8), unevenness=torch.ones(8))
+    window = replace(window, sample=sample, earlier=(sample,) * (samples - 1))
+    assert bool(CorrelatedBatches().check(window)) is fires
+
+
 def test_weights_that_jump_with_the_learning_rate_are_no_fault_of_the_data() -> None:
     given = {"train_loader": EVEN, "learning_rates": (0.1,) * 40 + (10.0,) * 24}
     jumping = NOISE.clone()
@@ -361,6 +394,23 @@ def test_data_that_come_to_be_sorted_are_dated_to_the_step_when_they_did() -> No
 @pytest.mark.parametrize("given", [{}, {"first": True}, {"name": "wine", "batch": 32}], ids=str)
 def test_domains_in_turn_are_found_and_not_called_correlated(given: dict[str, Any]) -> None:
     assert list(fit(how="in turn", **given)) == ["BN602"]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_features_that_few_samples_have_say_nothing_of_the_order(seed: int) -> None:
+    """As categories in one-hot coding: batches that have none of a rare one differ a lot from others by chance."""
+    torch.manual_seed(seed)
+    often = torch.logspace(-2.7, -0.3, 300)
+    model = nn.Sequential(nn.BatchNorm1d(300), nn.Linear(300, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    with Monitor(model, optimizer=optimizer, sinks=[], on_alert="log", sample_every_n_steps=40) as monitor:
+        for _ in range(160):
+            x = (torch.rand(48, 300) < often).float()
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), x[:, -1].long()).backward()
+            optimizer.step()
+            monitor.step()
+    assert not [a for a in monitor.alerts if a.code.startswith("BN6")]
 
 
 @pytest.mark.parametrize(("alike", "fires"), [(None, True), (0.0, True), (0.9, False)])

@@ -117,6 +117,25 @@ def test_bn404_frozen_on_a_network_that_was_never_trained() -> None:
         assert_only(trial, "BN404", ("1", "4"), Severity.ERROR, 0)
 
 
+class AlwaysEvaluating(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
+
+
+def test_bn404_names_a_forward_of_its_own_that_updates_nothing() -> None:
+    model = net()
+    model[1], model[4] = AlwaysEvaluating(8), AlwaysEvaluating(8)
+    trial = Trial(model)
+    with trial.monitor:
+        trial.steps(30)
+        trial.evaluate()
+        trial.steps(20)
+    alert = trial.reported["BN404"]
+    assert alert.layers == ("1", "4")
+    assert "AlwaysEvaluating" in alert.advice
+    assert "training=self.training" in alert.advice
+
+
 def test_bn404_is_not_said_of_a_first_training_step_that_is_told_of_after_the_evaluation() -> None:
     model = net()
     trial = Trial(model)
@@ -177,6 +196,28 @@ def test_bn406_evaluation_in_training_mode(phase: Any) -> None:
         trial.steps(20)
         trial.evaluate(phase, mode=True)
         assert_only(trial, "BN406", ("1", "4"), Severity.WARNING, 19)
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_bn406_does_not_take_statistics_that_stay_nan_for_updated_ones(counts: bool) -> None:
+    model = net()
+    if not counts:
+        for layer in (model[1], model[4]):
+            layer.num_batches_tracked = None
+    trial = Trial(model)
+    with trial.monitor:
+        trial.steps(20)
+        model(torch.full((8, 3, 8, 8), torch.nan))
+        trial.steps(10)
+        for _ in range(2):
+            trial.evaluate()
+        for layer in (model[1], model[4]):
+            layer.running_mean.zero_()
+            layer.running_var.fill_(1.0)
+        trial.steps(40)
+        trial.evaluate()
+        trial.steps(20)
+    assert "BN406" not in trial.reported
 
 
 def test_bn406_is_an_error_once_the_statistics_have_moved_far() -> None:
@@ -553,6 +594,24 @@ def test_bn407_such_a_teacher_is_a_warning_once_it_is_evaluated() -> None:
         window = make_window(facts=facts, gamma=following, ledger={"evaluated": {"validation": evaluated}})
         [finding] = AuxiliaryNetworkUpdates().check(window)
         assert finding.severity is severity
+
+
+def test_bn402_says_that_no_optimizer_has_any_parameter_of_the_model() -> None:
+    """The model was copied after the optimizer had been made; a head alone in the optimizer is another matter."""
+    old = net()
+    model = copy.deepcopy(old)
+    for optimizer, what in (
+        (torch.optim.SGD(old.parameters(), lr=0.05), "no optimizer has any parameter of the model"),
+        (torch.optim.SGD(model[8].parameters(), lr=0.05), "gamma and beta are frozen"),
+    ):
+        trial = Trial(model, optimizer)
+        with trial.monitor:
+            trial.steps(40)
+        alert = trial.reported["BN402"]
+        assert alert.message.startswith(what)
+        assert ("parameters() after it was copied" in alert.advice) is (what.startswith("no optimizer"))
+        [incident] = trial.monitor.incidents
+        assert ("no optimizer trains the model" in incident.title) is (what.startswith("no optimizer"))
 
 
 def test_bn407_leaves_a_teacher_with_constant_parameters_to_bn402() -> None:

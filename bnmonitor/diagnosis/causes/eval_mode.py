@@ -18,7 +18,9 @@ class EvalMode(Cause):
 
     ## What follows
     Nothing holds the activations: variances, means and gammas grow (BN106, BN702). In a network that was never trained
-    the statistics are still the initial 0 and 1 (BN404): it does not normalize at all.
+    the statistics are still the initial 0 and 1 (BN404): it does not normalize at all. Once ``model.train()`` is called
+    again, the batches are far from the statistics that stood still (BN405), which also had fewer updates than the
+    weights (BN303).
 
     ## What to do
     Call ``model.train()`` at the start of each epoch, and freeze what should stay frozen on purpose.
@@ -43,7 +45,7 @@ class EvalMode(Cause):
     name: ClassVar[str] = "eval-mode-in-training"
     leads: ClassVar[tuple[str, ...]] = ("BN401",)
     explains: ClassVar[frozenset[str]] = frozenset(
-        {"BN702", "BN704", "BN106", "BN107", "BN109", "BN304", "BN305", "BN404", "BN701", "BN105"}
+        {"BN702", "BN704", "BN106", "BN107", "BN109", "BN303", "BN304", "BN305", "BN404", "BN405", "BN701", "BN105"}
     )
 
     def detail(self, case: Case) -> str:

@@ -66,7 +66,8 @@ class InitialStatisticsInUse(Rule):
 
     ## What to do
     Load the running statistics with the weights, and check what ``load_state_dict(strict=False)`` returns; or estimate
-    them: ``torch.optim.swa_utils.update_bn(loader, model)``. When you copy a network, copy its buffers as well.
+    them: ``torch.optim.swa_utils.update_bn(loader, model)``. When you copy a network, copy its buffers as well. A class
+    of its own that calls ``F.batch_norm`` has to pass ``training=self.training``: without it nothing is ever updated.
 
     ## Thresholds
     0 and 1 are compared exactly. After probe forwards, the counter of updates says how much of them is left: at least
@@ -100,6 +101,8 @@ class InitialStatisticsInUse(Rule):
         var, untrained = window.running_var[-1], window.baseline.updates == 0
         exact, mixed = initial_statistics(window.layers, window.running_mean[-1], var, initial_weight(window))
         frozen &= (exact | (mixed & untrained)) & ~_awaits_copy(window)
+        own_forward = window.facts.own_forward or ("",) * len(window.layers)
+        deaf = (window.training[-1] & ledger.called & ~ledger.updated & untrained).tolist()
         found = []
         for layer in (frozen | ledger.initial).nonzero().flatten().tolist():
             how = "runs in evaluation mode during training" if frozen[layer] else "is evaluated"
@@ -118,7 +121,10 @@ class InitialStatisticsInUse(Rule):
                     value=0.0,
                     threshold=0.0,
                     message=f"the layer {how} with {what}: it does not normalize",
-                    advice="load the statistics with the weights (check what load_state_dict(strict=False) returns), "
+                    advice=f"the forward of {own_forward[layer]} updates nothing in training: pass "
+                    "training=self.training to F.batch_norm, or call super().forward"
+                    if deaf[layer] and own_forward[layer]
+                    else "load the statistics with the weights (check what load_state_dict(strict=False) returns), "
                     "or estimate them: torch.optim.swa_utils.update_bn(loader, model)",
                 )
             )

@@ -31,7 +31,8 @@ class LeakingFreeze(Rule):
     ## Why is this bad?
     ``requires_grad_(False)``, ``torch.no_grad()`` and leaving parameters out of the optimizer do not stop the running
     statistics. The features that were meant to stay fixed change with every batch of the new data, and a checkpoint
-    with only the trained part cannot reproduce them.
+    with only the trained part cannot reproduce them. Where no optimizer has any parameter of the model, it was perhaps
+    meant to train: it was copied or rebuilt after the optimizer had been made.
 
     ## Example
     >>> from bnmonitor.testing import make_window
@@ -125,6 +126,16 @@ class LeakingFreeze(Rule):
         by_mean = mean / self.error_drift >= log_var / self.error_log_variance
         limit = self.error_drift if by_mean else self.error_log_variance
         frozen = "gamma and beta are frozen" if window.layers.affine[layer] else "the operation before it is frozen"
+        advice = (
+            "call bnmonitor.remedies.freeze(model, include=[...]), which lasts through every model.train(); "
+            "requires_grad_(False) does not stop the updates"
+        )
+        if window.facts.untouched:
+            frozen = "no optimizer has any parameter of the model"
+            advice = (
+                "if the model should train, make the optimizer from its parameters() after it was copied, loaded or "
+                f"rebuilt; if not, {advice}"
+            )
         return Finding(
             severity=Severity.ERROR if error else Severity.WARNING,
             layer=layer,
@@ -133,6 +144,5 @@ class LeakingFreeze(Rule):
             threshold=limit if error else 0.0,
             message=f"{frozen}, but training still updates the running statistics: the mean has moved by "
             f"{number(mean)} standard deviations, the variance by a factor {number(math.exp(min(log_var, 80.0)))}",
-            advice="call bnmonitor.remedies.freeze(model, include=[...]), which lasts through every model.train(); "
-            "requires_grad_(False) does not stop the updates",
+            advice=advice,
         )
