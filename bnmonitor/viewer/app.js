@@ -2,7 +2,7 @@
 
 import { Toolbar } from "./toolbar.js";
 import { difference, differing } from "./difference.js";
-import { h } from "./dom.js";
+import { h, once } from "./dom.js";
 import { empty, trouble } from "./notices.js";
 import { verdict } from "./incidents.js";
 import { pressed } from "./keys.js";
@@ -56,6 +56,7 @@ export class App {
     this.lines = undefined;
     /** @type {import("./types.js").Statistic|undefined} */
     this.statistic = undefined;
+    this.slide = once(() => this.moved());
     this.toolbar = new Toolbar({ change: (part) => this.change(part) });
     this.bar = new MapBar({ change: (part) => this.change(part) });
     const on = {
@@ -90,6 +91,14 @@ export class App {
     new ResizeObserver(() => this.resized()).observe(this.room);
     document.addEventListener("keydown", (e) => pressed(this, e));
     if (options.live) setInterval(() => this.poll(), POLL);
+  }
+
+  /** Lay the page out, unseen, before its numbers are there: fonts, styles and canvases take longest the first time. */
+  prepare() {
+    this.el.style.opacity = "0";
+    this.main.hidden = this.toolbar.el.hidden = false;
+    this.maps[0].map.warm();
+    this.placed();
   }
 
   /** The run that the panel shows. */
@@ -140,8 +149,21 @@ export class App {
     const { runs, slices } = this.shown;
     this.token = {};
     this.shown = { ...this.shown, runs, slices: runs.map((run, i) => this.numbers.known(run.name, this.state.statistic) ?? slices[i]) };
-    this.show();
+    this.slide();
     this.waiting = setTimeout(() => this.change({}), PAUSE);
+  }
+
+  /** Draw the maps in another range; all that stands around them is as it was. */
+  moved() {
+    const { shown, state, view, maps } = this;
+    if (!shown || state.view === "runs") return;
+    // The order of the layers, and what two runs differ by, depend on the range.
+    if (state.diff || state.sort || maps[0].seen?.statistic !== this.statistic) return this.show();
+    this.toolbar.steps(state, view);
+    shown.runs.forEach((_, i) => {
+      const { seen } = maps[i];
+      if (seen) maps[i].set({ ...seen, slice: shown.slices[i], state, view });
+    });
   }
 
   /** Read everything again; the view stays. */
@@ -194,6 +216,8 @@ export class App {
 
   /** @param {unknown} error */
   trouble(error) {
+    this.el.style.opacity = "";
+    if (!this.shown && this.table.el.hidden) this.main.hidden = this.toolbar.el.hidden = true;
     this.notice.replaceChildren(trouble(error, () => this.reload()));
   }
 
@@ -225,7 +249,8 @@ export class App {
 
   /** As many columns as there are pixels. */
   get bins() {
-    return Math.min(this.index?.columns ?? 400, Math.max(400, Math.round((this.maps[0].map.el.clientWidth || window.innerWidth) * (window.devicePixelRatio || 1))));
+    const { width } = this.maps[0].map;
+    return Math.min(this.index?.columns ?? 400, Math.max(400, Math.round((width > 1 ? width : window.innerWidth) * (window.devicePixelRatio || 1))));
   }
 
   /** All steps of what is shown. @returns {Range} */
@@ -262,6 +287,7 @@ export class App {
     const curves = Math.max(...courses.map((c) => heightOf(c)));
     const around = 52 + curves + (lanes && 10 + lanes * 20) + (runs.length > 1 ? 48 : 0);
     const room = Math.max(this.least, window.innerHeight - this.room.getBoundingClientRect().top - window.scrollY - around);
+    this.panel.width = this.panel.el.clientWidth;
     const rows = this.rows(names, room);
     about.shown = rows.reduce((sum, row) => sum + (row.kind === "open" ? 0 : row.members.length), 0);
     this.bar.set(this.index, state, offered(courses[0]), axis.name, about);
@@ -345,6 +371,7 @@ export class App {
 
   /** Send an event once everything is drawn. */
   ready() {
+    this.el.style.opacity = "";
     document.documentElement.dataset.drawn = String(Math.round(performance.now()));
     document.dispatchEvent(new CustomEvent("bnmonitor-drawn"));
   }

@@ -18,6 +18,8 @@ export class Panel {
   constructor(source, on) {
     this.on = on;
     this.source = source;
+    /** As wide as it was before it was filled: to ask later would lay out the page once more. */
+    this.width = 0;
     /** @type {{key: string, el: Element|null}|undefined} */
     this.drawn = undefined;
     this.layer = new LayerView(source, { zoom: on.zoom, cursor: (step) => on.change({ step }), change: on.change });
@@ -82,7 +84,7 @@ export class Panel {
       this.top.replaceChildren(main ? card(main, go) : "", others.length ? list(others, "", on.incident) : "", own.length || !layer ? "" : h("p", { class: "verdict healthy" }, h("b", {}, "✓"), " no open incident in this layer"), layer ? notes(run, go, layer.name) : "");
     } else {
       this.head.replaceChildren(h("h2", { title: run.name }, state.compare ? `Incidents of ${cut(run.name, 40)}` : "Incidents"));
-      this.top.replaceChildren(list(run.incidents, state.incident, on.incident), notes(run, go), ...foremost(run, now, this.el.clientWidth, (layer) => on.change({ layer })), h("p", { class: "quiet hint" }, "Click a layer for its channels, drag over steps to zoom, double click to see all. Press ? for the keys."));
+      this.top.replaceChildren(list(run.incidents, state.incident, on.incident), notes(run, go), ...foremost(run, now, this.width, (layer) => on.change({ layer })), h("p", { class: "quiet hint" }, "Click a layer for its channels, drag over steps to zoom, double click to see all. Press ? for the keys."));
     }
     if (layer && !box) await this.layer.load(run, layer, state, view, full, statistics, now.axis);
   }

@@ -125,8 +125,8 @@ export class Strip {
       const y = scale(lane, course.ends, view, log, top);
       for (const row of lane.rows) {
         const soft = lane.name === "lr" ? row : smooth(row, state.smooth);
-        if (soft !== row) draw(context, course.ends, row, x, y, lane, colors, 0.3, log);
-        draw(context, course.ends, soft, x, y, lane, colors, 1, log);
+        if (soft !== row) draw(context, course.ends, row, x, y, lane, colors, 0.3, log, names - 2, names + width + 2);
+        draw(context, course.ends, soft, x, y, lane, colors, 1, log, names - 2, names + width + 2);
       }
       words.push(`${lane.name} ${said(lane, at)}${log ? ", log" : ""}`);
       top += lane.height;
@@ -206,19 +206,23 @@ function scale(lane, ends, view, log, top) {
   const f = log ? Math.log : (/** @type {number} */ v) => v;
   let [low, high] = [Infinity, -Infinity];
   for (const row of lane.rows)
-    row.forEach((v, i) => {
-      if (Number.isFinite(v) && ends[i] >= view.from && ends[i] <= view.to) [low, high] = [Math.min(low, f(v)), Math.max(high, f(v))];
-    });
+    for (let i = 0; i < row.length; i++) {
+      const v = row[i];
+      if (!Number.isFinite(v) || ends[i] < view.from || ends[i] > view.to) continue;
+      const at = f(v);
+      if (at < low) low = at;
+      if (at > high) high = at;
+    }
   if (!(high > low)) [low, high] = [low - 1, low + 1];
   return (/** @type {number} */ v) => top + lane.height - PAD - ((f(v) - low) / (high - low)) * (lane.height - 2 * PAD);
 }
 
-/** @param {CanvasRenderingContext2D} context @param {number[]} ends @param {Float32Array} row @param {(s: number) => number} x @param {(v: number) => number} y @param {Lane} lane @param {any} colors @param {number} alpha @param {boolean} log */
-function draw(context, ends, row, x, y, lane, colors, alpha, log) {
+/** @param {CanvasRenderingContext2D} context @param {number[]} ends @param {Float32Array} row @param {(s: number) => number} x @param {(v: number) => number} y @param {Lane} lane @param {any} colors @param {number} alpha @param {boolean} log @param {number} left @param {number} right */
+function draw(context, ends, row, x, y, lane, colors, alpha, log, left, right) {
   context.strokeStyle = colors[lane.color];
   context.lineWidth = 1.5;
   context.globalAlpha = alpha;
-  trace(context, ends, row, x, y, log, lane.dash);
+  trace(context, ends, row, x, y, log, lane.dash, left, right);
   context.globalAlpha = 1;
 }
 
