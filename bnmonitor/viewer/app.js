@@ -110,11 +110,13 @@ export class App {
   change(part) {
     const turn = isTurn(this.state, part);
     Object.assign(this.state, part);
+    const moving = this.waiting !== undefined;
     clearTimeout(this.waiting);
+    this.waiting = undefined;
     if (this.shown && "from" in part && Object.keys(part).length === 2) return void this.glide();
     this.changed?.(toWords(this.state), turn);
     // What concerns the map alone is drawn at once, and the panel stays.
-    if (this.shown && Object.keys(part).every((word) => MAP_ONLY.has(word))) {
+    if (this.shown && !moving && Object.keys(part).every((word) => MAP_ONLY.has(word))) {
       this.show();
       return this.ready();
     }
@@ -149,8 +151,17 @@ export class App {
     const { runs, slices } = this.shown;
     this.token = {};
     this.shown = { ...this.shown, runs, slices: runs.map((run, i) => this.numbers.known(run.name, this.state.statistic) ?? slices[i]) };
+    // What moves it next goes on from here, drawn or not.
+    for (const { map } of this.maps) if (map.shown) map.shown = { ...map.shown, view: this.view };
     this.slide();
-    this.waiting = setTimeout(() => this.change({}), PAUSE);
+    this.waiting = setTimeout(() => this.rested(), PAUSE);
+  }
+
+  /** Ask for the numbers of the range that is left in sight. */
+  rested() {
+    this.waiting = undefined;
+    this.changed?.(toWords(this.state), false);
+    this.load();
   }
 
   /** Draw the maps in another range; all that stands around them is as it was. */
@@ -249,8 +260,8 @@ export class App {
 
   /** As many columns as there are pixels. */
   get bins() {
-    const { width } = this.maps[0].map;
-    return Math.min(this.index?.columns ?? 400, Math.max(400, Math.round((width > 1 ? width : window.innerWidth) * (window.devicePixelRatio || 1))));
+    const { width, el } = this.maps[0].map;
+    return Math.min(this.index?.columns ?? 400, Math.max(400, Math.round((width > 1 ? width : el.clientWidth || window.innerWidth) * (window.devicePixelRatio || 1))));
   }
 
   /** All steps of what is shown. @returns {Range} */

@@ -84,7 +84,7 @@ export class HeatMap {
     this.draw = once(() => this.paint());
     this.redraw = once(() => this.paintOver());
     this.scroll.addEventListener("scroll", () => this.scrolled());
-    new ResizeObserver(() => this.el.clientWidth !== this.wide && this.draw()).observe(this.el);
+    new ResizeObserver(() => this.shown && this.el.clientWidth !== this.wide && this.draw()).observe(this.el);
     // On paper nothing scrolls.
     this.paper = window.matchMedia("print");
     this.paper.addEventListener("change", () => this.paint());

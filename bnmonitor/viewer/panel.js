@@ -8,7 +8,7 @@ import { card, list, ranked } from "./incidents.js";
 import { LayerView } from "./layerview.js";
 import { manual } from "./manual.js";
 import { css } from "./scale.js";
-import { cut, measured, unlike } from "./text.js";
+import { aligned, cut, measured, unlike } from "./text.js";
 
 export class Panel {
   /**
@@ -106,7 +106,9 @@ function foremost(run, { slice, statistic, scale }, width, select) {
   const most = Math.max(20, Math.floor((width - 220) / 7.5));
   const short = last.some((l) => l.name.length > most) ? unlike(last.map((l) => l.name)) : String;
   const meter = (/** @type {number} */ v) => Math.max(0, Math.min(1, scale.place(v)));
-  const rows = last.slice(0, 8).map(({ name, value }) =>
+  const first = last.slice(0, 8);
+  const said = aligned(first.map(({ value }) => measured(value, { ...statistic, unit: "" })));
+  const rows = first.map(({ name, value }, i) =>
     h(
       "li",
       {},
@@ -115,7 +117,7 @@ function foremost(run, { slice, statistic, scale }, width, select) {
         { type: "button", title: name, onclick: () => select(name) },
         h("span", { class: "name" }, cut(short(name), most)),
         h("span", { class: "meter" }, h("i", { style: { width: `${Math.max(4, 100 * meter(value))}%`, background: css(scale, meter(value)) } })),
-        h("span", { class: "value" }, measured(value, { ...statistic, unit: "" })),
+        h("span", { class: "value" }, said[i]),
       ),
     ),
   );

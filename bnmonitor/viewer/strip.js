@@ -110,7 +110,7 @@ export class Strip {
     context.beginPath();
     context.rect(names, 0, width, height);
     context.clip();
-    this.borders(context, course, x, height, colors, run.incidents.map((i) => Math.max(names + 7, x(i.first_step))));
+    this.borders(context, course, x, names + width, height, colors, run.incidents.map((i) => Math.max(names + 7, x(i.first_step))));
     for (const incident of run.incidents) {
       const of = incident.state === "open" ? incident.severity : "info";
       const at = x(incident.first_step);
@@ -142,8 +142,8 @@ export class Strip {
     this.canvas.title = words.join("\n");
   }
 
-  /** Where epochs begin, as many as there is room for. @param {CanvasRenderingContext2D} context @param {Slice} course @param {(step: number) => number} x @param {number} height @param {any} colors @param {number[]} taken  Where signs stand. */
-  borders(context, course, x, height, colors, taken) {
+  /** Where epochs begin, as many as there is room for. @param {CanvasRenderingContext2D} context @param {Slice} course @param {(step: number) => number} x @param {number} right  Where the plot ends. @param {number} height @param {any} colors @param {number[]} taken  Where signs stand. */
+  borders(context, course, x, right, height, colors, taken) {
     const known = epochs(course);
     if (known.length < 2) return;
     const [first, last] = [known[0], known[known.length - 1]];
@@ -156,7 +156,7 @@ export class Strip {
       context.fillRect(x(step), 0, 1, height);
       context.fillStyle = colors.muted;
       const end = x(step) + 3 + context.measureText(grouped(epoch)).width;
-      if (!taken.some((at) => at > x(step) - 5 && at < end + 8)) context.fillText(grouped(epoch), x(step) + 3, 7);
+      if (end <= right && !taken.some((at) => at > x(step) - 5 && at < end + 8)) context.fillText(grouped(epoch), x(step) + 3, 7);
     }
   }
 
