@@ -18,6 +18,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,25 @@ DRAWN = """async (change) => {
   return performance.now() - begin;
 }"""
 STATISTICS = ("batch_var", "mean_lag", "gamma", "noise", "beta", "dead")
-FRAMES = """(act) => new Promise((done) => {
+FRAMES = """() => new Promise((done) => {
   const [times, tasks] = [[], []];
   const long = new PerformanceObserver((list) => tasks.push(...list.getEntries().map((e) => e.duration)));
   long.observe({ type: "longtask" });
-  const tick = (now) => (times.push(now), window.stopTicks ? (long.disconnect(), done({ times, tasks })) : requestAnimationFrame(tick));
+  const tick = (now) => {
+    times.push(now);
+    if (!window.stopTicks) return requestAnimationFrame(tick);
+    long.disconnect();
+    done({ times, tasks });
+  };
   window.stopTicks = false;
   requestAnimationFrame(tick);
 })"""
+CHOOSE = "const s = document.querySelector('#bn-statistic'); s.value = '{}'; "
+CHOOSE += "s.dispatchEvent(new Event('change', {{ bubbles: true }}));"
+PRESS = (
+    "document.querySelector('.maps .map').dispatchEvent(new KeyboardEvent('keydown', {{ key: '{}', bubbles: true }}));"
+)
+"""What chooses a statistic, and what presses a key on the map."""
 
 
 @contextmanager
@@ -121,7 +133,7 @@ def gestures(page: Any, frame: Any, seconds: float) -> dict[str, Any]:
         found: dict[str, Any] = frame.evaluate("() => { window.stopTicks = true; return window.ticks }")
         page.remove_listener("request", listener)
         times = found["times"]
-        gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+        gaps = [b - a for a, b in pairwise(times)]
         return {"gaps": gaps, "tasks": found["tasks"], "requests": len(asked), "events": n}
 
     def across(n: int) -> None:
@@ -195,20 +207,15 @@ def main() -> None:
         for i, address in enumerate(servers):
             page, frame, _ = opened(chrome.new_context(**view), address, "short%2Frun", layer=resnet(53)[20])
             if "change" in only:
-                times: dict[str, list[float]] = {}
-                for n in range(given.rounds + 1):
-                    choose = "const s = document.querySelector('#bn-statistic'); s.value = '{}'; "
-                    choose += "s.dispatchEvent(new Event('change', {{ bubbles: true }}));"
-                    ways = {
-                        "statistic": choose.format(STATISTICS[n % len(STATISTICS)]),
-                        "layer": "document.querySelector('.panel-head .link').click();",
-                    }
-                    for way, change in ways.items():
-                        times.setdefault(way, []).append(frame.evaluate(DRAWN, change))
-                    change = f"document.querySelectorAll('.now button')[{n}].click();"
-                    times.setdefault("layer", []).append(frame.evaluate(DRAWN, change))
-                    zoom = "document.querySelector('.maps .map').dispatchEvent(new KeyboardEvent('keydown', { key: '%s', bubbles: true }));"
-                    times.setdefault("zoom", []).append(frame.evaluate(DRAWN, zoom % ("+" if n % 4 else "0")))
+                times: dict[str, list[float]] = {"statistic": [], "layer": [], "zoom": []}
+                for n in range(given.rounds):
+                    back = "document.querySelector('.panel-head .link').click();"
+                    layer = f"document.querySelectorAll('.now button')[{n % 8}].click();"
+                    statistic = CHOOSE.format(STATISTICS[n % len(STATISTICS)])
+                    for kind, change in (("statistic", statistic), ("", back), ("layer", layer)):
+                        took = frame.evaluate(DRAWN, change)
+                        times.setdefault(kind or "back", []).append(took)
+                    times["zoom"].append(frame.evaluate(DRAWN, PRESS.format("0" if n % 4 == 3 else "+")))
                 found[i]["changes"] = times
             if "gestures" in only:
                 found[i]["gestures"] = gestures(page, frame, given.seconds)

@@ -33,7 +33,7 @@ const PLACES = /** @type {const} */ (["view", "run", "compare", "diff", "statist
 const isTurn = (state, part) => PLACES.some((name) => part[name] !== undefined && part[name] !== state[name]);
 
 const POLL = 10_000;
-const PAUSE = 60;
+const PAUSE = 40;
 const MAP_ONLY = new Set(["filter", "fold", "group", "least"]);
 
 export class App {
@@ -57,6 +57,7 @@ export class App {
     /** @type {import("./types.js").Statistic|undefined} */
     this.statistic = undefined;
     this.slide = once(() => this.moved());
+    this.glided = -Infinity;
     this.toolbar = new Toolbar({ change: (part) => this.change(part) });
     this.bar = new MapBar({ change: (part) => this.change(part) });
     const on = {
@@ -154,7 +155,10 @@ export class App {
     // What moves it next goes on from here, drawn or not.
     for (const { map } of this.maps) if (map.shown) map.shown = { ...map.shown, view: this.view };
     this.slide();
-    this.waiting = setTimeout(() => this.rested(), PAUSE);
+    // A single zoom asks at once, and a range that keeps moving when it rests.
+    const now = performance.now();
+    this.waiting = setTimeout(() => this.rested(), now - this.glided > 3 * PAUSE ? 0 : PAUSE);
+    this.glided = now;
   }
 
   /** Ask for the numbers of the range that is left in sight. */
