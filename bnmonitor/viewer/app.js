@@ -94,14 +94,6 @@ export class App {
     if (options.live) setInterval(() => this.poll(), POLL);
   }
 
-  /** Lay the page out, unseen, before its numbers are there: fonts, styles and canvases take longest the first time. */
-  prepare() {
-    this.el.style.opacity = "0";
-    this.main.hidden = this.toolbar.el.hidden = false;
-    this.maps[0].map.warm();
-    this.placed();
-  }
-
   /** The run that the panel shows. */
   get focused() {
     return this.state.focus && this.state.focus === this.state.compare ? this.state.compare : this.state.run;
@@ -231,8 +223,6 @@ export class App {
 
   /** @param {unknown} error */
   trouble(error) {
-    this.el.style.opacity = "";
-    if (!this.shown && this.table.el.hidden) this.main.hidden = this.toolbar.el.hidden = true;
     this.notice.replaceChildren(trouble(error, () => this.reload()));
   }
 
@@ -386,7 +376,6 @@ export class App {
 
   /** Send an event once everything is drawn. */
   ready() {
-    this.el.style.opacity = "";
     document.documentElement.dataset.drawn = String(Math.round(performance.now()));
     document.dispatchEvent(new CustomEvent("bnmonitor-drawn"));
   }

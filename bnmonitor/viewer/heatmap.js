@@ -90,13 +90,6 @@ export class HeatMap {
     this.paper.addEventListener("change", () => this.paint());
   }
 
-  /** Have canvases and letters ready: the first of each take longest. */
-  warm() {
-    const [context] = [this.base, this.over, this.axis].map((canvas) => surface(canvas, 1, 1));
-    context.font = theme().small;
-    context.fillText("▾ ▸ … 0123456789", 0, 0);
-  }
-
   /** @param {Shown} shown */
   set(shown) {
     this.shown = shown;

@@ -33,6 +33,5 @@ export async function render() {
   app.toolbar.el.prepend(Object.assign(document.createElement("h1"), { className: "unseen", textContent: "BatchNorm" }));
   await styled;
   document.body.append(app.el);
-  app.prepare();
   await app.load();
 }
