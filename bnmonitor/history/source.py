@@ -157,10 +157,18 @@ class Provider:
         context: The context of the request.
         experiment: The experiment of the request.
         most: Values per tag to ask for.
+        listed: What :meth:`runs` of another such source returned, if that is what there is now.
     """
 
-    def __init__(self, provider: Any, context: Any, experiment: str, most: int) -> None:
-        self._provider, self._most = provider, most
+    def __init__(
+        self,
+        provider: Any,
+        context: Any,
+        experiment: str,
+        most: int,
+        listed: Mapping[str, Mapping[str, Tag]] | None = None,
+    ) -> None:
+        self._provider, self._most, self._listed = provider, most, listed
         self._ask = {"experiment_id": experiment, "plugin_name": PLUGIN}
         self._context = context
         self._read: dict[str, dict[str, list[Record]]] = {}
@@ -171,6 +179,8 @@ class Provider:
 
     @cached_property
     def _tags(self) -> Mapping[str, Mapping[str, Tag]]:
+        if self._listed is not None:
+            return self._listed
         listed = self._provider.list_tensors(self._context, **self._ask)
         return {
             run: {tag: Tag(each.plugin_content, (each.max_step, each.max_wall_time)) for tag, each in tags.items()}

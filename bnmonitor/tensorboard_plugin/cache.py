@@ -16,7 +16,7 @@ class Cache:
     Many threads send requests: each value is made once, and other keys are served meanwhile.
 
     Args:
-        most: Bytes of arrays to keep; the value used last is kept whatever its size.
+        most: Bytes of arrays and of texts to keep; the value used last is kept whatever its size.
     """
 
     def __init__(self, most: int = 1 << 30) -> None:
@@ -43,7 +43,7 @@ class Cache:
                     return found[1]
             value = make()
             with self._lock:
-                self._kept[key] = (state, value, _bytes(value))
+                self._kept[key] = (state, value, _bytes(value) + (len(state) if isinstance(state, bytes) else 0))
                 self._kept.move_to_end(key)
                 while len(self._kept) > 1 and sum(size for _, _, size in self._kept.values()) > self._most:
                     gone, _ = self._kept.popitem(last=False)
@@ -54,6 +54,10 @@ class Cache:
 def _bytes(value: Any) -> int:
     if isinstance(value, np.ndarray):
         return 1000 + value.nbytes
+    if isinstance(value, bytes):
+        return 1000 + len(value)
+    if isinstance(value, tuple):
+        return sum(map(_bytes, value))
     return (
         1000 + sum(each.nbytes for each in vars(value).values() if isinstance(each, np.ndarray))
         if hasattr(value, "__dict__")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import parse_qsl
@@ -23,12 +24,13 @@ from bnmonitor.history import thin
 from bnmonitor.history.run import Channels, Frames, History, Run
 from bnmonitor.history.schema import ALERT, CHANNELS, COURSE, EVERY, FACTS, FRAME, INCIDENT, KEPT, PLUGIN
 from bnmonitor.history.source import Array, Provider
+from bnmonitor.tensorboard_plugin.ahead import Listed, ListedAhead
 from bnmonitor.tensorboard_plugin.cache import Cache
 from bnmonitor.tensorboard_plugin.channels import PERCENTILES, ChannelReader, Detail
 from bnmonitor.tensorboard_plugin.files import box_files, flight_folder
 from bnmonitor.tensorboard_plugin.gradient_norm import NAME, gradient_norm
 from bnmonitor.tensorboard_plugin.hyperparameters import hyperparameters
-from bnmonitor.tensorboard_plugin.slices import COLUMNS, LATEST, columns, percentile_bins
+from bnmonitor.tensorboard_plugin.slices import COLUMNS, LATEST, WHOLE, columns, percentile_bins, span
 from bnmonitor.tensorboard_plugin.table import rows
 from bnmonitor.tensorboard_plugin.wire import (
     MOST_COLUMNS,
@@ -40,6 +42,7 @@ from bnmonitor.tensorboard_plugin.wire import (
     as_bundle,
     as_json,
     attempt,
+    file,
 )
 
 _TYPES = {".js": "text/javascript", ".css": "text/css"}
@@ -52,6 +55,9 @@ MOST_ROWS = 500
 
 MOST_ASKED = 64
 """The most slices in one answer."""
+
+MOST_PACKED = 1 << 25
+"""Bytes of the first answers that are kept as they were sent."""
 
 Answer = tuple[Any, str]
 
@@ -68,6 +74,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
     def __init__(self, context: Any) -> None:
         self._context = context
         self._cache = Cache()
+        self._ahead = ListedAhead(lambda: self._provider(plugin_util.context({}), "").runs())
         self._slices = {
             "slice": self._slice,
             "course": self._course,
@@ -82,7 +89,6 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
     def get_plugin_apps(self) -> dict[str, Any]:
         """Return the routes: one for each file of the page, and one for each kind of data."""
         data = {
-            "/first": self._first,
             "/several": self._several,
             "/runs": self._runs,
             "/table": self._table,
@@ -91,21 +97,34 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
             **{f"/{name}": handle for name, handle in self._slices.items()},
         }
         # No path is made of what was asked for. Other texts have another address, so that a browser may keep these.
-        files = {f"/{viewer.version()}/{name}": _static(name, text) for name, text in viewer.files().items()}
-        return {**files, **{route: answer(handle) for route, handle in data.items()}}
+        files = {
+            f"/{viewer.version()}/{name}": file(text, _TYPES[Path(name).suffix], seconds=_DAY)
+            for name, text in viewer.files().items()
+        }
+        first = answer(self._first, packed=Cache(MOST_PACKED))
+        return {**files, "/first": first, **{route: answer(handle) for route, handle in data.items()}}
 
     def is_active(self) -> bool:
         """Return whether to show the tab: False, as TensorBoard itself shows it once there is data."""
         return False
 
     def frontend_metadata(self) -> Any:
-        """Return how the page is loaded."""
+        """Return how the page is loaded.
+
+        TensorBoard asks for it when it sends the frame of the tab, a moment before the tab asks for its first answer,
+        so that the runs are listed meanwhile.
+        """
+        self._ahead.start()
         return base_plugin.FrontendMetadata(es_module_path=f"/{viewer.version()}/index.js", tab_name="BatchNorm")
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
     def _first(self, request: wrappers.Request, query: Query) -> Answer:
         """Answer all that the page draws at first: ``/runs``, and ``/run``, ``/slice`` and ``/course`` of a run."""
+        experiment = self._experiment(request)
+        listed = self._ahead.take() if not experiment else None
+        source = self._provider(plugin_util.context(request.environ), experiment, listed)
+        request.environ[_HISTORY] = History(source)
         listed_runs = self._listed(request)
         index, _ = self._index(listed_runs)
         runs = {run["name"]: run["wall"] for run in listed_runs}
@@ -145,9 +164,7 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
 
     @staticmethod
     def _index(runs: list[dict[str, Any]]) -> Answer:
-        statistics = [statistic.to_dict() for statistic in catalogue.LAYER]
-        channel = [statistic.to_dict() for statistic in catalogue.CHANNEL]
-        return as_json({"runs": runs, "statistics": statistics, "channelStatistics": channel, "columns": MOST_COLUMNS})
+        return as_json({"runs": runs, **_statistics(), "columns": MOST_COLUMNS})
 
     def _table(self, request: wrappers.Request, query: Query) -> Answer:
         """Answer a part of the table of runs, in the order of their names: reading hundreds takes a while."""
@@ -205,7 +222,16 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         ends = self._kept(
             request, run, EVERY, lambda: thin.extent(values, logarithmic=logarithmic), f"extent of {metric}"
         )  # of the whole run, so that zooming changes no color
-        return columns(frames.steps, values, query, logarithmic, {"extent": ends}, worst=metric == "health")
+
+        def thinned() -> Answer:
+            return columns(frames.steps, values, query, logarithmic, {"extent": ends}, worst=metric == "health")
+
+        if span(query) != WHOLE:
+            return thinned()
+        bins = query.number("bins", 1, MOST_COLUMNS, COLUMNS)
+        # The whole course of a statistic is asked for again whenever the tab is opened.
+        whole: Answer = self._kept(request, run, EVERY, thinned, (metric, bins))
+        return whole
 
     def _course(self, request: wrappers.Request, query: Query) -> Answer:
         """Answer the course of a training: ``[statistics, columns]``."""
@@ -279,11 +305,14 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
+    def _provider(self, context: Any, experiment: str, listed: Listed | None = None) -> Provider:
+        return Provider(self._context.data_provider, context, experiment, KEPT, listed)
+
     def _history(self, request: wrappers.Request) -> History:
         found = request.environ.get(_HISTORY)
         if found is None:
             context = plugin_util.context(request.environ)
-            found = History(Provider(self._context.data_provider, context, self._experiment(request), KEPT))
+            found = History(self._provider(context, self._experiment(request)))
             request.environ[_HISTORY] = found
         return cast(History, found)
 
@@ -319,20 +348,23 @@ class BatchNormPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         context = plugin_util.context(request.environ)
         return gradient_norm(self._context.data_provider, context, experiment, run.name, steps, keep)
 
-    def _kept(self, request: wrappers.Request, run: Run, prefix: str, read: Callable[[], Any], more: str = "") -> Any:
+    def _kept(
+        self, request: wrappers.Request, run: Run, prefix: str, read: Callable[[], Any], more: Hashable = ""
+    ) -> Any:
         """Return a cached value, read again if something was added to its tags."""
         key = (self._experiment(request), run.name, prefix, more)
         return self._cache.get(key, run.state(prefix), read)
 
 
+@cache
+def _statistics() -> dict[str, Any]:
+    kinds = {"statistics": catalogue.LAYER, "channelStatistics": catalogue.CHANNEL}
+    return {name: [statistic.to_dict() for statistic in of] for name, of in kinds.items()}
+
+
 def _time(seconds: float) -> float:
     """Return a time that JSON can hold; 0 for what a damaged file may say."""
     return float(seconds) if np.isfinite(seconds) else 0.0
-
-
-def _static(name: str, text: str) -> Any:
-    kind = _TYPES[Path(name).suffix]
-    return answer(lambda request, query: (text, kind), seconds=_DAY)
 
 
 def _there(found: Any) -> Any:

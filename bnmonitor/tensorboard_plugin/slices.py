@@ -18,11 +18,19 @@ COLUMNS = 1500
 LATEST = 2**53
 """The latest step that JavaScript can count to."""
 
+WHOLE = (-LATEST, LATEST)
+"""The span of every run."""
+
 
 def percentile_bins(bands: Array, bins: int, **_: Any) -> tuple[Array, Array]:
     """Thin bands of percentiles, as :func:`thin.pool` thins other rows."""
     edges = (np.arange(bins + 1) * bands.shape[1]) // bins if bands.shape[1] > bins else np.arange(bands.shape[1] + 1)
     return pooled(bands, edges), edges
+
+
+def span(query: Query) -> tuple[int, int]:
+    """Return the first and the last step that a request asks for; :data:`WHOLE` if it asks for all."""
+    return query.number("from", -LATEST, LATEST, -LATEST), query.number("to", -LATEST, LATEST, LATEST)
 
 
 def columns(
@@ -36,7 +44,7 @@ def columns(
     pool: Callable[..., tuple[Array, Array]] = thin.pool,
 ) -> tuple[bytes, str]:
     """Answer a range of steps, thinned: column ``i`` stands for the steps after ``ends[i - 1]`` up to ``ends[i]``."""
-    first, last = query.number("from", -LATEST, LATEST, -LATEST), query.number("to", -LATEST, LATEST, LATEST)
+    first, last = span(query)
     lo, hi = int(np.searchsorted(steps, first, "left")), int(np.searchsorted(steps, last, "right"))
     lo, hi = max(0, lo - 1), min(len(steps), hi + 1)  # a column more on either side, to draw up to the edge
     thinned, edges = pool(

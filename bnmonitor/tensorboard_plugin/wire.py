@@ -5,8 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import socket
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from werkzeug import wrappers
 from werkzeug.datastructures import MultiDict
 
 from bnmonitor.history.source import Array
+from bnmonitor.tensorboard_plugin.cache import Cache
 
 logger = logging.getLogger(__name__)
 
@@ -90,23 +94,54 @@ Handle = Callable[[wrappers.Request, Query], tuple[Any, str]]
 """Answers a request with content and its type."""
 
 
-def answer(handle: Handle, *, seconds: int = 0) -> App:
+def answer(handle: Handle, *, packed: Cache | None = None) -> App:
     """Make a web app from a function that returns content and its type; an error is one sentence of plain text.
 
     Args:
         handle: The function.
-        seconds: How long a browser may keep the content.
+        packed: Where packed answers are kept: one that comes out as before is not packed again.
     """
 
     @wrappers.Request.application
     def app(request: wrappers.Request) -> wrappers.Response:
+        _send_at_once(request)
         content, kind, code = attempt(handle, request, Query(request.args))
-        if kind == BINARY:
-            packed = gzip.compress(content, 1)
-            return _respond(request, packed, kind, code, content_encoding="gzip")
-        return _respond(request, content, kind, code, expires=seconds if code == 200 else 0)
+        if kind != BINARY:
+            return _respond(request, content, kind, code)
+        pack = partial(gzip.compress, content, 1)
+        small = packed.get(request.query_string, content, pack) if packed is not None else pack()
+        return _respond(request, small, kind, code, content_encoding="gzip")
 
     return app
+
+
+def file(text: str, kind: str, *, seconds: int) -> App:
+    """Make a web app that sends a text, which is packed once.
+
+    Args:
+        text: The text.
+        kind: Its type.
+        seconds: How long a browser may keep it.
+    """
+    packed = gzip.compress(text.encode(), mtime=0)
+
+    @wrappers.Request.application
+    def app(request: wrappers.Request) -> wrappers.Response:
+        _send_at_once(request)
+        return _respond(request, packed, kind, 200, expires=seconds, content_encoding="gzip")
+
+    return app
+
+
+def _send_at_once(request: wrappers.Request) -> None:
+    """Have the connection send what is written.
+
+    TensorBoard's server writes the head and the body of an answer apart, and the body would wait up to 40 ms for the
+    browser to acknowledge the head.
+    """
+    connection: Any = request.environ.get("werkzeug.socket")
+    with suppress(AttributeError, OSError):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def attempt(handle: Handle, request: wrappers.Request, query: Query) -> tuple[Any, str, int]:

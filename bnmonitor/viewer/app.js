@@ -2,7 +2,7 @@
 
 import { Toolbar } from "./toolbar.js";
 import { difference, differing } from "./difference.js";
-import { h } from "./dom.js";
+import { h, once } from "./dom.js";
 import { empty, trouble } from "./notices.js";
 import { verdict } from "./incidents.js";
 import { pressed } from "./keys.js";
@@ -33,7 +33,7 @@ const PLACES = /** @type {const} */ (["view", "run", "compare", "diff", "statist
 const isTurn = (state, part) => PLACES.some((name) => part[name] !== undefined && part[name] !== state[name]);
 
 const POLL = 10_000;
-const PAUSE = 60;
+const PAUSE = 40;
 const MAP_ONLY = new Set(["filter", "fold", "group", "least"]);
 
 export class App {
@@ -56,6 +56,8 @@ export class App {
     this.lines = undefined;
     /** @type {import("./types.js").Statistic|undefined} */
     this.statistic = undefined;
+    this.slide = once(() => this.moved());
+    this.glided = -Infinity;
     this.toolbar = new Toolbar({ change: (part) => this.change(part) });
     this.bar = new MapBar({ change: (part) => this.change(part) });
     const on = {
@@ -101,11 +103,13 @@ export class App {
   change(part) {
     const turn = isTurn(this.state, part);
     Object.assign(this.state, part);
+    const moving = this.waiting !== undefined;
     clearTimeout(this.waiting);
+    this.waiting = undefined;
     if (this.shown && "from" in part && Object.keys(part).length === 2) return void this.glide();
     this.changed?.(toWords(this.state), turn);
     // What concerns the map alone is drawn at once, and the panel stays.
-    if (this.shown && Object.keys(part).every((word) => MAP_ONLY.has(word))) {
+    if (this.shown && !moving && Object.keys(part).every((word) => MAP_ONLY.has(word))) {
       this.show();
       return this.ready();
     }
@@ -140,8 +144,33 @@ export class App {
     const { runs, slices } = this.shown;
     this.token = {};
     this.shown = { ...this.shown, runs, slices: runs.map((run, i) => this.numbers.known(run.name, this.state.statistic) ?? slices[i]) };
-    this.show();
-    this.waiting = setTimeout(() => this.change({}), PAUSE);
+    // What moves it next goes on from here, drawn or not.
+    for (const { map } of this.maps) if (map.shown) map.shown = { ...map.shown, view: this.view };
+    this.slide();
+    // A single zoom asks at once, and a range that keeps moving when it rests.
+    const now = performance.now();
+    this.waiting = setTimeout(() => this.rested(), now - this.glided > 3 * PAUSE ? 0 : PAUSE);
+    this.glided = now;
+  }
+
+  /** Ask for the numbers of the range that is left in sight. */
+  rested() {
+    this.waiting = undefined;
+    this.changed?.(toWords(this.state), false);
+    this.load();
+  }
+
+  /** Draw the maps in another range; all that stands around them is as it was. */
+  moved() {
+    const { shown, state, view, maps } = this;
+    if (!shown || state.view === "runs") return;
+    // The order of the layers, and what two runs differ by, depend on the range.
+    if (state.diff || state.sort || maps[0].seen?.statistic !== this.statistic) return this.show();
+    this.toolbar.steps(state, view);
+    shown.runs.forEach((_, i) => {
+      const { seen } = maps[i];
+      if (seen) maps[i].set({ ...seen, slice: shown.slices[i], state, view });
+    });
   }
 
   /** Read everything again; the view stays. */
@@ -225,7 +254,8 @@ export class App {
 
   /** As many columns as there are pixels. */
   get bins() {
-    return Math.min(this.index?.columns ?? 400, Math.max(400, Math.round((this.maps[0].map.el.clientWidth || window.innerWidth) * (window.devicePixelRatio || 1))));
+    const { width, el } = this.maps[0].map;
+    return Math.min(this.index?.columns ?? 400, Math.max(400, Math.round((width > 1 ? width : el.clientWidth || window.innerWidth) * (window.devicePixelRatio || 1))));
   }
 
   /** All steps of what is shown. @returns {Range} */
@@ -262,6 +292,7 @@ export class App {
     const curves = Math.max(...courses.map((c) => heightOf(c)));
     const around = 52 + curves + (lanes && 10 + lanes * 20) + (runs.length > 1 ? 48 : 0);
     const room = Math.max(this.least, window.innerHeight - this.room.getBoundingClientRect().top - window.scrollY - around);
+    this.panel.width = this.panel.el.clientWidth;
     const rows = this.rows(names, room);
     about.shown = rows.reduce((sum, row) => sum + (row.kind === "open" ? 0 : row.members.length), 0);
     this.bar.set(this.index, state, offered(courses[0]), axis.name, about);

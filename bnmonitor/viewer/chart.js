@@ -175,6 +175,6 @@ export class Chart {
       return;
     }
     context.lineWidth = 1.75;
-    trace(context, d.steps, line.values, x, y, d.log, line.style === "dashed" ? [5, 3] : []);
+    trace(context, d.steps, line.values, x, y, d.log, line.style === "dashed" ? [5, 3] : [], LEFT - 2, (this.wide ?? 0) + 2);
   }
 }

@@ -27,21 +27,37 @@ export function smooth(values, weight) {
 }
 
 /**
- * Draw a curve in the color and width that are set, interrupted where it is not known.
+ * Draw a curve in the color and width that are set, interrupted where it is not known. What is out of sight is left out:
+ * a dashed line that goes on far beyond the plot would take longer than all else.
  * @param {CanvasRenderingContext2D} context @param {number[]} steps @param {ArrayLike<number>} values
- * @param {(step: number) => number} x @param {(value: number) => number} y @param {boolean} log  Only what is above 0 has a place. @param {number[]} dash
+ * @param {(step: number) => number} x  Rising. @param {(value: number) => number} y @param {boolean} log  Only what is above 0 has a place. @param {number[]} dash
+ * @param {number} left  What is in sight. @param {number} right
  */
-export function trace(context, steps, values, x, y, log, dash) {
+export function trace(context, steps, values, x, y, log, dash, left, right) {
   context.setLineDash(dash);
   context.beginPath();
   let pen = false;
-  steps.forEach((step, i) => {
+  let joined = false;
+  let fromX = 0;
+  let fromY = 0;
+  for (let i = 0; i < steps.length; i++) {
     const v = values[i];
     const known = Number.isFinite(v) && (!log || v > 0);
-    if (known && pen) context.lineTo(x(step), y(v));
-    else if (known) context.moveTo(x(step), y(v));
+    const toX = known ? x(steps[i]) : 0;
+    const toY = known ? y(v) : 0;
+    const seen = known && pen && toX >= left && fromX <= right;
+    if (seen) {
+      const at = (/** @type {number} */ edge) => fromY + ((edge - fromX) / (toX - fromX)) * (toY - fromY);
+      if (fromX < left) context.moveTo(left, at(left));
+      else if (!joined) context.moveTo(fromX, fromY);
+      if (toX > right) context.lineTo(right, at(right));
+      else context.lineTo(toX, toY);
+    }
     pen = known;
-  });
+    joined = seen;
+    fromX = toX;
+    fromY = toY;
+  }
   context.stroke();
   context.setLineDash([]);
 }

@@ -62,8 +62,9 @@ export function fold(slice, rows, own, statistic) {
 /** @param {Slice} slice @param {number[]} members @param {Int32Array} own @param {import("./types.js").Statistic} statistic @param {Float32Array} out */
 function worst(slice, members, own, statistic, out) {
   const { columns, values } = slice;
-  const all = middles(slice);
-  const usual = members.map((i) => all[own[i]]).sort((a, b) => a - b)[(members.length - 1) >> 1] ?? 0;
+  // Health has no usual value: less is worse.
+  const all = statistic.scale === "health" ? null : middles(slice);
+  const usual = all ? members.map((i) => all[own[i]]).sort((a, b) => a - b)[(members.length - 1) >> 1] ?? 0 : 0;
   const far = standsOut(statistic, usual);
   const which = new Int32Array(columns).fill(-1);
   const most = new Float64Array(columns).fill(-Infinity);

@@ -57,16 +57,20 @@ function medians(slice) {
  * @param {import("./types.js").Slice} slice
  * @param {number} row @param {number} first @param {number} after @param {number} usual @param {import("./scale.js").Scale} scale
  */
-export function shown(slice, row, first, after, usual, { log, lowest }) {
+export function shown(slice, row, first, after, usual, scale) {
   if (after <= first) return -1;
+  const { log, lowest } = scale;
   const at = row * slice.columns;
   let best = first;
   let most = -1;
   for (let c = first; c < after; c++) {
     const v = slice.values[at + c];
-    if (Number.isNaN(v)) continue;
+    if (v !== v) continue; // not known
     const away = lowest ? 1e6 - v : !Number.isFinite(v) ? Infinity : log ? Math.abs(Math.log(Math.abs(v) / Math.abs(usual || 1))) : Math.abs(v - usual);
-    if (away > most) [best, most] = [c, away];
+    if (away > most) {
+      best = c;
+      most = away;
+    }
   }
   return best;
 }
@@ -86,7 +90,8 @@ export function image(slice, view, width, scale, missing, infinite, axis, from =
   const out = new ImageData(width, Math.max(1, to - from));
   const pixels = new Uint32Array(out.data.buffer);
   const { first, after } = columnsOf(slice, view, width, axis);
-  const usual = middles(slice);
+  // The usual values choose among the columns of a pixel, where there are several; of health the lowest is shown.
+  const usual = !scale.lowest && after.some((end, x) => end - first[x] > 1) ? middles(slice) : null;
   const { colors, place } = scale;
   for (let r = from; r < to; r++) {
     const line = (r - from) * width;
@@ -94,7 +99,7 @@ export function image(slice, view, width, scale, missing, infinite, axis, from =
     let color = missing;
     for (let x = 0; x < width; x++) {
       if (after[x] <= first[x]) continue; // transparent: no step was logged there
-      const c = after[x] - first[x] === 1 ? first[x] : shown(slice, r, first[x], after[x], usual[r], scale);
+      const c = after[x] - first[x] === 1 ? first[x] : shown(slice, r, first[x], after[x], usual ? usual[r] : 0, scale);
       if (c !== last) {
         last = c;
         const v = slice.values[r * slice.columns + c];

@@ -62,6 +62,8 @@ export class HeatMap {
     this.pointed = null;
     /** Width of the plot. */
     this.width = 1;
+    /** Height of what is in sight of the rows. */
+    this.high = 1;
     /** What the rows were painted from. @type {unknown[]} */
     this.painted = [];
     this.base = h("canvas");
@@ -82,7 +84,7 @@ export class HeatMap {
     this.draw = once(() => this.paint());
     this.redraw = once(() => this.paintOver());
     this.scroll.addEventListener("scroll", () => this.scrolled());
-    new ResizeObserver(() => this.el.clientWidth !== this.wide && this.draw()).observe(this.el);
+    new ResizeObserver(() => this.shown && this.el.clientWidth !== this.wide && this.draw()).observe(this.el);
     // On paper nothing scrolls.
     this.paper = window.matchMedia("print");
     this.paper.addEventListener("change", () => this.paint());
@@ -133,7 +135,7 @@ export class HeatMap {
 
   /** The row under the pointer; -1 if there is none. */
   get line() {
-    return this.placed && this.gestures.pointer ? rowAt(this.placed, this.gestures.pointer.y + this.scroll.scrollTop) : -1;
+    return this.placed && this.gestures.pointer ? rowAt(this.placed, this.gestures.pointer.y + (this.scrolls ? this.scroll.scrollTop : 0)) : -1;
   }
 
   /** Row and column under the pointer, of a column that is thinned the one that is shown. */
@@ -154,14 +156,15 @@ export class HeatMap {
 
   paint() {
     const s = this.shown;
+    if (!s) return;
     const wide = (this.wide = this.el.clientWidth);
-    if (!s || !wide) return;
+    if (!wide) return;
     const { least = 2, most = 26, names } = this.options;
     const colors = theme();
     // What is selected is drawn over the rows, which stay as they are.
     const from = [s.rows, s.slice, s.scale, s.axis, s.view.from, s.view.to, s.room, s.flagged, wide, names, most, colors, this.paper.matches, window.devicePixelRatio];
     if (from.every((part, i) => part === this.painted[i])) {
-      if (this.scrolls) this.mini.paint(s, /** @type {import("./layout.js").Layout} */ (this.placed), this.scroll.clientHeight, packed);
+      if (this.scrolls) this.mini.paint(s, /** @type {import("./layout.js").Layout} */ (this.placed), this.high, packed);
       return this.paintOver();
     }
     this.painted = from;
@@ -169,6 +172,7 @@ export class HeatMap {
     this.columns = this.usual = undefined;
     this.width = Math.max(1, Math.floor(wide - names - 1 - this.beside));
     const height = Math.max(1, Math.min(this.placed.total, this.paper.matches ? PAPER : Math.max(s.room, 60)));
+    this.high = Math.round(height);
     this.scroll.style.height = `${height}px`;
     this.tall.style.height = `${this.placed.total}px`;
     this.mini.el.hidden = !this.scrolls;
@@ -178,11 +182,11 @@ export class HeatMap {
     if (this.scrolls) this.mini.paint(s, this.placed, height, packed);
   }
 
-  /** The lines in sight: the first, and the one after the last. */
+  /** The lines in sight: the first, and the one after the last. Where all are, nothing is asked of the page, which would be laid out for it. */
   get inSight() {
     const placed = /** @type {import("./layout.js").Layout} */ (this.placed);
-    const top = this.scroll.scrollTop;
-    return { top, from: lineAt(placed, top), to: Math.min(placed.tops.length, lineAt(placed, top + this.scroll.clientHeight) + 1) };
+    const top = this.scrolls ? this.scroll.scrollTop : 0;
+    return { top, from: lineAt(placed, top), to: Math.min(placed.tops.length, lineAt(placed, top + this.high) + 1) };
   }
 
   paintRows() {
@@ -192,7 +196,7 @@ export class HeatMap {
     const colors = theme();
     const width = this.width;
     const { top, from, to } = this.inSight;
-    const context = surface(this.base, names + width, this.scroll.clientHeight);
+    const context = surface(this.base, names + width, this.high);
     context.translate(0, -top);
     if (s.slice && s.slice.columns && s.slice.rows === s.rows.length && to > from) {
       const fine = Math.round(width * (window.devicePixelRatio || 1));
@@ -243,13 +247,13 @@ export class HeatMap {
   paintOver() {
     const s = this.shown;
     const placed = this.placed;
-    if (!s || !placed || !this.el.clientWidth) return;
+    if (!s || !placed || !this.wide) return;
     const { names } = this.options;
     const { drag, pointer } = this.gestures;
     const colors = theme();
     const width = this.width;
     const { top, from, to } = this.inSight;
-    const height = this.scroll.clientHeight;
+    const height = this.high;
     const context = surface(this.over, names + width, height);
     const vertical = (/** @type {number} */ x, /** @type {string} */ color, /** @type {number} */ alpha) => tint(context, color, alpha, names + x - 0.5, top, 1, height);
     context.translate(0, -top);

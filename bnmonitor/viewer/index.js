@@ -14,8 +14,10 @@ function word(name) {
 
 export async function render() {
   const place = (/** @type {string} */ file) => new URL(file, import.meta.url).href;
-  // About as many columns as the map has pixels, beside which a wide page has the panel.
-  const bins = Math.max(400, Math.round(window.innerWidth * (window.innerWidth > 900 ? 0.68 : 1) * (window.devicePixelRatio || 1)));
+  // About as many columns as the map has pixels: beside it are names, and in a wide page the panel, as wide as style.css says.
+  const wide = window.innerWidth;
+  const panel = wide > 900 ? Math.max(360, Math.min(760, wide * 0.32)) : 0;
+  const bins = Math.max(400, Math.round((wide - panel - 160) * (window.devicePixelRatio || 1)));
   // The numbers take longest, and are asked for first.
   const first = word("view") ? undefined : fetch(place(`../first?${new URLSearchParams({ run: word("run"), statistic: word("statistic"), bins: String(bins) })}`));
   const sheet = Object.assign(document.createElement("link"), { rel: "stylesheet", href: place("./tab.css") });

@@ -68,7 +68,7 @@ export function drawMark(context, mark, placed, left, from, until, colors) {
   glyph(context, mark.severity, Math.max(left + 8, from), y, Math.max(5, Math.min(7, height / 2)), colors);
 }
 
-/** The sign of a severity in a disk. @param {CanvasRenderingContext2D} context @param {string} of @param {number} x @param {number} y @param {number} size @param {any} colors */
+/** The sign of a severity in a disk, in strokes: a font that has it may have to be looked for. @param {CanvasRenderingContext2D} context @param {string} of @param {number} x @param {number} y @param {number} size @param {any} colors */
 export function glyph(context, of, x, y, size, colors) {
   context.beginPath();
   context.arc(x, y, size + 1.5, 0, 7);
@@ -78,10 +78,21 @@ export function glyph(context, of, x, y, size, colors) {
   context.arc(x, y, size, 0, 7);
   context.fillStyle = colors[of] ?? colors.info;
   context.fill();
-  context.fillStyle = colors.surface;
-  context.font = `bold ${Math.round(size * 1.6)}px sans-serif`;
-  context.textAlign = "center";
-  context.textBaseline = "middle";
-  context.fillText(severity(of).glyph, x, y + 0.5);
-  context.textAlign = "left";
+  const sign = severity(of).glyph;
+  const [arm, dot] = [size * 0.45, { "!": 0.5, "·": 0 }[sign]];
+  context.strokeStyle = context.fillStyle = colors.surface;
+  context.lineWidth = Math.max(1.4, size * 0.3);
+  context.beginPath();
+  if (sign === "✗") for (const way of [arm, -arm]) line(context, x - way, y - arm, x + way, y + arm);
+  if (sign === "!") line(context, x, y - size * 0.65, x, y + size * 0.12);
+  context.stroke();
+  context.beginPath();
+  if (dot !== undefined) context.arc(x, y + size * dot, context.lineWidth * 0.6, 0, 7);
+  context.fill();
+}
+
+/** @param {CanvasRenderingContext2D} context @param {number} x @param {number} y @param {number} toX @param {number} toY */
+function line(context, x, y, toX, toY) {
+  context.moveTo(x, y);
+  context.lineTo(toX, toY);
 }

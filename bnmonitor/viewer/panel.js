@@ -8,7 +8,7 @@ import { card, list, ranked } from "./incidents.js";
 import { LayerView } from "./layerview.js";
 import { manual } from "./manual.js";
 import { css } from "./scale.js";
-import { cut, measured, unlike } from "./text.js";
+import { aligned, cut, measured, unlike } from "./text.js";
 
 export class Panel {
   /**
@@ -18,6 +18,8 @@ export class Panel {
   constructor(source, on) {
     this.on = on;
     this.source = source;
+    /** As wide as it was before it was filled: to ask later would lay out the page once more. */
+    this.width = 0;
     /** @type {{key: string, el: Element|null}|undefined} */
     this.drawn = undefined;
     this.layer = new LayerView(source, { zoom: on.zoom, cursor: (step) => on.change({ step }), change: on.change });
@@ -82,7 +84,7 @@ export class Panel {
       this.top.replaceChildren(main ? card(main, go) : "", others.length ? list(others, "", on.incident) : "", own.length || !layer ? "" : h("p", { class: "verdict healthy" }, h("b", {}, "✓"), " no open incident in this layer"), layer ? notes(run, go, layer.name) : "");
     } else {
       this.head.replaceChildren(h("h2", { title: run.name }, state.compare ? `Incidents of ${cut(run.name, 40)}` : "Incidents"));
-      this.top.replaceChildren(list(run.incidents, state.incident, on.incident), notes(run, go), ...foremost(run, now, this.el.clientWidth, (layer) => on.change({ layer })), h("p", { class: "quiet hint" }, "Click a layer for its channels, drag over steps to zoom, double click to see all. Press ? for the keys."));
+      this.top.replaceChildren(list(run.incidents, state.incident, on.incident), notes(run, go), ...foremost(run, now, this.width, (layer) => on.change({ layer })), h("p", { class: "quiet hint" }, "Click a layer for its channels, drag over steps to zoom, double click to see all. Press ? for the keys."));
     }
     if (layer && !box) await this.layer.load(run, layer, state, view, full, statistics, now.axis);
   }
@@ -104,7 +106,9 @@ function foremost(run, { slice, statistic, scale }, width, select) {
   const most = Math.max(20, Math.floor((width - 220) / 7.5));
   const short = last.some((l) => l.name.length > most) ? unlike(last.map((l) => l.name)) : String;
   const meter = (/** @type {number} */ v) => Math.max(0, Math.min(1, scale.place(v)));
-  const rows = last.slice(0, 8).map(({ name, value }) =>
+  const first = last.slice(0, 8);
+  const said = aligned(first.map(({ value }) => measured(value, { ...statistic, unit: "" })));
+  const rows = first.map(({ name, value }, i) =>
     h(
       "li",
       {},
@@ -113,7 +117,7 @@ function foremost(run, { slice, statistic, scale }, width, select) {
         { type: "button", title: name, onclick: () => select(name) },
         h("span", { class: "name" }, cut(short(name), most)),
         h("span", { class: "meter" }, h("i", { style: { width: `${Math.max(4, 100 * meter(value))}%`, background: css(scale, meter(value)) } })),
-        h("span", { class: "value" }, measured(value, { ...statistic, unit: "" })),
+        h("span", { class: "value" }, said[i]),
       ),
     ),
   );

@@ -8,17 +8,16 @@ const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 /** 256 colors between stops. @param {[number, string][]} stops  By place from 0 to 1. @returns {Uint32Array} */
 function table(stops) {
   const out = new Uint32Array(256);
+  const colors = stops.map(([, color]) => rgb(color));
+  let k = 0;
   for (let i = 0; i < 256; i++) {
     const t = i / 255;
-    let k = stops.findIndex(([at]) => at >= t);
-    if (k < 0) k = stops.length - 1;
-    const [b, high] = stops[k];
-    const [a, low] = stops[Math.max(0, k - 1)];
-    const part = b > a ? (t - a) / (b - a) : 1;
-    const from = rgb(low);
-    const to = rgb(high);
-    const [red, green, blue] = from.map((v, j) => Math.round(v + (to[j] - v) * Math.min(1, Math.max(0, part))));
-    out[i] = (255 << 24) | (blue << 16) | (green << 8) | red;
+    while (k < stops.length - 1 && stops[k][0] < t) k++;
+    const before = Math.max(0, k - 1);
+    const [a, b] = [stops[before][0], stops[k][0]];
+    const part = b > a ? Math.min(1, Math.max(0, (t - a) / (b - a))) : 1;
+    const at = (/** @type {number} */ j) => Math.round(colors[before][j] + (colors[k][j] - colors[before][j]) * part);
+    out[i] = (255 << 24) | (at(2) << 16) | (at(1) << 8) | at(0);
   }
   return out;
 }
@@ -47,7 +46,6 @@ export function scaleOf(statistic, extents, form = "") {
   const known = /** @type {[number, number][]} */ (extents.filter(Boolean));
   let low = known.length ? Math.min(...known.map((e) => e[0])) : 0;
   let high = known.length ? Math.max(...known.map((e) => e[1])) : 1;
-  const colors = table(even(ramp("cividis")));
   if (statistic.scale === "health") {
     // Red and amber are flat: an open incident gives its color to a layer, and nothing else comes near it.
     const { error, warning, near } = statistic.limits;
@@ -60,6 +58,7 @@ export function scaleOf(statistic, extents, form = "") {
     const most = Math.max(Math.abs(low), Math.abs(high)) || 1;
     return { colors: table(even(ramp("signed"))), place: (v) => 0.5 + v / (2 * most), ticks: [-most, 0, most].map(trim), ends: [-most, most], log: false };
   }
+  const colors = table(even(ramp("cividis")));
   const log = form === "log" ? high > 0 : statistic.scale === "log" && form !== "linear";
   if (log && known.length) {
     // From a number that is not positive no log scale begins; it reaches over six powers of ten instead.

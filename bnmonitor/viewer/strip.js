@@ -110,7 +110,7 @@ export class Strip {
     context.beginPath();
     context.rect(names, 0, width, height);
     context.clip();
-    this.borders(context, course, x, height, colors, run.incidents.map((i) => Math.max(names + 7, x(i.first_step))));
+    this.borders(context, course, x, names + width, height, colors, run.incidents.map((i) => Math.max(names + 7, x(i.first_step))));
     for (const incident of run.incidents) {
       const of = incident.state === "open" ? incident.severity : "info";
       const at = x(incident.first_step);
@@ -125,8 +125,8 @@ export class Strip {
       const y = scale(lane, course.ends, view, log, top);
       for (const row of lane.rows) {
         const soft = lane.name === "lr" ? row : smooth(row, state.smooth);
-        if (soft !== row) draw(context, course.ends, row, x, y, lane, colors, 0.3, log);
-        draw(context, course.ends, soft, x, y, lane, colors, 1, log);
+        if (soft !== row) draw(context, course.ends, row, x, y, lane, colors, 0.3, log, names - 2, names + width + 2);
+        draw(context, course.ends, soft, x, y, lane, colors, 1, log, names - 2, names + width + 2);
       }
       words.push(`${lane.name} ${said(lane, at)}${log ? ", log" : ""}`);
       top += lane.height;
@@ -142,8 +142,8 @@ export class Strip {
     this.canvas.title = words.join("\n");
   }
 
-  /** Where epochs begin, as many as there is room for. @param {CanvasRenderingContext2D} context @param {Slice} course @param {(step: number) => number} x @param {number} height @param {any} colors @param {number[]} taken  Where signs stand. */
-  borders(context, course, x, height, colors, taken) {
+  /** Where epochs begin, as many as there is room for. @param {CanvasRenderingContext2D} context @param {Slice} course @param {(step: number) => number} x @param {number} right  Where the plot ends. @param {number} height @param {any} colors @param {number[]} taken  Where signs stand. */
+  borders(context, course, x, right, height, colors, taken) {
     const known = epochs(course);
     if (known.length < 2) return;
     const [first, last] = [known[0], known[known.length - 1]];
@@ -156,7 +156,7 @@ export class Strip {
       context.fillRect(x(step), 0, 1, height);
       context.fillStyle = colors.muted;
       const end = x(step) + 3 + context.measureText(grouped(epoch)).width;
-      if (!taken.some((at) => at > x(step) - 5 && at < end + 8)) context.fillText(grouped(epoch), x(step) + 3, 7);
+      if (end <= right && !taken.some((at) => at > x(step) - 5 && at < end + 8)) context.fillText(grouped(epoch), x(step) + 3, 7);
     }
   }
 
@@ -206,19 +206,23 @@ function scale(lane, ends, view, log, top) {
   const f = log ? Math.log : (/** @type {number} */ v) => v;
   let [low, high] = [Infinity, -Infinity];
   for (const row of lane.rows)
-    row.forEach((v, i) => {
-      if (Number.isFinite(v) && ends[i] >= view.from && ends[i] <= view.to) [low, high] = [Math.min(low, f(v)), Math.max(high, f(v))];
-    });
+    for (let i = 0; i < row.length; i++) {
+      const v = row[i];
+      if (!Number.isFinite(v) || ends[i] < view.from || ends[i] > view.to) continue;
+      const at = f(v);
+      if (at < low) low = at;
+      if (at > high) high = at;
+    }
   if (!(high > low)) [low, high] = [low - 1, low + 1];
   return (/** @type {number} */ v) => top + lane.height - PAD - ((f(v) - low) / (high - low)) * (lane.height - 2 * PAD);
 }
 
-/** @param {CanvasRenderingContext2D} context @param {number[]} ends @param {Float32Array} row @param {(s: number) => number} x @param {(v: number) => number} y @param {Lane} lane @param {any} colors @param {number} alpha @param {boolean} log */
-function draw(context, ends, row, x, y, lane, colors, alpha, log) {
+/** @param {CanvasRenderingContext2D} context @param {number[]} ends @param {Float32Array} row @param {(s: number) => number} x @param {(v: number) => number} y @param {Lane} lane @param {any} colors @param {number} alpha @param {boolean} log @param {number} left @param {number} right */
+function draw(context, ends, row, x, y, lane, colors, alpha, log, left, right) {
   context.strokeStyle = colors[lane.color];
   context.lineWidth = 1.5;
   context.globalAlpha = alpha;
-  trace(context, ends, row, x, y, log, lane.dash);
+  trace(context, ends, row, x, y, log, lane.dash, left, right);
   context.globalAlpha = 1;
 }
 

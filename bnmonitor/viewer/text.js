@@ -11,6 +11,16 @@ export function number(value) {
   return text.replace("-", "−");
 }
 
+/** Numbers that stand above each other, their decimal points in one line. @param {string[]} numbers  As `number` writes them. */
+export function aligned(numbers) {
+  const known = numbers.map((text) => /^−?[\d\u202f]+(\.(\d+))?( %)?$/.exec(text));
+  if (!known.every(Boolean)) return numbers;
+  const digits = known.map((parts) => parts?.[2]?.length ?? 0);
+  const most = Math.max(...digits);
+  // Spaces as wide as a digit, and as a point.
+  return numbers.map((text, i) => text.replace(/( %)?$/, (sign) => "\u2007".repeat(most - digits[i]) + (most && !digits[i] ? "\u2008" : "") + sign));
+}
+
 /** A whole number, thousands apart. @param {number} value */
 export function grouped(value) {
   return String(Math.round(value)).replace(/\B(?=(\d{3})+(?!\d))/g, "\u202f");

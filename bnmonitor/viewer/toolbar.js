@@ -54,7 +54,12 @@ export class Toolbar {
     this.diff.checked = !!state.diff;
     choose(this.statistic, index.statistics.map((s) => ({ value: s.name, label: s.label, title: s.meaning })), state.statistic);
     this.legend.replaceChildren(scale ? legend(scale, statistic, false, severities) : "");
-    this.range.hidden = state.from === null || list;
+    this.steps(state, view);
+  }
+
+  /** @param {import("./view_state.js").State} state @param {import("./types.js").Range} view */
+  steps(state, view) {
+    this.range.hidden = state.from === null || state.view === "runs";
     this.range.textContent = `steps ${grouped(view.from)} to ${grouped(view.to)}  ✕`;
   }
 }
