@@ -54,9 +54,10 @@ class Stored:
         """Return the step as one whose evaluation people will act on, after as many updates as were counted."""
         window = self.window
         updates = self.counts.nan_to_num(0.0).clamp(0, 2**31).long()
+        none = torch.zeros_like(window.baseline.forgotten)
         return replace(
             window,
-            baseline=replace(window.baseline, updates=updates),
+            baseline=replace(window.baseline, updates=updates, initial=self.weight, forgotten=none),
             ledger=replace(window.ledger, cold=self.weight),
             facts=replace(window.facts, ending=True),
         )

@@ -27,7 +27,7 @@ def for_a_file(alert: Alert, stored: Stored) -> Alert:
         return replace(
             alert,
             message=alert.message.replace("evaluated after", "saved after").replace(
-                " at momentum", "" if stored.momentum_known else " at the default momentum", 1
+                " at momentum", " at momentum" if stored.momentum_known else " at the default momentum", 1
             ),
             advice=f"train on before the model is used, or {RECALIBRATE}",
         )

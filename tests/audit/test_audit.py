@@ -251,3 +251,20 @@ def test_checkpoints_are_compared(checkpoints: Path, capsys: pytest.CaptureFixtu
     assert "1 finding came" in capsys.readouterr().out
     assert main(["compare", *pair[::-1]]) == 0
     assert main(["compare", pair[0], pair[0], "--json"]) == 0
+
+
+def test_cold_statistics_are_judged_by_what_the_initial_ones_do() -> None:
+    torch.manual_seed(0)
+    model = net(momentum=0.01)
+    with torch.no_grad():
+        model[3].weight.mul_(0.3)
+        for _ in range(200):
+            model(torch.randn(8, 3, 8, 8))
+    [finding] = [alert for alert in audit(model).alerts if alert.code == "BN303"]
+    left, var = 0.99**200, norm(model, 1).running_var.double()
+    data = (var - left) / (1 - left)
+    assert "saved after 200 updates at momentum 0.01:" in finding.message
+    factor = float(((var + 1e-5) / (data + 1e-5)).sqrt().sort().values[7])
+    assert (
+        f"the standard deviation is {factor:.3g} times that of the data in the median channel of 4" in finding.message
+    )

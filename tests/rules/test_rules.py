@@ -802,3 +802,16 @@ def test_bn701_reports_each_layer_separately() -> None:
         (0, (0,), WARNING),
         (2, (0, 1), ERROR),
     ]
+
+
+def test_bn105_does_not_call_constant_what_varies_little_under_a_large_eps() -> None:
+    def judged(var: float, eps: float) -> Severity:
+        window = make_window(batch_var=[var] * 4 + [1.0] * 4, running_var=[var] * 4 + [1.0] * 4)
+        alive = torch.tensor([False] * 4 + [True] * 4)
+        layers, baseline = replace(window.layers, eps=(eps,)), replace(window.baseline, alive=alive)
+        [finding] = find("BN105").check(replace(window, layers=layers, baseline=baseline))
+        return finding.severity
+
+    assert judged(6e-6, 1e-3) is INFO
+    assert judged(6e-8, 1e-3) is WARNING
+    assert judged(6e-8, 1e-5) is WARNING

@@ -208,7 +208,17 @@ def test_bn205_judges_what_one_process_normalizes(size: float, ranks: int, says:
 
 @pytest.mark.parametrize(
     ("layers", "values", "says"),
-    [(20, 64.0, WARNING), (20, 16.0, ERROR), (10, 100.0, None), (10, 90.0, WARNING), (4, 8.0, None), (5, 8.0, ERROR)],
+    [
+        (20, 64.0, WARNING),
+        (20, 16.0, ERROR),
+        (10, 100.0, None),
+        (10, 90.0, WARNING),
+        (4, 8.0, None),
+        (5, 8.0, ERROR),
+        (6, 32.0, None),  # MobileNets on small images
+        (7, 20.0, None),
+        (8, 32.0, WARNING),
+    ],
 )
 def test_bn206_multiplies_over_the_chain(layers: int, values: float, says: Severity | None) -> None:
     window = make_window(channels=(1,) * layers, sizes=values, chain=True)

@@ -18,6 +18,9 @@ from bnmonitor.window import Window
 NO_MOMENTUM = 0.01
 """An eps from which on it is likely to be a momentum in the wrong place."""
 
+USUAL_EPS = 1e-5
+"""PyTorch's. Under a larger one a channel may vary so little that eps decides its scale, and yet not be constant."""
+
 TINY = 1e-3
 """A mean square of the data far below that of normalized data, which is 1."""
 
@@ -76,9 +79,9 @@ class VarianceCollapse(Rule):
     trainings on images in [0, 1], 3 to 10 % of such channels closed within the first hundred steps, and up to a third
     of the first layer had never been open.
 
-    ``flat_share = .25`` for channels that were constant from the start: several percent are common in healthy depthwise
-    layers. ``whole_share = .9`` of a layer below eps, in training mode by the batches alone, after 30 updates; small
-    from the start, below a tenth of eps.
+    ``flat_share = .25`` for channels that were constant from the start, below ``constant`` times 1e-5 or a smaller eps:
+    several percent are common in healthy depthwise layers. ``whole_share = .9`` of a layer below eps, in training mode
+    by the batches alone, after 30 updates; small from the start, below a tenth of eps.
 
     ## Look-alikes
     A pruned channel, and a zero-initialized branch in its first steps: neither was ever alive, so both are an info. A
@@ -130,7 +133,7 @@ class VarianceCollapse(Rule):
         masks = {
             "fell": settled & alive,
             "gone": settled & (batch < eps) & (running < eps) & alive,
-            "flat": settled & ~alive & (batch < self.constant * eps) & ready,
+            "flat": settled & ~alive & (batch < self.constant * eps.clamp(max=USUAL_EPS)) & ready,
             "small": settled & ~alive & ready,
             "low": some & alive,
         }
