@@ -34,9 +34,6 @@ MANY_DEAD = 0.1
 INITIAL_WEIGHT = 0.05
 """Weight of mean 0 and variance 1 in the running statistics below which a layer has warmed up."""
 
-LEAST_INITIAL_WEIGHT = 1e-3
-"""Weight of the initial statistics below which they count for nothing, however little the data vary."""
-
 RAW = 1e3
 """Mean square of the data, or variance in the first layer, above which the data cannot have been normalized."""
 

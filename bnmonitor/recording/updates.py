@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from bnmonitor.layers import Hooks, LayerTable, freezes_graphs, graphs_compiled
-from bnmonitor.limits import LEAST_INITIAL_WEIGHT
 from bnmonitor.recording.averaged_weights import AveragedWeights
 from bnmonitor.recording.buffer_state import BufferState, Moves, are_initial
 from bnmonitor.recording.snapshot import Snapshot, read, tensors
@@ -33,6 +32,9 @@ _KEPT = (
     "drift",
     "uses_training_statistics",
 )
+LEAST_WEIGHT = 1e-3
+"""Weight of the initial statistics below which they count for nothing in an evaluation, however little data vary."""
+
 _RENAMED = {"borrowed": "uses_training_statistics"}
 """Rows of the ledger by the names that an older version saved them with."""
 
@@ -153,14 +155,15 @@ class UpdateLedger:
         if PHASES[phase] != "sanity" and trained and found is not None and evaluated.any():
             ledger.cold.zero_()
             if start is not None:
-                ledger.cold.copy_(start.initial_weight.where(found.own, 0.0))
+                weight = start.initial_weight
+                ledger.cold.copy_(weight.where(found.own & (weight > LEAST_WEIGHT), 0.0))
             ledger.times.add_(found.own)
             ledger.tested.copy_(evaluated & (PHASES[phase] in ("test", "predict")))
         self.has_unjudged = bool((ledger.uses_training_statistics | (ledger.steps_stale > 0)).any()) or bool(
             (moved > 0).any()
             or (evaluated & ~ledger.evaluated[phase]).any()
             or initial.any()
-            or (ledger.cold > LEAST_INITIAL_WEIGHT).any()
+            or (ledger.cold > 0).any()
             or ledger.missed[phase].any()
             or ledger.folded.any()
         )

@@ -37,7 +37,8 @@ class Ledger:
         uses_training_statistics: ``[L]`` bool, whether the latest evaluation ran averaged weights, those of a copy or
             swapped into the layer, with the running statistics of the weights in training.
         cold: ``[L]`` float64, weight that the initial 0 and 1 had in the running statistics that the latest evaluation
-            but a sanity check used; 0 for a layer that it did not run, or with statistics that training has not left.
+            but a sanity check used; 0 for a layer that it did not run, or with statistics that training has not left,
+            and below a thousandth.
         times: ``[L]`` int64, how many such evaluations used the running statistics that training has left.
         tested: ``[L]`` bool, whether the latest evaluation that ran the layer was a test or a prediction.
         leaks: ``[P, L]`` int64, how many evaluations of that kind updated the running statistics.

@@ -266,5 +266,5 @@ def test_cold_statistics_are_judged_by_what_the_initial_ones_do() -> None:
     assert "saved after 200 updates at momentum 0.01:" in finding.message
     factor = float(((var + 1e-5) / (data + 1e-5)).sqrt().sort().values[7])
     assert (
-        f"the standard deviation is {factor:.3g} times that of the data in the median channel of 4" in finding.message
+        f"in the median channel of 4 the standard deviation is {factor:.3g} times that of the data" in finding.message
     )

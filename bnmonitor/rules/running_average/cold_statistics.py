@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor._text import count, number
-from bnmonitor.limits import INITIAL_WEIGHT, LAG_LOG_DEVIATION, LAG_MEAN, LEAST_INITIAL_WEIGHT, SEVERE_LAG_LOG_DEVIATION
+from bnmonitor.limits import INITIAL_WEIGHT, LAG_LOG_DEVIATION, LAG_MEAN, SEVERE_LAG_LOG_DEVIATION
 from bnmonitor.measures import averaged, initial_weight, median
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
@@ -73,9 +73,9 @@ class ColdStatistics(Rule):
     ## Thresholds
     ``warn_weight = .05``, reached after 29 updates at momentum .1, 299 at .01, 2995 at .001; ``error_weight = .3``,
     after 12, 120 and 1204. The effect of a weight ``w`` on the statistics can be computed: the mean is off by
-    ``w / (1 - w)`` of itself, and the variance is ``(1 - w) v + w`` instead of ``v``. At any weight above
-    ``least_weight = .001`` it is a warning if that moves the median channel of a layer by more than BN304 allows for a
-    lag (``least_mean = .1`` standard deviations, ``least_log_deviation = .2``), and an error beyond
+    ``w / (1 - w)`` of itself, and the variance is ``(1 - w) v + w`` instead of ``v``. At any weight above .001 it is a
+    warning if that moves the median channel of a layer by more than BN304 allows for a lag (``least_mean = .1``
+    standard deviations, ``least_log_deviation = .2``), and an error beyond
     ``error_mean = .5`` and ``error_log_deviation = .7``. Between the two weights it is an info if not: the effect is
     small in a layer with an input variance of about 1. On digits, an evaluation after 22 steps at .1 (a weight of .098)
     gave six networks 10 to 60 % accuracy where fresh statistics gave 60 to 79 %; where the median channel moved by less
@@ -101,7 +101,6 @@ class ColdStatistics(Rule):
 
     warn_weight: float = INITIAL_WEIGHT
     error_weight: float = 0.3
-    least_weight: float = LEAST_INITIAL_WEIGHT
     least_mean: float = LAG_MEAN
     least_log_deviation: float = LAG_LOG_DEVIATION
     error_mean: float = 0.5
@@ -111,10 +110,10 @@ class ColdStatistics(Rule):
     def check(self, window: Window) -> list[Finding]:
         """Judge what the latest evaluation has run."""
         ledger = window.ledger
-        if not (ledger.cold > self.least_weight).any():
+        if not (ledger.cold > 0).any():
             return []
         weight = ledger.cold.where(self._judged(window), 0.0)
-        if not (weight > self.least_weight).any():
+        if not (weight > 0).any():
             return []
         moved = self._moved(window, weight)
         cold = (weight > self.warn_weight) | moved.above(self.least_mean, self.least_log_deviation)
@@ -139,8 +138,7 @@ class ColdStatistics(Rule):
         off = then * mean.abs() / (used + eps).sqrt()
         # Of what never varies rounding is left, and evaluation puts out the same for it whatever the variance is.
         log_ratio = (0.5 * ((used + eps) / (var.clamp(min=0) + eps)).log()).where(var > ROUNDING * used, 0.0)
-        some = weight > self.least_weight
-        return _Moved(median(off, window).where(some, 0.0), median(log_ratio, window).where(some, 0.0))
+        return _Moved(median(off, window).where(weight > 0, 0.0), median(log_ratio, window).where(weight > 0, 0.0))
 
     def _severity(self, window: Window, weight: Tensor, moved: _Moved, layer: int) -> Severity:
         """How bad it is, if it is an evaluation that people will act on."""
@@ -180,8 +178,7 @@ class ColdStatistics(Rule):
             advice = "begin the average later or let its decay grow with the steps, or call"
         else:
             limit = min(self.warn_weight, moved.enough(weight, self.least_mean / 4, self.least_log_deviation / 4))
-            limit = max(limit, self.least_weight)
-            enough = math.log(limit) / math.log1p(-min(momentum[coldest], 1 - 1e-9))
+            enough = math.log(max(limit, 1e-6)) / math.log1p(-min(momentum[coldest], 1 - 1e-9))
             advice = f"evaluate after {count(math.ceil(enough), 'update')} or more, or call"
         value, threshold = worst, self.error_weight if worst > self.error_weight else self.warn_weight
         most, mean, log_ratio = moved.most(self.least_mean, self.least_log_deviation)
@@ -192,7 +189,7 @@ class ColdStatistics(Rule):
                 if by_mean
                 else f"standard deviation is {number(math.exp(log_ratio))} times that of the data"
             )
-            message += f"; the {off} in the median channel of {window.layers.names[most]}"
+            message += f"; in the median channel of {window.layers.names[most]} the {off}"
         if worst <= self.warn_weight:
             limits = (
                 (self.least_mean, self.error_mean) if by_mean else (self.least_log_deviation, self.error_log_deviation)
