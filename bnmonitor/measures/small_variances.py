@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from bnmonitor.window import Window
 
 
 def variances(window: Window, rows: slice = slice(None), channels: slice = slice(None)) -> Tensor:
-    """Return some steps of the batch variance, in which what rounding hides is about as small as it is.
+    """Return some steps of the batch variance, in which what rounding hides is as large as it may be.
 
     A batch variance far below the running one is withheld from the record, as rounding may change it by more than 1 %.
-    Its ratio to the running variance is known all the same, and says that it is next to nothing.
+    Its ratio to the running variance is known all the same, and says that it is next to nothing: no more than what
+    rounds to no change. After a leap of the running variance to 1e10 that is not next to nothing for the layer.
 
     Args:
         window: The window.
@@ -25,8 +27,9 @@ def variances(window: Window, rows: slice = slice(None), channels: slice = slice
     if not bool(known.sum().isnan()):
         return known
     owner, eps = window.layers.owner[channels], window.layers.eps_by_channel[channels]
-    kept = 1 - window.momentum[rows].nan_to_num(0.0).clamp(0.0, 0.9999).to(known.dtype)[:, owner]
+    momentum = window.momentum[rows].nan_to_num(0.0).clamp(0.0, 0.9999).to(known.dtype)[:, owner]
     # A small batch leaves of the running variance what its update keeps of it.
-    before = window.running_var[rows, channels] / kept
-    rough = (window.ratio[rows, channels].square() * (before + eps) - eps).clamp(min=0)
+    before = window.running_var[rows, channels] / (1 - momentum)
+    rounding = before * (torch.finfo(known.dtype).eps / 2) / momentum.clamp(min=1e-4)
+    rough = torch.maximum(window.ratio[rows, channels].square() * (before + eps) - eps, rounding)
     return known.where(~known.isnan(), rough)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bnmonitor import Finding, Rule, Severity
+from bnmonitor import Finding, Monitor, Rule, Severity
 from bnmonitor.rules import find
 from bnmonitor.testing import make_sample, make_structure, make_window
 from bnmonitor.window import Operation, Sample, Window
@@ -815,3 +815,15 @@ def test_bn105_does_not_call_constant_what_varies_little_under_a_large_eps() -> 
     assert judged(6e-6, 1e-3) is INFO
     assert judged(6e-8, 1e-3) is WARNING
     assert judged(6e-8, 1e-5) is WARNING
+
+
+@pytest.mark.parametrize("leap", [1e3, 1e5])
+def test_bn105_says_nothing_of_batches_that_rounding_hides_behind_a_leap(leap: float) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.BatchNorm1d(8)
+    monitor = Monitor(model, sinks=[], on_alert="log", max_overhead=None)
+    with monitor:
+        for step in range(120):
+            model(torch.randn(64, 8) * (leap if step == 60 else 1.0))
+            monitor.step()
+    assert "BN105" not in {alert.code for alert in monitor.alerts}
