@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from detection_power import Graded, section
 
+from bnmonitor._text import count
 from bnmonitor.rules import CATALOGUE, find
 from tests.end_to_end.faults.power import most_expected, wilson
 from tests.end_to_end.faults.trial import Outcome
@@ -89,7 +90,7 @@ def page(faults: Sequence[Outcome], sound: Sound, graded: Graded = (), unfinishe
         INTRODUCTION,
         f"{len(valid)} trainings with a fault: {_share(valid, 'detected')} detected, of these "
         f"{_share(found, 'right_layer')} in the right layer. {len(sound)} sound trainings, {steps:,} steps: "
-        f"{len(alarms)} false alarms.",
+        f"{count(len(alarms), 'false alarm')}.",
         "",
         *([measured, ""] if measured else []),
         f"Each fault was put into up to {_most(faults, 'network')} of the networks that it fits, with "

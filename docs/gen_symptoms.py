@@ -9,18 +9,23 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import tempfile
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bnmonitor.symptoms import Symptom, all_symptoms, code_of, symptom_index, symptom_page
 
-sys.path.insert(0, str(Path(__file__).parent))
-from symptom_maps import draw, link
-
 DOCS = Path(__file__).parent
-TEXTS = DOCS.parent / "bnmonitor" / "symptoms" / "texts"
-WIDTH = 86
+ROOT = DOCS.parent
+TEXTS = ROOT / "bnmonitor" / "symptoms" / "texts"
+PICTURES = DOCS / "pictures" / "symptoms"
+MODES = ("light", "dark")
+COLUMNS = 86
 """Columns at which what is printed is wrapped."""
+WIDTH, FRAME, ROW = 6.4, 0.5, 0.26
+"""Inches: of a map, of what is around it in height, and of a layer."""
 
 SETUP = "The programs begin with [the same setup](#the-setup-of-the-programs)."
 ABOUT_MAPS = (
@@ -45,12 +50,63 @@ def with_maps(symptom: Symptom) -> str:
     return "".join([head, *parts])
 
 
+def picture_of(symptom: str, number: int, mode: str) -> Path:
+    """Return where the map of the wrong program of a reason lies, the reasons counted from 1."""
+    return PICTURES / f"{symptom}-{number}-{mode}.svg"
+
+
+def link(symptom: str, number: int, title: str) -> str:
+    """Return the picture as Markdown in a page of a symptom; empty where no step was recorded, and so there is none."""
+    path = picture_of(symptom, number, MODES[0])
+    return f"![Map: {title}](../{path.relative_to(DOCS).as_posix()})\n\n" if path.is_file() else ""
+
+
 def stale(docs: Path = DOCS) -> list[Path]:
     """Return the pages that are missing, not what the texts say, or left from a text that is gone."""
     wanted = pages()
     changed = [p for p, text in wanted.items() if not (docs / p).is_file() or (docs / p).read_text("utf-8") != text]
     there = [path.relative_to(docs) for path in sorted((docs / "symptoms").glob("*.md"))]
     return changed + [path for path in there if path not in wanted]
+
+
+def kept_of(folder: Path) -> Mapping[str, Any] | None:
+    """Return what a map takes of the last run with an incident in a folder; None where no step was recorded."""
+    import bnmonitor
+
+    run = [run for run in bnmonitor.open(folder).values() if run.incidents][-1]
+    if not len(run.steps):
+        return None
+    return {
+        "statistic": "health",
+        "steps": run.steps,
+        "layers": run.layers,
+        "values": run.table("health"),
+        "incidents": [{"first_step": i.first_step, "severity": str(i.severity)} for i in run.incidents],
+    }
+
+
+def draw(symptom: str, number: int, code: str) -> str:
+    """Run a wrong program, draw its map, and return what bnmonitor says."""
+    sys.path.insert(0, str(ROOT))
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    from benchmarks.guide.pictures import draw_map, save, style
+    from tests.symptoms.running import incidents_of
+
+    with tempfile.TemporaryDirectory() as folder:
+        incidents = incidents_of(code, Path(folder))
+        kept = kept_of(Path(folder))
+    for mode in MODES if kept is not None else ():
+        with mpl.rc_context(style(mode)):
+            height = FRAME + ROW * len(kept["layers"])
+            figure, ax = plt.subplots(figsize=(WIDTH, height), layout="constrained")
+            draw_map(kept, ax, mode)
+            ax.images[0].colorbar.remove()
+            ax.set_ylabel("layer")
+            PICTURES.mkdir(parents=True, exist_ok=True)
+            save(figure, picture_of(symptom, number, mode))
+    return "\n".join(str(incident) for incident in incidents)
 
 
 def said(symptom: str, number: int, code: str) -> str:
@@ -64,7 +120,9 @@ def said(symptom: str, number: int, code: str) -> str:
 def _wrap(line: str) -> list[str]:
     indent = line[: len(line) - len(line.lstrip())]
     kept = re.sub(r" (?=%)|(?<=\blayer) (?=\d)", "\0", line)  # what belongs together stays in a line
-    parts = textwrap.wrap(kept, WIDTH, subsequent_indent=f"{indent}  ", break_on_hyphens=False, break_long_words=False)
+    parts = textwrap.wrap(
+        kept, COLUMNS, subsequent_indent=f"{indent}  ", break_on_hyphens=False, break_long_words=False
+    )
     return [part.replace("\0", " ") for part in parts]
 
 

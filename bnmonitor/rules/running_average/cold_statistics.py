@@ -138,7 +138,8 @@ class ColdStatistics(Rule):
         off = then * mean.abs() / (used + eps).sqrt()
         # Of what never varies rounding is left, and evaluation puts out the same for it whatever the variance is.
         log_ratio = (0.5 * ((used + eps) / (var.clamp(min=0) + eps)).log()).where(var > ROUNDING * used, 0.0)
-        return _Moved(median(off, window).where(weight > 0, 0.0), median(log_ratio, window).where(weight > 0, 0.0))
+        both = (median(each, window).where(weight > 0, 0.0) for each in (off, log_ratio))
+        return _Moved(*(each.nan_to_num(0.0, math.inf, -math.inf) for each in both))
 
     def _severity(self, window: Window, weight: Tensor, moved: _Moved, layer: int) -> Severity:
         """How bad it is, if it is an evaluation that people will act on."""
@@ -161,51 +162,59 @@ class ColdStatistics(Rule):
         return (updates - since).where(since < updates, updates).tolist()
 
     def _finding(self, window: Window, weight: Tensor, moved: _Moved, cold: list[int]) -> Finding:
-        layer, coldest = cold[0], int(weight.argmax())
-        worst, severity = float(weight.max()), self._severity(window, weight, moved, coldest)
-        updates, momentum = self._updates(window, weight), window.momentum[-1].tolist()
-        average = averaged(window).tolist()
-        left = f"the initial mean 0 and variance 1 still weigh {number(100 * float(weight[layer]))} % in"
-        if average[layer]:
-            message = f"an average is evaluated early: {left} its averaged running statistics"
-        else:
-            at = f"{count(updates[layer], 'update')} at momentum {number(momentum[layer])}"
-            message = f"evaluated after {at}: {left} the running statistics"
-        if worst > float(weight[layer]):
-            since = "" if average[coldest] else f", after {count(updates[coldest], 'update')}"
-            message += f", and {number(100 * worst)} % in those of {window.layers.names[coldest]}{since}"
-        if average[coldest]:
-            advice = "begin the average later or let its decay grow with the steps, or call"
-        else:
-            limit = min(self.warn_weight, moved.enough(weight, self.least_mean / 4, self.least_log_deviation / 4))
-            enough = math.log(max(limit, 1e-6)) / math.log1p(-min(momentum[coldest], 1 - 1e-9))
-            advice = f"evaluate after {count(math.ceil(enough), 'update')} or more, or call"
-        value, threshold = worst, self.error_weight if worst > self.error_weight else self.warn_weight
-        most, mean, log_ratio = moved.most(self.least_mean, self.least_log_deviation)
-        by_mean = mean / self.least_mean > log_ratio / self.least_log_deviation
-        if mean > self.least_mean or log_ratio > self.least_log_deviation:
-            off = (
-                f"mean is off by {number(mean)} standard deviations"
-                if by_mean
-                else f"standard deviation is {number(math.exp(log_ratio))} times that of the data"
-            )
-            message += f"; in the median channel of {window.layers.names[most]} the {off}"
-        if worst <= self.warn_weight:
-            limits = (
-                (self.least_mean, self.error_mean) if by_mean else (self.least_log_deviation, self.error_log_deviation)
-            )
-            value = mean if by_mean else log_ratio
-            threshold = limits[value > limits[1]]
+        coldest = int(weight.argmax())
+        value, threshold = self._value(float(weight.max()), moved)
         return Finding(
-            severity=severity,
-            layer=layer,
+            severity=self._severity(window, weight, moved, coldest),
+            layer=cold[0],
             layers=tuple(cold),
             first_step=window.steps[-1],
             value=value,
             threshold=threshold,
-            message=message,
-            advice=f"{advice} torch.optim.swa_utils.update_bn(loader, model) before the evaluation",
+            message=self._message(window, weight, moved, cold[0], coldest),
+            advice=self._advice(window, weight, moved, coldest),
         )
+
+    def _value(self, worst: float, moved: _Moved) -> tuple[float, float]:
+        """The largest weight, or where that is small what it moves, and the limit that is exceeded."""
+        if worst > self.warn_weight:
+            return worst, self.error_weight if worst > self.error_weight else self.warn_weight
+        _, mean, log_ratio = moved.most(self.least_mean, self.least_log_deviation)
+        if mean:
+            return mean, self.error_mean if mean > self.error_mean else self.least_mean
+        severe = log_ratio > self.error_log_deviation
+        return log_ratio, self.error_log_deviation if severe else self.least_log_deviation
+
+    def _message(self, window: Window, weight: Tensor, moved: _Moved, layer: int, coldest: int) -> str:
+        """What the initial statistics weigh in the first layer and in the coldest, and what they move most."""
+        updates, names, average = self._updates(window, weight), window.layers.names, averaged(window).tolist()
+        own, worst = float(weight[layer]), float(weight[coldest])
+        left = f"the initial mean 0 and variance 1 still weigh {number(100 * own)} % in"
+        if average[layer]:
+            message = f"an average is evaluated early: {left} its averaged running statistics"
+        else:
+            at = f"{count(updates[layer], 'update')} at momentum {number(float(window.momentum[-1, layer]))}"
+            message = f"evaluated after {at}: {left} the running statistics"
+        if worst > own:
+            since = "" if average[coldest] else f", after {count(updates[coldest], 'update')}"
+            message += f", and {number(100 * worst)} % in those of {names[coldest]}{since}"
+        at_most, mean, log_ratio = moved.most(self.least_mean, self.least_log_deviation)
+        if mean > self.least_mean:
+            message += (
+                f"; in the median channel of {names[at_most]} the mean is off by {number(mean)} standard deviations"
+            )
+        elif log_ratio > self.least_log_deviation:
+            off = f"the standard deviation is {number(math.exp(log_ratio))} times that of the data"
+            message += f"; in the median channel of {names[at_most]} {off}"
+        return message
+
+    def _advice(self, window: Window, weight: Tensor, moved: _Moved, coldest: int) -> str:
+        remedy = "call torch.optim.swa_utils.update_bn(loader, model) before the evaluation"
+        if averaged(window)[coldest]:
+            return f"begin the average later or let its decay grow with the steps, or {remedy}"
+        limit = min(self.warn_weight, moved.enough(weight, self.least_mean / 4, self.least_log_deviation / 4))
+        enough = math.log(max(limit, 1e-6)) / math.log1p(-min(float(window.momentum[-1, coldest]), 1 - 1e-9))
+        return f"evaluate after {count(math.ceil(enough), 'update')} or more, or {remedy}"
 
 
 @dataclass(frozen=True)
@@ -225,9 +234,12 @@ class _Moved:
         return (self.mean > mean) | (self.log_ratio.abs() > log_ratio)
 
     def most(self, mean: float, log_ratio: float) -> tuple[int, float, float]:
-        """The layer in which one of the two is furthest above its limit, and both in that layer."""
-        at = int(torch.maximum(self.mean / mean, self.log_ratio.abs() / log_ratio).argmax())
-        return at, float(self.mean[at]), float(self.log_ratio[at])
+        """The layer in which one of the two is furthest above its limit, and that one there, the other as 0."""
+        by_mean, by_ratio = self.mean / mean, self.log_ratio / log_ratio
+        at = int(torch.maximum(by_mean, by_ratio).argmax())
+        if by_mean[at] > by_ratio[at]:
+            return at, float(self.mean[at]), 0.0
+        return at, 0.0, float(self.log_ratio[at])
 
     def enough(self, weight: Tensor, mean: float, log_ratio: float) -> float:
         """The weight from which down both are below their limits in all layers."""
