@@ -5,7 +5,7 @@ import { rowOf as known } from "./axis.js";
 import { ChannelView } from "./channels.js";
 import { Chart } from "./chart.js";
 import { h } from "./dom.js";
-import { count, grouped, number } from "./text.js";
+import { count, grouped, number, weight } from "./text.js";
 
 /** @typedef {import("./types.js").Slice} Slice */
 /** @typedef {import("./types.js").Range} Range */
@@ -138,7 +138,7 @@ function factsOf(layer, all) {
     ...fact("kind", `${layer.kind ?? "not known"}, ${count(layer.channels, "channel")}`),
     ...fact("fed by", layer.producer ?? "not known"),
     ...fact("read by", layer.consumers?.length ? layer.consumers.join(", ") : "not known"),
-    ...fact("momentum", layer.momentum === null && layer.tracking !== false && layer.kind ? "none: cumulative average" : number(layer.momentum)),
+    ...fact("momentum", layer.momentum === null && layer.tracking !== false && layer.kind ? "none: cumulative average" : weight(layer.momentum)),
     ...fact("eps", number(layer.eps)),
     ...fact("mode", known(layer.training) ? (layer.training ? "training" : "evaluation") : "not known"),
     ...fact("gamma and beta", layer.affine === false ? "has none" : known(layer.trains) ? (layer.trains ? "trained" : "not trained") : "not known"),

@@ -11,6 +11,12 @@ export function number(value) {
   return text.replace("-", "−");
 }
 
+/** A weight between 0 and 1, such as a momentum, that shows how near to either it is. @param {any} value */
+export function weight(value) {
+  const x = Number(value);
+  return x > 0.5 && x < 1 ? String(Number((1 - Number((1 - x).toPrecision(3))).toPrecision(9))) : number(value);
+}
+
 /** Numbers that stand above each other, their decimal points in one line. @param {string[]} numbers  As `number` writes them. */
 export function aligned(numbers) {
   const known = numbers.map((text) => /^−?[\d\u202f]+(\.(\d+))?( %)?$/.exec(text));
