@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from bnmonitor.context.auxiliary import auxiliary
 from bnmonitor.context.optimizers import Group, groups_of, trains_copies
+from bnmonitor.context.pruning import Pruned
 from bnmonitor.context.quantization import quantizes
 from bnmonitor.context.run import RunFacts
 from bnmonitor.distributed import world_size
@@ -55,6 +57,7 @@ class FactsGatherer:
 
     def __init__(self, models: Mapping[str, nn.Module]) -> None:
         self._models = models
+        self._pruned = Pruned(models)
         self._own_forwards: dict[str, str] = {}
         self._most_trained = (-1, -1)
         self._thawed: int | None = None
@@ -68,6 +71,7 @@ class FactsGatherer:
         """Adapt to other layers, or to another order of them."""
         # A conversion to SyncBatchNorm does not keep the class of a layer.
         self._own_forwards |= own_forwards(named)
+        self._pruned.renew()
         self._affine_key: object = None
         self._affine: dict[str, Any] = {}
         self._groups: object = None
@@ -121,6 +125,7 @@ class FactsGatherer:
             averages_without_buffers=run.averages_without_buffers,
             thawed=self._thawed,
             quantized=self._quantized,
+            pruned=partial(self._pruned.channels, recorded.structure),
         )
 
     def _see_groups(

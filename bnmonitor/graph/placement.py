@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 from torch.autograd.function import BackwardCFunction
+from torch.nn.modules.conv import _ConvNd
 
 from bnmonitor.graph.convolutions import Above, bare_convolutions
 from bnmonitor.graph.graph import Call, Graph, Step, kind_of, role_of
@@ -214,6 +215,7 @@ def _producer(graph: Graph, call: Call, source: Step, between: Sequence[Step], s
         bias=operation.role == "weights" and bias is not None and bias.requires_grad,
         shared=operation.name in shared,
         features_last=_features_last(graph, call, source, between, features),
+        depthwise=isinstance(module, _ConvNd) and module.groups == module.in_channels > 1,
     )
 
 

@@ -29,7 +29,6 @@ from bnmonitor.measures.moments import (
     finish,
     merge,
     merge_between,
-    padding,
     paired,
     reduce,
     samples_reduced,
@@ -39,6 +38,7 @@ from bnmonitor.measures.moments import (
     unevenness,
     unevenness_beyond,
 )
+from bnmonitor.measures.padded import padded_rows, padding
 from bnmonitor.measures.reductions import may_exceed, mean, median, once, share
 from bnmonitor.measures.robust import mean_over_steps, middle_over_steps
 from bnmonitor.measures.runaway import (
@@ -127,6 +127,7 @@ __all__ = [
     "offset",
     "offsets",
     "once",
+    "padded_rows",
     "padding",
     "paired",
     "path_levels",

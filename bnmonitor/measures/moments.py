@@ -34,7 +34,7 @@ def reduce(x: Tensor) -> Tensor:
         ``[11, C]``: count, mean, sums of the second, third and fourth powers of the deviations, min, max, how many are
         equal to the min, how many to the max, how many are <= 0, how many are not finite.
     """
-    x = _reduced_part(x)
+    x = _reducedpart(x)
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     # One copy with the values of a channel in a row; the rest works in it and in one more.
     values = torch.empty(x.shape[1], x.shape[0], x.shape[2], dtype=dtype, device=x.device)
@@ -93,7 +93,7 @@ def carried(reduced: Tensor, through: Affine, output: Tensor) -> Tensor:
 
 def _nonpositive(x: Tensor) -> Tensor:
     """Count the values of each channel that are not positive, in the same part that :func:`reduce` reduces."""
-    x = _reduced_part(x)
+    x = _reducedpart(x)
     return torch.le(x, 0, out=torch.empty(x.shape, dtype=torch.float32, device=x.device)).sum((0, 2))
 
 
@@ -155,7 +155,7 @@ def between(x: Tensor) -> Tensor:
     Returns:
         ``[3, C]``: number of samples, mean of their means, and sum of squared deviations of their means.
     """
-    x = _part(x, x.shape[0] // LEAST_SAMPLES)
+    x = part(x, x.shape[0] // LEAST_SAMPLES)
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     means = x.flatten(2).mean(2, dtype=dtype) if x.dim() > 2 else x.to(dtype)
     origin = means[0]
@@ -232,55 +232,10 @@ def paired(x: Tensor) -> Tensor:
 
 def _own_variances(x: Tensor) -> Tensor:
     """Each sample's variance around the batch mean, over the samples that :func:`between` reduces: ``[n, C]``."""
-    x = _part(x, x.shape[0] // LEAST_SAMPLES)
+    x = part(x, x.shape[0] // LEAST_SAMPLES)
     x = x.flatten(2) if x.dim() > 2 else x[..., None]
     x = x if x.dtype == torch.float64 else x.float()
     return (x - x.mean((0, 2), keepdim=True)).square_().mean(2)
-
-
-LEAST_RUN = 3
-"""Least number of positions that make a constant end."""
-
-EDGE = 4
-"""Largest part of a sequence, as one over it, by which its very end may differ from the constant before it."""
-
-STILL = 1e-5
-"""Difference of neighbors that are the same, in deviations: summed in another order they differ by rounding."""
-
-
-def padding(x: Tensor) -> Tensor:
-    """Count the positions of ``[N, C, L]`` at constant ends: at the start or the end of a sequence, in all channels.
-
-    Behind operations with wide kernels the very last positions differ from the constant before them, as these see the
-    zeros with which a convolution fills up its input. A sequence that is constant throughout does not count; nor do
-    ends that are equally long in all sequences, as what repeats each position makes them. Of large batches a part of
-    the samples is read, as by :func:`between`.
-
-    Returns:
-        ``[2]``: positions at constant ends, and all positions.
-    """
-    x = _part(x, x.shape[0] // LEAST_SAMPLES).float()
-    ends = torch.zeros(2, x.shape[0], dtype=torch.int64, device=x.device)
-    if x.shape[2] > LEAST_RUN:
-        spread, level = torch.var_mean(x, (0, 2), correction=0, keepdim=True)
-        same = STILL * spread.sqrt_() + 8 * torch.finfo(x.dtype).eps * level.abs_()
-        still = (x.diff(dim=-1).abs_() <= same).all(1)
-        run, offset = (torch.stack(each) for each in zip(_run(still), _run(still.flip(-1)), strict=True))
-        # Where both sides come to the same run, it belongs to the end that it is nearer to.
-        shared = (run + offset).sum(0) > still.shape[-1]
-        ends = run + 1
-        ends = ends.where((ends >= LEAST_RUN) & (~shared | (offset < offset.flip(0))), 0)
-        ends = ends.where((ends != ends[:, :1]).any(1, keepdim=True), 0)
-    found = ends.sum()
-    return torch.stack([found, torch.full_like(found, x.shape[0] * x.shape[2])])
-
-
-def _run(still: Tensor) -> tuple[Tensor, Tensor]:
-    """Length of the run of True that begins near the start of each row ``[n, L]``, 0 where none does, and its place."""
-    started = still.cumsum(-1) > 0
-    offset = (~started).sum(-1)
-    run = (still | ~started).cumprod(-1).sum(-1) - offset
-    return run.where(offset <= still.shape[-1] // EDGE, 0), offset
 
 
 def merge_between(a: Tensor, b: Tensor) -> Tensor:
@@ -319,7 +274,7 @@ def spread(x: Tensor) -> Tensor:
 
     The positions of a sample say nearly the same: a mean over many samples needs few of each.
     """
-    x = _part(x, x.shape[0] // MOST_SAMPLES)
+    x = part(x, x.shape[0] // MOST_SAMPLES)
     positions = x[0, 0].numel()
     if x.dim() == 2 or not positions:
         return x
@@ -329,9 +284,9 @@ def spread(x: Tensor) -> Tensor:
     return x[index]
 
 
-def _reduced_part(x: Tensor) -> Tensor:
+def _reducedpart(x: Tensor) -> Tensor:
     """The part that :func:`reduce` reduces: ``[n, C, positions]``."""
-    x = _part(x, _reduced_stride(x))
+    x = part(x, _reduced_stride(x))
     return x.flatten(2) if x.dim() > 2 else x[..., None]
 
 
@@ -339,7 +294,8 @@ def _reduced_stride(x: Tensor) -> int:
     return min(x.shape[0], x.numel() // max(1, x.shape[1]) // MOST_VALUES)
 
 
-def _part(x: Tensor, stride: int) -> Tensor:
+def part(x: Tensor, stride: int) -> Tensor:
+    """Return the samples that a reduction looks at, of a batch too large to read as a whole."""
     return x.detach()[:: _step(stride)]
 
 

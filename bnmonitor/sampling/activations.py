@@ -16,6 +16,7 @@ from bnmonitor.measures import (
     CallMoments,
     between,
     carried,
+    padded_rows,
     padding,
     paired,
     reduce,
@@ -153,8 +154,8 @@ class Sampler:
         if x.numel() and output.numel():
             self._moments(seen, module, x, as_normalized(module, output))
         seen.data = None if data is None or not data.is_floating_point() or not data.numel() else scale(data)
-        if x.dim() == 3 and x.numel():
-            ends = padding(x)
+        if x.dim() in (2, 3) and x.numel():
+            ends = padding(x) if x.dim() == 3 else padded_rows(x)
             seen.padding = ends if seen.padding is None else seen.padding + ends
 
     def _moments(self, seen: Seen, module: nn.Module, x: Tensor, output: Tensor) -> None:

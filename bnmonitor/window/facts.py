@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -142,6 +142,9 @@ class Facts:
         ending: Whether the training ends now.
         rewritten: ``[L]`` bool, something other than a training step has set the running statistics since the last one;
             None where that was not looked at.
+        pruned: Tells of a layer, by its position and number of channels, which of them the operation before it has been
+            pruned of: ``[C]`` bool, or None where that is unknown. It waits for the device that the mask is on, so that
+            a rule asks only before it tells of something. None: nothing is known.
     """
 
     affine_trains: Tensor
@@ -181,6 +184,7 @@ class Facts:
     thawed: int | None = None
     quantized: bool = False
     ending: bool = False
+    pruned: Callable[[int, int], Tensor | None] | None = None
 
     @property
     def known_losses(self) -> tuple[float, ...]:

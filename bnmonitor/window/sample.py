@@ -80,7 +80,8 @@ class Sample:
             where two views of the same samples are in one batch, 0 of independent ones.
         stirred: ``[2, C]`` what the step's update of the weights right before such a layer changed in the same samples:
             in the mean, in deviations, and in the log variance. NaN where there was no update.
-        padding: ``[L]`` share of positions at constant ends of the sequences of an input ``[N, C, L]``; NaN for others.
+        padding: ``[L]`` share of positions at constant ends of the sequences of an input ``[N, C, L]``, and of rows of
+            padding in an input ``[R, C]``; NaN for others.
         data: ``[2, L]`` scale of the data that the layer reads, itself or through one operation with weights: mean
             square, and distance of the mean from zero in deviations, in the middle channel. NaN for a layer that reads
             something else, and where it is not known.

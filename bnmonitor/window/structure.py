@@ -43,12 +43,14 @@ class Producer(Operation):
         shared: Whether something besides a normalization reads what it puts out.
         features_last: Whether its features are the last axis of the layer's input ``[N, ?, ?]``, not the one that is
             normalized.
+        depthwise: Whether each of its features reads one channel of many.
     """
 
     features: int = 0
     bias: bool = False
     shared: bool = False
     features_last: bool = False
+    depthwise: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

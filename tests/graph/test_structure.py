@@ -428,6 +428,7 @@ def test_tree_is_one_line_a_layer() -> None:
         "│  3 (convolution) → [4] → 5 (silu)",
         "│  6 (convolution) → [7] → 8 (mean)",
     ]
+    assert [place.producers[0].depthwise for place in told.places] == [False, True, False]
 
 
 def test_nothing_of_the_graph_is_kept_once_the_step_is_over() -> None:

@@ -40,7 +40,7 @@ def test_a_window_with_averages_carried_along_is_judged_as_one_without() -> None
     rule = Windows()
     with Monitor(layers, sinks=[], on_alert="log", sample_every_n_steps=0, window=24, rules=[rule]) as monitor:
         for step in range(40):
-            layers(torch.randn(4, 6000) * (1 + step) + step)
+            layers(torch.randn(16, 6000) * (1 + step) + step)
             monitor.step()
     window = rule.seen[-1]
     assert window.averages is not None

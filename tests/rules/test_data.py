@@ -177,6 +177,40 @@ def test_padding_is_found_by_its_share(padded: float, severity: Severity | None)
     assert found == ([] if severity is None else [("BN604", "1", severity)])
 
 
+class Graphs(nn.Module):
+    """Normalizes nodes of graphs: all places for one, or those that a node fills."""
+
+    def __init__(self, *, masked: bool) -> None:
+        super().__init__()
+        self.lift, self.norm, self.head = nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+        self.masked = masked
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = x.square().sum(-1) > 0
+        nodes = self.lift(x) * mask[..., None]
+        if self.masked:
+            out = torch.zeros_like(nodes)
+            out[mask] = self.norm(nodes[mask])
+        else:
+            out = self.norm(nodes.flatten(0, 1)).view_as(nodes)
+        pooled: Tensor = self.head((out.relu() * mask[..., None]).sum(1) / 20)
+        return pooled
+
+
+@pytest.mark.parametrize(
+    ("padded", "masked", "severity"),
+    [(0.0, False, None), (0.25, True, None), (0.25, False, Severity.WARNING), (0.45, False, Severity.ERROR)],
+)
+def test_padding_is_found_among_the_nodes_of_graphs(padded: float, masked: bool, severity: Severity | None) -> None:
+    def graphs(step: int, generator: torch.Generator) -> Batch:
+        x, y = sequences(padded)(step, generator)
+        return x.transpose(1, 2), y
+
+    torch.manual_seed(0)
+    found = of(fit(Graphs(masked=masked), graphs, steps=20), "BN604")
+    assert found == ([] if severity is None else [("BN604", "norm", severity)])
+
+
 # -- architecture ------------------------------------------------------------------------------------------------------
 
 

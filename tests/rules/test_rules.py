@@ -14,7 +14,7 @@ from torch import Tensor
 from bnmonitor import Finding, Monitor, Rule, Severity
 from bnmonitor.rules import find
 from bnmonitor.testing import make_sample, make_structure, make_window
-from bnmonitor.window import Operation, Sample, Window
+from bnmonitor.window import Operation, Place, Producer, Sample, Structure, Window
 
 INFO, WARNING, ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
 
@@ -207,6 +207,30 @@ def test_bn105_lets_a_relu_before_the_layer_close_some_channels(closed: int, sev
     relu = Operation(kind="relu", role="nonlinearity")
     window = placed(collapsed(closed, 16, 0.0), between=(relu,))
     assert one("BN105", window).severity is severity
+
+
+@pytest.mark.parametrize(("depthwise", "severity"), [(True, INFO), (False, WARNING)])
+def test_bn105_looks_through_a_depthwise_convolution_for_a_relu(depthwise: bool, severity: Severity) -> None:
+    relu = Operation(kind="relu6", role="nonlinearity")
+    convolution = Producer(kind="convolution", role="weights", name="conv", depthwise=depthwise)
+    dead = torch.ones(40)
+    dead[20] = 0.0
+    window = make_window(channels=(20, 20), batch_var=dead, running_var=dead)
+    places = (Place(readers=(relu,)), Place(predecessors=(0,), producers=(convolution,)))
+    structure = replace(Structure.unknown(("0", "1"), ""), places=places)
+    assert one("BN105", replace(window, facts=replace(window.facts, structure=structure))).severity is severity
+
+
+@pytest.mark.parametrize(
+    ("pruned", "channels"), [((), (0, 1, 2, 3)), ((0, 1), (2, 3)), ((1, 2, 3, 7), (0,)), ((0, 1, 2, 3), ())]
+)
+def test_bn105_leaves_out_channels_that_are_pruned(pruned: tuple[int, ...], channels: tuple[int, ...]) -> None:
+    window = collapsed(4, 8, 0.0)
+    masked = torch.zeros(8, dtype=torch.bool)
+    masked[list(pruned)] = True
+    facts = replace(window.facts, pruned=lambda layer, size: masked if (layer, size) == (0, 8) else None)
+    found = rule("BN105").check(replace(window, facts=facts))
+    assert [finding.channels for finding in found] == [channels][: len(channels)]
 
 
 @pytest.mark.parametrize("frozen", [False, True])

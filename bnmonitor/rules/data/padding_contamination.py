@@ -20,6 +20,10 @@ class PaddingContamination(Rule):
     of each sequence over which all channels stay constant. The outermost positions, at most a quarter of the sequence,
     may differ: behind a wide kernel they see the zeros that a convolution adds to its input.
 
+    In an input ``[R, C]``, it looks for sequences, or graphs, that were laid end to end after they had been filled up
+    to one length: runs of equal rows that all end, or all begin, at multiples of one number, six of them at least, and
+    not all equally long. It counts their rows.
+
     ## Why is this bad?
     The layer treats padding as data. With a share ``p`` of zeros, the mean is ``1 - p`` of its true value, and so is
     the mean square. How large ``p`` is depends on the longest sequence of the batch, so the output of a sequence
@@ -38,7 +42,8 @@ class PaddingContamination(Rule):
 
     ## What to do
     Put sequences of similar length into one batch, normalize with a mask, or use LayerNorm, which normalizes each
-    position by itself. Repeating the sequence instead of padding it with zeros keeps its mean and variance.
+    position by itself. Repeating the sequence instead of padding it with zeros keeps its mean and variance. Where rows
+    are the positions, give the layer the real ones alone: ``out[mask] = norm(x[mask])``.
 
     ## Thresholds
     ``warn_above = .05`` and ``error_above = .3`` of all positions: the mean is off by that share. In small trainings,
@@ -47,7 +52,8 @@ class PaddingContamination(Rule):
     ## Look-alikes
     Sequences that are constant throughout do not count, nor do channels that a ReLU has silenced while others vary, nor
     ends that are equally long in all sequences of the batch, as upsampling by repetition makes them. Images with a
-    black margin do not count either: the rule looks only at inputs with three axes.
+    black margin do not count either: the rule looks only at inputs with two or three axes. Equal rows elsewhere, as of
+    categories, end anywhere.
 
     ## References
     pytorch/pytorch#70529; tensorflow/tensorflow#30161; SeanNaren/deepspeech.pytorch#312.
@@ -80,7 +86,8 @@ class PaddingContamination(Rule):
                     threshold=self.error_above if error else self.warn_above,
                     message=f"{number(100 * value)} % of the positions that the layer normalizes over are constant "
                     "ends of sequences, which looks like padding: they distort the mean and variance",
-                    advice="batch sequences of similar length, normalize with a mask, or use LayerNorm",
+                    advice="normalize the real positions alone, as norm(x[mask]); batch sequences of similar length; "
+                    "or use LayerNorm",
                 )
             )
         return found

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from bnmonitor._text import count, number
@@ -75,18 +76,19 @@ class VarianceCollapse(Rule):
     large, if its usual variance was above 10 eps and it is constant now: below ``constant = .01`` eps, where the
     standard deviation of the output is a tenth of what it should be.
 
-    Behind a ReLU ``relu_warn_share = .33`` and ``relu_error_share = .75``, as for dead channels (BN701): in sound
-    trainings on images in [0, 1], 3 to 10 % of such channels closed within the first hundred steps, and up to a third
-    of the first layer had never been open.
+    Behind a ReLU, also with a depthwise convolution between, ``relu_warn_share = .33`` and ``relu_error_share = .75``,
+    as for dead channels (BN701): in sound trainings on images in [0, 1], 3 to 10 % of such channels closed within the
+    first hundred steps, and up to a third of the first layer had never been open.
 
     ``flat_share = .25`` for channels that were constant from the start, below ``constant`` times 1e-5 or a smaller eps:
     several percent are common in healthy depthwise layers. ``whole_share = .9`` of a layer below eps, in training mode
     by the batches alone, after 30 updates; small from the start, below a tenth of eps.
 
     ## Look-alikes
-    A pruned channel, and a zero-initialized branch in its first steps: neither was ever alive, so both are an info. A
-    small scale of the input under a large eps (1e-3) is no collapse: the channels vary, and gamma makes up for it.
-    Pixels that are always black, where the layer normalizes the input itself, are no fault of the network.
+    A channel that ``torch.nn.utils.prune`` has masked is left out. A zero-initialized branch in its first steps was
+    never alive, so it is an info. A small scale of the input under a large eps (1e-3) is no collapse: the channels
+    vary, and gamma makes up for it. Pixels that are always black, where the layer normalizes the input itself, are no
+    fault of the network.
 
     ## References
     Cadene/pretrained-models.pytorch#99; deepinsight/insightface#277.
@@ -149,9 +151,18 @@ class VarianceCollapse(Rule):
 
         findings = []
         for layer in found.nonzero().flatten().tolist():
+            span, size = layers.span(layer), layers.channels[layer]
             mine = {name: shares[name][layer] for name in masks}
-            judged, severity, limit = self._judge(mine, layers.channels[layer], closing[layer], on_input[layer])
-            span = layers.span(layer)
+            judged, severity, limit = self._judge(mine, size, closing[layer], on_input[layer])
+            pruned = _pruned(window, layer) if severity is not Severity.INFO else None
+            if pruned is not None:
+                for name, mask in channels.items():
+                    mask[span] &= ~pruned
+                    mine[name] = int(mask[span].sum()) / int((~pruned).sum())
+                mine["whole"] *= mine["whole"] >= self.whole_share
+                judged, severity, limit = self._judge(mine, int((~pruned).sum()), closing[layer], on_input[layer])
+                if not channels[judged][span].any():
+                    continue
             where = channels[judged][span].nonzero()[0]
             step = window.steps[int(below[:, span][:, where].any(1).argmax())]
             lowest = float(variance[span][where].min())
@@ -226,13 +237,28 @@ class VarianceCollapse(Rule):
         )
 
 
+def _pruned(window: Window, layer: int) -> np.ndarray | None:
+    """``[C]`` of the layer's channels: those that are pruned; None if none is, or all of them."""
+    ask = window.facts.pruned
+    pruned = None if ask is None else ask(layer, window.layers.channels[layer])
+    return None if pruned is None or not pruned.any() or pruned.all() else pruned.numpy()
+
+
 def _places(window: Window) -> tuple[list[bool], list[bool]]:
-    """Layers with a nonlinearity before them, which may close for good, and those that normalize the input itself."""
+    """Layers that a nonlinearity before them may close for good, and those that normalize the input itself.
+
+    A depthwise convolution between both changes nothing: each of its features reads one channel.
+    """
     structure = window.facts.structure
     places = structure.places if structure is not None else ()
     if len(places) != len(window.layers):
         return [False] * len(window.layers), [False] * len(window.layers)
-    closing = [any(operation.role == "nonlinearity" for operation in place.between) for place in places]
+    closes = [any(reader.role == "nonlinearity" for reader in place.readers) for place in places]
+    closing = [
+        any(operation.role == "nonlinearity" for operation in place.between)
+        or (any(p.depthwise for p in place.producers) and any(closes[i] for i in place.predecessors))
+        for place in places
+    ]
     return closing, [place.root and not place.blind and place.distance == 0 for place in places]
 
 
