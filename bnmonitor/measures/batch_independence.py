@@ -98,9 +98,9 @@ def independence(window: Window) -> Independence:
         plan, size = plan_of(window, layer), float(sizes[layer])
         if plan is None or changed_for_good(window, layer):
             continue
-        stirred = torch.zeros(2, device="cpu") if still[layer] else stirred_by_update(window, layer)
-        mean = means_of_batches(window, layer, plan, size, still=bool(still[layer]), stirred=float(stirred[0]))
-        variance = variances_of_batches(window, layer, plan, size, float(stirred[1]))
+        stirred = 2 * (torch.zeros(1, device="cpu"),) if still[layer] else stirred_by_update(window, layer)
+        mean = means_of_batches(window, layer, plan, size, still=bool(still[layer]), stirred=stirred[0])
+        variance = variances_of_batches(window, layer, plan, size, stirred[1])
         if mean is None and variance is None:
             continue
         mean = NOTHING if mean is None else mean

@@ -58,7 +58,7 @@ Weights go on, and with them what samples have in common: in a one-cycle run the
 
 
 def means_of_batches(
-    window: Window, layer: int, plan: Plan, size: float, *, still: bool, stirred: float
+    window: Window, layer: int, plan: Plan, size: float, *, still: bool, stirred: Tensor
 ) -> Found | None:
     """Judge the batch means of a layer; None where too little is known.
 
@@ -68,7 +68,8 @@ def means_of_batches(
         plan: How batches of another size are treated.
         size: Samples that are normalized together.
         still: Whether no weights are before the layer.
-        stirred: Variance that one update of the weights gives to a mean; NaN if unknown.
+        stirred: ``[C]`` of the layer's channels, variance that one update of the weights gives to a mean; NaN if
+            unknown.
     """
     layers, sample, span = window.layers, window.sample, window.layers.span(layer)
     assert sample is not None
@@ -93,7 +94,8 @@ def means_of_batches(
     # Channels that vary independently share out the noise; samples that are far from zero are so in all channels.
     whole = bool(good.all())
     x, usual = (rows, expected) if whole else (rows[:, good], expected[good])
-    return _found(window, layer, plan, x.numpy(), usual.numpy(), tails, draws, still=still, stirred=stirred)
+    moved = (stirred if whole else stirred.expand_as(good)[good]).double().numpy()
+    return _found(window, layer, plan, x.numpy(), usual.numpy(), tails, draws, still=still, stirred=moved)
 
 
 def _found(
@@ -106,7 +108,7 @@ def _found(
     draws: float,
     *,
     still: bool,
-    stirred: float,
+    stirred: Array,
 ) -> Found:
     """Judge the batch means ``[T, C]`` of some channels, in deviations, by the variance that is expected of them."""
     sample = window.sample
@@ -123,7 +125,7 @@ def _found(
     far, lag, blocks_chance = plan.ratio(bends(x, LAG), expected, 3), LAG, chance
     if max(near, far) > chance and not still:
         near, far = _without_drift(x, expected, moved, plan, near, far)
-    if not still and stirred == stirred:
+    if not still and np.isfinite(stirred).all():
         turn = 0.0 if updates_are_typical(window, layer) else _stirred(x)
         distant, at, by_neighbors = _of_blocks(x, expected, plan, turn, stirred, channels)
         if distant > far:
@@ -140,7 +142,7 @@ def _found(
 
 
 def _of_blocks(
-    x: Array, expected: Array, plan: Plan, turn: float, stirred: float, channels: float
+    x: Array, expected: Array, plan: Plan, turn: float, stirred: Array, channels: float
 ) -> tuple[float, int, float | None]:
     """Compare distant batches ``[T, C]``, which differ from block to block where the data comes in blocks.
 

@@ -74,23 +74,31 @@ def of_one_shape(window: Window, layer: int) -> bool:
     return len(known) >= LEAST_SHAPES and len({int(s.values[layer]) / int(s.size[layer]) for s in known}) == 1
 
 
-def stirred_by_update(window: Window, layer: int) -> Tensor:
-    """Variance that one update of the weights gives to mean and log variance in the samples, ``[2]``; NaN if unknown.
+def stirred_by_update(window: Window, layer: int) -> tuple[Tensor, Tensor]:
+    """Variance that one update of the weights gives to a batch mean, and to the log of a batch variance.
 
-    In the units of what independent samples would give for the log variance, and of the layer's variance for the mean.
     The largest of those known; :data:`OF_ONE` times as much while there is one alone.
+
+    Returns:
+        ``[C]`` of the layer's channels in units of their variance; and the same in units of what independent samples
+        would give. NaN where nothing is known.
     """
-    found = []
     span, size = window.layers.span(layer), float(samples_normalized(window)[layer])
+    found = []
     for sample in samples_after_warm_up(window, layer):
         if sample.stirred is None or sample.unevenness is None:
             continue
-        mean, var = sample.stirred[:, span].double().square() / 2
-        found.append(torch.stack([mean.nanmedian(), (var / sample.unevenness[span].double() * size).nanmedian()]))
-    found = [pair for pair in found if bool(pair.isfinite().all())]
+        mean, log = sample.stirred[:, span].double().square() / 2
+        both = torch.stack([mean, log / sample.unevenness[span].double() * size])
+        both = both.where(both.isfinite(), torch.nan)
+        usual = both.nanmedian(1, keepdim=True).values
+        if bool(usual.isfinite().all()):
+            found.append(both.where(both.isfinite(), usual))
     if not found:
-        return torch.full((2,), torch.nan, device="cpu")
-    return torch.stack(found).max(0).values * (OF_ONE if len(found) == 1 else 1.0)
+        nothing = torch.full((window.layers.channels[layer],), torch.nan, dtype=torch.float64, device="cpu")
+        return nothing, nothing
+    mean, log = torch.stack(found).amax(0) * (OF_ONE if len(found) == 1 else 1.0)
+    return mean, log
 
 
 def updates_are_typical(window: Window, layer: int) -> bool:

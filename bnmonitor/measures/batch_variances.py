@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bnmonitor.limits import FLAT
 from bnmonitor.measures.batch_differences import Plan, since_when, steps
@@ -55,7 +56,7 @@ HEAVY = 8.0
 That of 32 values is 32 at most: so large a one says that the next samples will show a larger one."""
 
 
-def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, stirred: float) -> Found | None:
+def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, stirred: Tensor) -> Found | None:
     """Judge the logs of the batch variances of a layer; None where too little is known.
 
     Weights hardly move them, however far the data is from zero. But what changes a batch as a whole does: the share by
@@ -92,9 +93,10 @@ def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, st
     alternation = _alternation(x, expected, plan, turns)
     best, lag, chance, near = 0.0, 1, math.inf, 0.0
     level = _without_trend(scaled)
-    for k in (1, *DISTANCES) if stirred == stirred else (1,):
+    moved = float(stirred.expand_as(good)[good].mean())
+    for k in (1, *DISTANCES) if moved == moved else (1,):
         rest, ratio, freedom = _beyond_one_factor(level, k, plan)
-        by_weights = 0.0 if stirred != stirred else ALLOWED * k * k * stirred
+        by_weights = 0.0 if moved != moved else ALLOWED * k * k * moved
         excess = rest / (beyond + by_weights) if ratio >= LEAST_REST else 0.0
         if k == 1:
             near = rest / max(ratio, 1e-12)

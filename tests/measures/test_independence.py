@@ -95,6 +95,18 @@ def test_one_sampled_update_may_have_been_a_small_one(samples: int, fires: bool)
     assert bool(CorrelatedBatches().check(window)) is fires
 
 
+@pytest.mark.parametrize(("told", "fires"), [(0.3, False), (0.01, True)])
+def test_each_channel_is_granted_what_an_update_was_seen_to_move_it(told: float, fires: bool) -> None:
+    """Where a few channels follow the weights much more than the others, they make up what all show together."""
+    two = torch.tensor([1.0, 1.0, 0, 0, 0, 0, 0, 0])
+    for seed in range(5):
+        window = made(NOISE + two * walk(0.3, seed), None, facts={"train_loader": None, "learning_rates": (0.1,) * 64})
+        assert window.sample is not None
+        stirred = torch.full((2, 8), 0.01).where(two == 0, told)
+        sample = replace(window.sample, stirred=stirred, unevenness=torch.ones(8))
+        assert bool(CorrelatedBatches().check(replace(window, sample=sample, earlier=(sample, sample)))) is fires, seed
+
+
 def test_weights_that_jump_with_the_learning_rate_are_no_fault_of_the_data() -> None:
     given = {"train_loader": EVEN, "learning_rates": (0.1,) * 40 + (10.0,) * 24}
     jumping = NOISE.clone()
@@ -133,9 +145,9 @@ def runs(length: int, height: float) -> Tensor:
     return levels.repeat_interleave(length, 0)[:64]
 
 
-def walk(step: float) -> Tensor:
+def walk(step: float, seed: int = 2) -> Tensor:
     """What weights that wander add to the means, in each channel on its own."""
-    return step * torch.randn(64, 8, generator=torch.Generator().manual_seed(2)).cumsum(0)
+    return step * torch.randn(64, 8, generator=torch.Generator().manual_seed(seed)).cumsum(0)
 
 
 @pytest.mark.parametrize("loader", [EVEN, Loader(), None], ids=["loader", "own batch sampler", "unknown"])
