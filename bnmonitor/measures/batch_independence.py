@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bnmonitor.measures.batch_differences import changed_for_good, plan_of
 from bnmonitor.measures.batch_means import means_of_batches
-from bnmonitor.measures.batch_samples import LAG, Found, of_one_shape, stirred_by_update
+from bnmonitor.measures.batch_samples import LAG, Found, of_one_shape, stirred_by_updates
 from bnmonitor.measures.batch_variances import variances_of_batches
 from bnmonitor.measures.batches import samples_normalized
 from bnmonitor.measures.learning_rate import rises
@@ -98,9 +98,10 @@ def independence(window: Window) -> Independence:
         plan, size = plan_of(window, layer), float(sizes[layer])
         if plan is None or changed_for_good(window, layer):
             continue
-        stirred = 2 * (torch.zeros(1, device="cpu"),) if still[layer] else stirred_by_update(window, layer)
-        mean = means_of_batches(window, layer, plan, size, still=bool(still[layer]), stirred=stirred[0])
-        variance = variances_of_batches(window, layer, plan, size, stirred[1])
+        unmoved = torch.zeros(1, 2, layers.channels[layer], device="cpu")
+        stirred = unmoved if still[layer] else stirred_by_updates(window, layer)
+        mean = means_of_batches(window, layer, plan, size, still=bool(still[layer]), stirred=stirred[:, 0])
+        variance = variances_of_batches(window, layer, plan, size, stirred[:, 1])
         if mean is None and variance is None:
             continue
         mean = NOTHING if mean is None else mean

@@ -68,8 +68,7 @@ def means_of_batches(
         plan: How batches of another size are treated.
         size: Samples that are normalized together.
         still: Whether no weights are before the layer.
-        stirred: ``[C]`` of the layer's channels, variance that one update of the weights gives to a mean; NaN if
-            unknown.
+        stirred: ``[S, C]`` of the layer's channels, variance that each sampled update of the weights gave to a mean.
     """
     layers, sample, span = window.layers, window.sample, window.layers.span(layer)
     assert sample is not None
@@ -94,8 +93,10 @@ def means_of_batches(
     # Channels that vary independently share out the noise; samples that are far from zero are so in all channels.
     whole = bool(good.all())
     x, usual = (rows, expected) if whole else (rows[:, good], expected[good])
-    moved = (stirred if whole else stirred.expand_as(good)[good]).double().numpy()
-    return _found(window, layer, plan, x.numpy(), usual.numpy(), tails, draws, still=still, stirred=moved)
+    # Averaged over the channels as the changes are that it is compared with.
+    moved = stirred[:, good].mean(1) if plan.left_out is None else stirred[:, good].median(1).values
+    most = float(moved.max()) if len(moved) else math.nan
+    return _found(window, layer, plan, x.numpy(), usual.numpy(), tails, draws, still=still, stirred=most)
 
 
 def _found(
@@ -108,7 +109,7 @@ def _found(
     draws: float,
     *,
     still: bool,
-    stirred: Array,
+    stirred: float,
 ) -> Found:
     """Judge the batch means ``[T, C]`` of some channels, in deviations, by the variance that is expected of them."""
     sample = window.sample
@@ -125,7 +126,7 @@ def _found(
     far, lag, blocks_chance = plan.ratio(bends(x, LAG), expected, 3), LAG, chance
     if max(near, far) > chance and not still:
         near, far = _without_drift(x, expected, moved, plan, near, far)
-    if not still and np.isfinite(stirred).all():
+    if not still and stirred == stirred:
         turn = 0.0 if updates_are_typical(window, layer) else _stirred(x)
         distant, at, by_neighbors = _of_blocks(x, expected, plan, turn, stirred, channels)
         if distant > far:
@@ -142,7 +143,7 @@ def _found(
 
 
 def _of_blocks(
-    x: Array, expected: Array, plan: Plan, turn: float, stirred: Array, channels: float
+    x: Array, expected: Array, plan: Plan, turn: float, stirred: float, channels: float
 ) -> tuple[float, int, float | None]:
     """Compare distant batches ``[T, C]``, which differ from block to block where the data comes in blocks.
 

@@ -74,14 +74,14 @@ def of_one_shape(window: Window, layer: int) -> bool:
     return len(known) >= LEAST_SHAPES and len({int(s.values[layer]) / int(s.size[layer]) for s in known}) == 1
 
 
-def stirred_by_update(window: Window, layer: int) -> tuple[Tensor, Tensor]:
-    """Variance that one update of the weights gives to a batch mean, and to the log of a batch variance.
+def stirred_by_updates(window: Window, layer: int) -> Tensor:
+    """Variance that sampled updates of the weights gave to batch mean and log variance in the same samples.
 
-    The largest of those known; :data:`OF_ONE` times as much while there is one alone.
+    In units of the layer's variance for the mean, and of what independent samples would give for the log variance;
+    :data:`OF_ONE` times as much while there is one update alone.
 
     Returns:
-        ``[C]`` of the layer's channels in units of their variance; and the same in units of what independent samples
-        would give. NaN where nothing is known.
+        ``[S, 2, C]`` of the updates and of the layer's channels.
     """
     span, size = window.layers.span(layer), float(samples_normalized(window)[layer])
     found = []
@@ -95,10 +95,8 @@ def stirred_by_update(window: Window, layer: int) -> tuple[Tensor, Tensor]:
         if bool(usual.isfinite().all()):
             found.append(both.where(both.isfinite(), usual))
     if not found:
-        nothing = torch.full((window.layers.channels[layer],), torch.nan, dtype=torch.float64, device="cpu")
-        return nothing, nothing
-    mean, log = torch.stack(found).amax(0) * (OF_ONE if len(found) == 1 else 1.0)
-    return mean, log
+        return torch.empty(0, 2, window.layers.channels[layer], dtype=torch.float64, device="cpu")
+    return torch.stack(found) * (OF_ONE if len(found) == 1 else 1.0)
 
 
 def updates_are_typical(window: Window, layer: int) -> bool:

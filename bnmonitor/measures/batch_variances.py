@@ -93,7 +93,7 @@ def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, st
     alternation = _alternation(x, expected, plan, turns)
     best, lag, chance, near = 0.0, 1, math.inf, 0.0
     level = _without_trend(scaled)
-    moved = float(stirred.expand_as(good)[good].mean())
+    moved = float(stirred[:, good].mean(1).max()) if len(stirred) else math.nan
     for k in (1, *DISTANCES) if moved == moved else (1,):
         rest, ratio, freedom = _beyond_one_factor(level, k, plan)
         by_weights = 0.0 if moved != moved else ALLOWED * k * k * moved

@@ -96,7 +96,7 @@ def test_one_sampled_update_may_have_been_a_small_one(samples: int, fires: bool)
 
 
 @pytest.mark.parametrize(("told", "fires"), [(0.3, False), (0.01, True)])
-def test_each_channel_is_granted_what_an_update_was_seen_to_move_it(told: float, fires: bool) -> None:
+def test_updates_are_counted_as_their_changes_are_over_all_channels(told: float, fires: bool) -> None:
     """Where a few channels follow the weights much more than the others, they make up what all show together."""
     two = torch.tensor([1.0, 1.0, 0, 0, 0, 0, 0, 0])
     for seed in range(5):
