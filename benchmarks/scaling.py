@@ -83,7 +83,8 @@ def tensors(holder: object) -> Iterator[Tensor]:
 def memory(monitor: Monitor) -> int:
     """Bytes of the tape and of the window."""
     recorder = monitor._recorder
-    kept = {t.untyped_storage().data_ptr(): t for part in (recorder._tape, recorder._ring) for t in tensors(part)}
+    parts = (recorder._tape, recorder._ring, *recorder._ring._stores)
+    kept = {t.untyped_storage().data_ptr(): t for part in parts for t in tensors(part)}
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 

@@ -31,11 +31,39 @@ class _Block:
         return cls(len(shift), shift.sum(0), but_first + batch[0], but_first, running[:-1].sum(0), running[-1].clone())
 
 
+@dataclass
+class _Store:
+    """The rows of statistics of one width and dtype, in the order in which they lie.
+
+    Attributes:
+        names: The statistics; each has a place of a window's length.
+        rows: One place more than there are statistics.
+    """
+
+    names: list[str]
+    rows: Tensor
+
+    def turn(self, offset: int, size: int, stay: int) -> None:
+        """Move the window of the last statistic to the front; that of every other is in the next place then.
+
+        Args:
+            offset: Where windows begin in their places afterwards.
+            size: Rows of a place.
+            stay: Rows of the window that stay in it.
+        """
+        start = len(self.names) * size + offset
+        self.rows[offset : offset + stay] = self.rows[start : start + stay]
+        self.names.insert(0, self.names.pop())
+
+
 class Ring:
     """Keeps the newest ``size`` rows of every statistic.
 
-    Each statistic lives in one tensor half as long again as the window. Rows are appended; when the tensor is full, the
-    newest window moves to its front. The window is therefore always one contiguous view, and a row moves twice at most.
+    The statistics of one width and dtype lie one behind the other in one tensor, with room for one window more. The
+    rows that come are written over the oldest of the next statistic, which leave the window at the same time: all
+    windows slide to the end together, and none is copied. Once they have come to the end, the last one moves to the
+    front, where the first has made room. A window is therefore always one contiguous view, ``n`` statistics take the
+    memory of ``n + 1`` windows, and ``size`` steps move one window.
 
     Args:
         layers: Whose statistics these are.
@@ -45,39 +73,43 @@ class Ring:
 
     def __init__(self, layers: LayerTable, size: int, dtype: torch.dtype) -> None:
         self.size = size
-        self._length = size + (size + 1) // 2
-        self._end = 0
         self.steps: list[int] = []
         self.rates: list[float] = []
         self._view: dict[str, Tensor] | None = None
         self._blocks: deque[_Block] = deque()
         self._unsummed = 0
-        self._rows = {
-            each.name: torch.empty(self._length, layers.total, dtype=dtype, device="cpu")
-            if each.per == "channel"
-            else torch.empty(self._length, len(layers), dtype=each.dtype, device="cpu")
-            for each in STATISTICS
-        }
+        self._offset = 0
+        """Rows from the beginning of a statistic's place to that of its window: ``size`` at most."""
+        alike: dict[tuple[int, torch.dtype], list[str]] = {}
+        for each in STATISTICS:
+            kind = (layers.total, dtype) if each.per == "channel" else (len(layers), each.dtype)
+            alike.setdefault(kind, []).append(each.name)
+        self._stores = [
+            _Store(names, torch.empty((len(names) + 1) * size, width, dtype=of, device="cpu"))
+            for (width, of), names in alike.items()
+        ]
 
     def room(self, steps: Sequence[int], rates: Sequence[float]) -> dict[str, Tensor]:
         """Make room for new rows, oldest first, and return it for them to be written into: ``[len(steps), ...]`` each.
+
+        What :meth:`view` has returned before is not to be read any more.
 
         Args:
             steps: Their numbers, ``size`` of them at most.
             rates: The learning rates in force.
         """
-        new = len(steps)
+        new, known = len(steps), len(self.steps)
         self._view = None
-        if self._end + new > self._length:
-            start = max(0, self._end - (self.size - new))
-            for store in self._rows.values():
-                _move(store, start, self._end)
-            self._end -= start
-        self._end += new
+        self._offset += max(0, known + new - self.size)
+        if self._offset > self.size:
+            self._offset -= self.size
+            for store in self._stores:
+                store.turn(self._offset, self.size, self.size - new)
         self._unsummed += new
         self.steps = [*self.steps, *steps][-self.size :]
         self.rates = [*self.rates, *rates][-self.size :]
-        return {name: store[self._end - new : self._end] for name, store in self._rows.items()}
+        end = len(self.steps)
+        return self._between(end - new, end)
 
     def averages(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """What :func:`bnmonitor.measures.averages` says of the window, from sums that are carried along.
@@ -115,13 +147,13 @@ class Ring:
     def view(self) -> dict[str, Tensor]:
         """Return the window of every statistic, oldest step first, as views."""
         if self._view is None:
-            start = max(0, self._end - self.size)
-            self._view = {name: store[start : self._end] for name, store in self._rows.items()}
+            self._view = self._between(0, len(self.steps))
         return dict(self._view)
 
-
-def _move(store: Tensor, start: int, end: int) -> None:
-    """Move rows to the front, a part at a time, so that none is overwritten before it has moved."""
-    for at in range(start, end, start):
-        part = store[at : min(end, at + start)]
-        store[at - start : at - start + len(part)] = part
+    def _between(self, first: int, end: int) -> dict[str, Tensor]:
+        rows: dict[str, Tensor] = {}
+        for store in self._stores:
+            for place, name in enumerate(store.names):
+                start = place * self.size + self._offset
+                rows[name] = store.rows[start + first : start + end]
+        return {each.name: rows[each.name] for each in STATISTICS}

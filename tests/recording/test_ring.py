@@ -83,8 +83,21 @@ def test_the_window_is_one_contiguous_view_and_the_memory_is_bounded() -> None:
         view = ring.view()["gamma"]
         assert view.is_contiguous()
         storages.add(view.untyped_storage().data_ptr())
-        assert view.untyped_storage().nbytes() == 12 * LAYERS.total * 4
+        assert view.untyped_storage().nbytes() == (len(CHANNEL_STATISTICS) + 1) * 8 * LAYERS.total * 4
     assert len(storages) == 1
+
+
+def test_a_full_window_slides_without_copies_but_for_one_statistic_each_time_it_is_replaced() -> None:
+    ring, moved = Ring(LAYERS, 8, torch.float32), []
+    write(ring, list(range(8)))
+    before = {name: ring.view()[name].data_ptr() for name in CHANNEL_STATISTICS}
+    for step in range(8, 88):
+        write(ring, [step])
+        now = {name: ring.view()[name].data_ptr() for name in CHANNEL_STATISTICS}
+        moved += [(step, name) for name in now if now[name] != before[name] + LAYERS.total * 4]
+        before = now
+    assert [step for step, _ in moved] == list(range(16, 88, 8))
+    assert len({name for _, name in moved}) == len(moved)
 
 
 @settings(max_examples=80, deadline=None)
