@@ -8,7 +8,9 @@ from torch import Tensor
 from bnmonitor.window import Window
 
 
-def variances(window: Window, rows: slice = slice(None), channels: slice = slice(None)) -> Tensor:
+def variances(
+    window: Window, rows: slice = slice(None), channels: slice = slice(None), *, least: bool = False
+) -> Tensor:
     """Return some steps of the batch variance, in which what rounding hides is as large as it may be.
 
     A batch variance far below the running one is withheld from the record, as rounding may change it by more than 1 %.
@@ -19,6 +21,8 @@ def variances(window: Window, rows: slice = slice(None), channels: slice = slice
         window: The window.
         rows: The steps.
         channels: The channels.
+        least: Count what rounding hides as small as its ratio to the running variance says, as what judges large
+            variances has to.
 
     Returns:
         ``[T', C']``; NaN where nothing is known of the batch.
@@ -30,6 +34,8 @@ def variances(window: Window, rows: slice = slice(None), channels: slice = slice
     momentum = window.momentum[rows].nan_to_num(0.0).clamp(0.0, 0.9999).to(known.dtype)[:, owner]
     # A small batch leaves of the running variance what its update keeps of it.
     before = window.running_var[rows, channels] / (1 - momentum)
-    rounding = before * (torch.finfo(known.dtype).eps / 2) / momentum.clamp(min=1e-4)
-    rough = torch.maximum(window.ratio[rows, channels].square() * (before + eps) - eps, rounding)
+    rough = (window.ratio[rows, channels].square() * (before + eps) - eps).clamp(min=0)
+    if not least:
+        rounding = before * (torch.finfo(known.dtype).eps / 2) / momentum.clamp(min=1e-4)
+        rough = torch.maximum(rough, rounding)
     return known.where(~known.isnan(), rough)

@@ -143,7 +143,7 @@ class VarianceExplosion(Rule):
         A variance that is followed by running statistics that are not finite has lasted.
         """
         rows = slice(-(new + self.steps_in_a_row - 1), None)
-        recent, lost = variances(window, rows), ~window.running_var[rows].isfinite()
+        recent, lost = variances(window, rows, least=True), ~window.running_var[rows].isfinite()
         if not bool(lost.any()):
             return _floor(recent, self.steps_in_a_row)
         low = _floor(recent.where(~lost, torch.inf), self.steps_in_a_row)
@@ -192,7 +192,8 @@ class VarianceExplosion(Rule):
         at = max(0, len(window) - len(growth) + first - self.steps_in_a_row + 1)
         if first == 0:
             grown = over[0] & growth[0].isfinite()
-            logs = variances(window, slice(len(window) - len(growth) + 1))[:, window.layers.span(layer)][:, grown].log()
+            before = slice(len(window) - len(growth) + 1)
+            logs = variances(window, before, window.layers.span(layer), least=True)[:, grown].log()
             # Growth is how far the least of the last steps is from the level before.
             level = logs[-self.steps_in_a_row :].amin(0) - growth[0, grown]
             while at and 2 * int((logs[at - 1] - level > math.log(self.warn_factor)).sum()) > int(grown.sum()):
