@@ -81,8 +81,8 @@ def padded_rows(x: Tensor) -> Tensor:
     """
     rows, x = len(x), x[:, :: max(1, x.shape[1] // COMPARED)].detach().float()
     nothing = torch.stack([torch.zeros((), dtype=torch.int64, device=x.device), torch.full((), rows, device=x.device)])
-    lengths = _lengths(rows)
-    if not lengths or rows > MOST_ROWS:
+    lengths = _lengths(rows) if rows <= MOST_ROWS else ()
+    if not lengths:
         return nothing
     spread, level = torch.var_mean(x, 0, correction=0)
     same = STILL * spread.sqrt_() + 8 * torch.finfo(x.dtype).eps * level.abs_()
@@ -91,8 +91,10 @@ def padded_rows(x: Tensor) -> Tensor:
         return nothing
     # Most equal neighbors are padding, if any are.
     middle = (still.cumsum(0) > still.sum() // 2).long().argmax()
-    pad = ((x - x[middle]).abs_() <= same).all(1)
-    place, by = torch.arange(rows, device=x.device), torch.tensor(lengths, device=x.device)[:, None]
+    pad = ((x - x.index_select(0, middle[None])).abs_() <= same).all(1)
+    # A list of numbers would be copied to the device, which waits for it.
+    by = torch.stack([torch.full((), length, device=x.device) for length in lengths])[:, None]
+    place = torch.arange(rows, device=x.device)
     inside = place % by != 0
     begins, after = pad.clone(), torch.zeros_like(pad)
     begins[1:] &= ~pad[:-1]
