@@ -95,10 +95,13 @@ class Worker:
                 (self._details if part.kind == "detail" else self._pages)[part] = size
         for part in tails:
             layout = self._layouts.get((part.session, part.layout))
-            if layout is None or not is_left(part.path):
-                self._other += part.path.stat().st_size
+            try:
+                if layout is None or not is_left(part.path):
+                    self._other += part.path.stat().st_size
+                    continue
+                self._make_page_of(part.path, layout, part.number, read(part.path, layout))
+            except FileNotFoundError:  # its own process has made a page of it just now
                 continue
-            self._make_page_of(part.path, layout, part.number, read(part.path, layout))
 
     def take(self, item: Item) -> None:
         """Write an item.
