@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from bnmonitor.layers import unwrapped
-from bnmonitor.window import Structure
+from bnmonitor.layers import full_name
+from bnmonitor.window import Place, Structure
 
 
 class Pruned:
@@ -29,7 +30,9 @@ class Pruned:
         self._modules = {}
 
     def channels(self, structure: Structure | None, layer: int, channels: int) -> Tensor | None:
-        """Return which channels of a layer are pruned; this waits for the device that the mask is on.
+        """Return which channels of a layer are pruned, also through a depthwise convolution.
+
+        This waits for the device that the mask is on.
 
         Args:
             structure: The network around the layers.
@@ -40,10 +43,20 @@ class Pruned:
             ``[C]`` bool on the CPU; None where nothing is known to be pruned.
         """
         places = () if structure is None else structure.places
-        producers = places[layer].producers if layer < len(places) else ()
-        if len(producers) != 1 or producers[0].role != "weights" or not producers[0].name:
+        if layer >= len(places):
             return None
-        module = self._named().get(producers[0].name)
+        place, found = places[layer], [self._masked(places[layer], channels)]
+        if len(place.predecessors) == 1 and any(producer.depthwise for producer in place.producers):
+            # Such a feature reads one channel, and is constant where that one is.
+            found.append(self._masked(places[place.predecessors[0]], channels))
+        known = [masked for masked in found if masked is not None]
+        return torch.stack(known).any(0) if known else None
+
+    def _masked(self, place: Place, channels: int) -> Tensor | None:
+        """Which features of what feeds a layer have a mask of zeros, ``[C]``; None where none is known."""
+        if len(place.producers) != 1:
+            return None
+        module = self._named().get(place.producers[0].name) if place.producers[0].role == "weights" else None
         mask = None if module is None else module._buffers.get("weight_mask")
         if mask is None or mask.ndim < 2 or (isinstance(module, _ConvTransposeNd) and module.groups != 1):
             return None
@@ -54,5 +67,5 @@ class Pruned:
         if not self._modules:
             for prefix, model in self._models.items():
                 for path, module in model.named_modules():
-                    self._modules[".".join(part for part in (prefix, unwrapped(path)) if part)] = module
+                    self._modules[full_name(prefix, path)] = module
         return self._modules

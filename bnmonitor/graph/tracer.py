@@ -14,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from bnmonitor.graph.graph import DATA, WHOLE, Call, Graph, Origin, tensors_of
 from bnmonitor.graph.placement import structure_of
-from bnmonitor.layers import Hooks, recomputing, unwrapped
+from bnmonitor.layers import Hooks, full_name, recomputing
 from bnmonitor.window import Structure
 
 
@@ -55,7 +55,7 @@ class Tracer:
             for path, module in model.named_modules():
                 by_path[path] = module
                 if id(module) not in self._names:
-                    self._names[id(module)] = ".".join(part for part in (prefix, unwrapped(path)) if part)
+                    self._names[id(module)] = full_name(prefix, path)
                     self._own(module, by_path, path, prefix)
                     simple = isinstance(module, WHOLE) or not any(module._modules.values())
                     if simple and id(module) not in watched:
@@ -66,7 +66,7 @@ class Tracer:
         """Record the owner of each parameter of a module; those of a parametrization belong to its parent."""
         if module._parameters:
             owner = path.split(".parametrizations.")[0]
-            name = ".".join(part for part in (prefix, unwrapped(owner)) if part)
+            name = full_name(prefix, owner)
             of = by_path.get(owner, module)
             self._owners |= {id(p): (name, of) for p in module._parameters.values() if p is not None}
 

@@ -22,7 +22,7 @@ from bnmonitor.layers.kinds import (
 )
 from bnmonitor.layers.oddities import reason_against
 from bnmonitor.layers.segments import Segments
-from bnmonitor.layers.sharding import is_split, local_part, own_part, unwrapped
+from bnmonitor.layers.sharding import full_name, is_split, local_part, own_part, unwrapped
 from bnmonitor.layers.table import Layer, LayerTable
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "compiled_parts",
     "discover",
     "freezes_graphs",
+    "full_name",
     "graphs_compiled",
     "is_compiled",
     "is_split",

@@ -19,6 +19,11 @@ def unwrapped(path: str) -> str:
     return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
 
 
+def full_name(prefix: str, path: str) -> str:
+    """Return the name of a module among all models: the prefix of its model, and its own path, unwrapped."""
+    return ".".join(part for part in (prefix, unwrapped(path)) if part)
+
+
 def is_split(parameter: Tensor | None) -> bool:
     """Whether a parameter may hold only a part of its values: a DTensor, or one that FSDP or ZeRO-3 manages."""
     if parameter is None:

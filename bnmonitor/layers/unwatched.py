@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bnmonitor.layers.kinds import ANY_NORM, kind_of
 from bnmonitor.layers.oddities import scripted
-from bnmonitor.layers.sharding import unwrapped
+from bnmonitor.layers.sharding import full_name
 
 _AVERAGES = ("running", "moving", "avg", "average", "averaged", "global", "ema")
 """Words for an average over batches, in names like ``moving_mean``."""
@@ -28,7 +28,7 @@ def unwatched(models: Mapping[str, nn.Module], named: Collection[str]) -> dict[s
     for prefix, model in models.items():
         exported = type(model).__name__.startswith("GraphModule") or hasattr(model, "graph_module")
         for path, module in model.named_modules():
-            name = ".".join(part for part in (prefix, unwrapped(path)) if part)
+            name = full_name(prefix, path)
             if name in named:
                 continue
             if scripted(module):

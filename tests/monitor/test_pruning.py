@@ -24,6 +24,13 @@ def transposed() -> nn.Module:
     )
 
 
+def separable() -> nn.Module:
+    """A convolution whose channels are read one by one, and normalized again."""
+    first = nn.Sequential(nn.Conv2d(3, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
+    depthwise = nn.Sequential(nn.Conv2d(16, 16, 3, groups=16, bias=False), nn.BatchNorm2d(16), nn.ReLU6())
+    return nn.Sequential(*first, *depthwise, nn.Flatten(), nn.Linear(576, 2))
+
+
 def by_mask(module: nn.Module, features: int) -> None:
     prune.random_structured(module, "weight", amount=6, dim=features)
 
@@ -36,7 +43,7 @@ def by_hand(module: nn.Module, features: int) -> None:
     weight.requires_grad_(False)
 
 
-@pytest.mark.parametrize(("make", "features"), [(convolution, 0), (transposed, 1)])
+@pytest.mark.parametrize(("make", "features"), [(convolution, 0), (transposed, 1), (separable, 0)])
 @pytest.mark.parametrize(("how", "codes"), [(by_mask, set()), (by_hand, {"BN105"})])
 def test_channels_that_were_pruned_with_a_mask_are_no_fault(
     make: Callable[[], nn.Module], features: int, how: Callable[[nn.Module, int], None], codes: set[str]

@@ -166,7 +166,7 @@ class VarianceCollapse(Rule):
             where = channels[judged][span].nonzero()[0]
             step = window.steps[int(below[:, span][:, where].any(1).argmax())]
             lowest = float(variance[span][where].min())
-            certain = bool(known[judged][span].any())
+            certain = bool(known[judged][span][where].any())
             named = tuple(where.tolist())
             findings.append(self._finding(window, layer, judged, named, lowest, step, severity, limit, certain))
         return findings
