@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,10 +56,15 @@ def batch_distance(window: Window) -> Tensor:
     The larger of the distance of the means, in deviations, and the log ratio of the deviations (as its hyperbolic sine,
     which needs no logarithm), over some channels of each layer.
     """
-    ratio, shift = (_some(rows[-max(DISTANCE_STEPS, window.fresh) :], window) for rows in (window.ratio, window.shift))
-    spread = ratio.reciprocal()
-    torch.sub(ratio, spread, out=spread).abs_().div_(2)
-    return _median_of_some(middle_over_steps(torch.maximum(shift.abs(), spread, out=spread)), window)
+    recent = slice(-max(DISTANCE_STEPS, window.fresh), None)
+    ratio, shift = (_some(rows[recent], window).detach().numpy() for rows in (window.ratio, window.shift))
+    with np.errstate(all="ignore"):
+        spread = 1 / ratio
+        np.subtract(ratio, spread, out=spread)
+        np.abs(spread, out=spread)
+        spread *= 0.5
+        np.maximum(np.abs(shift), spread, out=spread)
+    return _median_of_some(middle_over_steps(torch.from_numpy(spread)), window)
 
 
 @once

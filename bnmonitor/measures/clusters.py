@@ -64,6 +64,25 @@ def clusters(products: Array) -> Array | None:
     return best
 
 
+def maybe_clustered(products: Array) -> list[bool]:
+    """Whether :func:`clusters` may find any, once :func:`without_trend` has taken the trend away: ``[k, t, t]``.
+
+    False is certain, and costs a part of the two.
+    """
+    basis = _cubic(products.shape[-1])
+    along = basis @ (basis.T @ products)
+    left = products - along - along.swapaxes(1, 2) + (along @ basis) @ basis.T
+    squares = left.diagonal(axis1=1, axis2=2)
+    distance = np.sqrt((squares[:, :, None] + squares[:, None] - 2 * left).clip(0))
+    every = np.arange(distance.shape[1])
+    distance[:, every, every] = 0
+    typical = distance.mean((1, 2))
+    distance[:, every, every] = np.inf
+    # The order of a sum must not decide.
+    near: list[bool] = (~(lower_median(distance.min(1)) > NEAR * 1.001 * typical)).tolist()
+    return near
+
+
 def without_trend(products: Array) -> Array:
     """Return inner products ``[t, t]`` of points from each coordinate of which a cubic over time is taken."""
     return _no_cubic(len(products)) @ products @ _no_cubic(len(products))
@@ -72,10 +91,17 @@ def without_trend(products: Array) -> Array:
 @lru_cache(maxsize=64)
 def _no_cubic(steps: int) -> Array:
     """What takes from values at some steps the cubic that fits them best: ``[t, t]``."""
-    time = np.linspace(-1, 1, steps)
-    basis = np.linalg.qr(np.stack([time**power for power in range(4)], 1))[0]
+    basis = _cubic(steps)
     left: Array = np.eye(steps) - basis @ basis.T
     return left
+
+
+@lru_cache(maxsize=64)
+def _cubic(steps: int) -> Array:
+    """Orthonormal polynomials over some steps, up to the cubic: ``[t, 4]``."""
+    time = np.linspace(-1, 1, steps)
+    basis: Array = np.linalg.qr(np.stack([time**power for power in range(4)], 1))[0]
+    return basis
 
 
 def _far_from_each_other(points: Array) -> list[int]:

@@ -27,15 +27,16 @@ def middle_over_steps(rows: Tensor) -> Tensor:
     Medians of three of medians of three (Tukey's ninther, The Ninther, 1978), down to one: every fourth of the rows may
     be wild, and it costs a few passes where a median would sort each column.
     """
+    left: Array = rows.detach().numpy()
     # The functions that leave NaN out are several times slower.
-    low, high = (torch.minimum, torch.maximum) if not rows.sum().isnan() else (torch.fmin, torch.fmax)
-    while len(rows) > 2:
-        third = len(rows) // 3
-        a, b, c = rows[:third], rows[third : 2 * third], rows[2 * third : 3 * third]
-        rows = high(low(a, b), low(high(a, b), c))
+    low, high = (np.fmin, np.fmax) if np.isnan(left.sum()) else (np.minimum, np.maximum)
+    while len(left) > 2:
+        third = len(left) // 3
+        a, b, c = left[:third], left[third : 2 * third], left[2 * third : 3 * third]
+        left = high(low(a, b), low(high(a, b), c))
         if third == 1:
-            return rows[0]
-    return low(rows[0], rows[-1])
+            return torch.from_numpy(left[0])
+    return torch.from_numpy(low(left[0], left[-1]))
 
 
 def lower_median(values: Array) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bnmonitor.measures.learning_rate import SOON, rise
+from bnmonitor.measures.reductions import once
 from bnmonitor.window import Window
 
 GAMMA_STEPS = 30
@@ -84,6 +85,7 @@ def _last_finite(gamma: Tensor) -> int | None:
     return int(rows[-1]) if len(rows) else None
 
 
+@once
 def is_young(window: Window) -> bool:
     """Return whether the window still holds every training step."""
     return bool((window.baseline.updates <= window.updates.clamp(min=0).sum(0)).all())

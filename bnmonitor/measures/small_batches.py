@@ -95,8 +95,8 @@ def _beside_usual(by_layer: Tensor) -> Tensor:
 def _noise(window: Window, layers: Tensor, least: float) -> Tensor | None:
     """Noise of each step in some layers, by the means and by the variances: ``[2, T - 2, l]`` in float64.
 
-    No layer is calmer than the calmest, so that each one rules out all steps in which it is calm itself: a few layers
-    nearly always rule out all of them.
+    No layer is calmer than the calmest, so that each one rules out all steps in which it is calm itself, by its means
+    alone or by its variances: a few layers nearly always rule out all of them.
 
     Returns:
         None where the calmest layer of no step can have a factor above a limit.
@@ -111,32 +111,36 @@ def _noise(window: Window, layers: Tensor, least: float) -> Tensor | None:
     for stage in (found[:1], [layer for layer in spread if layer != found[0]]) if least > 0 else ():
         if not stage:
             continue
-        noise[:, :, stage] = _distances(window, stage)
-        beside = torch.cat([_beside_usual(each) for each in noise[:, :, stage]], 1)
-        left &= (~beside.isfinite() | (beside > limit)).all(1)
-        if not left.any():
-            return None
+        for rows, by_layer in zip((window.batch_mean, window.batch_var), noise, strict=True):
+            found_here = _distances(window, rows, stage)
+            by_layer[:, stage] = found_here
+            beside = _beside_usual(found_here)
+            left &= (~beside.isfinite() | (beside > limit)).all(1)
+            if not left.any():
+                return None
         for layer in stage:
             del rest[layer]
     if rest:
-        noise[:, :, list(rest)] = _distances(window, list(rest))
+        for rows, by_layer in zip((window.batch_mean, window.batch_var), noise, strict=True):
+            by_layer[:, list(rest)] = _distances(window, rows, list(rest))
     return noise[:, :, layers]
 
 
-def _distances(window: Window, layers: Sequence[int]) -> Tensor:
-    """Square of each step's distance from the steps before and after, over the usual one: ``[2, T - 2, l]`` in float64.
+def _distances(window: Window, statistic: Tensor, layers: Sequence[int]) -> Tensor:
+    """Square of each step's distance from the steps before and after, over the usual one: ``[T - 2, l]`` in float64.
 
-    The usual one is the median over the steps, of each channel; where it is 0, the channel is left out.
+    Of the batch mean, or of the log of the batch variance. The usual one is the median over the steps, of each channel;
+    where it is 0, the channel is left out.
     """
-    at, segments = window.layers.some_in(tuple(layers), times=2)
-    mean, var = (rows.detach().index_select(1, at) for rows in (window.batch_mean, window.batch_var))
-    rows = torch.cat([mean, var.clamp_(min=1e-30).log_()], 1)
+    at, segments = window.layers.some_in(tuple(layers))
+    rows = statistic.detach().index_select(1, at)
+    if statistic is window.batch_var:
+        rows.clamp_(min=1e-30).log_()
     away = (rows[:-2] + rows[2:]).div_(2)
     away = torch.sub(rows[1:-1], away, out=away).square_()
     usual = torch.from_numpy(_middle(away.numpy()))
     away.div_(usual.where((usual > 0) & ~away.sum(0).isnan(), torch.nan)).clamp_(max=1e3)
-    by_layer = segments.mean(away)
-    return by_layer.double().view(len(by_layer), 2, len(layers)).transpose(0, 1)
+    return segments.mean(away).double()
 
 
 def _middle(squares: Array) -> Array:

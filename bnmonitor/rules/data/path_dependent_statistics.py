@@ -79,7 +79,7 @@ class PathDependentStatistics(Rule):
     severity: ClassVar[Severity] = Severity.WARNING
     needs: ClassVar[frozenset[str]] = frozenset({"buffers", "dataflow"})
     confirm: ClassVar[int] = 10
-    every: ClassVar[int] = 20
+    every: ClassVar[int] = 32
 
     warn_shift: float = 0.25
     error_shift: float = 1.0

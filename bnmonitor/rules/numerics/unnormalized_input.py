@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from bnmonitor._text import number
@@ -140,10 +141,13 @@ class UnnormalizedInput(Rule):
 
     def _suspicious(self, window: Window, first: torch.Tensor) -> bool:
         """Whether any channel of the first layers has a large variance or mean: a cheap test before the full one."""
-        mine = first[window.layers.owner].nonzero().flatten()
-        mean, var = self._seen(window, mine)
-        far = mean.abs() / (var + window.layers.eps_by_channel[mine]).sqrt() > self.limit_offset
-        return bool(((var > self.limit_variance) | far).any())
+        return any(self._any_large(window, layer) for layer in first.nonzero().flatten().tolist())
+
+    def _any_large(self, window: Window, layer: int) -> bool:
+        mean, var = (rows.numpy() for rows in self._seen(window, window.layers.span(layer)))
+        with np.errstate(all="ignore"):
+            far = np.abs(mean) / np.sqrt(var + np.float32(window.layers.eps[layer])) > self.limit_offset
+            return bool(far.any() or (var > self.limit_variance).any())
 
     def _seen(self, window: Window, at: slice | torch.Tensor = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance of the input by channel: from the buffers or, if these do not change, from samples."""

@@ -6,13 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from bnmonitor._text import number
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule, rate_note
 from bnmonitor.window import Window
+
+Array = npt.NDArray[np.float64]
 
 _CACHED = 1 << 16
 """Count of double precision numbers that fit into the cache of a core."""
@@ -88,24 +91,28 @@ class GradientGrowthWithDepth(Rule):
         findings = (self._finding(window, list(chain), size[list(chain)]) for chain in chains)
         return [finding for finding in findings if finding is not None]
 
-    def _size(self, window: Window) -> Tensor:
+    def _size(self, window: Window) -> Array:
         """Log of the gradient of gamma: root mean square over the channels, median of some new steps: ``[L]``."""
         gradient = window.gamma_grad[-max(self.least_steps, window.fresh) :]
         gradient = gradient[:: max(1, len(gradient) // self.least_steps)]
-        width = torch.tensor(window.layers.channels, device="cpu")
         some = torch.split(gradient, max(1, _CACHED // window.layers.total))
-        sums = torch.cat([window.layers.segments.sum(rows.double().square_()) for rows in some])
-        logs = 0.5 * (sums / width).log()
-        return logs.where(logs.isfinite(), torch.nan).nanmedian(0).values
+        sums = np.concatenate([window.layers.segments.sum(rows.double().square_()).numpy() for rows in some])
+        with np.errstate(all="ignore"):
+            logs = 0.5 * np.log(sums / np.array(window.layers.channels))
+        if np.isfinite(logs).all():
+            middle: Array = np.partition(logs, (len(logs) - 1) // 2, 0)[(len(logs) - 1) // 2]
+            return middle
+        known = torch.from_numpy(np.where(np.isfinite(logs), logs, np.nan))
+        return known.nanmedian(0).values.numpy()
 
-    def _finding(self, window: Window, chain: list[int], logs: Tensor) -> Finding | None:
-        there = logs.isfinite()
-        position, logs = torch.arange(len(chain), dtype=torch.float64, device="cpu")[there], logs[there]
-        if len(logs) < self.least_layers:
+    def _finding(self, window: Window, chain: list[int], logs: Array) -> Finding | None:
+        position = np.isfinite(logs).nonzero()[0]
+        if len(position) < self.least_layers:
             return None
-        x, y = position - position.mean(), logs - logs.mean()
-        slope = float((x * y).sum() / x.square().sum())
-        explained = slope**2 * float(x.square().sum()) / max(float(y.square().sum()), 1e-30)
+        x, y = position - position.mean(), logs[position] - logs[position].mean()
+        along = float(x @ x)
+        slope = float(x @ y) / along
+        explained = slope**2 * along / max(float(y @ y), 1e-30)
         growth = math.exp(min(-slope, 80.0))
         total = growth ** (len(chain) - 1)
         if growth <= self.growth or total <= self.total or explained < self.fit:

@@ -1,0 +1,114 @@
+"""A cheap test that rules a rule out never rules out what the rule would find."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bnmonitor.measures import levels
+from bnmonitor.measures.small_batches import step_noise
+from bnmonitor.rules.data.outlier_batch import OutlierBatch
+from bnmonitor.rules.numerics.unnormalized_input import UnnormalizedInput
+from bnmonitor.testing import make_structure, make_window, path_window
+from bnmonitor.window import Window
+
+
+def holed(rows: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """The same statistics, of which a few are not known in every fourth case."""
+    if torch.rand(1, generator=rng) < 0.25:
+        rows[torch.rand(rows.shape, generator=rng) < 0.05] = torch.nan
+    return rows
+
+
+def outlying(rng: torch.Generator) -> Window:
+    """A root layer with a batch that is more or less far from the others, around the limits."""
+    channels = int(torch.randint(1, 12, (1,), generator=rng))
+    mean = 0.3 * torch.randn(64, channels, generator=rng)
+    var = (0.2 * torch.randn(64, channels, generator=rng)).exp()
+    at = int(torch.randint(0, 64, (1,), generator=rng))
+    mean[at] += 20 * torch.rand(1, generator=rng)
+    var[at] *= (6 * torch.rand(1, generator=rng)).exp()
+    facts = {"structure": make_structure(root=True)}
+    mean, var = holed(mean, rng), holed(var, rng)
+    return make_window(batch_mean=mean, batch_var=var, sizes=[4, 16, 64][at % 3], facts=facts)
+
+
+def test_the_screen_of_outlier_batch_leaves_all_that_it_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = torch.Generator().manual_seed(0)
+    rule, windows = OutlierBatch(), [outlying(rng) for _ in range(300)]
+    screened = [rule.check(window) for window in windows]
+    rows = [(window.batch_mean, window.batch_var + window.layers.eps[0]) for window in windows]
+    out = sum(not rule._may_be_far(window, 0, *each) for window, each in zip(windows, rows, strict=True))
+    monkeypatch.setattr(OutlierBatch, "_may_be_far", lambda *_: True)
+    assert screened == [rule.check(window) for window in windows]
+    assert sum(map(bool, screened)) > 30
+    assert out > 30
+
+
+def jumping(rng: torch.Generator, distance: float) -> Window:
+    """A window with two levels in a layer, with noise around them, and with steps that are not known as above."""
+    window = path_window(distance)
+    noise = 0.1 * float(torch.rand(1, generator=rng)) * torch.randn(window.batch_mean.shape, generator=rng)
+    return replace(window, batch_mean=holed(window.batch_mean + noise, rng))
+
+
+def test_the_screen_of_path_dependent_statistics_leaves_all_that_it_finds() -> None:
+    rng = torch.Generator().manual_seed(1)
+    grouped, out = 0, 0
+    for i in range(200):
+        window = jumping(rng, 0.01 * i)
+        layers = list(range(len(window.layers)))
+        left = levels._maybe_grouped(window, layers)
+        found = [layer for layer in layers if levels._grouped(window, layer) is not None]
+        assert set(found) <= set(left)
+        grouped, out = grouped + len(found), out + len(layers) - len(left)
+    assert grouped > 50
+    assert out > 50
+
+
+def test_the_screen_of_path_dependent_statistics_keeps_the_order_and_looks_at_what_it_cannot_judge() -> None:
+    rng = torch.Generator().manual_seed(2)
+    rows = torch.randn(64, 24, generator=rng)
+    window = make_window(channels=(8, 8, 8), batch_mean=rows)
+    assert levels._maybe_grouped(window, []) == []
+    assert levels._maybe_grouped(window, [2, 0, 1]) == []  # noise
+    rows[5, 3] = torch.nan
+    assert levels._maybe_grouped(replace(window, batch_mean=rows), [2, 0, 1]) == [2, 0, 1]
+
+
+def test_a_step_is_as_noisy_with_the_screen_as_without() -> None:
+    rng = torch.Generator().manual_seed(3)
+    every = torch.ones(4, dtype=torch.bool)
+    out = 0
+    for i in range(100):
+        mean, var = torch.randn(64, 48, generator=rng), (0.3 * torch.randn(64, 48, generator=rng)).exp()
+        if i % 2:
+            mean[30] *= 1 + 4 * torch.rand(1, generator=rng)
+            var[30] **= 1 + 4 * float(torch.rand(1, generator=rng))
+        window = make_window(channels=(12,) * 4, batch_mean=mean, batch_var=var)
+        screened, whole = (step_noise(window, every, least) for least in (1.5, 0.0))
+        if screened.factor.isnan().all():
+            assert not (whole.least > 1.5).any()
+            out += 1
+        else:
+            for a, b in ((screened.factor, whole.factor), (screened.least, whole.least)):
+                torch.testing.assert_close(a, b, equal_nan=True)
+    assert 20 < out < 95
+
+
+def test_the_screen_of_unnormalized_input_leaves_every_channel_that_is_large() -> None:
+    rng = torch.Generator().manual_seed(4)
+    rule, large = UnnormalizedInput(), 0
+    for _ in range(200):
+        mean = 6 * torch.rand(1, generator=rng) * torch.randn(64, 6, generator=rng).sign()[:1].expand(64, 6)
+        var = (9 * torch.rand(1, 6, generator=rng)).exp().expand(64, 6)
+        window = make_window(channels=(2, 4), batch_mean=mean.clone(), batch_var=var.clone())
+        first = torch.rand(2, generator=rng) < 0.7
+        seen, power = rule._seen(window)
+        far = (seen.abs() / (power + window.layers.eps_by_channel).sqrt() > 5) | (power > 1e3)
+        expected = bool((far & first[window.layers.owner]).any())
+        assert rule._suspicious(window, first) == expected
+        large += expected
+    assert 30 < large < 190
