@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from bnmonitor import Severity
 from bnmonitor.rules import find
 from tests.end_to_end.faults.graded import CURVES, Curve
 from tests.end_to_end.faults.power import wilson
@@ -24,17 +25,20 @@ INTRODUCTION = f"""\
 
 How small a fault the statistical rules find. Each fault is injected in graded size, from too small to matter to plainly
 harmful; beside each training runs the same one, with the same seed, without the fault. Found: the rule spoke after the
-injection, with Wilson's 95 % interval. Cost: points of accuracy in evaluation, on average over the evaluations from
-the injection on, that the training with the fault has less than the one without, with the standard error of the mean;
-a loss below zero is a gain, by chance or because the fault does good in a training so short. Harm begins, in each
-network for itself, at the smallest size from which on every size costs at least {HARM:g} points and twice its standard
-error; the share that is found there is of the trainings of these networks at these sizes. A fault that costs nothing
-here can cost much elsewhere (half precision, longer trainings, folding): the networks are tiny.
+injection, with Wilson's 95 % interval. Told: it spoke, or any other rule gave a warning or an error after the
+injection, and that rule did not in the training without the fault; the user knows that something is wrong, if not by
+the name of the fault. Cost: points of accuracy in evaluation, on average over the evaluations from the injection on,
+that the training with the fault has less than the one without, with the standard error of the mean; a loss below zero
+is a gain, by chance or because the fault does good in a training so short. Harm begins, in each network for itself, at
+the smallest size from which on every size costs at least {HARM:g} points and twice its standard error; the shares that
+are found and told there are of the trainings of these networks at these sizes; found from is the size from which on at
+least 95 % are found of every size. A fault that costs nothing here can cost much elsewhere (half precision, longer
+trainings, folding): the networks are tiny.
 
 ![Share of trainings in which each rule spoke, by the size of the fault, with the loss of accuracy](pictures/power.svg)
 
-| rule | size of the fault | harm begins at | found there | found from (every size, 95 %) | spoke without a fault |
-|---|---|---|---|---|---|
+| rule | size of the fault | harm begins at | found there | told there | found from (at 95 %) | without a fault |
+|---|---|---|---|---|---|---|
 """
 
 
@@ -44,6 +48,7 @@ class Grade:
 
     Attributes:
         found: In how many the rule spoke.
+        told: In how many this rule or another spoke that did not without the fault.
         runs: Of how many in which the fault took place.
         void: In how many it did not.
         loss: Points of accuracy lost, on average.
@@ -52,6 +57,7 @@ class Grade:
 
     size: float | None
     found: int
+    told: int
     runs: int
     void: int
     loss: float
@@ -71,18 +77,27 @@ class Grade:
 def grades(curve: Curve, graded: Graded, network: str = "") -> list[Grade]:
     """Return the grades of a curve from weak to strong, the one without a fault first; of all networks, or of one."""
     mine = [(size, o) for size, o in graded if o.name == curve.name and network in ("", o.network)]
-    without = {(o.network, o.seed): o.score for size, o in mine if size is None}
+    without = {(o.network, o.seed): o for size, o in mine if size is None}
     found = []
     for size in (None, *curve.sizes):
         of_size = [o for s, o in mine if s == size]
         valid = [o for o in of_size if o.took_place]
-        pairs = ((without.get((o.network, o.seed)), o.score) for o in valid)
-        losses = [100 * (before - after) for before, after in pairs if before is not None and after is not None]
+        pairs = [(o, without[o.network, o.seed]) for o in valid if (o.network, o.seed) in without]
+        scores = ((sound.score, o.score) for o, sound in pairs)
+        losses = [100 * (before - after) for before, after in scores if before is not None and after is not None]
         error = statistics.stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
         loss = statistics.mean(losses) if losses else math.nan
         spoke = sum(o.detected for o in valid)
-        found.append(Grade(size, spoke, len(valid), len(of_size) - len(valid), loss, error))
+        told = sum(bool(speakers(o) - speakers(sound)) for o, sound in pairs)
+        found.append(Grade(size, spoke, told, len(valid), len(of_size) - len(valid), loss, error))
     return found
+
+
+def speakers(outcome: Outcome) -> set[str]:
+    """Codes of the rules that told that something is wrong after the injection: its own, no milder than it should."""
+    own = (outcome.code, *outcome.also)
+    after = (a for a in outcome.told if a["opened"] >= outcome.start)
+    return {a["code"] for a in after if a["level"] >= (outcome.least if a["code"] in own else Severity.WARNING)}
 
 
 def harm(found: Sequence[Grade]) -> Grade | None:
@@ -128,6 +143,7 @@ def section(graded: Graded) -> Iterator[str]:
             curve.what,
             ", ".join(f"{network} {grade.size:g}" for network, grade in begins.items()) or "none of these",
             share(sum(g.found for g in begins.values()), sum(g.runs for g in begins.values())),
+            share(sum(g.told for g in begins.values()), sum(g.runs for g in begins.values())),
             f"{surely.size:g}" if surely else "none of these",
             f"{without.found} of {without.runs}",
         )
@@ -142,14 +158,15 @@ def _table(curve: Curve, graded: Graded) -> Iterator[str]:
     networks, seeds = sorted({o.network for o in mine}), len({o.seed for o in mine})
     yield f"{curve.code}, by {curve.what}; {', '.join(networks)}, {seeds} seeds:"
     yield ""
-    yield "| size | trainings | found | cost in points |"
-    yield "|---|---|---|---|"
+    yield "| size | trainings | found | told | cost in points |"
+    yield "|---|---|---|---|---|"
     for grade in grades(curve, graded):
         if grade.size is None:
             continue
         void = f", {grade.void} void" if grade.void else ""
         loss = f"{grade.loss:+.1f} ± {grade.error:.1f}" if grade.runs > 1 else "–"
-        yield f"| {grade.size:g} | {grade.runs}{void} | {share(grade.found, grade.runs)} | {loss} |"
+        shares = f"{share(grade.found, grade.runs)} | {share(grade.told, grade.runs)}"
+        yield f"| {grade.size:g} | {grade.runs}{void} | {shares} | {loss} |"
     yield ""
 
 

@@ -22,6 +22,7 @@ from bnmonitor.measures.extra_updates import SideUpdates, side_updates
 from bnmonitor.measures.gathered import with_affine
 from bnmonitor.measures.learning_rate import rise, rises
 from bnmonitor.measures.levels import Levels, path_levels
+from bnmonitor.measures.mean_jumps import may_have_moved, moved_mean, moves
 from bnmonitor.measures.moments import (
     Affine,
     between,
@@ -115,6 +116,7 @@ __all__ = [
     "lag",
     "loss_level",
     "may_exceed",
+    "may_have_moved",
     "may_lag",
     "mean",
     "mean_over_steps",
@@ -122,6 +124,8 @@ __all__ = [
     "merge",
     "merge_between",
     "middle_over_steps",
+    "moved_mean",
+    "moves",
     "noise",
     "normalizing",
     "offset",

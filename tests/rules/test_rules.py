@@ -419,6 +419,73 @@ def test_bn107_is_quiet_before_there_is_a_past() -> None:
     assert rule("BN107").check(make_window(running_mean=100.0, offset=math.nan)) == []
 
 
+def leap(size: float, *, since: int = 54, until: int = 64, layers: tuple[int, ...] = (1,), **more: Any) -> Window:
+    """Four layers of three channels, whose batch means in some leap, to one side or the other by channel."""
+    means = torch.zeros(64, 4, 3)
+    means[since:until, list(layers)] = torch.tensor([size, -size, size])
+    return make_window(channels=(3, 3, 3, 3), batch_mean=means.flatten(1), **more)
+
+
+@pytest.mark.parametrize(("size", "fires"), [(0.9, False), (1.1, True), (-1.1, True), (30.0, True)])
+def test_bn107_finds_a_batch_mean_that_leaps(size: float, fires: bool) -> None:
+    findings = rule("BN107").check(leap(size))
+    assert [(f.severity, f.layer, f.first_step, f.threshold) for f in findings] == [(WARNING, 1, 54, 1.0)] * fires
+    assert [f.value for f in findings] == [pytest.approx(abs(size), rel=1e-4)] * fires
+
+
+def test_bn107_dates_a_leap_and_says_how_long_an_evaluation_is_off() -> None:
+    finding = one("BN107", leap(8.0, since=40))
+    assert finding.first_step == 40
+    assert "within 42 steps" in finding.advice, "8 * .9 ** 42 is less than a tenth"
+    assert "within 2 steps" in one("BN107", leap(8.0, momentum=0.9)).advice
+
+
+@pytest.mark.parametrize(("calm", "fires"), [(0.45, True), (0.55, False), (math.nan, False)])
+def test_bn107_compares_a_leap_with_the_usual_distance(calm: float, fires: bool) -> None:
+    window = leap(2.0)
+    usual = replace(window.baseline, batch_distance=torch.full((4,), calm))
+    assert bool(rule("BN107").check(replace(window, baseline=usual))) is fires
+
+
+@pytest.mark.parametrize(
+    ("window", "fires"),
+    [
+        (leap(3.0, since=57), False),  # seven of the ten newest steps: it may be over soon
+        (leap(3.0, since=56), True),
+        (leap(3.0, since=54, until=58), False),  # four odd batches
+        (leap(3.0, layers=(0,)), False),  # it sees the data
+        (leap(3.0, layers=(1, 2)), False),  # half of the layers: BN704
+        (leap(3.0, momentum=None), False),  # a cumulative average does not follow
+        (leap(3.0, seen=15), False),  # warm-up
+        (leap(3.0, facts={"thawed": 30}), False),
+        (leap(3.0, training=[True, False, True, True]), False),
+        (leap(3.0, chain=True), True),
+        (leap(3.0, running_mean=torch.tensor([[0.0] * 3 + [3.0, -3.0, 3.0] + [0.0] * 6])), False),  # it was there
+    ],
+)
+def test_bn107_tells_a_leap_from_what_looks_alike(window: Window, fires: bool) -> None:
+    assert bool(rule("BN107").check(window)) is fires
+
+
+def test_bn107_does_not_take_batches_that_take_turns_for_a_leap() -> None:
+    window = leap(3.0)
+    window.batch_mean[::2] *= -1
+    assert rule("BN107").check(replace(window, shift=window.batch_mean.clone())) == []
+
+
+def test_bn107_excludes_every_layer_that_sees_the_data_from_leaps() -> None:
+    window = leap(3.0, chain=True)
+    structure = window.facts.structure
+    assert structure is not None
+    roots = tuple(replace(place, root=i in (0, 1)) for i, place in enumerate(structure.places))
+    facts = replace(window.facts, structure=replace(structure, places=roots))
+    assert rule("BN107").check(replace(window, facts=facts)) == []
+
+
+def test_bn107_tells_once_of_a_layer_that_leapt_and_is_far_out() -> None:
+    assert len(rule("BN107").check(leap(30.0, running_mean=leap(30.0, since=50).batch_mean))) == 1
+
+
 # -- BN201 small-batch -------------------------------------------------------------------------------------------------
 
 
@@ -539,7 +606,10 @@ def test_bn304_judges_the_lag_of_the_mean(shift: float, severity: Severity | Non
 
 @pytest.mark.parametrize(
     ("log", "severity", "threshold"),
-    [(0.199, None, 0), (0.201, WARNING, 0.2), (0.69, WARNING, 0.2), (0.71, ERROR, 0.7), (-0.71, ERROR, 0.7)],
+    [
+        *[(0.119, None, 0), (0.121, WARNING, 0.12), (0.199, WARNING, 0.12), (-0.199, WARNING, 0.12)],
+        *[(0.201, WARNING, 0.2), (0.69, WARNING, 0.2), (0.71, ERROR, 0.7), (-0.71, ERROR, 0.7)],
+    ],
 )
 def test_bn304_judges_the_lag_of_the_standard_deviation(
     log: float, severity: Severity | None, threshold: float
@@ -548,6 +618,21 @@ def test_bn304_judges_the_lag_of_the_standard_deviation(
     assert [(f.severity, f.threshold) for f in findings] == ([] if severity is None else [(severity, threshold)])
     assert all(f.value == pytest.approx(abs(log), rel=1e-3) for f in findings)
     assert all("batch standard deviations differ by a factor" in f.message for f in findings)
+
+
+def test_bn304_allows_a_cumulative_average_a_slight_lag_of_the_deviation() -> None:
+    window = make_window(batch_var=math.exp(2 * 0.5), running_var=1.0, momentum=None)
+    assert rule("BN304").check(window) == []
+    assert rule("BN304", error_log_deviation=0.4).check(window)
+
+
+@pytest.mark.parametrize("size", [16, 64])
+def test_bn304_does_not_take_the_noise_of_small_batches_for_a_slight_lag(size: int) -> None:
+    """The variance of so few samples is off by a third, but not to one side."""
+    for seed in range(20):
+        samples = torch.randn(64, size, 12, generator=torch.Generator().manual_seed(seed))
+        window = make_window(batch_var=samples.var(1), running_var=1.0)
+        assert rule("BN304").check(window) == [], seed
 
 
 def test_bn304_lets_noise_of_both_signs_cancel_and_judges_the_median_channel() -> None:

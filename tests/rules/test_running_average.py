@@ -384,6 +384,10 @@ def test_a_slight_lag_must_last_longer() -> None:
     assert opened(0.55) < 100
     assert opened(0.12, 0.25) < 100
     assert 120 <= opened(0.3) < 200
+    for log in (0.13, 0.19):
+        assert 120 <= opened(0.0, log) < 200
+        assert 120 <= opened(0.12, log) < 200, "the mean lags slightly as well"
+    assert opened(0.0, 0.11) == -1
     for lag in (0.12, 0.24):
         assert 250 <= opened(lag) < 300
 

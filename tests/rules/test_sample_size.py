@@ -155,7 +155,14 @@ def test_bn202_counts_the_values_of_all_processes_where_they_are_synchronized() 
         (641, 64, True, True, None),
         (641, 64, False, False, None),
         (647, 64, False, True, WARNING),
-        (648, 64, False, True, None),
+        (648, 64, False, True, INFO),
+        (655, 64, False, True, INFO),
+        (656, 64, False, True, None),  # 16 samples are no small batch
+        (648, 64, True, True, None),
+        (648, 64, False, False, None),
+        (648, 32, False, True, INFO),
+        (649, 32, False, True, None),  # more than a quarter
+        (642, 8, False, True, INFO),
         (640, 64, False, True, None),
         (64, 64, False, True, None),
         (None, 64, False, True, None),
@@ -169,6 +176,23 @@ def test_bn203_divides_the_samples_by_the_batch_size(
     assert severity("BN203", make_window(facts={"train_loader": loader})) is says
     frozen = make_window(facts={"train_loader": loader}, training=False, updates=0)
     assert severity("BN203", frozen) is None
+
+
+@pytest.mark.parametrize(
+    ("samples", "ranks", "says"),
+    [(641, 1, ERROR), (641, 2, WARNING), (648, 1, INFO), (649, 1, INFO), (648, 2, None), (644, 3, WARNING)],
+)
+def test_bn203_counts_the_samples_of_all_processes_where_they_are_synchronized(
+    samples: int, ranks: int, says: Severity
+) -> None:
+    loader = Loader(batch_size=64, samples=samples)
+    window = make_window(channels=(2, 2), facts={"world_size": ranks, "train_loader": loader})
+    both = replace(window, layers=replace(window.layers, synced=(0, 1)))
+    assert severity("BN203", both) is says
+    # A layer that is not synchronized normalizes the samples of its own process.
+    one = replace(window, layers=replace(window.layers, synced=(1,)))
+    assert severity("BN203", one) is severity("BN203", window)
+    assert severity("BN203", window) is (ERROR if samples == 641 else WARNING if samples == 644 else INFO)
 
 
 @pytest.mark.parametrize(("size", "shift", "says"), [(15, 1.0, WARNING), (17, 1.0, None), (15, 0.2, None)])

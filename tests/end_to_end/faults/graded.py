@@ -322,6 +322,7 @@ CURVES: tuple[Curve, ...] = (
         lambda s: Ragged(leftover=int(s)),
         Ragged(leftover=0, dropped=True, steps=100, evaluate_every=5),
         networks=("chain", "residual", "conv1d"),
+        least=Severity.INFO,
     ),
     Curve(
         "BN303",
