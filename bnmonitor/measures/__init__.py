@@ -68,7 +68,7 @@ from bnmonitor.measures.running_lag import (
 )
 from bnmonitor.measures.sampled_inputs import SampledInput, sampled_batch, sampled_input
 from bnmonitor.measures.skipped import skipped_steps
-from bnmonitor.measures.small_batches import StepNoise, samples_by_noise, step_noise
+from bnmonitor.measures.small_batches import StepNoise, samples_by_noise, step_noise, times_smaller
 from bnmonitor.measures.small_variances import variances
 from bnmonitor.measures.untouched import MOSTLY, initial_statistics
 
@@ -154,6 +154,7 @@ __all__ = [
     "skipped_steps",
     "spread",
     "step_noise",
+    "times_smaller",
     "trunk",
     "twins",
     "typical_variance",

@@ -1,4 +1,4 @@
-"""Batches that are smaller than they look, by the noise of the statistics of every layer at once."""
+"""Batches that are smaller than they look, by the noise of the statistics of all layers at once."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from bnmonitor.measures.robust import Array
+from bnmonitor.measures.robust import Array, lower_median
 from bnmonitor.window import Window
 
 LEAST_STEPS = 24
@@ -20,137 +19,172 @@ LEAST_STEPS = 24
 LEAST_NOISE = 0.1
 """Smallest standard deviation of the log of a step's noise that is believed."""
 
-SCREENED = 7
-"""Layers that are looked at after the first one, to rule out that any step was noisy in all."""
+COLUMNS = 256
+"""Channels that are looked at, spread evenly over the layers: what they have in common, a few of each layer show."""
 
-ISOLATED = 1.5
+DIRECTIONS = 8
+"""Directions in which batches vary most, in each of which a small batch is noisier by the same factor.
+
+Single channels depend on each other, so that a mean over them is that of a few directions, and as uncertain.
+"""
+
+FARTHEST = 30.0
+"""Most usual distances that one channel counts for."""
+
+PEAKED = 1.05
+"""How many times as noisy as the steps beside it: about 1.8 where a batch is small, 1 where a level shifts for good."""
+
+ISOLATED = 1.22
 """How many times as noisy as the steps two before and two after a step must be to stand alone."""
 
-PEAKED = 1.25
-"""How many times as noisy as the steps beside it: about 1.6 where a batch is small, 1 where a level shifts for good."""
+AROUND = 7
+"""Steps before a step, and after it, of which most must be as noisy as usual, ..."""
+
+CALM = 1.5
+"""... at most so many times."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepNoise:
     """How noisy the batch statistics of each step are, compared with the usual noise.
 
+    ``T`` steps are all of the window but the first and the last. A distance is that of a step from the middle between
+    the steps before and after it.
+
     Attributes:
-        factor: ``[T]`` distance from the steps before and after, over the usual one: the geometric mean over the
-            layers, of the means or of the variances, whichever is smaller. NaN at the first and last step.
-        least: ``[T]`` the same of the calmest layer.
-        errors: ``[T]`` log of the factor, in robust standard deviations over the steps.
+        together: ``[T]`` distance of the batch means over the usual one, in the directions in which they vary most; and
+            the same of the logs of the batch variances.
+        directions: ``[T, D]`` of each of both, the distance in each direction over the usual one.
+        channels: ``[T, C]`` the same of single channels, in the order of the layers.
     """
 
-    factor: Tensor
-    least: Tensor
-    errors: Tensor
+    together: tuple[Array, Array]
+    directions: tuple[Array, Array]
+    channels: tuple[Array, Array]
 
     @property
-    def alone(self) -> Tensor:
-        """``[T]`` bool: noisier than the steps before and after, and more so than those beyond."""
-        around = F.pad(self.factor.nan_to_num(0.0), (2, 2))
-        beside = torch.maximum(around[1:-3], around[3:-1])
-        beyond = torch.maximum(around[:-4], around[4:])
-        return (self.factor > PEAKED * beside) & (self.factor > ISOLATED * beyond)
+    def factor(self) -> Array:
+        """``[T]`` the distance of the means and that of the variances, together: their geometric mean."""
+        found: Array = np.sqrt(self.together[0] * self.together[1])
+        return found
 
     @property
-    def times_smaller(self) -> Tensor:
-        """How many times fewer samples a step had than usual: its noise is that of one batch and two halves."""
-        return 1.5 * self.factor.square() - 0.5
+    def errors(self) -> Array:
+        """``[T]`` log of the factor, in robust standard deviations over the steps."""
+        logs = np.log(self.factor)
+        return logs / max(LEAST_NOISE, 1.4826 * float(np.median(np.abs(logs - np.median(logs)))))
+
+    @property
+    def alone(self) -> Array:
+        """``[T]`` bool: noisier than the steps around it, which are about as noisy as usual before it and after it."""
+        factor = self.factor
+        around = np.pad(factor, 2)
+        beside, beyond = np.maximum(around[1:-3], around[3:-1]), np.maximum(around[:-4], around[4:])
+        found: Array = (factor > PEAKED * beside) & (factor > ISOLATED * beyond)
+        for at in np.flatnonzero(found).tolist():
+            sides = factor[max(0, at - AROUND) : at], factor[at + 1 : at + 1 + AROUND]
+            found[at] = all(np.median(side) < CALM for side in sides if len(side))
+        return found
+
+    @property
+    def times_smaller(self) -> Array:
+        """``[T]`` how many times fewer samples a step had than usual: its noise is that of one batch and two halves."""
+        return times_smaller(self.factor)
+
+    def calmest(self, at: int) -> float:
+        """Distance of a step over the usual one in the calmest third of the layers, by its means or its variances.
+
+        Data of another kind is far off in the first layers, and less so in later ones.
+        """
+        least = math.inf
+        for distances in self.channels:
+            for part in np.array_split(np.square(distances), min(3, distances.shape[1]), axis=1):
+                size = part.mean(1)
+                least = min(least, float(size[at] / max(lower_median(size), 1e-12)))
+        return math.sqrt(least)
+
+    def rise(self, at: int) -> float:
+        """How much the variances of a step rose together: 1 if all by the same, -1 if they fell so, about 0 if apart.
+
+        A small batch scatters them, and makes them smaller; data of another kind, or an outlier, makes all larger.
+        """
+        distances = self.channels[1][at]
+        return float(distances.mean() / max(math.sqrt(np.square(distances).mean()), 1e-12))
+
+    def likeness(self, one: int, other: int) -> float:
+        """Sum of the cosines between two steps' distances, of means and of variances: 2 if these were the same batch.
+
+        The samples of small batches differ, and so the directions in which these are off.
+        """
+        found = 0.0
+        for x in self.directions:
+            found += float(x[one] @ x[other]) / max(
+                math.sqrt(np.square(x[one]).sum() * np.square(x[other]).sum()), 1e-12
+            )
+        return found
 
 
-def step_noise(window: Window, layers: Tensor, least: float = 0.0) -> StepNoise:
+def times_smaller(factor: Array) -> Array:
+    """How many times fewer samples make a step as many times as far from the middle of its neighbors as usual."""
+    return 1.5 * np.square(factor) - 0.5
+
+
+def step_noise(window: Window, layers: Tensor) -> StepNoise | None:
     """Compare the noise of each step with that of the others, over all layers that normalize: ``[L]`` bool.
 
     The statistics of a batch of ``n`` samples are ``sqrt(N / n)`` times as far from their neighbors as those of ``N``,
-    the means and the variances, in every channel and layer alike. Weights that jump, and data of another kind, move
-    some layers more than others, and for longer than a step.
-
-    Args:
-        window: The window.
-        layers: The layers to compare.
-        least: A factor of the calmest layer; where no step can have a larger one, everything is left NaN.
-    """
-    unknown = torch.full((len(window),), torch.nan, dtype=torch.float64, device="cpu")
-    result = StepNoise(unknown, unknown.clone(), unknown.clone())
-    if len(window) < LEAST_STEPS or not bool((window.updates[:, layers] == 1).all()):
-        return result
-    noise = _noise(window, layers, least)
-    if noise is None:
-        return result
-    logs = [_beside_usual(by_layer) for by_layer in noise]
-    together = torch.minimum(*(each.nanmean(1) for each in logs))
-    calmest = torch.minimum(*(each.where(each.isfinite(), torch.inf).amin(1) for each in logs))
-    deviation = max(LEAST_NOISE, 1.4826 * float((together - together.nanmedian()).abs().nanmedian()))
-    result.factor[1:-1], result.least[1:-1] = together.exp(), calmest.exp()
-    result.errors[1:-1] = together / deviation
-    return result
-
-
-def _beside_usual(by_layer: Tensor) -> Tensor:
-    """Log of the noise of each step, ``[T-2, L]`` in float64, over that of the layer's usual step."""
-    return 0.5 * (by_layer / by_layer.median(0).values).clamp(min=1e-12).log()
-
-
-def _noise(window: Window, layers: Tensor, least: float) -> Tensor | None:
-    """Noise of each step in some layers, by the means and by the variances: ``[2, T - 2, l]`` in float64.
-
-    No layer is calmer than the calmest, so that each one rules out all steps in which it is calm itself, by its means
-    alone or by its variances: a few layers nearly always rule out all of them.
+    the means and the variances, in every channel, layer and direction alike. Weights that jump, and data of another
+    kind, move some directions more than others, or the means alone, or for longer than a step.
 
     Returns:
-        None where the calmest layer of no step can have a factor above a limit.
+        None where too little is known.
     """
+    if len(window) < LEAST_STEPS or not bool((window.updates[:, layers] == 1).all()):
+        return None
     found = [layer for layer in layers.nonzero().flatten().tolist() if window.layers.channels[layer]]
-    rest = dict.fromkeys(found)
-    noise = torch.full((2, len(window) - 2, len(window.layers)), torch.nan, dtype=torch.float64, device="cpu")
-    left = torch.ones(len(window) - 2, dtype=torch.bool, device="cpu")
-    limit = math.log(least) - 1e-3 if least > 0 else -math.inf  # the order of a sum over channels must not decide
-    more = min(SCREENED, len(found) // 2)
-    spread = [found[len(found) * (k + 1) // (more + 1)] for k in range(more)]
-    for stage in (found[:1], [layer for layer in spread if layer != found[0]]) if least > 0 else ():
-        if not stage:
-            continue
-        for rows, by_layer in zip((window.batch_mean, window.batch_var), noise, strict=True):
-            found_here = _distances(window, rows, stage)
-            by_layer[:, stage] = found_here
-            beside = _beside_usual(found_here)
-            left &= (~beside.isfinite() | (beside > limit)).all(1)
-            if not left.any():
-                return None
-        for layer in stage:
-            del rest[layer]
-    if rest:
-        for rows, by_layer in zip((window.batch_mean, window.batch_var), noise, strict=True):
-            by_layer[:, list(rest)] = _distances(window, rows, list(rest))
-    return noise[:, :, layers]
+    each = max(2, COLUMNS // max(len(found), 1))
+    at: list[int] = []
+    for layer in found:
+        span = range(*window.layers.some_of(layer).indices(window.layers.total))
+        chosen = span if len(span) <= each else [span[k * (len(span) - 1) // (each - 1)] for k in range(each)]
+        at.extend(chosen)
+    index = torch.tensor(at, device="cpu")
+    means = window.batch_mean.detach().index_select(1, index).double().numpy()
+    variances = window.batch_var.detach().index_select(1, index).double().clamp_(min=1e-30).log_().numpy()
+    first, second = (_distances(rows) for rows in (means, variances))
+    return None if first is None or second is None else StepNoise(*zip(first, second, strict=True))
 
 
-def _distances(window: Window, statistic: Tensor, layers: Sequence[int]) -> Tensor:
-    """Square of each step's distance from the steps before and after, over the usual one: ``[T - 2, l]`` in float64.
+def _distances(rows: Array) -> tuple[Array, Array, Array] | None:
+    """Distance of each step ``[T, C]`` over the usual one: in all, by direction and by channel.
 
-    Of the batch mean, or of the log of the batch variance. The usual one is the median over the steps, of each channel;
-    where it is 0, the channel is left out.
+    Channels that do not change are left out. A direction is one in which most steps vary, each of them counting alike:
+    a step that is far off must not have one of its own.
     """
-    at, segments = window.layers.some_in(tuple(layers))
-    rows = statistic.detach().index_select(1, at)
-    if statistic is window.batch_var:
-        rows.clamp_(min=1e-30).log_()
-    away = (rows[:-2] + rows[2:]).div_(2)
-    away = torch.sub(rows[1:-1], away, out=away).square_()
-    usual = torch.from_numpy(_middle(away.numpy()))
-    away.div_(usual.where((usual > 0) & ~away.sum(0).isnan(), torch.nan)).clamp_(max=1e3)
-    return segments.mean(away).double()
+    rows = rows[:, np.isfinite(rows).all(0)]
+    away = rows[1:-1] - (rows[2:] + rows[:-2]) / 2
+    usual = 1.4826 * _middle(np.abs(away))
+    good = usual > 0
+    if not good.any():
+        return None
+    channels = np.clip(away[:, good] / usual[good], -FARTHEST, FARTHEST)
+    size = np.square(channels).mean(1)
+    alike = channels / np.sqrt(np.maximum(size, 1e-12))[:, None]
+    strength, steps = np.linalg.eigh(alike @ alike.T)
+    kept = strength[-DIRECTIONS:] > 1e-9 * strength[-1]
+    strength, steps = strength[-DIRECTIONS:][kept], steps[:, -DIRECTIONS:][:, kept]
+    directions = channels @ (alike.T @ steps / np.sqrt(strength))
+    middle = 1.4826 * _middle(np.abs(directions))
+    directions = directions[:, middle > 0] / middle[middle > 0]
+    if not directions.size:
+        return None
+    together = np.sqrt(np.maximum(np.square(directions).mean(1), 1e-12))
+    return together / np.median(together), directions, channels
 
 
-def _middle(squares: Array) -> Array:
-    """The median over the steps of numbers that are not negative, the lower of two: ``[T, C]`` to ``[C]``.
-
-    As integers they have the same order, in which NumPy finds it in half the time; any number where one is NaN.
-    """
-    columns = np.ascontiguousarray(squares.T).view(f"i{squares.itemsize}")
-    middle = (columns.shape[1] - 1) // 2
-    found: Array = np.partition(columns, middle, -1)[:, middle].view(squares.dtype)
+def _middle(rows: Array) -> Array:
+    """The lower median over the steps: ``[T, C]`` to ``[C]``."""
+    found: Array = lower_median(np.ascontiguousarray(rows.T))
     return found
 
 

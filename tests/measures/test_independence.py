@@ -139,6 +139,25 @@ def test_weights_that_an_optimizer_with_momentum_carries_along_are_no_fault_of_t
     assert not CorrelatedBatches().check(made(NOISE + carried))
 
 
+@pytest.mark.parametrize(("height", "fires"), [(0.0, False), (0.27, True)])
+def test_blocks_of_batches_stand_out_of_the_motion_of_the_weights(height: float, fires: bool) -> None:
+    """Weights with momentum go on in one direction for some steps; levels of blocks do not."""
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+
+        def drawn(rows: int, spread: float, by: torch.Generator = generator) -> Tensor:
+            return spread * torch.randn(rows, 8, generator=by)
+
+        speeds = [drawn(1, 0.015)]
+        for _ in range(95):
+            speeds.append(0.9 * speeds[-1] + (1 - 0.9**2) ** 0.5 * drawn(1, 0.015))
+        mean = drawn(96, 1 / 8) + drawn(12, height).repeat_interleave(8, 0) + torch.cat(speeds).cumsum(0)
+        window = made(mean, None, facts={"train_loader": None, "learning_rates": (0.1,) * 96})
+        assert window.sample is not None
+        sample = replace(window.sample, stirred=torch.full((2, 8), 0.015), unevenness=torch.ones(8))
+        assert bool(CorrelatedBatches().check(replace(window, sample=sample, earlier=(sample, sample)))) is fires, seed
+
+
 def runs(length: int, height: float) -> Tensor:
     """Batches that stay at a level of their own for some steps."""
     levels = torch.randn(64, 1, generator=torch.Generator().manual_seed(1)) * height

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from bnmonitor.measures import levels
-from bnmonitor.measures.small_batches import step_noise
 from bnmonitor.rules.data.outlier_batch import OutlierBatch
 from bnmonitor.rules.numerics.unnormalized_input import UnnormalizedInput
 from bnmonitor.testing import make_structure, make_window, path_window
@@ -76,26 +75,6 @@ def test_the_screen_of_path_dependent_statistics_keeps_the_order_and_looks_at_wh
     assert levels._maybe_grouped(window, [2, 0, 1]) == []  # noise
     rows[5, 3] = torch.nan
     assert levels._maybe_grouped(replace(window, batch_mean=rows), [2, 0, 1]) == [2, 0, 1]
-
-
-def test_a_step_is_as_noisy_with_the_screen_as_without() -> None:
-    rng = torch.Generator().manual_seed(3)
-    every = torch.ones(4, dtype=torch.bool)
-    out = 0
-    for i in range(100):
-        mean, var = torch.randn(64, 48, generator=rng), (0.3 * torch.randn(64, 48, generator=rng)).exp()
-        if i % 2:
-            mean[30] *= 1 + 4 * torch.rand(1, generator=rng)
-            var[30] **= 1 + 4 * float(torch.rand(1, generator=rng))
-        window = make_window(channels=(12,) * 4, batch_mean=mean, batch_var=var)
-        screened, whole = (step_noise(window, every, least) for least in (1.5, 0.0))
-        if screened.factor.isnan().all():
-            assert not (whole.least > 1.5).any()
-            out += 1
-        else:
-            for a, b in ((screened.factor, whole.factor), (screened.least, whole.least)):
-                torch.testing.assert_close(a, b, equal_nan=True)
-    assert 20 < out < 95
 
 
 def test_the_screen_of_unnormalized_input_leaves_every_channel_that_is_large() -> None:
