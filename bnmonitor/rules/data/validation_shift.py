@@ -96,7 +96,7 @@ class ValidationShift(Rule):
     severity: ClassVar[Severity] = Severity.WARNING
     needs: ClassVar[frozenset[str]] = frozenset({"buffers", "samples", "dataflow", "validation"})
     yields_to: ClassVar[frozenset[str]] = frozenset(
-        {"BN101", "BN109", "BN303", "BN304", "BN404", "BN406", "BN601", "BN602", "BN606", "BN704"}
+        {"BN101", "BN109", "BN303", "BN304", "BN404", "BN406", "BN601", "BN602", "BN606"}
     )
 
     shift: float = 0.25
