@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from textwrap import fill
 
 from bnmonitor import Severity
 from bnmonitor.rules import find
@@ -158,6 +159,9 @@ def _table(curve: Curve, graded: Graded) -> Iterator[str]:
     networks, seeds = sorted({o.network for o in mine}), len({o.seed for o in mine})
     yield f"{curve.code}, by {curve.what}; {', '.join(networks)}, {seeds} seeds:"
     yield ""
+    if curve.note:
+        yield from fill(curve.note, 120).splitlines()
+        yield ""
     yield "| size | trainings | found | told | cost in points |"
     yield "|---|---|---|---|---|"
     for grade in grades(curve, graded):

@@ -13,8 +13,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from bnmonitor import Alert, Monitor, Severity
 from bnmonitor.rules.data.validation_shift import ValidationShift
-from bnmonitor.testing import held_out_window
-from bnmonitor.window import Window
+from bnmonitor.testing import held_out_window, make_structure, make_window
+from bnmonitor.window import HeldOut, Window
 from tests.models import ResidualBlock
 
 Batch = tuple[Tensor, Tensor]
@@ -325,6 +325,66 @@ def test_a_validation_is_judged_by_its_own_noise_and_by_the_training_batches() -
     assert says(replace(window, updates=frozen_meanwhile)) == []
     frozen_meanwhile[-3] = 1
     assert says(replace(window, updates=frozen_meanwhile)) == [Severity.INFO]
+
+
+def shifted(shift: Tensor, *, error: float = 0.01, evaluations: int = 1) -> Window:
+    """A layer that saw the data of validations whose means are so far off, by channel, with a standard error."""
+    window = make_window(channels=(len(shift),), facts={"structure": make_structure(root=True)})
+    ones = torch.ones(len(shift))
+    seen = HeldOut(
+        step=window.steps[-1],
+        size=torch.tensor([100_000]),
+        mean=shift,
+        var=ones.clone(),
+        running_mean=0 * ones,
+        running_var=ones.clone(),
+        noise_mean=error * ones,
+        noise_log_var=error * ones,
+    )
+    return replace(window, facts=replace(window.facts, held_out=(seen,) * evaluations))
+
+
+@pytest.mark.parametrize("evaluations", [1, 3])
+@pytest.mark.parametrize(("rms", "error", "told"), [
+    (0.15, 0.01, True), (0.12, 0.01, True), (0.10, 0.01, False), (0.05, 0.001, False),
+    (0.22, 0.05, True), (0.19, 0.05, False), (0.34, 0.1, False), (0.36, 0.1, True),
+])  # fmt: skip
+def test_bn603_tells_of_a_shift_that_all_channels_show_together(
+    rms: float, error: float, told: bool, evaluations: int
+) -> None:
+    """Other data moves each channel by its weights; the median channel is at two thirds of it."""
+    for seed in range(10):
+        weights = torch.randn(24, generator=torch.Generator().manual_seed(seed))
+        shift = rms * weights / weights.square().mean().sqrt()
+        window = shifted(shift, error=error, evaluations=evaluations)
+        found = ValidationShift(shift=torch.inf).check(window)
+        assert [f.severity for f in found] == [Severity.INFO] * told, seed
+        assert [f.value for f in found] == [pytest.approx(rms, rel=1e-3)] * told
+        assert all("slightly" in f.message for f in found)
+
+
+def test_bn603_needs_more_than_a_few_odd_channels() -> None:
+    odd = torch.full((24,), 0.01)
+    odd[:4] = 2.0
+    assert ValidationShift().check(shifted(odd)) == []
+    assert ValidationShift().check(shifted(torch.full((24,), 0.12))) != []
+
+
+def test_bn603_does_not_take_the_noise_of_a_validation_for_a_shift() -> None:
+    """Errors of channels that are the same to nine tenths: those of all together are no smaller than those of one."""
+    told = 0
+    for seed in range(300):
+        generator = torch.Generator().manual_seed(seed)
+        common, own = torch.randn(1, generator=generator), torch.randn(24, generator=generator)
+        noise = 0.2 * (0.9**0.5 * common + 0.1**0.5 * own)
+        told += len(ValidationShift(shift=torch.inf).check(shifted(noise, error=0.2)))
+    assert told == 0
+
+
+def test_bn603_warns_of_what_the_median_channel_shows_whatever_all_show() -> None:
+    for shift, severity in ((0.2, Severity.INFO), (0.3, Severity.INFO), (0.5, Severity.WARNING)):
+        window = shifted(torch.full((24,), shift), evaluations=3)
+        assert [f.severity for f in ValidationShift().check(window)] == [severity]
 
 
 # -- what the rules take from the noise of every step ------------------------------------------------------------------

@@ -108,3 +108,9 @@ def test_the_table_says_what_is_told_where_harm_begins_by_any_rule() -> None:
     assert "| chain 2 | 33 % (6–79) | 67 % (21–94) |" in row
     [first] = [line for line in text.splitlines() if line.startswith("| 2 | 3 |")]
     assert first.startswith("| 2 | 3 | 33 % (6–79) | 67 % (21–94) | +39.0")
+
+
+def test_what_is_to_be_said_of_a_curve_stands_above_its_table() -> None:
+    [curve] = [curve for curve in CURVES if curve.code == "BN704"]
+    text = "\n".join(section([made(curve, None, 0, "", 0.9), made(curve, 2, 0, "", 0.8)]))
+    assert " ".join(curve.note.split()) in " ".join(text.split())
