@@ -163,7 +163,7 @@ def _calm(old: Tensor, new: Tensor, moving: Tensor, window: Window) -> Tensor:
 
 def _follow(old: Tensor, new: Tensor, moving: Tensor, rate: float) -> Tensor:
     step = new - old
-    if bool(moving.all()) and bool(step.sum().isfinite()):  # the rule: then every value is known
+    if bool(moving.all()) and math.isfinite(float(step.sum())):  # the rule: then every value is known
         return step.mul_(rate).add_(old)
     with np.errstate(all="ignore"):
         return _moved(old.numpy(), new.numpy(), np.float32(rate), moving)

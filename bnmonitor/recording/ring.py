@@ -114,6 +114,7 @@ class Ring:
         end = len(self.steps)
         return self._between(end - new, end)
 
+    @torch.inference_mode()
     def averages(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """What :func:`bnmonitor.measures.averages` says of the window, from sums that are carried along.
 

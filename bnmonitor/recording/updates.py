@@ -197,10 +197,13 @@ class UpdateLedger:
 
     def abandon(self) -> None:
         """Drop the evaluation in progress, and remove every hook."""
-        self._phase = self._before = None
+        if self._phase is None:  # as after every step of a training
+            return
+        self._before = None
         self._ran, self._meant = {}, set()
         self._averages.abandon()
         self._hooks.remove()
+        self._phase = None
 
     def averaged(self, which: Sequence[int], training: Tensor, auxiliary: Sequence[str]) -> Tensor | None:
         """Return which layers of a model are about to be evaluated with averages of weights in training: ``[L]`` bool.
