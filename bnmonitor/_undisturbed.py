@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from bnmonitor._settings import put_back, settings
+
+_NOTHING = nullcontext()
 
 
 @contextmanager
@@ -43,14 +45,15 @@ def _of_torch(torch: Any) -> tuple[Any, Any]:
     return torch.get_rng_state(), cuda
 
 
-@contextmanager
-def single_precision() -> Iterator[None]:
+def single_precision() -> AbstractContextManager[None]:
     """Compute in single precision at least, where the default dtype of the training is half precision."""
     torch: Any = sys.modules["torch"]
     before = torch.get_default_dtype()
-    if before.itemsize >= 4:
-        yield
-        return
+    return _NOTHING if before.itemsize >= 4 else _instead_of(before, torch)
+
+
+@contextmanager
+def _instead_of(before: Any, torch: Any) -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
     try:
         yield

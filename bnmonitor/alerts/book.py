@@ -54,6 +54,8 @@ class AlertBook:
     def held(self, layers: LayerTable) -> Tensor:
         """Return the layers whose baseline must not follow what they do now: ``[L]`` bool."""
         names = self._candidates.layers({rule.code for rule in self.rules if rule.holds})
+        if not names:
+            return torch.zeros(len(layers), dtype=torch.bool, device="cpu")
         return torch.tensor([name in names for name in layers.names], dtype=torch.bool, device="cpu")
 
     def open_fault(self, finding: Finding, rule: MonitorFault) -> Alert:

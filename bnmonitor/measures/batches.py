@@ -18,7 +18,9 @@ LEAST_HELD_OUT = 64
 @once
 def normalizing(window: Window) -> Tensor:
     """Layers that normalize with statistics of their batch now, by their updates or samples: ``[L]`` bool."""
-    ran = torch.where(window.layers.tracked, (window.updates > 0).any(0), window.baseline.sizes.isfinite())
+    ran, tracked = (window.updates > 0).any(0), window.layers.tracked
+    if not tracked.all():
+        ran = torch.where(tracked, ran, window.baseline.sizes.isfinite())
     return ran & window.training[-1] & window.layers.which("normalizes_batch")
 
 

@@ -101,8 +101,8 @@ def call_gaps(
         where that is not beyond noise, or a sample has no two calls.
     """
     nothing = torch.zeros(layers, dtype=torch.float64, device="cpu")
-    if not samples:
-        return nothing, nothing
+    if not any(sample.side_noise > 0 if side else sample.noise > 0 for sample in samples):
+        return nothing, nothing  # as nearly always: no layer is called twice
     rows = torch.stack([(s.side_distance if side else s.distance).expand(4, layers).double() for s in samples])
     if not (rows[:, 1::2] > max(least_noise, 0.0) / len(samples)).any():  # no layer is called twice
         return nothing, nothing

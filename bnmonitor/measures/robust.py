@@ -33,7 +33,8 @@ def middle_over_steps(rows: Tensor) -> Tensor:
     while len(left) > 2:
         third = len(left) // 3
         a, b, c = left[:third], left[third : 2 * third], left[2 * third : 3 * third]
-        left = high(low(a, b), low(high(a, b), c))
+        left, upper = low(a, b), high(a, b)
+        high(left, low(upper, c, out=upper), out=left)
         if third == 1:
             return torch.from_numpy(left[0])
     return torch.from_numpy(low(left[0], left[-1]))

@@ -6,11 +6,13 @@ import math
 from dataclasses import dataclass
 from statistics import median
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bnmonitor.measures.learning_rate import SOON, rise
 from bnmonitor.measures.reductions import once
+from bnmonitor.measures.robust import lower_median
 from bnmonitor.window import Window
 
 GAMMA_STEPS = 30
@@ -58,16 +60,20 @@ def gamma_run(window: Window, steps: int = GAMMA_STEPS) -> Tensor:
         return torch.full((len(layers),), torch.nan, device="cpu")
     begin = now - steps
     before = window.baseline.gamma if begin < 0 and whole else gamma[max(0, begin)]
-    before = before.to(gamma.dtype)
-    # What is split over the processes may be known of one step only.
-    same = now == 0 and not whole
-    known = ~(gamma[now].isnan() | (window.layers.split_channels & (before.isnan() | same)))
-    scale = layers.segments.mean(before.square()).sqrt()
-    usual = scale[scale.isfinite()].median() if scale.isfinite().any() else torch.tensor(1.0, device="cpu")
-    scale = torch.maximum(scale, usual).where(torch.maximum(scale, usual) > 0, 1.0)
-    moved = layers.segments.max((gamma[now] - before).abs().nan_to_num(nan=0.0)) / scale
-    judged = window.facts.affine_trains & layers.segments.any(known)
-    return moved.where(judged & torch.tensor(layers.affine, device="cpu"), torch.nan)
+    before, after = before.to(gamma.dtype), gamma[now]
+    unknown = after.isnan()
+    if layers.split:
+        # What is split over the processes may be known of one step only.
+        same = now == 0 and not whole
+        unknown |= layers.split_channels & (before.isnan() | same)
+    moved = layers.segments.max((after - before).abs_().nan_to_num_(nan=0.0)).numpy()
+    judged = window.facts.affine_trains & layers.segments.any(~unknown)
+    with np.errstate(all="ignore"):
+        scale = np.sqrt(layers.segments.mean(before.square()).numpy())
+        finite = np.isfinite(scale)
+        scale = np.maximum(scale, lower_median(scale[finite]) if finite.any() else scale.dtype.type(1.0))
+        run = moved / np.where(scale > 0, scale, scale.dtype.type(1.0))
+    return torch.from_numpy(np.where(judged.numpy() & np.array(layers.affine), run, run.dtype.type(np.nan)))
 
 
 def loss_level(window: Window, steps: int = SETTLED_LOSS) -> float:
@@ -78,6 +84,8 @@ def loss_level(window: Window, steps: int = SETTLED_LOSS) -> float:
 
 def _last_finite(gamma: Tensor) -> int | None:
     """The newest row of ``[T, C]`` in which no channel has stopped being finite; None without one."""
+    if math.isfinite(float(gamma[-1].sum())):
+        return len(gamma) - 1
     never = gamma[0].isnan() & gamma[-1].isnan()
     if bool((gamma[-1].isfinite() | never).all()):
         return len(gamma) - 1
@@ -172,7 +180,8 @@ def fastest_group(window: Window, moved: Tensor) -> Tensor | None:
         moved: ``[L]``, what :func:`gamma_run` returned.
     """
     facts, known = window.facts, ~moved.isnan()
-    if facts.group is None or not known.any():
+    # Of a single rate none is the highest.
+    if facts.group is None or len(set(facts.group_rates)) < 2 or not known.any():
         return None
     rates = torch.tensor([*facts.group_rates, torch.nan], device="cpu")[facts.group]
     fast = rates == rates[known].nan_to_num(0.0).max()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from bnmonitor.limits import FLAT, INITIAL_WEIGHT
 from bnmonitor.measures.reductions import may_exceed, median, once, once_of_rows
-from bnmonitor.measures.robust import mean_over_steps, middle_over_steps
+from bnmonitor.measures.robust import Array, mean_over_steps, middle_over_steps
 from bnmonitor.measures.small_variances import variances
 from bnmonitor.window import Window
 
@@ -93,12 +93,16 @@ def warm(window: Window) -> Tensor:
     momentum .1, 299 at .01, 2995 at .001.
     """
 
-    def before(each_step: Tensor, total: Tensor) -> Tensor:
-        return total - F.pad(each_step.flip(0).cumsum(0).flip(0), (0, 0, 0, 1))
+    def so_far(each_step: Tensor, total: Tensor) -> Array:
+        steps = each_step.numpy()
+        later = np.zeros((len(steps) + 1, steps.shape[1]), steps.dtype)
+        np.cumsum(steps[::-1], axis=0, out=later[-2::-1])
+        before: Array = total.numpy() - later
+        return before
 
-    forgotten = before(forgetting(window), window.baseline.forgotten.double())
-    updates = before(window.updates.clamp(min=0), window.baseline.updates)
-    return (forgotten >= -math.log(INITIAL_WEIGHT)) & (updates >= LEAST_WARM_UP)
+    forgotten = so_far(forgetting(window), window.baseline.forgotten)
+    updates = so_far(window.updates.clamp(min=0), window.baseline.updates)
+    return torch.from_numpy((forgotten >= -math.log(INITIAL_WEIGHT)) & (updates >= LEAST_WARM_UP))
 
 
 def settled(window: Window) -> Tensor:

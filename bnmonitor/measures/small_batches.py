@@ -43,6 +43,9 @@ AROUND = 7
 CALM = 1.5
 """... at most so many times."""
 
+_CACHED = 8192
+"""Channels of a window that are looked at together: a processor's cache holds their rows."""
+
 
 @dataclass(frozen=True, eq=False)
 class StepNoise:
@@ -218,6 +221,9 @@ def samples_by_noise(window: Window, layers: Tensor, enough: float = math.inf) -
 def _noise_of_means(window: Window, layers: Sequence[int]) -> Tensor:
     """Variance of the batch means from step to step over that within a batch, in the middle channel of some layers."""
     at, segments = window.layers.some_in(tuple(layers))
-    rows = window.batch_mean.index_select(1, at)
-    var = window.batch_var.index_select(1, at).mean(0)
-    return segments.median(rows.diff(dim=0).square_().mean(0).div_(2).div_(var))
+    found = []
+    for some in torch.split(at, _CACHED):
+        rows = window.batch_mean.index_select(1, some)
+        var = window.batch_var.index_select(1, some).mean(0)
+        found.append(rows.diff(dim=0).square_().mean(0).div_(2).div_(var))
+    return segments.median(torch.cat(found))

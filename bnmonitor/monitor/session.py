@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -64,8 +64,9 @@ class Session:
         self._run = run
         self._chosen = settings.chosen_rules()
         # Rules of the catalogue draw no random numbers and change no settings, which costs a tenth of them to ensure.
+        # They compute no gradients and keep no tensor, so that autograd need not look at what they compute.
         own = all(type(rule).__module__.startswith("bnmonitor.") for rule in self._chosen)
-        self._rules_at_work = nullcontext if own else undisturbed
+        self._rules_at_work: Callable[[], AbstractContextManager[None]] = torch.inference_mode if own else undisturbed
         self.optimizers: list[Optimizer] = []
         self.book = AlertBook(self._chosen, settings.special_rules())
         self.diagnosis = Diagnosis()
@@ -453,9 +454,9 @@ def _continue(diagnosis: Diagnosis, state: Mapping[str, Any], alerts: Sequence[A
 
 def _learning_rates(optimizers: Sequence[Optimizer]) -> tuple[float, ...]:
     """The learning rate of each group; NaN if it is unknown, or on a device, where reading it would wait."""
-    return tuple(rate_of(group) for optimizer in optimizers for group in optimizer.param_groups)
+    return tuple([rate_of(group) for optimizer in optimizers for group in optimizer.param_groups])
 
 
 def _learning_rate(optimizers: Sequence[Optimizer]) -> float:
     """The largest learning rate in force; NaN if it is unknown."""
-    return max((rate for rate in _learning_rates(optimizers) if rate == rate), default=float("nan"))
+    return max([rate for rate in _learning_rates(optimizers) if rate == rate], default=float("nan"))

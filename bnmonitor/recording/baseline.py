@@ -8,6 +8,8 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,6 +27,8 @@ from bnmonitor.measures import (
     weight_in_averages,
 )
 from bnmonitor.window import Baseline, Sample, Window
+
+Array = npt.NDArray[Any]
 
 MEMORY = 500
 """Steps in which a baseline follows a lasting change by two thirds."""
@@ -151,14 +155,21 @@ def _initial(layers: LayerTable, mean: Tensor, var: Tensor, counts: Tensor) -> T
 def _calm(old: Tensor, new: Tensor, moving: Tensor, window: Window) -> Tensor:
     """Follow quickly down and slowly up: the level of calm times."""
     steps = max(1, window.fresh)
-    down, up = 1 - math.exp(-steps / CALMING), 1 - math.exp(-steps / MEMORY)
-    target = torch.where(old.isnan(), new, old + torch.where(new < old, down, up) * (new - old))
-    return torch.where(moving & new.isfinite(), target, old)
+    down, up = (np.float32(1 - math.exp(-steps / memory)) for memory in (CALMING, MEMORY))
+    was, now = old.numpy(), new.numpy()
+    with np.errstate(all="ignore"):
+        return _moved(was, now, np.where(now < was, down, up), moving)
 
 
 def _follow(old: Tensor, new: Tensor, moving: Tensor, rate: float) -> Tensor:
     step = new - old
-    if bool(moving.all()) and bool(step.sum().isfinite()):  # the rule: then every value is known
+    if bool(moving.all()) and math.isfinite(float(step.sum())):  # the rule: then every value is known
         return step.mul_(rate).add_(old)
-    target = torch.where(old.isnan(), new, old + rate * (new - old))
-    return torch.where(moving & new.isfinite(), target, old)
+    with np.errstate(all="ignore"):
+        return _moved(old.numpy(), new.numpy(), np.float32(rate), moving)
+
+
+def _moved(old: Array, new: Array, rate: Array | np.float32, moving: Tensor) -> Tensor:
+    """Go a part of the way to what is known now, and all of it where nothing was known."""
+    target = np.where(np.isnan(old), new, old + rate * (new - old))
+    return torch.from_numpy(np.where(moving.numpy() & np.isfinite(new), target, old))

@@ -133,6 +133,7 @@ class HeldAffine:
             filled += source[(at + 2) * count + end : (at + 3) * count]
         return filled
 
+    @torch.inference_mode(False)  # the exchange between processes sends what is kept here
     def take(self, rows: Mapping[str, Tensor], step: int) -> None:
         """Take in what has been recorded.
 

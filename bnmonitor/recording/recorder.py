@@ -29,7 +29,7 @@ from bnmonitor.recording.window_state import restore_window, save_window
 from bnmonitor.sampling import SampleSchedule
 from bnmonitor.window import Baseline, Window, series
 
-_MANY_CHANNELS = 10_000
+_MANY_CHANNELS = 2_000
 
 
 class Recorder:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,8 +102,8 @@ def recover_rows(
         momentum, unsure = in_force(
             layers, before=before, after=after, counts=counts, momenta=momenta, half_ulp=half_ulp
         )
-    usual = (updates == 1) & counted & ~foreign & ~unsure & (momentum > 0)
-    if bool(usual.all()) and bool(layers.tracked.all()):
+    usual = (updates == 1).numpy() & counted.numpy() & ~(foreign | unsure).numpy() & (momentum > 0).numpy()
+    if usual.all() and bool(layers.tracked.all()):
         channels = _Channels(layers, before, after, momentum, out, chained=chained)
         if channels.finite and not channels.negative and channels.coarse(half_ulp, momentum) is None:
             out["updates"].copy_(updates)
@@ -249,7 +250,7 @@ class _Channels:
         # NaN and infinity pass through the extremes, which cost a fraction of a comparison.
         extremes = torch.stack([mean.amin(0), mean.amax(0), var.amin(0), var.amax(0)])
         self._extremes = extremes
-        self.finite = bool(extremes.sum().isfinite())
+        self.finite = math.isfinite(float(extremes.sum()))
         self.negative = bool((extremes[2] < 0).any()) if self.finite else bool((var < 0).any())
 
     def coarse(self, half_ulp: Tensor, weight: Tensor) -> _Coarse | None:
@@ -270,10 +271,13 @@ class _Channels:
             half_ulp: ``[T, L]``, relative rounding of the running statistics.
             weight: ``[T, L]``, see :func:`~bnmonitor.measures.update_weight`.
         """
-        slip = half_ulp / weight
-        known = slip.isfinite()
-        part = slip.where(known, 0.0)
-        single = _ROUNDINGS * part.where(half_ulp < HALF, 0.0)
+        with np.errstate(all="ignore"):
+            slip = half_ulp.numpy() / weight.numpy()
+        finite = np.isfinite(slip)
+        parts = np.where(finite, slip, 0.0)
+        part, single, known = map(
+            torch.from_numpy, (parts, _ROUNDINGS * np.where(half_ulp.numpy() < HALF, parts, 0.0), finite)
+        )
         if self._all_exact(part, single):
             return None
         (old_mean, old_var), (mean, var) = self._before, self._after
@@ -320,8 +324,8 @@ class _Channels:
         if not self._least_eps > 0:
             return False
         (low, _, least, _), (_, high, _, most) = self._extremes.amin(1).tolist(), self._extremes.amax(1).tolist()
-        far = max(high, -low, float(old_mean.abs().max()))
-        floor, peak = min(least, float(old_var.min())), max(most, float(old_var.max()))
+        (first, last), (narrow, wide) = ([float(t) for t in each.aminmax()] for each in (old_mean, old_var))
+        far, floor, peak = max(high, -low, last, -first), min(least, narrow), max(most, wide)
         deviation = math.sqrt(max(floor, 0.0) + self._least_eps)
         known: bool = single * peak <= max(EXACT * least, _NOTHING * self._least_eps) * _SURELY
         return known and part * far <= TOLERANCE * deviation * _SURELY and single * far <= EXACT * deviation * _SURELY

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from bnmonitor.layers import LayerTable
 from bnmonitor.window import STATISTICS
+
+_SUMMED = ("shift", "batch_var", "running_var")
+"""The statistics whose sums are carried along."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,7 @@ class _Block:
     running_last: Tensor
 
     @classmethod
-    def of(cls, rows: Mapping[str, Tensor]) -> _Block:
-        shift, batch, running = rows["shift"], rows["batch_var"], rows["running_var"]
+    def of(cls, shift: Tensor, batch: Tensor, running: Tensor) -> _Block:
         but_first = batch[1:].sum(0)
         return cls(len(shift), shift.sum(0), but_first + batch[0], but_first, running[:-1].sum(0), running[-1].clone())
 
@@ -111,6 +114,7 @@ class Ring:
         end = len(self.steps)
         return self._between(end - new, end)
 
+    @torch.inference_mode()
     def averages(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """What :func:`bnmonitor.measures.averages` says of the window, from sums that are carried along.
 
@@ -118,15 +122,17 @@ class Ring:
         some are unknown, or in a window of one row.
         """
         rows, count = self.view(), len(self.steps)
+        summed = [rows[name] for name in _SUMMED]
         if self._unsummed:
-            self._blocks.append(_Block.of({name: store[-self._unsummed :] for name, store in rows.items()}))
+            self._blocks.append(_Block.of(*(each[-self._unsummed :] for each in summed)))
             self._unsummed = 0
         # One row at least is not in a block, as the first batch is left out of the variances.
         while self._blocks and sum(block.rows for block in self._blocks) >= count:
             self._blocks.popleft()
         if not self._blocks:
             return None
-        old = _Block.of({name: store[: count - sum(b.rows for b in self._blocks)] for name, store in rows.items()})
+        left = count - sum(block.rows for block in self._blocks)
+        old = _Block.of(*(each[:left] for each in summed))
         # In place: at this size fresh memory is dearer than the sums.
         shift, batch, running = old.shift, old.batch_but_first, old.running_but_last
         last = old.running_last
@@ -136,7 +142,7 @@ class Ring:
             running.add_(last).add_(block.running_but_last)
             last = block.running_last
         means = shift.div_(count), batch.div_(count - 1), running.div_(count - 1)
-        return None if bool(torch.stack([mean.sum() for mean in means]).isnan().any()) else means
+        return None if any(math.isnan(float(mean.sum())) for mean in means) else means
 
     def changing(self) -> dict[str, Tensor]:
         """Return the window as :meth:`view` does, for its rows to be changed: no sum is kept."""

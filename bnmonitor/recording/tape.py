@@ -178,7 +178,6 @@ class Tape:
         if foreign or witness is not None:
             self._meta[-1] = replace(self._meta[-1], foreign=foreign, witness=witness)
 
-    @torch.no_grad()
     def _read(self, step: int | None, rate: float, seen: Mapping[int, Seen] | None = None) -> None:
         if not self.modules:
             return
@@ -189,7 +188,8 @@ class Tape:
         columns = [means, variances, gammas, betas, *grads]
         source = list(chain.from_iterable(columns))
         if self.held is not None:
-            source = self.held.fill(source, self._fill[torch.nan])
+            with torch.no_grad():
+                source = self.held.fill(source, self._fill[torch.nan])
         counts = _column(self._buffers, "num_batches_tracked", self._no_count)
         last = self._meta[-1] if self._meta else None
         traces = Traces.read(means, variances, counts, last.traces if last is not None else None)
@@ -207,7 +207,7 @@ class Tape:
                 return
             # Layers on several devices, or counts that an average of the weights has turned into floats.
             try:
-                here = [t.to(self._device) for t in source]
+                here = [t.detach().to(self._device) for t in source]
                 self._copy(here, [c.to(self._device, torch.int64) for c in counts])
             except (RuntimeError, TypeError) as error:
                 raise ResizedError(f"a layer has other tensors than it had: {error}") from error
@@ -246,15 +246,15 @@ class Tape:
             if not dtype.is_floating_point:
                 raise ResizedError(f"layer {name!r} now has running statistics of the type {dtype}")
 
-    @torch.inference_mode()  # what autograd would look up of each tensor is a quarter of the cost
     def _copy(self, source: list[Tensor], counts: list[Tensor]) -> None:
         row = len(self._meta)
         slot = self._slots[row]
-        if self.away and set(map(_DTYPE, source)) != {self.dtype}:
-            self._concatenation.into(slot, source)
-        else:
-            torch.cat(source, out=slot)
-        torch.stack(counts, out=self._counts[row])
+        with torch.inference_mode():  # what autograd would look up of each tensor is a quarter of the cost
+            if self.away and set(map(_DTYPE, source)) != {self.dtype}:
+                self._concatenation.into(slot, source)
+            else:
+                torch.cat(source, out=slot)
+            torch.stack(counts, out=self._counts[row])
 
     def rewritten(self) -> Tensor:
         """Which layers' running statistics have been written since the last state on the tape: ``[L]`` bool.
@@ -344,6 +344,7 @@ class Tape:
             self._meta = [replace(self._meta[-1], step=None, seen=None, witness=None)]
         return came, rewritten
 
+    @torch.inference_mode()  # no tensor that is made here leaves this room but in the ring
     def _recover(self, rows: list[Row], tape: Tensor, counts: Tensor, ring: Ring) -> int:
         at = [i for i, row in enumerate(rows) if row.step is not None]
         # Nearly always every row but the first is a step: then these are views, and nothing is copied.

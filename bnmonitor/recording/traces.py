@@ -197,7 +197,10 @@ class TraceTable:
         numbers = array("q", chain.from_iterable(row.versions for row in rows))
         self.versions = torch.frombuffer(numbers, dtype=torch.int64).view(len(rows), 3, -1)
         """How often each tensor had been written to at each reading: ``[R, 3, L]``."""
-        more = self.versions[list(at)] - self.versions[[i - 1 for i in at]]
+        # Nearly always every row but the first is one of them: then these are views.
+        run = len(at) == at[-1] - at[0] + 1
+        after, before = (slice(at[0], at[-1] + 1), slice(at[0] - 1, at[-1])) if run else (list(at), [i - 1 for i in at])
+        more = self.versions[after] - self.versions[before]
         self.writes = more.unbind(1)
         """Counted writes to means, variances and counters in each step: ``[T, L]`` each."""
         self.written = bool(more[:, :2].any())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -77,6 +78,8 @@ class UpdateLedger:
         self._ran: dict[int, bool] = {}
         self._meant: set[int] = set()
         self._sampled = -1
+        self._tracks: list[bool] | None = None
+        self._copied: tuple[list[int] | None, Ledger] | None = None
         self.has_unjudged = False
         """Whether an evaluation has brought a result that no rule has judged yet."""
 
@@ -194,10 +197,13 @@ class UpdateLedger:
 
     def abandon(self) -> None:
         """Drop the evaluation in progress, and remove every hook."""
-        self._phase = self._before = None
+        if self._phase is None:  # as after every step of a training
+            return
+        self._before = None
         self._ran, self._meant = {}, set()
         self._averages.abandon()
         self._hooks.remove()
+        self._phase = None
 
     def averaged(self, which: Sequence[int], training: Tensor, auxiliary: Sequence[str]) -> Tensor | None:
         """Return which layers of a model are about to be evaluated with averages of weights in training: ``[L]`` bool.
@@ -290,8 +296,14 @@ class UpdateLedger:
         """Return a copy of the ledger, which later steps do not change."""
         now = self._ledger
         tracks = [bool(getattr(m, "track_running_stats", True)) for m in self._modules]
-        now.tracks.copy_(torch.tensor(tracks, dtype=torch.bool, device="cpu"))
-        return now.copied(steps=steps)
+        if tracks != self._tracks:
+            self._tracks = tracks
+            now.tracks.copy_(torch.tensor(tracks, dtype=torch.bool, device="cpu"))
+        # Between two checks the ledger seldom changes: then the last copy still holds.
+        versions = now.versions()
+        if versions is None or self._copied is None or self._copied[0] != versions:
+            self._copied = versions, now.copied(steps=steps)
+        return replace(self._copied[1], steps=steps)
 
     def reordered(self, layers: LayerTable, modules: Sequence[nn.Module]) -> UpdateLedger:
         """Return the same ledger with its layers in another order."""

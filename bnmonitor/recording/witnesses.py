@@ -87,13 +87,13 @@ class Witnesses:
             ring: Where the rows are.
             new: How many of its rows are new.
         """
-        rows = {name: values[-(new + 2) :] for name, values in ring.view().items()}
-        shift = rows["shift"]
+        shift = ring.view()["shift"][-(new + 2) :]
         if len(shift) < 3:
             return
         low, high = shift.aminmax()
         if low >= -_FAR / 2 and high <= _FAR / 2:  # not so where a value is NaN
             return
+        rows = {name: values[-(new + 2) :] for name, values in ring.view().items()}
         mean, var = rows["batch_mean"], rows["batch_var"] + self._layers.eps_by_channel.to(shift.dtype)
         (before, now, after), (old, own, new_var) = ((t[:-2], t[1:-1], t[2:]) for t in (mean, var))
         jump = torch.minimum((now - before).abs(), (now - after).abs())

@@ -135,6 +135,11 @@ class Ledger:
         if drift is not None:
             self.drift.copy_(drift.where(leaking, self.drift))
 
+    def versions(self) -> list[int] | None:
+        """Return how often each tensor was written to in place, so that a change shows; None where that is unknown."""
+        tensors = self._tensors().values()
+        return None if any(map(Tensor.is_inference, tensors)) else [tensor._version for tensor in tensors]
+
     def copied(self, *, steps: int) -> Ledger:
         """Return a copy of everything, after so many steps."""
         tensors: dict[str, Any] = {k: v.clone() for k, v in self._tensors().items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -120,6 +121,20 @@ class Sample:
     stirred: Tensor | None = None
     data: Tensor | None = None
     rate: float = math.nan
+
+    @cached_property
+    def noise(self) -> float:
+        """The largest difference in :attr:`distance`, in multiples of its noise; 0 where no layer was called twice."""
+        return _most(self.distance[1::2])
+
+    @cached_property
+    def side_noise(self) -> float:
+        """The same of :attr:`side_distance`."""
+        return _most(self.side_distance[1::2])
+
+
+def _most(values: Tensor) -> float:
+    return float(values.nan_to_num(nan=0.0, posinf=math.inf).clamp(min=0).max()) if values.numel() else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -169,6 +169,11 @@ class Structure:
         return self._roots & torch.tensor(near, dtype=torch.bool, device="cpu")
 
     @cached_property
+    def behind_bias(self) -> tuple[int, ...]:
+        """The layers with a bias in an operation that feeds them."""
+        return tuple(i for i, place in enumerate(self.places) if any(p.bias for p in place.producers))
+
+    @cached_property
     def _roots(self) -> Tensor:
         return torch.tensor([place.root for place in self.places], dtype=torch.bool, device="cpu")
 

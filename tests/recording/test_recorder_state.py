@@ -199,7 +199,7 @@ def test_the_window_keeps_as_many_steps_as_were_asked_for_and_one_check_at_least
         assert recorder.steps == list(range(20 - kept, 20))
 
 
-@pytest.mark.parametrize(("channels", "carried"), [(10_000, True), (9_999, False)])
+@pytest.mark.parametrize(("channels", "carried"), [(2_000, True), (1_999, False)])
 def test_sums_over_the_steps_are_carried_along_for_many_channels_and_are_the_same(channels: int, carried: bool) -> None:
     model = nn.BatchNorm1d(channels)
     recorder = made(model, sample_every_n_steps=0)

@@ -218,3 +218,33 @@ def test_what_was_handed_out_does_not_change() -> None:
         with monitor.evaluation():
             model(torch.randn(32, 4))
     assert not early.seen[2:].any()
+
+
+def test_a_ledger_is_copied_again_only_after_it_has_changed_and_later_steps_do_not_change_a_copy() -> None:
+    model = small()
+    with watched(model, sample_every_n_steps=0) as monitor:
+        steps(monitor, model)
+        before = ledger(monitor)
+        steps(monitor, model)
+        assert ledger(monitor).seen is before.seen, "nothing has been entered since"
+        assert (before.steps, ledger(monitor).steps) == (4, 8)
+        with monitor.evaluation("test"):  # in training mode
+            model(torch.randn(32, 4))
+        after = ledger(monitor)
+        model[1].track_running_stats = False
+        untracked = ledger(monitor)
+    assert not before.of("seen", "test").any()
+    assert (after.of("seen", "test") == 1).all()
+    assert after.tracks.all()
+    assert untracked.tracks.tolist() == [False, True]
+
+
+def test_no_tensor_that_is_kept_was_made_in_inference_mode_where_a_training_could_not_write_to_it() -> None:
+    model = small()
+    with watched(model, check_every_n_steps=5) as monitor:
+        steps(monitor, model, 40)
+        window, state = monitor.window(), monitor.state_dict()["watch"]
+        assert window is not None
+        kept = [*state["baseline"].values(), *state["ledger"].values(), *state["window"]["rows"].values()]
+        kept += [monitor.summary().table, monitor.history(monitor.layers.names[0], "batch_mean"), window.shift]
+        assert not any(map(Tensor.is_inference, kept))

@@ -69,9 +69,10 @@ class RedundantBias(Rule):
     def check(self, window: Window) -> list[Finding]:
         """Find the layers that take their input from an operation with a useless bias."""
         structure = window.facts.structure
-        places = structure.places if structure is not None else ()
-        sizes, training = window.layers.channels, window.training[-1].tolist()
-        found = {i: fed for i, p in enumerate(places) if training[i] and (fed := _redundant(p, sizes[i]))}
+        if structure is None or not structure.behind_bias:
+            return []
+        places, sizes, training = structure.places, window.layers.channels, window.training[-1].tolist()
+        found = {i: fed for i in structure.behind_bias if training[i] and (fed := _redundant(places[i], sizes[i]))}
         if not found:
             return []
         names = [producer.name or "?" for fed in found.values() for producer in fed]

@@ -85,8 +85,10 @@ class LeakingFreeze(Rule):
 
     def check(self, window: Window) -> list[Finding]:
         """Find the frozen layers that still update their running statistics."""
-        new = slice(-max(self.least_steps, window.fresh), None)
-        moving = self._frozen(window) & window.training[-1] & (window.updates[new] > 0).any(0)
+        new, frozen = slice(-max(self.least_steps, window.fresh), None), self._frozen(window)
+        if not frozen.any():
+            return []
+        moving = frozen & window.training[-1] & (window.updates[new] > 0).any(0)
         moving &= window.ran_in_training()
         if len(window) < self.least_steps or not moving.any():
             return []

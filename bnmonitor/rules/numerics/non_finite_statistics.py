@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -74,7 +75,7 @@ class NonFiniteStatistics(Rule):
         """Find the layers with a running value that is not finite, or with a negative running variance."""
         new = slice(-max(1, window.fresh), None)
         mean, var = window.running_mean[new], window.running_var[new]
-        if bool((mean.sum() + var.sum()).isfinite()) and bool(var.amin() >= 0):
+        if math.isfinite(float(mean.sum() + var.sum())) and float(var.amin()) >= 0:
             return []
         tracked = window.layers.tracked[window.layers.owner]
         bad = ~(mean.isfinite() & (var >= 0) & var.isfinite()) & tracked

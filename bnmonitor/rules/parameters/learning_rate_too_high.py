@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -27,6 +29,8 @@ from bnmonitor.results import Severity
 from bnmonitor.rules.advice import slower
 from bnmonitor.rules.base import Finding, Rule, first, onset, rate_note
 from bnmonitor.window import Window
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +176,7 @@ class LearningRateTooHigh(Rule):
         group = fastest_group(window, moved)
         judged = judged if group is None else judged & group
         wild = judged & (moved > limit)
-        if int(wild.sum()) < max(self.least_share * int(judged.sum()), min(2, int(judged.sum()))):
+        if self._are_few(wild.numpy(), judged.numpy()):
             return []
         if not lost and changed_at_once(window, wild):
             return []
@@ -201,10 +205,10 @@ class LearningRateTooHigh(Rule):
         """Judge the batches against calm times."""
         if window.facts.thawed is not None and window.facts.thawed >= window.steps[0]:
             return []
-        known = window.training[-1] & window.baseline.batch_distance.isfinite()
+        known = window.training[-1].numpy() & np.isfinite(window.baseline.batch_distance.numpy())
         now, moved = batch_distance(window), jump(window)
-        lost = known & ~(now.isfinite() & moved.isfinite())
-        return self._before(window, lost) if lost.any() else self._judge(window, now, moved)
+        lost = known & ~(np.isfinite(now.numpy()) & np.isfinite(moved.numpy()))
+        return self._before(window, torch.from_numpy(lost)) if lost.any() else self._judge(window, now, moved)
 
     def _before(self, window: Window, lost: Tensor) -> list[Finding]:
         """Judge the steps before the running statistics of some layers stopped being finite."""
@@ -227,24 +231,33 @@ class LearningRateTooHigh(Rule):
 
     def _judge(self, window: Window, now: Tensor, moved: Tensor) -> list[Finding]:
         """Compare batch distances and jumps, ``[L]`` each, with those of calm times."""
-        calm = window.baseline.batch_distance
-        # A cumulative average (momentum None) does not follow the batches, so their distance says nothing.
-        judged = window.training[-1] & now.isfinite() & calm.isfinite() & ~window.momentum[-1].isnan()
-        raised = self._raised(window)
-        least = torch.where(raised, self.sudden_distance, self.least_distance)
-        growth = torch.where(raised, self.sudden_growth, self.growth)
-        wild = judged & (now > least) & (now > growth * calm)
-        wild &= raised | (moved > self.jump_growth * window.baseline.jump)
-        count_wild, count_judged = int(wild.sum()), int(judged.sum())
-        # If one layer of two is affected, the fault is that layer's own, however large its share.
-        if not count_wild or count_wild < max(self.least_share * count_judged, min(2, count_judged)):
+        distance, calm, moves = now.numpy(), window.baseline.batch_distance.numpy(), moved.numpy()
+        with np.errstate(all="ignore"):
+            # A cumulative average (momentum None) does not follow the batches, so their distance says nothing.
+            averages = ~np.isnan(window.momentum[-1].numpy())
+            judged = window.training[-1].numpy() & np.isfinite(distance) & np.isfinite(calm) & averages
+            raised = self._raised(window)
+            least, growth = (
+                np.where(raised, np.float32(sudden), np.float32(usual))
+                for sudden, usual in ((self.sudden_distance, self.least_distance), (self.sudden_growth, self.growth))
+            )
+            wild = judged & (distance > least) & (distance > growth * calm)
+            wild &= raised | (moves > self.jump_growth * window.baseline.jump.numpy())
+        if not wild.any() or self._are_few(wild, judged):
             return []
-        return [self._finding(window, now, wild, judged, bool((raised & wild).any()))]
+        sudden = bool((raised & wild).any())
+        return [self._finding(window, now, torch.from_numpy(wild), torch.from_numpy(judged), sudden)]
 
-    def _raised(self, window: Window) -> Tensor:
+    def _are_few(self, wild: Array, judged: Array) -> bool:
+        """Whether so few layers of the judged are wild that the fault may be their own, such as one of two."""
+        of = int(judged.sum())
+        return int(wild.sum()) < max(self.least_share * of, min(2, of))
+
+    def _raised(self, window: Window) -> Array:
         """Layers with a sudden rise of the learning rate above all earlier rates: ``[L]`` bool."""
-        before, now = window.baseline.rate, window.learning_rate()
-        return (before > 0) & (now >= self.sudden_from * before) & (now <= self.sudden_to * before)
+        before, now = window.baseline.rate.numpy(), window.learning_rate()
+        found: Array = (before > 0) & (now >= self.sudden_from * before) & (now <= self.sudden_to * before)
+        return found
 
     def _finding(self, window: Window, now: Tensor, wild: Tensor, judged: Tensor, raised: bool) -> Finding:
         layers = judged.nonzero().flatten().tolist()

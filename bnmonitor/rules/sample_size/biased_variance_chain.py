@@ -79,8 +79,8 @@ class BiasedVarianceChain(Rule):
         # No chain shrinks more than all layers together.
         if float(logs.double().sum().exp()) > (1 + 1e-6) * self.warn_below:
             return []
-        log = logs.tolist()
-        members = [tuple(i for i in chain if counts[i]) for chain in structure.chains]
+        log, counted = logs.tolist(), counts.tolist()
+        members = [tuple(i for i in chain if counted[i]) for chain in structure.chains]
         shrunk = {layers: sum(log[i] for i in layers) for layers in members if len(layers) >= self.least_layers}
         if not shrunk:
             return []
