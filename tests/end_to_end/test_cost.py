@@ -28,7 +28,7 @@ class Counts:
 MARGIN = 0.08
 """By how much a count may differ: rules look closer at what is near a threshold."""
 
-COMMITTED = Counts(step=3, check=1304, sample=1503)
+COMMITTED = Counts(step=3, check=1190, sample=1503)
 """Of nine layers."""
 
 SAMPLED_LAYER = 140
