@@ -24,9 +24,9 @@ class CorrelatedBatches(Rule):
     if they were drawn independently. A drift of the weights cancels in these differences. Batches with a distance of 2
     to 24 steps are compared as well, which reveals blocks of similar batches: on sampled steps the rule measures how
     far an update of the weights moves the statistics of the same samples, and grants the weights that much in every
-    step. Where neighbors differ by less than independent samples would, distant batches are compared with neighbors.
-    The alert begins at the batch from which, to the end of the window, the differences are closer to three times
-    the expected size than to the expected size.
+    step; half of it in second differences, where most of a motion cancels. Where neighbors differ by less than
+    independent samples would, distant batches are compared with neighbors. The alert begins at the batch from which, to
+    the end of the window, the differences are closer to three times the expected size than to the expected size.
 
     ## Why is this bad?
     Samples in order of their class, overlapping windows, patches of one volume or several copies of one image give each
