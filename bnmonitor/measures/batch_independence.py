@@ -47,6 +47,7 @@ class Independence:
         turns: The excess of what takes turns from one batch to the next.
         turns_by_variance: Whether it is that of the variance.
         since: Position in the window of the first batch that differs from those before it by that much; 0 if all do.
+        once: Whether one change of level in the window explains it.
     """
 
     excess: Tensor
@@ -57,6 +58,7 @@ class Independence:
     turns: Tensor
     turns_by_variance: Tensor
     since: Tensor
+    once: Tensor
 
     def beyond(self, limits: Tensor, share: float) -> Tensor:
         """``[L]`` bool: the excess is above limits ``[L]`` and above chance, and batches explain more than a share."""
@@ -82,7 +84,7 @@ def independence(window: Window) -> Independence:
     variance that lies between samples depends on the weights before the layer, which change most in the first steps.
     """
     layers, sample, structure = window.layers, window.sample, window.facts.structure
-    rows = torch.full((8, len(layers)), torch.nan, dtype=torch.float64, device="cpu")
+    rows = torch.full((9, len(layers)), torch.nan, dtype=torch.float64, device="cpu")
     result = Independence(*rows)
     if sample is None or structure is None or not structure.places or len(window) < LEAST_PAIRS + 2 * LAG:
         return result
@@ -124,7 +126,7 @@ def independence(window: Window) -> Independence:
         result.alternation[layer], result.turns[layer] = turning.alternation, turning.turns
         # Differences of the means date the beginning best: what they show is known of each batch.
         dated = mean if mean.excess > mean.chance else found if found.excess >= turning.turns else turning
-        result.since[layer] = dated.since
+        result.since[layer], result.once[layer] = dated.since, found.once
         most = max(found.excess, turning.turns) - 1
         result.share[layer] = max(most, 0) / (max(most, 0) + size)
     return result

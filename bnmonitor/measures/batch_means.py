@@ -58,6 +58,11 @@ ONE_SAMPLE = 4.5 / 3.5
 
 The largest of the ratios at several distances counts, and all are off alike where that sample shows too little."""
 
+ONE_CHANGE = 0.7
+"""Part of the log of what chance explains that the excess of blocks is beyond without the largest change of level.
+
+Other data, or another augmentation, changes the level once: then nothing is left. Of eight blocks most is left."""
+
 OUTDATED = 1.25
 """How many times more is due to chance where no sample is from the window itself.
 
@@ -126,27 +131,33 @@ def _found(
     if not still and sample.step < window.steps[0]:
         chance *= OUTDATED
     moved = expected if still else expected + _stirred(x)
-    near = plan.ratio(steps(x), moved, 2)
-    alternation = min(plan.ratio(steps(x, lag), moved, 2) for lag in TURNS) / max(near, 1e-12) - 1
-    turns = near
-    # Without the drift both are still less.
-    far, lag, blocks_chance = plan.ratio(bends(x, LAG), expected, 3), LAG, chance
-    if max(near, far) > chance and not still:
-        near, far = _without_drift(x, expected, moved, plan, near, far)
-    if not still and stirred == stirred:
-        turn = 0.0 if updates_are_typical(window, layer) else _stirred(x)
-        distant, at, by_neighbors = _of_blocks(x, expected, plan, turn, stirred, channels)
-        if distant > far:
-            spread = bool(sample.values[layer] > sample.size[layer])
-            alone = spread and len(samples_after_warm_up(window, layer)) == 1
-            far, lag, blocks_chance = distant, at, by_neighbors or (chance**ONE_SAMPLE if alone else chance)
-    chance = blocks_chance if far > near else chance
+    turns = plan.ratio(steps(x), moved, 2)
+    alternation = min(plan.ratio(steps(x, lag), moved, 2) for lag in TURNS) / max(turns, 1e-12) - 1
+
+    def compared(x: Array) -> tuple[float, float, int, float]:
+        """Compare batches near to each other and far apart, at which distance; with what chance explains there."""
+        # Without the drift both are still less.
+        near, far, lag, limit = plan.ratio(steps(x), moved, 2), plan.ratio(bends(x, LAG), expected, 3), LAG, chance
+        if max(near, far) > chance and not still:
+            near, far = _without_drift(x, expected, moved, plan, near, far)
+        if not still and stirred == stirred:
+            turn = 0.0 if updates_are_typical(window, layer) else _stirred(x)
+            distant, at, by_neighbors = _of_blocks(x, expected, plan, turn, stirred, channels)
+            if distant > far:
+                spread = bool(sample.values[layer] > sample.size[layer])
+                alone = spread and len(samples_after_warm_up(window, layer)) == 1
+                far, lag, limit = distant, at, by_neighbors or (chance**ONE_SAMPLE if alone else chance)
+        return near, far, lag, limit
+
+    near, far, lag, limit = compared(x)
+    chance = limit if far > near else chance
     excess = max(near, far)
     if excess <= chance:
         return Found(excess, chance, 0.0, min(alternation, 0.0), turns)
     blocks = bends(x, LAG) if lag == LAG else steps(x, lag)
     since = since_when(blocks / expected, lag) if far > near else since_when(steps(x) / moved, 1)
-    return Found(excess, chance, since, min(alternation, 0.0), turns)
+    once = far > near and compared(_without_change(x, expected))[1] <= chance**ONE_CHANGE
+    return Found(excess, chance, since, min(alternation, 0.0), turns, once=once)
 
 
 def _of_blocks(
@@ -171,6 +182,17 @@ def _of_blocks(
     lag = max(found, key=lambda k: found[k])
     by_neighbors = math.exp(3.5 * math.sqrt(2 * 3 / len(x) / channels)) if alike < 1 else None
     return found[lag], lag, by_neighbors
+
+
+def _without_change(x: Array, expected: Array) -> Array:
+    """``[T, C]`` without the largest change of level: of the means of all rows before and after some row."""
+    scaled = (x - x.mean(0)) / np.sqrt(expected)
+    rows, before = len(x), np.arange(1, len(x))
+    apart = (np.square(scaled.cumsum(0)[:-1]).sum(1) * rows / (before * (rows - before)))[2:-2]
+    at = int(apart.argmax()) + 3
+    level = np.repeat(np.stack([x[:at].mean(0), x[at:].mean(0)]), [at, rows - at], axis=0)
+    changed: Array = x - level + x.mean(0)
+    return changed
 
 
 def _independent_channels(scaled: Array) -> float:

@@ -43,6 +43,7 @@ class Found:
 
     Attributes:
         common: Whether what changes from batch to batch is mostly one factor that all channels have in common.
+        once: Whether one change of level in the window explains it.
     """
 
     excess: float
@@ -51,6 +52,7 @@ class Found:
     alternation: float
     turns: float
     common: bool = False
+    once: bool = False
 
 
 def samples_after_warm_up(window: Window, layer: int) -> list[Sample]:

@@ -158,6 +158,36 @@ def test_blocks_of_batches_stand_out_of_the_motion_of_the_weights(height: float,
         assert bool(CorrelatedBatches().check(replace(window, sample=sample, earlier=(sample, sample)))) is fires, seed
 
 
+@pytest.mark.parametrize("since", [10, 24, 32, 50])
+@pytest.mark.parametrize("shift", [0.3, 0.6, 1.2])
+def test_one_change_of_the_data_must_outlast_the_window(since: int, shift: float) -> None:
+    """Another augmentation moves the means once, by a few times what they vary from batch to batch."""
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        mean = torch.randn(64, 8, generator=generator) / 8
+        mean[since:] += shift * torch.randn(8, generator=generator)
+        assert all(finding.lasting == 64 for finding in CorrelatedBatches().check(with_updates(mean))), seed
+
+
+@pytest.mark.parametrize(("length", "lasting"), [(4, {0}), (8, {0}), (16, {0}), (30, {0, 64})])
+def test_blocks_of_batches_are_told_at_once_or_as_long_as_they_go_on(length: int, lasting: set[int]) -> None:
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        levels = 0.6 * torch.randn(200 // length + 1, 8, generator=generator).repeat_interleave(length, 0)[:200]
+        mean = torch.randn(200, 8, generator=generator) / 8 + levels
+        for end in range(64, 201, 8):
+            [finding] = CorrelatedBatches().check(with_updates(mean[end - 64 : end]))
+            assert finding.lasting in lasting
+
+
+def with_updates(mean: Tensor) -> Window:
+    """A window of a layer whose means updates of the weights hardly move."""
+    window = made(mean, facts={"train_loader": EVEN, "learning_rates": (0.1,) * 64})
+    assert window.sample is not None
+    sample = replace(window.sample, stirred=torch.full((2, 8), 0.003), unevenness=torch.ones(8))
+    return replace(window, sample=sample, earlier=(sample, sample))
+
+
 def runs(length: int, height: float) -> Tensor:
     """Batches that stay at a level of their own for some steps."""
     levels = torch.randn(64, 1, generator=torch.Generator().manual_seed(1)) * height

@@ -91,7 +91,8 @@ class CorrelatedBatches(Rule):
     batches, in which most neighbors are alike. After a layer with weights, no layer is judged while the window contains
     a rise of the learning rate, fourfold or more from one step to the next. Nor is a layer whose variances are all ten
     times as large or small from some step on, or whose means are all three deviations away: other weights or other data
-    do that, and BN106, BN105 and BN603 tell of it.
+    do that, and BN106, BN105 and BN603 tell of it. Where one smaller change explains all, as that of an augmentation,
+    it must go on for a whole window: blocks of up to half a window bring the next change until then.
 
     ## References
     Ioffe, Batch Renormalization, 2017; pytorch/pytorch#4741; facebookarchive/C3D#277.
@@ -130,6 +131,8 @@ class CorrelatedBatches(Rule):
                     "the samples of a batch belong together, for example by class, source or time",
                     advice="shuffle the training data, or spread related samples over the batches; otherwise use "
                     "GroupNorm or LayerNorm",
+                    # A change of the data leaves the window, blocks of batches bring the next one.
+                    lasting=len(window) if known.once[layer] == 1 else 0,
                 )
             )
         return found
