@@ -63,6 +63,9 @@ ONE_CHANGE = 0.7
 
 Other data, or another augmentation, changes the level once: then nothing is left. Of eight blocks most is left."""
 
+MOST_OF_IT = 0.2
+"""Part of an excess that may be left where one change of level made it: weights follow a large change for some time."""
+
 OUTDATED = 1.25
 """How many times more is due to chance where no sample is from the window itself.
 
@@ -156,7 +159,8 @@ def _found(
         return Found(excess, chance, 0.0, min(alternation, 0.0), turns)
     blocks = bends(x, LAG) if lag == LAG else steps(x, lag)
     since = since_when(blocks / expected, lag) if far > near else since_when(steps(x) / moved, 1)
-    once = far > near and compared(_without_change(x, expected))[1] <= chance**ONE_CHANGE
+    left = compared(_without_change(x, expected))[1] if far > near else excess
+    once = left <= max(chance**ONE_CHANGE, 1 + MOST_OF_IT * (excess - 1))
     return Found(excess, chance, since, min(alternation, 0.0), turns, once=once)
 
 
