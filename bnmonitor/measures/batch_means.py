@@ -192,8 +192,7 @@ def _without_change(x: Array, expected: Array) -> Array:
     """``[T, C]`` without the largest change of level: of the means of all rows before and after some row."""
     scaled = (x - x.mean(0)) / np.sqrt(expected)
     rows, before = len(x), np.arange(1, len(x))
-    apart = (np.square(scaled.cumsum(0)[:-1]).sum(1) * rows / (before * (rows - before)))[2:-2]
-    at = int(apart.argmax()) + 3
+    at = int((np.square(scaled.cumsum(0)[:-1]).sum(1) * rows / (before * (rows - before))).argmax()) + 1
     level = np.repeat(np.stack([x[:at].mean(0), x[at:].mean(0)]), [at, rows - at], axis=0)
     changed: Array = x - level + x.mean(0)
     return changed
