@@ -74,6 +74,18 @@ def test_what_all_channels_share_takes_no_turns_by_chance() -> None:
         assert not AlternatingDomains().check(replace(window, sample=sample, earlier=(sample, sample))), seed
 
 
+def test_what_all_channels_share_comes_in_no_blocks_by_chance() -> None:
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        shared = 0.5 * torch.randn(64, 1, generator=generator)
+        var = shared.exp() * (1 + torch.randn(64, 8, generator=generator) / 10)
+        window = made(torch.randn(64, 8, generator=generator) / 8, None, batch_var=var)
+        assert window.sample is not None
+        told = {"unevenness": 0.64 * torch.ones(8), "uneven_beyond": torch.tensor([[0.9], [3.0]])}
+        sample = replace(window.sample, **told, stirred=torch.full((2, 8), 0.003))
+        assert not CorrelatedBatches().check(replace(window, sample=sample, earlier=(sample, sample))), seed
+
+
 def test_data_that_becomes_noisier_comes_in_no_blocks() -> None:
     for seed in range(40):
         generator = torch.Generator().manual_seed(seed)
