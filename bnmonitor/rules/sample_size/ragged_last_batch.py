@@ -148,7 +148,9 @@ class RaggedLastBatch(Rule):
         if not rest or not size:
             return []
         # Processes that are synchronized normalize their last batches as one.
-        together = rest * int(torch.as_tensor(processes(window)).expand(len(window.layers))[list(layers)].min())
+        together = rest * int(
+            torch.as_tensor(processes(window), device="cpu").expand(len(window.layers))[list(layers)].min()
+        )
         if together <= self.error_up_to:
             severity, limit = Severity.ERROR, float(self.error_up_to)
         elif rest < self.warn_share * size:
