@@ -41,7 +41,7 @@ from bnmonitor.measures.moments import (
 )
 from bnmonitor.measures.padded import padded_rows, padding
 from bnmonitor.measures.reductions import may_exceed, mean, median, once, share
-from bnmonitor.measures.robust import mean_over_steps, middle_over_steps
+from bnmonitor.measures.robust import Array, mean_over_steps, middle_over_steps
 from bnmonitor.measures.runaway import (
     GAMMA_STEPS,
     InputJump,
@@ -82,6 +82,7 @@ __all__ = [
     "MOSTLY",
     "MOST_CALLS",
     "Affine",
+    "Array",
     "CallMoments",
     "Independence",
     "InputJump",

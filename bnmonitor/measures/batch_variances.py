@@ -102,7 +102,7 @@ def variances_of_batches(window: Window, layer: int, plan: Plan, size: float, st
             near = rest / max(ratio, 1e-12)
         else:
             # What all channels have in common differs from batch to batch where batches are processed as wholes, and
-            # only from block to block where the data comes in blocks. Of one factor both are known by chance alone.
+            # only from block to block where the data comes in blocks. One factor differs at two lags by chance.
             varies = max(0.0, near - 1) * (1 + 3.5 * math.sqrt(2 * 3 / len(window)))
             excess = max(excess, (rest / max(ratio, 1e-12) - varies) / (1 + by_weights))
         if excess > best:

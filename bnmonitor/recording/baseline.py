@@ -9,13 +9,13 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from bnmonitor.layers import LayerTable
 from bnmonitor.limits import ALIVE
 from bnmonitor.measures import (
+    Array,
     batch_distance,
     forgetting,
     jump,
@@ -27,8 +27,6 @@ from bnmonitor.measures import (
     weight_in_averages,
 )
 from bnmonitor.window import Baseline, Sample, Window
-
-Array = npt.NDArray[Any]
 
 MEMORY = 500
 """Steps in which a baseline follows a lasting change by two thirds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -74,23 +75,21 @@ def test_what_all_channels_share_takes_no_turns_by_chance() -> None:
         assert not AlternatingDomains().check(replace(window, sample=sample, earlier=(sample, sample))), seed
 
 
-def test_what_all_channels_share_comes_in_no_blocks_by_chance() -> None:
+def shared(generator: torch.Generator) -> Tensor:
+    """A factor that all channels have in common in a batch, as the share by which it is mixed."""
+    return 0.5 * torch.randn(64, 1, generator=generator)
+
+
+def rise(generator: torch.Generator) -> Tensor:
+    """Data that becomes noisier."""
+    return torch.linspace(0, 0.75, 64)[:, None] * (1 + 0.3 * torch.randn(1, 8, generator=generator))
+
+
+@pytest.mark.parametrize("levels", [shared, rise])
+def test_what_changes_the_variances_otherwise_comes_in_no_blocks(levels: Callable[[torch.Generator], Tensor]) -> None:
     for seed in range(60):
         generator = torch.Generator().manual_seed(seed)
-        shared = 0.5 * torch.randn(64, 1, generator=generator)
-        var = shared.exp() * (1 + torch.randn(64, 8, generator=generator) / 10)
-        window = made(torch.randn(64, 8, generator=generator) / 8, None, batch_var=var)
-        assert window.sample is not None
-        told = {"unevenness": 0.64 * torch.ones(8), "uneven_beyond": torch.tensor([[0.9], [3.0]])}
-        sample = replace(window.sample, **told, stirred=torch.full((2, 8), 0.003))
-        assert not CorrelatedBatches().check(replace(window, sample=sample, earlier=(sample, sample))), seed
-
-
-def test_data_that_becomes_noisier_comes_in_no_blocks() -> None:
-    for seed in range(40):
-        generator = torch.Generator().manual_seed(seed)
-        rise = torch.linspace(0, 0.75, 64)[:, None] * (1 + 0.3 * torch.randn(1, 8, generator=generator))
-        var = rise.exp() * (1 + torch.randn(64, 8, generator=generator) / 10)
+        var = levels(generator).exp() * (1 + torch.randn(64, 8, generator=generator) / 10)
         window = made(torch.randn(64, 8, generator=generator) / 8, None, batch_var=var)
         assert window.sample is not None
         told = {"unevenness": 0.64 * torch.ones(8), "uneven_beyond": torch.tensor([[0.9], [3.0]])}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from bnmonitor._text import count, number
 from bnmonitor.measures import (
     DISTANCE_STEPS,
     GAMMA_STEPS,
+    Array,
     batch_distance,
     changed_at_once,
     fastest_group,
@@ -29,8 +29,6 @@ from bnmonitor.results import Severity
 from bnmonitor.rules.advice import slower
 from bnmonitor.rules.base import Finding, Rule, first, onset, rate_note
 from bnmonitor.window import Window
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)

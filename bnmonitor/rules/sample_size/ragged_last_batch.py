@@ -232,8 +232,8 @@ class RaggedLastBatch(Rule):
                 first_step=window.steps[len(window) - past + 1 + at],
                 value=times,
                 threshold=1 / self.warn_share,
-                message=f"a batch whose statistics are as noisy in every layer as those of {number(times)} times fewer "
-                "samples: an incomplete batch, counted as much as a full one",
+                message=f"a batch whose statistics are as noisy in all layers together as those of {number(times)} "
+                "times fewer samples: probably an incomplete batch, counted as much as a full one",
                 advice="drop incomplete batches: DataLoader(..., drop_last=True)",
             )
         ]
