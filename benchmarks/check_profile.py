@@ -30,7 +30,8 @@ from tests.operations import Operations
 
 PACKAGE = str(Path(bnmonitor.__file__).parent) + "/"
 WARM_UP = 110
-CHECKS = 4
+CHECKS = 10
+"""As the rules judge at one of five, a multiple of five."""
 PARTS = ("drain", "advance", "settle")
 """Functions that are a part of their own, besides the rules."""
 

@@ -1,8 +1,8 @@
 """Cost of a check, rule by rule, on layers that the benchmark updates without a network.
 
 Measured in a healthy run with a full window, a sample and a chain of layers: processor time on one thread, medians over
-the checks. A value that several rules need is computed once, and counted for the first of these rules.
-Prints Markdown. Run ``python benchmarks/rules.py``.
+some checks at which the rules judge. A value that several rules need is computed once, and counted for the first of
+these rules. Prints Markdown. Run ``python benchmarks/rules.py``.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ RESNET_50 = (
 )
 """Channels of its 53 layers, 26 560 in all."""
 SIZES = (RESNET_50, 1000 * (256,))
-WARM_UP = 100
-CHECKS = 30
+WARM_UP = 110
+JUDGED = 10
+"""Checks at which the rules judge, one in 50 steps."""
 QUIET: dict[str, Any] = {"sample_every_n_steps": 0, "log_every_n_steps": 0, "sinks": [], "max_overhead": None}
-PARTS = {"advance": "read the tape, count the updates", "settle": "follow the baseline"}
+PARTS = {"collect": "read the tape, at each check", "advance": "count the updates", "settle": "follow the baseline"}
 
 
 def timed(call: Callable[..., Any], into: list[float]) -> Callable[..., Any]:
@@ -67,12 +68,12 @@ def measure(channels: Sequence[int]) -> dict[str, float]:
         for name, part in PARTS.items():
             setattr(recorder, name, timed(getattr(recorder, name), seconds[part]))
         monitor._session.book.check = timed(monitor._session.book.check, seconds["all rules"])
-        monitor._session.check = timed(monitor._session.check, seconds["the check"])
-        for _ in range(WARM_UP + 10 * CHECKS):
+        monitor._session._judge = timed(monitor._session._judge, seconds["all that is done when the rules judge"])
+        for _ in range(WARM_UP + 50 * JUDGED):
             model.update()
             monitor.step()
         assert not monitor.alerts, monitor.alerts[0]
-        medians = {part: 1e3 * statistics.median(each[-CHECKS:]) for part, each in seconds.items() if each}
+        medians = {part: 1e3 * statistics.median(each[-JUDGED:]) for part, each in seconds.items() if each}
         monitor._session.book.rules.clear()
     return medians
 

@@ -30,15 +30,19 @@ class AlertBook:
     Args:
         rules: The rules to run at each check.
         special: Rules that have other thresholds in some layers, by code.
+        each: Steps from one check to the next.
     """
 
-    def __init__(self, rules: Sequence[Rule], special: Mapping[str, Sequence[ForLayers]] | None = None) -> None:
+    def __init__(
+        self, rules: Sequence[Rule], special: Mapping[str, Sequence[ForLayers]] | None = None, *, each: int = 10
+    ) -> None:
         self.rules = list(rules)
         """The rules that still run: a rule that raises is removed."""
         self._special = special or {}
         self._ordered: tuple[list[Rule], list[Rule]] = [], []
         self._log = AlertLog()
-        self._candidates = Candidates()
+        self._each = each
+        self._candidates = Candidates(each)
         self._waiting: set[str] = set()
         """Codes of the rules that have left out a check since they last judged."""
 
@@ -46,6 +50,11 @@ class AlertBook:
     def alerts(self) -> list[Alert]:
         """Every alert so far, in the order they opened."""
         return self._log.alerts
+
+    @property
+    def settled(self) -> bool:
+        """Whether no finding waits to be announced, to get worse or to be cleared, but those that are infos."""
+        return self._candidates.settled
 
     def open(self) -> list[Alert]:
         """Return the alerts that are open."""
@@ -164,7 +173,7 @@ class AlertBook:
 
     def _leader(self, rule: Rule, case: Candidate, window: Window) -> Episode | None:
         """The alert of another rule that explains a new finding: it began before, and is still in the window."""
-        slack = _slack(rule, window)
+        slack = self._slack(rule, window)
         for episode in self._log:
             alert = episode.alert
             before = alert.code in rule.follows and alert.first_step <= case.first_step + slack
@@ -172,12 +181,16 @@ class AlertBook:
                 return episode
         return None
 
+    def _slack(self, rule: Rule, window: Window) -> int:
+        """By how many steps the beginning of a rule's findings is uncertain."""
+        return 0 if rule.exact else min(max(1, window.fresh), self._each)
+
     # -- opening -------------------------------------------------------------------------------------------------------
 
     def _open(self, rule: Rule, opening: list[_Opening], window: Window) -> list[Alert]:
         """Announce findings that came up together, in a new alert or in one that is open; return it if it is news."""
         self._candidates.announce(_key(rule, each.finding, window.layers.names) for each in opening)
-        lead = _lead(rule, opening, _slack(rule, window))
+        lead = _lead(rule, opening, self._slack(rule, window))
         worst = max((each.finding for each in opening), key=lambda finding: finding.severity)
         affected = sorted({i for each in opening for i in _positions(each.finding)})
         episode = self._joinable(rule, lead, window)
@@ -233,11 +246,6 @@ class AlertBook:
 def _key(rule: Rule, finding: Finding, names: Sequence[str]) -> Key:
     """The candidate that a finding belongs to."""
     return rule.code, None if finding.layers or finding.layer is None else names[finding.layer]
-
-
-def _slack(rule: Rule, window: Window) -> int:
-    """By how many steps the beginning of a rule's findings is uncertain."""
-    return 0 if rule.exact else max(1, window.fresh)
 
 
 def _positions(finding: Finding) -> tuple[int, ...]:

@@ -41,9 +41,15 @@ class Candidate:
 
 
 class Candidates:
-    """The findings that are waiting to be announced, and those that keep an alert open."""
+    """The findings that are waiting to be announced, and those that keep an alert open.
 
-    def __init__(self) -> None:
+    Args:
+        each: Steps from one check to the next. A finding is as old as that when it is first met, even if the rules
+            have judged more steps at once: nothing shows yet that it lasted.
+    """
+
+    def __init__(self, each: int = 10) -> None:
+        self._each = each
         self._by_key: dict[Key, Candidate] = {}
         self._announced: set[Key] = set()
         self._clock = 0
@@ -58,6 +64,16 @@ class Candidates:
         return self._clock // steps != (self._clock - fresh) // steps
 
     @property
+    def settled(self) -> bool:
+        """Whether each candidate is an info that was announced, and has a finding still."""
+        return all(
+            key in self._announced
+            and not case.quiet
+            and (case.episode is None or case.episode.alert.severity == Severity.INFO)
+            for key, case in self._by_key.items()
+        )
+
+    @property
     def codes(self) -> set[str]:
         """Codes of the rules that have a candidate."""
         return {code for code, _ in self._by_key}
@@ -68,7 +84,7 @@ class Candidates:
 
     def note(self, key: Key, finding: Finding, fresh: int) -> Candidate:
         """Note a finding among the last ``fresh`` steps, and return its candidate."""
-        began = self._clock - max(1, fresh)
+        began = self._clock - min(max(1, fresh), self._each)
         case = self._by_key.setdefault(key, Candidate(began, finding.first_step, self._clock))
         case.quiet, case.seen = 0, self._clock
         case.first_step = min(case.first_step, finding.first_step)

@@ -55,17 +55,25 @@ class Segments:
     @np.errstate(all="ignore")
     def mean(self, values: Tensor) -> Tensor:
         """Mean of each layer's values. NaN is left out; a layer of only NaN gives NaN."""
-        array = _array(values)
+        return torch.from_numpy(self.mean_of(_array(values)))
+
+    def mean_of(self, array: Array) -> Array:
+        """The same of a NumPy array."""
         if _complete(array):
-            return torch.from_numpy(np.divide(self._sum(array), self._sizes, dtype=array.dtype))
-        known = self.count(~values.isnan())
-        return (self.sum(values) / known.clamp(min=1)).where(known > 0, torch.nan)
+            mean: Array = np.divide(self._sum(array), self._sizes, dtype=array.dtype)
+            return mean
+        holes = np.isnan(array)
+        known = self.count(torch.from_numpy(~holes)).numpy()
+        return np.where(known > 0, self._sum(np.where(holes, 0, array)) / known.clip(1), np.nan).astype(array.dtype)
 
     @np.errstate(all="ignore")
     def max(self, values: Tensor) -> Tensor:
         """Largest value of each layer. NaN is left out; a layer of only NaN gives NaN."""
-        top = np.fmax.reduceat(_array(values), self._starts, -1)
-        return torch.from_numpy(self._spread(top, np.nan))
+        return torch.from_numpy(self.max_of(_array(values)))
+
+    def max_of(self, array: Array) -> Array:
+        """The same of a NumPy array."""
+        return self._spread(np.fmax.reduceat(array, self._starts, -1), np.nan)
 
     @np.errstate(all="ignore")
     def median(self, values: Tensor) -> Tensor:

@@ -52,7 +52,8 @@ class BatchNormMonitor(CallbackBase):
         Trainer(callbacks=[BatchNormMonitor()])
 
     Args:
-        check_every_n_steps: Run the rules every so many steps; each run looks at all steps since the last.
+        check_every_n_steps: Run the rules every so many steps; once the window is full and while nothing is new, at
+            one of five such times. Each run looks at all steps since the last.
         log_every_n_steps: Write a frame to the sinks every so many steps; None: the Trainer's cadence; 0: never.
         sample_every_n_steps: Take activation statistics on the first step and then every so many steps; 0: never.
         window: Steps kept at full resolution.

@@ -22,6 +22,7 @@ from bnmonitor.measures.batch_samples import (
     views_together,
 )
 from bnmonitor.measures.moments import looked_at
+from bnmonitor.measures.products import product
 from bnmonitor.measures.robust import Array, lower_median
 from bnmonitor.window import Window
 
@@ -206,7 +207,7 @@ def _independent_channels(scaled: Array) -> float:
     """
     changes = np.diff(scaled, axis=0)
     # The eigenvalues' sum is the trace, and that of their squares the sum of all squares.
-    products = changes @ changes.T
+    products = product(changes, changes.T)
     number = float(products.trace() ** 2 / max(np.square(products).sum(), 1e-30))
     return max(1.0, number / 1.57)
 

@@ -20,6 +20,7 @@ from bnmonitor.measures.batch_samples import (
     views_together,
 )
 from bnmonitor.measures.moments import looked_at
+from bnmonitor.measures.products import eigenvalues, product
 from bnmonitor.measures.robust import Array
 from bnmonitor.measures.small_variances import variances
 from bnmonitor.window import Window
@@ -154,8 +155,8 @@ def _beyond_one_factor(scaled: Array, lag: int, plan: Plan) -> tuple[float, floa
     keep = len(changes) - max(len(changes) // 8, 2 * (plan.left_out or 0))
     changes = changes[np.square(changes).sum(1).argsort(kind="stable")[:keep]]
     # The squares of the singular values are the eigenvalues of the inner products, and these take a third of the time.
-    inner = changes @ changes.T if len(changes) <= changes.shape[1] else changes.T @ changes
-    strengths = np.linalg.eigvalsh(inner)[::-1].clip(0) / len(changes) / changes.shape[1]
+    inner = product(changes, changes.T) if len(changes) <= changes.shape[1] else product(changes.T, changes)
+    strengths = eigenvalues(inner)[::-1].clip(0) / len(changes) / changes.shape[1]
     rest = float(strengths[1:].sum())
     freedom = rest**2 / max(float(np.square(strengths[1:]).sum()), 1e-30)
     return rest, rest / max(float(strengths.sum()), 1e-30), max(freedom, 1.0)

@@ -48,18 +48,17 @@ def trunk(window: Window, judged: Tensor) -> Tensor:
 
 
 DISTANCE_STEPS = 10
-"""Least number of steps that a batch distance or a jump is measured over: the new steps, if they are more."""
+"""How many of the newest steps a batch distance or a jump is measured over: what lasts shows in them, and soon."""
 
 
 @once
 def batch_distance(window: Window) -> Tensor:
-    """Distance of the batches from the running statistics, in the middle channel and new step: ``[L]``.
+    """Distance of the batches from the running statistics, in the middle channel and newest step: ``[L]``.
 
     The larger of the distance of the means, in deviations, and the log ratio of the deviations (as its hyperbolic sine,
     which needs no logarithm), over some channels of each layer.
     """
-    recent = slice(-max(DISTANCE_STEPS, window.fresh), None)
-    ratio, shift = (_some(rows[recent], window).detach().numpy() for rows in (window.ratio, window.shift))
+    ratio, shift = (_some(rows[-DISTANCE_STEPS:], window).detach().numpy() for rows in (window.ratio, window.shift))
     with np.errstate(all="ignore"):
         spread = 1 / ratio
         np.subtract(ratio, spread, out=spread)
@@ -74,7 +73,7 @@ def jump(window: Window) -> Tensor:
     """Move of the batch mean from one step to the next, in deviations, in the middle channel and step: ``[L]``."""
     if len(window) < 2:
         return torch.full((len(window.layers),), torch.nan, device="cpu")
-    recent = _some(window.batch_mean[-max(DISTANCE_STEPS, window.fresh) - 1 :], window)
+    recent = _some(window.batch_mean[-DISTANCE_STEPS - 1 :], window)
     var = _some(window.running_var[-1] + window.layers.eps_by_channel, window)
     return _median_of_some(middle_over_steps(recent.diff(dim=0).abs_()) / var.sqrt(), window)
 

@@ -10,6 +10,7 @@ from itertools import combinations
 
 import numpy as np
 
+from bnmonitor.measures.products import eigenvectors, product
 from bnmonitor.measures.robust import Array, lower_median
 
 LEAST_MEMBERS = 4
@@ -47,7 +48,7 @@ def clusters(products: Array) -> Array | None:
     np.fill_diagonal(distance, np.inf)
     if not lower_median(distance.min(1)) <= NEAR * typical:
         return None  # as nearly always: noise of many channels leaves no step near to another
-    values, vectors = np.linalg.eigh(products)
+    values, vectors = eigenvectors(products)
     points = vectors[:, -DIRECTIONS:] * np.sqrt(values[-DIRECTIONS:].clip(0))
     centers = points[_far_from_each_other(points)]
     best, most = None, AWAY
@@ -64,28 +65,38 @@ def clusters(products: Array) -> Array | None:
     return best
 
 
-def maybe_clustered(products: Array) -> list[bool]:
-    """Whether :func:`clusters` may find any, once :func:`without_trend` has taken the trend away: ``[k, t, t]``.
+def maybe_clustered(products: Array, near: Array) -> Array:
+    """Whether half of the points are so near to another one that :func:`clusters` may find any: ``[k]`` bool.
 
-    False is certain, and costs a part of the two.
+    Args:
+        products: ``[k, t, t]`` inner products of points, without trend.
+        near: ``[k]``, the largest distance of a point from the nearest one, as a part of the typical distance.
     """
-    basis = _cubic(products.shape[-1])
-    along = basis @ (basis.T @ products)
-    left = products - along - along.swapaxes(1, 2) + (along @ basis) @ basis.T
-    squares = left.diagonal(axis1=1, axis2=2)
-    distance = np.sqrt((squares[:, :, None] + squares[:, None] - 2 * left).clip(0))
-    every = np.arange(distance.shape[1])
-    distance[:, every, every] = 0
-    typical = distance.mean((1, 2))
-    distance[:, every, every] = np.inf
-    # The order of a sum must not decide.
-    near: list[bool] = (~(lower_median(distance.min(1)) > NEAR * 1.001 * typical)).tolist()
-    return near
+    squares = products.diagonal(axis1=1, axis2=2)
+    distance = -2 * products
+    distance += squares[:, :, None]
+    distance += squares[:, None]
+    np.sqrt(np.maximum(distance, 0, out=distance), out=distance)
+    rows = distance.reshape(len(distance), -1)
+    own = rows[:, :: distance.shape[1] + 1]
+    own[:] = 0
+    typical = rows.mean(1)
+    own[:] = np.inf
+    # Rounding, and the order of a sum, must not decide.
+    found: Array = ~(lower_median(distance.min(1)) > 1.01 * near * typical)
+    return found
+
+
+def take_trend(points: Array) -> None:
+    """Take a cubic over time from each coordinate of points, ``[c, t]``, in place."""
+    basis = _cubic(points.shape[1]).astype(points.dtype)
+    points -= product(product(points, basis), basis.T)
 
 
 def without_trend(products: Array) -> Array:
     """Return inner products ``[t, t]`` of points from each coordinate of which a cubic over time is taken."""
-    return _no_cubic(len(products)) @ products @ _no_cubic(len(products))
+    left = _no_cubic(len(products))
+    return product(product(left, products), left)
 
 
 @lru_cache(maxsize=64)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations, pairwise
+from functools import lru_cache
+from itertools import accumulate, combinations, pairwise
 from math import inf, lgamma, log
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bnmonitor.layers import LayerTable, Segments
 from bnmonitor.measures.batches import normalizing
-from bnmonitor.measures.clusters import OUTLIERS, clusters, maybe_clustered, without_trend
+from bnmonitor.measures.clusters import NEAR, OUTLIERS, clusters, maybe_clustered, take_trend, without_trend
+from bnmonitor.measures.products import product
 from bnmonitor.measures.reductions import once
-from bnmonitor.measures.robust import lower_median, mean_over_steps
+from bnmonitor.measures.robust import Array, lower_median
 from bnmonitor.measures.running_lag import settled
 from bnmonitor.window import Structure, Window
 
@@ -25,6 +28,16 @@ CALM = 0.5
 
 CHANNELS = 32
 """Most channels of a layer that tell whether it gets a closer look, which takes more of them."""
+
+NEAR_IN_FEW = 0.6
+"""Largest distance of a step from the nearest one in so many channels, as a part of the typical one, likewise: more
+than in all of them, as it depends on which these are."""
+
+RUNS = 16
+"""Runs of neighbors that these channels are."""
+
+RECENT = 16
+"""Steps in which the layers that vary most are looked for first: the level changes in every fifth of them at least."""
 
 MOST_LAYERS = 8
 """Most layers that get a closer look."""
@@ -88,10 +101,7 @@ def path_levels(window: Window) -> Levels:
     judged = normalizing(window) & settled(window) & ~structure.roots()
     if not judged.any():
         return result
-    spread = _spread(window).nan_to_num(0.0)
-    judged &= spread > LEAST_SPREAD
-    widest = spread.where(judged, 0.0).topk(min(MOST_LAYERS, length)).indices
-    for layer in _maybe_grouped(window, widest[judged[widest]].tolist()):
+    for layer in _maybe_grouped(window, _varying(window, judged.numpy())):
         found = _grouped(window, layer)
         if found is None:
             continue
@@ -112,41 +122,104 @@ def path_levels(window: Window) -> Levels:
     return result
 
 
-def _spread(window: Window) -> Tensor:
-    """How far the batches of each layer vary from step to step: ``[L]``, in deviations or as a log of them."""
-    at, segments = window.layers.some_in(tuple(range(len(window.layers))), most=CHANNELS)
-    scale = window.ratio.index_select(1, at)
-    log = (scale - scale.reciprocal()).div_(2).clamp_(-3, 3).square_()
-    shift = window.shift.index_select(1, at).clamp_(-3, 3)
-    lag = mean_over_steps(shift)  # a layer that is seldom called lags behind
-    return torch.maximum(
-        segments.mean(mean_over_steps(shift.square_()) - lag.square_()), segments.mean(mean_over_steps(log))
-    ).sqrt()
+def _varying(window: Window, judged: Array) -> list[int]:
+    """Those of some layers, ``[L]`` bool, whose batches vary most from step to step, and so much as to be looked at."""
+    layers = judged.nonzero()[0]
+    if len(layers) > 3 * MOST_LAYERS:
+        layers = layers[_spread(window, layers, RECENT).argsort()[: -2 * MOST_LAYERS - 1 : -1]]
+    spread = _spread(window, layers, len(window))
+    most = spread.argsort()[: -MOST_LAYERS - 1 : -1]
+    found: list[int] = layers[most[spread[most] > LEAST_SPREAD]].tolist()
+    return found
+
+
+@lru_cache(maxsize=8)
+def _few(table: LayerTable) -> tuple[Array, ...]:
+    """Positions of :data:`CHANNELS` channels of each layer, or of all: in runs, as memory is read, evenly spread."""
+    some = []
+    for start, channels in zip(table.offsets, table.channels, strict=False):
+        runs = start + np.arange(RUNS) * channels // RUNS
+        few = (runs[:, None] + np.arange(CHANNELS // RUNS)).ravel()
+        some.append(few if channels > CHANNELS else np.arange(start, start + channels))
+    return tuple(some)
+
+
+_segments = lru_cache(maxsize=8)(Segments)
+
+
+@np.errstate(all="ignore")
+def _spread(window: Window, layers: Array, steps: int) -> Array:
+    """How far the batches of some layers vary in the newest steps: ``[k]``, in deviations or as a log of them."""
+    few = _few(window.layers)
+    some = [few[layer][::2] for layer in layers.tolist()]
+    at, segments = np.concatenate(some), _segments(tuple(map(len, some)))
+    shift, scale = (np.ascontiguousarray(rows[-steps:].numpy()[:, at].T) for rows in (window.shift, window.ratio))
+    scale -= 1 / scale
+    scale /= 2
+    lag, varies = _moments(shift)  # a layer that is seldom called lags behind
+    both = np.stack([varies - np.square(lag), _moments(scale)[1]])
+    spread: Array = np.sqrt(segments.mean(torch.from_numpy(both)).numpy().max(0))
+    return np.nan_to_num(spread)
+
+
+def _moments(rows: Array) -> tuple[Array, Array]:
+    """Mean, and mean square, of ``[c, t]`` over the steps, within bounds; NaN is left out."""
+    np.clip(rows, -3, 3, out=rows)
+    total, squares, known = rows.sum(1), np.einsum("ct,ct->c", rows, rows), rows.shape[1]
+    if np.isnan(total.sum()):
+        holes = np.isnan(rows)
+        rows = np.where(holes, 0, rows)
+        total, squares, known = rows.sum(1), np.square(rows).sum(1), rows.shape[1] - holes.sum(1, dtype=rows.dtype)
+    return total / known, squares / known
 
 
 def _maybe_grouped(window: Window, layers: list[int]) -> list[int]:
-    """Those of some layers for which :func:`_grouped` may find levels, at a lower cost: it takes all in one go."""
+    """Those of some layers for which :func:`_grouped` may find levels, at a lower cost: it takes all in one go.
+
+    A few channels are looked at first, and more of them only where steps are near to each other in these.
+    """
     if not layers:
         return []
-    some = [window.layers.some_of(layer) for layer in layers]
+    once_a_step = (window.updates.numpy()[:, layers] == 1).all(0).tolist()
+    plain = [layer for layer, is_plain in zip(layers, once_a_step, strict=True) if is_plain]
+    wide = {layer for layer in plain if window.layers.channels[layer] > CHANNELS}
+    few = _few(window.layers)
+    limits = [NEAR_IN_FEW if layer in wide else NEAR for layer in plain]
+    near = _near(window, plain, [few[layer] for layer in plain], limits)
+    again = [layer for layer in near if layer in wide]
+    more = [np.arange(at.start, at.stop, at.step) for at in map(window.layers.some_of, again)]
+    still = _near(window, again, more, [NEAR] * len(again))
+    out = {*plain} - {*near} | {*again} - {*still}
+    return [layer for layer in layers if layer not in out]
+
+
+def _near(window: Window, layers: list[int], some: list[Array], near: list[float]) -> list[int]:
+    """Those of some layers of which half of the steps are so near to another one, in some channels of each."""
+    if not layers:
+        return []
+    sizes, at = [*map(len, some)], np.concatenate(some)
+    ends = [0, *accumulate(sizes)]
     # The channels first: then each one lies in one piece.
-    mean, var = (
-        np.concatenate([rows[:, at] for at in some], 1).T.copy()
-        for rows in (window.batch_mean.numpy(), window.batch_var.numpy())
-    )
-    ends = np.cumsum([0, *(len(range(at.start, at.stop, at.step)) for at in some)]).tolist()
+    mean, var = (np.ascontiguousarray(rows.numpy()[:, at].T) for rows in (window.batch_mean, window.batch_var))
     eps = np.array([window.layers.eps[layer] for layer in layers], dtype=var.dtype)
-    log = torch.from_numpy(np.maximum(var + eps.repeat(np.diff(ends))[:, None], 1e-30)).log_().div_(2).numpy()
+    var += eps.repeat(sizes)[:, None]
+    log = torch.from_numpy(np.maximum(var, 1e-30, out=var)).log_().div_(2).numpy()
     if not np.isfinite(mean.sum() + log.sum()):
         return layers
     middle = lower_median(log)[:, None]
-    rows = (mean - lower_median(mean)[:, None]) * np.exp(-middle), log - middle
-    points = np.concatenate([each.clip(-3, 3) for each in rows])
-    spans = [(slice(a, b), slice(len(log) + a, len(log) + b)) for a, b in pairwise(ends)]
-    products = np.stack([sum(points[at].T @ points[at] for at in both) for both in spans])
-    near = maybe_clustered(products.astype(np.float64))
-    once_a_step = (window.updates[:, layers] == 1).all(0).tolist()
-    return [layer for layer, is_near, plain in zip(layers, near, once_a_step, strict=True) if is_near or not plain]
+    mean -= lower_median(mean)[:, None]
+    mean *= np.exp(-middle)
+    log -= middle
+    # Each layer in one piece: its means, and then its variances.
+    points, first = np.empty((2 * len(at), len(window)), mean.dtype), np.array(ends[:-1])
+    place = np.arange(len(at)) + first.repeat(sizes)
+    points[place], points[place + np.repeat(sizes, sizes)] = mean, log
+    np.clip(points, -3, 3, out=points)
+    take_trend(points)
+    each = (points[2 * a : 2 * b] for a, b in pairwise(ends))
+    products = np.stack([product(one.T, one) for one in each])
+    found = maybe_clustered(products, np.array(near, dtype=products.dtype)).tolist()
+    return [layer for layer, is_near in zip(layers, found, strict=True) if is_near]
 
 
 def _grouped(window: Window, layer: int) -> tuple[Tensor, Tensor] | None:
@@ -171,9 +244,9 @@ def _grouped(window: Window, layer: int) -> tuple[Tensor, Tensor] | None:
         return None
     middle = lower_median(log)[:, None]
     rows = (mean - lower_median(mean)[:, None]) * np.exp(-middle), log - middle
-    products = sum(points.T @ points for points in (each.clip(-3, 3) for each in rows))
+    one, other = (product(points.T, points) for points in (each.clip(-3, 3) for each in rows))
     # The weights move during the window, and not by levels.
-    level = clusters(without_trend(products.astype(np.float64)))
+    level = clusters(without_trend((one + other).astype(np.float64)))
     return None if level is None else (torch.from_numpy(level), torch.from_numpy(at))
 
 

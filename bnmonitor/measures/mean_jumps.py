@@ -27,25 +27,24 @@ def moved_mean(window: Window) -> Tensor:
 
     Away from the running statistics before these steps; so far, and further, are three quarters of the steps.
     """
-    steps = max(DISTANCE_STEPS, window.fresh)
-    if len(window) <= steps:
+    if len(window) <= DISTANCE_STEPS:
         return torch.zeros(len(window.layers), device="cpu")
-    return median(_one_sided(_away(window, steps)), window)
+    return median(_one_sided(_away(window)), window)
 
 
 def moves(window: Window, layer: int) -> Tensor:
     """How far the batch mean of a layer was to the side to which it moved, in the middle channel: ``[T]``."""
-    steps, span = max(DISTANCE_STEPS, window.fresh), window.layers.span(layer)
+    steps, span = DISTANCE_STEPS, window.layers.span(layer)
     before = window.running_mean[-steps - 1, span]
     scale = (window.running_var[-steps - 1, span] + window.layers.eps[layer]).sqrt()
     away = (window.batch_mean[:, span] - before) / scale
     return (away * away[-steps:].nanmedian(0).values.sign()).nanmedian(1).values
 
 
-def _away(window: Window, steps: int) -> Tensor:
+def _away(window: Window) -> Tensor:
     """Distance of the batch means of the newest steps from the running mean before them, in deviations: ``[T, C]``."""
-    before, var = window.running_mean[-steps - 1], window.running_var[-steps - 1]
-    return (window.batch_mean[-steps:] - before) / (var + window.layers.eps_by_channel).sqrt()
+    before, var = window.running_mean[-DISTANCE_STEPS - 1], window.running_var[-DISTANCE_STEPS - 1]
+    return (window.batch_mean[-DISTANCE_STEPS:] - before) / (var + window.layers.eps_by_channel).sqrt()
 
 
 def _one_sided(away: Tensor) -> Tensor:

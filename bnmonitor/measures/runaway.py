@@ -59,21 +59,21 @@ def gamma_run(window: Window, steps: int = GAMMA_STEPS) -> Tensor:
     if now is None or not (whole or len(window) > 2):
         return torch.full((len(layers),), torch.nan, device="cpu")
     begin = now - steps
-    before = window.baseline.gamma if begin < 0 and whole else gamma[max(0, begin)]
-    before, after = before.to(gamma.dtype), gamma[now]
-    unknown = after.isnan()
-    if layers.split:
-        # What is split over the processes may be known of one step only.
-        same = now == 0 and not whole
-        unknown |= layers.split_channels & (before.isnan() | same)
-    moved = layers.segments.max((after - before).abs_().nan_to_num_(nan=0.0)).numpy()
-    judged = window.facts.affine_trains & layers.segments.any(~unknown)
+    first = window.baseline.gamma if begin < 0 and whole else gamma[max(0, begin)]
+    before, after = (row.detach().to(gamma.dtype).numpy() for row in (first, gamma[now]))
+    judged = window.facts.affine_trains.numpy() & np.array(layers.affine)
     with np.errstate(all="ignore"):
-        scale = np.sqrt(layers.segments.mean(before.square()).numpy())
+        moved = layers.segments.max_of(np.abs(after - before))
+        if layers.split or np.isnan(moved).any():
+            unknown = np.isnan(after)
+            # What is split over the processes may be known of one step only.
+            unknown |= layers.split_channels.numpy() & (np.isnan(before) | (now == 0 and not whole))
+            judged &= layers.segments.any(torch.from_numpy(~unknown)).numpy()
+        scale = np.sqrt(layers.segments.mean(torch.from_numpy(np.square(before))).numpy())
         finite = np.isfinite(scale)
         scale = np.maximum(scale, lower_median(scale[finite]) if finite.any() else scale.dtype.type(1.0))
-        run = moved / np.where(scale > 0, scale, scale.dtype.type(1.0))
-    return torch.from_numpy(np.where(judged.numpy() & np.array(layers.affine), run, run.dtype.type(np.nan)))
+        run = np.nan_to_num(moved) / np.where(scale > 0, scale, scale.dtype.type(1.0))
+    return torch.from_numpy(np.where(judged, run, run.dtype.type(np.nan)))
 
 
 def loss_level(window: Window, steps: int = SETTLED_LOSS) -> float:

@@ -17,11 +17,19 @@ from bnmonitor.window import Window
 LEAST_WARM_UP = 30
 """Least number of updates before a layer is judged."""
 
+NEWEST = 10
+"""Steps by which it is judged what a layer is like now."""
+
+
+def newest(window: Window) -> slice:
+    """Return the newest of the new steps, :data:`NEWEST` at most."""
+    return slice(-min(max(1, window.fresh), NEWEST), None)
+
 
 @once_of_rows
 def typical_variance(window: Window) -> Tensor:
-    """Robust middle of each channel's batch variance over the new steps: ``[C]``."""
-    return middle_over_steps(variances(window, slice(-max(1, window.fresh), None)))
+    """Robust middle of each channel's batch variance over the newest steps: ``[C]``."""
+    return middle_over_steps(variances(window, newest(window)))
 
 
 @once_of_rows

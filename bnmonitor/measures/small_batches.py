@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bnmonitor.layers import LayerTable
+from bnmonitor.measures.products import eigenvectors, product
 from bnmonitor.measures.robust import Array, lower_median
 from bnmonitor.window import Window
 
@@ -134,57 +137,96 @@ def times_smaller(factor: Array) -> Array:
     return 1.5 * np.square(factor) - 0.5
 
 
-def step_noise(window: Window, layers: Tensor) -> StepNoise | None:
+def step_noise(window: Window, layers: Tensor, least: float = 0.0) -> StepNoise | None:
     """Compare the noise of each step with that of the others, over all layers that normalize: ``[L]`` bool.
 
     The statistics of a batch of ``n`` samples are ``sqrt(N / n)`` times as far from their neighbors as those of ``N``,
     the means and the variances, in every channel, layer and direction alike. Weights that jump, and data of another
     kind, move some directions more than others, or the means alone, or for longer than a step.
 
+    Args:
+        window: The window.
+        layers: The layers.
+        least: The noise is not compared if no step is so many times as far as usual in single channels, which costs
+            less to see than directions.
+
     Returns:
-        None where too little is known.
+        None where too little is known, or no step is so noisy.
     """
     if len(window) < LEAST_STEPS or not bool((window.updates[:, layers] == 1).all()):
         return None
-    found = [layer for layer in layers.nonzero().flatten().tolist() if window.layers.channels[layer]]
+    index = _chosen(window.layers, tuple(layers.nonzero().flatten().tolist()))
+    means = window.batch_mean.detach().index_select(1, index).double().numpy()
+    variances = window.batch_var.detach().index_select(1, index).double().clamp_(min=1e-30).log_().numpy()
+    first, second = _by_channel(means), _by_channel(variances)
+    if first is None or second is None or (least and _largest(first, second) < least):
+        return None
+    means_apart, variances_apart = _by_direction(first), _by_direction(second)
+    if means_apart is None or variances_apart is None:
+        return None
+    together, directions = zip(means_apart, variances_apart, strict=True)
+    return StepNoise(together, directions, (first, second))
+
+
+@lru_cache(maxsize=8)
+def _chosen(table: LayerTable, layers: tuple[int, ...]) -> Tensor:
+    """Positions of channels of some layers: :data:`COLUMNS` in all, but two of each layer at least."""
+    found = [layer for layer in layers if table.channels[layer]]
     each = max(2, COLUMNS // max(len(found), 1))
     at: list[int] = []
     for layer in found:
-        span = range(*window.layers.some_of(layer).indices(window.layers.total))
-        chosen = span if len(span) <= each else [span[k * (len(span) - 1) // (each - 1)] for k in range(each)]
-        at.extend(chosen)
-    index = torch.tensor(at, device="cpu")
-    means = window.batch_mean.detach().index_select(1, index).double().numpy()
-    variances = window.batch_var.detach().index_select(1, index).double().clamp_(min=1e-30).log_().numpy()
-    first, second = (_distances(rows) for rows in (means, variances))
-    return None if first is None or second is None else StepNoise(*zip(first, second, strict=True))
+        span = range(*table.some_of(layer).indices(table.total))
+        at.extend(span if len(span) <= each else [span[k * (len(span) - 1) // (each - 1)] for k in range(each)])
+    return torch.tensor(at, device="cpu")
 
 
-def _distances(rows: Array) -> tuple[Array, Array, Array] | None:
-    """Distance of each step ``[T, C]`` over the usual one: in all, by direction and by channel.
-
-    Channels that do not change are left out. A direction is one in which most steps vary, each of them counting alike:
-    a step that is far off must not have one of its own.
-    """
-    rows = rows[:, np.isfinite(rows).all(0)]
+def _by_channel(rows: Array) -> Array | None:
+    """Distance of each step ``[T, C]`` over the usual one; channels that do not change are left out."""
+    with np.errstate(invalid="ignore"):
+        known = math.isfinite(rows.sum())
+    if not known:
+        rows = rows[:, np.isfinite(rows).all(0)]
     away = rows[1:-1] - (rows[2:] + rows[:-2]) / 2
     usual = 1.4826 * _middle(np.abs(away))
     good = usual > 0
-    if not good.any():
-        return None
-    channels = np.clip(away[:, good] / usual[good], -FARTHEST, FARTHEST)
+    if not good.all():
+        away, usual = away[:, good], usual[good]
+    return np.clip(away / usual, -FARTHEST, FARTHEST) if len(usual) else None
+
+
+def _largest(means: Array, variances: Array) -> float:
+    """How many times as far as usual the noisiest step is in single channels, as the factor is in directions.
+
+    By the mean of their squares, or of their absolutes, which a few channels with rare peaks do not fill.
+    """
+    by_squares, by_size = ([power(rows).mean(1) for rows in (means, variances)] for power in (np.square, np.abs))
+    squares, sizes = (_over_usual(one) * _over_usual(other) for one, other in (by_squares, by_size))
+    return math.sqrt(max(math.sqrt(squares.max()), sizes.max()))
+
+
+def _over_usual(size: Array) -> Array:
+    found: Array = size / max(float(lower_median(size)), 1e-12)
+    return found
+
+
+def _by_direction(channels: Array) -> tuple[Array, Array] | None:
+    """Distance of each step over the usual one, from that by channel: in all, and by direction.
+
+    A direction is one in which most steps vary, each of them counting alike: a step that is far off must not have one
+    of its own.
+    """
     size = np.square(channels).mean(1)
     alike = channels / np.sqrt(np.maximum(size, 1e-12))[:, None]
-    strength, steps = np.linalg.eigh(alike @ alike.T)
+    strength, steps = eigenvectors(product(alike, alike.T))
     kept = strength[-DIRECTIONS:] > 1e-9 * strength[-1]
     strength, steps = strength[-DIRECTIONS:][kept], steps[:, -DIRECTIONS:][:, kept]
-    directions = channels @ (alike.T @ steps / np.sqrt(strength))
+    directions = product(channels, product(alike.T, steps) / np.sqrt(strength))
     middle = 1.4826 * _middle(np.abs(directions))
     directions = directions[:, middle > 0] / middle[middle > 0]
     if not directions.size:
         return None
     together = np.sqrt(np.maximum(np.square(directions).mean(1), 1e-12))
-    return together / np.median(together), directions, channels
+    return together / np.median(together), directions
 
 
 def _middle(rows: Array) -> Array:

@@ -28,7 +28,9 @@ def variances(
         ``[T', C']``; NaN where nothing is known of the batch.
     """
     known = window.batch_var[rows, channels]
-    if not bool(known.sum().isnan()):
+    # The averages are carried along only where all but the first row is known.
+    complete = window.averages is not None and rows.indices(len(window))[0] > 0
+    if complete or not bool(known.sum().isnan()):
         return known
     owner, eps = window.layers.owner[channels], window.layers.eps_by_channel[channels]
     momentum = window.momentum[rows].nan_to_num(0.0).clamp(0.0, 0.9999).to(known.dtype)[:, owner]

@@ -23,6 +23,7 @@ from bnmonitor.monitor.actions import AlertActions, AlertError, BatchNormWarning
 from bnmonitor.monitor.overhead import Overhead
 from bnmonitor.monitor.run_files import RunFiles
 from bnmonitor.monitor.settings import Settings
+from bnmonitor.monitor.single_threaded import SingleThreaded
 from bnmonitor.recording import Moment, Recorder
 from bnmonitor.results import Alert
 from bnmonitor.rules import Conditions, Finding, MonitorFault, absent_needs, unmet
@@ -34,6 +35,9 @@ from bnmonitor.window import Window
 logger = logging.getLogger("bnmonitor")
 
 _LOG_EVERY = 50
+
+_CALM_CHECKS = 5
+"""Checks of which the rules judge one, as long as there is nothing new."""
 
 VERSION = 1
 """Of the state in a checkpoint."""
@@ -65,10 +69,13 @@ class Session:
         self._chosen = settings.chosen_rules()
         # Rules of the catalogue draw no random numbers and change no settings, which costs a tenth of them to ensure.
         # They compute no gradients and keep no tensor, so that autograd need not look at what they compute.
-        own = all(type(rule).__module__.startswith("bnmonitor.") for rule in self._chosen)
-        self._rules_at_work: Callable[[], AbstractContextManager[None]] = torch.inference_mode if own else undisturbed
+        self._own = all(type(rule).__module__.startswith("bnmonitor.") for rule in self._chosen)
+        work: Callable[[], AbstractContextManager[None]] = torch.inference_mode if self._own else undisturbed
+        self._rules_at_work = work
+        # Not around what the user's functions and sinks do.
+        self._alone = SingleThreaded()
         self.optimizers: list[Optimizer] = []
-        self.book = AlertBook(self._chosen, settings.special_rules())
+        self.book = AlertBook(self._chosen, settings.special_rules(), each=settings.check_every_n_steps)
         self.diagnosis = Diagnosis()
         self._alerts: tuple[Alert, ...] | None = None
         self.actions = AlertActions(settings, words, self._open_sink_error)
@@ -79,9 +86,12 @@ class Session:
         recorder.sampling.sparing = lambda: self.overhead.exceeded
         # The steps before the new ones are what these are compared with.
         each = settings.check_every_n_steps
-        self._most_unchecked = max(each, (settings.window - each) // each * each)
-        self._checked = 0
-        """Steps that there were at the last check."""
+        self._most_unjudged = max(each, (settings.window - each) // each * each)
+        self._most_calm = min(self._most_unjudged, _CALM_CHECKS * each)
+        self._judged = 0
+        """Steps that there were when the rules last judged."""
+        self._awake_until = 0
+        """Up to which count of steps the rules judge at every check: as long as what was new is in the window."""
         self.failure = ""
         """Why bnmonitor has stopped watching; empty if it has not failed."""
         self._log_every = _LOG_EVERY if settings.log_every_n_steps is None else settings.log_every_n_steps
@@ -268,23 +278,32 @@ class Session:
     def step(self, number: int, loss: object = None) -> None:
         """Record the training batch that has just ended; run the rules and write a frame when they are due."""
         self._shown = False
-        self.recorder.step(number, _learning_rate(self.optimizers), loss)
-        self.facts.step(number)
+        with self._alone:
+            self.recorder.step(number, _learning_rate(self.optimizers), loss)
+            self.facts.step(number)
         count = self.recorder.count
         due = self.recorder.full or count == 1 or count % self.settings.check_every_n_steps == 0
-        judged = None
-        if due and self._spares(count):
-            if not self._renewed():
-                self._collect(wait=False)
-        elif due:
-            judged = self.check()
+        judged = self._look(count) if due else None
         if self._log_every and (count == 1 or count % self._log_every == 0) and self.recorder.steps:
             self._frame(judged)
 
-    def _spares(self, count: int) -> bool:
-        """Whether this check is left to a later one, as the monitor takes more time than it may."""
-        next_due = count + self.settings.check_every_n_steps
-        return count > 1 and next_due <= self._checked + self._most_unchecked and self.overhead.exceeded
+    def _look(self, count: int) -> Window | None:
+        """Take in the steps since the last check; run the rules on them unless a later check is soon enough."""
+        if self._renewed():
+            return None
+        self._collect(wait=False)
+        each = self.settings.check_every_n_steps
+        if self.recorder.has_lasting_news:
+            self._awake_until = count + self.settings.window + each
+        may_wait = count > 1 and count + each <= self._judged + self._most_unjudged
+        if may_wait and (self.overhead.exceeded or (count % self._most_calm != each and self._is_calm())):
+            return None
+        return self._judge(wait=False)
+
+    def _is_calm(self) -> bool:
+        """Whether the rules would find now what they found last, unless it grows slowly."""
+        quiet = self.recorder.count >= self._awake_until and not self.recorder.has_news
+        return quiet and self._own and self.book.settled and world_size() == 1
 
     def skipped(self) -> dict[str, str]:
         """Rules whose needs are not met now, by name, each with the reason."""
@@ -313,14 +332,16 @@ class Session:
         return self.recorder.window(self.optimizers, self.facts)
 
     def _collect(self, *, wait: bool) -> None:
-        self.facts.collect(wait=False)  # what is sent before the steps arrives before them
-        self.recorder.collect(wait=wait)
+        with self._alone:
+            self.facts.collect(wait=False)  # what is sent before the steps arrives before them
+            self.recorder.collect(wait=wait)
 
     def _summarize(self, window: Window | None, epoch: int | None = None) -> Summary:
         if window is None:
             found = empty(self.recorder.layers, tuple(self.book.alerts), self.skipped())
         else:
-            found = summarize(window, tuple(self.book.alerts), self.skipped(), epoch, self.diagnosis.incidents)
+            with self._alone:
+                found = summarize(window, tuple(self.book.alerts), self.skipped(), epoch, self.diagnosis.incidents)
         loss = next(iter(self.recorder.course.losses(self.recorder.steps[-1:])), None)
         return replace(
             found,
@@ -384,19 +405,21 @@ class Session:
     @torch.no_grad()
     def _judge(self, evaluation: str = "", end: bool = False, *, wait: bool = True) -> Window | None:
         moment = Moment(optimizers=self.optimizers, run=self.facts, evaluation=evaluation, end=end, wait=wait)
-        window = self.recorder.advance(moment)
-        self._checked = self.recorder.count
+        with self._alone:
+            window = self.recorder.advance(moment)
+        self._judged = self.recorder.count
         unjudged = window is not None and (window.fresh > 0 or self.recorder.evaluations.has_unjudged)
         if window is None or not (unjudged or evaluation or end):
             return window
         times = {"check": unjudged, "evaluation": bool(evaluation), "end": end}
-        with self._rules_at_work():
+        with self._alone, self._rules_at_work():
             events = self.book.check(window, self.absent(), [moment for moment, now in times.items() if now])
             changes = self._diagnose(window)
         self._shown &= not (events or changes)
         if self.files is not None:
             self.files.judged(window, events, [change.incident for change in changes])
-        self.recorder.settle(window, held=self.book.held(window.layers))
+        with self._alone:
+            self.recorder.settle(window, held=self.book.held(window.layers))
         self.actions.announce([self._explained(alert) for alert in events], changes)
         return window
 

@@ -15,11 +15,13 @@ from torch import Tensor
 from bnmonitor.layers import LayerTable
 from bnmonitor.limits import ALIVE
 from bnmonitor.measures import (
+    NEWEST,
     Array,
     batch_distance,
     forgetting,
     jump,
     middle_over_steps,
+    newest,
     offset,
     typical_variance,
     variances,
@@ -72,9 +74,11 @@ def restored(fresh: Baseline, layers: LayerTable, saved: Mapping[str, Any]) -> B
 
 
 def counted(window: Window) -> Baseline:
-    """Return the window's baseline with the new updates counted and new life noted, before rules judge."""
+    """Return the baseline that rules need: new updates are counted, new life is noted, and steps before followed."""
     if not window.fresh:
         return window.baseline
+    if window.fresh > NEWEST:  # the newest steps are compared with those just before them, judged or not
+        window = window.against(_calm_levels(window, warm(window)[-1], last=False))
     alive = window.baseline.alive | (typical_variance(window) > ALIVE * window.layers.eps_by_channel)
     new = slice(-window.fresh, None)
     counted = replace(
@@ -96,7 +100,7 @@ def counted(window: Window) -> Baseline:
 def followed(window: Window, held: Tensor) -> Baseline:
     """Return the window's baseline after it has followed the new steps.
 
-    Middle and median absolute deviation of the new steps are taken in log space, so one wild step moves neither; a
+    Middle and median absolute deviation of the newest steps are taken in log space, so one wild step moves neither; a
     lasting change is followed with a memory of :data:`MEMORY` steps.
 
     Args:
@@ -109,22 +113,16 @@ def followed(window: Window, held: Tensor) -> Baseline:
     least = 1e-3 * layers.eps_by_channel
     middle = typical_variance(window) + least
     # A median goes through a log unchanged: one log per channel will do.
-    factor = (variances(window, slice(-max(1, window.fresh), None)) + least).div_(middle)
+    factor = (variances(window, newest(window)) + least).div_(middle)
     spread = middle_over_steps(torch.maximum(factor, factor.reciprocal(), out=factor)).log()
     by_channel = moving[layers.owner]
-    thawed = window.facts.thawed
-    if thawed is not None and thawed in window.steps[-max(1, window.fresh) :]:
-        # How calm a layer was while it, or what feeds it, stood still says nothing of how calm it is in training.
-        unknown = torch.full_like(base.batch_distance, torch.nan)
-        base = replace(base, batch_distance=unknown, jump=unknown.clone())
+    base = _calm_levels(window, moving, last=True)
     highest = max(window.facts.learning_rates[:-RECENT], default=math.nan)
     return replace(
         base,
         log_var=_follow(base.log_var, middle.log().float(), by_channel, rate),
         spread=_follow(base.spread, spread.float(), by_channel, rate),
         offset=_follow(base.offset, offset(window).float(), moving, rate),
-        batch_distance=_calm(base.batch_distance, batch_distance(window).float(), moving, window),
-        jump=_calm(base.jump, jump(window).float(), moving, window),
         rate=base.rate.fmax(torch.tensor(highest, device="cpu")),
     )
 
@@ -150,9 +148,34 @@ def _initial(layers: LayerTable, mean: Tensor, var: Tensor, counts: Tensor) -> T
     return left.where(~untouched, 1.0)
 
 
-def _calm(old: Tensor, new: Tensor, moving: Tensor, window: Window) -> Tensor:
-    """Follow quickly down and slowly up: the level of calm times."""
-    steps = max(1, window.fresh)
+def _calm_levels(window: Window, moving: Tensor, *, last: bool) -> Baseline:
+    """Let the batch distance and the jump follow the new steps, a few at a time.
+
+    Each of them is measured over a few steps: of many, the newest alone do not tell how calm all were.
+
+    Args:
+        window: The window; its baseline is followed.
+        moving: ``[L]`` bool, layers whose baseline follows.
+        last: Whether to follow the last few steps, or all before these.
+    """
+    base, length = window.baseline, len(window)
+    distance, jumped = base.batch_distance, base.jump
+    begin, end = length - min(length, max(1, window.fresh)), length
+    begin, end = (max(begin, end - NEWEST), end) if last else (begin, end - NEWEST)
+    thawed = window.facts.thawed
+    if thawed is not None and thawed in window.steps[begin : max(end, begin)]:
+        # How calm a layer was while it, or what feeds it, stood still says nothing of how calm it is in training.
+        distance = torch.full_like(distance, torch.nan)
+        jumped, begin = distance.clone(), window.steps.index(thawed)
+    for until in reversed(range(end, begin, -NEWEST)):
+        part, steps = window if until == length else window.until(until), min(NEWEST, until - begin)
+        distance = _calm(distance, batch_distance(part).float(), moving, steps)
+        jumped = _calm(jumped, jump(part).float(), moving, steps)
+    return replace(base, batch_distance=distance, jump=jumped)
+
+
+def _calm(old: Tensor, new: Tensor, moving: Tensor, steps: int) -> Tensor:
+    """Follow quickly down and slowly up, by so many steps: the level of calm times."""
     down, up = (np.float32(1 - math.exp(-steps / memory)) for memory in (CALMING, MEMORY))
     was, now = old.numpy(), new.numpy()
     with np.errstate(all="ignore"):

@@ -27,7 +27,7 @@ from bnmonitor.recording.traces import compilations
 from bnmonitor.recording.watched import WatchedLayers
 from bnmonitor.recording.window_state import restore_window, save_window
 from bnmonitor.sampling import SampleSchedule
-from bnmonitor.window import Baseline, Window, series
+from bnmonitor.window import Baseline, Sample, Window, series
 
 _MANY_CHANNELS = 2_000
 
@@ -77,6 +77,7 @@ class Recorder:
         """Whether there was a step since the layers were found."""
         self._compilations = compilations()
         self._restored: Mapping[str, Any] | None = None
+        self._judged_sample: Sample | None = None
         self._baseline: Baseline | None = None
         self._adopt(self._watched.found)
 
@@ -305,6 +306,21 @@ class Recorder:
         if window.fresh:
             self._baseline = baseline.followed(window, held)
         self._fresh = 0
+        if self.steps:
+            self._tape.novelty.judged(self._ring.view(), self._ring.rates)
+        self._judged_sample = self.sampling.latest
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something that the rules should judge now: what is new, a sample, or an evaluation."""
+        young = len(self.steps) < self._ring.size
+        sampled = self.sampling.latest is not self._judged_sample
+        return young or sampled or self._tape.novelty.found or self.evaluations.has_unjudged
+
+    @property
+    def has_lasting_news(self) -> bool:
+        """Whether what is new may be a fault that takes a window to be told."""
+        return self._tape.novelty.lasts
 
     def _window(self, moment: Moment) -> Window | None:
         if self._baseline is None or not self.steps:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -57,6 +58,20 @@ class Seen:
         return Seen(self.calls + other.calls, values, mean, var)
 
 
+class Recovered(NamedTuple):
+    """What the recovery of some steps says besides the statistics.
+
+    Attributes:
+        impossible: ``[T, L]`` bool, where no batch can have made the running statistics, although nobody is known to
+            have written to them; None if that is nowhere.
+        extremes: ``[4, C]``, lowest and highest batch mean, lowest and highest batch variance; None where some of them
+            are not known.
+    """
+
+    impossible: Tensor | None
+    extremes: Tensor | None
+
+
 def recover_rows(
     layers: LayerTable,
     *,
@@ -70,7 +85,7 @@ def recover_rows(
     out: Mapping[str, Tensor],
     momentum_before: Tensor | None = None,
     chained: bool = False,
-) -> Tensor | None:
+) -> Recovered:
     """Recover the batch statistics of several steps.
 
     All steps of all channels are looked at, but for what is rare (a write by another hand, lost precision, values that
@@ -90,10 +105,6 @@ def recover_rows(
             :class:`bnmonitor.window.Window`.
         momentum_before: ``momentum`` as it was before each step; None: the same.
         chained: Whether each step begins with what the one before it has left.
-
-    Returns:
-        ``[T, L]`` bool, where no batch can have made the running statistics, although nobody is known to have written
-        to them; None if that is nowhere.
     """
     updates = counts[1] - counts[0]
     unsure = torch.zeros_like(foreign)
@@ -102,7 +113,8 @@ def recover_rows(
         momentum, unsure = in_force(
             layers, before=before, after=after, counts=counts, momenta=momenta, half_ulp=half_ulp
         )
-    usual = (updates == 1).numpy() & counted.numpy() & ~(foreign | unsure).numpy() & (momentum > 0).numpy()
+    odd = foreign.numpy() | unsure.numpy()
+    usual = (updates.numpy() == 1) & counted.numpy() & ~odd & (momentum.numpy() > 0)
     if usual.all() and bool(layers.tracked.all()):
         channels = _Channels(layers, before, after, momentum, out, chained=chained)
         if channels.finite and not channels.negative and channels.coarse(half_ulp, momentum) is None:
@@ -110,8 +122,9 @@ def recover_rows(
             out["recovery"].fill_(Recovery.EXACT)
             out["momentum"].copy_(momentum)
             out["variance"].copy_(layers.segments.mean(out["batch_var"]))
-            return None
-    return _recover_unusual(layers, before, after, counts, counted, foreign, unsure, momentum, half_ulp, out)
+            return Recovered(None, channels.extremes)
+    impossible = _recover_unusual(layers, before, after, counts, counted, foreign, unsure, momentum, half_ulp, out)
+    return Recovered(impossible, None)
 
 
 def _recover_unusual(
@@ -249,7 +262,7 @@ class _Channels:
         torch.add(var, self.eps, out=ratio).sqrt_().mul_(scale)
         # NaN and infinity pass through the extremes, which cost a fraction of a comparison.
         extremes = torch.stack([mean.amin(0), mean.amax(0), var.amin(0), var.amax(0)])
-        self._extremes = extremes
+        self.extremes = extremes
         self.finite = math.isfinite(float(extremes.sum()))
         self.negative = bool((extremes[2] < 0).any()) if self.finite else bool((var < 0).any())
 
@@ -304,7 +317,7 @@ class _Channels:
         most_part, most_single = float(part.max()), float(single.max())
         if not self._chained or most_part > MATERIAL:
             return False
-        (old_mean, old_var), (low, high, least, most) = (t[0] for t in self._before), self._extremes
+        (old_mean, old_var), (low, high, least, most) = (t[0] for t in self._before), self.extremes
         if self._surely_exact(most_part, most_single, old_mean, old_var):
             return True
         far = torch.maximum(torch.maximum(high, -low), old_mean.abs())
@@ -323,7 +336,7 @@ class _Channels:
         """The same for all channels at once, as if one channel had the worst of each value."""
         if not self._least_eps > 0:
             return False
-        (low, _, least, _), (_, high, _, most) = self._extremes.amin(1).tolist(), self._extremes.amax(1).tolist()
+        (low, _, least, _), (_, high, _, most) = self.extremes.amin(1).tolist(), self.extremes.amax(1).tolist()
         (first, last), (narrow, wide) = ([float(t) for t in each.aminmax()] for each in (old_mean, old_var))
         far, floor, peak = max(high, -low, last, -first), min(least, narrow), max(most, wide)
         deviation = math.sqrt(max(floor, 0.0) + self._least_eps)

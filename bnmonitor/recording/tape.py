@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bnmonitor.layers import LayerTable, is_split, writes_pairwise
 from bnmonitor.recording.concatenation import Concatenation
 from bnmonitor.recording.held import AFFINE, HeldAffine
+from bnmonitor.recording.novelty import Novelty
 from bnmonitor.recording.recovery import Seen, fill_seen, recover_rows
 from bnmonitor.recording.ring import Ring
 from bnmonitor.recording.rounding import as_written
@@ -82,6 +83,8 @@ class Tape:
         self.writes = ForeignWrites(self._native, layers.synced_layers)
         """Finds what other code writes."""
         self._witnesses = Witnesses(layers)
+        self.novelty = Novelty(layers)
+        """Tells whether new steps are unlike those that the rules have judged."""
         self.writes_count = True
         """Whether each write to the buffers of an InstanceNorm is one of its forwards; else there is one in a step."""
         self.compiled: set[int] = set()
@@ -92,6 +95,7 @@ class Tape:
         """How often the last sampled step called each layer: ``[L]``; None without a sample."""
         self._moved: Tensor | None = None
         self._converted: dict[str, tuple[object, Tensor]] = {}
+        self._counters: tuple[object, Tensor] | None = None
         self._concatenation = Concatenation()
         self._meta: list[Row] = []
         self._transfer: HostTransfer[Sent] = transfer(self._device)
@@ -360,12 +364,16 @@ class Tape:
         after = dict(zip(_READ, tape[now].unbind(1), strict=True))
         mean, var, *_ = tape[old].unbind(1)
         counts_updates, cumulative = (self.layers.which(f) for f in ("counts_updates", "averages_cumulatively"))
-        counter = self._counted()
+        counter = self._counted(meta[-1].traces)
+
         # A layer without a momentum averages cumulatively if it is of a kind that does, and else not at all.
-        momenta = [self._stacked("momentum", [row.momentum for row in meta], _momentum)]
+        def in_force(values: list[float | None]) -> Tensor:
+            momentum = _momentum(values)
+            return momentum.where(cumulative | ~momentum.isnan(), 0.0)
+
+        momentum, before = self._stacked("momentum", [row.momentum for row in meta], in_force), None
         if any(rows[i - 1].momentum is not rows[i].momentum for i in at):
-            momenta.append(self._stacked("momentum", [rows[i - 1].momentum for i in at], _momentum))
-        momentum, *before = [each.where(cumulative | ~each.isnan(), 0.0) for each in momenta]
+            before = self._stacked("momentum", [rows[i - 1].momentum for i in at], in_force)
         traces = TraceTable([row.traces for row in rows], at)
         # Each forward of a layer that does not count its updates is one write to its buffers, if no other code writes.
         written = traces.versions[:, 0]
@@ -390,7 +398,7 @@ class Tape:
             foreign |= torch.tensor([row.foreign for row in meta], device="cpu")[:, None] & unsynced & updated
         by_dtype = self._stacked("dtypes", [row.traces.dtypes for row in meta], self._half_ulp)
         half_ulp = as_written(by_dtype, self.layers, (after["running_mean"], after["running_var"]))
-        impossible = recover_rows(
+        recovered = recover_rows(
             self.layers,
             before=(mean, var),
             after=(after["running_mean"], after["running_var"]),
@@ -400,7 +408,7 @@ class Tape:
             momentum=momentum,
             half_ulp=half_ulp,
             out=out,
-            momentum_before=before[0] if before else None,
+            momentum_before=before,
             chained=run,
         )
         fill_seen(self.layers, out, [id(m) for m in self.modules], [row.seen for row in meta])
@@ -410,6 +418,7 @@ class Tape:
             self.held.take(after, ring.steps[-1])
             for name in AFFINE:
                 out[name].masked_fill_(self.layers.split_channels, torch.nan)
+        impossible = recovered.impossible
         contradicted = None if impossible is None else impossible & self._native
         self._witnesses.judge(out, [row.witness for row in meta], contradicted, half_ulp, ring)
         self._witnesses.judge_jumps(ring, len(at))
@@ -418,6 +427,9 @@ class Tape:
         if not all_count:
             # Only a counter tells an update from a write of other code, and no update is expected in evaluation mode.
             withhold(out, ~counts_updates & ~out["training"], slice(None), self.layers, Recovery.DOUBTFUL)
+        affine = (parameters.get(name) for parameters in self._parameters for name in ("weight", "bias"))
+        trains = [parameter is not None and parameter.requires_grad for parameter in affine]
+        self.novelty.note(out, [row.rate for row in meta], recovered.extremes, trains)
         return len(at)
 
     def _stacked(self, what: str, values: Sequence[T], convert: Callable[[T], Tensor]) -> Tensor:
@@ -430,9 +442,12 @@ class Tape:
             known = self._converted[what] = first, convert(first)
         return known[1].expand(len(values), -1)
 
-    def _counted(self) -> Tensor:
-        """Which layers have a counter: ``[L]`` bool."""
-        return torch.tensor([b.get("num_batches_tracked") is not None for b in self._buffers], device="cpu")
+    def _counted(self, traces: Traces) -> Tensor:
+        """Which layers have a counter: ``[L]`` bool; they are looked at again if a tensor was replaced."""
+        if self._counters is None or self._counters[0] is not traces.tensors:
+            found = torch.tensor([b.get("num_batches_tracked") is not None for b in self._buffers], device="cpu")
+            self._counters = traces.tensors, found
+        return self._counters[1]
 
     def _half_ulp(self, dtypes: list[torch.dtype]) -> Tensor:
         """Relative rounding of each layer's running statistics: ``[L]``."""

@@ -11,6 +11,7 @@ from itertools import chain
 from operator import attrgetter, is_
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -195,13 +196,14 @@ class TraceTable:
         self.unchanged = all(a.tensors is b.tensors and a.addresses is b.addresses for a, b in self._pairs)
         """Whether all layers have the same tensors at the same addresses throughout."""
         numbers = array("q", chain.from_iterable(row.versions for row in rows))
-        self.versions = torch.frombuffer(numbers, dtype=torch.int64).view(len(rows), 3, -1)
+        versions = np.frombuffer(numbers, np.int64).reshape(len(rows), 3, -1)
+        self.versions = torch.from_numpy(versions)
         """How often each tensor had been written to at each reading: ``[R, 3, L]``."""
         # Nearly always every row but the first is one of them: then these are views.
         run = len(at) == at[-1] - at[0] + 1
         after, before = (slice(at[0], at[-1] + 1), slice(at[0] - 1, at[-1])) if run else (list(at), [i - 1 for i in at])
-        more = self.versions[after] - self.versions[before]
-        self.writes = more.unbind(1)
+        more = versions[after] - versions[before]
+        self.writes = torch.from_numpy(more).unbind(1)
         """Counted writes to means, variances and counters in each step: ``[T, L]`` each."""
         self.written = bool(more[:, :2].any())
         """Whether there were any to a mean or a variance."""

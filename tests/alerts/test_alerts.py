@@ -223,6 +223,28 @@ def test_confirmation_counts_steps_not_checks() -> None:
     assert story.check(finding(), fresh=1)
 
 
+def test_a_finding_among_many_steps_is_as_old_as_one_check() -> None:
+    story = Story(Patient())
+    assert story.check(finding(0, 4), fresh=50) == [], "nothing shows that it has lasted"
+    assert story.check(finding(0, 4), fresh=10) == []
+    [alert] = story.check(finding(0, 4), fresh=10)
+    assert alert.first_step == 4
+
+
+def test_the_rules_need_not_judge_soon_only_while_nothing_but_infos_is_open() -> None:
+    story = Story()
+    assert story.book.settled
+    story.check(finding(severity=INFO))
+    assert story.book.settled
+    story.check(finding(severity=INFO), finding(1))
+    assert not story.book.settled
+    story.quiet(CLEAR_AFTER)
+    assert story.book.settled
+    patient = Story(Patient())
+    patient.check(finding())
+    assert not patient.book.settled, "it may be confirmed at the next check"
+
+
 def test_uncertain_finding_is_kept_back_but_dates_the_alert() -> None:
     story = Story()
     assert story.check(finding(0, 3, certain=False)) == []

@@ -9,7 +9,7 @@ from statistics import median
 import pytest
 import torch
 
-from bnmonitor.measures import batch_distance, may_have_moved, moved_mean, moves
+from bnmonitor.measures import batch_distance, jump, may_have_moved, moved_mean, moves
 from bnmonitor.testing import make_window
 from bnmonitor.window import Window
 
@@ -51,6 +51,20 @@ def test_a_move_is_seen_by_one_of_two_checks_whenever_it_happens(at: int) -> Non
     window = followed(3.0, at)
     now, before = float(moved_mean(window)[1]), float(moved_mean(window.until(54))[1])
     assert max(now, before) > 1.0
+
+
+def test_a_move_in_the_last_steps_of_many_new_ones_is_seen() -> None:
+    window = replace(followed(3.0, 54), fresh=50)
+    assert float(moved_mean(window)[1]) > 2.0
+    assert float(batch_distance(window)[1]) > 1.0
+
+
+def test_noise_in_the_last_steps_of_many_new_ones_is_seen() -> None:
+    calm = followed(0.0, 0)
+    means = calm.batch_mean.clone()
+    means[53:] *= 5
+    wild = replace(calm, batch_mean=means, fresh=50)
+    assert jump(wild).tolist() == pytest.approx([5 * float(x) for x in jump(calm)], rel=1e-4)
 
 
 @pytest.mark.parametrize("at", range(45, 57))

@@ -108,6 +108,29 @@ def test_a_layer_without_a_change_rules_nothing_out() -> None:
     assert noise.calmest(19) > 1.5
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("small_at", [(), (20,), (20, 45)])
+def test_calm_steps_are_told_by_single_channels(seed: int, small_at: tuple[int, ...]) -> None:
+    window, every = noisy(seed, small_at=small_at), torch.ones(len(CHANNELS), dtype=torch.bool)
+    found, noise = step_noise(window, every, 1.8), step_noise(window, every)
+    assert noise is not None
+    assert (found is not None) == bool(small_at) == (noise.factor.max() > 2.38)
+    if found is not None:
+        assert found.factor.tolist() == noise.factor.tolist()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_channels_that_peak_now_and_then_hide_no_small_batch(seed: int) -> None:
+    window = noisy(seed, small_at=(20, 45))
+    drawn = torch.rand(window.batch_mean.shape, generator=torch.Generator().manual_seed(seed))
+    peaks = torch.where((drawn < 0.1) & (torch.arange(drawn.shape[1]) % 3 == 0), 100.0, 1.0)
+    peaked = replace(window, batch_mean=window.batch_mean * peaks)
+    every = torch.ones(len(CHANNELS), dtype=torch.bool)
+    noise = step_noise(peaked, every, 1.8)
+    assert noise is not None
+    assert noise.factor.max() > 2.38
+
+
 def test_where_nothing_changes_no_step_is_noisy() -> None:
     window = make_window(channels=(4, 4), batch_mean=torch.ones(64, 8), batch_var=torch.ones(64, 8))
     assert step_noise(window, torch.ones(2, dtype=torch.bool)) is None

@@ -51,7 +51,7 @@ class Readings:
         out = rows(steps)
         updates = self.updates.expand(steps, 2)
         before = torch.full_like(updates, 10) + updates.cumsum(0) - updates
-        impossible = recover_rows(
+        recovered = recover_rows(
             self.layers,
             before=(self.mean[:-1], self.var[:-1]),
             after=(self.mean[1:], self.var[1:]),
@@ -63,7 +63,7 @@ class Readings:
             out=out,
             chained=True,
         )
-        return out, impossible
+        return out, recovered.impossible
 
     def states(self) -> list[list[Recovery]]:
         return [[Recovery(each) for each in row] for row in self.recovered()[0]["recovery"].tolist()]

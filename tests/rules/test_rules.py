@@ -292,6 +292,13 @@ def test_bn106_leaves_growth_that_the_running_average_can_follow_to_other_rules(
     assert one("BN106", make_window(batch_var=steady**5)).severity is WARNING
 
 
+@pytest.mark.parametrize("fresh", [10, 20, 50])
+@pytest.mark.parametrize("momentum", [0.1, 0.03, 0.01])
+def test_bn106_judges_however_many_steps_are_new(momentum: float, fresh: int) -> None:
+    window = make_window(batch_var=risen([1.0, 500.0, 1.0]), momentum=momentum)
+    assert one("BN106", replace(window, fresh=fresh)).channels == (1,)
+
+
 def test_bn106_ends_once_the_level_has_lasted_as_long_as_the_average_remembers() -> None:
     assert one("BN106", make_window(batch_var=risen([500.0] * 3, at=50))).channels == (0, 1, 2)
     assert rule("BN106").check(make_window(batch_var=risen([500.0] * 3, at=40))) == []
@@ -325,6 +332,12 @@ def test_bn106_grows_with_the_factor(factor: float, severity: Severity | None, t
 def test_bn106_needs_three_steps_in_a_row(steps: tuple[int, ...], fires: bool) -> None:
     window = make_window(batch_var=course(**{f"at{s}": 500.0 for s in steps}))
     assert bool(rule("BN106").check(window)) is fires
+
+
+@pytest.mark.parametrize("at", range(16, 62))
+def test_bn106_sees_three_in_a_row_wherever_they_are_among_many_new_steps(at: int) -> None:
+    window = make_window(batch_var=course(**{f"at{s}": 500.0 for s in range(at, at + 3)}))
+    assert one("BN106", replace(window, fresh=50)).first_step == at
 
 
 def test_bn106_sees_three_in_a_row_that_began_before_the_new_steps() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
+from statistics import fmean
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,6 +69,68 @@ def test_the_screen_of_path_dependent_statistics_leaves_all_that_it_finds() -> N
         grouped, out = grouped + len(found), out + len(layers) - len(left)
     assert grouped > 50
     assert out > 50
+
+
+@pytest.mark.parametrize("share", [1.0, 0.15])
+@pytest.mark.parametrize("first", [0, 110])
+def test_the_screen_of_path_dependent_statistics_finds_levels_in_a_part_of_many_channels(
+    share: float, first: int
+) -> None:
+    rng = torch.Generator().manual_seed(5)
+    width, grouped, out = 400, 0, 0
+    for i in range(40):
+        level, rank = torch.randint(2 + i % 3, (64, 1), generator=rng).float(), 2 + 7 * i % 60
+        common = torch.randn(64, rank, generator=rng) @ torch.randn(rank, width, generator=rng)
+        rows = 0.1 * common / rank**0.5
+        rows[:, first : first + int(share * width)] += 0.02 * i / share * level
+        window = make_window(channels=(width, width), batch_mean=torch.cat([rows, rows[:, ::2], rows[:, ::2]], 1))
+        left = levels._maybe_grouped(window, [0, 1])
+        found = [layer for layer in (0, 1) if levels._grouped(window, layer) is not None]
+        assert set(found) <= set(left)
+        grouped, out = grouped + len(found), out + 2 - len(left)
+    assert grouped > 5
+    assert out > 5
+
+
+def test_the_layers_that_vary_most_are_found_among_many() -> None:
+    rng = torch.Generator().manual_seed(6)
+    for seed in range(5):
+        channels = torch.randint(3, 200, (60,), generator=rng).tolist()
+        far = torch.randperm(60, generator=rng)[:4]
+        scale = torch.full((60,), 0.2)
+        scale[far] = torch.tensor([0.5, 0.6, 0.7, 0.8])
+        window = make_window(channels=channels)
+        shift = torch.randn(64, sum(channels), generator=rng) * scale[window.layers.owner]
+        shift[torch.rand(shift.shape, generator=rng) < 0.01 * seed] = torch.nan
+        window = replace(window, shift=shift, ratio=torch.ones_like(shift))
+        assert levels._varying(window, np.ones(60, dtype=bool))[:4] == far.flip(0).tolist()
+        judged = np.ones(60, dtype=bool)
+        judged[far[3]] = False
+        assert levels._varying(window, judged)[:3] == far[:3].flip(0).tolist()
+        calm = replace(window, shift=shift * 0.05)
+        assert levels._varying(calm, judged) == []
+
+
+def test_how_far_batches_vary_is_as_computed_slowly() -> None:
+    rng = torch.Generator().manual_seed(7)
+    window = make_window(channels=(3, 5))
+    shift, ratio = 2 * torch.randn(64, 8, generator=rng), (0.5 * torch.randn(64, 8, generator=rng)).exp()
+    shift[7, 2] = ratio[9, 6] = torch.nan
+    shift[:, 4] = torch.nan
+    spread = levels._spread(replace(window, shift=shift, ratio=ratio), np.arange(2), 64)
+
+    def slow(rows: torch.Tensor, channels: Sequence[int], *, moves: bool) -> float:
+        found = []
+        for channel in channels:
+            known = [min(max(x, -3.0), 3.0) for x in rows[:, channel].tolist() if x == x]
+            if known:
+                lag = fmean(known) if moves else 0.0
+                found.append(fmean(x * x for x in known) - lag * lag)
+        return math.sqrt(fmean(found))
+
+    for layer, channels in enumerate(((0, 2), (3, 5, 7))):
+        by_variance = slow((ratio - 1 / ratio) / 2, channels, moves=False)
+        assert spread[layer] == pytest.approx(max(slow(shift, channels, moves=True), by_variance), rel=1e-4)
 
 
 def test_the_screen_of_path_dependent_statistics_keeps_the_order_and_looks_at_what_it_cannot_judge() -> None:

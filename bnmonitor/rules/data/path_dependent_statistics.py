@@ -89,6 +89,8 @@ class PathDependentStatistics(Rule):
     def check(self, window: Window) -> list[Finding]:
         """Find the layers whose batch statistics jump between levels."""
         found = path_levels(window)
+        if not found.count.any():
+            return []
         apart = (found.shift > self.warn_shift) | (found.ratio > self.warn_log_ratio)
         rows = torch.stack([found.shift, found.ratio]).T.tolist()
         return [

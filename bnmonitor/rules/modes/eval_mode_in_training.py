@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from bnmonitor.measures import newest
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule, onset
 from bnmonitor.window import Window
@@ -72,12 +73,12 @@ class EvalModeInTraining(Rule):
     exact: ClassVar[bool] = True
 
     def check(self, window: Window) -> list[Finding]:
-        """Find the layers that took part in every new training step in evaluation mode."""
-        new = slice(-max(1, window.fresh), None)
+        """Find the layers that took part in the newest training steps in evaluation mode."""
+        new = newest(window)
         still = ~window.training[new].any(0) & (window.updates[new] == 0).all(0)
         if not still.any():
             return []
-        fresh = window.last(max(1, window.fresh))
+        fresh = window.last(-new.start)
         at = (still & self._trains(window) & self._took_part(fresh)).nonzero().flatten().tolist()
         if not at:
             return []

@@ -75,7 +75,8 @@ class NonFiniteStatistics(Rule):
         """Find the layers with a running value that is not finite, or with a negative running variance."""
         new = slice(-max(1, window.fresh), None)
         mean, var = window.running_mean[new], window.running_var[new]
-        if math.isfinite(float(mean.sum() + var.sum())) and float(var.amin()) >= 0:
+        least, most = map(float, torch.aminmax(var))
+        if least >= 0 and math.isfinite(most) and math.isfinite(float(mean.sum())):
             return []
         tracked = window.layers.tracked[window.layers.owner]
         bad = ~(mean.isfinite() & (var >= 0) & var.isfinite()) & tracked

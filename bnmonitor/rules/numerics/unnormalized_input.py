@@ -11,7 +11,7 @@ import torch
 
 from bnmonitor._text import number
 from bnmonitor.limits import FLAT, RAW
-from bnmonitor.measures import median, middle_over_steps, sampled_input, typical_variance
+from bnmonitor.measures import median, middle_over_steps, newest, sampled_input, typical_variance
 from bnmonitor.results import Severity
 from bnmonitor.rules.base import Finding, Rule
 from bnmonitor.window import Window
@@ -151,7 +151,7 @@ class UnnormalizedInput(Rule):
 
     def _seen(self, window: Window, at: slice | torch.Tensor = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance of the input by channel: from the buffers or, if these do not change, from samples."""
-        mean = middle_over_steps(window.batch_mean[-max(1, window.fresh) :][:, at])
+        mean = middle_over_steps(window.batch_mean[newest(window)][:, at])
         var = typical_variance(window)[at]
         unknown = (mean + var).isnan()
         if window.sample is None or not unknown.any():

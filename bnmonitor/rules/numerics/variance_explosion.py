@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from bnmonitor._text import count, number
 from bnmonitor.limits import FLAT
-from bnmonitor.measures import loss_level, variances
+from bnmonitor.measures import NEWEST, loss_level, variances
 from bnmonitor.results import Severity
 from bnmonitor.rules.advice import retreat
 from bnmonitor.rules.base import Finding, Rule, run_note
@@ -118,13 +119,14 @@ class VarianceExplosion(Rule):
 
     def _growth(self, window: Window) -> torch.Tensor | None:
         """Log factor by which each channel has grown, at each new step: ``[T', C]``; None while it is unknown."""
-        new, row, rate = max(1, window.fresh), self.steps_in_a_row, window.momentum[-1]
-        # The largest recent value over the baseline bounds every growth, and takes one pass to compute.
-        top = variances(window, slice(-(new + row - 1), None)).amax(0).log_() - window.baseline.log_var
+        new, rate = max(1, window.fresh), window.momentum[-1]
+        top = self._largest(window, slice(-(new + self.steps_in_a_row - 1), None)).log() - window.baseline.log_var
         if bool(top.amax() <= math.log(self.warn_factor)) or bool(window.baseline.log_var.isnan().all()):
             return None
         reference = self._reference(window)
         reach = (1 / rate.clamp(min=1e-3)).nan_to_num(10.0).round().clamp(10, max(10, len(window) // 2)).long()
+        # Each step is compared with one that the window still has.
+        new = min(new, max(NEWEST, len(window) - int(reach.max())))
         growth = None
         for back in sorted(set(reach.tolist())):
             past = variances(window, slice(-(new + back), max(0, len(window) - back)))
@@ -136,6 +138,14 @@ class VarianceExplosion(Rule):
             mine = grown.where((reach == back)[window.layers.owner], -torch.inf)
             growth = mine if growth is None else torch.maximum(growth, mine)
         return growth
+
+    def _largest(self, window: Window, recent: slice) -> torch.Tensor:
+        """No variance that has lasted is above it: ``[C]``; over the baseline, it bounds every growth."""
+        # One of these rows is among any so many in a row, of which the least counts.
+        some = window.batch_var[recent][:: self.steps_in_a_row].detach().numpy().max(0)
+        if np.isnan(some.sum()):
+            return variances(window, recent).amax(0)
+        return torch.from_numpy(some)
 
     def _lasting(self, window: Window, new: int) -> torch.Tensor:
         """The variances that have lasted up to each new step: ``[T', C]``.

@@ -22,6 +22,12 @@ BOTH = 1.5
 EACH = 5.0
 """How many times smaller each of two batches looks at least."""
 
+SCREEN = 1.8
+"""How many times as far as usual a step of the window must be in single channels for a closer look.
+
+Of two small batches, one is 2.4 times as far in directions. In channels, that was 2.6 times or more.
+"""
+
 EPOCH = 8
 """Least steps from one last batch to the next."""
 
@@ -216,7 +222,7 @@ class RaggedLastBatch(Rule):
         past = int(warm(window)[:-1, mask].all(1).sum())
         if int(mask.sum()) < self.least_layers or not past:
             return []
-        noise = step_noise(window if past == len(window) else window.last(past), mask)
+        noise = step_noise(window if past == len(window) else window.last(past), mask, SCREEN)
         found = None if noise is None else self._again(noise) or self._once(noise)
         if noise is None or found is None:
             return []
