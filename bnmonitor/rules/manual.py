@@ -129,7 +129,7 @@ def _family(rule: Rule) -> str:
 
 def _facts(rule: Rule) -> list[str]:
     opens = f"once it has held for more than {rule.confirm} steps" if rule.confirm else "at once"
-    judged = f"| judged | every {rule.every} steps, and at each check once it has found something |"
+    judged = f"| judged | once in {rule.every} steps at most, and at each check once it has found something |"
     return [
         "| | |",
         "|---|---|",
