@@ -130,7 +130,7 @@ class Novelty:
 
     @np.errstate(all="ignore")
     def note(
-        self, rows: Mapping[str, Tensor], rates: Sequence[float], extremes: Tensor | None, trains: Sequence[bool]
+        self, rows: Mapping[str, Tensor], rates: Sequence[float], extremes: Array | None, trains: Sequence[bool]
     ) -> None:
         """Look at new steps.
 
@@ -151,9 +151,9 @@ class Novelty:
         )
         self.found = self.found or self._usual is None or self.lasts or min(rates) * FURTHER < slowest
 
-    def _look(self, rows: Mapping[str, Tensor], extremes: Tensor | None, state: _State) -> _Met:
+    def _look(self, rows: Mapping[str, Tensor], extremes: Array | None, state: _State) -> _Met:
         if extremes is not None:
-            low, high, least, most = extremes.numpy()
+            low, high, least, most = extremes
             unknown = np.zeros(len(self._layers), dtype=np.int64)
         else:
             means, variances = rows["batch_mean"].numpy(), rows["batch_var"].numpy()

@@ -194,8 +194,8 @@ class Recorder:
         if not self._tape.away:
             self._receive(until=number)
         try:
-            self._tape.writes.compiled |= self.sampling.unseen
-            self._tape.calls = self.sampling.calls
+            self._tape.reader.writes.compiled |= self.sampling.unseen
+            self._tape.reader.calls = self.sampling.calls
             seen, witness = self._observer.collect(), self.sampling.witness
             self._tape.step(number, rate, seen, foreign=self.peers.foreign, witness=witness)
         except ResizedError:
@@ -230,7 +230,7 @@ class Recorder:
         Args:
             wait: Whether to wait for what is still on its way from the device; see :meth:`Tape.drain`.
         """
-        self._tape.writes_doubtful = self._watched.compiled_since
+        self._tape.reader.writes_doubtful = self._watched.compiled_since
         came, rewritten = self._tape.drain(self._ring, wait=wait)
         self._receive(wait=wait, until=self.steps[-1] if self.steps else -1, begin=came > 0)
         self._fresh += came
@@ -307,7 +307,7 @@ class Recorder:
             self._baseline = baseline.followed(window, held)
         self._fresh = 0
         if self.steps:
-            self._tape.novelty.judged(self._ring.view(), self._ring.rates)
+            self._tape.intake.novelty.judged(self._ring.view(), self._ring.rates)
         self._judged_sample = self.sampling.latest
 
     @property
@@ -315,12 +315,12 @@ class Recorder:
         """Whether there is something that the rules should judge now: what is new, a sample, or an evaluation."""
         young = len(self.steps) < self._ring.size
         sampled = self.sampling.latest is not self._judged_sample
-        return young or sampled or self._tape.novelty.found or self.evaluations.has_unjudged
+        return young or sampled or self._tape.intake.novelty.found or self.evaluations.has_unjudged
 
     @property
     def has_lasting_news(self) -> bool:
         """Whether what is new may be a fault that takes a window to be told."""
-        return self._tape.novelty.lasts
+        return self._tape.intake.novelty.lasts
 
     def _window(self, moment: Moment) -> Window | None:
         if self._baseline is None or not self.steps:
@@ -471,10 +471,10 @@ class Recorder:
 
     def _ready(self) -> None:
         """Note the state that the next step starts from, and place the hooks on layers without running statistics."""
-        self._tape.writes_count = not distributed()
-        self._tape.compiled = self._watched.compiled
-        self._tape.writes.started_at = self._compilations
-        self._tape.writes.compiled |= bool(self._watched.compiled)
+        self._tape.reader.writes_count = not distributed()
+        self._tape.reader.compiled = self._watched.compiled
+        self._tape.reader.writes.started_at = self._compilations
+        self._tape.reader.writes.compiled |= bool(self._watched.compiled)
         self._tape.mark()
         tracking = zip(self._tape.modules, self.layers.tracking, strict=True)
         blocked = self.sampling.blocked

@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bnmonitor.layers import LayerTable
-from bnmonitor.measures import recover, update_weight
+from bnmonitor.measures import Array, recover, update_weight
+from bnmonitor.recording.extremes import Extremes, roundings
 from bnmonitor.recording.momentum import in_force
+from bnmonitor.recording.rounding import EXACT, MATERIAL, NOTHING, TOLERANCE
 from bnmonitor.window import Recovery
-
-TOLERANCE = 0.05
-"""Rounding beyond this part of a deviation, or of the variance, makes a recovered value useless."""
-
-MATERIAL = 1e-3
-"""Rounding below this part of the running variance says at least that a batch variance is small."""
-
-EXACT = 0.01
-"""Largest part of a batch variance, and of the deviation that a layer divides by, that rounding may change.
-
-Where the running statistics are in half precision this is :data:`TOLERANCE`.
-"""
-
-_ROUNDINGS = 3
-"""Roundings of half a unit in the last place in one update: the old share, the new one or its weight, and the sum."""
-
-_NOTHING = 1e-5
-"""A variance off by less than this part of eps is known, whatever it is: the layer adds eps to it."""
-
-_SURELY = 1 - 1e-5
-"""Part of a limit within which the rounding of the comparison itself does not matter."""
-
-HALF = 1e-4
-"""Relative rounding above which running statistics are in half precision."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +45,7 @@ class Recovered(NamedTuple):
     """
 
     impossible: Tensor | None
-    extremes: Tensor | None
+    extremes: Array | None
 
 
 def recover_rows(
@@ -122,7 +98,7 @@ def recover_rows(
             out["recovery"].fill_(Recovery.EXACT)
             out["momentum"].copy_(momentum)
             out["variance"].copy_(layers.segments.mean(out["batch_var"]))
-            return Recovered(None, channels.extremes)
+            return Recovered(None, channels.extremes.values)
     impossible = _recover_unusual(layers, before, after, counts, counted, foreign, unsure, momentum, half_ulp, out)
     return Recovered(impossible, None)
 
@@ -252,7 +228,6 @@ class _Channels:
         (old_mean, old_var), (new_mean, new_var) = before, after
         mean, var, shift, ratio = (out[name] for name in ("batch_mean", "batch_var", "shift", "ratio"))
         self.eps = layers.eps_by_channel.to(mean.dtype)
-        self._least_eps = min(layers.eps, default=0.0)
         alike = bool((weight == weight[0, 0]).all())
         share = (weight[:1, :1] if alike else weight[:, layers.owner]).to(mean.dtype)
         recover(old_mean, new_mean, share, moved=shift, out=mean)
@@ -260,11 +235,11 @@ class _Channels:
         scale = torch.add(old_var, self.eps).rsqrt_()
         shift.mul_(scale)
         torch.add(var, self.eps, out=ratio).sqrt_().mul_(scale)
-        # NaN and infinity pass through the extremes, which cost a fraction of a comparison.
-        extremes = torch.stack([mean.amin(0), mean.amax(0), var.amin(0), var.amax(0)])
-        self.extremes = extremes
-        self.finite = math.isfinite(float(extremes.sum()))
-        self.negative = bool((extremes[2] < 0).any()) if self.finite else bool((var < 0).any())
+        # The extremes cost a fraction of a comparison.
+        found = torch.stack([mean.amin(0), mean.amax(0), var.amin(0), var.amax(0)])
+        self.extremes = Extremes(layers, found, (old_mean[0], old_var[0]))
+        self.finite = self.extremes.finite
+        self.negative = self.extremes.negative if self.finite else bool((var < 0).any())
 
     def coarse(self, half_ulp: Tensor, weight: Tensor) -> _Coarse | None:
         """Channels whose recovered mean or variance is not exact because of rounding; None if all are.
@@ -284,15 +259,9 @@ class _Channels:
             half_ulp: ``[T, L]``, relative rounding of the running statistics.
             weight: ``[T, L]``, see :func:`~bnmonitor.measures.update_weight`.
         """
-        with np.errstate(all="ignore"):
-            slip = half_ulp.numpy() / weight.numpy()
-        finite = np.isfinite(slip)
-        parts = np.where(finite, slip, 0.0)
-        part, single, known = map(
-            torch.from_numpy, (parts, _ROUNDINGS * np.where(half_ulp.numpy() < HALF, parts, 0.0), finite)
-        )
-        if self._all_exact(part, single):
+        if self._chained and self.extremes.show_exact(half_ulp, weight):
             return None
+        part, single, known = map(torch.from_numpy, roundings(half_ulp, weight))
         (old_mean, old_var), (mean, var) = self._before, self._after
         part, single, known = part[:, self._owner], single[:, self._owner], known[:, self._owner]
         own, usual = self._var, torch.maximum(old_var, var)
@@ -303,45 +272,11 @@ class _Channels:
         ratio_lost = useless | (material & (rounding > TOLERANCE * (own + self.eps)))
         error = single * usual
         mean_lost = single * torch.maximum(old_mean.abs(), mean.abs()) > EXACT * (own.clamp(min=0) + self.eps).sqrt()
-        var_lost = (error > EXACT * own) & (error > _NOTHING * self.eps)
+        var_lost = (error > EXACT * own) & (error > NOTHING * self.eps)
         mean_lost, var_lost = shift_lost | mean_lost, ratio_lost | var_lost
         if not (mean_lost | var_lost).any():
             return None
         return _Coarse(mean_lost & known, var_lost & known, shift_lost & known, ratio_lost & known, error)
-
-    def _all_exact(self, part: Tensor, single: Tensor) -> bool:
-        """Whether nothing is hidden, by the extremes over the steps: they are exact nearly always.
-
-        Running statistics are averages: they lie between what they were at first and the extremes of the batches.
-        """
-        most_part, most_single = float(part.max()), float(single.max())
-        if not self._chained or most_part > MATERIAL:
-            return False
-        (old_mean, old_var), (low, high, least, most) = (t[0] for t in self._before), self.extremes
-        if self._surely_exact(most_part, most_single, old_mean, old_var):
-            return True
-        far = torch.maximum(torch.maximum(high, -low), old_mean.abs())
-        peak, floor = torch.maximum(most, old_var), torch.minimum(least, old_var).clamp(min=0)
-        deviation = (floor + self.eps).sqrt_()
-        for rough in (True, False):
-            some, one = (each.max() if rough else each.amax(0)[self._owner] for each in (part, single))
-            error = one * peak
-            exact = (error <= EXACT * least) | (error <= _NOTHING * self.eps)
-            exact &= (some * far <= TOLERANCE * deviation) & (one * far <= EXACT * deviation)
-            if exact.all():
-                return True
-        return False
-
-    def _surely_exact(self, part: float, single: float, old_mean: Tensor, old_var: Tensor) -> bool:
-        """The same for all channels at once, as if one channel had the worst of each value."""
-        if not self._least_eps > 0:
-            return False
-        (low, _, least, _), (_, high, _, most) = self.extremes.amin(1).tolist(), self.extremes.amax(1).tolist()
-        (first, last), (narrow, wide) = ([float(t) for t in each.aminmax()] for each in (old_mean, old_var))
-        far, floor, peak = max(high, -low, last, -first), min(least, narrow), max(most, wide)
-        deviation = math.sqrt(max(floor, 0.0) + self._least_eps)
-        known: bool = single * peak <= max(EXACT * least, _NOTHING * self._least_eps) * _SURELY
-        return known and part * far <= TOLERANCE * deviation * _SURELY and single * far <= EXACT * deviation * _SURELY
 
 
 def fill_seen(

@@ -58,6 +58,18 @@ class _Store:
         self.rows[offset : offset + stay] = self.rows[start : start + stay]
         self.names.insert(0, self.names.pop())
 
+    def between(self, first: int, end: int, size: int) -> dict[str, Tensor]:
+        """Return some rows of every statistic, as views.
+
+        Args:
+            first: The first of them, from the beginning of a place.
+            end: The one behind the last.
+            size: Rows of a place.
+        """
+        width, places = self.rows.shape[1], len(self.names)
+        rows = self.rows.as_strided((places, end - first, width), (size * width, width, 1), first * width)
+        return dict(zip(self.names, rows.unbind(0), strict=True))
+
 
 class Ring:
     """Keeps the newest ``size`` rows of every statistic.
@@ -159,7 +171,5 @@ class Ring:
     def _between(self, first: int, end: int) -> dict[str, Tensor]:
         rows: dict[str, Tensor] = {}
         for store in self._stores:
-            for place, name in enumerate(store.names):
-                start = place * self.size + self._offset
-                rows[name] = store.rows[start + first : start + end]
+            rows |= store.between(self._offset + first, self._offset + end, self.size)
         return {each.name: rows[each.name] for each in STATISTICS}

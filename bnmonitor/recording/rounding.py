@@ -1,4 +1,4 @@
-"""How coarse the running statistics are that a layer writes."""
+"""How coarse the running statistics are that a layer writes, and how coarse they may be."""
 
 from __future__ import annotations
 
@@ -6,6 +6,24 @@ import torch
 from torch import Tensor
 
 from bnmonitor.layers import LayerTable
+
+TOLERANCE = 0.05
+"""Rounding beyond this part of a deviation, or of the variance, makes a recovered value useless."""
+
+MATERIAL = 1e-3
+"""Rounding below this part of the running variance says at least that a batch variance is small."""
+
+EXACT = 0.01
+"""Largest part of a batch variance, and of the deviation that a layer divides by, that rounding may change.
+
+Where the running statistics are in half precision this is :data:`TOLERANCE`.
+"""
+
+NOTHING = 1e-5
+"""A variance off by less than this part of eps is known, whatever it is: the layer adds eps to it."""
+
+HALF = 1e-4
+"""Relative rounding above which running statistics are in half precision."""
 
 _HALF = (torch.bfloat16, torch.float16)
 """The coarser one first: what is a bfloat16 is nearly always a float16, too."""

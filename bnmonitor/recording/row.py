@@ -8,9 +8,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from bnmonitor.recording.held import AFFINE
 from bnmonitor.recording.recovery import Seen
 from bnmonitor.recording.traces import Traces
 from bnmonitor.transfer import Unpack
+
+READ = ("running_mean", "running_var", *AFFINE)
+"""The numbers per channel on the tape, in their order."""
 
 
 @dataclass(frozen=True)

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, cycle, repeat
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bnmonitor.layers import LayerTable, is_split, writes_pairwise
+from bnmonitor.layers import LayerTable, is_split
 from bnmonitor.recording.concatenation import Concatenation
-from bnmonitor.recording.held import AFFINE, HeldAffine
-from bnmonitor.recording.novelty import Novelty
-from bnmonitor.recording.recovery import Seen, fill_seen, recover_rows
+from bnmonitor.recording.held import HeldAffine
+from bnmonitor.recording.intake import Intake
+from bnmonitor.recording.recovery import Seen
 from bnmonitor.recording.ring import Ring
-from bnmonitor.recording.rounding import as_written
-from bnmonitor.recording.row import Row, Sent
-from bnmonitor.recording.traces import ForeignWrites, Traces, TraceTable
-from bnmonitor.recording.witnesses import Witnesses, withhold
+from bnmonitor.recording.row import READ, Row, Sent
+from bnmonitor.recording.steps import StepReader
+from bnmonitor.recording.traces import Traces
 from bnmonitor.transfer import HostTransfer, pack
-from bnmonitor.window import Recovery
 
-_READ = ("running_mean", "running_var", *AFFINE)
 _DTYPE, _GRAD = attrgetter("dtype"), attrgetter("grad")
-
-T = TypeVar("T")
 
 
 class ResizedError(ValueError):
@@ -71,7 +65,7 @@ class Tape:
         self._device = next(iter(self._devices()), torch.device("cpu"))
         self.dtype = torch.float64 if torch.float64 in self._dtypes() else torch.float32
         self._length = length + 2
-        shape = (self._length, len(_READ), layers.total)
+        shape = (self._length, len(READ), layers.total)
         self._hold(
             torch.empty(shape, dtype=self.dtype, device=self._device),
             torch.zeros(self._length, len(layers), dtype=torch.int64, device=self._device),
@@ -79,23 +73,11 @@ class Tape:
         self.held = HeldAffine(layers, self.modules) if gather and layers.split else None
         """The own part of what is split over the processes; None if nothing is, or nobody wants it."""
         self._sizes = [*layers.channels, *layers.channels]
-        self._native = torch.tensor([writes_pairwise(m) for m in self.modules], dtype=torch.bool, device="cpu")
-        self.writes = ForeignWrites(self._native, layers.synced_layers)
-        """Finds what other code writes."""
-        self._witnesses = Witnesses(layers)
-        self.novelty = Novelty(layers)
-        """Tells whether new steps are unlike those that the rules have judged."""
-        self.writes_count = True
-        """Whether each write to the buffers of an InstanceNorm is one of its forwards; else there is one in a step."""
-        self.compiled: set[int] = set()
-        """Modules within compiled parts, by ``id(module)``: there, too, the writes do not count the forwards."""
-        self.writes_doubtful = False
-        """Whether a layer may be compiled and not be among them: several writes may be one forward then."""
-        self.calls: Tensor | None = None
-        """How often the last sampled step called each layer: ``[L]``; None without a sample."""
+        self.reader = StepReader(layers, self.modules, self.dtype)
+        """Tells what is known of the steps."""
+        self.intake = Intake(layers, self.modules, self.reader, self.held)
+        """Takes the steps into the ring."""
         self._moved: Tensor | None = None
-        self._converted: dict[str, tuple[object, Tensor]] = {}
-        self._counters: tuple[object, Tensor] | None = None
         self._concatenation = Concatenation()
         self._meta: list[Row] = []
         self._transfer: HostTransfer[Sent] = transfer(self._device)
@@ -273,7 +255,7 @@ class Tape:
 
     def send_origin(self) -> None:
         """Send the oldest state on the tape on its way from the device."""
-        rows = [self._tape[0, _READ.index(name)] for name in ("gamma", "running_mean", "running_var")]
+        rows = [self._tape[0, READ.index(name)] for name in ("gamma", "running_mean", "running_var")]
         self._origin = None
         self._origin_transfer.send(None, *rows, self._counts[0])
 
@@ -297,10 +279,9 @@ class Tape:
         position = {id(m): i for i, m in enumerate(self.modules)}
         order = [position[id(m)] for m in modules]
         spans = [slice(*self.layers.offsets[i : i + 2]) for i in order]
-        other.writes_count, other._transfer = self.writes_count, self._transfer
-        other.writes = self.writes.reordered(order)
-        other.compiled, other.writes_doubtful = self.compiled, self.writes_doubtful
-        other.calls = None if self.calls is None else self.calls[list(order)]
+        other._transfer = self._transfer
+        other.reader = self.reader.reordered(layers, other.modules, order)
+        other.intake = Intake(layers, other.modules, other.reader, other.held)
         used = len(self._meta)
         # Positions in a list would be copied to the device, which waits for it.
         torch.cat([self._tape[:used, :, span] for span in spans], 2, out=other._tape[:used])
@@ -339,7 +320,8 @@ class Tape:
             self._moved = None
         for sent, (tape, counts, *more) in self._transfer.receive(wait=wait):
             packed = iter(sent.unpack(more[sent.moved :]))
-            came += self._recover([row.arrived(packed) if row.loose else row for row in sent.rows], tape, counts, ring)
+            rows = [row.arrived(packed) if row.loose else row for row in sent.rows]
+            came += self.intake.take(rows, tape, counts, ring, self._trains())
             for mask in map(self.layers.segments.any, more[: sent.moved]):
                 rewritten = mask if rewritten is None else rewritten | mask
         if steps:
@@ -348,111 +330,10 @@ class Tape:
             self._meta = [replace(self._meta[-1], step=None, seen=None, witness=None)]
         return came, rewritten
 
-    @torch.inference_mode()  # no tensor that is made here leaves this room but in the ring
-    def _recover(self, rows: list[Row], tape: Tensor, counts: Tensor, ring: Ring) -> int:
-        at = [i for i, row in enumerate(rows) if row.step is not None]
-        # Nearly always every row but the first is a step: then these are views, and nothing is copied.
-        run = at == list(range(at[0], at[0] + len(at)))
-        now: slice | list[int] = slice(at[0], at[-1] + 1) if run else at
-        old: slice | list[int] = slice(at[0] - 1, at[-1]) if run else [i - 1 for i in at]
-        meta = [rows[i] for i in at]
-        for row in rows:
-            if row.witness is not None:
-                ran = self.layers.segments.any(~row.witness[0].isnan())
-                self.writes.ran_eagerly(ran, row.traces.compilations)
-        out = ring.room([row.step for row in meta if row.step is not None], [row.rate for row in meta])
-        after = dict(zip(_READ, tape[now].unbind(1), strict=True))
-        mean, var, *_ = tape[old].unbind(1)
-        counts_updates, cumulative = (self.layers.which(f) for f in ("counts_updates", "averages_cumulatively"))
-        counter = self._counted(meta[-1].traces)
-
-        # A layer without a momentum averages cumulatively if it is of a kind that does, and else not at all.
-        def in_force(values: list[float | None]) -> Tensor:
-            momentum = _momentum(values)
-            return momentum.where(cumulative | ~momentum.isnan(), 0.0)
-
-        momentum, before = self._stacked("momentum", [row.momentum for row in meta], in_force), None
-        if any(rows[i - 1].momentum is not rows[i].momentum for i in at):
-            before = self._stacked("momentum", [rows[i - 1].momentum for i in at], in_force)
-        traces = TraceTable([row.traces for row in rows], at)
-        # Each forward of a layer that does not count its updates is one write to its buffers, if no other code writes.
-        written = traces.versions[:, 0]
-        all_count = bool(counts_updates.all())
-        counts = counts if all_count else torch.where(counts_updates, counts, written)
-        foreign = self.writes.found(traces, counts[now] - counts[old], counts_updates & counter)
-        eager = torch.tensor([self.writes_count and id(m) not in self.compiled for m in self.modules], device="cpu")
-        writes_count = eager
-        if not traces.unchanged:
-            writes_count = eager & traces.same
-            # Nobody knows what other tensors held before the forward wrote to them.
-            changed = self.layers.segments.any((mean != after["running_mean"]) | (var != after["running_var"]))
-            foreign |= ~traces.same & (changed | (counts[now] != counts[old]))
-        if not all_count:
-            # Without a counter, only a sample tells whether several writes were several forwards.
-            known = None if self.writes_doubtful else self.calls
-            calls = torch.ones_like(counts[now]) if known is None else known.clamp(min=1)
-            foreign |= ~counts_updates & writes_count & (written[now] - written[old] > calls)
-        if any(row.foreign for row in meta):
-            unsynced = ~self.layers.synced_layers  # the others have the same statistics in all processes
-            updated = (counts[now] != counts[old]) | ~counter
-            foreign |= torch.tensor([row.foreign for row in meta], device="cpu")[:, None] & unsynced & updated
-        by_dtype = self._stacked("dtypes", [row.traces.dtypes for row in meta], self._half_ulp)
-        half_ulp = as_written(by_dtype, self.layers, (after["running_mean"], after["running_var"]))
-        recovered = recover_rows(
-            self.layers,
-            before=(mean, var),
-            after=(after["running_mean"], after["running_var"]),
-            counts=(counts[old], counts[now]),
-            counted=torch.where(counts_updates, counter, writes_count).expand_as(foreign),
-            foreign=foreign,
-            momentum=momentum,
-            half_ulp=half_ulp,
-            out=out,
-            momentum_before=before,
-            chained=run,
-        )
-        fill_seen(self.layers, out, [id(m) for m in self.modules], [row.seen for row in meta])
-        for name in _READ:
-            out[name].copy_(after[name])
-        if self.held is not None:
-            self.held.take(after, ring.steps[-1])
-            for name in AFFINE:
-                out[name].masked_fill_(self.layers.split_channels, torch.nan)
-        impossible = recovered.impossible
-        contradicted = None if impossible is None else impossible & self._native
-        self._witnesses.judge(out, [row.witness for row in meta], contradicted, half_ulp, ring)
-        self._witnesses.judge_jumps(ring, len(at))
-        training = self._stacked("training", [row.training for row in meta], _modes)
-        torch.logical_and(training, self.layers.which("has_modes"), out=out["training"])
-        if not all_count:
-            # Only a counter tells an update from a write of other code, and no update is expected in evaluation mode.
-            withhold(out, ~counts_updates & ~out["training"], slice(None), self.layers, Recovery.DOUBTFUL)
+    def _trains(self) -> list[bool]:
+        """Which gammas and betas require a gradient now."""
         affine = (parameters.get(name) for parameters in self._parameters for name in ("weight", "bias"))
-        trains = [parameter is not None and parameter.requires_grad for parameter in affine]
-        self.novelty.note(out, [row.rate for row in meta], recovered.extremes, trains)
-        return len(at)
-
-    def _stacked(self, what: str, values: Sequence[T], convert: Callable[[T], Tensor]) -> Tensor:
-        """Convert each value to a row; what is the same object in all rows, and as before, is not converted again."""
-        first = values[0]
-        if any(value is not first for value in values):
-            return _stacked(values, convert)
-        known = self._converted.get(what)
-        if known is None or known[0] is not first:
-            known = self._converted[what] = first, convert(first)
-        return known[1].expand(len(values), -1)
-
-    def _counted(self, traces: Traces) -> Tensor:
-        """Which layers have a counter: ``[L]`` bool; they are looked at again if a tensor was replaced."""
-        if self._counters is None or self._counters[0] is not traces.tensors:
-            found = torch.tensor([b.get("num_batches_tracked") is not None for b in self._buffers], device="cpu")
-            self._counters = traces.tensors, found
-        return self._counters[1]
-
-    def _half_ulp(self, dtypes: list[torch.dtype]) -> Tensor:
-        """Relative rounding of each layer's running statistics: ``[L]``."""
-        kept = torch.tensor([torch.finfo(d).eps for d in dtypes], dtype=torch.float64, device="cpu")
-        return kept.view(2, -1).amax(0).clamp(min=torch.finfo(self.dtype).eps) / 2
+        return [parameter is not None and parameter.requires_grad for parameter in affine]
 
 
 def _column(dicts: Sequence[dict[str, Any]], key: str, fill: list[Tensor]) -> list[Tensor]:
@@ -464,28 +345,3 @@ def _filled(found: list[Any], fill: list[Tensor]) -> list[Tensor]:
     if type(None) not in set(map(type, found)):
         return found
     return [f if t is None else t for t, f in zip(found, fill, strict=True)]
-
-
-def _stacked(values: Sequence[T], convert: Callable[[T], Tensor]) -> Tensor:
-    """Convert each value to a row; consecutive rows that share one object are converted once."""
-    made: dict[int, Tensor] = {}
-    for value in values:
-        if id(value) not in made:
-            made[id(value)] = convert(value)
-    return torch.stack([made[id(value)] for value in values])
-
-
-def _modes(training: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(training), dtype=torch.bool)
-
-
-def _momentum(momenta: list[float | None]) -> Tensor:
-    return torch.tensor([torch.nan if m is None else _finite(m) for m in momenta], dtype=torch.float64, device="cpu")
-
-
-def _finite(momentum: float) -> float:
-    """A momentum as a number; 0, with which nothing can be recovered, for one that PyTorch cannot average with."""
-    try:
-        return float(momentum) if math.isfinite(momentum) else 0.0
-    except (TypeError, ValueError, RuntimeError):
-        return 0.0

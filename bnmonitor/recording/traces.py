@@ -205,7 +205,7 @@ class TraceTable:
         more = versions[after] - versions[before]
         self.writes = torch.from_numpy(more).unbind(1)
         """Counted writes to means, variances and counters in each step: ``[T, L]`` each."""
-        self.written = bool(more[:, :2].any())
+        self.written = bool(np.count_nonzero(more[:, :2]))
         """Whether there were any to a mean or a variance."""
 
     @property

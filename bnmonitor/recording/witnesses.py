@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from bnmonitor.layers import LayerTable
-from bnmonitor.recording.recovery import EXACT, HALF
 from bnmonitor.recording.ring import Ring
+from bnmonitor.recording.rounding import EXACT, HALF
 from bnmonitor.window import Recovery
 
 _HALF_EXACT = 0.15
-"""The same as :data:`~bnmonitor.recording.recovery.EXACT` where the running statistics are in half precision."""
+"""The same as :data:`~bnmonitor.recording.rounding.EXACT` where the running statistics are in half precision."""
 
 _FAR = 20.0
 """A batch mean jumps far if it is so many of the batch's own deviations away from the one before and after."""

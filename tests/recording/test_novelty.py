@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bnmonitor.measures import Array
 from bnmonitor.recording.novelty import Novelty
 from bnmonitor.testing import make_window
 
@@ -28,9 +29,9 @@ def rows(seed: int, **changed: Tensor) -> dict[str, Tensor]:
     return {name: getattr(window, name) for name in (*names, "updates", "recovery", "training", "momentum")}
 
 
-def extremes(given: Mapping[str, Tensor]) -> Tensor:
+def extremes(given: Mapping[str, Tensor]) -> Array:
     mean, var = given["batch_mean"], given["batch_var"]
-    return torch.stack([mean.amin(0), mean.amax(0), var.amin(0), var.amax(0)])
+    return torch.stack([mean.amin(0), mean.amax(0), var.amin(0), var.amax(0)]).numpy()
 
 
 @pytest.fixture
