@@ -124,8 +124,10 @@ class RaggedLastBatch(Rule):
     Batches that differ in size by design (graphs, packed sequences): their statistics are not far from the running
     statistics. Batches of another kind: their variances rise together, or they are off in the same directions each
     time, or in the means alone. So are small batches of the same samples each time. Weights that jump go on to be
-    elsewhere. Two sampled steps in a row with few samples are no last batch: BN201 judges them. Two batches of one
-    class each among mixed ones are as noisy as small ones, and are told as such where nothing tells the size.
+    elsewhere. Two sampled steps in a row with few samples are no last batch: BN201 judges them. A batch size that falls
+    for good begins with a small batch, too: a single one is told once seven steps after it are known, and most of them
+    are as usual, or as the training ends. Two batches of one class each among mixed ones are as noisy as small ones,
+    and are told as such where nothing tells the size.
 
     ## References
     braindecode/braindecode#411; open-mmlab/mmsegmentation#272; scverse/scvi-tools#2314; fastai/fastai#1352.
