@@ -50,6 +50,12 @@ MOST = 1.5
 
 Weights that are averaged among clients every few steps move all layers for a step, by far more than one sample does."""
 
+BEFORE = 3
+"""Steps that must be known before a single small batch, where the window cuts off those that were before.
+
+Where the batch size had grown for good, only the first step of a window looked like one.
+"""
+
 LIKENESS = 0.9
 """Most that two small batches are alike: up to .84 of different samples, 1.1 to 2 where all values were scaled."""
 
@@ -306,7 +312,7 @@ class RaggedLastBatch(Rule):
         steps = np.flatnonzero(
             noise.alone & (np.minimum(*noise.together) > BOTH) & (times > self.once) & (errors > self.errors_once)
         )
-        for at in steps[steps >= AROUND * cut].tolist():
+        for at in steps[steps >= BEFORE * cut].tolist():
             if noise.rise(at) < RISE and noise.calmest(at) > self.least_layer:
                 return at, float(times[at]), at + AROUND < len(times)
         return None
