@@ -70,11 +70,19 @@ from bnmonitor.measures.running_lag import (
 )
 from bnmonitor.measures.sampled_inputs import SampledInput, sampled_batch, sampled_input
 from bnmonitor.measures.skipped import skipped_steps
-from bnmonitor.measures.small_batches import StepNoise, samples_by_noise, step_noise, times_smaller
+from bnmonitor.measures.small_batches import (
+    AROUND,
+    StepNoise,
+    calm_around,
+    samples_by_noise,
+    step_noise,
+    times_smaller,
+)
 from bnmonitor.measures.small_variances import variances
 from bnmonitor.measures.untouched import MOSTLY, initial_statistics
 
 __all__ = [
+    "AROUND",
     "BY_CHANNEL",
     "BY_LAYER",
     "DISTANCE_STEPS",
@@ -101,6 +109,7 @@ __all__ = [
     "call_distances",
     "call_gaps",
     "call_noise",
+    "calm_around",
     "carried",
     "changed_at_once",
     "covariate_shift",

@@ -90,8 +90,7 @@ class StepNoise:
         beside, beyond = np.maximum(around[1:-3], around[3:-1]), np.maximum(around[:-4], around[4:])
         found: Array = (factor > PEAKED * beside) & (factor > ISOLATED * beyond)
         for at in np.flatnonzero(found).tolist():
-            sides = factor[max(0, at - AROUND) : at], factor[at + 1 : at + 1 + AROUND]
-            found[at] = all(np.median(side) < CALM for side in sides if len(side))
+            found[at] = calm_around(factor, at)
         return found
 
     @property
@@ -130,6 +129,12 @@ class StepNoise:
                 math.sqrt(np.square(x[one]).sum() * np.square(x[other]).sum()), 1e-12
             )
         return found
+
+
+def calm_around(course: Array, at: int) -> bool:
+    """Whether most of the steps before a step, and most after it, are about as far as usual, which is 1."""
+    sides = course[max(0, at - AROUND) : at], course[at + 1 : at + 1 + AROUND]
+    return all(float(np.median(side)) < CALM for side in sides if len(side))
 
 
 def times_smaller(factor: Array) -> Array:

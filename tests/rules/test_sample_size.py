@@ -339,6 +339,7 @@ def test_bn203_finds_a_small_batch_by_the_noise_of_all_layers_in_one_step() -> N
         noisy(2.0),
         noisy(4.0, layers=1),
         noisy(4.0, at=slice(40, 64)),
+        noisy(4.0, at=slice(0, 2)),
         noisy(1.0, at=slice(40, 64), shift=-3.0),
         noisy(4.0, channels=(16, 32)),
         noisy(4.0, loader=Loader(batch_size=64, samples=640)),
@@ -348,6 +349,7 @@ def test_bn203_finds_a_small_batch_by_the_noise_of_all_layers_in_one_step() -> N
         "a quarter",
         "odd data at the first",
         "from then on",
+        "until then",
         "another level",
         "two layers",
         "the loader knows better",
@@ -355,6 +357,40 @@ def test_bn203_finds_a_small_batch_by_the_noise_of_all_layers_in_one_step() -> N
 )
 def test_bn203_leaves_other_noise_in_peace(window: Window) -> None:
     assert found("BN203", window) == []
+
+
+@pytest.mark.parametrize(("step", "certain"), [(40, True), (55, True), (56, False), (62, False)])
+def test_bn203_is_certain_of_a_small_batch_once_the_steps_after_it_are_known(step: int, certain: bool) -> None:
+    window = noisy(4.0, at=slice(step, step + 1))
+    [finding] = found("BN203", window)
+    assert (finding.first_step, finding.certain) == (step, certain)
+    [at_end] = found("BN203", replace(window, facts=replace(window.facts, ending=True)))
+    assert at_end.certain, "no step comes after it"
+
+
+@pytest.mark.parametrize(("step", "certain"), [(40, True), (56, True), (57, False), (63, False)])
+def test_bn203_is_certain_of_a_small_sample_once_the_steps_after_it_are_known(step: int, certain: bool) -> None:
+    shift = torch.full((64, 3), 0.1)
+    shift[step] = 1.0
+    window = make_window(shift=shift, sizes=64, facts={"train_loader": Loader(batch_size=64)})
+    window = replace(window, sample=make_sample(window.layers, step=step, size=8))
+    [finding] = found("BN203", window)
+    assert (finding.first_step, finding.certain) == (step, certain)
+    [at_end] = found("BN203", replace(window, facts=replace(window.facts, ending=True)))
+    assert at_end.certain, "no step comes after it"
+    shift[step + 1 :] = 0.8
+    assert bool(found("BN203", replace(window, shift=shift))) == (step == 63), "the batches after it are as small"
+    shift[:] = 0.1
+    shift[step - 8 : step + 1] = 1.0
+    assert found("BN203", replace(window, shift=shift)) == [], "the batches before it were as small"
+
+
+def test_bn203_judges_a_small_sample_that_is_not_the_newest() -> None:
+    window = make_window(shift=at60(1.0, 0.1).roll(-20, 0), sizes=64, facts={"train_loader": Loader(batch_size=64)})
+    small, full = (make_sample(window.layers, step=step, size=size) for step, size in ((40, 8), (45, 64)))
+    assert [finding.first_step for finding in found("BN203", replace(window, earlier=(small,), sample=full))] == [40]
+    lasting = replace(window, earlier=(small,), sample=replace(full, size=small.size))
+    assert found("BN203", lasting) == []
 
 
 @pytest.mark.parametrize(("samples", "says"), [(64, None), (24, None), (8, WARNING), (3, ERROR)])
@@ -374,6 +410,17 @@ def a_model() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6), nn.ReLU()
     )
+
+
+def three_layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    units = [[nn.Conv2d(6 if i else 1, 6, 3), nn.BatchNorm2d(6), nn.ReLU()] for i in range(3)]
+    return nn.Sequential(*(layer for unit in units for layer in unit))
+
+
+def small_in(steps: range, size: int) -> Callable[[int, Tensor], Tensor]:
+    """Batches of so many samples in some steps."""
+    return lambda step, x: x[:size] if step in steps else x
 
 
 def train(
@@ -467,6 +514,26 @@ def test_bn203_finds_a_remainder_of_one_before_the_epoch_ends() -> None:
     loader = DataLoader(TensorDataset(torch.randn(641, 1, 10, 10)), 64)
     _, alerts = train(a_model(), 3, train_loader=loader)
     assert [(a.code, a.severity) for a in alerts] == [("BN203", ERROR)]
+
+
+@pytest.mark.parametrize("sampled", [0, 100])
+def test_bn203_takes_no_lasting_fall_of_the_batch_size_for_one_incomplete_batch(sampled: int) -> None:
+    monitor, _ = train(three_layers(), 130, before=small_in(range(98, 130), 4), sample_every_n_steps=sampled)
+    assert "BN203" not in {alert.code for alert in monitor.alerts}
+    assert monitor.summary().step == 129
+
+
+@pytest.mark.parametrize(("steps", "told"), [(130, 109), (105, 104), (100, 99)], ids=["on", "soon", "at once"])
+def test_bn203_tells_of_one_incomplete_batch_a_check_later_or_as_the_training_ends(steps: int, told: int) -> None:
+    opened = []
+    train(
+        three_layers(),
+        steps,
+        before=small_in(range(98, 99), 2),
+        sample_every_n_steps=0,
+        on_alert=lambda alert: opened.append((alert.code, alert.first_step, alert.last_step)),
+    )
+    assert opened == [("BN203", 98, told)]
 
 
 def test_bn204_finds_micro_batches() -> None:

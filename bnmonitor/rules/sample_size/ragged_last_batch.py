@@ -8,13 +8,24 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bnmonitor._text import count, number
 from bnmonitor.limits import SMALL_BATCH
-from bnmonitor.measures import StepNoise, median, normalizing, processes, step_noise, times_smaller, warm
+from bnmonitor.measures import (
+    AROUND,
+    StepNoise,
+    calm_around,
+    median,
+    normalizing,
+    processes,
+    step_noise,
+    times_smaller,
+    warm,
+)
 from bnmonitor.results import Severity
-from bnmonitor.rules.base import Finding, Rule, sampled
-from bnmonitor.window import Loader, Window
+from bnmonitor.rules.base import Finding, Rule
+from bnmonitor.window import Loader, Sample, Window
 
 BOTH = 1.5
 """How many times as far as usual both the means and the variances of a small batch are at least."""
@@ -38,6 +49,12 @@ MOST = 1.5
 """Most that a batch looks smaller, over the usual number of samples: it has one sample at least, the rest is chance.
 
 Weights that are averaged among clients every few steps move all layers for a step, by far more than one sample does."""
+
+BEFORE = 3
+"""Steps that must be known before a single small batch, where the window cuts off those that were before.
+
+Where the batch size had grown for good, only the first step of a window looked like one.
+"""
 
 LIKENESS = 0.9
 """Most that two small batches are alike: up to .84 of different samples, 1.1 to 2 where all values were scaled."""
@@ -113,8 +130,10 @@ class RaggedLastBatch(Rule):
     Batches that differ in size by design (graphs, packed sequences): their statistics are not far from the running
     statistics. Batches of another kind: their variances rise together, or they are off in the same directions each
     time, or in the means alone. So are small batches of the same samples each time. Weights that jump go on to be
-    elsewhere. Two sampled steps in a row with few samples are no last batch: BN201 judges them. Two batches of one
-    class each among mixed ones are as noisy as small ones, and are told as such where nothing tells the size.
+    elsewhere. Two sampled steps in a row with few samples are no last batch: BN201 judges them. A batch size that falls
+    for good begins with a small batch, too: a single one is told once seven steps after it are known, and most of them
+    are as usual, or as the training ends. Two batches of one class each among mixed ones are as noisy as small ones,
+    and are told as such where nothing tells the size.
 
     ## References
     braindecode/braindecode#411; open-mmlab/mmsegmentation#272; scverse/scvi-tools#2314; fastai/fastai#1352.
@@ -126,6 +145,7 @@ class RaggedLastBatch(Rule):
     needs: ClassVar[frozenset[str]] = frozenset({"buffers"})
     exact: ClassVar[bool] = True
     every: ClassVar[int] = 32
+    at_end: ClassVar[bool] = True
 
     warn_share: float = 0.125
     error_up_to: int = 1
@@ -183,36 +203,53 @@ class RaggedLastBatch(Rule):
         ]
 
     def _seen(self, window: Window, layers: tuple[int, ...]) -> list[Finding]:
-        sample, usual = window.sample, window.baseline.sizes
-        if sample is None or sample.step not in window.steps or len(window) < 8:
-            return []
-        small = (sample.size > 0) & (sample.size < self.seen_share * usual)
-        for before in window.earlier[-1:]:  # two in a row are the size of the batches from now on
-            small &= (before.size == 0) | (before.size >= self.seen_share * usual)
-        if not small.any():
-            return []
+        """Judge the newest sampled step that had few samples, and is alone with that."""
+        known = [sample for sample in (*window.earlier, window.sample) if sample is not None]
+        for at in reversed(range(len(known))):
+            if len(window) < 8 or known[at].step not in window.steps:
+                continue
+            small = self._few(window, known[at])
+            if not small.any():
+                continue
+            for beside in (*known[max(0, at - 1) : at], *known[at + 1 : at + 2]):
+                small &= ~self._few(window, beside)  # two in a row are the size of the batches from now on
+            if small.any():
+                return self._far(window, layers, known[at], small)
+        return []
+
+    def _few(self, window: Window, sample: Sample) -> Tensor:
+        """Where a sampled step had few samples: ``[L]`` bool."""
+        return (sample.size > 0) & (sample.size < self.seen_share * window.baseline.sizes)
+
+    def _far(self, window: Window, layers: tuple[int, ...], sample: Sample, small: Tensor) -> list[Finding]:
+        """Judge a sampled step with few samples in some layers by how far their statistics are off."""
         t = window.steps.index(sample.step)
         out = torch.zeros(len(window.layers), device="cpu")
         for distance in (window.shift.abs(), window.ratio.log().abs()):
             by_step = median(distance, window)
-            excess = by_step[t] / by_step.nanmedian(0).values
-            out = torch.fmax(out, excess.where(excess.isfinite(), 0.0).to(out.dtype))
-        hit = [i for i in layers if small[i] and out[i] > self.limit_excess]
+            excess = by_step / by_step.nanmedian(0).values
+            excess = excess.where(excess.isfinite(), 0.0).to(out.dtype)
+            for i in small.nonzero().flatten().tolist():
+                # Where the steps around it are as far, the batch size has changed for good.
+                if excess[t, i] > out[i] and calm_around(excess[:, i].numpy(), t):
+                    out[i] = excess[t, i]
+        hit = [i for i in layers if out[i] > self.limit_excess]
         if not hit:
             return []
-        seen, full = int(sample.size[hit[0]]), float(usual[hit[0]])
+        seen, full = int(sample.size[hit[0]]), float(window.baseline.sizes[hit[0]])
         return [
             Finding(
                 severity=Severity.WARNING,
                 layer=hit[0],
                 layers=tuple(hit),
-                first_step=sampled(window),
+                first_step=sample.step,
                 value=float(seen),
                 threshold=self.seen_share * full,
                 message=f"a batch of {count(seen, 'sample')} instead of {number(full)}, with statistics "
                 f"{number(float(out[hit[0]]))}× the usual distance from the running statistics, counted as much as a "
                 "full batch",
                 advice="drop incomplete batches: DataLoader(..., drop_last=True)",
+                certain=t + AROUND < len(window) or window.facts.ending,
             )
         ]
 
@@ -223,10 +260,12 @@ class RaggedLastBatch(Rule):
         if int(mask.sum()) < self.least_layers or not past:
             return []
         noise = step_noise(window if past == len(window) else window.last(past), mask, SCREEN)
-        found = None if noise is None else self._again(noise) or self._once(noise)
-        if noise is None or found is None:
+        if noise is None:
             return []
-        at, times = found
+        found = self._again(noise) or self._once(noise, cut=past == len(window))
+        if found is None:
+            return []
+        at, times, certain = found
         usual = float(window.baseline.sizes[list(layers)].nanmedian())
         if times > MOST * usual:  # False where the size is unknown
             return []
@@ -241,11 +280,12 @@ class RaggedLastBatch(Rule):
                 message=f"a batch whose statistics are as noisy in all layers together as those of {number(times)} "
                 "times fewer samples: probably an incomplete batch, counted as much as a full one",
                 advice="drop incomplete batches: DataLoader(..., drop_last=True)",
+                certain=certain or window.facts.ending,
             )
         ]
 
-    def _again(self, noise: StepNoise) -> tuple[int, float] | None:
-        """Return the first of two noisy steps of a window, and how many times smaller their batches look."""
+    def _again(self, noise: StepNoise) -> tuple[int, float, bool] | None:
+        """Return the first of two noisy steps, how many times smaller their batches look, and that this is certain."""
         factor, errors = noise.factor, noise.errors
         steps = np.flatnonzero(noise.alone & (np.minimum(*noise.together) > BOTH))
         steps = steps[np.argsort(-factor[steps])][:3]
@@ -259,16 +299,20 @@ class RaggedLastBatch(Rule):
                 and noise.rise(one) + noise.rise(other) < 2 * RISE
                 and noise.likeness(one, other) < LIKENESS
             ):
-                return one, times
+                return one, times, True
         return None
 
-    def _once(self, noise: StepNoise) -> tuple[int, float] | None:
-        """Return a step that is so noisy that one is enough."""
+    def _once(self, noise: StepNoise, *, cut: bool) -> tuple[int, float, bool] | None:
+        """Return a step that is so noisy that one is enough, how many times smaller it looks, and if that is certain.
+
+        It is once enough steps after it are known: a change of the batch size for good begins with such a step, too.
+        Where the window cuts off the steps before it, they may have been as small.
+        """
         times, errors = noise.times_smaller, noise.errors
         steps = np.flatnonzero(
             noise.alone & (np.minimum(*noise.together) > BOTH) & (times > self.once) & (errors > self.errors_once)
         )
-        for at in steps.tolist():
+        for at in steps[steps >= BEFORE * cut].tolist():
             if noise.rise(at) < RISE and noise.calmest(at) > self.least_layer:
-                return at, float(times[at])
+                return at, float(times[at]), at + AROUND < len(times)
         return None
