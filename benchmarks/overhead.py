@@ -1,7 +1,9 @@
 """Added time of a training step under bnmonitor, and under the usual alternatives.
 
 One process measures everything, one step of each variant in turn, so that a drift of the machine's speed affects all
-variants equally. Prints Markdown. Run ``python benchmarks/overhead.py [--steps N]``.
+variants equally. The images are noise around one pattern for each class, which a network learns soon; with
+``--random-labels`` there is nothing to learn, the weights never settle, and bnmonitor's rules judge more often. Prints
+Markdown. Run ``python benchmarks/overhead.py [--steps N] [--network small-images|striding]``.
 """
 
 from __future__ import annotations
@@ -19,6 +21,10 @@ from resnet import resnet18
 from torch import Tensor, nn
 from watchers import WATCHERS, Watcher
 
+NETWORKS = {
+    "small-images": "ResNet-18 for small images, whose stem does not stride",
+    "striding": "ResNet-18 as in timm, whose stem strides",
+}
 WARM_UP = 5
 SAMPLE = 100
 
@@ -26,9 +32,9 @@ SAMPLE = 100
 class Variant:
     """One model in training, with a watcher or without."""
 
-    def __init__(self, watcher: type[Watcher], folder: Path) -> None:
+    def __init__(self, watcher: type[Watcher], folder: Path, *, striding: bool) -> None:
         torch.manual_seed(0)
-        self.model = resnet18()
+        self.model = resnet18(striding=striding)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
         self.folder = folder
         self.watcher = watcher(self.model, self.optimizer, folder)
@@ -56,12 +62,28 @@ class Variant:
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
 
-def variants(folder: Path) -> tuple[dict[str, Variant], dict[str, str]]:
+class Images:
+    """Batches of images of ten classes.
+
+    Args:
+        learnable: Whether the images of a class are alike.
+    """
+
+    def __init__(self, *, learnable: bool) -> None:
+        self.patterns = torch.randn(10, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * learnable
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Return 32 images and their classes."""
+        labels = torch.randint(0, 10, (32,))
+        return torch.randn(32, 3, 32, 32) + self.patterns[labels], labels
+
+
+def variants(folder: Path, *, striding: bool) -> tuple[dict[str, Variant], dict[str, str]]:
     """Make every variant with installed packages; also return why the others are missing."""
     made, missing = {}, {}
     for i, (name, watcher) in enumerate(WATCHERS.items()):
         try:
-            made[name] = Variant(watcher, folder / str(i))
+            made[name] = Variant(watcher, folder / str(i), striding=striding)
         except ImportError as error:
             missing[name] = f"not measured: {error}"
     return made, missing
@@ -70,20 +92,30 @@ def variants(folder: Path) -> tuple[dict[str, Variant], dict[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=200)
-    steps = parser.parse_args().steps
+    parser.add_argument("--network", choices=NETWORKS, action="append")
+    parser.add_argument("--random-labels", action="store_true")
+    chosen = parser.parse_args()
     torch.set_num_threads(2)
+    for network in chosen.network or NETWORKS:
+        measure(network, chosen.steps, learnable=not chosen.random_labels)
+
+
+def measure(network: str, steps: int, *, learnable: bool) -> None:
+    """Train all variants of a network, and print what they cost."""
+    images = Images(learnable=learnable)
     with tempfile.TemporaryDirectory() as folder:
-        made, missing = variants(Path(folder))
+        made, missing = variants(Path(folder), striding=network == "striding")
         names = list(made)
         for i in range(steps + WARM_UP):
-            images, labels = torch.randn(32, 3, 32, 32), torch.randint(0, 10, (32,))
+            batch = images.batch()
             turn = i % len(names)
             for name in names[turn:] + names[:turn]:
-                made[name].step(images, labels)
+                made[name].step(*batch)
         for variant in made.values():
             with contextlib.redirect_stdout(sys.stderr):  # other tools print too; this prints Markdown
                 variant.watcher.close()
             del variant.whole[:WARM_UP], variant.calls[:WARM_UP]
+        print(f"{NETWORKS[network]}{'' if learnable else ', random labels'}; batch 32 at 32x32,")
         report(made, missing, steps)
 
 
@@ -91,10 +123,10 @@ def report(made: dict[str, Variant], missing: dict[str, str], steps: int) -> Non
     """Print a table, and the parts of bnmonitor's cost."""
     plain = made["nothing"]
     base = statistics.median(plain.whole)
-    print(f"ResNet-18, batch 32 at 32x32, {torch.get_num_threads()} threads, {steps} steps of each in turn; a step")
-    print(f"takes {1e3 * base:.0f} ms (median).\n")
-    print("| watching | added per step, median of pairs | in its own calls, mean | written per step |")
-    print("|---|---|---|---|")
+    print(f"{torch.get_num_threads()} threads, {steps} steps of each in turn;")
+    print(f"a step takes {1e3 * base:.0f} ms (median).\n")
+    print("| watching | records | added per step, median of pairs | in its own calls, mean | written |")
+    print("|---|---|---|---|---|")
     for name, variant in made.items():
         if name == "nothing":
             continue
@@ -103,9 +135,10 @@ def report(made: dict[str, Variant], missing: dict[str, str], steps: int) -> Non
         calls = statistics.mean(variant.calls)
         own = "in hooks" if calls < 1e-5 else f"{1e3 * calls:.2f} ms, {100 * calls / base:.2f} %"
         added = f"{1e3 * extra:+.2f} ms, {100 * extra / base:+.2f} %"
-        print(f"| {name} | {added} | {own} | {variant.written() / (steps + WARM_UP) / 1e3:.1f} kB |")
+        written = f"{variant.written() / (steps + WARM_UP) / 1e3:.1f} kB"
+        print("|", " | ".join([name, variant.watcher.records, added, own, written]), "|")
     for name, why in missing.items():
-        print(f"| {name} | {why} | | |")
+        print(f"| {name} | {why} | | | |")
     account(made, base, steps)
 
 
@@ -128,7 +161,7 @@ def account(made: dict[str, Variant], base: float, steps: int) -> None:
     print(f"\nbnmonitor in all: {1e3 * total:.2f} ms a step, {100 * total / base:.2f} %, of which")
     print(f"{1e3 * calls:.2f} ms in its calls ({1e6 * quiet:.0f} us in a step without a check) and")
     print(f"{1e3 * sample / SAMPLE:.2f} ms in the hooks of sampled steps ({1e3 * sample:.0f} ms, every {SAMPLE}).")
-    print(f"The forward hooks add {by_hand / total:.0f} times as much.")
+    print(f"The forward hooks add {by_hand / total:.0f} times as much.\n", flush=True)
 
 
 if __name__ == "__main__":

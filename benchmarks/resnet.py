@@ -32,14 +32,20 @@ class Block(nn.Module):
         return torch.relu(self.bn2(self.conv2(y)) + self.skip(x))
 
 
-def resnet18() -> nn.Module:
-    """ResNet-18 for 32x32 images: 20 BatchNorm layers, 4 800 channels."""
+def resnet18(*, striding: bool = False) -> nn.Module:
+    """ResNet-18: 20 BatchNorm layers, 4 800 channels.
+
+    Args:
+        striding: Whether its stem strides, as for images of 224x224 and in timm, or not, as for 32x32.
+    """
     widths = [64, 64, 64, 128, 128, 256, 256, 512, 512]
     blocks = [Block(a, b, 1 if a == b else 2) for a, b in pairwise(widths)]
+    first = nn.Conv2d(3, 64, 7, 2, 3, bias=False) if striding else nn.Conv2d(3, 64, 3, 1, 1, bias=False)
     return nn.Sequential(
-        nn.Conv2d(3, 64, 3, 1, 1, bias=False),
+        first,
         nn.BatchNorm2d(64),
         nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1) if striding else nn.Identity(),
         *blocks,
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),

@@ -16,6 +16,9 @@ from bnmonitor.sinks import TensorBoard
 class Watcher:
     """No monitoring; a subclass is called before and after each step of the optimizer."""
 
+    records: ClassVar[str] = "nothing"
+    """What it keeps, for the table."""
+
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
         pass
 
@@ -32,6 +35,7 @@ class Watcher:
 class BnMonitor(Watcher):
     """bnmonitor with its defaults, writing to TensorBoard."""
 
+    records: ClassVar[str] = "batch and running statistics, gamma, beta and gradients of each channel, every step"
     settings: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
@@ -46,17 +50,21 @@ class BnMonitor(Watcher):
 class BnMonitorSampling(BnMonitor):
     """The same with activation statistics every 10 steps instead of every 100."""
 
+    records: ClassVar[str] = "the same"
     settings: ClassVar[Mapping[str, Any]] = {"sample_every_n_steps": 10}
 
 
 class BnMonitorBuffers(BnMonitor):
     """The same without activation statistics: the difference to a step with them is the cost of a sample."""
 
+    records: ClassVar[str] = "the same"
     settings: ClassVar[Mapping[str, Any]] = {"sample_every_n_steps": 0}
 
 
 class Hooks(Watcher):
     """The usual handwritten alternative: mean and variance of each layer's input, in a forward hook."""
+
+    records: ClassVar[str] = "batch mean and variance of each channel, every step"
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
         self.rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -76,6 +84,8 @@ class Hooks(Watcher):
 
 class Histograms(Watcher):
     """TensorBoard histograms of each layer's running statistics, gamma and beta, every 10 steps."""
+
+    records: ClassVar[str] = "histograms of running statistics, gamma and beta"
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -98,6 +108,8 @@ class Histograms(Watcher):
 
 class WandbWatch(Watcher):
     """``wandb.watch(model, log="all", log_freq=100)``, offline."""
+
+    records: ClassVar[str] = "histograms of parameters and gradients, no running statistics"
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
         import wandb
@@ -124,6 +136,8 @@ class WandbWatch(Watcher):
 class Ormas(Watcher):
     """``ormas_monitor.Monitor`` with its defaults."""
 
+    records: ClassVar[str] = "gradient norms of layers and activity of channels, at its checks"
+
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
         import ormas_monitor
 
@@ -138,6 +152,21 @@ class Ormas(Watcher):
         self.monitor.close()
 
 
+class TorchAudit(Watcher):
+    """``torch_audit.autopatch`` that audits every 100 steps, as often as bnmonitor samples; its default is 1,000."""
+
+    records: ClassVar[str] = "findings about parameters, gradients and activations"
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+        from torch_audit import autopatch
+
+        self.auditor = autopatch(model, optimizer=optimizer, every_n_steps=100, reporters=[], fail_level="FATAL")
+
+    def close(self) -> None:
+        """Put the model's methods back."""
+        self.auditor.unpatch()
+
+
 WATCHERS: dict[str, type[Watcher]] = {
     "nothing": Watcher,
     "bnmonitor": BnMonitor,
@@ -147,4 +176,5 @@ WATCHERS: dict[str, type[Watcher]] = {
     "TensorBoard histograms every 10 steps": Histograms,
     '`wandb.watch(log="all", log_freq=100)`, offline': WandbWatch,
     "`ormas-monitor`": Ormas,
+    "`torch-audit`, every 100 steps": TorchAudit,
 }
