@@ -43,19 +43,20 @@ def reduce(x: Tensor) -> Tensor:
     # A comparison into floats is several times faster on a CPU than one into bool.
     nonpositive = torch.le(values, 0, out=scratch).sum(1)
     # Deviations from a value of the channel first: a mean that dwarfs the deviation costs no digits then.
-    origin = values[:, :1].clone()
-    mean = values.sub_(origin).mean(1, keepdim=True)
-    values.sub_(mean)
-    powers = torch.mul(values, values, out=scratch)
+    origin = values[:, :1]
+    deviations = torch.sub(values, origin, out=scratch)
+    mean = deviations.mean(1, keepdim=True)
+    deviations.sub_(mean)
+    mean = mean.add_(origin).flatten()
+    powers = torch.mul(deviations, deviations, out=values)
     second, fourth = powers.sum(1), torch.linalg.vector_norm(powers, dim=1).square_()
     # A finite sum has only finite terms: counting costs a pass, and is seldom needed.
     if x.device.type == "cpu" and math.isfinite(second.sum().item()):
         bad = torch.zeros_like(second)
     else:
         bad = (~x.isfinite()).sum((0, 2)).to(dtype)
-    third = values.mul_(powers).sum(1)
+    third = deviations.mul_(powers).sum(1)
     count = torch.full_like(second, values.shape[1])
-    mean = mean.add_(origin).flatten()
     return torch.stack([count, mean, second, third, fourth, low, high, at_low, at_high, nonpositive, bad])
 
 
@@ -80,10 +81,10 @@ def _ends(values: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
         blocks = values.view(-1, _BLOCKS, width)
         lows, highs = blocks.amin(1), blocks.amax(1)
         low, high = lows.amin(1, keepdim=True), highs.amax(1, keepdim=True)
-        at_low, at_high = (lows == low).sum(1), (highs == high).sum(1)
+        at_low, at_high = lows.eq_(low).sum(1), highs.eq_(high).sum(1)
         # Each is one at least, except where a value is NaN.
         if (at_low + at_high).amax().item() <= 2:
-            return low[:, 0], high[:, 0], at_low.to(values.dtype), at_high.to(values.dtype)
+            return low[:, 0], high[:, 0], at_low, at_high
     at_low, at_high = torch.eq(values, low, out=scratch).sum(1), torch.eq(values, high, out=scratch).sum(1)
     return low[:, 0], high[:, 0], at_low, at_high
 

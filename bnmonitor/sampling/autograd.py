@@ -34,7 +34,7 @@ def kept_by_autograd(x: Tensor, node: Any) -> tuple[Tensor, Tensor] | None:
     wanted = torch.float64 if x.dtype == torch.float64 else torch.float32
     if mean is None or scale is None or mean.dtype != wanted or mean.numel() != x.shape[1]:
         return None
-    return mean.detach(), scale.detach()
+    return (mean.detach(), scale.detach()) if mean.requires_grad or scale.requires_grad else (mean, scale)
 
 
 def _packed() -> bool:
@@ -142,8 +142,8 @@ def affine_of(module: nn.Module, x: Tensor, output: Tensor, kept: tuple[Tensor, 
         return None
     if not {type(t) for t in (x, output, mean, gamma, beta)} <= _PLAIN:
         return None
-    scale = scale if gamma is None else scale * gamma.detach()
-    return Affine(scale, mean, torch.zeros_like(mean) if beta is None else beta.detach())
+    scale = scale if gamma is None else scale * gamma
+    return Affine(scale, mean, torch.zeros_like(mean) if beta is None else beta)
 
 
 class Passed(NamedTuple):
@@ -152,13 +152,13 @@ class Passed(NamedTuple):
     Attributes:
         through: The map, as it was in the call.
         nonpositive: How many values of the output are not positive.
-        excess: By how much the output differs, in a few places, from what the map makes of the input: the largest
-            difference beyond the value's own rounding, in multiples of the rounding of 1.
+        margin: How close the output is, in a few places, to what the map makes of the input: the least that a value's
+            magnitude is beyond the difference, which is counted in multiples of the rounding of 1.
     """
 
     through: Affine
     nonpositive: Tensor
-    excess: Tensor
+    margin: Tensor
 
     def reduced(self, given: Tensor) -> Tensor:
         """Return what :func:`bnmonitor.measures.reduce` would return for the output; NaN where it is another one.
@@ -169,8 +169,7 @@ class Passed(NamedTuple):
             given: The result for the input.
         """
         scale, center, beta = self.through
-        # What is not finite says nothing.
-        differs = self.excess > (scale * center).abs() + beta.abs()
+        differs = -self.margin > (scale * center).abs() + beta.abs()
         return carried(given, self.through, self.nonpositive).masked_fill(differs, torch.nan)
 
 
@@ -187,17 +186,18 @@ def passed(through: Affine, x: Tensor, output: Tensor, *, training: bool) -> Pas
     scale, center, beta = (t.to(given.dtype) for t in through)
     wanted = torch.addcmul(beta[:, None], scale[:, None], given - center[:, None])
     far = (made - wanted).abs_()
-    excess = torch.sub(far.mul_(1 / _ROUNDING[output.dtype]), wanted.abs_()).nan_to_num_(nan=0.0).amax((0, 2))
+    # What is not finite says nothing.
+    margin = wanted.abs_().sub_(far, alpha=1 / _ROUNDING[output.dtype]).nan_to_num_(nan=0.0).amin((0, 2))
     kept = Affine(scale, center if training else center.clone(), beta.clone())
-    return Passed(kept, nonpositive(output), excess)
+    return Passed(kept, nonpositive(output), margin)
 
 
 def _some(x: Tensor) -> Tensor:
-    """Some hundred values of each channel of ``[N, C, ...]``, from all over it: ``[n, C, m]``, in float32 at least."""
+    """Some sixty values of each channel of ``[N, C, ...]``, from all over it: ``[n, C, m]``, in float32 at least."""
     x = x.flatten(2) if x.dim() > 2 else x[..., None]
     samples, positions = x.shape[0], max(1, x.shape[2])
-    step = samples // max(8, 128 // positions)
-    every = positions // 16 | 1  # an odd number: an even one may divide the width, and takes one edge of all images
+    step = samples // max(8, 64 // positions)
+    every = positions // 8 | 1  # an odd number: an even one may divide the width, and takes one edge of all images
     x = x[::step] if step > 1 else x
     x = x[:, :, every // 2 :: every] if every > 1 else x
     return x if x.dtype == torch.float64 else x.float()

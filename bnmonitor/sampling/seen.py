@@ -229,8 +229,8 @@ def _outputs(layers: LayerTable, seen: Sequence[Seen]) -> Tensor:
         given = torch.cat([reduced for _, reduced, _ in known], 1).double()
         ways = [passed for _, _, passed in known]
         maps = (torch.cat(each).double() for each in zip(*(way.through for way in ways), strict=True))
-        counts, excess = (torch.cat(each) for each in zip(*(way[1:] for way in ways), strict=True))
-        made = Passed(Affine(*maps), counts, excess).reduced(given).float()
+        counts, margin = (torch.cat(each) for each in zip(*(way[1:] for way in ways), strict=True))
+        made = Passed(Affine(*maps), counts, margin).reduced(given).float()
         widths = [reduced.shape[1] for _, reduced, _ in known]
         for (i, _, _), part in zip(known, made.split(widths, 1), strict=True):
             parts[i] = part
