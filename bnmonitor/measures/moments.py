@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -34,7 +35,20 @@ def reduce(x: Tensor) -> Tensor:
         ``[11, C]``: count, mean, sums of the second, third and fourth powers of the deviations, min, max, how many are
         equal to the min, how many to the max, how many are <= 0, how many are not finite.
     """
-    x = _reducedpart(x)
+    return _by_channels(_reduce, _reducedpart(x))
+
+
+AT_ONCE = 2**18
+"""Values that a CPU works on at once: for more the memory is fetched anew each time, which takes twice as long."""
+
+
+def _by_channels(reduction: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a reduction of each channel of ``[N, C, ...]`` to some of the channels after the other: ``[..., C]``."""
+    parts = -(-x.numel() // AT_ONCE) if x.device.type == "cpu" else 1
+    return reduction(x) if parts <= 1 else torch.cat([reduction(part) for part in x.chunk(parts, 1)], -1)
+
+
+def _reduce(x: Tensor) -> Tensor:
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     # One copy with the values of a channel in a row; the rest works in it and in one more.
     values = x.transpose(0, 1).to(dtype, copy=True, memory_format=torch.contiguous_format).flatten(1)
@@ -121,7 +135,11 @@ def carried(reduced: Tensor, through: Affine, not_positive: Tensor) -> Tensor:
 
 def nonpositive(x: Tensor) -> Tensor:
     """Count the values of each channel that are not positive, in the same part that :func:`reduce` reduces: ``[C]``."""
-    x = _reducedpart(x).transpose(0, 1)
+    return _by_channels(_nonpositive, _reducedpart(x))
+
+
+def _nonpositive(x: Tensor) -> Tensor:
+    x = x.transpose(0, 1)
     return torch.le(x, 0, out=torch.empty(x.shape, dtype=torch.float32, device=x.device)).sum((1, 2))
 
 
@@ -260,7 +278,10 @@ def _own_variances(x: Tensor) -> Tensor:
     """Each sample's variance around the batch mean, over the samples that :func:`between` reduces: ``[n, C]``."""
     x = part(x, x.shape[0] // LEAST_SAMPLES)
     x = x.flatten(2) if x.dim() > 2 else x[..., None]
-    x = x if x.dtype == torch.float64 else x.float()
+    return _by_channels(_variances, x if x.dtype == torch.float64 else x.float())
+
+
+def _variances(x: Tensor) -> Tensor:
     return (x - x.mean((0, 2), keepdim=True)).square_().mean(2)
 
 
