@@ -187,7 +187,7 @@ def passed(through: Affine, x: Tensor, output: Tensor, *, training: bool) -> Pas
     wanted = torch.addcmul(beta[:, None], scale[:, None], given - center[:, None])
     far = (made - wanted).abs_()
     # What is not finite says nothing.
-    margin = wanted.abs_().sub_(far, alpha=1 / _ROUNDING[output.dtype]).nan_to_num_(nan=0.0).amin((0, 2))
+    margin = wanted.abs_().sub_(far, alpha=1 / _ROUNDING[output.dtype]).nan_to_num_(nan=0.0).amin(0).amin(1)
     kept = Affine(scale, center if training else center.clone(), beta.clone())
     return Passed(kept, nonpositive(output), margin)
 

@@ -232,7 +232,7 @@ def _outputs(layers: LayerTable, seen: Sequence[Seen]) -> Tensor:
         counts, margin = (torch.cat(each) for each in zip(*(way[1:] for way in ways), strict=True))
         made = Passed(Affine(*maps), counts, margin).reduced(given).float()
         widths = [reduced.shape[1] for _, reduced, _ in known]
-        for (i, _, _), part in zip(known, made.split(widths, 1), strict=True):
+        for (i, _, _), part in zip(known, torch.split(made, widths, 1), strict=True):
             parts[i] = part
     return flat(layers, parts, 11)
 
