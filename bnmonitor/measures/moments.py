@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -34,40 +35,81 @@ def reduce(x: Tensor) -> Tensor:
         ``[11, C]``: count, mean, sums of the second, third and fourth powers of the deviations, min, max, how many are
         equal to the min, how many to the max, how many are <= 0, how many are not finite.
     """
-    x = _reducedpart(x)
+    return _by_channels(_reduce, _reducedpart(x))
+
+
+AT_ONCE = 2**18
+"""Values that a CPU works on at once: for more the memory is fetched anew each time, which takes twice as long."""
+
+
+def _by_channels(reduction: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Apply a reduction of each channel of ``[N, C, ...]`` to some of the channels after the other: ``[..., C]``."""
+    parts = -(-x.numel() // AT_ONCE) if x.device.type == "cpu" else 1
+    return reduction(x) if parts <= 1 else torch.cat([reduction(part) for part in x.chunk(parts, 1)], -1)
+
+
+def _reduce(x: Tensor) -> Tensor:
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     # One copy with the values of a channel in a row; the rest works in it and in one more.
-    values = torch.empty(x.shape[1], x.shape[0], x.shape[2], dtype=dtype, device=x.device)
-    values = values.copy_(x.transpose(0, 1)).flatten(1)
-    low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
-    # A comparison into floats is several times faster on a CPU than one into bool.
+    values = x.transpose(0, 1).to(dtype, copy=True, memory_format=torch.contiguous_format).flatten(1)
     scratch = torch.empty_like(values)
+    low, high, at_low, at_high = _ends(values, scratch)
+    # A comparison into floats is several times faster on a CPU than one into bool.
     nonpositive = torch.le(values, 0, out=scratch).sum(1)
-    at_low, at_high = torch.eq(values, low, out=scratch).sum(1), torch.eq(values, high, out=scratch).sum(1)
     # Deviations from a value of the channel first: a mean that dwarfs the deviation costs no digits then.
-    origin = values[:, :1].clone()
-    mean = values.sub_(origin).mean(1, keepdim=True)
-    values.sub_(mean)
-    powers = torch.mul(values, values, out=scratch)
+    origin = values[:, :1]
+    deviations = torch.sub(values, origin, out=scratch)
+    mean = deviations.mean(1, keepdim=True)
+    deviations.sub_(mean)
+    mean = mean.add_(origin).flatten()
+    powers = torch.mul(deviations, deviations, out=values)
     second, fourth = powers.sum(1), torch.linalg.vector_norm(powers, dim=1).square_()
     # A finite sum has only finite terms: counting costs a pass, and is seldom needed.
-    suspect = ~second.isfinite()
-    bad = suspect if x.device.type == "cpu" and not bool(suspect.any()) else (~x.isfinite()).sum((0, 2))
-    third = values.mul_(powers).sum(1)
+    if x.device.type == "cpu" and math.isfinite(second.sum().item()):
+        bad = torch.zeros_like(second)
+    else:
+        bad = (~x.isfinite()).sum((0, 2)).to(dtype)
+    third = deviations.mul_(powers).sum(1)
     count = torch.full_like(second, values.shape[1])
-    mean = (mean + origin).flatten()
-    return torch.stack(
-        [count, mean, second, third, fourth, low[:, 0], high[:, 0], at_low, at_high, nonpositive, bad.to(dtype)]
-    )
+    return torch.stack([count, mean, second, third, fourth, low, high, at_low, at_high, nonpositive, bad])
 
 
-def carried(reduced: Tensor, through: Affine, output: Tensor) -> Tensor:
+_BLOCKS = 16
+"""Values of a channel of which the least and the largest are compared with those of the others."""
+
+_LEAST_BLOCK = 32
+"""Least number of such groups: two equal extremes are seldom in the same one of so many."""
+
+
+def _ends(values: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Smallest and largest value of each row, and how often each of the two is there: ``[C]`` each.
+
+    On a CPU the least of each :data:`_BLOCKS` values are compared first, and so are the largest. Where one of these
+    alone has the extreme, it is there once: to count would cost two passes more. (Where it is twice among the same few
+    values, and nowhere else, it counts once.)
+    """
+    width = values.shape[1] // _BLOCKS
+    if values.device.type != "cpu" or width < _LEAST_BLOCK or values.shape[1] % _BLOCKS:
+        low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
+    else:
+        blocks = values.view(-1, _BLOCKS, width)
+        lows, highs = blocks.amin(1), blocks.amax(1)
+        low, high = lows.amin(1, keepdim=True), highs.amax(1, keepdim=True)
+        at_low, at_high = lows.eq_(low).sum(1), highs.eq_(high).sum(1)
+        # Each is one at least, except where a value is NaN.
+        if (at_low + at_high).amax().item() <= 2:
+            return low[:, 0], high[:, 0], at_low, at_high
+    at_low, at_high = torch.eq(values, low, out=scratch).sum(1), torch.eq(values, high, out=scratch).sum(1)
+    return low[:, 0], high[:, 0], at_low, at_high
+
+
+def carried(reduced: Tensor, through: Affine, not_positive: Tensor) -> Tensor:
     """Return what :func:`reduce` would return for the output of an affine map, for a tenth of the cost.
 
     Args:
         reduced: The result for the input.
         through: The map.
-        output: The output ``[N, C, ...]``; only its values that are not positive are counted.
+        not_positive: What :func:`nonpositive` counts in the output.
     """
     count, mean, second, third, fourth, low, high, at_low, at_high, _, nonfinite = reduced
     scale, center, beta = (t.to(reduced.dtype) for t in through)
@@ -85,16 +127,20 @@ def carried(reduced: Tensor, through: Affine, output: Tensor) -> Tensor:
             torch.maximum(first, last),
             count.where(flat, at_high.where(falls, at_low)),
             count.where(flat, at_low.where(falls, at_high)),
-            _nonpositive(output).to(reduced.dtype),
+            not_positive.to(reduced.dtype),
             nonfinite.where(known, count),
         ]
     )
 
 
+def nonpositive(x: Tensor) -> Tensor:
+    """Count the values of each channel that are not positive, in the same part that :func:`reduce` reduces: ``[C]``."""
+    return _by_channels(_nonpositive, _reducedpart(x))
+
+
 def _nonpositive(x: Tensor) -> Tensor:
-    """Count the values of each channel that are not positive, in the same part that :func:`reduce` reduces."""
-    x = _reducedpart(x)
-    return torch.le(x, 0, out=torch.empty(x.shape, dtype=torch.float32, device=x.device)).sum((0, 2))
+    x = x.transpose(0, 1)
+    return torch.le(x, 0, out=torch.empty(x.shape, dtype=torch.float32, device=x.device)).sum((1, 2))
 
 
 def merge(a: Tensor, b: Tensor) -> Tensor:
@@ -158,11 +204,9 @@ def between(x: Tensor) -> Tensor:
     x = part(x, x.shape[0] // LEAST_SAMPLES)
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     means = x.flatten(2).mean(2, dtype=dtype) if x.dim() > 2 else x.to(dtype)
-    origin = means[0]
-    deviations = means - origin
-    mean = deviations.mean(0)
-    squares = (deviations - mean).square_().sum(0)
-    return torch.stack([torch.full_like(mean, len(means)), origin + mean, squares])
+    mean = means.mean(0)
+    squares = (means - mean).square_().sum(0)
+    return torch.stack([torch.full_like(mean, len(means)), mean, squares])
 
 
 def unevenness(x: Tensor) -> Tensor | None:
@@ -234,7 +278,10 @@ def _own_variances(x: Tensor) -> Tensor:
     """Each sample's variance around the batch mean, over the samples that :func:`between` reduces: ``[n, C]``."""
     x = part(x, x.shape[0] // LEAST_SAMPLES)
     x = x.flatten(2) if x.dim() > 2 else x[..., None]
-    x = x if x.dtype == torch.float64 else x.float()
+    return _by_channels(_variances, x if x.dtype == torch.float64 else x.float())
+
+
+def _variances(x: Tensor) -> Tensor:
     return (x - x.mean((0, 2), keepdim=True)).square_().mean(2)
 
 
@@ -287,7 +334,7 @@ def spread(x: Tensor) -> Tensor:
 def _reducedpart(x: Tensor) -> Tensor:
     """The part that :func:`reduce` reduces: ``[n, C, positions]``."""
     x = part(x, _reduced_stride(x))
-    return x.flatten(2) if x.dim() > 2 else x[..., None]
+    return x if x.dim() == 3 else x.flatten(2) if x.dim() > 2 else x[..., None]
 
 
 def _reduced_stride(x: Tensor) -> int:
@@ -296,7 +343,8 @@ def _reduced_stride(x: Tensor) -> int:
 
 def part(x: Tensor, stride: int) -> Tensor:
     """Return the samples that a reduction looks at, of a batch too large to read as a whole."""
-    return x.detach()[:: _step(stride)]
+    x, step = (x.detach() if x.requires_grad else x), _step(stride)
+    return x if step == 1 else x[::step]
 
 
 def _step(stride: int) -> int:

@@ -15,7 +15,6 @@ from bnmonitor.measures import (
     MOST_CALLS,
     CallMoments,
     between,
-    carried,
     padded_rows,
     padding,
     paired,
@@ -25,7 +24,7 @@ from bnmonitor.measures import (
     unevenness,
     unevenness_beyond,
 )
-from bnmonitor.sampling.autograd import affine_of, agrees, batch_of, data_of
+from bnmonitor.sampling.autograd import affine_of, batch_of, data_of, kept_by_autograd, passed, unbiased_variances
 from bnmonitor.sampling.probe import Probe
 from bnmonitor.sampling.seen import SampleTransfer, Seen, flat
 from bnmonitor.sampling.stirring import Stirring
@@ -159,25 +158,26 @@ class Sampler:
             seen.padding = ends if seen.padding is None else seen.padding + ends
 
     def _moments(self, seen: Seen, module: nn.Module, x: Tensor, output: Tensor) -> None:
-        reduced, through, spread = reduce(x), affine_of(module, x, output), between(x)
-        if through is None:
-            passed = reduce(output)
-        else:
-            passed = carried(reduced, through, output).where(agrees(through, x, output), torch.nan)
-        seen.looked += samples_reduced(x)
+        kept = kept_by_autograd(x, output.grad_fn) if module.training else None
+        through = affine_of(module, x, output, kept)
+        given, made = (t.detach().flatten(2) if t.dim() > 3 else t.detach() for t in (x, output))
+        reduced, spread = reduce(given), between(given)
+        seen.looked += samples_reduced(given)
         # Of several batches the running statistics show only an average.
-        seen.witness = batch_of(module, x, output, reduced) if seen.calls == 1 else None
-        seen.add("input", reduced)
-        seen.add("output", passed)
+        seen.batch = batch_of(module, given, reduced, kept) if seen.calls == 1 else None
+        if through is None:
+            seen.add(reduced, reduce(made))
+        else:
+            seen.add(reduced, passed(through, given, made, training=module.training))
         seen.spread(spread)
         version = _version(module)
         seen.version = version if seen.calls == 1 else seen.version
         if module.training and len(seen.inputs) < MOST_CALLS:
             first = id(module) in self._first and not seen.inputs
-            seen.unevenness = unevenness_beyond(x) if first else None
-            seen.paired = paired(x) if first else None
+            seen.unevenness = unevenness_beyond(given) if first else None
+            seen.paired = paired(given) if first else None
             seen.stirring = Stirring.before(x) if first else None
-            uneven = unevenness(x) if seen.inputs else None
+            uneven = unevenness(given) if seen.inputs else None
             seen.inputs.append(CallMoments(x.shape[0], reduced, spread, uneven))
             if version != seen.version:
                 self._updated.append((seen, seen.inputs[-1]))
@@ -220,7 +220,9 @@ class Sampler:
         if cut or not any(seen.calls for seen, _ in pairs):
             return False
         self.calls = torch.tensor([seen.calls for seen, _ in pairs], device="cpu")
-        self.witness = flat(layers, [seen.witness for seen, _ in pairs], 2)
+        batches = [seen.batch for seen, _ in pairs]
+        means = [None if batch is None else batch.mean for batch in batches]
+        self.witness = torch.stack([flat(layers, each) for each in (means, unbiased_variances(batches))])
         self.underway.send(step, rate, layers, pairs)
         return True
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bnmonitor.layers import runs_torch_forward
-from bnmonitor.measures import Affine, samples_reduced, spread
+from bnmonitor.measures import Affine, carried, nonpositive, samples_reduced
 
 _NODES = ("NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0")
 
@@ -34,7 +34,7 @@ def kept_by_autograd(x: Tensor, node: Any) -> tuple[Tensor, Tensor] | None:
     wanted = torch.float64 if x.dtype == torch.float64 else torch.float32
     if mean is None or scale is None or mean.dtype != wanted or mean.numel() != x.shape[1]:
         return None
-    return mean.detach(), scale.detach()
+    return (mean.detach(), scale.detach()) if mean.requires_grad or scale.requires_grad else (mean, scale)
 
 
 def _packed() -> bool:
@@ -113,12 +113,18 @@ def _read_by(node: Any) -> Tensor | None:
     return read
 
 
-def affine_of(module: nn.Module, x: Tensor, output: Tensor) -> Affine | None:
+def affine_of(module: nn.Module, x: Tensor, output: Tensor, kept: tuple[Tensor, Tensor] | None = None) -> Affine | None:
     """Return the affine map that one call of a layer applied to each channel; None where that is not certain.
 
     It is certain for PyTorch's own forward if autograd has kept the batch statistics, or if the call used the running
     ones. It is not for another forward (SyncBatchNorm, an activation within the layer), an output that a hook has since
     changed, a gamma that is computed or split over the processes, and an output in float16, which may overflow.
+
+    Args:
+        module: The layer.
+        x: Its input.
+        output: Its output.
+        kept: What :func:`kept_by_autograd` returned for the call; None: it was not asked.
     """
     if (
         output._version
@@ -127,7 +133,7 @@ def affine_of(module: nn.Module, x: Tensor, output: Tensor) -> Affine | None:
         or type(output.grad_fn).__name__ not in _NODES
     ):
         return None
-    statistics = kept_by_autograd(x, output.grad_fn) if module.training else _running(module)
+    statistics = kept or kept_by_autograd(x, output.grad_fn) if module.training else _running(module)
     if statistics is None or not module._parameters.keys() >= {"weight", "bias"}:
         return None
     mean, scale = statistics
@@ -136,51 +142,117 @@ def affine_of(module: nn.Module, x: Tensor, output: Tensor) -> Affine | None:
         return None
     if not {type(t) for t in (x, output, mean, gamma, beta)} <= _PLAIN:
         return None
-    scale = scale if gamma is None else scale * gamma.detach()
-    return Affine(scale, mean, torch.zeros_like(mean) if beta is None else beta.detach())
+    scale = scale if gamma is None else scale * gamma
+    return Affine(scale, mean, torch.zeros_like(mean) if beta is None else beta)
 
 
-def agrees(through: Affine, x: Tensor, output: Tensor) -> Tensor:
-    """Return in which channels an output is what an affine map made of the input, in a few places: ``[C]`` bool.
+class Passed(NamedTuple):
+    """What is left to know of an output whose layer is a known affine map: ``[channels]`` each, on its device.
 
-    A hook may change the output in place where autograd does not see it.
+    Attributes:
+        through: The map, as it was in the call.
+        nonpositive: How many values of the output are not positive.
+        margin: How close the output is, in a few places, to what the map makes of the input: the least that a value's
+            magnitude is beyond the difference, which is counted in multiples of the rounding of 1.
     """
-    given, made = (_some(t) for t in (x, output))
-    scale, center, beta = (t[:, None].to(given.dtype) for t in through)
-    wanted = torch.addcmul(beta, scale, given - center)
-    allowed = _ROUNDING[output.dtype] * (wanted.abs() + (scale * center).abs() + beta.abs())
+
+    through: Affine
+    nonpositive: Tensor
+    margin: Tensor
+
+    def reduced(self, given: Tensor) -> Tensor:
+        """Return what :func:`bnmonitor.measures.reduce` would return for the output; NaN where it is another one.
+
+        A hook may change the output in place where autograd does not see it.
+
+        Args:
+            given: The result for the input.
+        """
+        scale, center, beta = self.through
+        differs = -self.margin > (scale * center).abs() + beta.abs()
+        return carried(given, self.through, self.nonpositive).masked_fill(differs, torch.nan)
+
+
+def passed(through: Affine, x: Tensor, output: Tensor, *, training: bool) -> Passed:
+    """Look at an output whose layer is a known affine map, and keep the map, which the step's update will change.
+
+    Args:
+        through: The map.
+        x: The layer's input, ``[N, C, ...]``.
+        output: Its output.
+        training: Whether the layer was in training mode. Else the map has the running mean, which is overwritten.
+    """
+    given, made = _some(x), _some(output)
+    scale, center, beta = (t.to(given.dtype) for t in through)
+    wanted = torch.addcmul(beta[:, None], scale[:, None], given - center[:, None])
+    far = (made - wanted).abs_()
     # What is not finite says nothing.
-    return ~((made - wanted).abs() > allowed).any(1)
+    margin = wanted.abs_().sub_(far, alpha=1 / _ROUNDING[output.dtype]).nan_to_num_(nan=0.0).amin(0).amin(1)
+    kept = Affine(scale, center if training else center.clone(), beta.clone())
+    return Passed(kept, nonpositive(output), margin)
 
 
 def _some(x: Tensor) -> Tensor:
-    """A few values of each channel of ``[N, C, ...]``, from all over it: ``[C, n]``, in float32 at least."""
-    x = spread(x.detach())
-    x = x[:: max(1, x.shape[0] // 8)].transpose(0, 1).flatten(1)
+    """Some sixty values of each channel of ``[N, C, ...]``, from all over it: ``[n, C, m]``, in float32 at least."""
+    x = x.flatten(2) if x.dim() > 2 else x[..., None]
+    samples, positions = x.shape[0], max(1, x.shape[2])
+    step = samples // max(8, 64 // positions)
+    every = positions // 8 | 1  # an odd number: an even one may divide the width, and takes one edge of all images
+    x = x[::step] if step > 1 else x
+    x = x[:, :, every // 2 :: every] if every > 1 else x
     return x if x.dtype == torch.float64 else x.float()
 
 
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
-def batch_of(module: nn.Module, x: Tensor, output: Tensor, reduced: Tensor) -> Tensor | None:
-    """Return mean and unbiased variance of the batch that one call of a layer normalized, ``[2, C]``; None if unknown.
+class Batch(NamedTuple):
+    """Mean and variance of the batch that one call of a layer normalized: ``[channels]`` each.
+
+    Attributes:
+        mean: The mean.
+        var: The unbiased variance; with an ``eps`` what autograd keeps instead, ``1 / sqrt(var + eps)``, var biased.
+        eps: The layer's eps; None where ``var`` is the variance.
+        bias: The unbiased variance over the biased one.
+    """
+
+    mean: Tensor
+    var: Tensor
+    eps: float | None
+    bias: float
+
+
+def batch_of(module: nn.Module, x: Tensor, reduced: Tensor, kept: tuple[Tensor, Tensor] | None) -> Batch | None:
+    """Return mean and variance of the batch that one call of a layer normalized; None if unknown.
 
     Args:
         module: The layer.
         x: Its input.
-        output: Its output.
         reduced: What :func:`bnmonitor.measures.reduce` made of the input.
+        kept: What :func:`kept_by_autograd` returned for the call.
     """
     count = x.numel() // max(1, x.shape[1])
     if not module.training or not runs_torch_forward(module) or count < 2:
         return None
-    kept = kept_by_autograd(x, output.grad_fn)
     if kept is not None:
-        mean, scale = kept
-        eps: Any = module.eps
-        return torch.stack([mean, (scale.pow(-2) - eps).clamp(min=0) * (count / (count - 1))])
-    return torch.stack([reduced[1], reduced[2] / (count - 1)]) if samples_reduced(x) == x.shape[0] else None
+        return Batch(*kept, module.eps, count / (count - 1))  # type: ignore[arg-type]
+    if samples_reduced(x) < x.shape[0]:
+        return None
+    return Batch(reduced[1], reduced[2] / (count - 1), None, 1.0)
+
+
+def unbiased_variances(batches: Sequence[Batch | None]) -> list[Tensor | None]:
+    """Return the unbiased variance of each batch, all computed together; None for None."""
+    kept = [(batch.var, batch.eps, batch.bias) for batch in batches if batch is not None and batch.eps is not None]
+    made: list[Tensor] = []
+    if kept:
+        scales, eps, bias = (list(each) for each in zip(*kept, strict=True))
+        made = list(torch._foreach_pow(scales, -2))
+        torch._foreach_sub_(made, eps)
+        torch._foreach_clamp_min_(made, 0)
+        torch._foreach_mul_(made, bias)
+    computed = iter(made)
+    return [None if b is None else b.var if b.eps is None else next(computed) for b in batches]
 
 
 def _running(module: nn.Module) -> tuple[Tensor, Tensor] | None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bnmonitor.layers import LayerTable
-from bnmonitor.measures import CallMoments, call_distances, finish, merge, merge_between, uneven_beyond
+from bnmonitor.measures import Affine, CallMoments, call_distances, finish, merge, merge_between, uneven_beyond
+from bnmonitor.sampling.autograd import Batch, Passed
 from bnmonitor.sampling.stirring import Stirring
 from bnmonitor.transfer import HostTransfer, Unpack, pack
 from bnmonitor.window import Moments, Sample
@@ -29,6 +30,7 @@ class Seen:
     version: int | None = None
     dtype: torch.dtype | None = None
     reduced: dict[str, Tensor] = field(default_factory=dict)
+    passed: Passed | None = None
     between: Tensor | None = None
     inputs: list[CallMoments] = field(default_factory=list)
     unevenness: tuple[Tensor, Tensor, Tensor] | None = None
@@ -38,10 +40,23 @@ class Seen:
     padding: Tensor | None = None
     data: Tensor | None = None
     looked: int = 0
-    witness: Tensor | None = None
+    batch: Batch | None = None
 
-    def add(self, side: str, new: Tensor) -> None:
-        """Add the moments of one call; of calls with fewer channels than others only the others count."""
+    def add(self, given: Tensor, made: Tensor | Passed) -> None:
+        """Add the moments of one call's input and output.
+
+        What a single call passed on is computed when all layers' numbers have arrived; that of several calls here.
+        """
+        if not self.reduced and isinstance(made, Passed):
+            self.reduced["input"], self.passed = given, made
+            return
+        if self.passed is not None:
+            self.reduced["output"], self.passed = self.passed.reduced(self.reduced["input"]), None
+        self._merge("input", given)
+        self._merge("output", made.reduced(given) if isinstance(made, Passed) else made)
+
+    def _merge(self, side: str, new: Tensor) -> None:
+        """Merge the moments of one side; of calls with fewer channels than others only the others count."""
         old = self.reduced.get(side)
         if old is None or old.shape[1] < new.shape[1]:
             self.reduced[side] = new
@@ -57,8 +72,8 @@ class Seen:
 
     def forget(self) -> None:
         """Drop all but the counts."""
-        self.reduced, self.inputs = {}, []
-        self.between = self.witness = self.unevenness = self.paired = self.stirring = self.data = self.padding = None
+        self.reduced, self.inputs, self.passed, self.batch = {}, [], None, None
+        self.between = self.unevenness = self.paired = self.stirring = self.data = self.padding = None
 
     def pooled(self) -> list[CallMoments]:
         """The inputs of all calls as one."""
@@ -70,7 +85,7 @@ class Seen:
     def measured(self) -> Seen:
         """Return what a sample needs of it, at the end of the step, when the weights have been updated."""
         stirred = None if self.stirring is None else self.stirring.measure()
-        return replace(self, stirring=None, stirred=stirred, witness=None)
+        return replace(self, stirring=None, stirred=stirred, batch=None)
 
 
 @dataclass(frozen=True)
@@ -84,6 +99,7 @@ class _Taken:
         pairs: What the hooks of each layer have recorded, and beside that what they have without a gradient.
         tensors: The tensors therein, by ``id``; each goes on its way once.
         unpack: Makes the same tensors of what arrives.
+        away: Whether they come from another device than a CPU; else they are used as they are.
     """
 
     step: int
@@ -92,6 +108,7 @@ class _Taken:
     pairs: Sequence[tuple[Seen, Seen]]
     tensors: Mapping[int, Tensor]
     unpack: Unpack
+    away: bool
 
 
 class SampleTransfer:
@@ -111,7 +128,7 @@ class SampleTransfer:
             layers: The table of the layers.
             pairs: Of each layer what was recorded, and what was recorded beside that without a gradient.
         """
-        pairs = [(seen.measured(), replace(aside, stirring=None, witness=None)) for seen, aside in pairs]
+        pairs = [(seen.measured(), replace(aside, stirring=None, batch=None)) for seen, aside in pairs]
         tensors = {id(t): t for pair in pairs for seen in pair for t in _tensors(seen)}
         device = next((t.device for t in tensors.values() if t.device.type != "cpu"), torch.device("cpu"))
         if self._transfer is None:
@@ -119,7 +136,8 @@ class SampleTransfer:
         elif self._transfer.device != device:
             self._transfer.follow(device)
         sent, unpack = pack(list(tensors.values()))
-        self._transfer.send(_Taken(step, rate, layers, pairs, tensors, unpack), *sent)
+        away = device.type != "cpu"
+        self._transfer.send(_Taken(step, rate, layers, pairs, tensors, unpack, away), *(sent if away else ()))
         self.coming += 1
 
     def receive(self, *, wait: bool) -> list[Sample]:
@@ -140,8 +158,10 @@ class SampleTransfer:
 
 def _sample(taken: _Taken, values: Sequence[Tensor]) -> Sample:
     """Make a sample of what the hooks have recorded and the values that have arrived."""
-    here = dict(zip(taken.tensors, taken.unpack(values), strict=True))
-    layers, pairs = taken.layers, [(_moved(seen, here), _moved(aside, here)) for seen, aside in taken.pairs]
+    layers, pairs = taken.layers, taken.pairs
+    if taken.away:
+        here = dict(zip(taken.tensors, taken.unpack(values), strict=True))
+        pairs = [(_moved(seen, here), _moved(aside, here)) for seen, aside in pairs]
     seen, aside = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     spread = flat(layers, [s.between for s in seen], 3)
     return Sample(
@@ -154,7 +174,7 @@ def _sample(taken: _Taken, values: Sequence[Tensor]) -> Sample:
         size=torch.tensor([s.size for s in seen], device="cpu"),
         values=torch.tensor([s.values for s in seen], device="cpu"),
         input=Moments(**finish(flat(layers, [s.reduced.get("input") for s in seen], 11))),
-        output=Moments(**finish(flat(layers, [s.reduced.get("output") for s in seen], 11))),
+        output=Moments(**finish(_outputs(layers, seen))),
         between=_unbiased(spread),
         level=spread[1].clone(),
         unevenness=flat(layers, [None if s.unevenness is None else s.unevenness[0][None] for s in seen], 1)[0],
@@ -176,12 +196,15 @@ def _tensors(value: Any) -> list[Tensor]:
     """The tensors in what a hook has recorded, however deep, each as often as it is there."""
     if isinstance(value, Tensor):
         return [value]
-    parts: list[Any] = []
-    if isinstance(value, Seen | CallMoments):
-        parts = [getattr(value, each.name) for each in fields(value)]
-    elif isinstance(value, list | tuple | dict):
-        parts = list(value.values()) if isinstance(value, dict) else list(value)
-    return [tensor for part in parts for tensor in _tensors(part)]
+    parts = _parts(value)
+    return [tensor for part in parts for tensor in _tensors(part)] if parts else []
+
+
+def _parts(value: Any) -> Collection[Any]:
+    if isinstance(value, list | tuple):
+        return value
+    held = vars(value) if isinstance(value, Seen | CallMoments) else value
+    return held.values() if isinstance(held, dict) else ()
 
 
 def _moved(value: Any, here: Mapping[int, Tensor]) -> Any:
@@ -189,26 +212,45 @@ def _moved(value: Any, here: Mapping[int, Tensor]) -> Any:
     if isinstance(value, Tensor):
         return here[id(value)]
     if isinstance(value, Seen | CallMoments):
-        return replace(value, **{each.name: _moved(getattr(value, each.name), here) for each in fields(value)})
-    if isinstance(value, list | tuple):
-        return type(value)(_moved(part, here) for part in value)
-    return {key: _moved(part, here) for key, part in value.items()} if isinstance(value, dict) else value
+        return replace(value, **{name: _moved(part, here) for name, part in vars(value).items()})
+    if isinstance(value, dict):
+        return {key: _moved(part, here) for key, part in value.items()}
+    if not isinstance(value, list | tuple):
+        return value
+    moved = [_moved(part, here) for part in value]
+    return type(value)(*moved) if hasattr(value, "_fields") else type(value)(moved)
+
+
+def _outputs(layers: LayerTable, seen: Sequence[Seen]) -> Tensor:
+    """The moments of all outputs, ``[11, C]``; those that layers passed on are computed together."""
+    parts = [s.reduced.get("output") for s in seen]
+    known = [(i, s.reduced["input"], s.passed) for i, s in enumerate(seen) if s.passed is not None]
+    if known:
+        given = torch.cat([reduced for _, reduced, _ in known], 1).double()
+        ways = [passed for _, _, passed in known]
+        maps = (torch.cat(each).double() for each in zip(*(way.through for way in ways), strict=True))
+        counts, margin = (torch.cat(each) for each in zip(*(way[1:] for way in ways), strict=True))
+        made = Passed(Affine(*maps), counts, margin).reduced(given).float()
+        widths = [reduced.shape[1] for _, reduced, _ in known]
+        for (i, _, _), part in zip(known, torch.split(made, widths, 1), strict=True):
+            parts[i] = part
+    return flat(layers, parts, 11)
 
 
 def _distances(inputs: Sequence[Sequence[CallMoments]]) -> Tensor:
     return torch.tensor([call_distances(calls) for calls in inputs], dtype=torch.float64, device="cpu").T
 
 
-def flat(layers: LayerTable, parts: Sequence[Tensor | None], rows: int) -> Tensor:
-    """Lay the numbers of all layers end to end, ``[rows, C]``, where they are; NaN for a layer without a call."""
+def flat(layers: LayerTable, parts: Sequence[Tensor | None], *rows: int) -> Tensor:
+    """Lay the numbers of all layers end to end, ``[*rows, C]``, where they are; NaN for a layer without a call."""
     device = next((part.device for part in parts if part is not None), torch.device("cpu"))
-    blank = {c: torch.full((rows, c), torch.nan, device=device) for c in set(layers.channels)}
+    blank = {c: torch.full((*rows, c), torch.nan, device=device) for c in set(layers.channels)}
     # Without buffers and parameters PyTorch accepts any number of channels, whatever num_features says.
     known = [
-        blank[c] if r is None or r.shape[1] != c else r.to(device, torch.float32)
+        blank[c] if r is None or r.shape[-1] != c else r.to(device, torch.float32)
         for r, c in zip(parts, layers.channels, strict=True)
     ]
-    return torch.cat(known, 1)
+    return torch.cat(known, -1)
 
 
 def _shares(counts: Sequence[Tensor | None]) -> Tensor:

@@ -36,10 +36,10 @@ class Counts:
 MARGIN = 0.08
 """By how much a count may differ: rules look closer at what is near a threshold."""
 
-COMMITTED = Counts(step=3, check=249, judged=1517, sample=1503)
+COMMITTED = Counts(step=3, check=190, judged=1471, sample=921)
 """Of nine layers."""
 
-SAMPLED_LAYER = 140
+SAMPLED_LAYER = 70
 """Operations that a further layer adds to a sampled step."""
 
 
