@@ -109,6 +109,23 @@ def test_saturation_is_the_share_that_is_pinned_at_the_ends(clamp: object, expec
     assert finish(reduce(clamp(x)))["saturation"].item() == pytest.approx(expected, abs=0.03)  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_layer_too_large_for_one_go_is_reduced_to_the_same_numbers(layout: torch.memory_format) -> None:
+    clamps = (lambda x: x, F.relu, lambda x: x.clamp(-1, 0.5), lambda x: x * 0 + 2)
+    x = torch.randn(16, 180, 8, 16, generator=torch.Generator().manual_seed(2))
+    x = torch.cat([clamp(part) for clamp, part in zip(clamps, x.chunk(4, 1), strict=True)], 1)
+    assert x.numel() > moments.AT_ONCE
+    got = reduce(x.contiguous(memory_format=layout))
+    values = x.transpose(0, 1).flatten(1).double()
+    low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
+    deviations = values - values.mean(1, keepdim=True)
+    sums = [deviations.pow(power).sum(1) for power in (2, 3, 4)]
+    torch.testing.assert_close(got[:5].double(), torch.stack([got[0], values.mean(1), *sums]), rtol=1e-4, atol=2e-3)
+    counts = [values == low, values == high, values <= 0, ~values.isfinite()]
+    assert torch.equal(got[5:7].double(), torch.stack([low[:, 0], high[:, 0]]))
+    assert torch.equal(got[7:].double(), torch.stack([count.sum(1) for count in counts]).double())
+
+
 def test_a_single_value_is_not_saturated() -> None:
     assert finish(reduce(torch.ones(1, 2)))["saturation"].tolist() == [0.0, 0.0]
 
