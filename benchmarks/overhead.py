@@ -3,7 +3,7 @@
 One process measures everything, one step of each variant in turn, so that a drift of the machine's speed affects all
 variants equally. The images are noise around one pattern for each class, which a network learns soon; with
 ``--random-labels`` there is nothing to learn, the weights never settle, and bnmonitor's rules judge more often. Prints
-Markdown. Run ``python benchmarks/overhead.py [--steps N] [--network small-images|striding]``.
+Markdown. Run ``python benchmarks/overhead.py [--steps N] [--network small-images|striding] [--random-labels]``.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def report(made: dict[str, Variant], missing: dict[str, str], steps: int) -> Non
     base = statistics.median(plain.whole)
     print(f"{torch.get_num_threads()} threads, {steps} steps of each in turn;")
     print(f"a step takes {1e3 * base:.0f} ms (median).\n")
-    print("| watching | records | added per step, median of pairs | in its own calls, mean | written |")
+    print("| watching | records | added per step, median of pairs | in its own calls, mean | written per step |")
     print("|---|---|---|---|---|")
     for name, variant in made.items():
         if name == "nothing":

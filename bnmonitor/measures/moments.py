@@ -74,30 +74,31 @@ def _reduce(x: Tensor) -> Tensor:
     return torch.stack([count, mean, second, third, fourth, low, high, at_low, at_high, nonpositive, bad])
 
 
-_BLOCKS = 16
-"""Values of a channel of which the least and the largest are compared with those of the others."""
+_GROUP = 16
+"""Values of a channel of which the least and the largest are compared with those of other groups."""
 
-_LEAST_BLOCK = 32
-"""Least number of such groups: two equal extremes are seldom in the same one of so many."""
+_LEAST_GROUPS = 32
+"""Least number of such groups that make it worth while."""
 
 
 def _ends(values: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Smallest and largest value of each row, and how often each of the two is there: ``[C]`` each.
 
-    On a CPU the least of each :data:`_BLOCKS` values are compared first, and so are the largest. Where one of these
-    alone has the extreme, it is there once: to count would cost two passes more. (Where it is twice among the same few
-    values, and nowhere else, it counts once.)
+    On a CPU the extremes of each :data:`_GROUP` values are compared first. Where one group alone has the extreme, the
+    others need not be counted, which would cost two passes more.
     """
-    width = values.shape[1] // _BLOCKS
-    if values.device.type != "cpu" or width < _LEAST_BLOCK or values.shape[1] % _BLOCKS:
+    groups = values.shape[1] // _GROUP
+    if values.device.type != "cpu" or groups < _LEAST_GROUPS or values.shape[1] % _GROUP:
         low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
     else:
-        blocks = values.view(-1, _BLOCKS, width)
-        lows, highs = blocks.amin(1), blocks.amax(1)
-        low, high = lows.amin(1, keepdim=True), highs.amax(1, keepdim=True)
-        at_low, at_high = lows.eq_(low).sum(1), highs.eq_(high).sum(1)
-        # Each is one at least, except where a value is NaN.
-        if (at_low + at_high).amax().item() <= 2:
+        grouped = values.view(-1, _GROUP, groups)
+        lows, highs = grouped.amin(1), grouped.amax(1)
+        (low, first), (high, last) = lows.min(1, keepdim=True), highs.max(1, keepdim=True)
+        # Each is in one group at least, except where a value is NaN.
+        if lows.eq_(low).add_(highs.eq_(high)).sum(1).amax().item() <= 2:
+            ends, where = torch.cat([low, high], 1), torch.cat([first, last], 1)
+            among = grouped.gather(2, where[:, None].expand(-1, _GROUP, -1))
+            at_low, at_high = among.eq_(ends[:, None]).sum(1).unbind(1)
             return low[:, 0], high[:, 0], at_low, at_high
     at_low, at_high = torch.eq(values, low, out=scratch).sum(1), torch.eq(values, high, out=scratch).sum(1)
     return low[:, 0], high[:, 0], at_low, at_high
@@ -204,9 +205,12 @@ def between(x: Tensor) -> Tensor:
     x = part(x, x.shape[0] // LEAST_SAMPLES)
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
     means = x.flatten(2).mean(2, dtype=dtype) if x.dim() > 2 else x.to(dtype)
-    mean = means.mean(0)
-    squares = (means - mean).square_().sum(0)
-    return torch.stack([torch.full_like(mean, len(means)), mean, squares])
+    # Deviations from one of the samples first: a mean that dwarfs the deviation costs no digits then.
+    origin = means[0]
+    deviations = means - origin
+    mean = deviations.mean(0)
+    squares = deviations.sub_(mean).square_().sum(0)
+    return torch.stack([torch.full_like(mean, len(means)), mean + origin, squares])
 
 
 def unevenness(x: Tensor) -> Tensor | None:

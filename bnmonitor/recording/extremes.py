@@ -29,6 +29,7 @@ class Extremes:
         start: Running mean and variance before the first step, ``[C]`` each.
     """
 
+    @np.errstate(all="ignore")
     def __init__(self, layers: LayerTable, values: Tensor, start: tuple[Tensor, Tensor]) -> None:
         self.values: Array = values.numpy()
         self._layers, self._start = layers, (start[0].numpy(), start[1].numpy())

@@ -75,13 +75,16 @@ class StepReader:
         self._converted: dict[str, tuple[object, Tensor]] = {}
         self._counters: tuple[object, Tensor] | None = None
 
-    def reordered(self, layers: LayerTable, modules: Sequence[nn.Module], order: Sequence[int]) -> StepReader:
-        """Return the same with the layers in another order, before the first step."""
-        other = StepReader(layers, modules, self._dtype)
-        other.writes_count, other.writes = self.writes_count, self.writes.reordered(order)
-        other.compiled, other.writes_doubtful = self.compiled, self.writes_doubtful
-        other.calls = None if self.calls is None else self.calls[list(order)]
-        return other
+    def take_over(self, other: StepReader, order: Sequence[int]) -> None:
+        """Take over what another knew of the same layers before the first step.
+
+        Args:
+            other: It had the layers in another order.
+            order: The position of each layer in that order.
+        """
+        self.writes_count, self.writes = other.writes_count, other.writes.reordered(order)
+        self.compiled, self.writes_doubtful = other.compiled, other.writes_doubtful
+        self.calls = None if other.calls is None else other.calls[list(order)]
 
     def read(
         self, rows: Sequence[Row], at: Sequence[int], counts: Tensor, before: Sequence[Tensor], after: Sequence[Tensor]
@@ -146,7 +149,7 @@ class StepReader:
         """Convert each value to a row; what is the same object in all rows, and as before, is not converted again."""
         first = values[0]
         if any(value is not first for value in values):
-            return _stacked(values, convert)
+            return _rows_of(values, convert)
         known = self._converted.get(what)
         if known is None or known[0] is not first:
             known = self._converted[what] = first, convert(first)
@@ -188,7 +191,7 @@ def positions(at: Sequence[int]) -> tuple[slice | list[int], slice | list[int]]:
     return list(at), [i - 1 for i in at]
 
 
-def _stacked(values: Sequence[T], convert: Callable[[T], Tensor]) -> Tensor:
+def _rows_of(values: Sequence[T], convert: Callable[[T], Tensor]) -> Tensor:
     """Convert each value to a row; consecutive rows that share one object are converted once."""
     made: dict[int, Tensor] = {}
     for value in values:

@@ -30,7 +30,7 @@ class ResizedError(ValueError):
 
 
 class Tape:
-    """Copies the state of every layer into a tape on its device, and recovers the batch statistics from it.
+    """Copies the state of every layer into a tape on its device, from which the batch statistics are recovered.
 
     A step costs one concatenation of everything and one of the counters, however many layers there are (on CUDA a
     kernel for each 128 tensors), and nothing waits for the device. The buffers are looked up anew at each step, so a
@@ -280,8 +280,7 @@ class Tape:
         order = [position[id(m)] for m in modules]
         spans = [slice(*self.layers.offsets[i : i + 2]) for i in order]
         other._transfer = self._transfer
-        other.reader = self.reader.reordered(layers, other.modules, order)
-        other.intake = Intake(layers, other.modules, other.reader, other.held)
+        other.reader.take_over(self.reader, order)
         used = len(self._meta)
         # Positions in a list would be copied to the device, which waits for it.
         torch.cat([self._tape[:used, :, span] for span in spans], 2, out=other._tape[:used])

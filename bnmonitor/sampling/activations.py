@@ -160,7 +160,7 @@ class Sampler:
     def _moments(self, seen: Seen, module: nn.Module, x: Tensor, output: Tensor) -> None:
         kept = kept_by_autograd(x, output.grad_fn) if module.training else None
         through = affine_of(module, x, output, kept)
-        given, made = (t.detach().flatten(2) if t.dim() > 3 else t.detach() for t in (x, output))
+        given, made = _in_rows(x), _in_rows(output)
         reduced, spread = reduce(given), between(given)
         seen.looked += samples_reduced(given)
         # Of several batches the running statistics show only an average.
@@ -225,6 +225,15 @@ class Sampler:
         self.witness = torch.stack([flat(layers, each) for each in (means, unbiased_variances(batches))])
         self.underway.send(step, rate, layers, pairs)
         return True
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    """``[N, C, ...]`` as ``[N, C, positions]``, where that copies nothing."""
+    x = x.detach()
+    try:
+        return x.view(*x.shape[:2], -1) if x.dim() > 3 else x
+    except RuntimeError:  # as of a transposed image
+        return x
 
 
 def _version(module: nn.Module) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -113,7 +114,7 @@ def _read_by(node: Any) -> Tensor | None:
     return read
 
 
-def affine_of(module: nn.Module, x: Tensor, output: Tensor, kept: tuple[Tensor, Tensor] | None = None) -> Affine | None:
+def affine_of(module: nn.Module, x: Tensor, output: Tensor, kept: tuple[Tensor, Tensor] | None) -> Affine | None:
     """Return the affine map that one call of a layer applied to each channel; None where that is not certain.
 
     It is certain for PyTorch's own forward if autograd has kept the batch statistics, or if the call used the running
@@ -124,7 +125,7 @@ def affine_of(module: nn.Module, x: Tensor, output: Tensor, kept: tuple[Tensor, 
         module: The layer.
         x: Its input.
         output: Its output.
-        kept: What :func:`kept_by_autograd` returned for the call; None: it was not asked.
+        kept: What :func:`kept_by_autograd` returned for the call.
     """
     if (
         output._version
@@ -133,7 +134,7 @@ def affine_of(module: nn.Module, x: Tensor, output: Tensor, kept: tuple[Tensor, 
         or type(output.grad_fn).__name__ not in _NODES
     ):
         return None
-    statistics = kept or kept_by_autograd(x, output.grad_fn) if module.training else _running(module)
+    statistics = kept if module.training else _running(module)
     if statistics is None or not module._parameters.keys() >= {"weight", "bias"}:
         return None
     mean, scale = statistics
@@ -193,12 +194,12 @@ def passed(through: Affine, x: Tensor, output: Tensor, *, training: bool) -> Pas
 
 
 def _some(x: Tensor) -> Tensor:
-    """Some sixty values of each channel of ``[N, C, ...]``, from all over it: ``[n, C, m]``, in float32 at least."""
-    x = x.flatten(2) if x.dim() > 2 else x[..., None]
-    samples, positions = x.shape[0], max(1, x.shape[2])
+    """60 to 200 values of each channel of ``[N, C, ...]``, from all over it: ``[n, C, m]``, in float32 at least."""
+    samples, positions = x.shape[0], max(1, math.prod(x.shape[2:]))
     step = samples // max(8, 64 // positions)
     every = positions // 8 | 1  # an odd number: an even one may divide the width, and takes one edge of all images
     x = x[::step] if step > 1 else x
+    x = x.flatten(2) if x.dim() > 2 else x[..., None]
     x = x[:, :, every // 2 :: every] if every > 1 else x
     return x if x.dtype == torch.float64 else x.float()
 
@@ -235,7 +236,7 @@ def batch_of(module: nn.Module, x: Tensor, reduced: Tensor, kept: tuple[Tensor, 
     if not module.training or not runs_torch_forward(module) or count < 2:
         return None
     if kept is not None:
-        return Batch(*kept, module.eps, count / (count - 1))  # type: ignore[arg-type]
+        return Batch(*kept, float(module.eps), count / (count - 1))  # type: ignore[arg-type]
     if samples_reduced(x) < x.shape[0]:
         return None
     return Batch(reduced[1], reduced[2] / (count - 1), None, 1.0)

@@ -196,8 +196,7 @@ def _tensors(value: Any) -> list[Tensor]:
     """The tensors in what a hook has recorded, however deep, each as often as it is there."""
     if isinstance(value, Tensor):
         return [value]
-    parts = _parts(value)
-    return [tensor for part in parts for tensor in _tensors(part)] if parts else []
+    return [tensor for part in _parts(value) for tensor in _tensors(part)]
 
 
 def _parts(value: Any) -> Collection[Any]:

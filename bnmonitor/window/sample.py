@@ -27,8 +27,7 @@ class Moments:
         nonpositive: Share of values that are not positive.
         saturation: Share of values pinned at the channel's smallest or largest value, one of each not counted: what a
             clamp leaves (ReLU at 0, ReLU6 at 0 and 6, hard sigmoid, a sigmoid that has run into 1, white and black
-            pixels, the end of a dtype's range). 0 where nothing clamps; near 1 for a constant; on a CPU an extreme that is there
-            just twice may be counted once.
+            pixels, the end of a dtype's range). 0 where nothing clamps; near 1 for a constant.
         nonfinite: Share of values that are NaN or infinite.
     """
 

@@ -36,10 +36,10 @@ class Counts:
 MARGIN = 0.08
 """By how much a count may differ: rules look closer at what is near a threshold."""
 
-COMMITTED = Counts(step=3, check=190, judged=1471, sample=921)
+COMMITTED = Counts(step=3, check=190, judged=1471, sample=1021)
 """Of nine layers."""
 
-SAMPLED_LAYER = 70
+SAMPLED_LAYER = 81
 """Operations that a further layer adds to a sampled step."""
 
 

@@ -10,14 +10,30 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from bnmonitor.measures import between, carried, finish, merge, merge_between, moments, nonpositive, paired, reduce
-from bnmonitor.sampling.autograd import affine_of
+from bnmonitor.measures import (
+    Affine,
+    between,
+    carried,
+    finish,
+    merge,
+    merge_between,
+    moments,
+    nonpositive,
+    paired,
+    reduce,
+)
+from bnmonitor.sampling.autograd import affine_of, kept_by_autograd
 
 SHAPES = {
     "gaussian": lambda n, draw: torch.randn(n, 2, generator=draw),
     "skewed": lambda n, draw: torch.rand(n, 2, generator=draw) ** 4,
     "heavy-tailed": lambda n, draw: torch.randn(n, 2, generator=draw) ** 3,
 }
+
+
+def map_of(module: nn.Module, x: Tensor, output: Tensor) -> Affine | None:
+    """The affine map of a call, with what autograd has kept of it."""
+    return affine_of(module, x, output, kept_by_autograd(x, output.grad_fn))
 
 
 def truth(x: Tensor) -> dict[str, Tensor]:
@@ -126,6 +142,27 @@ def test_a_layer_too_large_for_one_go_is_reduced_to_the_same_numbers(layout: tor
     assert torch.equal(got[7:].double(), torch.stack([count.sum(1) for count in counts]).double())
 
 
+@pytest.mark.parametrize("shape", [(16, 4, 64), (8, 4, 8, 8), (32, 4, 32, 32)])
+@pytest.mark.parametrize("seed", range(3))
+def test_extremes_in_one_place_of_every_sample_are_counted(shape: tuple[int, ...], seed: int) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).flatten(2)
+    x[:, 0, 5], x[:, 1, 9], x[:, 2, [5, 9]], x[0, 3, :2] = -10.0, 10.0, -10.0, 10.0
+    samples = reduce(x)[0, 0] / x.shape[2]
+    assert reduce(x.view(shape))[7:9].tolist() == [[samples, 1.0, 2 * samples, 1.0], [1.0, samples, 1.0, 2.0]]
+
+
+def test_the_spread_of_samples_beside_a_large_mean_and_of_a_constant_channel() -> None:
+    x = torch.randn(21, 2, 49, generator=torch.Generator().manual_seed(0))
+    x[:, 0], x[:, 1] = 0.37, x[:, 1] * 0.1 + 1e4
+    count, mean, squares = between(x)
+    means = x.double().mean(2)
+    assert squares[0] == 0
+    assert count.tolist() == [21.0, 21.0]
+    torch.testing.assert_close(mean.double(), means.mean(0), rtol=1e-6, atol=0)
+    # The means of samples are numbers of float32, each of them off by up to half of its last digit.
+    assert float(squares[1]) == pytest.approx(float((means[:, 1].float() - 1e4).double().var() * 20), rel=0.1)
+
+
 def test_a_single_value_is_not_saturated() -> None:
     assert finish(reduce(torch.ones(1, 2)))["saturation"].tolist() == [0.0, 0.0]
 
@@ -181,7 +218,7 @@ def test_what_is_carried_through_the_layer_is_what_its_output_reduces_to(
     x = (torch.randn(shape, generator=generator).transpose(1, -1) * 3 + 5).transpose(1, -1).clamp(min=2).to(dtype)
     x.requires_grad_()
     output = layer(x)
-    through = affine_of(layer, x, output)
+    through = map_of(layer, x, output)
     assert through is not None
     got, expected = finish(carried(reduce(x), through, nonpositive(output)).double()), finish(reduce(output).double())
     far = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.05}[dtype]
@@ -204,7 +241,7 @@ def test_what_is_not_finite_is_carried_through_the_layer(bad: float, training: b
     x[4, 1] = bad
     x.requires_grad_()
     output = layer(x)
-    through = affine_of(layer, x, output)
+    through = map_of(layer, x, output)
     assert through is not None
     got, expected = finish(carried(reduce(x), through, nonpositive(output))), finish(reduce(output))
     assert got["nonfinite"].tolist() == expected["nonfinite"].tolist()
@@ -231,15 +268,15 @@ def _pruned() -> nn.Module:
 )
 def test_what_is_not_the_plain_forward_of_a_batch_norm_is_no_known_map(make: Callable[[], nn.Module]) -> None:
     layer, x = make(), torch.randn(20, 3, 4, requires_grad=True)
-    assert affine_of(layer, x, layer(x)) is None
+    assert map_of(layer, x, layer(x)) is None
 
 
 def test_a_map_in_half_precision_or_without_a_graph_is_not_known() -> None:
     layer, x = nn.BatchNorm1d(3), torch.randn(20, 3)
     half = x.half().requires_grad_()
-    assert affine_of(layer, half, layer(half)) is None
+    assert map_of(layer, half, layer(half)) is None
     with torch.no_grad():
-        assert affine_of(layer, x, layer(x)) is None
+        assert map_of(layer, x, layer(x)) is None
 
 
 def images(samples: int, generator: torch.Generator, channels: int = 12) -> Tensor:

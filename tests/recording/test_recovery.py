@@ -330,6 +330,17 @@ def test_a_model_made_double_midway_does_not_promise_the_precision_of_double() -
     assert monitor.history("0", "batch_mean").isnan().all()
 
 
+def test_a_model_made_double_before_its_first_step_is_recovered_in_double() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6, momentum=1e-6), nn.Linear(6, 6), nn.BatchNorm1d(6))
+    monitor = quiet(model)
+    with monitor:
+        model.double()
+        for _ in range(5):
+            model(torch.randn(16, 6, dtype=torch.float64)).sum().backward()
+            monitor.step()
+    assert states(monitor, "1")[1:] == [Recovery.EXACT] * 4, "the first begins with other tensors"
+
+
 @pytest.mark.parametrize("momentum", [0.1, 0.001])
 def test_a_double_model_is_recovered_in_double(momentum: float) -> None:
     model = nn.Sequential(nn.BatchNorm1d(6, momentum=momentum)).double()

@@ -393,6 +393,19 @@ def test_bn203_judges_a_small_sample_that_is_not_the_newest() -> None:
     assert found("BN203", lasting) == []
 
 
+@pytest.mark.parametrize("far", [True, False])
+def test_bn203_is_certain_of_a_small_sample_whatever_a_newer_one_is(far: bool) -> None:
+    shift = torch.full((64, 3), 0.1)
+    shift[40] = 1.0
+    shift[60] = 1.0 if far else 0.1
+    window = make_window(shift=shift, sizes=64)
+    small, full, newest = (
+        make_sample(window.layers, step=step, size=size) for step, size in ((40, 8), (50, 64), (60, 8))
+    )
+    [finding] = found("BN203", replace(window, earlier=(small, full), sample=newest))
+    assert (finding.first_step, finding.certain) == (40, True)
+
+
 @pytest.mark.parametrize(("samples", "says"), [(64, None), (24, None), (8, WARNING), (3, ERROR)])
 def test_bn201_judges_the_noise_where_nothing_tells_the_size(samples: int, says: Severity | None) -> None:
     means = torch.randn(64, 48, generator=torch.Generator().manual_seed(0)) / samples**0.5
@@ -534,6 +547,19 @@ def test_bn203_tells_of_one_incomplete_batch_a_check_later_or_as_the_training_en
         on_alert=lambda alert: opened.append((alert.code, alert.first_step, alert.last_step)),
     )
     assert opened == [("BN203", 98, told)]
+
+
+@pytest.mark.parametrize(("epoch", "sampled"), [(4, 1), (8, 1), (3, 2)])
+def test_bn203_tells_of_short_epochs_in_which_the_newest_small_batch_is_never_certain(epoch: int, sampled: int) -> None:
+    opened = []
+    train(
+        three_layers(),
+        70,
+        before=lambda step, x: (x + torch.randn(len(x), 1, 1, 1))[: 2 if step % epoch == epoch - 1 else 64],
+        sample_every_n_steps=sampled,
+        on_alert=lambda alert: opened.append((alert.code, alert.last_step)),
+    )
+    assert "BN203" in {code for code, at in opened if at < 69}
 
 
 def test_bn204_finds_micro_batches() -> None:

@@ -3,16 +3,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from bnmonitor import Monitor
 from bnmonitor.layers import as_normalized, discover
-from bnmonitor.measures import reduce
+from bnmonitor.measures import finish, reduce
 from bnmonitor.sampling.activations import Sampler
 from bnmonitor.window import Moments, Sample, Structure
 from tests.models import ARCHITECTURES, train
@@ -109,6 +111,43 @@ def test_a_sample_is_what_a_naive_count_gives(shape: tuple[int, ...]) -> None:
     assert sample.eval_calls.tolist() == [0]
     assert sample.size.tolist() == [shape[0]]
     assert sample.values.tolist() == [x.numel() // 3]
+
+
+class Turned(nn.Module):
+    """Swaps height and width, as a view."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(2, 3)
+
+
+def test_images_that_are_no_rows_are_sampled_as_they_are_and_not_copied() -> None:
+    model, x = nn.Sequential(Turned(), nn.BatchNorm2d(3)), torch.randn(64, 3, 40, 50)
+    out: list[Tensor] = []
+    copied = [0]
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            made = func(*args, **(kwargs or {}))
+            if func is torch.ops.aten.clone.default:
+                copied[0] = max(copied[0], made.numel())
+            return made
+
+    with Copies():
+        sample = sampled(model, lambda: out.append(model(x).detach()))
+    assert copied[0] < x.numel()
+    for side, whole in ((sample.input, x.transpose(2, 3).contiguous()), (sample.output, out[0].contiguous())):
+        for name, expected in finish(reduce(whole)).items():
+            torch.testing.assert_close(getattr(side, name), expected, rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("eps", [torch.tensor(1e-5), np.float64(1e-5)])
+def test_an_eps_of_another_type_than_a_float_is_a_number(eps: Any) -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    model[0].eps = eps
+    out: list[Tensor] = []
+    sample = sampled(model, lambda: out.append(model(torch.randn(32, 3))))
+    assert sample.calls.tolist() == [1, 1]
+    assert sample.output.var.isfinite().all()
 
 
 class TimeFirst(nn.BatchNorm2d):

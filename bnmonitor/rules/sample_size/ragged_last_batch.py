@@ -166,7 +166,11 @@ class RaggedLastBatch(Rule):
         if not layers:
             return []
         if loader is None or loader.leftover is None:
-            return self._seen(window, layers) or self._noisy(window, layers)
+            found = self._seen(window, layers)
+            if any(each.certain for each in found):
+                return found
+            noisy = self._noisy(window, layers)
+            return noisy if not found or any(each.certain for each in noisy) else found
         return self._stated(window, layers, loader)
 
     def _stated(self, window: Window, layers: tuple[int, ...], loader: Loader) -> list[Finding]:
@@ -203,19 +207,22 @@ class RaggedLastBatch(Rule):
         ]
 
     def _seen(self, window: Window, layers: tuple[int, ...]) -> list[Finding]:
-        """Judge the newest sampled step that had few samples, and is alone with that."""
+        """Judge the sampled steps that had few samples, and were alone with that: the newest that is certain counts."""
         known = [sample for sample in (*window.earlier, window.sample) if sample is not None]
+        waiting: list[Finding] = []
         for at in reversed(range(len(known))):
             if len(window) < 8 or known[at].step not in window.steps:
-                continue
+                break
             small = self._few(window, known[at])
             if not small.any():
                 continue
             for beside in (*known[max(0, at - 1) : at], *known[at + 1 : at + 2]):
                 small &= ~self._few(window, beside)  # two in a row are the size of the batches from now on
-            if small.any():
-                return self._far(window, layers, known[at], small)
-        return []
+            found = self._far(window, layers, known[at], small)
+            if any(each.certain for each in found):
+                return found
+            waiting = waiting or found
+        return waiting
 
     def _few(self, window: Window, sample: Sample) -> Tensor:
         """Where a sampled step had few samples: ``[L]`` bool."""
