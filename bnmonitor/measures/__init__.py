@@ -3,7 +3,6 @@
 from bnmonitor.measures.averaged_buffers import averaged, twins, weight_in_averages
 from bnmonitor.measures.batch_independence import Independence, independence
 from bnmonitor.measures.batches import (
-    DISTANCE_STEPS,
     LEAST_HELD_OUT,
     batch_distance,
     held_out_ratio,
@@ -86,7 +85,6 @@ __all__ = [
     "AROUND",
     "BY_CHANNEL",
     "BY_LAYER",
-    "DISTANCE_STEPS",
     "GAMMA_STEPS",
     "LEAST_HELD_OUT",
     "LEAST_WARM_UP",

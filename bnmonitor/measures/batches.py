@@ -9,6 +9,7 @@ from torch import Tensor
 from bnmonitor.limits import FLAT
 from bnmonitor.measures.reductions import _median_of_some, _some, median, once
 from bnmonitor.measures.robust import mean_over_steps, middle_over_steps
+from bnmonitor.measures.running_lag import NEWEST
 from bnmonitor.window import Window
 
 LEAST_HELD_OUT = 64
@@ -47,10 +48,6 @@ def trunk(window: Window, judged: Tensor) -> Tensor:
     return spread if spread.any() else judged
 
 
-DISTANCE_STEPS = 10
-"""How many of the newest steps a batch distance or a jump is measured over: what lasts shows in them, and soon."""
-
-
 @once
 def batch_distance(window: Window) -> Tensor:
     """Distance of the batches from the running statistics, in the middle channel and newest step: ``[L]``.
@@ -58,7 +55,7 @@ def batch_distance(window: Window) -> Tensor:
     The larger of the distance of the means, in deviations, and the log ratio of the deviations (as its hyperbolic sine,
     which needs no logarithm), over some channels of each layer.
     """
-    ratio, shift = (_some(rows[-DISTANCE_STEPS:], window).detach().numpy() for rows in (window.ratio, window.shift))
+    ratio, shift = (_some(rows[-NEWEST:], window).detach().numpy() for rows in (window.ratio, window.shift))
     with np.errstate(all="ignore"):
         spread = 1 / ratio
         np.subtract(ratio, spread, out=spread)
@@ -73,7 +70,7 @@ def jump(window: Window) -> Tensor:
     """Move of the batch mean from one step to the next, in deviations, in the middle channel and step: ``[L]``."""
     if len(window) < 2:
         return torch.full((len(window.layers),), torch.nan, device="cpu")
-    recent = _some(window.batch_mean[-DISTANCE_STEPS - 1 :], window)
+    recent = _some(window.batch_mean[-NEWEST - 1 :], window)
     var = _some(window.running_var[-1] + window.layers.eps_by_channel, window)
     return _median_of_some(middle_over_steps(recent.diff(dim=0).abs_()) / var.sqrt(), window)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bnmonitor.measures.batches import DISTANCE_STEPS, batch_distance
+from bnmonitor.measures.batches import batch_distance
 from bnmonitor.measures.reductions import median, once
+from bnmonitor.measures.running_lag import NEWEST
 from bnmonitor.window import Window
 
 AGREE = 4
@@ -27,14 +28,14 @@ def moved_mean(window: Window) -> Tensor:
 
     Away from the running statistics before these steps; so far, and further, are three quarters of the steps.
     """
-    if len(window) <= DISTANCE_STEPS:
+    if len(window) <= NEWEST:
         return torch.zeros(len(window.layers), device="cpu")
     return median(_one_sided(_away(window)), window)
 
 
 def moves(window: Window, layer: int) -> Tensor:
     """How far the batch mean of a layer was to the side to which it moved, in the middle channel: ``[T]``."""
-    steps, span = DISTANCE_STEPS, window.layers.span(layer)
+    steps, span = NEWEST, window.layers.span(layer)
     before = window.running_mean[-steps - 1, span]
     scale = (window.running_var[-steps - 1, span] + window.layers.eps[layer]).sqrt()
     away = (window.batch_mean[:, span] - before) / scale
@@ -43,8 +44,8 @@ def moves(window: Window, layer: int) -> Tensor:
 
 def _away(window: Window) -> Tensor:
     """Distance of the batch means of the newest steps from the running mean before them, in deviations: ``[T, C]``."""
-    before, var = window.running_mean[-DISTANCE_STEPS - 1], window.running_var[-DISTANCE_STEPS - 1]
-    return (window.batch_mean[-DISTANCE_STEPS:] - before) / (var + window.layers.eps_by_channel).sqrt()
+    before, var = window.running_mean[-NEWEST - 1], window.running_var[-NEWEST - 1]
+    return (window.batch_mean[-NEWEST:] - before) / (var + window.layers.eps_by_channel).sqrt()
 
 
 def _one_sided(away: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ LEAST_WARM_UP = 30
 """Least number of updates before a layer is judged."""
 
 NEWEST = 10
-"""Steps by which it is judged what a layer is like now."""
+"""Steps by which it is judged what a layer is like now: what lasts shows in them, and soon."""
 
 
 def newest(window: Window) -> slice:

@@ -36,8 +36,6 @@ class Intake:
         self._witnesses = Witnesses(layers)
         self.novelty = Novelty(layers)
         """Tells whether new steps are unlike those that the rules have judged."""
-        self._uncounted = ~layers.which("counts_updates")
-        self._all_count = not bool(self._uncounted.any())
 
     @torch.inference_mode()  # no tensor that is made here leaves this room but in the ring
     def take(self, rows: Sequence[Row], tape: Tensor, counts: Tensor, ring: Ring, trains: Sequence[bool]) -> int:
@@ -82,8 +80,8 @@ class Intake:
         self._witnesses.judge(out, [row.witness for row in steps.rows], impossible, steps.half_ulp, ring)
         self._witnesses.judge_jumps(ring, len(at))
         out["training"].copy_(steps.training)
-        if not self._all_count:
+        if not self._reader.all_count:
             # Only a counter tells an update from a write of other code, and no update is expected in evaluation mode.
-            withhold(out, self._uncounted & ~out["training"], slice(None), self._layers, Recovery.DOUBTFUL)
+            withhold(out, ~self._reader.counting & ~out["training"], slice(None), self._layers, Recovery.DOUBTFUL)
         self.novelty.note(out, ring.rates[-len(at) :], recovered.extremes, trains)
         return len(at)

@@ -69,9 +69,11 @@ class StepReader:
         """Whether a layer may be compiled and not be among them: several writes may be one forward then."""
         self.calls: Tensor | None = None
         """How often the last sampled step called each layer: ``[L]``; None without a sample."""
-        self._counting = layers.which("counts_updates")
+        self.counting = layers.which("counts_updates")
+        """Which layers are of a kind that counts its updates: ``[L]`` bool."""
         self._cumulative = layers.which("averages_cumulatively")
-        self._all_count = bool(self._counting.all())
+        self.all_count = bool(self.counting.all())
+        """Whether all are."""
         self._converted: dict[str, tuple[object, Tensor]] = {}
         self._counters: tuple[object, Tensor] | None = None
 
@@ -111,23 +113,23 @@ class StepReader:
         traces = TraceTable([row.traces for row in rows], at)
         # Each forward of a layer that does not count its updates is one write to its buffers, if no other code writes.
         written = traces.versions[:, 0]
-        counts = counts if self._all_count else torch.where(self._counting, counts, written)
+        counts = counts if self.all_count else torch.where(self.counting, counts, written)
         updates = counts[now] - counts[old]
-        foreign = self.writes.found(traces, updates, self._counting & counter)
+        foreign = self.writes.found(traces, updates, self.counting & counter)
         if not traces.unchanged:
             # Nobody knows what other tensors held before the forward wrote to them.
             changed = self._layers.segments.any((before[0] != after[0]) | (before[1] != after[1]))
             foreign |= ~traces.same & (changed | (updates != 0))
         counted = counter
-        if not self._all_count:
+        if not self.all_count:
             eager = [self.writes_count and id(m) not in self.compiled for m in self._modules]
             writes_count = torch.tensor(eager, device="cpu")
             writes_count = writes_count if traces.unchanged else writes_count & traces.same
-            counted = torch.where(self._counting, counter, writes_count)
+            counted = torch.where(self.counting, counter, writes_count)
             # Without a counter, only a sample tells whether several writes were several forwards.
             known = None if self.writes_doubtful else self.calls
             calls = torch.ones_like(updates) if known is None else known.clamp(min=1)
-            foreign |= ~self._counting & writes_count & (written[now] - written[old] > calls)
+            foreign |= ~self.counting & writes_count & (written[now] - written[old] > calls)
         if any(row.foreign for row in meta):
             unsynced = ~self._layers.synced_layers  # the others have the same statistics in all processes
             given = torch.tensor([row.foreign for row in meta], device="cpu")[:, None]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bnmonitor._text import count, number
 from bnmonitor.measures import (
-    DISTANCE_STEPS,
     GAMMA_STEPS,
+    NEWEST,
     Array,
     batch_distance,
     changed_at_once,
@@ -179,7 +179,7 @@ class LearningRateTooHigh(Rule):
         if not lost and changed_at_once(window, wild):
             return []
         value = float(moved[judged].median())
-        stuck = known and len(window) >= 2 * DISTANCE_STEPS
+        stuck = known and len(window) >= 2 * NEWEST
         runaway = not known and value > 2 * self.blind_gamma_run
         lead, share = int(wild.long().argmax()), f"{int(wild.sum())} of {count(int(judged.sum()), 'layer')}"
         step = run_began(window, lead)
@@ -219,7 +219,7 @@ class LearningRateTooHigh(Rule):
             return []
         step = rise(window, window.steps[end])
         # The new weights first see the batch after the rise.
-        steps = DISTANCE_STEPS if step is None else end - window.steps.index(step) - 1
+        steps = NEWEST if step is None else end - window.steps.index(step) - 1
         if not steps:
             return []
         past = window.until(end)
